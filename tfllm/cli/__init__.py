@@ -1,0 +1,101 @@
+"""The `tfllm` command: a table of verbs, one module each, imported when called.
+
+A verb's module holds `COMMANDS`, a dict from sub-command to function (one entry named "" for a verb
+without sub-commands), and `EXAMPLES`, the text under `--help`. The functions' signatures are the
+options. Only this package prints to the user: results on stdout, progress and errors on stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+from tfllm.errors import TfllmError, did_you_mean
+
+VERBS = {
+    "quickstart": "Fine-tune a small encoder, export it, serve it, ask it: five minutes.",
+    "inspect": "Say what a checkpoint or an artifact is and holds.",
+    "tokenizer": "Encode, decode and check tokenizers.",
+    "train": "Train a model from a recipe.",
+    "evaluate": "Measure a checkpoint or an artifact on a data file.",
+    "predict": "Answers, one JSON line per input.",
+    "convert": "Checkpoints between tfllm and Hugging Face, both ways.",
+    "export": "Write a SavedModel, TFLite or MediaPipe artifact, checked against the checkpoint.",
+    "serve": "Serve SavedModels with TF Serving's REST and gRPC contract.",
+    "benchmark": "Latency, throughput and memory of a checkpoint or an artifact.",
+}
+
+INTERRUPTED = 130  # the shell's status for a command stopped by Ctrl-C
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs one verb and leaves with its exit status: 0 done, 2 wrong input, 1 a fault of ours."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("--help", "-h", "help"):
+        print(_help())
+        sys.exit(0)
+    if verb == "--version":
+        from tfllm import __version__
+
+        print(f"tfllm {__version__}")
+        sys.exit(0)
+    if verb not in VERBS:
+        _fail(f"there is no command '{verb}'. {did_you_mean(verb, VERBS)}", 2)
+    sys.exit(_run(verb, arguments[1:]))
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices
+    try:
+        _application(verb)(arguments, prog_name=f"tfllm {verb}")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except TfllmError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("stopped by Ctrl-C.", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"cannot write '{error.filename or 'the output'}': {error.strerror}.", 2)
+    return 0
+
+
+def _application(verb: str):
+    """The verb's typer application, made from its module's COMMANDS."""
+    import typer
+
+    module = importlib.import_module(f"tfllm.cli.{verb}")
+    application = typer.Typer(
+        help=VERBS[verb],
+        epilog=module.EXAMPLES,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for name, function in module.COMMANDS.items():
+        application.command(name or None, epilog=module.EXAMPLES)(function)
+    return application
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "Transformer language models on Keras 3: train, evaluate, export, serve.\n\n"
+        f"Usage: tfllm COMMAND [OPTIONS]\n\nCommands:\n{rows}\n\n"
+        "Start with: tfllm quickstart        More on one: tfllm COMMAND --help"
+    )
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"tfllm: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,177 @@
+"""YAML files to typed, frozen objects and back.
+
+Unknown keys are errors that name the nearest known key and the line. Values are checked strictly:
+`epochs: "3"` is refused, because a text where a number belongs is a mistake worth seeing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tfllm.errors import SettingError, did_you_mean
+
+
+class Settings(BaseModel):
+    """Base of every recipe and profile part: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+S = TypeVar("S", bound=BaseModel)
+Lines = Mapping[tuple[str, ...], int]
+
+
+def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
+    """Reads a YAML file into `kind`. `overrides` are `dotted.key=value` texts, applied in order.
+
+    Raises SettingError naming file, line and the nearest known key.
+    """
+    data, lines = read_yaml(path)
+    for override in overrides:
+        keys, value = parse_override(override)
+        data = replaced(data, keys, value, override)
+    return build(data, kind, source=str(path), lines=lines)
+
+
+def build(data: Any, kind: type[S], source: str = "settings", lines: Lines | None = None) -> S:
+    """Checks plain data against `kind`. `lines` maps a key's path to its line in `source`."""
+    if not isinstance(data, Mapping):
+        raise SettingError(
+            f"{source}: expected a mapping of settings, found {type(data).__name__}."
+        )
+    try:
+        # Through JSON: there a list may fill a tuple and a text a path, and nothing else bends.
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise SettingError(_explain(error, kind, source, lines or {})) from None
+    except TypeError as error:
+        raise SettingError(f"{source}: {error}.") from None
+
+
+def dump(settings: BaseModel) -> str:
+    """The settings as YAML, in the order of their declaration, unset optional parts left out."""
+    data = json.loads(settings.model_dump_json(exclude_none=True))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
+def read_yaml(path: str | Path) -> tuple[dict[str, Any], Lines]:
+    """A YAML mapping and the line of every key in it."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise SettingError(f"There is no file '{path}'. Check the path.") from None
+    except IsADirectoryError:
+        raise SettingError(f"'{path}' is a directory; give the YAML file in it.") from None
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path}: not UTF-8 text (byte {error.start}).") from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise SettingError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from None
+    if data is None:
+        raise SettingError(f"{path}: the file is empty.")
+    if not isinstance(data, dict):
+        raise SettingError(f"{path}: expected a mapping of settings, found {type(data).__name__}.")
+    lines: dict[tuple[str, ...], int] = {}
+    _collect_lines(node, (), lines, str(path))
+    return data, lines
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """`train.epochs=1` to `(("train", "epochs"), 1)`; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SettingError(f"--set '{text}': write it as key=value, for example train.epochs=1.")
+    try:
+        return tuple(key.strip().split(".")), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise SettingError(f"--set '{text}': '{value}' is not a YAML value.") from None
+
+
+def replaced(
+    data: dict[str, Any], keys: tuple[str, ...], value: Any, option: str
+) -> dict[str, Any]:
+    """A copy of `data` with the value at the path `keys` replaced; missing parts are made."""
+    head, rest = keys[0], keys[1:]
+    inner = data.get(head)
+    if rest:
+        if inner is not None and not isinstance(inner, dict):
+            raise SettingError(f"--set '{option}': '{head}' is a value and has no parts.")
+        value = replaced(inner or {}, rest, value, option)
+    return {**data, head: value}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 2e-5 as a number (YAML 1.1 reads it as a text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _collect_lines(node: Any, path: tuple[str, ...], lines: dict, source: str) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        here = (*path, str(key.value))
+        if here in lines:
+            raise SettingError(
+                f"{source}:{key.start_mark.line + 1}: '{'.'.join(here)}' stands twice "
+                f"(first in line {lines[here]}). Keep one."
+            )
+        lines[here] = key.start_mark.line + 1
+        _collect_lines(value, here, lines, source)
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], source: str, lines: Lines) -> str:
+    """One line for the first problem: file:line: key: what is wrong. Nearest known key."""
+    problem = error.errors()[0]
+    path = tuple(str(part) for part in problem["loc"])
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    where = f"{source}:{line}" if line else source
+    name = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(kind, path[:-1])
+        return f"{where}: unknown key '{name}'. {did_you_mean(path[-1], known)}"
+    if problem["type"] == "missing":
+        return f"{where}: the key '{name}' is missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem.get("input")
+    shown = (
+        "" if isinstance(found, dict) or problem["type"] == "value_error" else f" Found: {found!r}."
+    )
+    return f"{where}: {name or 'settings'}: {message}.{shown}".replace("..", ".")
+
+
+def _fields_at(kind: Any, path: tuple[str, ...]) -> list[str]:
+    """The field names of the settings class that the key path leads to."""
+    for part in path:
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            continue  # a union's branch name, which is no key
+        kind = _settings_class(field.annotation)
+    return list(getattr(kind, "model_fields", {}))
+
+
+def _settings_class(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        if found := _settings_class(part):
+            return found
+    return None
