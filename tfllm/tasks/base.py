@@ -1,0 +1,195 @@
+"""What every task has: its settings, and the rows that it makes of examples.
+
+    examples --features--> Features --batch--> model --> outputs --answers--> JSON dicts
+
+An example is a dict of canonical fields (`text`, `label`, `question`, ...). A row is one model
+input; an example gives one row, or several (windows, pairs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from tfllm.config import Settings
+from tfllm.errors import DataError
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfllm.tokenizers.base import Encoding, Tokenizer
+
+IGNORED = -100  # the target of a token that has no part in the loss
+
+Example = Mapping[str, Any]
+
+
+def where(example: Example) -> str:
+    """The start of an error message about an example: `file:line: `, or nothing."""
+    return f"{example['_where']}: " if example.get("_where") else ""
+
+
+def text_of(example: Example, name: str = "text") -> str:
+    """The text in the field `name`. Raises DataError when there is none."""
+    value = example.get(name)
+    if isinstance(value, str):
+        return value
+    raise DataError(
+        f"{where(example)}the field '{name}' is missing or not a text "
+        f"(fields here: {', '.join(sorted(k for k in example if k != '_where')) or 'none'}). "
+        f"Name its column under data.columns, for example '{name}: sentence'."
+    )
+
+
+def float32(output: Any) -> Any:
+    """The output in float32, whatever precision the layers before it compute in."""
+    import keras
+
+    return keras.layers.Activation("linear", dtype="float32", name="logits")(output)
+
+
+def inputs_of(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `inputs` that the model asks for (some families have no `token_types`)."""
+    return {name: inputs[name] for name in model.input}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokenised rows with their targets. Rows of one example follow one another.
+
+    `group` rows (pairs of an embedding task: 2) must stay together, in order, in one batch. Who
+    shuffles or buckets works on the lines of `units` and needs no special case:
+
+        rows = features.units[order].ravel()      # order: any choice of range(len(features.units))
+        inputs, targets = features.batch(rows)
+    """
+
+    token_ids: list[np.ndarray]  # int32 [T_i] per row, special tokens included
+    token_types: list[np.ndarray]  # int32 [T_i]
+    example: np.ndarray  # int [rows]: the index of the example that each row came from
+    targets: list[np.ndarray] | None  # per row: [], [C], [T_i] or [2]; None without labels
+    details: list[dict[str, Any]]  # per row: what `answers` needs (offsets, words, text)
+    pad_id: int
+    group: int = 1
+    per_token: bool = field(default=False)  # targets are [T_i]: padded with IGNORED
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every row: int [rows]."""
+        return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
+
+    @property
+    def units(self) -> np.ndarray:
+        """Row numbers [len(self) / group, group]: the rows of one line stay together."""
+        return np.arange(len(self)).reshape(-1, self.group)
+
+    def batch(
+        self, rows: Sequence[int] | np.ndarray, length: int | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Rows padded to `length`, or to their longest: inputs int32 [B, T], and targets.
+
+        Targets are [B], [B, C], [B, 2], or [B, T] padded with -100; None without labels.
+        A row longer than `length` is cut.
+        """
+        longest = max((len(self.token_ids[row]) for row in rows), default=1)
+        length = longest if length is None else length
+        inputs = {
+            "token_ids": _padded([self.token_ids[row] for row in rows], length, self.pad_id),
+            "token_types": _padded([self.token_types[row] for row in rows], length, 0),
+            "mask": _padded([np.ones(len(self.token_ids[row])) for row in rows], length, 0),
+        }
+        if self.targets is None:
+            return inputs, None
+        chosen = [self.targets[row] for row in rows]
+        return inputs, _padded(chosen, length, IGNORED) if self.per_token else np.stack(chosen)
+
+    def with_targets(self, targets: list[np.ndarray], **changes: Any) -> Features:
+        """A copy with other targets (and other fields named in `changes`)."""
+        return replace(self, targets=targets, **changes)
+
+
+def rows(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Features:
+    """Features of encodings, one row each; `more` are fields of Features that differ."""
+    fields: dict[str, Any] = {
+        "example": np.arange(len(encodings)),
+        "targets": None,
+        "details": [{} for _ in encodings],
+    }
+    return Features(
+        token_ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
+        token_types=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
+        pad_id=tokenizer.pad_id,
+        **{**fields, **more},
+    )
+
+
+def _padded(arrays: list[np.ndarray], length: int, value: int) -> np.ndarray:
+    """Arrays [T_i] as one int32 [B, length]."""
+    result = np.full((len(arrays), length), value, np.int32)
+    for row, array in zip(result, arrays, strict=True):
+        row[: len(array)] = array[:length]
+    return result
+
+
+class Task(Settings):
+    """What a model is for: head, features from examples, loss and metrics, answers, signatures.
+
+    Settings are saved inside checkpoints and named in recipes: `task: {kind: classification, ...}`.
+    """
+
+    kind: str
+    """The task's name in TASKS."""
+    max_length: int = Field(default=128, ge=3)
+    """Tokens of one row, special tokens included."""
+
+    def completed(self, examples: Sequence[Example]) -> Task:
+        """A copy in which what the settings leave open (labels) is found in the examples."""
+        return self
+
+    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+        """Backbone and head: functional, the backbone's inputs, one float32 output of logits."""
+        raise NotImplementedError
+
+    def features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
+        """Rows of examples; `targets` only where the examples have labels. Raises DataError."""
+        raise NotImplementedError
+
+    def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
+        """The features as training (and validation, with epoch 0) sees them in one epoch.
+
+        The same object for most tasks. Where chance takes part (masked_lm), a function of
+        (seed, epoch, row) alone, so that a resumed run sees what an unbroken one would.
+        """
+        return features
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
+    ) -> keras.losses.Loss:
+        """The loss over (targets, outputs) of `Features.batch`: a mean over the batch.
+
+        Raises SettingError for an option that the task has no use for.
+        """
+        raise NotImplementedError
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras metrics over (targets, outputs), for progress lines and choosing the best epoch."""
+        raise NotImplementedError
+
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+        """One JSON dict per example. `outputs`: per row of features, [T] axes may be padded."""
+        raise NotImplementedError
+
+    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+        """Serving signatures: name -> tf.function with an input signature, all with a batch axis.
+
+        The functions capture the model's variables and the tokenizer's tables; keep both alive.
+        `METHODS` in tfllm.tasks names each signature's method for TF Serving.
+        """
+        raise NotImplementedError
