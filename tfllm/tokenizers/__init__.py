@@ -1,0 +1,1 @@
+"""Text to token ids and back, in Python and, exactly equal, as TensorFlow ops."""
