@@ -1,0 +1,221 @@
+"""Measures of answers that name a label, several labels, or a number.
+
+All of them are fractions between 0 and 1 (or -1 and 1), never percent. A measure that the data
+leaves undefined, such as the AUC when every example has the same label, is None, not a made-up
+number.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sk
+
+from tfllm.errors import DataError
+
+BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
+
+Answers = Sequence[dict[str, Any]]
+Examples = Sequence[dict[str, Any]]
+
+
+def single_label(answers: Answers, examples: Examples) -> dict[str, Any]:
+    """Accuracy, precision, recall, F1, MCC, AUC, calibration error and the confusion matrix.
+
+    `answers`: {"label": name, "scores": {name: probability}}, the names in the model's order.
+    `examples`: {"label": name or index}. With two labels, `precision`, `recall`, `f1` and `auc` are
+    those of the second one, as GLUE counts them; with more, `auc` is the mean of one-vs-rest.
+    """
+    labels = list(answers[0]["scores"])
+    gold = np.array([label_index(example["label"], labels, example) for example in examples])
+    predicted = np.array([labels.index(answer["label"]) for answer in answers])
+    scores = score_matrix(answers, labels)
+    present = list(range(len(labels)))
+    result = {
+        "accuracy": float(sk.accuracy_score(gold, predicted)),
+        **_averages(gold, predicted, present),
+        "mcc": _mcc(gold, predicted),
+        "auc": _auc(gold, scores),
+        "calibration_error": calibration_error(scores.max(axis=1), predicted == gold),
+        "per_class": _per_class(gold, predicted, labels),
+        "confusion_matrix": {
+            "labels": labels,
+            "counts": sk.confusion_matrix(gold, predicted, labels=present).tolist(),
+        },
+    }
+    return result
+
+
+def multi_label(answers: Answers, examples: Examples) -> dict[str, Any]:
+    """The same for any number of labels per example; `accuracy` asks for the exact set.
+
+    `answers`: {"label": [names], "scores": {name: probability}}; `examples`: {"label": [names]}.
+    MCC and AUC are means over the labels, the calibration error is over every (example, label).
+    """
+    labels = list(answers[0]["scores"])
+    gold = np.array([_indicator(example["label"], labels, example) for example in examples])
+    predicted = np.array([_indicator(answer["label"], labels, {}) for answer in answers])
+    scores = score_matrix(answers, labels)
+    columns = range(len(labels))
+    areas = [_binary_auc(gold[:, column], scores[:, column]) for column in columns]
+    defined = [area for area in areas if area is not None]
+    return {
+        "accuracy": float(sk.accuracy_score(gold, predicted)),
+        "hamming_loss": float(sk.hamming_loss(gold, predicted)),
+        **_averages(gold, predicted, None),
+        "mcc": float(np.mean([_mcc(gold[:, c], predicted[:, c]) for c in columns])),
+        "auc": float(np.mean(defined)) if defined else None,
+        "calibration_error": calibration_error(
+            np.maximum(scores, 1 - scores).ravel(), ((scores >= 0.5) == gold).ravel()
+        ),
+        "per_class": _per_class(gold, predicted, labels),
+    }
+
+
+def regression(answers: Answers, examples: Examples) -> dict[str, Any]:
+    """Pearson and Spearman correlation, mean squared and mean absolute error.
+
+    `answers`: {"label": number}; `examples`: {"label": number}.
+    """
+    predicted = np.array([float(answer["label"]) for answer in answers])
+    gold = np.array([number(example) for example in examples])
+    return {
+        **correlations(predicted, gold),
+        "mse": float(sk.mean_squared_error(gold, predicted)),
+        "mae": float(sk.mean_absolute_error(gold, predicted)),
+    }
+
+
+def correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
+    """Pearson's r and Spearman's rho; None where one side is constant or has one value."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return {"pearson": None, "spearman": None}
+    return {
+        "pearson": float(stats.pearsonr(first, second).statistic),
+        "spearman": float(stats.spearmanr(first, second).statistic),
+    }
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error: the mean distance of confidence and accuracy over the bins."""
+    table = calibration_bins(confidence, correct, bins)
+    return float(
+        sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in table)
+        / max(len(confidence), 1)
+    )
+
+
+def calibration_bins(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
+) -> list[dict[str, float]]:
+    """The bins that hold something: lower and upper edge, count, mean confidence, accuracy.
+
+    A bin holds (lower, upper], the first one also 0.
+    """
+    place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    table = []
+    for index in np.unique(place):
+        here = place == index
+        table.append(
+            {
+                "lower": float(index) / bins,
+                "upper": float(index + 1) / bins,
+                "count": int(here.sum()),
+                "confidence": float(np.mean(confidence[here])),
+                "accuracy": float(np.mean(correct[here])),
+            }
+        )
+    return table
+
+
+def score_matrix(answers: Answers, labels: Sequence[str]) -> np.ndarray:
+    """float64 [examples, labels] from the answers' `scores`."""
+    return np.array([[answer["scores"][label] for label in labels] for answer in answers])
+
+
+def label_index(label: Any, labels: Sequence[str], example: dict[str, Any]) -> int:
+    """The place of a gold label, given by its name or its index, among the model's labels."""
+    if str(label) in labels:
+        return labels.index(str(label))
+    if isinstance(label, int | np.integer) and 0 <= label < len(labels):
+        return int(label)
+    where = f"{example['_where']}: " if "_where" in example else ""
+    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+    raise DataError(
+        f"{where}the label '{label}' is not one of the model's labels ({shown}). Correct the "
+        "line, or measure a model that was trained with this label."
+    )
+
+
+def number(example: dict[str, Any]) -> float:
+    """The example's label as a number."""
+    try:
+        return float(example["label"])
+    except (TypeError, ValueError):
+        where = f"{example['_where']}: " if "_where" in example else ""
+        raise DataError(
+            f"{where}the label {example['label']!r} is not a number, and this model answers with "
+            "one. Name the column that holds it: --set columns.label=NAME."
+        ) from None
+
+
+def _averages(gold, predicted, present: list[int] | None) -> dict[str, float]:
+    """Precision, recall, F1: `_macro`, `_micro`, and of the second of two labels without ending."""
+    kinds = [("_macro", "macro"), ("_micro", "micro")]
+    if present is not None and len(present) == 2:
+        kinds.insert(0, ("", "binary"))
+    result: dict[str, float] = {}
+    for ending, average in kinds:
+        chosen = None if average == "binary" else present
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            gold, predicted, labels=chosen, average=average, zero_division=0
+        )
+        values = zip(("precision", "recall", "f1"), (precision, recall, f1), strict=True)
+        result |= {f"{name}{ending}": float(value) for name, value in values}
+    return result
+
+
+def _per_class(gold, predicted, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    columns = sk.precision_recall_fscore_support(
+        gold, predicted, labels=list(range(len(labels))), zero_division=0
+    )
+    return {
+        label: {
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "examples": int(support),
+        }
+        for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
+    }
+
+
+def _mcc(gold: np.ndarray, predicted: np.ndarray) -> float:
+    """Matthews' correlation; 0 where everything has one label, which scikit-learn warns about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return float(sk.matthews_corrcoef(gold, predicted))
+
+
+def _auc(gold: np.ndarray, scores: np.ndarray) -> float | None:
+    """Area under the ROC curve: of the second of two labels, or the mean of one-vs-rest."""
+    if scores.shape[1] == 2:
+        return _binary_auc(gold, scores[:, 1])
+    areas = [_binary_auc(gold == index, scores[:, index]) for index in range(scores.shape[1])]
+    defined = [area for area in areas if area is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:
+    return float(sk.roc_auc_score(gold, score)) if 0 < np.sum(gold) < len(gold) else None
+
+
+def _indicator(chosen: Any, labels: Sequence[str], example: dict[str, Any]) -> list[int]:
+    """[labels] of 0 and 1 from a list of names or indices."""
+    chosen = [chosen] if isinstance(chosen, str | int) else chosen
+    places = {label_index(label, labels, example) for label in chosen}
+    return [int(index in places) for index in range(len(labels))]
