@@ -1,0 +1,123 @@
+"""Which rows make which batch: shuffled, of similar length, a function of (seed, epoch, step).
+
+Rows are shuffled, cut into windows, sorted by length inside each window, cut into batches, and the
+batches shuffled. A batch is padded to the next of a few lengths, so that padding stays small and a
+compiled step meets few shapes. Nothing is remembered between steps: a run that stopped at any step
+goes on with the very batches it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+WINDOW_BATCHES = 64  # batches whose rows are sorted together: enough for little padding
+
+
+def ladder(longest: int) -> list[int]:
+    """The lengths that batches are padded to: steps of 8, then an eighth to a quarter more each.
+
+    8, 16, ... 64, 80, 96, 112, 128, 160, ... up to the first that holds `longest`.
+    """
+    lengths = [8]
+    while lengths[-1] < longest:
+        last = lengths[-1]
+        lengths.append(last + max(8, 2 ** (last.bit_length() - 1) // 4))
+    return lengths
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Row numbers of one batch and the length that they are padded to."""
+
+    rows: np.ndarray
+    length: int
+    tokens: int
+    """Tokens that are not padding."""
+
+    @property
+    def slots(self) -> int:
+        """Tokens with padding."""
+        return len(self.rows) * self.length
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of every epoch. `lengths` [rows]; `units` [units, group]: rows kept together.
+
+    A batch has `batch_size` units, the last of an epoch what is left. With `batch_tokens` a batch
+    instead has as many units as fit into that number of padded tokens, at most `batch_size`.
+    `smallest`: batches with fewer units are left out.
+    """
+
+    lengths: np.ndarray
+    units: np.ndarray
+    batch_size: int
+    batch_tokens: int | None = None
+    seed: int = 0
+    shuffle: bool = True
+    smallest: int = 1
+
+    @cached_property
+    def unit_lengths(self) -> np.ndarray:
+        return self.lengths[self.units].max(axis=1)
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """The padded length of every unit, by the ladder."""
+        edges = np.array(ladder(int(self.unit_lengths.max())))
+        return edges[np.searchsorted(edges, self.unit_lengths)]
+
+    def epoch(self, number: int) -> list[Batch]:
+        """The batches of one epoch, counted from 0."""
+        generator = np.random.default_rng([self.seed, number])
+        order = np.arange(len(self.units))
+        if self.shuffle:
+            generator.shuffle(order)
+        batches = [batch for window in self._windows(order) for batch in self._cut(window)]
+        if self.shuffle:
+            generator.shuffle(batches)
+        return [self._batch(units) for units in batches if len(units) >= self.smallest]
+
+    def from_step(self, epoch: int, step: int) -> Iterator[Batch]:
+        """Batches without end, from a step of an epoch on."""
+        while True:
+            yield from self.epoch(epoch)[step:]
+            epoch, step = epoch + 1, 0
+
+    def _windows(self, order: np.ndarray) -> list[np.ndarray]:
+        size = self.batch_size * WINDOW_BATCHES if self.shuffle else max(1, len(order))
+        windows = [order[start : start + size] for start in range(0, len(order), size)]
+        # A stable sort keeps the shuffled order among equals.
+        return [window[np.argsort(self.steps[window], kind="stable")] for window in windows]
+
+    def _cut(self, window: np.ndarray) -> list[np.ndarray]:
+        if self.batch_tokens is None:
+            starts = range(0, len(window), self.batch_size)
+            return [window[start : start + self.batch_size] for start in starts]
+        batches, start = [], 0
+        row_tokens = self.steps[window] * self.units.shape[1]
+        while start < len(window):
+            end = start + 1
+            while (
+                end < len(window)
+                and end - start < self.batch_size
+                and (end + 1 - start) * row_tokens[end] <= self.batch_tokens
+            ):
+                end += 1
+            batches.append(window[start:end])
+            start = end
+        return batches
+
+    def _batch(self, units: np.ndarray) -> Batch:
+        rows = self.units[units].ravel()
+        return Batch(rows, int(self.steps[units].max()), int(self.lengths[rows].sum()))
+
+
+def padding_share(batches: list[Batch]) -> float:
+    """The part of all token slots that is padding, 0 to 1."""
+    slots = sum(batch.slots for batch in batches)
+    return 1 - sum(batch.tokens for batch in batches) / slots if slots else 0.0

@@ -1,0 +1,131 @@
+"""Plain text, JSON lines, SQuAD's JSON and CoNLL columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfllm.data.lines import read_all, read_lines
+from tfllm.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from tfllm.data.sources import Reading
+
+Row = tuple[Any, dict[Any, Any]]
+
+
+def read_text(path: str | Path, settings: Reading) -> Iterator[Row]:
+    """One text a line; blank lines are skipped."""
+    for number, line in read_lines(path):
+        if line.strip():
+            yield number, {"text": line}
+
+
+def read_jsonl(path: str | Path, settings: Reading) -> Iterator[Row]:
+    """One JSON object a line; blank lines are skipped."""
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        row = _parse(line, f"{path}:{number}")
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}:{number}: expected an object {{...}}, found {type(row).__name__}. "
+                "Write one JSON object on each line."
+            )
+        if isinstance(row.get("answers"), dict) and "answer_start" in row["answers"]:
+            starts = row["answers"]["answer_start"]
+            row["answers"] = {"text": row["answers"].get("text", []), "start": starts}
+        yield number, row
+
+
+def read_squad(path: str | Path, settings: Reading) -> Iterator[Row]:
+    """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): data > paragraphs > qas > answers.
+
+    The place of an example is its question's id.
+    """
+    document = _parse(read_all(path), f"{path}:1")
+    try:
+        for article in document["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    yield _squad_example(question, paragraph["context"])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not SQuAD's JSON (data > paragraphs > qas): {_missing(error)}. "
+            "Set data.format to what the file is."
+        ) from None
+
+
+def read_conll(path: str | Path, settings: Reading) -> Iterator[Row]:
+    """One word and its columns a line, a blank line after each sentence.
+
+    `data.columns` gives the indices of words and tags; the first and the last where unset. The
+    place is the sentence's first line.
+    """
+    columns = {"words": 0, "tags": -1, **settings.columns}
+    start, width = 0, 0
+    sentence: list[list[str]] = []
+    for number, line in read_lines(path):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or fields[0] == "-DOCSTART-":
+            if sentence:
+                yield start, _conll_example(sentence, columns, settings, f"{path}:{start}")
+            sentence = []
+            continue
+        if not sentence:
+            start, width = number, width or len(fields)
+        if len(fields) != width:
+            raise DataError(
+                f"{path}:{number}: {len(fields)} columns, but the lines before have {width}. "
+                "Put one word with its tags on each line, a blank line between sentences."
+            )
+        sentence.append(fields)
+    if sentence:
+        yield start, _conll_example(sentence, columns, settings, f"{path}:{start}")
+
+
+def _conll_example(
+    sentence: list[list[str]], columns: dict[str, Any], settings: Reading, where: str
+) -> dict[Any, Any]:
+    """The sentence under the keys that `data.columns` asks for, or under words and tags."""
+    width = len(sentence[0])
+    example: dict[Any, Any] = {}
+    for field, index in columns.items():
+        if not isinstance(index, int) or not -width <= index < width:
+            raise DataError(
+                f"{where}: no column {index!r} for data.columns.{field}: the lines have "
+                f"{width} columns. {did_you_mean(str(index), map(str, range(width)))}"
+            )
+        example[index if field in settings.columns else field] = [row[index] for row in sentence]
+    return example
+
+
+def _squad_example(question: dict, context: str) -> Row:
+    answers = question.get("answers") or []
+    return question["id"], {
+        "id": str(question["id"]),
+        "question": question["question"],
+        "context": context,
+        "answers": {
+            "text": [answer["text"] for answer in answers],
+            "start": [answer["answer_start"] for answer in answers],
+        },
+    }
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not JSON: {error.msg} at character {error.pos + 1}. Correct the line, "
+            "or set data.format to what the file is."
+        ) from None
+    except RecursionError:
+        raise DataError(f"{where}: the JSON is nested too deeply to be an example.") from None
+
+
+def _missing(error: Exception) -> str:
+    return f"no key {error}" if isinstance(error, KeyError) else "a part has another type"

@@ -1,0 +1,85 @@
+"""The `data` part of a recipe: which files, how they are read, what is held out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from tfllm.data.sources import Reading, read
+from tfllm.errors import DataError, SettingError
+
+Paths = str | tuple[str, ...]
+
+
+class DataSettings(Reading):
+    """Files relative to the working directory, absolute, or under `${TFLLM_DATA}`."""
+
+    train: Paths
+    """Training files, read in this order."""
+    validation: Paths | None = None
+    """Files to measure on while training and after it."""
+    validation_share: float | None = Field(default=None, gt=0, lt=1)
+    """The part of the training files to hold out, where there is no validation file: the examples
+    whose text hashes below it, so that every reading and every machine holds out the same."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most this many training examples (the first ones)."""
+
+
+def train_examples(settings: DataSettings) -> list[dict]:
+    """The training examples, without those held out."""
+    examples = _read_all(settings, settings.train)
+    if settings.validation_share and not settings.validation:
+        examples = (
+            example for example in examples if not held_out(example, settings.validation_share)
+        )
+    chosen: list[dict] = []
+    for example in examples:
+        if settings.limit is not None and len(chosen) == settings.limit:
+            break
+        chosen.append(example)
+    if not chosen:
+        raise DataError(
+            f"{settings.train}: every example is held out. Lower data.validation_share."
+        )
+    return chosen
+
+
+def validation_examples(settings: DataSettings) -> list[dict]:
+    """The examples to measure on; empty where the recipe names none."""
+    if settings.validation and settings.validation_share:
+        raise SettingError(
+            "data: give either validation or validation_share. Remove one; "
+            "validation_share holds out a part of the training files."
+        )
+    if settings.validation:
+        return list(_read_all(settings, settings.validation))
+    share = settings.validation_share
+    if not share:
+        return []
+    chosen = [e for e in _read_all(settings, settings.train) if held_out(e, share)]
+    if not chosen:
+        raise DataError(f"{settings.train}: nothing is held out. Raise data.validation_share.")
+    return chosen
+
+
+def held_out(example: dict, share: float) -> bool:
+    """Whether an example belongs to the held-out part: by a hash of its first text.
+
+    Examples that share that text (questions about one paragraph, sentences in several pairs) fall
+    on the same side.
+    """
+    for field in ("context", "text", "words"):
+        if field in example:
+            key = str(example[field])
+            break
+    else:
+        key = str(sorted((k, str(v)) for k, v in example.items() if k != "_where"))
+    digest = hashlib.sha256(key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _read_all(settings: DataSettings, paths: Paths) -> Iterator[dict]:
+    for path in [paths] if isinstance(paths, str) else paths:
+        yield from read(path, settings)

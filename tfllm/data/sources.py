@@ -1,0 +1,144 @@
+"""Data files to examples: `read` gives one dict of canonical fields per example, streaming.
+
+The canonical fields are those of FIELDS; `_where` ("file:line") goes with them, so that later
+errors can name the line. A table of readers, one per format, gives raw columns; `read` renames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tfllm.config import Settings
+from tfllm.data import documents, tables
+from tfllm.errors import DataError, SettingError, did_you_mean
+
+FIELDS = (
+    "text", "text_pair", "label", "words", "tags", "question", "context", "answers", "id",
+)  # fmt: skip
+
+# Each reader yields (place, raw columns); a column's key is its name, or without a header its index.
+FORMATS = {
+    "text": documents.read_text,
+    "tsv": tables.read_tsv,
+    "csv": tables.read_csv,
+    "jsonl": documents.read_jsonl,
+    "parquet": tables.read_parquet,
+    "squad": documents.read_squad,
+    "conll": documents.read_conll,
+}
+
+# The format of a file that the recipe does not name one for, by the ending before `.gz`.
+ENDINGS = {
+    ".txt": "text", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".parquet": "parquet", ".json": "squad", ".conll": "conll", ".bio": "conll",
+}  # fmt: skip
+
+Format = Literal["text", "tsv", "csv", "jsonl", "parquet", "squad", "conll"]
+
+
+class Reading(Settings):
+    """How a data file is read: the part of `data` that `evaluate` and `predict` share."""
+
+    format: Format | None = None
+    """The file's format; by its ending where unset."""
+    columns: dict[str, str | int] = Field(default_factory=dict)
+    """Canonical field to the file's column: its name, or its index from 0 without a header."""
+    header: bool = True
+    """Whether the first line of a TSV or CSV file names the columns."""
+    quoting: bool | None = None
+    """Whether fields may stand in double quotes. Unset: yes in CSV, no in TSV."""
+    labels: dict[str, str | float] = Field(default_factory=dict)
+    """Names for the labels as they stand in the file, for example {"0": negative}."""
+    label_separator: str | None = None
+    """What separates several labels in one field (multi-label classification)."""
+
+
+def read(path: str | Path, settings: Reading | None = None, **options: Any) -> Iterator[dict]:
+    """The examples of one file, as dicts of canonical fields plus `_where`.
+
+    `options` are the fields of Reading, instead of `settings`. `path` may hold `${NAME}`, replaced
+    from the environment. Raises DataError naming file, line and next step; SettingError for
+    impossible settings.
+    """
+    settings = settings or Reading(**options)
+    for field in settings.columns:
+        if field not in FIELDS:
+            raise SettingError(f"data.columns: no field '{field}'. {did_you_mean(field, FIELDS)}")
+    if not isinstance(settings.header, bool):
+        raise SettingError("data.header is true or false.")
+    format = settings.format or format_of(path)
+    count = 0
+    for place, row in FORMATS[format](path, settings):
+        count += 1
+        where = f"{path}:{place}"
+        example = _named(row, settings.columns, where)
+        _name_labels(example, settings, where)
+        example["_where"] = where
+        yield example
+    if count == 0:
+        raise DataError(f"{path}: the file holds no examples. Give a file with at least one.")
+
+
+def format_of(path: str | Path) -> str:
+    """The format by the file's ending; DataError where it says none."""
+    ending = Path(str(path).removesuffix(".gz")).suffix.lower()
+    if ending not in ENDINGS:
+        raise DataError(
+            f"'{path}': the ending '{ending}' says no format. "
+            f"Set data.format to one of: {', '.join(FORMATS)}."
+        )
+    return ENDINGS[ending]
+
+
+def _named(row: Mapping[Any, Any], columns: Mapping[str, str | int], where: str) -> dict[str, Any]:
+    """Raw columns under their canonical names."""
+    if not columns:
+        example = {field: row[field] for field in FIELDS if field in row}
+        if not example:
+            raise DataError(
+                f"{where}: none of the columns {', '.join(map(repr, row))} is a known field. "
+                "Set data.columns, for example columns: {text: COLUMN, label: COLUMN}"
+            )
+        return example
+    example = {}
+    for field, column in columns.items():
+        if column not in row:
+            raise DataError(
+                f"{where}: no column '{column}' for data.columns.{field}. "
+                f"{did_you_mean(str(column), [str(key) for key in row])} "
+                f"The line has: {', '.join(str(key) for key in row)}."
+            )
+        example[field] = row[column]
+    return example
+
+
+def _name_labels(example: dict[str, Any], settings: Reading, where: str) -> None:
+    """Splits several labels and gives them the names of `data.labels`."""
+    label = example.get("label")
+    if label is None:
+        return
+    if settings.label_separator and isinstance(label, str):
+        label = [part.strip() for part in label.split(settings.label_separator) if part.strip()]
+    if settings.labels:
+        label = (
+            [_label_name(part, settings, where) for part in label]
+            if isinstance(label, list)
+            else _label_name(label, settings, where)
+        )
+    example["label"] = label
+
+
+def _label_name(label: Any, settings: Reading, where: str) -> str | float:
+    name = settings.labels.get(str(label))
+    if name is None and label in settings.labels.values():
+        name = label
+    if name is None:
+        raise DataError(
+            f"{where}: the label '{label}' is not in data.labels. "
+            f"{did_you_mean(str(label), settings.labels)}"
+        )
+    return name
