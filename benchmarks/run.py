@@ -1,0 +1,174 @@
+"""`make bench`: every runner in turn, round after round, on one machine; a table of medians.
+
+    python benchmarks/run.py --run runs/quickstart/run --rounds 3
+    python benchmarks/run.py --only training --rounds 1
+
+The model is a run of this project (fine-tuned MiniLM); it is exported and converted first, so that
+every runner has the same weights in its own form. Seconds differ between machines and hours: read
+the ratios of one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MEASURES = (
+    "examples_per_second",
+    "texts_per_second",
+    "megabytes_per_second",
+    "requests_per_second",
+)
+
+
+def cases(work: Path) -> dict[str, list[list[str]]]:
+    """Table of what is measured: name -> command lines that take turns."""
+    hub = ["--model", str(work / "huggingface")]
+
+    def inference(batch_size: int) -> list[list[str]]:
+        batch = [*hub, "--batch-size", str(batch_size)]
+        ours = ["inference_tfllm.py", *batch, "--artifact"]
+        return [
+            [*ours, str(work / "savedmodel")],
+            [*ours, str(work / "tflite-float32")],
+            [*ours, str(work / "tflite-int8")],
+            ["inference_transformers.py", *batch, "--precision", "float32"],
+            ["inference_transformers.py", *batch, "--precision", "bfloat16"],
+            ["inference_kerashub.py", *batch, "--precision", "float32"],
+        ]
+
+    return {
+        "training": [
+            ["training_tfllm.py", *hub],
+            ["training_transformers.py", *hub],
+            ["training_kerashub.py", *hub],
+        ],
+        "inference, batch 1": inference(1),
+        "inference, batch 32": inference(32),
+        "tokenization": [["tokenization.py", *hub]],
+        "server": [["server.py", "--artifact", str(work / "savedmodel")]],
+    }
+
+
+def prepare(run: str, work: Path) -> None:
+    """The run's checkpoint as a Hugging Face directory and as artifacts, made once."""
+    command = [sys.executable, "-m", "tfllm"]
+    if not (work / "huggingface").exists():
+        output = ["--output", str(work / "huggingface")]
+        subprocess.run([*command, "convert", run, "--to", "huggingface", *output], check=True)
+    for profile in ("savedmodel", "tflite-float32", "tflite-int8"):
+        if not (work / profile).exists():
+            output = ["--output", str(work / profile)]
+            subprocess.run([*command, "export", run, "--to", profile, *output], check=True)
+
+
+def measure(arguments: list[str]) -> list[dict]:
+    """Runs one runner; its result lines, or the reason why there is none."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=HERE, env=environment, capture_output=True, text=True
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        print(f"  {arguments[0]} failed: {reason}", file=sys.stderr)
+    return lines
+
+
+def collect(commands: list[list[str]], rounds: int) -> dict[str, list[dict]]:
+    """runner -> its results of all rounds; the runners take turns within a round."""
+    results: dict[str, list[dict]] = {}
+    for number in range(rounds):
+        for command in commands:
+            print(f"  round {number + 1}: {' '.join(command[:1])}", file=sys.stderr, flush=True)
+            for result in measure(command):
+                name = f"{result['runner']} {result.get('precision', '')}".strip()
+                results.setdefault(name, []).append(result)
+    return results
+
+
+def table(results: dict[str, list[dict]]) -> list[str]:
+    """Markdown: median, spread, ratio to the first row."""
+    rows, first = [], None
+    for name, repeated in results.items():
+        measure_name = next(key for key in MEASURES if key in repeated[0])
+        values = [result[measure_name] for result in repeated]
+        middle = statistics.median(values)
+        first = middle if first is None else first
+        tail = repeated[0]
+        latency = (
+            f"{statistics.median(r['p50_milliseconds'] for r in repeated):.1f} / "
+            f"{statistics.median(r['p99_milliseconds'] for r in repeated):.1f}"
+            if "p50_milliseconds" in tail
+            else ""
+        )
+        rows.append(
+            f"| {name} | {middle:.4g} | {min(values):.4g} to {max(values):.4g} | {latency} "
+            f"| {first / middle:.2f} |"
+        )
+    unit = measure_name.replace("_", " ")
+    head = f"| runner | {unit}, median | range | p50 / p99 ms | first row is this many times it |"
+    return [head, "|---|---|---|---|---|", *rows]
+
+
+def processor() -> str:
+    """The processor's name and the cores in use."""
+    name = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line),
+        platform.processor(),
+    )
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", default="runs/quickstart/run", help="a fine-tuned run directory")
+    parser.add_argument("--work", default="runs/bench", help="where converted models are kept")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", action="append", help="a case's name, or its beginning")
+    options = parser.parse_args()
+    if not Path(options.run).exists():
+        sys.exit(f"There is no run '{options.run}'. Make one: make quickstart, or give --run.")
+    work = Path(options.work).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    prepare(options.run, work)
+    measured = {}
+    for name, commands in cases(work).items():
+        if options.only is None or any(name.startswith(only) for only in options.only):
+            print(name, file=sys.stderr)
+            measured[name] = collect(commands, options.rounds)
+    date = datetime.date.today().isoformat()
+    versions = {
+        key: value
+        for results in measured.values()
+        for repeated in results.values()
+        for key, value in repeated[0].items()
+        if key
+        in ("torch", "transformers", "tensorflow", "keras", "keras_hub", "tokenizers", "python")
+    }
+    text = [f"# {date}", "", f"Machine: {processor()}. Rounds: {options.rounds}.", ""]
+    text += ["Command: `python benchmarks/run.py " + " ".join(sys.argv[1:]) + "`", ""]
+    text += ["Versions: " + ", ".join(f"{k} {v}" for k, v in sorted(versions.items())), ""]
+    for name, results in measured.items():
+        text += [f"## {name}", "", *(table(results) if results else ["no result"]), ""]
+    results_folder = HERE / "results"
+    results_folder.mkdir(exist_ok=True)
+    (results_folder / f"{date}.json").write_text(json.dumps(measured, indent=1))
+    (results_folder / f"{date}.md").write_text("\n".join(text))
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
