@@ -9,6 +9,7 @@ import difflib
 import gzip
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from tfllm.errors import DataError
 
 # No real example is this long; a binary file or a file without line ends is.
 LONGEST_LINE_BYTES = 8 * 2**20
+
+STANDARD_INPUT = "-"
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -38,7 +41,9 @@ def resolve(path: str | Path) -> Path:
 
 
 def open_file(path: str | Path) -> BinaryIO:
-    """The bytes of a file; a name ending in `.gz` is decompressed on the way."""
+    """The bytes of a file; a name ending in `.gz` is decompressed on the way, "-" is stdin."""
+    if str(path) == STANDARD_INPUT:
+        return sys.stdin.buffer
     found = resolve(path)
     if found.is_dir():
         raise DataError(f"'{found}' is a directory. Name a file in it.")
