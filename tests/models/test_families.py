@@ -1,0 +1,171 @@
+"""One harness over every family: shapes, padding, precision, names, copies."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfllm.errors import CheckpointError, SettingError
+from tfllm.layers import heads
+from tfllm.models import bert
+
+SHAPE = {
+    "vocabulary_size": 40,
+    "num_layers": 2,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "intermediate_dim": 12,
+    "max_sequence_length": 16,
+}
+CONFIGS = {
+    "bert": bert.Config(**SHAPE),
+    "electra": bert.Config(variant="electra", embedding_dim=4, **SHAPE),
+    "distilbert": bert.Config(
+        variant="distilbert", num_token_types=0, classifier_dropout=0.2, **SHAPE
+    ),
+}
+HEADS = {
+    "classify": (lambda model, config: heads.classify(model.output, config, 3), (2, 3)),
+    "tag": (lambda model, config: heads.tag(model.output, config, 5), (2, 6, 5)),
+    "span": (lambda model, config: heads.span(model.output, config), (2, 6, 2)),
+    "masked": (lambda model, config: heads.masked(model.output, config, model), (2, 6, 40)),
+    "next_sentence": (lambda model, config: heads.next_sentence(model.output, config), (2, 2)),
+    "replaced": (lambda model, config: heads.replaced(model.output, config), (2, 6)),
+    **{
+        f"embed {pooling}": (
+            lambda model, config, pooling=pooling: heads.embed(
+                model.output, model.input["mask"], pooling, normalize=True, config=config
+            ),
+            (2, 8),
+        )
+        for pooling in heads.POOLINGS
+    },
+}
+POLICIES = ("float32", "mixed_bfloat16")
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request):
+    return CONFIGS[request.param]
+
+
+@pytest.fixture
+def policy():
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy("float32")
+
+
+def inputs_for(config, length=6):
+    generator = np.random.default_rng(0)
+    mask = np.ones((2, length), "int32")
+    mask[0, 4:] = 0
+    inputs = {"token_ids": generator.integers(1, 40, (2, length)).astype("int32") * mask}
+    if config.num_token_types:
+        inputs["token_types"] = np.tile(np.arange(length) // 3, (2, 1)).astype("int32") * mask
+    return {**inputs, "mask": mask}
+
+
+@pytest.mark.parametrize("precision", POLICIES)
+def test_every_head_gives_float32_of_its_shape(config, policy, precision):
+    policy(precision)
+    model = bert.backbone(config)
+    assert set(model.input) == set(inputs_for(config))
+    hidden = model(inputs_for(config))
+    assert hidden.shape == (2, 6, 8)
+    for name, (head, shape) in HEADS.items():
+        outputs = keras.Model(model.input, head(model, config))(inputs_for(config))
+        assert (tuple(outputs.shape), outputs.dtype.name) == (shape, "float32"), name
+        assert np.isfinite(outputs).all(), name
+
+
+def test_padding_changes_nothing(config):
+    model = bert.backbone(config)
+    padded = inputs_for(config)
+    short = {name: values[:1, :4] for name, values in padded.items()}
+    np.testing.assert_allclose(model(padded)[:1, :4], model(short), atol=1e-5)
+
+
+def test_a_masked_text_embeds_as_without_its_padding(config):
+    model = bert.backbone(config)
+    padded = inputs_for(config)
+    short = {name: values[:1, :4] for name, values in padded.items()}
+    for pooling in heads.POOLINGS:
+        outputs = heads.embed(model.output, model.input["mask"], pooling, True, config)
+        embedder = keras.Model(model.input, outputs)
+        np.testing.assert_allclose(embedder(padded)[:1], embedder(short), atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(embedder(padded), axis=-1), 1, atol=1e-5)
+
+
+def test_variables_have_the_names_of_the_weight_table(config):
+    table = bert.WEIGHTS[config.variant]
+    rows = {path.format(i=i) for path in table for i in range(config.num_layers)}
+    paths = {variable.path for variable in bert.backbone(config).variables}
+    unused = {"embedding_projection/kernel", "embedding_projection/bias"} - paths
+    assert paths - rows == {path for path in paths if path.endswith("seed_generator_state")}
+    assert rows - paths == unused & rows
+    assert "layer_0/attention/query/kernel" in paths
+
+
+def test_every_head_of_every_table_is_named(config):
+    names = {name.split("/")[0] for table in bert.HEADS[config.variant].values() for name in table}
+    model = bert.backbone(config)
+    models = [keras.Model(model.input, head(model, config)) for head, _ in HEADS.values()]
+    assert names <= {layer.name for model in models for layer in model.layers}
+
+
+def test_equal_seeds_give_equal_models(config):
+    first, second = (
+        (keras.utils.set_random_seed(seed), bert.backbone(config).get_weights())[1]
+        for seed in (3, 3)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_copy_by_keras_is_the_same_model(config):
+    model = bert.backbone(config)
+    copy = keras.models.clone_model(model)
+    assert [v.path for v in copy.weights] == [v.path for v in model.weights]
+    copy.set_weights(model.get_weights())
+    inputs = inputs_for(config)
+    np.testing.assert_allclose(copy(inputs), model(inputs), atol=1e-6)
+
+
+def test_it_trains_with_low_rank_updates_too(config):
+    model = bert.backbone(config)
+    model.get_layer("layer_0").attention.query_dense.enable_lora(2)
+    classifier = keras.Model(model.input, heads.classify(model.output, config, 2))
+    classifier.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = classifier.fit(inputs_for(config), np.array([0, 1]), epochs=8, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+def test_config_both_ways(config):
+    assert bert.from_hf(bert.to_hf(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"hidden_dim": 10, "num_heads": 3}, "num_heads divides"),
+        ({"activation": "gleu"}, "Did you mean 'gelu'?"),
+        ({"variant": "bart"}, "Did you mean 'bert'?"),
+        ({"num_layers": 0}, "num_layers is 0"),
+    ],
+)
+def test_an_impossible_shape_is_refused(fields, said):
+    with pytest.raises(SettingError, match=said.replace("?", r"\?")):
+        bert.Config(**fields)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"position_embedding_type": "relative_key"},
+        {"is_decoder": True},
+        {"hidden_act": "quick"},
+        {"num_attention_heads": 5},
+        {"hidden_size": "wide"},
+    ],
+)
+def test_another_graph_is_refused(entry):
+    with pytest.raises(CheckpointError, match="config.json"):
+        bert.from_hf({"model_type": "bert", **entry})

@@ -1,0 +1,38 @@
+"""Activations by the names that Hugging Face configurations use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfllm.errors import SettingError, did_you_mean
+
+
+def exact_gelu(x: Any) -> Any:
+    """GELU by the error function (Hendrycks and Gimpel 2016), BERT's own."""
+    return keras.activations.gelu(x, approximate=False)
+
+
+def tanh_gelu(x: Any) -> Any:
+    """GELU by its tanh approximation, as GPT-2 and the first BERT code wrote it."""
+    return keras.activations.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu": exact_gelu,
+    "gelu_new": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+    "relu": keras.activations.relu,
+    "silu": keras.activations.silu,
+    "swish": keras.activations.silu,
+    "tanh": keras.activations.tanh,
+}
+
+
+def activation(name: str) -> Callable[[Any], Any]:
+    """The function called `name`. Raises SettingError naming the known ones."""
+    if name not in ACTIVATIONS:
+        raise SettingError(f"There is no activation '{name}'. {did_you_mean(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]

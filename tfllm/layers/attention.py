@@ -1,0 +1,63 @@
+"""Keras' multi-head attention with one thing more: the number that masks a position is settable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+# Added to the scores of masked positions. exp() of it is exactly zero in float32 and bfloat16.
+EXACT_MASK = -1e9
+# The largest that float16 holds with room for the scores themselves.
+FLOAT16_MASK = -3e4
+
+
+class MultiHeadAttention(keras.layers.MultiHeadAttention):
+    """`keras.layers.MultiHeadAttention` whose mask is an addition of `mask_constant`.
+
+    A full-int8 model needs a small constant (about -20 to -100): the scores share one scale with
+    it, so that -1e9 would round all of them to zero. Everything else is Keras' own layer, its
+    variables and their names included.
+    """
+
+    def __init__(self, *arguments: Any, mask_constant: float = EXACT_MASK, **options: Any):
+        super().__init__(*arguments, **options)
+        self.mask_constant = mask_constant
+
+    def _compute_attention(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any = None,
+        training: bool | None = None,
+        return_attention_scores: bool = False,
+    ) -> tuple[Any, Any]:
+        """Attention of (B, T, N, H) queries to (B, S, N, H) keys; Keras names this the place to
+        change. `attention_mask` is boolean (B, T or 1, S). Returns (B, T, N, H), (B, N, T, S)."""
+        query = ops.multiply(query, ops.cast(self._inverse_sqrt_key_dim, query.dtype))
+        scores = ops.einsum("bsnh,btnh->bnts", key, query)
+        if attention_mask is not None:
+            constant = self.mask_constant
+            if keras.backend.standardize_dtype(scores.dtype) == "float16":
+                constant = max(constant, FLOAT16_MASK)
+            masked = ops.cast(ops.logical_not(ops.expand_dims(attention_mask, 1)), scores.dtype)
+            scores = ops.add(scores, ops.multiply(masked, ops.cast(constant, scores.dtype)))
+        weights = ops.softmax(scores, axis=-1)
+        weights = self._dropout_layer(weights, training=training)
+        return ops.einsum("bnts,bsnh->btnh", weights, value), weights
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "mask_constant": self.mask_constant}
+
+
+def set_mask_constant(model: keras.Model, constant: float) -> None:
+    """Sets the mask constant of every attention layer in `model`, for graphs traced from now on."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, MultiHeadAttention):
+            layer.mask_constant = constant
+    # Functions that Keras traced before still hold the old constant.
+    model.predict_function = None
+    model.test_function = None
+    model.train_function = None

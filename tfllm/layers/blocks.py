@@ -1,0 +1,105 @@
+"""The blocks that models stack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfllm.layers.activations import activation as activation_named
+from tfllm.layers.attention import EXACT_MASK, MultiHeadAttention
+
+
+class EncoderBlock(keras.layers.Layer):
+    """Post-norm encoder block (Vaswani et al. 2017; BERT, Devlin et al. 2019).
+
+    Self-attention and a two-layer feed-forward part, each added to its input and normalised.
+    (B, T, D) to (B, T, D). It keeps no cache: every position sees every other at once.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        activation: str = "gelu",
+        layer_norm_epsilon: float = 1e-12,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        initializer_range: float = 0.02,
+        mask_constant: float = EXACT_MASK,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.activation = activation
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.initializer_range = initializer_range
+        self.mask_constant = mask_constant
+
+    def build(self, x_shape: tuple[int | None, ...], attention_mask_shape: Any = None) -> None:
+        hidden_dim = x_shape[-1]
+        assert hidden_dim is not None
+        policy = self.dtype_policy
+        self.attention = MultiHeadAttention(
+            self.num_heads,
+            key_dim=hidden_dim // self.num_heads,
+            dropout=self.attention_dropout,
+            kernel_initializer=normal(self.initializer_range),
+            mask_constant=self.mask_constant,
+            dtype=policy,
+            name="attention",
+        )
+        self.attention.build(x_shape, x_shape)
+        self.attention_norm = keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=policy, name="attention_norm"
+        )
+        self.attention_norm.build(x_shape)
+        self.up = keras.layers.Dense(
+            self.intermediate_dim,
+            activation=activation_named(self.activation),
+            kernel_initializer=normal(self.initializer_range),
+            dtype=policy,
+            name="up",
+        )
+        self.up.build(x_shape)
+        self.down = keras.layers.Dense(
+            hidden_dim,
+            kernel_initializer=normal(self.initializer_range),
+            dtype=policy,
+            name="down",
+        )
+        self.down.build((*x_shape[:-1], self.intermediate_dim))
+        self.feedforward_norm = keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=policy, name="feedforward_norm"
+        )
+        self.feedforward_norm.build(x_shape)
+        self.attention_dropped = keras.layers.Dropout(
+            self.dropout, dtype=policy, name="attention_dropout"
+        )
+        self.feedforward_dropped = keras.layers.Dropout(
+            self.dropout, dtype=policy, name="feedforward_dropout"
+        )
+
+    def call(self, x: Any, attention_mask: Any = None, training: bool | None = None) -> Any:
+        """`attention_mask`: boolean (B, 1 or T, T), False where a position is not looked at."""
+        attended = self.attention(x, x, attention_mask=attention_mask, training=training)
+        attended = self.attention_dropped(attended, training=training)
+        x = self.attention_norm(ops.add(x, attended))
+        fed = self.feedforward_dropped(self.down(self.up(x)), training=training)
+        return self.feedforward_norm(ops.add(x, fed))
+
+    def get_config(self) -> dict[str, Any]:
+        names = (
+            "num_heads intermediate_dim activation layer_norm_epsilon dropout attention_dropout "
+            "initializer_range mask_constant"
+        )
+        return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
+
+
+def normal(stddev: float) -> keras.initializers.Initializer:
+    """A new initializer each time: Keras gives equal numbers to all layers that share one."""
+    return keras.initializers.TruncatedNormal(stddev=stddev)

@@ -1,0 +1,137 @@
+"""What ends a model: functions that extend a functional graph from hidden states to answers.
+
+Every function takes hidden states (B, T, D) and the family's config, and returns raw scores in
+float32, whatever the precision of the backbone. The layers' names are fixed, because weight tables
+name them: "pooler", "classifier", "span", "transform", "transform_norm", "token_bias",
+"next_sentence", "discriminator", "replaced".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfllm.errors import SettingError, did_you_mean
+from tfllm.layers.activations import activation
+from tfllm.layers.blocks import normal
+
+POOLINGS = ("mean", "first", "max", "pooler")
+
+
+class TokenBias(keras.layers.Layer):
+    """Adds one number per token of the vocabulary: (B, T, V) to float32 (B, T, V)."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        self.bias = self.add_weight(
+            shape=(input_shape[-1],), initializer="zeros", name="bias", dtype="float32"
+        )
+
+    def call(self, logits: Any) -> Any:
+        return ops.add(ops.cast(logits, "float32"), ops.cast(self.bias, "float32"))
+
+    def compute_output_spec(self, logits: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(logits.shape, dtype="float32")
+
+
+def summary(hidden: Any, config: Any) -> Any:
+    """The first token through one layer: (B, T, D) to (B, D).
+
+    BERT's tanh "pooler", DistilBERT's relu "pre_classifier" and the gelu layer in ELECTRA's
+    classifier; `config.summary_activation` says which.
+    """
+    return keras.layers.Dense(
+        config.hidden_dim,
+        activation=activation(config.summary_activation),
+        kernel_initializer=normal(config.initializer_range),
+        name="pooler",
+    )(hidden[:, 0])
+
+
+def classify(hidden: Any, config: Any, size: int) -> Any:
+    """Scores of the whole text: (B, T, D) to (B, size)."""
+    if config.variant == "electra":
+        hidden = _dropout(config, "summary_dropout")(hidden)
+    pooled = _dropout(config)(summary(hidden, config))
+    return _dense(size, config, "classifier")(pooled)
+
+
+def tag(hidden: Any, config: Any, size: int) -> Any:
+    """Scores of every token: (B, T, D) to (B, T, size)."""
+    return _dense(size, config, "classifier")(_dropout(config)(hidden))
+
+
+def span(hidden: Any, config: Any) -> Any:
+    """How well an answer starts ([..., 0]) and ends ([..., 1]) here: (B, T, D) to (B, T, 2)."""
+    return _dense(2, config, "span")(hidden)
+
+
+def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
+    """Scores of every token of the vocabulary at every place: (B, T, D) to (B, T, V).
+
+    The last product is with the token embeddings themselves (tied), in the backbone's precision.
+    """
+    x = keras.layers.Dense(
+        config.embedding_dim,
+        activation=activation("gelu" if config.variant == "electra" else config.activation),
+        kernel_initializer=normal(config.initializer_range),
+        name="transform",
+    )(hidden)
+    x = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="transform_norm")(x)
+    logits = backbone.get_layer("token_embedding")(x, reverse=True)
+    return TokenBias(name="token_bias")(logits)
+
+
+def next_sentence(hidden: Any, config: Any) -> Any:
+    """Scores of "follows" ([:, 0]) and "is from elsewhere" ([:, 1]): (B, T, D) to (B, 2)."""
+    return _dense(2, config, "next_sentence")(summary(hidden, config))
+
+
+def replaced(hidden: Any, config: Any) -> Any:
+    """ELECTRA's discriminator: above 0 where a token was replaced. (B, T, D) to (B, T)."""
+    x = keras.layers.Dense(
+        config.hidden_dim,
+        activation=activation(config.activation),
+        kernel_initializer=normal(config.initializer_range),
+        name="discriminator",
+    )(hidden)
+    return _dense(1, config, "replaced")(x)[:, :, 0]
+
+
+def embed(
+    hidden: Any, mask: Any, pooling: str = "mean", normalize: bool = True, config: Any = None
+) -> Any:
+    """One vector per text, in float32: (B, T, D) and mask (B, T) to (B, D).
+
+    Sentence-BERT's poolings (Reimers and Gurevych 2019): the mean or the largest over the tokens
+    that the mask keeps, or the first token. "pooler" is `summary`, needs `config` and has weights;
+    the others have none. `normalize` makes every vector of length 1.
+    """
+    if pooling not in POOLINGS:
+        raise SettingError(f"There is no pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
+    states = ops.cast(hidden, "float32")
+    kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
+    if pooling == "mean":
+        # 1e-9 as in sentence-transformers: an empty row gives zeros, no division by zero.
+        x = ops.sum(states * kept, axis=1) / ops.maximum(ops.sum(kept, axis=1), 1e-9)
+    elif pooling == "max":
+        x = ops.max(states + (kept - 1.0) * 1e9, axis=1)
+    elif pooling == "first":
+        x = states[:, 0]
+    else:
+        x = ops.cast(summary(hidden, config), "float32")
+    if normalize:
+        x = x / ops.maximum(ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)), 1e-12)
+    return x
+
+
+def _dense(size: int, config: Any, name: str) -> keras.layers.Dense:
+    return keras.layers.Dense(
+        size, kernel_initializer=normal(config.initializer_range), dtype="float32", name=name
+    )
+
+
+def _dropout(config: Any, name: str = "head_dropout") -> keras.layers.Dropout:
+    own = config.classifier_dropout
+    return keras.layers.Dropout(config.dropout if own is None else own, name=name)

@@ -1,0 +1,273 @@
+"""BERT (Devlin et al. 2019) and its near kin: post-norm encoders with learned positions.
+
+MiniLM is BERT with fewer, narrower layers. DistilBERT (Sanh et al. 2019) has no token types and no
+pooler. ELECTRA (Clark et al. 2020) may embed tokens in fewer dimensions than the layers have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.layers.activations import ACTIVATIONS, activation
+from tfllm.layers.attention import EXACT_MASK
+from tfllm.layers.blocks import EncoderBlock, normal
+from tfllm.layers.positions import PositionEmbedding
+from tfllm.models.bert_heads import BUFFERS, HEADS, TIED
+from tfllm.models.rows import Table, linear, norm
+
+__all__ = ["BUFFERS", "HEADS", "TIED", "Config", "backbone", "from_hf", "to_hf", "WEIGHTS"]
+
+Variant = Literal["bert", "distilbert", "electra"]
+SUMMARY_ACTIVATION = {"bert": "tanh", "distilbert": "relu", "electra": "gelu"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of one encoder; the defaults are BERT-base."""
+
+    variant: Variant = "bert"
+    vocabulary_size: int = 30522
+    num_layers: int = 12
+    num_heads: int = 12
+    hidden_dim: int = 768
+    intermediate_dim: int = 0
+    """Width inside the feed-forward part; 0 is four times `hidden_dim`."""
+    max_sequence_length: int = 512
+    """Tokens; there are this many learned positions."""
+    embedding_dim: int = 0
+    """Width of the embeddings, projected to `hidden_dim` where it differs; 0 is the same."""
+    num_token_types: int = 2
+    """0: the model has no token types and no such input."""
+    activation: str = "gelu"
+    layer_norm_epsilon: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float | None = None
+    """Dropout before a classifier; None is the same as `dropout`."""
+    summary_activation: str = ""
+    """Of the layer on the first token; empty is the variant's own."""
+    initializer_range: float = 0.02
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.variant not in SUMMARY_ACTIVATION:
+            known = did_you_mean(self.variant, SUMMARY_ACTIVATION)
+            raise SettingError(f"There is no variant '{self.variant}' of bert. {known}")
+        for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        if self.hidden_dim % self.num_heads:
+            raise SettingError(
+                f"hidden_dim {self.hidden_dim} cannot be split into {self.num_heads} equal heads; "
+                "choose a hidden_dim that num_heads divides."
+            )
+        for name, value in (
+            ("intermediate_dim", 4 * self.hidden_dim),
+            ("embedding_dim", self.hidden_dim),
+            ("summary_activation", SUMMARY_ACTIVATION[self.variant]),
+        ):
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        for name in ("activation", "summary_activation"):
+            activation(getattr(self, name))
+
+
+def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
+    """Token ids (B, T), token types and mask, all int32, to hidden states (B, T, hidden_dim).
+
+    `mask` is 1 where a token counts and 0 on padding. `mask_constant`: see `layers.attention`.
+    """
+    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    token_types = keras.Input((None,), dtype="int32", name="token_types")
+    mask = keras.Input((None,), dtype="int32", name="mask")
+
+    x = keras.layers.ReversibleEmbedding(
+        config.vocabulary_size,
+        config.embedding_dim,
+        embeddings_initializer=normal(config.initializer_range),
+        name="token_embedding",
+    )(token_ids)
+    if config.num_token_types:
+        x = x + keras.layers.Embedding(
+            config.num_token_types,
+            config.embedding_dim,
+            embeddings_initializer=normal(config.initializer_range),
+            name="type_embedding",
+        )(token_types)
+    x = PositionEmbedding(
+        config.max_sequence_length, config.initializer_range, name="position_embedding"
+    )(x)
+    x = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="embedding_norm")(x)
+    x = keras.layers.Dropout(config.dropout, name="embedding_dropout")(x)
+    if config.embedding_dim != config.hidden_dim:
+        x = keras.layers.Dense(
+            config.hidden_dim,
+            kernel_initializer=normal(config.initializer_range),
+            name="embedding_projection",
+        )(x)
+
+    attention_mask = ops.expand_dims(ops.cast(mask, "bool"), 1)  # (B, 1, T): for every query
+    for i in range(config.num_layers):
+        x = EncoderBlock(
+            config.num_heads,
+            config.intermediate_dim,
+            config.activation,
+            config.layer_norm_epsilon,
+            config.dropout,
+            config.attention_dropout,
+            config.initializer_range,
+            mask_constant,
+            name=f"layer_{i}",
+        )(x, attention_mask=attention_mask)
+
+    inputs = {"token_ids": token_ids, "token_types": token_types, "mask": mask}
+    if not config.num_token_types:
+        del inputs["token_types"]
+    return keras.Model(inputs, x, name=config.variant)
+
+
+MODEL_TYPES = ("bert", "distilbert", "electra")
+"""Hugging Face's names for what this file builds."""
+
+# Config field: Hugging Face key, for each variant.
+COMMON_KEYS = {
+    "vocabulary_size": "vocab_size",
+    "max_sequence_length": "max_position_embeddings",
+    "initializer_range": "initializer_range",
+    "pad_id": "pad_token_id",
+}
+BERT_KEYS = {
+    **COMMON_KEYS,
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "num_token_types": "type_vocab_size",
+    "activation": "hidden_act",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "classifier_dropout": "classifier_dropout",
+}
+KEYS = {
+    "bert": BERT_KEYS,
+    "electra": {**BERT_KEYS, "embedding_dim": "embedding_size"},
+    "distilbert": {
+        **COMMON_KEYS,
+        "num_layers": "n_layers",
+        "num_heads": "n_heads",
+        "hidden_dim": "dim",
+        "intermediate_dim": "hidden_dim",
+        "activation": "activation",
+        "dropout": "dropout",
+        "attention_dropout": "attention_dropout",
+        "classifier_dropout": "seq_classif_dropout",
+    },
+}
+# What transformers takes where a key is not written, other than BERT-base's numbers.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "electra": {
+        "num_heads": 4,
+        "hidden_dim": 256,
+        "intermediate_dim": 1024,
+        "embedding_dim": 128,
+    },
+    "distilbert": {"num_layers": 6, "num_token_types": 0, "classifier_dropout": 0.2},
+}
+# A graph with these would be another one: key, the value that this file builds, what it means.
+REFUSED = (
+    ("position_embedding_type", "absolute", "relative positions"),
+    ("is_decoder", False, "decoding"),
+    ("add_cross_attention", False, "cross-attention"),
+)
+
+
+def from_hf(hf_config: Mapping[str, Any]) -> Config:
+    """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
+    variant = hf_config["model_type"]
+    for key, built, meaning in REFUSED:
+        if hf_config.get(key, built) not in (built, None):
+            raise CheckpointError(
+                f"config.json: {key} is {hf_config[key]!r}; tfllm builds {variant} without "
+                f"{meaning}. Use a checkpoint where {key} is {built!r}."
+            )
+    fields = dict(DEFAULTS[variant])
+    for field, key in KEYS[variant].items():
+        if hf_config.get(key) is not None:
+            fields[field] = hf_config[key]
+    if fields.get("activation", "gelu") not in ACTIVATIONS:
+        known = did_you_mean(fields["activation"], ACTIVATIONS)
+        raise CheckpointError(f"config.json: unknown activation '{fields['activation']}'. {known}")
+    try:
+        return Config(variant=variant, **fields)
+    except SettingError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+    except TypeError:
+        raise CheckpointError("config.json: a number of the model's shape is no number.") from None
+
+
+def to_hf(config: Config) -> dict[str, Any]:
+    """The `config.json` of Hugging Face for this shape, without anything about a head."""
+    keys = KEYS[config.variant]
+    written = {key: getattr(config, field) for field, key in keys.items()}
+    if config.variant == "distilbert" and config.classifier_dropout is None:
+        written["seq_classif_dropout"] = config.dropout  # this key may not be null
+    return {"model_type": config.variant, **written}
+
+
+PREFIX = {"bert": "bert.", "electra": "electra.", "distilbert": "distilbert."}
+"""What stands before the names of the encoder's tensors once a head is on it."""
+
+
+def _embeddings(prefix: str) -> Table:
+    return {
+        "token_embedding/embeddings": f"{prefix}embeddings.word_embeddings.weight",
+        "position_embedding/embeddings": f"{prefix}embeddings.position_embeddings.weight",
+        **norm("embedding_norm", f"{prefix}embeddings.LayerNorm"),
+    }
+
+
+def _bert(prefix: str) -> Table:
+    layer = f"{prefix}encoder.layer.{{i}}"
+    return {
+        **_embeddings(prefix),
+        "type_embedding/embeddings": f"{prefix}embeddings.token_type_embeddings.weight",
+        **linear("embedding_projection", f"{prefix}embeddings_project"),
+        **linear("layer_{i}/attention/query", f"{layer}.attention.self.query"),
+        **linear("layer_{i}/attention/key", f"{layer}.attention.self.key"),
+        **linear("layer_{i}/attention/value", f"{layer}.attention.self.value"),
+        **linear("layer_{i}/attention/attention_output", f"{layer}.attention.output.dense"),
+        **norm("layer_{i}/attention_norm", f"{layer}.attention.output.LayerNorm"),
+        **linear("layer_{i}/up", f"{layer}.intermediate.dense"),
+        **linear("layer_{i}/down", f"{layer}.output.dense"),
+        **norm("layer_{i}/feedforward_norm", f"{layer}.output.LayerNorm"),
+    }
+
+
+def _distilbert(prefix: str) -> Table:
+    layer = f"{prefix}transformer.layer.{{i}}"
+    return {
+        **_embeddings(prefix),
+        **linear("layer_{i}/attention/query", f"{layer}.attention.q_lin"),
+        **linear("layer_{i}/attention/key", f"{layer}.attention.k_lin"),
+        **linear("layer_{i}/attention/value", f"{layer}.attention.v_lin"),
+        **linear("layer_{i}/attention/attention_output", f"{layer}.attention.out_lin"),
+        **norm("layer_{i}/attention_norm", f"{layer}.sa_layer_norm"),
+        **linear("layer_{i}/up", f"{layer}.ffn.lin1"),
+        **linear("layer_{i}/down", f"{layer}.ffn.lin2"),
+        **norm("layer_{i}/feedforward_norm", f"{layer}.output_layer_norm"),
+    }
+
+
+WEIGHTS: dict[str, Table] = {
+    "bert": _bert(PREFIX["bert"]),
+    "electra": _bert(PREFIX["electra"]),
+    "distilbert": _distilbert(PREFIX["distilbert"]),
+}
