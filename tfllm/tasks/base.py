@@ -9,7 +9,7 @@ input; an example gives one row, or several (windows, pairs).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # the target of a token that has no part in the loss
 
 Example = Mapping[str, Any]
+ClassWeights = Mapping[str, float] | Sequence[float] | None
 
 
 def where(example: Example) -> str:
@@ -45,11 +46,15 @@ def text_of(example: Example, name: str = "text") -> str:
     )
 
 
-def float32(output: Any) -> Any:
-    """The output in float32, whatever precision the layers before it compute in."""
-    import keras
-
-    return keras.layers.Activation("linear", dtype="float32", name="logits")(output)
+def encoded(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, *, pair: bool = False
+) -> list[Encoding]:
+    """Rows of `text`, or of `text` and `text_pair` where all examples have both (`pair`: must)."""
+    texts = [text_of(example) for example in examples]
+    if pair or any(example.get("text_pair") is not None for example in examples):
+        pairs = [text_of(example, "text_pair") for example in examples]
+        return tokenizer.encode_batch(texts, pairs, max_length=max_length)
+    return tokenizer.encode_batch(texts, max_length=max_length)
 
 
 def inputs_of(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +80,7 @@ class Features:
     details: list[dict[str, Any]]  # per row: what `answers` needs (offsets, words, text)
     pad_id: int
     group: int = 1
-    per_token: bool = field(default=False)  # targets are [T_i]: padded with IGNORED
+    per_token: bool = False  # targets are [T_i]: padded with IGNORED
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -110,12 +115,28 @@ class Features:
         chosen = [self.targets[row] for row in rows]
         return inputs, _padded(chosen, length, IGNORED) if self.per_token else np.stack(chosen)
 
-    def with_targets(self, targets: list[np.ndarray], **changes: Any) -> Features:
-        """A copy with other targets (and other fields named in `changes`)."""
-        return replace(self, targets=targets, **changes)
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Features made in pieces (for a progress line, say) as one. `parts` are of one task."""
+    if not parts:
+        raise DataError("There are no examples. Give a file with at least one.")
+    shifts = np.cumsum([0, *(int(part.example[-1]) + 1 for part in parts[:-1])])
+    targets = [part.targets for part in parts]
+    if any(target is None for target in targets) and any(targets):
+        raise DataError("Some examples have labels and others have none. Use one kind of file.")
+    return replace(
+        parts[0],
+        token_ids=[row for part in parts for row in part.token_ids],
+        token_types=[row for part in parts for row in part.token_types],
+        example=np.concatenate(
+            [part.example + shift for part, shift in zip(parts, shifts, strict=True)]
+        ),
+        targets=None if targets[0] is None else [row for rows in targets for row in rows or []],
+        details=[row for part in parts for row in part.details],
+    )
 
 
-def rows(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Features:
+def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Features:
     """Features of encodings, one row each; `more` are fields of Features that differ."""
     fields: dict[str, Any] = {
         "example": np.arange(len(encodings)),
@@ -154,11 +175,17 @@ class Task(Settings):
         return self
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
-        """Backbone and head: functional, the backbone's inputs, one float32 output of logits."""
+        """Backbone and head: functional, the backbone's inputs, one float32 output."""
         raise NotImplementedError
 
-    def features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
-        """Rows of examples; `targets` only where the examples have labels. Raises DataError."""
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """Rows of examples. Raises DataError for an example that cannot be used.
+
+        Targets are made where the examples have labels; `targets=False` leaves labels unread, so
+        that a file may be predicted whose labels the model does not know.
+        """
         raise NotImplementedError
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
@@ -170,10 +197,11 @@ class Task(Settings):
         return features
 
     def loss(
-        self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
         """The loss over (targets, outputs) of `Features.batch`: a mean over the batch.
 
+        `class_weights`: a number per label in the labels' order, or {label: number}.
         Raises SettingError for an option that the task has no use for.
         """
         raise NotImplementedError

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfllm.errors import SettingError
-from tfllm.tasks.base import Task, float32
+import numpy as np
+
+from tfllm.errors import DataError
+from tfllm.tasks import label_names
+from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made, where
 
 if TYPE_CHECKING:
     import keras
+
+    from tfllm.tokenizers.base import Tokenizer
+
+Problem = Literal["single_label", "multi_label", "regression"]
 
 
 class Classification(Task):
@@ -17,26 +25,150 @@ class Classification(Task):
     kind: Literal["classification"] = "classification"
     labels: tuple[str, ...] = ()
     """Names in the order of the outputs; empty: found in the training data, sorted."""
-    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    problem: Problem = "single_label"
+    """Exactly one label, any number of them, or a number."""
     pair: bool = False
     """Two texts per example, `text` and `text_pair`."""
 
     @property
     def size(self) -> int:
-        """Width of the output."""
+        """Width of the output. Raises SettingError while the labels are not known."""
         if self.problem == "regression":
             return max(1, len(self.labels))
-        if not self.labels:
-            raise SettingError(
-                "task.labels is empty. Name the labels, or give training data that has them."
-            )
-        return len(self.labels)
+        return label_names.needed(self.labels)
+
+    def completed(self, examples: Sequence[Example]) -> Classification:
+        """Labels from the examples where none are named; `pair` where all have `text_pair`."""
+        changes: dict[str, Any] = {}
+        if (
+            not self.labels
+            and self.problem != "regression"
+            and label_names.given(examples, "label")
+        ):
+            values = [_listed(example["label"]) for example in examples]
+            changes["labels"] = label_names.found(value for several in values for value in several)
+        if examples and not self.pair:
+            changes["pair"] = label_names.given(examples, "text_pair")
+        return self.model_copy(update=changes)
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
-        """Logits [B, C]; regression: values [B, 1]."""
+        """Raw scores [B, C]; regression: values [B, 1]."""
         import keras
 
         from tfllm.layers import heads
 
-        logits = float32(heads.classify(backbone.output, config, self.size))
-        return keras.Model(backbone.input, logits, name=self.kind)
+        scores = heads.classify(backbone.output, config, self.size)
+        return keras.Model(backbone.input, scores, name=self.kind)
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """One row per example, of `text` or of `text` and `text_pair`.
+
+        Targets: int [] per row; multi-label float [C] of 0 and 1; regression float [] (or [C]).
+        """
+        encodings = encoded(examples, tokenizer, self.max_length, pair=self.pair)
+        if not (targets and label_names.given(examples, "label")):
+            return made(encodings, tokenizer)
+        return made(encodings, tokenizer, targets=[self.target(example) for example in examples])
+
+    def target(self, example: Example) -> np.ndarray:
+        """The target of one example. Raises DataError for an unknown label."""
+        label = example["label"]
+        if self.problem == "regression":
+            return _numbers(example, self.size)
+        if self.problem == "single_label":
+            return np.asarray(label_names.index(label, self.labels, example), np.int32)
+        result = np.zeros(self.size, np.float32)
+        for name in _listed(label):
+            result[label_names.index(name, self.labels, example)] = 1.0
+        return result
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """Softmax or sigmoid cross entropy, or squared error."""
+        from tfllm.tasks import losses
+
+        if self.problem == "regression":
+            losses.refuse(
+                "regression", label_smoothing=label_smoothing, class_weights=class_weights
+            )
+            return losses.SquaredError()
+        weights = losses.weights_of(class_weights, self.labels)
+        if self.problem == "multi_label":
+            return losses.SigmoidCrossEntropy(label_smoothing, weights)
+        return losses.CrossEntropy(label_smoothing, weights)
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Accuracy (multi-label: of single labels), or squared and absolute error."""
+        from tfllm.tasks import metrics
+
+        if self.problem == "regression":
+            return [
+                metrics.mean("mse", metrics.squared_error),
+                metrics.mean("mae", metrics.absolute_error),
+            ]
+        if self.problem == "multi_label":
+            return [metrics.mean("accuracy", metrics.labels_right)]
+        return [metrics.Accuracy()]
+
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+        """`{"label", "scores": {label: probability}}`.
+
+        Multi-label: `label` is the list of labels above 1/2. Regression: `label` is the number
+        (with several named numbers: `scores` alone).
+        """
+        return [self.answer(np.asarray(output, np.float32)) for output in outputs]
+
+    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+        """The answer for raw scores float32 [C]."""
+        if self.problem == "regression":
+            if self.size == 1:
+                return {"label": float(scores[0])}
+            return {"scores": _named(self.labels, scores)}
+        if self.problem == "multi_label":
+            return self.named(1.0 / (1.0 + np.exp(-scores)))
+        return self.named(softmax(scores))
+
+    def named(self, probabilities: np.ndarray) -> dict[str, Any]:
+        """The answer for probabilities [C], for example those that a signature gave."""
+        scores = _named(self.labels, probabilities)
+        if self.problem == "multi_label":
+            return {"label": [name for name, p in scores.items() if p > 0.5], "scores": scores}
+        return {"label": self.labels[int(np.argmax(probabilities))], "scores": scores}
+
+    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+        """`serving_default`, `classify` (regression: `regress`) and `tokens`."""
+        from tfllm.tasks import classification_graph
+
+        return classification_graph.signatures(self, model, graph_tokenizer)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities float32 [..., C] of raw scores."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _listed(label: Any) -> list[Any]:
+    return list(label) if isinstance(label, list | tuple) else [label]
+
+
+def _numbers(example: Example, size: int) -> np.ndarray:
+    """The label as float32 [], or [size] where the task has several numbers."""
+    try:
+        value = np.asarray(example["label"], np.float32)
+    except (TypeError, ValueError):
+        value = np.asarray(np.nan)
+    if value.shape != (() if size == 1 else (size,)) or not np.isfinite(value).all():
+        raise DataError(
+            f"{where(example)}the label {example['label']!r} is not "
+            f"{'a number' if size == 1 else f'{size} numbers'}, and task.problem is regression. "
+            "Correct the line, or name the column that holds it under data.columns."
+        )
+    return value

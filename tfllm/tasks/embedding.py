@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
-from tfllm.tasks.base import Task, float32
+from tfllm.tasks import label_names
+from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_of
 
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.tokenizers.base import Tokenizer
+
 
 class Embedding(Task):
-    """Pooled hidden states."""
+    """Pooled hidden states, trained with the other texts of the batch as negatives."""
 
     kind: Literal["embedding"] = "embedding"
-    pooling: Literal["mean", "first", "pooler"] = "mean"
-    """Mean over real tokens, the first token, or the family's trained pooler."""
+    pooling: Literal["mean", "first", "max", "pooler"] = "mean"
+    """Over real tokens the mean or the maximum, the first token, or the family's own pooler."""
     normalize: bool = True
     """Vectors of length 1."""
     scale: float = Field(default=20.0, gt=0)
@@ -29,11 +34,67 @@ class Embedding(Task):
 
         from tfllm.layers import heads
 
-        hidden = backbone.output
-        if self.pooling == "pooler":
-            vectors = heads.summary(hidden, config)
-            if self.normalize:
-                vectors = keras.layers.UnitNormalization(dtype="float32", name="unit")(vectors)
-        else:
-            vectors = heads.embed(hidden, backbone.input["mask"], self.pooling, self.normalize)
-        return keras.Model(backbone.input, float32(vectors), name=self.kind)
+        vectors = heads.embed(
+            backbone.output, backbone.input["mask"], self.pooling, self.normalize, config
+        )
+        return keras.Model(backbone.input, vectors, name=self.kind)
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """One row per text. Examples with `text_pair` give two rows each, one after the other.
+
+        Then `group` is 2, and the targets are zeros that the loss does not read: a pair is the
+        positive example, all other texts of the batch are negatives.
+        """
+        texts = [text_of(example) for example in examples]
+        if not label_names.given(examples, "text_pair"):
+            return made(tokenizer.encode_batch(texts, max_length=self.max_length), tokenizer)
+        pairs = [text_of(example, "text_pair") for example in examples]
+        interleaved = [text for both in zip(texts, pairs, strict=True) for text in both]
+        encodings = tokenizer.encode_batch(interleaved, max_length=self.max_length)
+        return made(
+            encodings,
+            tokenizer,
+            example=np.repeat(np.arange(len(examples)), 2),
+            targets=[np.zeros((), np.int32)] * len(encodings) if targets else None,
+            group=2,
+        )
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """Cross entropy of each text's partner among the batch's second texts."""
+        from tfllm.tasks import losses
+
+        losses.refuse(self.kind, label_smoothing=label_smoothing, class_weights=class_weights)
+        return losses.InBatchNegatives(self.scale)
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Share of pairs whose second text is the nearest in the batch."""
+        from tfllm.tasks import metrics
+
+        return [metrics.mean("accuracy", metrics.partner_found)]
+
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+        """`{"embedding": [...]}`; of pairs also `embedding_pair` and `similarity` (cosine)."""
+        vectors = [np.asarray(output, np.float32) for output in outputs]
+        if features.group == 1:
+            return [{"embedding": vector.tolist()} for vector in vectors]
+        return [paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
+
+    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+        """`serving_default`: text -> embedding; and `tokens`."""
+        from tfllm.tasks import text_graph
+
+        return text_graph.embedding(self, model, graph_tokenizer)
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """The answer for the vectors [D] of a pair of texts."""
+    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return {
+        "embedding": first.tolist(),
+        "embedding_pair": second.tolist(),
+        "similarity": float(first @ second) / lengths if lengths else 0.0,
+    }

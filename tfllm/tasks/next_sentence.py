@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfllm.tasks.base import Task, float32
+import numpy as np
+
+from tfllm.tasks import label_names
+from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made
+from tfllm.tasks.classification import softmax
 
 if TYPE_CHECKING:
     import keras
+
+    from tfllm.tokenizers.base import Tokenizer
+
+LABELS = ("is_next", "not_next")  # in the order of the outputs
 
 
 class NextSentence(Task):
@@ -16,10 +25,50 @@ class NextSentence(Task):
     kind: Literal["next_sentence"] = "next_sentence"
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
-        """Logits [B, 2]."""
+        """Raw scores [B, 2]."""
         import keras
 
         from tfllm.layers import heads
 
-        logits = float32(heads.next_sentence(backbone.output, config))
-        return keras.Model(backbone.input, logits, name=self.kind)
+        scores = heads.next_sentence(backbone.output, config)
+        return keras.Model(backbone.input, scores, name=self.kind)
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """One row per pair `text`, `text_pair`. `label`: is_next or 0, not_next or 1."""
+        encodings = encoded(examples, tokenizer, self.max_length, pair=True)
+        if not (targets and label_names.given(examples, "label")):
+            return made(encodings, tokenizer)
+        places = [label_names.index(example["label"], LABELS, example) for example in examples]
+        return made(encodings, tokenizer, targets=[np.asarray(place, np.int32) for place in places])
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """Softmax cross entropy."""
+        from tfllm.tasks import losses
+
+        return losses.CrossEntropy(label_smoothing, losses.weights_of(class_weights, LABELS))
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Accuracy."""
+        from tfllm.tasks import metrics
+
+        return [metrics.Accuracy()]
+
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+        """`{"label": "is_next" or "not_next", "scores": {label: probability}}`."""
+        return [named(softmax(np.asarray(output, np.float32))) for output in outputs]
+
+    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+        """`serving_default`: text, text_pair -> is_next (probability); and `tokens`."""
+        from tfllm.tasks import classification_graph
+
+        return classification_graph.next_sentence(self, model, graph_tokenizer)
+
+
+def named(probabilities: np.ndarray) -> dict[str, Any]:
+    """The answer for the probabilities [2] of LABELS."""
+    scores = {name: float(value) for name, value in zip(LABELS, probabilities, strict=True)}
+    return {"label": LABELS[int(np.argmax(probabilities))], "scores": scores}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
-from tfllm.tasks.base import Task, float32
+from tfllm.errors import DataError
+from tfllm.tasks import label_names, spans
+from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_of, where
 
 if TYPE_CHECKING:
     import keras
+
+    from tfllm.tokenizers.base import Tokenizer
 
 
 class QuestionAnswering(Task):
@@ -17,6 +23,7 @@ class QuestionAnswering(Task):
 
     kind: Literal["question_answering"] = "question_answering"
     max_length: int = Field(default=384, ge=8)
+    """Tokens of one window: [CLS] question [SEP] part of the context [SEP]."""
     stride: int = Field(default=128, ge=0)
     """Tokens that two windows of one context share."""
     max_answer_length: int = Field(default=30, ge=1)
@@ -24,15 +31,108 @@ class QuestionAnswering(Task):
     no_answer: bool = False
     """Questions may have no answer (SQuAD 2): the score of [CLS] is compared with the best span."""
     no_answer_threshold: float = 0.0
-    """How much the score of no answer must exceed the best span's."""
-    n_best: int = Field(default=20, ge=1)
-    """Start and end positions tried per window."""
+    """How much the raw score of no answer must exceed the best span's."""
+    n_best: int = Field(default=1, ge=1)
+    """Answers to give; above 1 the further ones stand in `alternatives`."""
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
-        """Logits [B, T, 2]: start and end."""
+        """Raw scores [B, T, 2]: start and end."""
         import keras
 
         from tfllm.layers import heads
 
-        logits = float32(heads.span(backbone.output, config))
-        return keras.Model(backbone.input, logits, name=self.kind)
+        return keras.Model(backbone.input, heads.span(backbone.output, config), name=self.kind)
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """A row per window of the context. Targets int [2]: first and last token of the answer.
+
+        [0, 0], the place of [CLS], where the window does not hold the whole answer.
+        """
+        learn = targets and label_names.given(examples, "answers")
+        encodings, owners, details, rows = [], [], [], []
+        for index, example in enumerate(examples):
+            question, context = text_of(example, "question"), text_of(example, "context")
+            span = self._gold(example) if learn else None
+            for encoding in tokenizer.encode_windows(
+                question, context, max_length=self.max_length, stride=self.stride
+            ):
+                offsets = np.asarray(encoding.offsets, np.int32).reshape(-1, 2)
+                inside = np.array([number == 1 for number in encoding.sequence_ids])
+                encodings.append(encoding)
+                owners.append(index)
+                details.append({"context": context, "offsets": offsets, "inside": inside})
+                place = spans.tokens_of(span, offsets, inside) if span else (0, 0)
+                rows.append(np.asarray(place, np.int32))
+        return made(
+            encodings,
+            tokenizer,
+            example=np.asarray(owners, np.int64),
+            details=details,
+            targets=rows if learn else None,
+        )
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """Half the sum of the start's and the end's cross entropy."""
+        from tfllm.tasks import losses
+
+        losses.refuse(self.kind, label_smoothing=label_smoothing, class_weights=class_weights)
+        return losses.SpanCrossEntropy()
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Share of windows with start and end right; exact match and F1 are evaluation's."""
+        from tfllm.tasks import metrics
+
+        return [metrics.mean("accuracy", metrics.span_right)]
+
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+        """`{"answer", "start", "end", "score"}`, characters of the context, best of all windows.
+
+        The best span has the highest sum of raw start and end score. `score` is its probability
+        under softmaxes over the context tokens and [CLS] of all windows. No answer: "", 0, 0.
+        """
+        rows_of: dict[int, list[int]] = {}
+        for row, owner in enumerate(features.example):
+            rows_of.setdefault(int(owner), []).append(row)
+        return [
+            self._answer(
+                [
+                    np.asarray(outputs[row], np.float32)[: len(features.token_ids[row])]
+                    for row in rows
+                ],
+                [features.details[row] for row in rows],
+            )
+            for rows in rows_of.values()
+        ]
+
+    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+        """`serving_default`: question, context -> answer, start, end, score; and `tokens`."""
+        from tfllm.tasks import span_graph
+
+        return span_graph.signatures(self, model, graph_tokenizer)
+
+    def _answer(self, windows: list[np.ndarray], details: list[dict[str, Any]]) -> dict[str, Any]:
+        total = spans.log_normalizer(windows, [detail["inside"] for detail in details])
+        ranked = spans.best(windows, details, self.max_answer_length, self.n_best)
+        nothing = {"answer": "", "start": 0, "end": 0}
+        none_score = min(float(scores[0].sum()) for scores in windows)
+        if not ranked:
+            ranked = [{**nothing, "score": none_score}]
+        elif self.no_answer and none_score > ranked[0]["score"] + self.no_answer_threshold:
+            ranked = [{**nothing, "score": none_score}, *ranked][: self.n_best]
+        for answer in ranked:
+            answer["score"] = float(np.exp(answer["score"] - total))
+        more = {"alternatives": ranked[1:]} if self.n_best > 1 else {}
+        return {**ranked[0], **more}
+
+    def _gold(self, example: Example) -> tuple[int, int] | None:
+        span = spans.gold(example)
+        if span is None and not self.no_answer:
+            raise DataError(
+                f"{where(example)}the question has no answer, and task.no_answer is false. "
+                "Remove the line, or set task.no_answer: true."
+            )
+        return span

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfllm.errors import SettingError
-from tfllm.tasks.base import Task, float32
+import numpy as np
+
+from tfllm.errors import DataError
+from tfllm.tasks import label_names, words
+from tfllm.tasks.base import (
+    IGNORED,
+    ClassWeights,
+    Example,
+    Features,
+    Task,
+    made,
+    text_of,
+    where,
+)
+from tfllm.tasks.classification import softmax
 
 if TYPE_CHECKING:
     import keras
+
+    from tfllm.tokenizers.base import Encoding, Tokenizer
 
 
 class TokenClassification(Task):
@@ -18,15 +34,141 @@ class TokenClassification(Task):
     labels: tuple[str, ...] = ()
     """Tags (`O`, `B-PER`, `I-PER`, ...) in the order of the outputs; empty: from the data."""
 
+    def completed(self, examples: Sequence[Example]) -> TokenClassification:
+        """Labels from the examples where none are named: O first, then B and I of each kind."""
+        if self.labels or not label_names.given(examples, "tags"):
+            return self
+        tags = {str(tag) for example in examples for tag in example["tags"]}
+        order = sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag) if "-" in tag else (0, tag))
+        return self.model_copy(update={"labels": tuple(order)})
+
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
-        """Logits [B, T, C]."""
+        """Raw scores [B, T, C]."""
         import keras
 
         from tfllm.layers import heads
 
-        if not self.labels:
-            raise SettingError(
-                "task.labels is empty. Name the tags, or give training data that has them."
+        size = label_names.needed(self.labels, "tags")
+        scores = heads.tag(backbone.output, config, size)
+        return keras.Model(backbone.input, scores, name=self.kind)
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """One row per example of `words`, or of `text`, whose words are read off its pieces.
+
+        Targets int [T]: the tag's place at the first piece of each word, -100 elsewhere. A row
+        longer than `max_length` is cut; words after the cut get the tag O in answers.
+        """
+        if not label_names.given(examples, "words"):
+            return self._text_features(examples, tokenizer)
+        encodings = [
+            tokenizer.encode_words(_words(example), max_length=self.max_length)
+            for example in examples
+        ]
+        details = [
+            _word_details(_words(example), encoding)
+            for example, encoding in zip(examples, encodings, strict=True)
+        ]
+        if not (targets and label_names.given(examples, "tags")):
+            return made(encodings, tokenizer, details=details)
+        rows = [
+            self._target(example, detail["places"], len(encoding))
+            for example, detail, encoding in zip(examples, details, encodings, strict=True)
+        ]
+        return made(encodings, tokenizer, details=details, targets=rows, per_token=True)
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """Softmax cross entropy over the words of the batch."""
+        from tfllm.tasks import losses
+
+        return losses.CrossEntropy(label_smoothing, losses.weights_of(class_weights, self.labels))
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Accuracy over words; entity-level F1 is tfllm.evaluation's."""
+        from tfllm.tasks import metrics
+
+        return [metrics.Accuracy()]
+
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+        """`{"entities": [{"text", "label", "start", "end", "score"}]}` in characters.
+
+        Examples that came as `words` also get `tags`, one per word; their characters are those of
+        the words joined by one space.
+        """
+        return [
+            self._answer(np.asarray(output, np.float32), detail)
+            for output, detail in zip(outputs, features.details, strict=True)
+        ]
+
+    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+        """`serving_default`: text -> labels, starts, ends, scores of its words; and `tokens`."""
+        from tfllm.tasks import text_graph
+
+        return text_graph.token_classification(self, model, graph_tokenizer)
+
+    def _answer(self, output: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
+        places = detail["places"]
+        seen = places >= 0
+        probabilities = softmax(output[places[seen]])  # [words seen, C]
+        best = probabilities.argmax(axis=-1)
+        tags = ["O"] * len(places)
+        for word, place in zip(np.flatnonzero(seen), best, strict=True):
+            tags[word] = self.labels[place]
+        scores = np.zeros(len(places), np.float32)
+        scores[seen] = probabilities.max(axis=-1)
+        found = words.entities(detail["text"], tags, detail["starts"], detail["ends"], scores)
+        return {"entities": found, **({"tags": tags} if detail["split"] else {})}
+
+    def _text_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
+        kinds = words.piece_kinds(tokenizer)
+        texts = [text_of(example) for example in examples]
+        encodings = tokenizer.encode_batch(texts, max_length=self.max_length)
+        details = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            pieces = np.asarray(encoding.ids[1:-1], np.int64)
+            offsets = np.asarray(encoding.offsets[1:-1], np.int64).reshape(-1, 2)
+            places, starts, ends = words.words_of(kinds[pieces], offsets)
+            details.append(
+                {"text": text, "split": False, "places": places + 1, "starts": starts, "ends": ends}
             )
-        logits = float32(heads.tag(backbone.output, config, len(self.labels)))
-        return keras.Model(backbone.input, logits, name=self.kind)
+        return made(encodings, tokenizer, details=details)
+
+    def _target(self, example: Example, places: np.ndarray, length: int) -> np.ndarray:
+        tags = example["tags"]
+        if not isinstance(tags, list | tuple) or len(tags) != len(places):
+            count = len(tags) if isinstance(tags, list | tuple) else "no list of"
+            raise DataError(
+                f"{where(example)}{len(places)} words but {count} tags. Give every word one tag."
+            )
+        result = np.full(length, IGNORED, np.int32)
+        for tag, place in zip(tags, places, strict=True):
+            index = label_names.index(tag, self.labels, example, "tag")
+            if place >= 0:
+                result[place] = index
+        return result
+
+
+def _words(example: Example) -> list[str]:
+    value = example["words"]
+    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        return list(value)
+    raise DataError(
+        f"{where(example)}the field 'words' is not a list of texts. Split the text into words, or "
+        "use the field 'text' to tag a text as it is."
+    )
+
+
+def _word_details(split: list[str], encoding: Encoding) -> dict[str, Any]:
+    """Where each word begins in the row (-1: no piece, or cut off) and in the joined text."""
+    places = np.full(len(split), -1)
+    for place in range(len(encoding.word_ids) - 1, -1, -1):
+        word = encoding.word_ids[place]
+        if word is not None:
+            places[word] = place
+    starts = np.cumsum([0, *(len(word) + 1 for word in split)])[:-1]
+    ends = starts + [len(word) for word in split]
+    text = " ".join(split)
+    return {"text": text, "split": True, "places": places, "starts": starts, "ends": ends}

@@ -1,0 +1,112 @@
+"""Answer spans: where a gold answer stands among tokens, and the best span of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import DataError
+from tfllm.tasks.base import Example, where
+
+
+def gold(example: Example) -> tuple[int, int] | None:
+    """The first gold answer as characters (start, end) of the context; None for no answer.
+
+    Where the answer's text does not stand at its start, the nearest place where it does is taken.
+    Raises DataError when the context does not hold it.
+    """
+    answers = example["answers"]
+    texts = answers.get("text") if isinstance(answers, dict) else None
+    starts = answers.get("start") if isinstance(answers, dict) else None
+    if not isinstance(texts, list | tuple) or not isinstance(starts, list | tuple):
+        raise DataError(
+            f"{where(example)}the field 'answers' must be "
+            '{"text": [...], "start": [...]}, both lists.'
+        )
+    if not texts or not texts[0]:
+        return None
+    text, context = str(texts[0]), example["context"]
+    start = int(starts[0]) if starts else 0
+    if not context.startswith(text, start) or start < 0:
+        start = _nearest(context, text, start)
+    if start < 0:
+        raise DataError(
+            f"{where(example)}the answer '{text[:60]}' does not stand in the context. "
+            "Correct the line; answers are cut out of the context, letter by letter."
+        )
+    return start, start + len(text)
+
+
+def tokens_of(span: tuple[int, int], offsets: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
+    """First and last token of the characters `span`; (0, 0) where they are not all in the window.
+
+    `offsets` int [T, 2], `inside` bool [T]: tokens of the context.
+    """
+    places = np.flatnonzero(inside)
+    if not len(places) or offsets[places[0], 0] > span[0] or offsets[places[-1], 1] < span[1]:
+        return 0, 0
+    touched = places[(offsets[places, 0] < span[1]) & (offsets[places, 1] > span[0])]
+    return (int(touched[0]), int(touched[-1])) if len(touched) else (0, 0)
+
+
+def candidates(
+    scores: np.ndarray, inside: np.ndarray, longest: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every allowed span of one window: sum of raw scores, first token, last token.
+
+    `scores` float32 [T, 2], `inside` bool [T] without gaps, `longest` in tokens.
+    """
+    places = np.flatnonzero(inside)
+    start, end = scores[places, 0], scores[places, 1]
+    steps = np.arange(min(longest, len(places)))
+    last = np.arange(len(places))[:, None] + steps  # [C, L]
+    first, step = np.nonzero(last < len(places))
+    last = first + step
+    return start[first] + end[last], places[first], places[last]
+
+
+def log_normalizer(windows: Sequence[np.ndarray], inside: Sequence[np.ndarray]) -> float:
+    """log of sum(e^start) * sum(e^end) over the context tokens and [CLS] of all windows."""
+    allowed = np.concatenate(
+        [
+            scores[np.concatenate([[True], mask[1:]])]
+            for scores, mask in zip(windows, inside, strict=True)
+        ]
+    )
+    top = allowed.max(axis=0)
+    return float(np.sum(top + np.log(np.exp(allowed - top).sum(axis=0))))
+
+
+def best(
+    windows: Sequence[np.ndarray], details: Sequence[dict[str, Any]], longest: int, count: int
+) -> list[dict[str, Any]]:
+    """The `count` best different spans over all windows of one example, best first.
+
+    `windows`: raw scores float32 [T, 2] each; `details`: `offsets` [T, 2], `inside` [T], `context`.
+    """
+    found: dict[tuple[int, int], float] = {}
+    for scores, detail in zip(windows, details, strict=True):
+        sums, first, last = candidates(scores, detail["inside"], longest)
+        # A span stands in several windows at most, so that a few more candidates are enough.
+        for place in np.argsort(-sums, kind="stable")[: count + len(windows)]:
+            span = (
+                int(detail["offsets"][first[place], 0]),
+                int(detail["offsets"][last[place], 1]),
+            )
+            found[span] = max(found.get(span, -np.inf), float(sums[place]))
+    ranked = sorted(found.items(), key=lambda item: -item[1])[:count]
+    context = details[0]["context"]
+    return [
+        {"answer": context[start:end], "start": start, "end": end, "score": score}
+        for (start, end), score in ranked
+    ]
+
+
+def _nearest(context: str, text: str, start: int) -> int:
+    """The occurrence of `text` nearest to `start`, -1 where there is none."""
+    after = context.find(text, max(start, 0))
+    before = context.rfind(text, 0, max(start, 0) + len(text))
+    found = [place for place in (before, after) if place >= 0]
+    return min(found, key=lambda place: abs(place - start), default=-1)
