@@ -71,7 +71,7 @@ def test_a_label_by_name_or_by_index():
 
 def test_an_unknown_label_is_named_with_its_line():
     given = answers_of([[0.9, 0.1]], ["no", "yes"])
-    with pytest.raises(DataError, match="dev.tsv:7: the label 'maybe' is not one of .*no, yes"):
+    with pytest.raises(DataError, match="dev.tsv:7: unknown label 'maybe'. Known: no, yes"):
         measures.single_label(given, [{"label": "maybe", "_where": "dev.tsv:7"}])
 
 

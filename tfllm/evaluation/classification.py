@@ -16,6 +16,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from tfllm.errors import DataError
+from tfllm.tasks import label_names
 
 BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
@@ -31,7 +32,7 @@ def single_label(answers: Answers, examples: Examples) -> dict[str, Any]:
     those of the second one, as GLUE counts them; with more, `auc` is the mean of one-vs-rest.
     """
     labels = list(answers[0]["scores"])
-    gold = np.array([label_index(example["label"], labels, example) for example in examples])
+    gold = np.array([label_names.index(example["label"], labels, example) for example in examples])
     predicted = np.array([labels.index(answer["label"]) for answer in answers])
     scores = score_matrix(answers, labels)
     present = list(range(len(labels)))
@@ -70,7 +71,7 @@ def multi_label(answers: Answers, examples: Examples) -> dict[str, Any]:
         "mcc": float(np.mean([_mcc(gold[:, c], predicted[:, c]) for c in columns])),
         "auc": float(np.mean(defined)) if defined else None,
         "calibration_error": calibration_error(
-            np.maximum(scores, 1 - scores).ravel(), ((scores >= 0.5) == gold).ravel()
+            np.maximum(scores, 1 - scores).ravel(), ((scores > 0.5) == gold).ravel()
         ),
         "per_class": _per_class(gold, predicted, labels),
     }
@@ -135,20 +136,6 @@ def calibration_bins(
 def score_matrix(answers: Answers, labels: Sequence[str]) -> np.ndarray:
     """float64 [examples, labels] from the answers' `scores`."""
     return np.array([[answer["scores"][label] for label in labels] for answer in answers])
-
-
-def label_index(label: Any, labels: Sequence[str], example: dict[str, Any]) -> int:
-    """The place of a gold label, given by its name or its index, among the model's labels."""
-    if str(label) in labels:
-        return labels.index(str(label))
-    if isinstance(label, int | np.integer) and 0 <= label < len(labels):
-        return int(label)
-    where = f"{example['_where']}: " if "_where" in example else ""
-    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-    raise DataError(
-        f"{where}the label '{label}' is not one of the model's labels ({shown}). Correct the "
-        "line, or measure a model that was trained with this label."
-    )
 
 
 def number(example: dict[str, Any]) -> float:
@@ -217,5 +204,5 @@ def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:
 def _indicator(chosen: Any, labels: Sequence[str], example: dict[str, Any]) -> list[int]:
     """[labels] of 0 and 1 from a list of names or indices."""
     chosen = [chosen] if isinstance(chosen, str | int) else chosen
-    places = {label_index(label, labels, example) for label in chosen}
+    places = {label_names.index(label, labels, example) for label in chosen}
     return [int(index in places) for index in range(len(labels))]

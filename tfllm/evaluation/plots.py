@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tfllm.tasks.label_names import index
+
 DOTS_PER_INCH = 150
 MOST_LABELS_WITH_COUNTS = 25  # with more, the numbers inside the fields cannot be read
 LONGEST_LABEL = 18  # characters
@@ -32,7 +34,7 @@ def write_plots(
     matrix = measured.get("confusion_matrix")
     if matrix is None:
         return []
-    from tfllm.evaluation.classification import calibration_bins, label_index
+    from tfllm.evaluation.classification import calibration_bins
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -40,7 +42,7 @@ def write_plots(
     confidence = np.array([max(answer["scores"].values()) for answer in answers])
     correct = np.array(
         [
-            labels.index(answer["label"]) == label_index(example["label"], labels, example)
+            labels.index(answer["label"]) == index(example["label"], labels, example)
             for answer, example in zip(answers, examples, strict=True)
         ]
     )

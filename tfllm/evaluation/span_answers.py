@@ -12,7 +12,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = set(string.punctuation)
@@ -25,11 +25,13 @@ LATIN_PIECE = re.compile(r"\w+|[^\w\s]")
 # A text is Chinese when at least this share of its letters is.
 CHINESE_SHARE = 0.3
 
-LANGUAGES = ("auto", "en", "zh")
+Language = Literal["auto", "en", "zh"]
 
 
 def question_answering(
-    answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]], language: str = "auto"
+    answers: Sequence[dict[str, Any]],
+    examples: Sequence[dict[str, Any]],
+    language: Language = "auto",
 ) -> dict[str, Any]:
     """`exact_match` and `f1`, the best over an example's gold answers, as the official scripts.
 
@@ -115,7 +117,7 @@ def segments(text: str) -> list[str]:
 
 
 def _rules(
-    example: dict[str, Any], language: str, version_2: bool
+    example: dict[str, Any], language: Language, version_2: bool
 ) -> tuple[Callable[[str, str], float], Callable[[str, str], float], Callable]:
     """(exact, f1, the gold texts that count) for one example."""
     read = f"{example.get('question', '')} {example.get('context', '')}"

@@ -1,0 +1,152 @@
+"""tfllm benchmark: latency, throughput and memory of a checkpoint or an artifact."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """Examples:
+
+tfllm benchmark runs/sst2
+
+tfllm benchmark exports/sst2/model.tflite --batch-sizes 1 --length 16,64 --json
+
+tfllm benchmark exports/sst2 --input reviews.txt --seconds 20
+"""
+
+
+def benchmark(
+    model: Annotated[str, typer.Argument(help="Checkpoint, run, SavedModel or .tflite file.")],
+    batch_sizes: Annotated[str, typer.Option(help="Texts per call, comma between.")] = "1,32",
+    length: Annotated[
+        str | None,
+        typer.Option(help="Tokens per text, comma between; 16 and the task's own if unset."),
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option(help="Real inputs instead: text lines, JSON lines or a table.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each row.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, not a table.")] = False,
+    output: Annotated[str | None, typer.Option(help="File for the JSON.")] = None,
+) -> None:
+    """Time from text to answer (percentiles, texts per second), peak memory, size on disk.
+
+    Calls go one after another in this process; loading and warm-up are not part of the times.
+    """
+    import json
+    import time
+
+    from tfllm.cli.output import progress_bar, result_file
+    from tfllm.evaluation import inputs
+    from tfllm.evaluation.reading import settings_for
+
+    batches = _numbers(batch_sizes, "--batch-sizes")
+    lengths = _numbers(length, "--length") if length else []
+    given = list(inputs.read_inputs(input, settings_for(model, input).reading)) if input else []
+
+    from tfllm.evaluation import benchmark as measuring
+    from tfllm.evaluation.harness import open_model, versions
+
+    start = time.perf_counter()
+    predictor = open_model(model)
+    load_seconds = time.perf_counter() - start
+    sets = _example_sets(predictor, lengths, given, max(batches))
+    rows = []
+    with progress_bar("measured", len(sets) * len(batches)) as advance:
+        for name, examples in sets.items():
+            for batch_size in batches:
+                row = measuring.measure_speed(predictor, examples, batch_size, seconds)
+                rows.append({"length": name, **row})
+                advance(1)
+    result = {
+        **predictor.describe(),
+        "model": model,
+        "load_seconds": round(load_seconds, 3),
+        "rows": rows,
+        "peak_memory_bytes": measuring.peak_memory_bytes(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    if output or as_json:
+        with result_file(output) as file:
+            json.dump(result, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+    if not as_json:
+        print("\n".join(table(result)))
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    from tfllm.errors import SettingError
+
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise SettingError(f"{option}: '{text}' is not a list of numbers. Write it as 1,32.")
+    return numbers
+
+
+SHORT = 16  # tokens
+
+
+def _example_sets(
+    predictor: Any, lengths: list[int], given: list[dict[str, Any]], largest: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Name of the row -> examples."""
+    from tfllm.errors import SettingError
+    from tfllm.evaluation import inputs
+    from tfllm.evaluation.benchmark import DIFFERENT_BATCHES, sample_examples
+
+    if given:
+        return {"as given": list(inputs.check(given, predictor.task))}
+    longest = predictor.task.max_length
+    if lengths and max(lengths) > longest:
+        raise SettingError(
+            f"--length: {max(lengths)} tokens, but the model's rows have at most {longest}. "
+            "Choose a smaller one."
+        )
+    return {
+        str(tokens): sample_examples(
+            predictor.task, predictor.vocabulary, tokens, DIFFERENT_BATCHES * largest
+        )
+        for tokens in lengths or sorted({min(SHORT, longest), longest})
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor and the number of cores that this process may use."""
+    import os
+    import platform
+    from pathlib import Path
+
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        lines = information.read_text(errors="replace").splitlines()
+        name = next(
+            (s.partition(":")[2].strip() for s in lines if s.startswith("model name")), name
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": name, "cores": cores, "system": platform.system()}
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The result as lines for people."""
+    megabyte = 2**20
+    lines = [
+        f"{result['model']}: {result['kind']}, {result['size_bytes'] / megabyte:.1f} MiB, "
+        f"loaded in {result['load_seconds']:.1f} s, "
+        f"peak memory {result['peak_memory_bytes'] / megabyte:,.0f} MiB",
+        f"{'tokens':>9} {'batch':>6} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'texts/s':>10}",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"{row['length']:>9} {row['batch_size']:>6} {row['p50_ms']:>9.2f} "
+            f"{row['p90_ms']:>9.2f} {row['p99_ms']:>9.2f} {row['texts_per_second']:>10.1f}"
+        )
+    return lines
+
+
+COMMANDS = {"": benchmark}

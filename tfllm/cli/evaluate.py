@@ -1,0 +1,124 @@
+"""tfllm evaluate: measures of a checkpoint or an artifact on a data file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """Examples:
+
+tfllm evaluate runs/sst2 --data dev.tsv --output results.json --plots plots
+
+tfllm evaluate exports/sst2 --data dev.tsv --set columns.text=sentence --set columns.label=label
+
+tfllm evaluate runs/stsb/checkpoint --data sts.csv.gz --set header=false --set columns.label=4
+
+tfllm evaluate exports/squad/model.tflite --data dev-v2.0.json --limit 500
+"""
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint, run, SavedModel or .tflite file.")],
+    data: Annotated[
+        str, typer.Option(help="File with gold answers: .tsv .csv .jsonl .json .conll .parquet")
+    ],
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="How the file is read: format, columns.FIELD, header, labels.NAME, language.",
+        ),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="JSON file for the result.")] = None,
+    plots: Annotated[
+        str | None, typer.Option(help="Directory for confusion_matrix.png and calibration.png.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many examples, from the start.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples answered at once.")] = 32,
+) -> None:
+    """Measures of the model's task on a file: the same for checkpoints and artifacts."""
+    import itertools
+    import json
+    from pathlib import Path
+
+    from tfllm.cli.output import progress_bar, result_file
+    from tfllm.data import sources
+    from tfllm.errors import StorageError
+    from tfllm.evaluation.reading import settings_for
+
+    settings = settings_for(model, data, set or [])
+    examples = list(itertools.islice(sources.read(data, settings.reading), limit))
+    if plots and Path(plots).is_file():
+        raise StorageError(f"--plots: '{plots}' is a file. Name a directory.")
+
+    from tfllm.evaluation.harness import measured_answers, open_model, report
+
+    predictor = open_model(model)
+    with progress_bar("measured", len(examples)) as advance:
+        result = measured_answers(
+            predictor, examples, batch_size=batch_size, progress=advance, language=settings.language
+        )
+    if plots:
+        from tfllm.evaluation.plots import write_plots
+
+        write_plots(result.metrics, result.answers, result.examples, plots)
+    written = report(result, model=model, data=data)
+    if output:
+        with result_file(output) as file:
+            json.dump(written, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+    print("\n".join(table(written)))
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The result as lines for people: numbers, then one row per class, then the matrix."""
+    metrics = result["metrics"]
+    lines = [
+        f"{result['model']} on {result['data']}: {result['examples']:,} examples in "
+        f"{result['seconds']:.1f} s"
+    ]
+    width = max((len(name) for name in metrics), default=0)
+    for name, value in metrics.items():
+        if not isinstance(value, dict):
+            lines.append(f"  {name:<{width}}  {_shown(value)}")
+    if classes := metrics.get("per_class"):
+        columns = list(next(iter(classes.values())))
+        rows = [[name, *map(_shown, row.values())] for name, row in classes.items()]
+        lines += ["", *_aligned([["class", *columns], *rows])]
+    matrix = metrics.get("confusion_matrix")
+    if matrix and len(matrix["labels"]) <= WIDEST_MATRIX:
+        rows = [
+            [name, *map(str, row)]
+            for name, row in zip(matrix["labels"], matrix["counts"], strict=True)
+        ]
+        lines += ["", *_aligned([["gold \\ answered", *matrix["labels"]], *rows])]
+    return lines
+
+
+WIDEST_MATRIX = 10  # labels; a wider one is in the JSON and in the picture
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    from rich.cells import cell_len  # a Chinese character takes two columns
+
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            " " * (width - cell_len(cell)) + cell for cell, width in zip(row, widths, strict=True)
+        ]
+        cells[0] = row[0] + " " * (widths[0] - cell_len(row[0]))
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+COMMANDS = {"": evaluate}

@@ -1,0 +1,65 @@
+"""Result files and progress bars, alike for every verb."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tfllm.errors import StorageError
+
+
+@contextmanager
+def result_file(path: str | None) -> Iterator[IO[str]]:
+    """A text file under a temporary name beside `path`, renamed to it when the block succeeds.
+
+    After an error or Ctrl-C nothing is left and an older file stands as it was. None: stdout.
+    Raises StorageError when the place cannot be written.
+    """
+    if path is None:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    target = Path(path)
+    if target.is_dir():
+        raise StorageError(f"--output: '{target}' is a directory. Name a file in it.")
+    if not target.parent.is_dir():
+        raise StorageError(f"--output: there is no directory '{target.parent}'. Make it first.")
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # what open() would have given
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def progress_bar(what: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr while the block runs, moved by calling what it yields with an amount.
+
+    Without a terminal nothing is drawn.
+    """
+    if not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda amount: progress.advance(task, amount)

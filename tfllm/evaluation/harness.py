@@ -1,0 +1,153 @@
+"""Opens whatever can answer, and measures it: the same numbers for every kind of file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfllm.errors import ArtifactError, DataError
+from tfllm.evaluation.metrics import headline, measure
+from tfllm.evaluation.predictor import BATCH_SIZE, Answer, Example, Predictor, Progress
+from tfllm.tasks import Task
+
+__all__ = ["Measured", "evaluate", "headline", "measured_answers", "open_model", "report"]
+
+# The gold fields of which an example must have the first set, by the task's kind.
+GOLD: dict[str, tuple[str, ...]] = {
+    "classification": ("label",),
+    "next_sentence": ("label",),
+    "token_classification": ("words", "tags"),
+    "question_answering": ("answers",),
+    "embedding": ("text_pair",),
+    "masked_lm": (),
+}
+
+PACKAGES = ("tfllm", "keras", "tensorflow", "tensorflow-text", "ai-edge-litert", "numpy")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measures of one model on some examples, and the answers that they were made from."""
+
+    metrics: dict[str, Any]
+    answers: list[Answer]
+    examples: Sequence[Example]
+    seconds: float  # of answering: tokenizing included, loading not
+
+
+def open_model(source: str | Path) -> Predictor:
+    """A predictor for a tfllm checkpoint, a run, a Hugging Face directory or hub id, a SavedModel
+    (its directory, or the one of its versions), or a .tflite file or the directory of one.
+
+    Raises CheckpointError or ArtifactError naming what does not fit.
+    """
+    path = Path(source)
+    if path.suffix == ".tflite" or (path / "model.tflite").is_file():
+        from tfllm.evaluation.tflite_model import open_tflite
+
+        if not path.exists():
+            raise ArtifactError(f"There is no file '{path}'. Check the path.")
+        return open_tflite(path)
+    from tfllm.evaluation.savedmodel_model import open_savedmodel, version_folder
+
+    if folder := version_folder(path):
+        return open_savedmodel(folder)
+    from tfllm.evaluation.checkpoint_model import open_checkpoint
+
+    return open_checkpoint(str(source))
+
+
+def evaluate(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The measures of the predictor's task over examples with gold fields (METRICS has them).
+
+    `options`: `language` for span answers. Raises DataError for an example without gold fields.
+    """
+    measured = measured_answers(
+        predictor, examples, batch_size=batch_size, progress=progress, **options
+    )
+    return measured.metrics
+
+
+def measured_answers(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Measured:
+    """As `evaluate`, with the answers and the time."""
+    task = predictor.task
+    if not examples:
+        raise DataError("There are no examples to measure on. Give a file with at least one.")
+    check_gold(examples, task)
+    start = time.perf_counter()
+    if task.kind == "masked_lm":
+        answers = _hidden_tokens(predictor, examples, batch_size, progress)
+    else:
+        answers = predictor.answers(examples, batch_size, progress)
+    seconds = time.perf_counter() - start
+    if task.kind != "question_answering":
+        options.pop("language", None)
+    return Measured(measure(task, answers, examples, **options), answers, examples, seconds)
+
+
+def check_gold(examples: Sequence[Example], task: Task) -> None:
+    """Raises DataError, naming file and line, for the first example that cannot be measured."""
+    for example in examples:
+        for field in GOLD[task.kind]:
+            if example.get(field) is None:
+                raise DataError(
+                    f"{example.get('_where', 'example')}: the field '{field}' is missing, without "
+                    f"which a model for {task.kind.replace('_', ' ')} cannot be measured. Name its "
+                    f"column: --set columns.{field}=NAME."
+                )
+        if task.kind == "classification":
+            task.target(example)  # type: ignore[attr-defined]  # raises for an unknown label
+
+
+def report(measured: Measured, *, model: str, data: str) -> dict[str, Any]:
+    """What `tfllm evaluate --output` writes."""
+    return {
+        "metrics": measured.metrics,
+        "examples": len(measured.examples),
+        "seconds": round(measured.seconds, 3),
+        "model": model,
+        "data": data,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a number depends on, where installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _hidden_tokens(
+    predictor: Predictor, examples: Sequence[Example], batch_size: int, progress: Progress | None
+) -> list[Answer]:
+    hidden_tokens = getattr(predictor, "hidden_tokens", None)
+    if hidden_tokens is None:
+        raise ArtifactError(
+            "A masked language model is measured on hidden tokens, which a file that takes text "
+            "cannot be given. Measure the checkpoint that it was exported from."
+        )
+    return hidden_tokens(examples, batch_size, progress)

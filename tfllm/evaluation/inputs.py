@@ -1,0 +1,102 @@
+"""Inputs to answer, from a file or standard input, one at a time.
+
+Plain text has one input a line, and a blank line is an input too, so that the n-th answer belongs
+to the n-th line. Tables and JSON lines are read as training data is; gold labels in them are left
+out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tfllm.data import sources
+from tfllm.data.lines import STANDARD_INPUT, open_file, read_lines
+from tfllm.data.sources import Format, Reading
+from tfllm.errors import DataError
+from tfllm.tasks import Task
+
+BEGINNING_BYTES = 4096
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+# The fields of which an example must have the first set, or the second.
+FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "classification": (("text",),),
+    "token_classification": (("words",), ("text",)),
+    "question_answering": (("question", "context"),),
+    "embedding": (("text",),),
+    "masked_lm": (("text",),),
+    "next_sentence": (("text", "text_pair"),),
+}
+GOLD = ("label", "tags", "answers")
+
+
+def read_inputs(path: str, settings: Reading | None = None) -> Iterator[dict[str, Any]]:
+    """Inputs of a file, or of standard input for "-", with `_where`. Raises DataError.
+
+    Without a format in `settings` the file's ending says it; where that says nothing, and for
+    standard input, a beginning "{" means JSON lines and anything else plain text.
+    """
+    settings = settings or Reading()
+    ending = Path(path.removesuffix(".gz")).suffix.lower()
+    format = settings.format or sources.ENDINGS.get(ending) or _looks_like(path)
+    if format == "text":
+        for number, line in read_lines(path):
+            yield {"text": line, "_where": f"{path}:{number}"}
+        return
+    for example in sources.read(path, settings.model_copy(update={"format": format})):
+        yield {name: value for name, value in example.items() if name not in GOLD}
+
+
+def from_texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Inputs given on the command line: plain text, or JSON objects with the fields of a line."""
+    for number, text in enumerate(texts, 1):
+        where = f"argument {number}"
+        try:
+            data = json.loads(text) if text.lstrip().startswith("{") else None
+        except json.JSONDecodeError:
+            data = None  # a text that begins with a brace
+        fields = data if isinstance(data, dict) else {"text": text}
+        yield {**fields, "_where": where}
+
+
+def check(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:
+    """The same examples, unless one lacks a field that the task reads: DataError."""
+    choices = FIELDS[task.kind]
+    if getattr(task, "pair", False):
+        choices = (("text", "text_pair"),)
+    for example in examples:
+        names = next((names for names in choices if names[0] in example), choices[0])
+        for name in names:
+            _check_field(example, name, task)
+        yield example
+
+
+def _check_field(example: dict[str, Any], name: str, task: Task) -> None:
+    value = example.get(name)
+    if name == "words":
+        if isinstance(value, list) and all(isinstance(word, str) for word in value):
+            return
+    elif isinstance(value, str):
+        return
+    wanted = "a list of words" if name == "words" else "a text"
+    found = "is missing" if value is None else f"is not {wanted}"
+    fields = " and ".join(f"'{name}'" for name in FIELDS[task.kind][0])
+    raise DataError(
+        f"{example.get('_where', 'input')}: the field '{name}' {found}. A model for "
+        f"{task.kind.replace('_', ' ')} reads JSON lines with {fields}; name other columns with "
+        f"--set columns.{name}=NAME."
+    )
+
+
+def _looks_like(path: str) -> Format:
+    """jsonl where the first character is a brace, else text."""
+    file = open_file(path)
+    if path == STANDARD_INPUT:
+        start = file.peek(BEGINNING_BYTES)  # type: ignore[attr-defined]
+    else:
+        with file:
+            start = file.read(BEGINNING_BYTES)
+    return "jsonl" if start.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"{") else "text"

@@ -1,0 +1,81 @@
+"""The measures of every task, over its answers and the examples' gold fields.
+
+The answers are the dicts that `tfllm predict` writes, so the same code measures a checkpoint, a
+SavedModel and a TFLite file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tfllm.evaluation.classification import multi_label, regression, single_label
+from tfllm.evaluation.embedding import embedding
+from tfllm.evaluation.span_answers import question_answering
+from tfllm.evaluation.tagging import token_classification
+from tfllm.tasks import Task
+
+Measure = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
+
+
+def masked_lm(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> dict:
+    """Over the hidden tokens: accuracy at 1 and at 5, and perplexity.
+
+    `answers`: {"ranks": [...], "log_probabilities": [...]}, of the right token at every hidden
+    place; rank 1 is the best, the logarithm is natural.
+    """
+    ranks = [rank for answer in answers for rank in answer["ranks"]]
+    logs = [value for answer in answers for value in answer["log_probabilities"]]
+    if not ranks:
+        return {"accuracy_at_1": None, "accuracy_at_5": None, "perplexity": None, "tokens": 0}
+    return {
+        "accuracy_at_1": sum(rank <= 1 for rank in ranks) / len(ranks),
+        "accuracy_at_5": sum(rank <= 5 for rank in ranks) / len(ranks),
+        "perplexity": math.exp(-sum(logs) / len(logs)),
+        "tokens": len(ranks),
+    }
+
+
+METRICS: dict[str, Measure] = {
+    "single_label": single_label,
+    "multi_label": multi_label,
+    "regression": regression,
+    "token_classification": token_classification,
+    "question_answering": question_answering,
+    "embedding": embedding,
+    "masked_lm": masked_lm,
+    "next_sentence": single_label,
+}
+
+# The one number that stands for a task where only one can: higher is better, 1 is perfect.
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "single_label": ("accuracy",),
+    "multi_label": ("f1_micro",),
+    "regression": ("spearman",),
+    "token_classification": ("f1",),
+    "question_answering": ("f1",),
+    "embedding": ("spearman", "mrr"),
+    "masked_lm": ("accuracy_at_1",),
+    "next_sentence": ("accuracy",),
+}
+
+
+def measure(
+    task: Task,
+    answers: Sequence[dict[str, Any]],
+    examples: Sequence[dict[str, Any]],
+    **options: Any,
+) -> dict[str, Any]:
+    """The measures of the task's kind. `options` go to it: `language` for question answering."""
+    return METRICS[_kind(task)](answers, examples, **options)
+
+
+def headline(task: Task, measured: dict[str, Any]) -> tuple[str, float | None]:
+    """(name, value) of the one measure that stands for the task."""
+    name = next((name for name in HEADLINES[_kind(task)] if name in measured), "")
+    return name, measured.get(name)
+
+
+def _kind(task: Task) -> str:
+    return getattr(task, "problem", task.kind)

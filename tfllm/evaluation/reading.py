@@ -1,0 +1,73 @@
+"""How a file to measure or answer is read: what the model's own run or export says, then options.
+
+A run directory keeps its recipe, and an artifact its profile; both may name the columns of the
+data. They hold where the file at hand is of the same format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfllm import config
+from tfllm.data.sources import ENDINGS, Reading
+from tfllm.evaluation.span_answers import Language
+
+
+class Settings(Reading):
+    """The keys of `--set`."""
+
+    language: Language = "auto"
+    """Rules for span answers: "en" (SQuAD), "zh" (CMRC), or found per example."""
+
+    @property
+    def reading(self) -> Reading:
+        """Without what does not concern the file."""
+        return Reading(**{name: getattr(self, name) for name in Reading.model_fields})
+
+
+def settings_for(model: str, path: str, overrides: Sequence[str] = ()) -> Settings:
+    """Settings for reading `path`. Raises SettingError for an unknown key in `overrides`."""
+    data: dict[str, Any] = dict(_recorded(Path(model), path))
+    for override in overrides:
+        keys, value = config.parse_override(override)
+        if keys == ("columns",) or keys == ("format",):
+            data.pop("columns", None)
+        data = config.replaced(data, keys, value, override)
+    return config.build(data, Settings, source="--set")
+
+
+def _recorded(model: Path, path: str) -> dict[str, Any]:
+    """What the run or the artifact says about a file like `path`."""
+    recorded = _of_run(model) or _of_artifact(model)
+    known = {name: recorded[name] for name in Reading.model_fields if name in recorded}
+    files = [recorded.get(name) or () for name in ("train", "validation")]
+    endings = {
+        _ending(str(file)) for some in files for file in ([some] if isinstance(some, str) else some)
+    }
+    if endings:
+        return known if _ending(path) in endings else {}
+    return known if known.get("format") in (None, ENDINGS.get(_ending(path))) else {}
+
+
+def _of_run(model: Path) -> dict[str, Any]:
+    for folder in (model, model.parent):
+        recipe = folder / "recipe.yaml"
+        if recipe.is_file():
+            return config.read_yaml(recipe)[0].get("data") or {}
+    return {}
+
+
+def _of_artifact(model: Path) -> dict[str, Any]:
+    folder = model if model.is_dir() else model.parent
+    try:
+        described = json.loads((folder / "tfllm.json").read_text(encoding="utf-8"))
+        return described["profile"]["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _ending(path: str) -> str:
+    return Path(path.removesuffix(".gz")).suffix.lower()
