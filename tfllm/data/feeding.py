@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tfllm.data.batching import Batch
+from tfllm.data.batching import Batches
 
 
 class Rows(Protocol):
@@ -18,30 +18,39 @@ class Rows(Protocol):
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]: ...
 
 
-def dataset(features: Rows, inputs: list[str], batches: Callable[[], Iterator[Batch]]) -> Any:
-    """(inputs {name: int32 [B, T]}, targets [B, ...]) of the batches that `batches()` yields.
+def dataset(
+    features: Callable[[int], Rows],
+    batches: Batches,
+    inputs: list[str],
+    epoch: int = 0,
+    step: int = 0,
+) -> Any:
+    """(inputs {name: int32 [B, T]}, targets [B, ...]) without end, from a step of an epoch on.
 
-    `inputs` names what the model asks for. B and T differ from batch to batch.
+    `features(epoch)` gives the rows of an epoch, `inputs` names what the model asks for. B and T
+    differ from batch to batch.
     """
     import tensorflow as tf
 
     def generate() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        for batch in batches():
-            arrays, targets = features.batch(batch.rows, batch.length)
-            assert targets is not None, "training rows have targets"
-            yield {name: arrays[name] for name in inputs}, targets
+        now, first = epoch, step
+        while True:
+            rows = features(now)
+            for batch in batches.epoch(now)[first:]:
+                arrays, targets = rows.batch(batch.rows, batch.length)
+                assert targets is not None, "training rows have targets"
+                yield {name: arrays[name] for name in inputs}, targets
+            now, first = now + 1, 0
 
-    _, targets = features.batch(np.arange(1))
-    assert targets is not None, "training rows have targets"
+    def targets_of(length: int) -> np.ndarray:
+        _, targets = features(epoch).batch(batches.units[0], length)
+        assert targets is not None, "training rows have targets"
+        return targets
+
+    short, long = targets_of(8), targets_of(16)
+    shape = [None if a != b else a for a, b in zip(short.shape, long.shape, strict=True)]
     signature = (
         {name: tf.TensorSpec((None, None), tf.int32) for name in inputs},
-        tf.TensorSpec(_target_shape(targets, features), tf.as_dtype(targets.dtype)),
+        tf.TensorSpec((None, *shape[1:]), tf.as_dtype(short.dtype)),
     )
-    result = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return result.prefetch(4)
-
-
-def _target_shape(targets: np.ndarray, features: Rows) -> tuple[int | None, ...]:
-    """[None, ...] with None where the size follows the batch's length."""
-    per_token = getattr(features, "per_token", False)
-    return (None, None) if per_token else (None, *targets.shape[1:])
+    return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(4)

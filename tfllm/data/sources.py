@@ -20,7 +20,7 @@ FIELDS = (
     "text", "text_pair", "label", "words", "tags", "question", "context", "answers", "id",
 )  # fmt: skip
 
-# Each reader yields (place, raw columns); a column's key is its name, or without a header its index.
+# Each reader yields (place, raw columns), by column name or, without a header, by index.
 FORMATS = {
     "text": documents.read_text,
     "tsv": tables.read_tsv,

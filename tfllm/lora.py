@@ -1,0 +1,129 @@
+"""Low-rank adapters (Hu et al. 2021): a few trained numbers beside frozen matrices.
+
+Built on Keras' `enable_lora`: the layer computes x (W + B A * alpha / rank). Heads are trained in
+full. Adapters are saved alone (a few hundred kB), and merged into a plain model of the same shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfllm.errors import CheckpointError, SettingError, did_you_mean
+
+WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
+ADAPTED = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
+# The layers after the backbone, which start untrained and so are trained whole.
+HEADS = (
+    "pooler",
+    "classifier",
+    "span",
+    "next_sentence",
+    "transform",
+    "transform_norm",
+    "token_bias",
+)
+
+
+def enable(
+    model: Any,
+    rank: int = 8,
+    targets: Sequence[str] = ("query", "value"),
+    alpha: float | None = None,
+) -> list[str]:
+    """Adds adapters to the layers named in `targets`, and freezes all but them and the heads.
+
+    Returns the paths of the adapted layers. Raises SettingError for a name that no layer has.
+    """
+    able = [layer for layer in model._flatten_layers() if hasattr(layer, "enable_lora")]
+    names = {layer.name for layer in able}
+    for target in targets:
+        if target not in names:
+            raise SettingError(
+                f"model.lora.targets: no layer '{target}' can have an adapter. "
+                f"{did_you_mean(target, names)}"
+            )
+    chosen = [layer for layer in able if layer.name in targets and layer.name not in HEADS]
+    for layer in chosen:
+        layer.enable_lora(rank, lora_alpha=alpha)
+    for variable in model.variables:
+        parts = variable.path.split("/")
+        variable.trainable = parts[-1] in ADAPTED or parts[0] in HEADS
+    return [layer.path for layer in chosen]
+
+
+def merge(adapted: Any, plain: Any) -> None:
+    """Sets the weights of `plain`, a model of the same shape without adapters, to the sum."""
+    layers = {layer.path: layer for layer in plain._flatten_layers() if layer.variables}
+    for layer in adapted._flatten_layers():
+        if not getattr(layer, "lora_enabled", False):
+            continue
+        name = "embeddings" if hasattr(layer, "lora_embeddings_a") else "kernel"
+        # The property of this name is the frozen matrix plus the scaled product.
+        getattr(layers[layer.path], f"_{name}").assign(getattr(layer, name))
+    others = {variable.path: variable for variable in plain.variables}
+    merged = {
+        f"{layer.path}/{'embeddings' if hasattr(layer, 'lora_embeddings_a') else 'kernel'}"
+        for layer in adapted._flatten_layers()
+        if getattr(layer, "lora_enabled", False)
+    }
+    for variable in adapted.variables:
+        if variable.path in others and variable.path not in merged:
+            others[variable.path].assign(variable)
+
+
+def save(model: Any, directory: str | Path) -> Path:
+    """Writes adapters and heads alone (adapter.safetensors, adapter.json), whole or not at all."""
+    from safetensors.numpy import save_file
+
+    target = Path(directory)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    arrays = {variable.path: variable.numpy() for variable in model.trainable_variables}
+    save_file(arrays, temporary / WEIGHTS)
+    adapted = [layer for layer in model._flatten_layers() if getattr(layer, "lora_enabled", False)]
+    settings = {
+        "format": 1,
+        "rank": adapted[0].lora_rank,
+        "alpha": float(adapted[0].lora_alpha),
+        "targets": sorted({layer.name for layer in adapted}),
+    }
+    (temporary / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(temporary, target)
+    return target
+
+
+def load(model: Any, directory: str | Path) -> None:
+    """Adds the adapters of a directory to a plain model and sets them and the heads.
+
+    Raises CheckpointError when they belong to another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    folder = Path(directory)
+    try:
+        settings = json.loads((folder / SETTINGS).read_text())
+        arrays = load_file(folder / WEIGHTS)
+        rank, targets, alpha = settings["rank"], settings["targets"], settings["alpha"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"'{folder}' holds no readable adapter ({error}). Give the adapter/ of a run."
+        ) from None
+    enable(model, rank, targets, alpha)
+    wanted = {variable.path: variable for variable in model.trainable_variables}
+    if set(wanted) != set(arrays):
+        odd = sorted(set(wanted) ^ set(arrays))[0]
+        raise CheckpointError(f"'{folder}' belongs to another model (first difference: {odd}).")
+    for path, variable in wanted.items():
+        if tuple(variable.shape) != arrays[path].shape:
+            raise CheckpointError(
+                f"'{folder}': {path} is {arrays[path].shape}, the model has {variable.shape}."
+            )
+        variable.assign(arrays[path])

@@ -1,0 +1,199 @@
+"""The Keras callback that keeps a run: guard, log, measure, save, stop, in this order."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfllm.data.batching import Batch, Batches
+from tfllm.errors import SettingError, TrainingFailed, did_you_mean
+from tfllm.training import state
+from tfllm.training.logs import Log
+from tfllm.training.measuring import Validation, is_better
+from tfllm.training.progress import Bar
+from tfllm.training.recipe import Recipe
+from tfllm.training.state import Place
+
+
+class Stop:
+    """Set by a signal: the run ends after the step that it is in."""
+
+    signal: int | None = None
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM set `Stop.signal` once; a second one ends the process as usual."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: Any) -> None:
+        stop.signal = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Keeper(keras.callbacks.Callback):
+    """Keeps place and files of a run while `model.fit` goes."""
+
+    recipe: Recipe
+    directory: Path
+    place: Place
+    batches: Batches
+    total_steps: int
+    log: Log
+    bar: Bar
+    stop: Stop
+    save_checkpoint: Callable[[], None]
+    validation: Validation | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._plan: list[Batch] = self.batches.epoch(self.place.epoch)
+        self._since = _Since(time.monotonic())
+        self._started = time.monotonic() - self.place.seconds
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        assert logs is not None
+        place, settings = self.place, self.recipe.train
+        current = self._plan[place.epoch_step]
+        place.step += 1
+        self._guard(logs)
+        place.epoch_step += 1
+        place.tokens += current.tokens
+        place.slots += current.slots
+        place.examples += len(current.rows) // self.batches.units.shape[1]
+        place.seconds = time.monotonic() - self._started
+        self._since.add(logs, current)
+        self.bar.advance()
+        epoch_ended = place.epoch_step == len(self._plan)
+        epoch = place.epoch + place.epoch_step / len(self._plan)
+        if epoch_ended:
+            place.epoch, place.epoch_step = place.epoch + 1, 0
+            self._plan = self.batches.epoch(place.epoch)
+        last = place.step == self.total_steps
+        if last or place.step % settings.log_every == 0:
+            self._write_line(epoch)
+        if self._due(self.recipe.evaluate.every, epoch_ended, last):
+            self._measure(epoch)
+        if self._due(settings.checkpoint_every, epoch_ended, last) or self.stop.signal:
+            state.save(self.directory / "state", self.model, place)
+        if self.stop.signal:
+            self.model.stop_training = True
+
+    def _due(self, every: int | None, epoch_ended: bool, last: bool) -> bool:
+        return last or (epoch_ended if every is None else self.place.step % every == 0)
+
+    def _guard(self, logs: dict[str, float]) -> None:
+        """Ends the run before anything of a broken step is written."""
+        checked = {"loss": logs["loss"]}
+        if self.recipe.train.precision != "float16":  # there loss scaling skips such steps
+            checked["gradient norm"] = logs["gradient_norm"]
+        for name, value in checked.items():
+            if not math.isfinite(value):
+                newest = state.newest(self.directory / "state")
+                good = self.directory / "checkpoint"
+                raise TrainingFailed(
+                    f"The {name} is {value} at step {self.place.step}. "
+                    + (f"The last good state is '{newest}'" if newest else "No state was saved yet")
+                    + (f", the last good checkpoint '{good}'. " if good.exists() else ". ")
+                    + "Lower train.learning_rate or set train.precision: float32, and start again."
+                )
+
+    def _write_line(self, epoch: float) -> None:
+        values = self._since.values(time.monotonic())
+        schedule = self.model.optimizer
+        values["learning_rate"] = float(schedule.learning_rate)
+        self.log.write(self.place.step, epoch, values)
+        self.bar.describe(values)
+        self._since = _Since(time.monotonic())
+
+    def _measure(self, epoch: float) -> None:
+        if self.validation is None:
+            return
+        started = time.monotonic()
+        place, best = self.place, self.recipe.evaluate.best
+        place.measured = self.validation(self.model)
+        named = {f"validation_{name}": value for name, value in place.measured.items()}
+        self.log.write(place.step, epoch, named)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in place.measured.items())
+        self.bar.say(f"step {place.step}  validation  {shown}")
+        if best is not None:
+            value = place.measured[best]
+            if is_better(best, value, place.best):
+                place.best, place.best_step, place.since_best = value, place.step, 0
+                self.save_checkpoint()
+            else:
+                place.since_best += 1
+                patience = self.recipe.evaluate.patience
+                if patience and place.since_best >= patience:
+                    place.stopped_early = True
+                    self.bar.say(f"{best} has not improved {patience} times: stopping early")
+                    self.model.stop_training = True
+        self._since.leave_out(time.monotonic() - started)
+
+
+def check_best(best: str | None, validation: Validation | None, model: Any) -> None:
+    """Raises SettingError when `evaluate.best` names no measure of the task: before training."""
+    if best is None:
+        return
+    if validation is None:
+        raise SettingError(
+            "evaluate.best needs validation data. Set data.validation or data.validation_share."
+        )
+    known = validation.names(model)
+    if best not in known:
+        raise SettingError(f"evaluate.best: no measure '{best}'. {did_you_mean(best, known)}")
+
+
+class _Since:
+    """Sums since the last log line."""
+
+    def __init__(self, now: float):
+        self.started = now
+        self.steps = self.tokens = self.slots = self.examples = 0
+        self.loss = self.norm = 0.0
+
+    def add(self, logs: dict[str, float], batch: Batch) -> None:
+        self.steps += 1
+        self.tokens += batch.tokens
+        self.slots += batch.slots
+        self.examples += len(batch.rows)
+        self.loss += float(logs["loss"])
+        self.norm += float(logs["gradient_norm"])
+
+    def leave_out(self, seconds: float) -> None:
+        """Takes the time of measuring out of the training speed."""
+        self.started += seconds
+
+    def values(self, now: float) -> dict[str, float]:
+        """Means over the steps: loss, gradient norm, speed, padding share."""
+        seconds = max(now - self.started, 1e-9)
+        return {
+            "loss": self.loss / self.steps,
+            "gradient_norm": self.norm / self.steps,
+            "tokens_per_second": self.tokens / seconds,
+            "examples_per_second": self.examples / seconds,
+            "padding": 1 - self.tokens / self.slots,
+        }

@@ -1,0 +1,118 @@
+"""A run's directory: what lies in it, whether it may be written, what it says in the end.
+
+recipe.yaml metrics.jsonl logs/ state/ checkpoint/ adapter/ summary.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tfllm import config
+from tfllm.errors import SettingError, StorageError
+from tfllm.training.recipe import Recipe
+
+RECIPE, METRICS, LOGS, STATE = "recipe.yaml", "metrics.jsonl", "logs", "state"
+CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
+
+# Keys that may differ between the start and a resumption: they change nothing that is computed.
+FREE_KEYS = {"name", "train.log_every", "train.checkpoint_every", "export"}
+
+PACKAGES = ("tensorflow", "keras", "numpy", "tokenizers", "safetensors")
+
+
+def check_free(directory: Path, resume: bool) -> None:
+    """Raises StorageError unless the directory can take a new run, or holds one to resume."""
+    if directory.exists() and not directory.is_dir():
+        raise StorageError(f"'{directory}' is a file. Give another --output.")
+    if resume:
+        if not (directory / RECIPE).is_file():
+            raise StorageError(
+                f"'{directory}' holds no run to resume (no {RECIPE}). Start without --resume."
+            )
+    elif directory.is_dir() and any(directory.iterdir()):
+        raise StorageError(
+            f"'{directory}' is not empty. Go on with the run in it by --resume, or give another "
+            "--output."
+        )
+
+
+def check_same(directory: Path, recipe: Recipe) -> None:
+    """Raises SettingError when the run was started with settings that compute something else."""
+    before = _flat(json.loads(config.load(directory / RECIPE, Recipe).model_dump_json()))
+    now = _flat(json.loads(recipe.model_dump_json()))
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key) and not _is_free(key):
+            raise SettingError(
+                f"{key} is {now.get(key)!r}, but the run in '{directory}' was started with "
+                f"{before.get(key)!r}. Use the old value to resume, or another --output."
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file whole: under a temporary name, then renamed. Raises StorageError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write '{path}': {error.strerror}. Free some space, or give another --output."
+        ) from None
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, machine and commit: what a summary needs to be repeated."""
+    from tfllm import __version__
+
+    versions = {"tfllm": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    machine = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return {"versions": versions, "git_commit": _commit(), "machine": machine}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)

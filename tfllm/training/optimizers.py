@@ -1,0 +1,78 @@
+"""Learning rate schedules, and AdamW as transformers are trained with."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import ops
+
+from tfllm.training.adamw import AdamW
+
+if TYPE_CHECKING:
+    from tfllm.training.recipe import TrainSettings
+
+# What carries no weight decay: biases and the scales of normalisations (Devlin et al. 2019 A.3).
+UNDECAYED = ("bias", "beta", "gamma", "scale")
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """A number of steps from `train.warmup`: below 1 it is a part of all steps."""
+    return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up from 0, then linear or cosine decay to 0, or constant.
+
+    Step n (from 0) of `steps` uses the multiplier of transformers' get_*_schedule_with_warmup.
+    """
+
+    def __init__(self, peak: float, kind: str, warmup: int, steps: int):
+        self.peak, self.kind, self.warmup, self.steps = peak, kind, warmup, steps
+
+    def __call__(self, step: Any) -> Any:
+        step = ops.cast(step, "float32")
+        rise = step / max(1, self.warmup)
+        done = ops.clip((step - self.warmup) / max(1, self.steps - self.warmup), 0.0, 1.0)
+        if self.kind == "linear":
+            fall = 1.0 - done
+        elif self.kind == "cosine":
+            fall = 0.5 * (1.0 + ops.cos(math.pi * done))
+        else:
+            fall = ops.ones_like(done)
+        return self.peak * ops.where(step < self.warmup, rise, fall)
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("peak", "kind", "warmup", "steps")
+        return {name: getattr(self, name) for name in names}
+
+
+def is_decayed(variable: Any) -> bool:
+    """Whether weight decay acts on a variable: on matrices, by shape and name."""
+    return len(variable.shape) > 1 and variable.path.split("/")[-1] not in UNDECAYED
+
+
+def optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
+    """AdamW (Loshchilov and Hutter 2019) over `variables`, built, for a run of `steps` steps."""
+    result = AdamW(
+        learning_rate=Schedule(
+            settings.learning_rate,
+            settings.schedule,
+            warmup_steps(settings.warmup, steps),
+            steps,
+        ),
+        weight_decay=settings.weight_decay,
+        beta_1=settings.beta_1,
+        beta_2=settings.beta_2,
+        epsilon=settings.epsilon,
+    )
+    undecayed = [variable for variable in variables if not is_decayed(variable)]
+    if undecayed:
+        result.exclude_from_weight_decay(var_list=undecayed)
+    result.build(variables)
+    if settings.precision == "float16":
+        scaled = keras.optimizers.LossScaleOptimizer(result)
+        scaled.build(variables)
+        return scaled
+    return result

@@ -1,0 +1,123 @@
+"""Where a run starts from: the recipe's model, tokenizer and task; and how its model is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfllm import lora
+from tfllm.checkpoints import store
+from tfllm.checkpoints.store import Checkpoint
+from tfllm.data.lines import resolve
+from tfllm.errors import SettingError, StorageError
+from tfllm.models import configured
+from tfllm.tasks import Task
+from tfllm.tokenizers import files as tokenizer_files
+from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.wordpiece import WordPiece
+from tfllm.training import directory as files
+from tfllm.training.recipe import LoraSettings, ModelSettings, Recipe, TokenizerSettings
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to train, and the checkpoint that it is saved as."""
+
+    checkpoint: Checkpoint
+    """Trained in place; with LoRA a twin without adapters, filled when saving."""
+    model: Any
+    """The functional Keras model to train."""
+    lora: LoraSettings | None = None
+
+    @property
+    def task(self) -> Task:
+        return self.checkpoint.task
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.checkpoint.tokenizer
+
+    def save(self, directory: Path) -> None:
+        """Writes checkpoint/ (and adapter/) of a run directory, each whole or not at all."""
+        try:
+            if self.lora is not None:
+                lora.merge(self.model, self.checkpoint.model)
+                lora.save(self.model, directory / files.ADAPTER)
+            store.save(self.checkpoint, directory / files.CHECKPOINT)
+        except OSError as error:
+            raise StorageError(
+                f"Cannot write '{directory / files.CHECKPOINT}': {error.strerror or error}. "
+                "What was there before is whole. Free some space and go on with --resume."
+            ) from None
+
+    def resolved(self, recipe: Recipe) -> Recipe:
+        """The recipe with what the data has added: the task's labels."""
+        return recipe.model_copy(update={"task": self.task})
+
+
+def start(recipe: Recipe, examples: Sequence[dict[str, Any]]) -> Start:
+    """Loads or makes the model of a recipe, for the labels of `examples` where it names none."""
+    task = recipe.task.completed(examples)
+    checkpoint = _from_nothing(recipe, task) if recipe.model.family else _loaded(recipe, task)
+    if recipe.model.lora is None:
+        return Start(checkpoint, checkpoint.model)
+    adapted = store.create(
+        checkpoint.family, checkpoint.config, checkpoint.tokenizer, checkpoint.task
+    ).model
+    adapted.set_weights(checkpoint.model.get_weights())
+    settings = recipe.model.lora
+    lora.enable(adapted, settings.rank, settings.targets, settings.alpha)
+    return Start(checkpoint, adapted, settings)
+
+
+def _loaded(recipe: Recipe, task: Task) -> Checkpoint:
+    if recipe.tokenizer is not None:
+        raise SettingError("tokenizer: a checkpoint (model.from) brings its own. Remove this key.")
+    source = str(recipe.model.source)
+    return store.load(source if "://" in source else str(resolve(source)), task=task)
+
+
+def _from_nothing(recipe: Recipe, task: Task) -> Checkpoint:
+    if recipe.tokenizer is None:
+        raise SettingError(
+            "tokenizer: a model from nothing (model.family) needs one. Give a directory, or "
+            "a vocab.txt: tokenizer: {path: vocab.txt}"
+        )
+    tokenizer = read_tokenizer(recipe.tokenizer)
+    family = str(recipe.model.family)
+    config = family_config(recipe.model, tokenizer, task)
+    return store.create(family, config, tokenizer, task)
+
+
+def read_tokenizer(settings: TokenizerSettings | str) -> Tokenizer:
+    """The tokenizer of a recipe's `tokenizer` key."""
+    if isinstance(settings, str):
+        settings = TokenizerSettings(path=settings)
+    path = resolve(settings.path)
+    if path.is_file():
+        lowercase = True if settings.lowercase is None else settings.lowercase
+        return WordPiece.from_vocabulary(tokenizer_files.read_vocabulary(path), lowercase=lowercase)
+    if settings.lowercase is not None:
+        raise SettingError(
+            "tokenizer.lowercase goes with a vocab.txt; the directory's own files say it."
+        )
+    return tokenizer_files.load(path)
+
+
+def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:
+    """The family's Config from the recipe's shape and the tokenizer's vocabulary."""
+    vocabulary = {"vocabulary_size": tokenizer.vocabulary_size, "pad_id": tokenizer.pad_id}
+    config = configured(str(settings.family), {**vocabulary, **settings.shape})
+    if task.max_length > config.max_sequence_length:
+        raise SettingError(
+            f"task.max_length is {task.max_length}, but model.max_sequence_length is "
+            f"{config.max_sequence_length}. Lower the first or raise the second."
+        )
+    if config.vocabulary_size < tokenizer.vocabulary_size:
+        raise SettingError(
+            f"model.vocabulary_size is {config.vocabulary_size}, but the tokenizer has "
+            f"{tokenizer.vocabulary_size} tokens. Leave the key out."
+        )
+    return config

@@ -1,0 +1,80 @@
+"""What the arithmetic is done in, and on which devices."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfllm.errors import SettingError, did_you_mean
+
+POLICIES = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
+# CPU flags of matrix products in bfloat16 (Linux's names): AVX-512 and Intel's tiles.
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
+# The first generation of NVIDIA GPUs with bfloat16 (Ampere).
+BFLOAT16_CAPABILITY = (8, 0)
+
+STRATEGIES = ("auto", "one", "mirrored")
+
+
+def choose(precision: str) -> str:
+    """`train.precision` with "auto" resolved for this machine."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+def has_bfloat16() -> bool:
+    """Whether the GPUs, or without one the CPU, multiply bfloat16 matrices in hardware."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        return all(
+            detail.get("compute_capability", (0, 0)) >= BFLOAT16_CAPABILITY for detail in details
+        )
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return any(flag in flags for flag in BFLOAT16_FLAGS)
+
+
+@contextlib.contextmanager
+def policy(precision: str) -> Iterator[None]:
+    """Layers made inside compute in this precision; the policy of before is restored after."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[precision])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def strategy(name: str) -> Any:
+    """The `tf.distribute` strategy of `train.strategy`."""
+    import tensorflow as tf
+
+    if name not in STRATEGIES:
+        raise SettingError(
+            f"train.strategy: '{name}' is not available. {did_you_mean(name, STRATEGIES)} "
+            f"Use one of: {', '.join(STRATEGIES)}."
+        )
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "one" or (name == "auto" and len(gpus) < 2):
+        return tf.distribute.get_strategy()
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        raise SettingError(
+            "train.strategy: mirrored needs two devices or more, this machine shows one. "
+            "Use train.strategy=one."
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in devices])

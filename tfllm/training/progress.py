@@ -1,0 +1,68 @@
+"""A progress bar on stderr: step, loss, learning rate, tokens per second, time left."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class Bar:
+    """Rich's bar on a terminal, a line per log step elsewhere; silent when `shown` is false."""
+
+    def __init__(self, total: int, done: int = 0, shown: bool = True):
+        self.total, self.done, self.shown = total, done, shown
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Bar:
+        if self.shown and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.TextColumn("step {task.completed}/{task.total}"),
+                progress.BarColumn(),
+                progress.TaskProgressColumn(),
+                progress.TextColumn("{task.description}"),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total, completed=self.done)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def advance(self) -> None:
+        self.done += 1
+        if self._bar:
+            self._bar.advance(self._task)
+
+    def describe(self, values: dict[str, float]) -> None:
+        """The newest numbers beside the bar."""
+        text = _shown(values)
+        if self._bar:
+            self._bar.update(self._task, description=text)
+        else:
+            self.say(f"step {self.done}/{self.total}  {text}")
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self.shown:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _shown(values: dict[str, float]) -> str:
+    parts = (
+        ("loss", "loss {:.4f}"),
+        ("learning_rate", "rate {:.2e}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+    )
+    return "  ".join(form.format(values[name]) for name, form in parts if name in values)

@@ -1,0 +1,158 @@
+"""A recipe: the YAML of `models/*/*.yaml` as typed settings.
+
+name model task tokenizer data train evaluate export, in this order; every key is explained at its
+attribute.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from tfllm.config import Settings
+from tfllm.data.settings import DataSettings
+from tfllm.tasks import AnyTask
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (Hu et al. 2021): W + B A, with W frozen."""
+
+    rank: Positive = 8
+    """Columns of A and rows of B."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The adapter is scaled by alpha / rank; unset: alpha is the rank."""
+    targets: tuple[str, ...] = ("query", "value")
+    """Names of the layers that get adapters: query, key, value, attention_output, up, down."""
+
+
+class ModelSettings(Settings):
+    """Where weights come from: `from:` a checkpoint, or `family:` and its shape from nothing."""
+
+    model_config = ConfigDict(extra="allow", serialize_by_alias=True, populate_by_name=True)
+
+    source: str | None = Field(default=None, alias="from")
+    """A tfllm checkpoint or run, a Hugging Face directory, or hf://org/name."""
+    family: str | None = None
+    """With the fields of the family's Config beside it: a model from nothing."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters only (and the head). The run's checkpoint has them merged."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelSettings:
+        if (self.source is None) == (self.family is None):
+            raise ValueError("give either `from` (a checkpoint) or `family` (from nothing)")
+        if self.source is not None and self.shape:
+            key = next(iter(self.shape))
+            raise ValueError(
+                f"unknown key '{key}': with `from`, the checkpoint says the model's shape. "
+                "Known beside it: lora"
+            )
+        return self
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The fields of the family's Config."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TokenizerSettings(Settings):
+    """The tokenizer of a model from nothing; `from:` brings its own."""
+
+    path: str
+    """A directory with tokenizer.json or vocab.txt, or a vocab.txt file. `${NAME}` is replaced."""
+    lowercase: bool | None = None
+    """Lower-case and strip accents; unset: what the directory says."""
+
+
+class TrainSettings(Settings):
+    """How to train. The defaults are BERT's own for fine-tuning."""
+
+    epochs: Positive | None = None
+    """Passes over the data; 3 where neither epochs nor steps is set."""
+    steps: Positive | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: Positive = 32
+    """Examples per optimizer step, over all devices and micro-batches."""
+    batch_tokens: Positive | None = None
+    """Constant work instead of constant examples: as many examples (at most batch_size) as fit into
+    this number of padded tokens."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """The highest learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How it falls to 0 after the warm-up."""
+    warmup: float = Field(default=0.06, ge=0)
+    """Steps over which the learning rate rises from 0; below 1: a part of all steps."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's, not on biases and normalisations."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """The largest global norm of a gradient; null: no limit."""
+    beta_1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW: decay of the mean of gradients."""
+    beta_2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW: decay of the mean of squared gradients."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW: added to the root of the mean square."""
+    accumulate: Positive = 1
+    """Micro-batches per step: the same result with less memory."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the layers' arithmetic; weights stay float32. auto: bfloat16 where the hardware has it."""
+    strategy: str = "auto"
+    """one: one device; mirrored: all GPUs of this machine; auto: mirrored with two GPUs or more."""
+    seed: int = Field(default=1, ge=0)
+    """Of initial weights, order of examples and dropout."""
+    checkpoint_every: Positive | None = None
+    """Steps between states for --resume; unset: the end of every epoch."""
+    log_every: Positive = 20
+    """Steps between lines of metrics.jsonl."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """The part of a target's weight that is spread over all labels."""
+    class_weights: Literal["balanced"] | dict[str, float] | tuple[float, ...] | None = None
+    """Weight of each label in the loss, by name or in order. balanced: the rarer, the heavier."""
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> TrainSettings:
+        if self.epochs and self.steps:
+            raise ValueError("give either epochs or steps, not both")
+        if self.batch_size < self.accumulate:
+            raise ValueError(
+                f"accumulate ({self.accumulate}) cuts a batch into more parts than batch_size "
+                f"({self.batch_size}) has examples"
+            )
+        return self
+
+
+class EvaluateSettings(Settings):
+    """Measuring on the validation data while training."""
+
+    every: Positive | None = None
+    """Steps between measurements; unset: the end of every epoch."""
+    best: str | None = None
+    """The measure whose best checkpoint is kept, for example accuracy; unset: the last is kept."""
+    patience: Positive | None = None
+    """Stop after this many measurements without a better one; needs `best`."""
+    batch_size: Positive = 64
+    """Rows per batch of predictions."""
+
+    @model_validator(mode="after")
+    def _patience_needs_best(self) -> EvaluateSettings:
+        if self.patience and not self.best:
+            raise ValueError("patience needs `best`: the measure that should improve")
+        return self
+
+
+class Recipe(Settings):
+    """What to train, on what, how, and what to do with it."""
+
+    name: str
+    """The run's name, and its directory's under runs/."""
+    model: ModelSettings
+    task: AnyTask
+    tokenizer: TokenizerSettings | str | None = None
+    data: DataSettings
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    export: tuple[str, ...] = ()
+    """Profiles that `tfllm train` exports to after training, into the run's export/."""

@@ -1,0 +1,254 @@
+"""`train(recipe, output)`: from a recipe to a run directory, through `model.fit`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfllm import config
+from tfllm.data import batching, feeding
+from tfllm.data.settings import train_examples, validation_examples
+from tfllm.errors import DataError, SettingError
+from tfllm.tasks import Features, Task
+from tfllm.training import directory as files
+from tfllm.training import optimizers, origin, precision, state
+from tfllm.training.callbacks import Keeper, check_best, signals
+from tfllm.training.logs import Log
+from tfllm.training.measuring import Measure, Validation, input_names
+from tfllm.training.model import TrainingModel
+from tfllm.training.progress import Bar
+from tfllm.training.recipe import Recipe, TrainSettings
+from tfllm.training.state import Place
+
+DEFAULT_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training came to."""
+
+    directory: Path
+    summary: dict[str, Any]
+    signal: int | None = None
+    """The signal that stopped it before its end, or None."""
+
+
+def train(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    resume: bool = False,
+    measure: Measure | None = None,
+    progress: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Run:
+    """Trains what the recipe says and leaves a run directory.
+
+    `output` is runs/NAME where unset. `resume` goes on from the newest state in it, exactly.
+    `measure(task, answers, examples)` adds measures to the task's own Keras metrics; `callbacks`
+    are called in `model.fit` after the run's own. Ctrl-C and SIGTERM save the state and return.
+    Raises InputError before anything is written, TrainingFailed when the loss is no number.
+    """
+    directory = Path(output or Path("runs") / recipe.name)
+    files.check_free(directory, resume)
+    if resume and (directory / files.SUMMARY).is_file():
+        return Run(directory, json.loads((directory / files.SUMMARY).read_text()))
+    settings = recipe.train
+    kind = precision.choose(settings.precision)
+    keras.utils.set_random_seed(settings.seed)
+    strategy = precision.strategy(settings.strategy)
+    with strategy.scope(), precision.policy(kind):
+        examples = train_examples(recipe.data)
+        start = origin.start(recipe, examples)
+        if resume:
+            files.check_same(directory, start.resolved(recipe))
+        features = _features(start.task, examples, start.tokenizer)
+        batches = _batches(settings, features, strategy.num_replicas_in_sync)
+        steps = _total_steps(settings, batches)
+        model = _model(start, settings.model_copy(update={"precision": kind}), steps, features)
+    validation = _validation(recipe, start, measure)
+    check_best(recipe.evaluate.best, validation, model)
+    place = _place(directory if resume else None, model, features)
+    files.write_text(directory / files.RECIPE, config.dump(start.resolved(recipe)))
+    log = Log(directory, place.step)
+    with Bar(steps, place.step, progress) as bar, signals() as stop:
+        keeper = Keeper(
+            recipe, directory, place, batches, steps, log, bar, stop,
+            lambda: start.save(directory), validation,
+        )  # fmt: skip
+        _fit(model, start.task, features, keeper, callbacks)
+        log.close()
+        if stop.signal is not None and place.step < steps and not place.stopped_early:
+            return Run(directory, {}, stop.signal)
+        return _finish(keeper, start, model, kind)
+
+
+def _features(task: Task, examples: list[dict[str, Any]], tokenizer: Any) -> Features:
+    features = task.features(examples, tokenizer)
+    if task.for_epoch(features).targets is None:
+        raise DataError(
+            f"{examples[0]['_where']}: the examples have no labels to train on. "
+            "Name their column in data.columns, for example label: COLUMN"
+        )
+    return features
+
+
+def _batches(settings: TrainSettings, features: Features, replicas: int) -> batching.Batches:
+    if features.group > 1 and settings.accumulate > 1:
+        raise SettingError(
+            "train.accumulate must be 1 for this task: its loss compares all examples of a batch."
+        )
+    parts = settings.accumulate * replicas
+    return batching.Batches(
+        features.lengths,
+        features.units,
+        settings.batch_size,
+        settings.batch_tokens,
+        settings.seed,
+        # Every device and micro-batch needs an example; devices need equally many.
+        smallest=min(settings.batch_size if replicas > 1 else parts, len(features.units)),
+    )
+
+
+def _total_steps(settings: TrainSettings, batches: batching.Batches) -> int:
+    if settings.steps:
+        return settings.steps
+    epochs = settings.epochs or DEFAULT_EPOCHS
+    return sum(len(batches.epoch(epoch)) for epoch in range(epochs))
+
+
+def _model(
+    start: origin.Start, settings: TrainSettings, steps: int, features: Features
+) -> TrainingModel:
+    """The model compiled with loss and optimizer."""
+    model = TrainingModel(start.model.input, start.model.output)
+    model.micro_batches = settings.accumulate
+    model.clip_norm = settings.clip_norm
+    weights = settings.class_weights
+    if weights == "balanced":
+        weights = balanced_weights(start.task, features)
+    model.compile(
+        optimizer=optimizers.optimizer(settings, steps, model.trainable_variables),
+        loss=start.task.loss(settings.label_smoothing, weights),
+        jit_compile=False,  # XLA on the CPU multiplies bfloat16 several times slower
+        auto_scale_loss=False,
+    )
+    return model
+
+
+def balanced_weights(task: Task, features: Features) -> tuple[float, ...]:
+    """examples / (labels * examples of the label), as scikit-learn's "balanced"."""
+    labels = getattr(task, "labels", ())
+    if not labels or features.targets is None:
+        raise SettingError("train.class_weights: balanced needs a task with labels.")
+    targets = np.concatenate([np.ravel(target) for target in features.targets])
+    if getattr(task, "problem", "") == "multi_label":
+        counts = np.stack(features.targets).sum(axis=0)
+        total = len(features.targets)
+    else:
+        counts = np.bincount(targets[targets >= 0].astype(int), minlength=len(labels))
+        total = counts.sum()
+    if not counts.all():
+        missing = labels[int(np.argmin(counts))]
+        raise SettingError(
+            f"train.class_weights: balanced, but no training example has the label '{missing}'. "
+            "Remove it from task.labels, or give the weights as numbers."
+        )
+    return tuple(float(value) for value in total / (len(labels) * counts))
+
+
+def _validation(recipe: Recipe, start: origin.Start, measure: Measure | None) -> Validation | None:
+    examples = validation_examples(recipe.data)
+    if not examples:
+        return None
+    return Validation(
+        start.task, examples, start.tokenizer, recipe.evaluate.batch_size, measure,
+        recipe.train.seed,
+    )  # fmt: skip
+
+
+def _place(directory: Path | None, model: TrainingModel, features: Features) -> Place:
+    """The start, or the place of the newest state, with model and optimizer as they were."""
+    digest = hashlib.sha256(features.lengths.tobytes())
+    for ids in features.token_ids:
+        digest.update(ids.tobytes())
+    data = digest.hexdigest()[:16]
+    newest = state.newest(directory / files.STATE) if directory else None
+    if newest is None:
+        return Place(data=data)
+    place = state.read_place(newest)
+    if place.data != data:
+        raise DataError(
+            "The training data is not what the run was started with. Put the old files back, or "
+            "start a new run with another --output."
+        )
+    state.restore(newest, model)
+    return place
+
+
+def _fit(
+    model: TrainingModel,
+    task: Task,
+    features: Features,
+    keeper: Keeper,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    place, steps = keeper.place, keeper.total_steps
+    if place.step >= steps or place.stopped_early:
+        return
+    seed = keeper.recipe.train.seed
+    dataset = feeding.dataset(
+        lambda epoch: task.for_epoch(features, seed, epoch),
+        keeper.batches,
+        input_names(model),
+        place.epoch,
+        place.epoch_step,
+    )
+    # One Keras "epoch" is the whole run: the place, epochs included, is the keeper's.
+    model.fit(
+        dataset,
+        epochs=1,
+        steps_per_epoch=steps - place.step,
+        shuffle=False,  # the batches are
+        callbacks=[keeper, *callbacks],
+        verbose=0,
+    )
+
+
+def _finish(keeper: Keeper, start: origin.Start, model: TrainingModel, kind: str) -> Run:
+    """Writes the last checkpoint, if no best one is kept, and the summary."""
+    recipe, place = keeper.recipe, keeper.place
+    if recipe.evaluate.best is None or place.best is None:
+        start.save(keeper.directory)
+    summary = {
+        "name": recipe.name,
+        "task": start.task.kind,
+        "steps": place.step,
+        "epochs": round(place.epoch + place.epoch_step / len(keeper.batches.epoch(0)), 3),
+        "examples": place.examples,
+        "tokens": place.tokens,
+        "padding": place.padding,
+        "seconds": round(place.seconds, 3),
+        "parameters": int(sum(np.prod(weight.shape) for weight in model.weights)),
+        "trainable_parameters": int(
+            sum(np.prod(weight.shape) for weight in model.trainable_weights)
+        ),
+        "precision": kind,
+        "seed": recipe.train.seed,
+        "validation": place.measured or None,
+        "best": (
+            {"measure": recipe.evaluate.best, "value": place.best, "step": place.best_step}
+            if place.best is not None
+            else None
+        ),
+        **files.surroundings(),
+    }
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    files.write_text(keeper.directory / files.SUMMARY, text)
+    return Run(keeper.directory, summary)
