@@ -96,7 +96,7 @@ def test_a_masked_text_embeds_as_without_its_padding(config):
 
 
 def test_variables_have_the_names_of_the_weight_table(config):
-    table = bert.WEIGHTS[config.variant]
+    table = bert.WEIGHTS[config.variant].backbone
     rows = {path.format(i=i) for path in table for i in range(config.num_layers)}
     paths = {variable.path for variable in bert.backbone(config).variables}
     unused = {"embedding_projection/kernel", "embedding_projection/bias"} - paths
@@ -106,7 +106,7 @@ def test_variables_have_the_names_of_the_weight_table(config):
 
 
 def test_every_head_of_every_table_is_named(config):
-    names = {name.split("/")[0] for table in bert.HEADS[config.variant].values() for name in table}
+    names = {name.split("/")[0] for table in bert.WEIGHTS[config.variant].heads.values() for name in table}
     model = bert.backbone(config)
     models = [keras.Model(model.input, head(model, config)) for head, _ in HEADS.values()]
     assert names <= {layer.name for model in models for layer in model.layers}

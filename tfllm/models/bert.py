@@ -18,10 +18,9 @@ from tfllm.layers.activations import ACTIVATIONS, activation
 from tfllm.layers.attention import EXACT_MASK
 from tfllm.layers.blocks import EncoderBlock, normal
 from tfllm.layers.positions import PositionEmbedding
-from tfllm.models.bert_heads import BUFFERS, HEADS, TIED
-from tfllm.models.rows import Table, linear, norm
+from tfllm.models.bert_weights import WEIGHTS
 
-__all__ = ["BUFFERS", "HEADS", "TIED", "Config", "backbone", "from_hf", "to_hf", "WEIGHTS"]
+__all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "from_hf", "to_hf"]
 
 Variant = Literal["bert", "distilbert", "electra"]
 SUMMARY_ACTIVATION = {"bert": "tanh", "distilbert": "relu", "electra": "gelu"}
@@ -220,54 +219,3 @@ def to_hf(config: Config) -> dict[str, Any]:
     if config.variant == "distilbert" and config.classifier_dropout is None:
         written["seq_classif_dropout"] = config.dropout  # this key may not be null
     return {"model_type": config.variant, **written}
-
-
-PREFIX = {"bert": "bert.", "electra": "electra.", "distilbert": "distilbert."}
-"""What stands before the names of the encoder's tensors once a head is on it."""
-
-
-def _embeddings(prefix: str) -> Table:
-    return {
-        "token_embedding/embeddings": f"{prefix}embeddings.word_embeddings.weight",
-        "position_embedding/embeddings": f"{prefix}embeddings.position_embeddings.weight",
-        **norm("embedding_norm", f"{prefix}embeddings.LayerNorm"),
-    }
-
-
-def _bert(prefix: str) -> Table:
-    layer = f"{prefix}encoder.layer.{{i}}"
-    return {
-        **_embeddings(prefix),
-        "type_embedding/embeddings": f"{prefix}embeddings.token_type_embeddings.weight",
-        **linear("embedding_projection", f"{prefix}embeddings_project"),
-        **linear("layer_{i}/attention/query", f"{layer}.attention.self.query"),
-        **linear("layer_{i}/attention/key", f"{layer}.attention.self.key"),
-        **linear("layer_{i}/attention/value", f"{layer}.attention.self.value"),
-        **linear("layer_{i}/attention/attention_output", f"{layer}.attention.output.dense"),
-        **norm("layer_{i}/attention_norm", f"{layer}.attention.output.LayerNorm"),
-        **linear("layer_{i}/up", f"{layer}.intermediate.dense"),
-        **linear("layer_{i}/down", f"{layer}.output.dense"),
-        **norm("layer_{i}/feedforward_norm", f"{layer}.output.LayerNorm"),
-    }
-
-
-def _distilbert(prefix: str) -> Table:
-    layer = f"{prefix}transformer.layer.{{i}}"
-    return {
-        **_embeddings(prefix),
-        **linear("layer_{i}/attention/query", f"{layer}.attention.q_lin"),
-        **linear("layer_{i}/attention/key", f"{layer}.attention.k_lin"),
-        **linear("layer_{i}/attention/value", f"{layer}.attention.v_lin"),
-        **linear("layer_{i}/attention/attention_output", f"{layer}.attention.out_lin"),
-        **norm("layer_{i}/attention_norm", f"{layer}.sa_layer_norm"),
-        **linear("layer_{i}/up", f"{layer}.ffn.lin1"),
-        **linear("layer_{i}/down", f"{layer}.ffn.lin2"),
-        **norm("layer_{i}/feedforward_norm", f"{layer}.output_layer_norm"),
-    }
-
-
-WEIGHTS: dict[str, Table] = {
-    "bert": _bert(PREFIX["bert"]),
-    "electra": _bert(PREFIX["electra"]),
-    "distilbert": _distilbert(PREFIX["distilbert"]),
-}

@@ -1,48 +1,53 @@
-"""The right side of a WEIGHTS table: the Hugging Face tensor that a Keras variable is made from.
+"""How a family says which Hugging Face tensor each Keras variable is made from.
 
-A plain text is a tensor's name. Shapes may differ when the sizes agree: attention heads are split
-by a reshape. `transpose` and `part` say what a reshape cannot.
+A table's left side is a Keras variable path, its right side a tensor's name, where shapes are
+equal, or a Row. `{i}` in both stands for the layer's number.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor or a part of it."""
+    """A tensor that is laid out otherwise than its variable."""
 
     name: str
-    transposed: bool = False
-    """torch keeps Linear weights as (output, input), Keras as (input, output)."""
-    index: int = 0
-    of: int = 1
-    """This variable is part `index` of `of` equal parts along the last axis, after transposing."""
+    inputs: int = 0
+    """How many leading axes of the variable are inputs, of a matrix that torch keeps transposed as
+    (outputs, inputs); 0: a vector, such as the bias (heads, head_dim) of a query."""
 
 
-def transpose(name: str) -> Row:
-    """A torch Linear's weight."""
-    return Row(name, transposed=True)
+Table = Mapping[str, str | Row]
 
 
-def part(name: str, index: int, of: int, transposed: bool = False) -> Row:
-    """Part `index` of `of` of a fused tensor, such as queries, keys and values in one."""
-    return Row(name, transposed, index, of)
-
-
-Table = dict[str, str | Row]
-"""Keras variable path to tensor; `{i}` in both stands for the layer's number."""
-
-
-def linear(variable: str, tensor: str) -> Table:
-    """The two rows of a Dense layer that is a torch Linear."""
+def linear(variable: str, tensor: str, inputs: int = 1) -> dict[str, str | Row]:
+    """The two rows of a torch Linear. `inputs`: leading axes of the kernel that are inputs."""
     return {
-        f"{variable}/kernel": transpose(f"{tensor}.weight"),
-        f"{variable}/bias": f"{tensor}.bias",
+        f"{variable}/kernel": Row(f"{tensor}.weight", inputs),
+        f"{variable}/bias": Row(f"{tensor}.bias"),
     }
 
 
-def norm(variable: str, tensor: str) -> Table:
+def norm(variable: str, tensor: str) -> dict[str, str | Row]:
     """The two rows of a layer normalisation."""
     return {f"{variable}/gamma": f"{tensor}.weight", f"{variable}/beta": f"{tensor}.bias"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Every tensor that files of one model type may hold."""
+
+    prefix: str
+    """Stands before the names of the backbone's tensors in a file with a head."""
+    backbone: Table
+    heads: Mapping[str, Table]
+    """By kind of task. Kinds that are missing have no head in Hugging Face."""
+    architectures: Mapping[str, tuple[str, ...]]
+    """Names in `config.json`, by kind of task; the first is the one that is written."""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that a file may hold although they are another one under a second name."""
+    buffers: tuple[str, ...] = ()
+    """Counters that old files hold; no weights."""

@@ -1,0 +1,55 @@
+"""What a checkpoint is once it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfllm.tasks import Task
+    from tfllm.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a Hugging Face directory was like, so that the way back gives the same bytes.
+
+    All names here are canonical: prefix before the backbone's tensors, norms with weight and bias.
+    """
+
+    kind: str
+    """Of the task it was for; the layout is of no use to another task's head."""
+    config: Mapping[str, Any]
+    """Its `config.json`."""
+    prefixed: bool = True
+    old_norm_names: bool = False
+    """`LayerNorm.gamma` and `.beta`, as files made from TensorFlow have it."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Tensors whose name the two flags do not explain."""
+    dtype: str = "float32"
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of another dtype than most."""
+    tied: tuple[str, ...] = ()
+    """Tied tensors that were written out."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that belongs to it."""
+
+    family: str
+    config: Any
+    tokenizer: Tokenizer
+    task: Task
+    model: keras.Model
+    path: Path | None = None
+    carried: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Known tensors that the task's graph has no use for, kept for the way back."""
+    origin: Origin | None = None
+    """The Hugging Face directory that it came from, if any."""

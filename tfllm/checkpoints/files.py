@@ -1,0 +1,137 @@
+"""Reading and writing a checkpoint's files: JSON, safetensors, and whole directories at once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import CheckpointError, StorageError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+FULL = "the disk is full; free some space, or give another --output"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError naming the file and line."""
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}). Copy the file again."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path}: not UTF-8 text (byte {error.start}). Copy the file again."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}.")
+    return data
+
+
+def write_json(path: Path, data: Any) -> None:
+    """JSON as people read it."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file. Raises CheckpointError for a damaged file."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of every tensor in a safetensors file, without reading the tensors."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """A safetensors file, with the note that transformers looks for."""
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no file '{path}'. Copy the checkpoint again.") from None
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise CheckpointError(
+            f"{path} ({size} bytes) is not a whole safetensors file: {error}. "
+            "It was cut off or is of another kind; copy or download it again."
+        ) from None
+
+
+@contextlib.contextmanager
+def written(directory: str | Path, replaces: str = "") -> Iterator[Path]:
+    """A new directory under a temporary name, which takes its real name when all is written.
+
+    An existing directory is replaced only when it is empty or holds a file called `replaces`.
+    When anything fails, the disk being full included, what was there before is still there.
+    Raises StorageError.
+    """
+    target = Path(directory)
+    if target.exists() and not _replaceable(target, replaces):
+        raise StorageError(
+            f"'{target}' exists already and is not {'an older checkpoint' if replaces else 'empty'}"
+            ". Give another --output, or remove it first."
+        )
+    part = target.parent / f".{target.name}.part-{os.getpid()}"
+    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if problem := _storage_problem(error):
+            kept = " What was there before is unchanged." if target.exists() else ""
+            raise StorageError(f"Cannot write '{target}': {problem}.{kept}") from None
+        raise
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaceable(target: Path, replaces: str) -> bool:
+    if not target.is_dir():
+        return False
+    return not any(target.iterdir()) or bool(replaces and (target / replaces).exists())
+
+
+def _storage_problem(error: BaseException) -> str:
+    """What is wrong with the disk, where that is what an error says."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return FULL
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        return f"{os.strerror(error.errno or 0)}; give another --output"
+    if isinstance(error, SafetensorError) and "os error" in str(error).lower():
+        return FULL if "No space left" in str(error) else str(error)
+    return ""

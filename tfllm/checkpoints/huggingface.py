@@ -1,0 +1,305 @@
+"""Hugging Face directories, read and written: every head, both ways, the same bytes back."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.checkpoints import architectures, names, weights
+from tfllm.checkpoints.base import Checkpoint, Origin
+from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors
+from tfllm.checkpoints.sources import TENSORS, model_type_of, tensor_files
+from tfllm.errors import CheckpointError
+from tfllm.models import FAMILIES
+from tfllm.models.rows import Weights
+from tfllm.tasks import Task
+from tfllm.tasks.embedding import Embedding
+
+log = logging.getLogger("tfllm")
+
+
+def read(directory: Path, task: Task | None = None) -> Checkpoint:
+    """A Hugging Face directory as a checkpoint, for its own task or with a new head for `task`."""
+    from tfllm.tokenizers import files as tokenizer_files
+
+    hf_config = read_json(directory / "config.json")
+    source = str(directory / "config.json")
+    family, model_type = model_type_of(hf_config, source)
+    table = FAMILIES[family].WEIGHTS[model_type]
+    config = FAMILIES[family].from_hf(hf_config)
+    raw = _all_tensors(directory)
+    own = _own_task(hf_config, table, raw, directory, config, needed=task is None)
+    tokenizer = tokenizer_files.load(directory)
+    tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
+
+    model = (task or own).model(FAMILIES[family].backbone(config), config)
+    loaded = _fill(model, table, task, own, raw, directory, hf_config)
+    return Checkpoint(
+        family=family,
+        config=config,
+        tokenizer=tokenizer,
+        task=task or own,
+        model=model,
+        path=directory,
+        carried=loaded[0],
+        origin=loaded[1],
+    )
+
+
+def _all_tensors(directory: Path) -> dict[str, np.ndarray]:
+    raw: dict[str, np.ndarray] = {}
+    for file in tensor_files(directory):
+        raw.update(read_tensors(file))
+    return raw
+
+
+def _own_task(
+    hf_config: Mapping[str, Any],
+    table: Weights,
+    raw: Mapping[str, np.ndarray],
+    directory: Path,
+    config: Any,
+    needed: bool,
+) -> Any:
+    """The task of the directory itself; None for a head that tfllm has not, unless `needed`."""
+    try:
+        kind = architectures.kind_of(hf_config, table, str(directory / "config.json"))
+        row = table.heads[kind].get("classifier/kernel")
+        tensor = raw.get(row.name) if row is not None and not isinstance(row, str) else None
+        size = None if tensor is None else len(tensor)
+        return architectures.task_of(kind, hf_config, directory, size, config.max_sequence_length)
+    except CheckpointError:
+        if needed:
+            raise
+        return None
+
+
+def _fill(
+    model: Any,
+    table: Weights,
+    task: Task | None,
+    own: Task | None,
+    raw: Mapping[str, np.ndarray],
+    directory: Path,
+    hf_config: Mapping[str, Any],
+) -> tuple[dict[str, np.ndarray], Origin | None]:
+    """Puts the tensors into the model. Returns what is carried and the layout of the source."""
+    source = str(directory)
+    canonical = names.canonical(raw, table)
+    tensors = {canonical[name]: tensor for name, tensor in raw.items()}
+    if len(tensors) < len(raw):
+        twice = [name for name, count in Counter(canonical.values()).items() if count > 1]
+        raise CheckpointError(f"{source}: {weights.listed(twice)} stands there under two names.")
+    variables = weights.variables_of(model)
+    kind = (task or own).kind  # type: ignore[union-attr]
+    rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
+    known = {name for name in tensors if name in names.unused(table)}
+    if changed := task is not None and not same_head(task, own):
+        known |= {name for name in tensors if own is None and not name.startswith(table.prefix)}
+        backbone = weights.rows_of(variables, table.backbone)
+        kept = kept_head(set(rows) - set(backbone), task, own)
+        head = {path for path in kept if rows[path].name in tensors}
+        rows = {path: row for path, row in rows.items() if path in backbone or path in head}
+    elif len(rows) < len(variables):
+        fresh = [path for path in variables if path not in rows]
+        raise CheckpointError(f"{source}: a {kind} model has {weights.listed(fresh)}, which "
+                              f"files of {hf_config['model_type']} have not.")  # fmt: skip
+
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    weights.check(rows, variables, shapes, known, source)
+    used = {row.name for row in rows.values()}
+    _check_dtypes({name: tensors[name] for name in used}, source)
+    weights.to_variables(rows, variables, tensors)
+    if changed:
+        say_changed(source, [path for path in variables if path not in rows],
+                    [name for name in known - used if name not in table.buffers])  # fmt: skip
+        return {name: tensors[name] for name in known if name in table.buffers}, None
+    tied = _tied(table, tensors, hf_config, source)
+    carried = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
+               if name not in used and name not in tied}  # fmt: skip
+    return carried, _origin(kind, table, raw, canonical, used, tied, hf_config)
+
+
+def same_head(task: Task, own: Task | None) -> bool:
+    """Whether a source's own head is the one that `task` needs: same kind, labels and problem."""
+    return (
+        own is not None
+        and all(
+            getattr(task, name, None) == getattr(own, name, None)
+            for name in ("kind", "labels", "problem")
+        )
+        and (getattr(task, "pooling", "") == "pooler") == (getattr(own, "pooling", "") == "pooler")
+    )
+
+
+def kept_head(paths: set[str], task: Task, own: Task | None) -> set[str]:
+    """Those variables of a new task's head that another head may give: all but a classifier,
+    whose outputs would stand for other labels."""
+    same_labels = own is not None and (own.kind, getattr(own, "labels", None)) == (
+        task.kind, getattr(task, "labels", None))  # fmt: skip
+    return {path for path in paths if same_labels or not path.startswith("classifier/")}
+
+
+def fill_from_carried(
+    variables: Mapping[str, Any],
+    carried: Mapping[str, np.ndarray],
+    family: str,
+    config: Any,
+    kind: str,
+) -> set[str]:
+    """Fills a new head from carried tensors (a pooler). Returns the paths that were filled."""
+    table = FAMILIES[family].WEIGHTS[FAMILIES[family].to_hf(config)["model_type"]]
+    canonical = names.canonical(carried, table)
+    tensors = {canonical[name]: tensor for name, tensor in carried.items()}
+    rows = weights.rows_of(variables, table.heads.get(kind, {}))
+    rows = {
+        path: row
+        for path, row in rows.items()
+        if not path.startswith("classifier/") and row.name in tensors
+    }
+    weights.to_variables(rows, variables, tensors)
+    return set(rows)
+
+
+def say_changed(source: str, fresh: Iterable[str], dropped: Iterable[str]) -> None:
+    """One line about a head that was exchanged."""
+    parts = []
+    if fresh:
+        parts.append(f"new, to be trained: {weights.listed(sorted(fresh))}")
+    if dropped:
+        parts.append(f"left behind: {weights.listed(sorted(dropped))}")
+    if parts:
+        log.warning("%s: %s", source, "; ".join(parts))
+
+
+def _check_dtypes(tensors: Mapping[str, np.ndarray], source: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
+            raise CheckpointError(
+                f"{source}: {name} is {tensor.dtype.name}; only floating-point weights are read. "
+                "Use the checkpoint before quantization."
+            )
+
+
+def _tied(
+    table: Weights, tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any], source: str
+) -> list[str]:
+    """Tied tensors of the file that are what they are tied to. Others were never used by
+    transformers either, unless the configuration unties them: then this is another model."""
+    there = [(name, other) for name, other in table.tied.items() if name in tensors]
+    equal = [
+        name
+        for name, other in there
+        if other in tensors and np.array_equal(tensors[name], tensors[other], equal_nan=True)
+    ]
+    untied = [name for name, _ in there if name not in equal]
+    if untied and hf_config.get("tie_word_embeddings") is False:
+        raise CheckpointError(
+            f"{source}: {weights.listed(untied)} differs from the word embeddings "
+            "(tie_word_embeddings is false). tfllm ties them; use a tied checkpoint."
+        )
+    return equal
+
+
+def _origin(
+    kind: str,
+    table: Weights,
+    raw: Mapping[str, np.ndarray],
+    canonical: Mapping[str, str],
+    used: set[str],
+    tied: list[str],
+    hf_config: Mapping[str, Any],
+) -> Origin:
+    prefixed = any(name.startswith(table.prefix) for name in raw)
+    old_norm_names = any(name.endswith("LayerNorm.gamma") for name in raw)
+    written = {
+        name: raw_name for raw_name, name in canonical.items() if name in used or name in tied
+    }
+    dtypes = {name: raw[raw_name].dtype.name for name, raw_name in written.items()}
+    most = Counter(dtypes.values()).most_common(1)[0][0]
+    return Origin(
+        kind=kind,
+        config=dict(hf_config),
+        prefixed=prefixed,
+        old_norm_names=old_norm_names,
+        names={
+            name: raw_name
+            for name, raw_name in written.items()
+            if raw_name != names.written(name, table.prefix, prefixed, old_norm_names)
+        },
+        dtype=most,
+        dtypes={name: dtype for name, dtype in dtypes.items() if dtype != most},
+        tied=tuple(tied),
+    )
+
+
+def write(checkpoint: Checkpoint, directory: Path) -> None:
+    """Writes a checkpoint as a Hugging Face directory. `directory` exists and is empty."""
+    module = FAMILIES[checkpoint.family]
+    shape = module.to_hf(checkpoint.config)
+    table = module.WEIGHTS[shape["model_type"]]
+    kind = checkpoint.task.kind
+    origin = checkpoint.origin
+    if origin is None or origin.kind != kind:
+        origin = Origin(kind=kind, config={}, prefixed=kind != "embedding")
+    variables = weights.variables_of(checkpoint.model)
+    rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
+    if homeless := [path for path in variables if path not in rows]:
+        raise CheckpointError(
+            f"Hugging Face's {shape['model_type']} has no place for {weights.listed(homeless)} of "
+            f"a {kind} model. " + ("Merge the low-rank updates first." if "lora" in homeless[0]
+                                   else "Keep this one in tfllm's own form.")
+        )  # fmt: skip
+
+    tensors = weights.to_tensors(rows, variables)
+    tensors |= {name: tensors[table.tied[name]] for name in origin.tied}
+    tensors, dtype = _in_source_dtype(tensors, origin)
+    renamed = {
+        origin.names.get(name)
+        or names.written(name, table.prefix, origin.prefixed, origin.old_norm_names): tensor
+        for name, tensor in tensors.items()
+    }
+    write_tensors(directory / TENSORS, {**renamed, **checkpoint.carried})
+    write_json(directory / "config.json", _config(checkpoint, origin, shape, table, dtype))
+    checkpoint.tokenizer.save(directory)
+    if isinstance(checkpoint.task, Embedding):
+        width = checkpoint.config.hidden_dim
+        architectures.write_sentence_files(checkpoint.task, width, directory)
+
+
+def _in_source_dtype(
+    tensors: dict[str, np.ndarray], origin: Origin
+) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors in the dtype they came in, where that loses nothing; else all in float32."""
+    import ml_dtypes
+
+    kinds = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+    cast = {}
+    for name, tensor in tensors.items():
+        dtype = origin.dtypes.get(name, origin.dtype)
+        cast[name] = tensor.astype(kinds.get(dtype) or np.dtype(dtype))
+        if not np.array_equal(cast[name].astype(np.float32), tensor, equal_nan=True):
+            log.warning("Written in float32: %s cannot hold what %s has become.", dtype, name)
+            return tensors, "float32"
+    return cast, origin.dtype
+
+
+def _config(
+    checkpoint: Checkpoint, origin: Origin, shape: dict[str, Any], table: Weights, dtype: str
+) -> dict[str, Any]:
+    """`config.json`: the source's, with what has changed since."""
+    module = FAMILIES[checkpoint.family]
+    written = dict(origin.config)
+    if not written or module.from_hf(written) != checkpoint.config:
+        written |= shape
+    known = table.architectures[origin.kind]
+    if not set(written.get("architectures") or []) & set(known):
+        written["architectures"] = [known[0]]
+    if dtype != origin.dtype or not origin.config:
+        written["dtype" if "dtype" in written else "torch_dtype"] = dtype
+    return {**written, **architectures.head_config(checkpoint.task, origin.config)}

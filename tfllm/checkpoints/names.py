@@ -1,0 +1,51 @@
+"""Tensor names as files have them, to the canonical names of weight tables and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from tfllm.models.rows import Row, Table, Weights
+
+NUMBER = re.compile(r"\.\d+\.")
+# Files made from TensorFlow's checkpoints: old ending, today's ending.
+OLD_NORM_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+
+
+def canonical(names: Iterable[str], weights: Weights) -> dict[str, str]:
+    """The canonical name of every name in a file: with prefix, norms with weight and bias."""
+    prefixed = _templates(weights.backbone, *weights.heads.values()) | set(weights.buffers)
+    prefixed = {name for name in prefixed if name.startswith(weights.prefix)}
+    result = {}
+    for raw in names:
+        name = raw
+        for old, new in OLD_NORM_NAMES:
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        if _template(weights.prefix + name) in prefixed:
+            name = weights.prefix + name
+        result[raw] = name
+    return result
+
+
+def written(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str:
+    """The name in a file of this layout for a canonical name."""
+    if not prefixed:
+        name = name.removeprefix(prefix)
+    if old_norm_names:
+        for old, new in OLD_NORM_NAMES:
+            name = name.removesuffix(new) + old if name.endswith(new) else name
+    return name
+
+
+def unused(weights: Weights) -> set[str]:
+    """Canonical names that any file of the type may hold besides its backbone."""
+    return _templates(*weights.heads.values()) | set(weights.tied) | set(weights.buffers)
+
+
+def _templates(*tables: Table) -> set[str]:
+    rows = (row for table in tables for row in table.values())
+    return {row.name if isinstance(row, Row) else row for row in rows}
+
+
+def _template(name: str) -> str:
+    return NUMBER.sub(".{i}.", name, count=1)

@@ -1,0 +1,209 @@
+"""Checkpoints: loading any kind, saving tfllm's own, making new ones.
+
+A tfllm checkpoint is a directory of `tfllm.json` (format, family, config, task), the weights in
+`model.safetensors` by Keras variable path, tensors that are only kept in `carried.safetensors`, and
+the tokenizer's files in Hugging Face's form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfllm import tasks
+from tfllm.checkpoints import hub, huggingface, weights
+from tfllm.checkpoints.base import Checkpoint, Origin
+from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
+from tfllm.errors import CheckpointError, SettingError
+from tfllm.models import FAMILIES, configured
+from tfllm.models.rows import Row
+
+__all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "settings_of"]
+
+FORMAT = 1  # rises when older versions could not read the directory
+SETTINGS = "tfllm.json"
+TENSORS = "model.safetensors"
+CARRIED = "carried.safetensors"
+
+
+def load(
+    source: str | Path, *, task: tasks.Task | None = None, seed: int | None = None
+) -> Checkpoint:
+    """The checkpoint in `source`: a tfllm or Hugging Face directory, a run, `hf://org/name`.
+
+    With `task`, the encoder must be whole, and a head that the task has no use for is left behind;
+    what the task needs and the source has not is new, drawn with `seed`. Variables are made under
+    Keras' current dtype policy, so set `mixed_bfloat16` before. Raises CheckpointError.
+    """
+    directory = find(source)
+    _set_seed(seed)
+    if (directory / SETTINGS).is_file():
+        return _load_own(directory, task)
+    return huggingface.read(directory, task)
+
+
+def find(source: str | Path) -> Path:
+    """The checkpoint directory that `source` means, fetched from the hub where it says so."""
+    if str(source).startswith(hub.SCHEME):
+        return hub.fetch(str(source))
+    path = Path(source)
+    if not path.exists():
+        hint = (
+            f" For the Hugging Face hub write {hub.SCHEME}{source}."
+            if len(path.parts) == 2 and not path.is_absolute()
+            else ""
+        )
+        raise CheckpointError(f"There is no '{source}'. Check the path.{hint}")
+    if not path.is_dir():
+        raise CheckpointError(
+            f"'{source}' is a file, and a checkpoint is a directory. "
+            + (
+                "A .tflite file can be predicted and evaluated, not loaded."
+                if path.suffix == ".tflite"
+                else "Give the directory that it lies in."
+            )
+        )
+    for directory in (path, path / "checkpoint"):
+        if (directory / SETTINGS).is_file() and (directory / TENSORS).is_file():
+            return directory
+    if (path / "config.json").is_file():
+        return path
+    raise CheckpointError(f"'{source}' is not a checkpoint: {_what_it_lacks(path)}")
+
+
+def _what_it_lacks(path: Path) -> str:
+    if any(path.glob("saved_model.pb")) or any(path.glob("*/saved_model.pb")):
+        return (
+            "it is an exported SavedModel, which can be predicted, evaluated and served. "
+            "Load the checkpoint that it was made from."
+        )
+    if (path / SETTINGS).is_file():
+        return f"{SETTINGS} is there, but {TENSORS} is not. Copy the checkpoint again."
+    if (path / "recipe.yaml").is_file():
+        return "the run has no checkpoint yet. Finish it: tfllm train --resume."
+    if (path / "adapter_config.json").is_file():
+        return "it holds only adapters. Merge them into their base model, and load that."
+    if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
+        return "there are weights, but no config.json. Copy it from where the weights came from."
+    return f"it has neither {SETTINGS} (tfllm) nor config.json (Hugging Face)."
+
+
+def create(
+    family: str,
+    config: Any,
+    tokenizer: Any,
+    task: tasks.Task,
+    *,
+    seed: int | None = None,
+) -> Checkpoint:
+    """A new checkpoint with random weights. `config`: the family's Config or its plain fields."""
+    config = configured(family, config) if isinstance(config, Mapping) else config
+    if tokenizer.vocabulary_size > config.vocabulary_size:
+        raise SettingError(
+            f"model.vocabulary_size is {config.vocabulary_size}, and the tokenizer has "
+            f"{tokenizer.vocabulary_size} tokens. Make it at least that many."
+        )
+    _set_seed(seed)
+    model = task.model(FAMILIES[family].backbone(config), config)
+    return Checkpoint(family=family, config=config, tokenizer=tokenizer, task=task, model=model)
+
+
+def save(checkpoint: Checkpoint, directory: str | Path) -> Path:
+    """Writes a tfllm directory, all or nothing; an older checkpoint there is replaced.
+
+    Raises StorageError, a full disk included, and then the older one is as it was.
+    """
+    with written(directory, replaces=SETTINGS) as part:
+        values = weights.variables_of(checkpoint.model)
+        write_tensors(
+            part / TENSORS, {path: weights.array_of(value) for path, value in values.items()}
+        )
+        if checkpoint.carried:
+            write_tensors(part / CARRIED, checkpoint.carried)
+        checkpoint.tokenizer.save(part)
+        write_json(part / SETTINGS, _settings(checkpoint))
+    return Path(directory)
+
+
+def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    settings = {
+        "format": FORMAT,
+        "family": checkpoint.family,
+        "config": dataclasses.asdict(checkpoint.config),
+        "task": checkpoint.task.model_dump(mode="json"),
+    }
+    if checkpoint.origin is not None:
+        settings["huggingface"] = dataclasses.asdict(checkpoint.origin)
+    return settings
+
+
+def settings_of(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]:
+    """(family, config, task, origin) that `tfllm.json` names. Raises CheckpointError."""
+    path = directory / SETTINGS
+    data = read_json(path)
+    number = data.get("format")
+    if not isinstance(number, int) or number > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {number!r}; this version of tfllm reads up to {FORMAT}. "
+            "Install a newer one: pip install --upgrade tfllm."
+        )
+    try:
+        family = data["family"]
+        config = configured(family, data["config"], f"{path}: config")
+        task = tasks.build(data["task"], source=f"{path}: task")
+        kept = data.get("huggingface")
+        origin = Origin(**{**kept, "tied": tuple(kept["tied"])}) if kept else None
+    except KeyError as error:
+        raise CheckpointError(f"{path}: the key {error} is missing. Copy the file again.") from None
+    except (SettingError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{error} Copy the file again.") from None
+    return family, config, task, origin
+
+
+def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
+    from tfllm.tokenizers import files as tokenizer_files
+
+    family, config, own, origin = settings_of(directory)
+    tensors = read_tensors(directory / TENSORS)
+    tokenizer = tokenizer_files.load(directory)
+    tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
+    backbone = FAMILIES[family].backbone(config)
+    model = (task or own).model(backbone, config)
+    variables = weights.variables_of(model)
+    wanted = set(variables)
+    changed = task is not None and not huggingface.same_head(task, own)
+    if task is not None and changed:
+        encoder = set(weights.variables_of(backbone))
+        kept = huggingface.kept_head(set(variables) - encoder, task, own)
+        wanted = {path for path in variables if path in encoder or path in kept & set(tensors)}
+    rows = {path: Row(path, inputs=-1) for path in wanted}  # the names and shapes are our own
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    dropped = set(tensors) - wanted if changed else set()
+    weights.check(rows, variables, shapes, dropped, str(directory / TENSORS))
+    weights.to_variables(rows, variables, tensors)
+    carried = read_tensors(directory / CARRIED) if (directory / CARRIED).is_file() else {}
+    if changed:
+        fresh = set(variables) - wanted
+        fresh -= huggingface.fill_from_carried(
+            {path: variables[path] for path in fresh}, carried, family, config, (task or own).kind
+        )
+        huggingface.say_changed(str(directory), fresh, dropped)
+    return Checkpoint(
+        family=family,
+        config=config,
+        tokenizer=tokenizer,
+        task=task or own,
+        model=model,
+        path=directory,
+        carried={} if changed else carried,
+        origin=None if changed else origin,
+    )
+
+
+def _set_seed(seed: int | None) -> None:
+    if seed is not None:
+        import keras
+
+        keras.utils.set_random_seed(seed)
