@@ -99,6 +99,7 @@ def test_a_missing_file(tmp_path):
         (Classification(labels=("a", "b"), pair=True), {"text": "x"}, "'text_pair' is missing"),
         (QuestionAnswering(), {"text": "x"}, "'question' is missing.* 'question' and 'context'"),
         (TokenClassification(labels=("O",)), {"words": "x y"}, "not a list of words"),
+        (Embedding(), {"text": "a\ud800"}, "half of a surrogate pair"),
         (Embedding(), {"text": None}, "'text' is missing"),
     ],
 )

@@ -8,6 +8,7 @@ out.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tfllm.data.sources import Format, Reading
 from tfllm.errors import DataError
 from tfllm.tasks import Task
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 BEGINNING_BYTES = 4096
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -76,16 +78,20 @@ def check(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, 
 
 def _check_field(example: dict[str, Any], name: str, task: Task) -> None:
     value = example.get(name)
-    if name == "words":
-        if isinstance(value, list) and all(isinstance(word, str) for word in value):
-            return
-    elif isinstance(value, str):
+    where = example.get("_where", "input")
+    texts = value if name == "words" else [value]
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        if any(SURROGATE.search(text) for text in texts):
+            raise DataError(
+                f"{where}: the field '{name}' has half of a surrogate pair (\\ud800 to \\udfff), "
+                "which is no character. Remove it or write the whole pair."
+            )
         return
     wanted = "a list of words" if name == "words" else "a text"
     found = "is missing" if value is None else f"is not {wanted}"
     fields = " and ".join(f"'{name}'" for name in FIELDS[task.kind][0])
     raise DataError(
-        f"{example.get('_where', 'input')}: the field '{name}' {found}. A model for "
+        f"{where}: the field '{name}' {found}. A model for "
         f"{task.kind.replace('_', ' ')} reads JSON lines with {fields}; name other columns with "
         f"--set columns.{name}=NAME."
     )
