@@ -1,0 +1,204 @@
+"""`tfllm serve`: SavedModels over REST and gRPC."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """Examples:
+
+  tfllm serve out/sentiment
+
+  tfllm serve out/sentiment other=/models/topics --rest-port 8501 --grpc-port 8500
+
+  tfllm serve --config serving/models.config
+
+  TFLLM_TOKEN=... tfllm serve out/sentiment --host 0.0.0.0
+
+  curl -d '{"instances": ["good"]}' http://127.0.0.1:8501/v1/models/sentiment:predict
+"""
+
+TOKEN_VARIABLE = "TFLLM_TOKEN"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SHORTEST_TOKEN = 8
+
+
+def serve(
+    directories: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR]...",
+            help="Exported models: folders that hold version folders (DIR/1/saved_model.pb). "
+            "The folder's name is the model's; NAME=DIR gives another.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TF Serving's models.config: names, versions, labels. Read again "
+                     "whenever it changes."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    rest_port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8501,
+    grpc_port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8500,
+    batching: Annotated[
+        Path | None,
+        typer.Option("--batching-parameters-file", help="TF Serving's batching_parameters.txt."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help=f"File with the bearer token to ask for; or set {TOKEN_VARIABLE}."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let anyone in who reaches --host.")
+    ] = False,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="TLS private key, PEM.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="Ask clients for a certificate of this authority.")
+    ] = None,
+    poll_seconds: Annotated[float, typer.Option(help="Between looks for new versions.")] = 1.0,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 30.0,
+    lame_duck: Annotated[
+        float, typer.Option(help="Seconds of answering while not ready, after SIGTERM.")
+    ] = 2.0,
+    drain: Annotated[float, typer.Option(help="Seconds for the last requests.")] = 10.0,
+    body_bytes: Annotated[int, typer.Option(help="Longest REST body.")] = 1 << 20,
+    rows: Annotated[int, typer.Option(help="Most rows in a request.")] = 256,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="A log line per request, without its text.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Answers TF Serving's REST and gRPC calls for every model given, and loads new versions."""
+    from tfllm.errors import SettingError
+
+    if not directories and config is None:
+        raise SettingError("Name a model folder (tfllm serve DIR) or a --config file.")
+    token = _token(token_file)
+    if host not in LOOPBACK and token is None and not insecure:
+        raise SettingError(
+            f"--host {host} can be reached from outside. Set {TOKEN_VARIABLE} or --token-file, "
+            "or say --insecure."
+        )
+    if (certificate is None) != (key is None) or (client_ca and certificate is None):
+        raise SettingError("TLS needs --certificate and --key together (and then --client-ca).")
+    for path in (certificate, key, client_ca):
+        if path is not None and not path.is_file():
+            raise SettingError(f"There is no file '{path}'. Check the path.")
+    for option, value in (("--poll-seconds", poll_seconds), ("--timeout", timeout),
+                          ("--body-bytes", body_bytes), ("--rows", rows)):  # fmt: skip
+        if value <= 0:
+            raise SettingError(f"{option} {value}: give more than 0.")
+    entries = [_entry(directory) for directory in directories or []]
+
+    _needs_extra()
+    from tfllm.serving import tfserving
+    from tfllm.serving.schema import Batching, Limits, ServerOptions
+
+    if config is not None:
+        if entries:
+            raise SettingError("Give model folders or --config, not both.")
+        entries = tfserving.read_models(config)
+    names = [entry.name for entry in entries]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingError(f"Two models are named '{twice}'. Give one as NAME=DIR.")
+    options = ServerOptions(
+        host=host,
+        rest_port=rest_port,
+        grpc_port=grpc_port,
+        token=token,
+        admin=token is not None or host in LOOPBACK,
+        certificate=str(certificate) if certificate else None,
+        key=str(key) if key else None,
+        client_ca=str(client_ca) if client_ca else None,
+        poll_seconds=poll_seconds,
+        lame_duck_seconds=lame_duck,
+        drain_seconds=drain,
+        access_log=access_log,
+        limits=Limits(timeout_seconds=timeout, body_bytes=body_bytes, rows=rows),
+        batching=tfserving.read_batching(batching) if batching else Batching(),
+    )
+    _run(entries, options, config)
+
+
+def _run(entries, options, config: Path | None) -> None:
+    import asyncio
+
+    from tfllm.serving.server import Server, set_up_logging
+
+    try:
+        from uvloop import run
+    except ImportError:  # not made for every system; asyncio's own loop does the same
+        run = asyncio.run
+
+    set_up_logging(options.access_log)
+
+    def started(server) -> None:
+        scheme = "https" if options.certificate else "http"
+        typer.echo(
+            f"rest={scheme}://{options.host}:{server.rest_port} "
+            f"grpc={options.host}:{server.grpc_port} "
+            f"models={','.join(entry.name for entry in entries)}"
+        )
+        import sys
+
+        sys.stdout.flush()
+
+    run(Server(entries, options, config).run(started))
+
+
+def _entry(text: str):
+    """`DIR` or `NAME=DIR` as a ModelEntry."""
+    from tfllm.errors import ArtifactError, SettingError
+    from tfllm.serving.schema import ModelEntry
+
+    name, equals, directory = text.partition("=")
+    path = Path(directory if equals else text).expanduser().absolute()
+    if not path.is_dir():
+        raise ArtifactError(f"There is no folder '{path}'. Give the folder that export wrote.")
+    if (path / "saved_model.pb").exists():
+        raise ArtifactError(
+            f"'{path}' is one version of a model; give the folder above it: {path.parent}"
+        )
+    if not any(child.name.isdigit() for child in path.iterdir()):
+        raise ArtifactError(
+            f"'{path}' holds no version folder such as {path / '1'}. Export a model into it: "
+            "tfllm export MODEL --to savedmodel --output DIR"
+        )
+    name = name if equals else path.resolve().name
+    if not name or set(name) & set("/:"):
+        raise SettingError(f"'{name}' cannot be a model's name. Write NAME=DIR.")
+    return ModelEntry(name=name, base_path=str(path))
+
+
+def _token(token_file: Path | None) -> str | None:
+    from tfllm.errors import SettingError
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token_file is not None:
+        try:
+            token = token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise SettingError(
+                f"Cannot read --token-file '{token_file}'. Check the path."
+            ) from None
+    if token is not None and (len(token) < SHORTEST_TOKEN or not token.isascii()):
+        raise SettingError(f"The token needs at least {SHORTEST_TOKEN} ASCII characters.")
+    return token
+
+
+def _needs_extra() -> None:
+    """Says which extra to install where one of its packages is missing."""
+    import importlib.util
+
+    from tfllm.errors import MissingExtra
+
+    for module in ("starlette", "uvicorn", "httptools", "orjson", "grpc", "grpc_health",
+                   "tensorflow_serving", "prometheus_client"):  # fmt: skip
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(module, "serve")
+
+
+COMMANDS = {"": serve}

@@ -1,0 +1,250 @@
+"""Requests that wait while TensorFlow is busy run together; nobody waits for company.
+
+One queue per signature of a loaded version, one set of threads for the process. When a thread is
+free the queue that has waited longest gives up to `max_batch_size` rows of equal shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tfllm.serving.schema import Batching, Code, Limits, RequestError
+from tfllm.serving.servable import Signature
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one run cost, for the metrics."""
+
+    rows: int
+    padding: int
+    requests: int
+    run_seconds: float
+    queue_seconds: tuple[float, ...]
+
+
+@dataclass
+class Item:
+    """One request's share of a batch. Items run together only if their `key`s are equal."""
+
+    inputs: Arrays
+    rows: int
+    key: tuple | None
+    bytes: int
+    future: asyncio.Future
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Lanes:
+    """The threads that run TensorFlow, and the queues that wait for one of them, in order."""
+
+    def __init__(self, batching: Batching):
+        self.batching = batching
+        self._pool = ThreadPoolExecutor(batching.num_batch_threads, "tensorflow")
+        self._free = batching.num_batch_threads
+        self._waiting: deque[Batcher] = deque()
+
+    def wait(self, batcher: Batcher) -> None:
+        """`batcher` has work: it gets the next free thread that nobody before it takes."""
+        if not batcher.in_line:
+            batcher.in_line = True
+            self._waiting.append(batcher)
+        self._dispatch()
+
+    def close(self) -> None:
+        """No new work; what runs is finished."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _dispatch(self) -> None:
+        while self._free and self._waiting:
+            batcher = self._waiting.popleft()
+            batcher.in_line = False
+            items = batcher.take()
+            if not items:
+                continue
+            if batcher.queue:
+                batcher.in_line = True
+                self._waiting.append(batcher)
+            self._free -= 1
+            loop = asyncio.get_running_loop()
+            running = loop.run_in_executor(self._pool, batcher.run, items)
+            running.add_done_callback(partial(self._finish, batcher, items))
+
+    def _finish(self, batcher: Batcher, items: list[Item], done: asyncio.Future) -> None:
+        self._free += 1
+        batcher.deliver(done, items)
+        self._dispatch()
+
+
+class Batcher:
+    """The queue of one signature. `submit` is called in the event loop, `run` in a thread."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        lanes: Lanes,
+        limits: Limits,
+        report: Callable[[BatchReport], None],
+    ):
+        self.signature = signature
+        self.lanes = lanes
+        self.limits = limits
+        self.report = report
+        self.queue: deque[Item] = deque()
+        self.in_line = False
+        self.queued_rows = self.queued_bytes = 0
+
+    async def submit(self, inputs: Arrays) -> Arrays:
+        """The outputs for these inputs. Raises RequestError; cancelled while queued, never runs."""
+        key = batch_key(self.signature, inputs)
+        rows = len(next(iter(inputs.values()))) if key else 1
+        size = self.lanes.batching.max_batch_size
+        if rows <= size or not self.signature.splittable:
+            return await self._enqueue(inputs, rows, key)
+        parts = [
+            self._enqueue({name: array[start : start + size] for name, array in inputs.items()},
+                          min(size, rows - start), key)
+            for start in range(0, rows, size)
+        ]  # fmt: skip
+        results = await asyncio.gather(*parts)
+        return {name: np.concatenate([part[name] for part in results]) for name in results[0]}
+
+    async def _enqueue(self, inputs: Arrays, rows: int, key: tuple | None) -> Arrays:
+        weight = sum(bytes_of(array) for array in inputs.values())
+        too_many = self.queued_rows and self.queued_rows + rows > self.limits.queue_rows
+        too_big = self.queued_bytes and self.queued_bytes + weight > self.limits.queue_bytes
+        if too_many or too_big:
+            raise RequestError(
+                Code.RESOURCE_EXHAUSTED,
+                f"The queue of signature '{self.signature.name}' is full "
+                f"({self.queued_rows} rows waiting). Try again later.",
+            )
+        item = Item(inputs, rows, key, weight, asyncio.get_running_loop().create_future())
+        self.queue.append(item)
+        self.queued_rows += rows
+        self.queued_bytes += weight
+        self.lanes.wait(self)
+        return await item.future
+
+    def take(self) -> list[Item]:
+        """The oldest item and those after it that can share its run."""
+        batch: list[Item] = []
+        passed: deque[Item] = deque()
+        rows = 0
+        while self.queue:
+            item = self.queue.popleft()
+            if item.future.done():  # its client gave up
+                self._leave(item)
+                continue
+            fits = not batch or (
+                item.key is not None
+                and item.key == batch[0].key
+                and rows + item.rows <= self.lanes.batching.max_batch_size
+            )
+            if not fits:
+                passed.append(item)
+                if batch[0].key is None or item.key == batch[0].key:
+                    break  # full, or alone: the rest keeps its order
+                continue
+            batch.append(item)
+            rows += item.rows
+            self._leave(item)
+        passed.extend(self.queue)
+        self.queue = passed
+        return batch
+
+    def run(self, items: list[Item]) -> tuple[list[Arrays | Exception], BatchReport]:
+        """Runs a batch in the calling thread; a result or an error for each item."""
+        started = time.monotonic()
+        results = self._run_halving(items)
+        rows = sum(item.rows for item in items)
+        report = BatchReport(
+            rows=rows,
+            padding=self.lanes.batching.padded(rows) - rows if items[0].key else 0,
+            requests=len(items),
+            run_seconds=time.monotonic() - started,
+            queue_seconds=tuple(started - item.arrived for item in items),
+        )
+        return results, report
+
+    def deliver(self, done: asyncio.Future, items: list[Item]) -> None:
+        """Hands the results to those who still wait."""
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        results: list[Any] = [error] * len(items)
+        if error is None:
+            results, report = done.result()
+            self.report(report)
+        for item, result in zip(items, results, strict=True):
+            if item.future.done():
+                continue
+            if isinstance(result, BaseException):
+                item.future.set_exception(result)
+            else:
+                item.future.set_result(result)
+
+    def _leave(self, item: Item) -> None:
+        self.queued_rows -= item.rows
+        self.queued_bytes -= item.bytes
+
+    def _run_halving(self, items: list[Item]) -> list[Arrays | Exception]:
+        """One run; where it fails, each half by itself, so that a bad row fails alone."""
+        try:
+            return self._run_together(items)
+        except Exception as error:
+            if len(items) == 1:
+                return [error]
+            half = len(items) // 2
+            return self._run_halving(items[:half]) + self._run_halving(items[half:])
+
+    def _run_together(self, items: list[Item]) -> list[Arrays | Exception]:
+        if items[0].key is None:
+            return [self.signature.run(items[0].inputs)]
+        rows = sum(item.rows for item in items)
+        padded = self.lanes.batching.padded(rows)
+        inputs = {}
+        for name in items[0].inputs:
+            arrays = [item.inputs[name] for item in items]
+            if padded > rows:  # with copies of the first row
+                arrays.append(np.repeat(arrays[0][:1], padded - rows, axis=0))
+            inputs[name] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+        outputs = self.signature.run(inputs)
+        for name, array in outputs.items():
+            if array.ndim == 0 or len(array) != padded:
+                if len(items) == 1 and padded == rows:
+                    return [outputs]  # its own affair: it was alone
+                raise RequestError(
+                    Code.INTERNAL,
+                    f"Output '{name}' has shape {array.shape} for a batch of {padded} rows.",
+                )
+        results: list[Arrays | Exception] = []
+        start = 0
+        for item in items:
+            results.append({k: v[start : start + item.rows] for k, v in outputs.items()})
+            start += item.rows
+        return results
+
+
+def batch_key(signature: Signature, inputs: Arrays) -> tuple | None:
+    """Equal for inputs that can be joined; None for those that must run alone."""
+    if not signature.batchable:
+        return None
+    rows = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
+    if len(rows) != 1 or min(rows) < 1:
+        return None
+    return tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
+
+
+def bytes_of(array: np.ndarray) -> int:
+    """Memory of an array, its strings included."""
+    return sum(map(len, array.ravel())) if array.dtype.kind == "O" else array.nbytes

@@ -1,0 +1,304 @@
+"""REST bodies to arrays: TF Serving's row and column forms, its messages, and limits it lacks.
+
+Behaviour of `util/json_tensor.cc` in TF Serving 2.20, with these differences: nesting is limited,
+invalid UTF-8 is refused, and an integer that does not fit its type is refused where TF Serving
+would cut it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tfllm.serving.schema import Code, RequestError, invalid
+from tfllm.serving.tensors import TensorSpec
+
+SHOWN_CHARACTERS = 256  # of a wrong value, in an error message
+BASE64_KEY = "b64"
+
+JSON_TYPES = {
+    str: "String", int: "Number", float: "Number", bool: "Bool",
+    list: "Array", dict: "Object", type(None): "Null",
+}  # fmt: skip
+
+# Signature type -> the Python types that JSON may have for it, and the range of whole numbers.
+# Small integers are read as int32, as TF Serving does, and then checked against their own range.
+NUMBER: set[type] = {int, float}
+WHOLE: set[type] = {int}
+ACCEPTED: dict[str, tuple[set[type], tuple[int, int] | None]] = {
+    "float": (NUMBER, None),
+    "double": (NUMBER, None),
+    "int8": (WHOLE, (-(2**7), 2**7 - 1)),
+    "int16": (WHOLE, (-(2**15), 2**15 - 1)),
+    "int32": (WHOLE, (-(2**31), 2**31 - 1)),
+    "int64": (WHOLE, (-(2**63), 2**63 - 1)),
+    "uint8": (WHOLE, (0, 2**8 - 1)),
+    "uint32": (WHOLE, (0, 2**32 - 1)),
+    "uint64": (WHOLE, (0, 2**64 - 1)),
+    "bool": ({bool}, None),
+    "string": ({str}, None),
+}
+
+Specs = Mapping[str, TensorSpec]
+Arrays = dict[str, np.ndarray]
+
+
+def parse(body: bytes, depth: int) -> dict[str, Any]:
+    """The request's JSON object, nested at most `depth` deep. Raises INVALID_ARGUMENT.
+
+    As TF Serving: NaN and Infinity are numbers, and what follows the object is not read.
+    """
+    if not body.strip():
+        raise invalid("JSON Parse error: The document is empty")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        document = _parse_leniently(body, error)
+    if _deeper_than(document, depth):
+        raise invalid(f"JSON Parse error: nested deeper than {depth} levels")
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {shown(document)} Is not object")
+    return document
+
+
+def signature_name(document: Mapping[str, Any]) -> str:
+    """The signature that the request names, or an empty text."""
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid(
+            f"JSON Value: {shown(document)} not formatted correctly. "
+            "'signature_name' key must be a string value."
+        )
+    return name
+
+
+def read_inputs(document: Mapping[str, Any], specs: Specs) -> tuple[Arrays, bool]:
+    """The request's tensors, and whether it was in row form (`instances`)."""
+    if "instances" in document and "inputs" in document:
+        raise invalid(
+            f"JSON Value: {shown(document)} Not formatted correctly expecting only one of "
+            "'inputs' or 'instances' keys to exist "
+        )
+    if "instances" in document:
+        return _rows(document["instances"], document, specs), True
+    if "inputs" in document:
+        return _columns(document["inputs"], specs), False
+    raise invalid("Missing 'inputs' or 'instances' key")
+
+
+def read_tensor(value: Any, type_name: str, dtype: np.dtype) -> np.ndarray:
+    """A JSON value, nested evenly, as an array. Raises INVALID_ARGUMENT."""
+    if type_name not in ACCEPTED:
+        raise RequestError(
+            Code.UNIMPLEMENTED, f"Conversion of JSON Value: {shown(value)} to type: {type_name}"
+        )
+    shape, leaves = _flatten(value)
+    if type_name == "string":
+        array = np.empty(len(leaves), object)
+        array[:] = [_string(leaf) for leaf in leaves]
+    else:
+        kinds, limits = ACCEPTED[type_name]
+        if not set(map(type, leaves)) <= kinds:
+            raise _type_error(next(v for v in leaves if type(v) not in kinds), type_name)
+        if limits and leaves and not (limits[0] <= min(leaves) and max(leaves) <= limits[1]):
+            wrong = next(v for v in leaves if not limits[0] <= v <= limits[1])
+            raise _type_error(wrong, type_name)
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(leaves, dtype)
+        except OverflowError:
+            raise _type_error(max(leaves, key=abs), type_name) from None
+    return array.reshape(shape)
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: JSON, cut short."""
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text[:SHOWN_CHARACTERS]
+
+
+def is_base64(value: Any) -> bool:
+    """`{"b64": "..."}`, a string given as bytes."""
+    return type(value) is dict and len(value) == 1 and type(value.get(BASE64_KEY)) is str
+
+
+def decode_base64(value: dict[str, str]) -> bytes:
+    """The bytes of `{"b64": ...}`; padding may be left out."""
+    text = re.sub(r"\s", "", value[BASE64_KEY])
+    try:
+        return base64.b64decode(
+            text.rstrip("=") + "=" * (-len(text.rstrip("=")) % 4), validate=True
+        )
+    except (binascii.Error, ValueError):
+        raise invalid("Unable to base64 decode") from None
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8; a lone surrogate has none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
+
+
+def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
+    """A second look at what strict JSON refuses and TF Serving takes."""
+    message = str(error)
+    if "trailing" in message or b"NaN" in body or b"Inf" in body:
+        try:
+            return json.JSONDecoder().raw_decode(body.decode().lstrip())[0]
+        except (ValueError, RecursionError):
+            pass
+    if "recursion" in message.lower():
+        message = "nested too deeply"
+    raise invalid(f"JSON Parse error: {message} at offset: {error.pos}") from None
+
+
+def _deeper_than(document: Any, depth: int) -> bool:
+    level = [document]
+    for _ in range(depth + 1):
+        level = [value for value in level if type(value) in (list, dict)]
+        if not level:
+            return False
+        level = list(
+            itertools.chain.from_iterable(v.values() if type(v) is dict else v for v in level)
+        )
+    return True
+
+
+def _flatten(value: Any) -> tuple[tuple[int, ...], list[Any]]:
+    """Shape by the first elements, as TF Serving sees it, and all leaves in order."""
+    if type(value) is not list:
+        return (), [value]
+    shape = [len(value)]
+    while value and type(value[0]) is list:
+        if any(type(item) is not list for item in value):
+            wrong = next(item for item in value if type(item) is not list)
+            raise invalid(
+                f"JSON Value: {shown(wrong)} found at incorrect level: {len(shape) + 1} "
+                f"in the JSON DOM. Expected at level: {len(shape) + 1}"
+            )
+        size = len(value[0])
+        for item in value:
+            if len(item) != size:
+                raise invalid(
+                    f"Encountered list at unexpected size: {len(item)} at level: {len(shape)} "
+                    f"expected size: {size}"
+                )
+        shape.append(size)
+        value = list(itertools.chain.from_iterable(value))
+    if any(type(item) is list for item in value):
+        raise invalid(f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}")
+    return tuple(shape), value
+
+
+def _string(leaf: Any) -> bytes:
+    if type(leaf) is str:
+        return encode_text(leaf)
+    if is_base64(leaf):
+        return decode_base64(leaf)
+    if type(leaf) is dict:
+        raise invalid(f"JSON Value: {shown(leaf)} not formatted correctly for base64 data")
+    raise _type_error(leaf, "string")
+
+
+def _type_error(value: Any, type_name: str) -> RequestError:
+    kind = JSON_TYPES.get(type(value), "Unknown")
+    if type(value) is bool:
+        kind = "True" if value else "False"
+    return invalid(f"JSON Value: {shown(value)} Type: {kind} is not of expected type: {type_name}")
+
+
+def _is_object(value: Any) -> bool:
+    return type(value) is dict and not is_base64(value)
+
+
+def _rows(instances: Any, document: Mapping[str, Any], specs: Specs) -> Arrays:
+    if type(instances) is not list:
+        raise invalid(f"JSON Value: {shown(document)} Expecting 'instances' to be an list/array")
+    if not instances:
+        raise invalid(f"JSON Value: {shown(document)} No values in 'instances' array")
+    if type(instances[0]) is not dict and len(specs) > 1:
+        raise invalid(
+            "instances is a plain list, but expecting list of objects as multiple "
+            "input tensors required as per tensorinfo_map"
+        )
+    named = _is_object(instances[0])
+    try:
+        if named:
+            if any(not _is_object(row) or row.keys() != specs.keys() for row in instances):
+                raise invalid("rows differ")  # which one, the slow way below says
+            columns = {name: [row[name] for row in instances] for name in specs}
+        else:
+            if any(_is_object(row) for row in instances):
+                raise invalid("rows differ")
+            columns = {next(iter(specs)): instances}
+        return {
+            name: read_tensor(values, specs[name].type, specs[name].dtype)
+            for name, values in columns.items()
+        }
+    except RequestError as error:
+        raise _row_error(instances, named, specs) or error from None
+
+
+def _row_error(instances: list[Any], named: bool, specs: Specs) -> RequestError | None:
+    """Goes row by row, as TF Serving does, to the first wrong one and its message."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, row in enumerate(instances):
+        start = f"Failed to process element: {index} "
+        if named and not _is_object(row):
+            return invalid(f"Expecting object but got list at item {index} of input list")
+        if not named and _is_object(row):
+            return invalid(f"Expecting value/list but got object at item {index} of input list")
+        for name, value in row.items() if named else ((next(iter(specs)), row),):
+            where = f"{start}key: {name} " if named else start
+            try:
+                if name not in specs:
+                    raise invalid(f"JSON object: does not have named input: {name}")
+                shape = read_tensor(value, specs[name].type, specs[name].dtype).shape
+                _same_shape(shapes.setdefault(name, shape), shape)
+            except RequestError as error:
+                code = error.code.name
+                return RequestError(
+                    error.code, f"{where}of 'instances' list. Error: {code}: {error.message}"
+                )
+        if named and row.keys() != specs.keys():
+            return invalid(
+                f"{start}of 'instances' list. JSON object: {shown(row)} keys must be equal to: "
+                + ",".join(sorted(specs))
+            )
+    return None
+
+
+def _same_shape(expected: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    sizes = int(np.prod(expected)), int(np.prod(shape))
+    if sizes[0] != sizes[1]:
+        raise invalid(f"Expecting tensor size: {sizes[0]} but got: {sizes[1]}")
+    if expected != shape:
+        texts = ["[" + ",".join(map(str, sizes)) + "]" for sizes in (expected, shape)]
+        raise invalid(f"Expecting shape {texts[0]} but got: {texts[1]}")
+
+
+def _columns(inputs: Any, specs: Specs) -> Arrays:
+    if not _is_object(inputs):
+        if len(specs) > 1:
+            raise invalid(
+                "inputs is a plain value/list, but expecting an object as multiple "
+                "input tensors required as per tensorinfo_map"
+            )
+        inputs = {next(iter(specs)): inputs}
+    for name in specs:
+        if name not in inputs:
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
+    return {name: read_tensor(inputs[name], spec.type, spec.dtype) for name, spec in specs.items()}

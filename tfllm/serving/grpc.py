@@ -1,0 +1,157 @@
+"""TF Serving's PredictionService and ModelService, and gRPC's own health service."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+
+from tfllm.serving.rest import authorized
+from tfllm.serving.schema import Code, RequestError, invalid
+from tfllm.serving.service import Service, Target
+
+log = logging.getLogger("tfllm.serving")
+
+GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+MESSAGE_CHARACTERS = 2000  # a status travels in a header
+
+Fill = Callable[[], Any]
+
+
+class Answering:
+    """What both services share: the token, the deadline, errors to status codes."""
+
+    def __init__(self, service: Service, token: str | None):
+        self.service = service
+        self.token = token
+
+    async def answer(
+        self, context: Any, method: str, model: str, response: Message, fill: Fill
+    ) -> Any:
+        """`response`, filled by `fill`, or an end with the right status."""
+        try:
+            seconds = context.time_remaining()
+            async with self.service.answering(model, method, "GRPC", seconds):
+                if not authorized(_authorization(context), self.token):
+                    raise RequestError(Code.UNAUTHENTICATED, "A bearer token is needed.")
+                result = fill()
+                if isinstance(result, Awaitable):
+                    await result
+            return response
+        except RequestError as error:
+            message = error.message[:MESSAGE_CHARACTERS]
+            await context.abort(GRPC_CODES[int(error.code)], message)
+        except Exception as error:  # a fault of ours: the place is logged, the text is not
+            place = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            log.error("%s while answering %s:\n%s", type(error).__name__, method, place)
+            await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the log has its place.")
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, Answering):
+    """tensorflow.serving.PredictionService."""
+
+    async def Predict(self, request, context):
+        """Tensors in, tensors out."""
+        response = predict_pb2.PredictResponse()
+        return await self.answer(
+            context, "predict", request.model_spec.name, response,
+            lambda: self.service.predict(request, response),
+        )  # fmt: skip
+
+    async def Classify(self, request, context):
+        """Examples in, labels and scores out."""
+        response = classification_pb2.ClassificationResponse()
+        return await self.answer(
+            context, "classify", request.model_spec.name, response,
+            lambda: self.service.classify(Target.of(request), request.input, response),
+        )  # fmt: skip
+
+    async def Regress(self, request, context):
+        """Examples in, one number each out."""
+        response = regression_pb2.RegressionResponse()
+        return await self.answer(
+            context, "regress", request.model_spec.name, response,
+            lambda: self.service.regress(Target.of(request), request.input, response),
+        )  # fmt: skip
+
+    async def MultiInference(self, request, context):
+        """Several classifications and regressions of the same Examples."""
+        response = inference_pb2.MultiInferenceResponse()
+        model = request.tasks[0].model_spec.name if request.tasks else ""
+        return await self.answer(
+            context, "multi_inference", model, response,
+            lambda: self.service.multi_inference(request, response),
+        )  # fmt: skip
+
+    async def GetModelMetadata(self, request, context):
+        """The signatures of a model."""
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        return await self.answer(
+            context, "metadata", request.model_spec.name, response,
+            lambda: self.service.metadata(
+                Target.of(request), list(request.metadata_field), response
+            ),
+        )  # fmt: skip
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
+    """tensorflow.serving.ModelService. `reload` replaces the list of models."""
+
+    def __init__(
+        self,
+        service: Service,
+        token: str | None,
+        reload: Callable[[Any], Awaitable[None]] | None,
+    ):
+        super().__init__(service, token)
+        self.reload = reload
+
+    async def GetModelStatus(self, request, context):
+        """The states of a model's versions."""
+        response = get_model_status_pb2.GetModelStatusResponse()
+        return await self.answer(
+            context, "status", request.model_spec.name, response,
+            lambda: self.service.status(Target.of(request), response),
+        )  # fmt: skip
+
+    async def HandleReloadConfigRequest(self, request, context):
+        """A new list of models; answers when they are available."""
+        response = model_management_pb2.ReloadConfigResponse()
+
+        async def fill() -> None:
+            if self.reload is None:
+                raise RequestError(
+                    Code.PERMISSION_DENIED,
+                    "Changing the configuration over an open address needs a token.",
+                )
+            if request.config.WhichOneof("config") != "model_config_list":
+                raise invalid(
+                    "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                    "Only ModelConfigList is currently supported"
+                )
+            await self.reload(request.config)
+            response.status.error_code = int(Code.OK)
+
+        return await self.answer(context, "reload", "", response, fill)
+
+
+def _authorization(context: Any) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None

@@ -1,0 +1,328 @@
+"""One process that answers REST and gRPC over the same models, from start to drained stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import uvicorn
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tfllm.errors import SettingError, TfllmError
+from tfllm.serving import rest, tfserving, warmup
+from tfllm.serving.grpc import ModelService, PredictionService
+from tfllm.serving.lifecycle import Models
+from tfllm.serving.observe import JsonLines, Metrics
+from tfllm.serving.schema import Code, ModelEntry, RequestError, ServerOptions
+from tfllm.serving.service import Service
+
+log = logging.getLogger("tfllm.serving")
+
+HEALTH_NAMES = (
+    "",
+    "PredictionService",
+    "ModelService",
+    "tensorflow.serving.PredictionService",
+    "tensorflow.serving.ModelService",
+)
+TERMINATED = 128 + signal.SIGTERM
+CONNECTIONS_WAITING = 2048
+
+
+class Server:
+    """`await start()`, then `await stop()`; or `await run()`, which ends on SIGTERM."""
+
+    def __init__(
+        self,
+        entries: Sequence[ModelEntry],
+        options: ServerOptions | None = None,
+        config_file: str | Path | None = None,
+        load: Callable = warmup.load,
+    ):
+        self.options = options or ServerOptions()
+        self.config_file = Path(config_file) if config_file else None
+        self.entries = list(entries)
+        self.metrics = Metrics()
+        self.draining = False
+        self.rest_port = self.grpc_port = 0
+        self._load = load
+        self._config_text: bytes | None = None
+        self._reloading = asyncio.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Every model answers, and the server is not on its way down."""
+        return self.models.ready and not self.draining
+
+    async def start(self) -> None:
+        """Opens both ports and begins to load. Raises SettingError where a port is taken."""
+        options = self.options
+        self.models = Models(self._load, options.poll_seconds, self._changed)
+        self.service = Service(self.models, options.limits, options.batching, self.metrics)
+        self._health = health.aio.HealthServicer()
+        self._changes: set[asyncio.Task] = set()
+        listening = _listen(options.host, options.rest_port)
+        try:
+            self._grpc = self._grpc_server()
+            await self._grpc.start()
+        except BaseException:
+            listening.close()
+            raise
+        self.rest_port = listening.getsockname()[1]
+        self._http = _HttpServer(self._http_config())
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[listening]))
+        self.models.apply(self.entries)
+        for entry in self.entries:
+            self.models.label(entry.name, entry.labels, must_answer=False)
+        if self.config_file:
+            self._config_text = self.config_file.read_bytes()
+        await self._publish_health()
+        self._poll_task = asyncio.create_task(self._poll())
+
+    async def stop(self, lame_duck_seconds: float = 0.0) -> None:
+        """Answers everything that is under way, then closes. Not ready from the first moment."""
+        self.draining = True
+        await self._publish_health()
+        await asyncio.sleep(lame_duck_seconds)
+        self._poll_task.cancel()
+        await asyncio.gather(
+            self._grpc.stop(self.options.drain_seconds), self._stop_http(), return_exceptions=True
+        )
+        await self.models.close()
+        self.service.close()
+        log.info("stopped")
+
+    async def run(self, started: Callable[[Server], None] = lambda server: None) -> None:
+        """Serves until SIGTERM or Ctrl-C, and drains. A second signal ends the process at once."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            if stopping.is_set():
+                sys.stderr.flush()
+                os._exit(TERMINATED)
+            stopping.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        await self.start()
+        started(self)
+        await stopping.wait()
+        log.info("draining")
+        await self.stop(self.options.lame_duck_seconds)
+
+    async def reload(self, config: Any) -> None:
+        """Replaces the models by a ModelServerConfig; returns when they answer."""
+        await self.use(tfserving.entries(config))
+
+    async def use(self, entries: list[ModelEntry]) -> None:
+        """Replaces the models. Raises RequestError where one of them cannot be served."""
+        async with self._reloading:
+            self.entries = entries
+            self.models.apply(entries)
+            await self.models.wait_settled(self.options.poll_seconds)
+            for entry in entries:
+                if not self.models.models[entry.name].available():
+                    raise RequestError(
+                        Code.UNKNOWN, f"Servable {entry.name} did not become available."
+                    )
+            for entry in entries:
+                self.models.label(entry.name, entry.labels)
+
+    async def _poll(self) -> None:
+        while True:
+            try:
+                await self._poll_config()
+                await self.models.poll()
+            except Exception as error:  # whatever it is, the next look may be better
+                log.error("poll: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(self.options.poll_seconds)
+
+    async def _poll_config(self) -> None:
+        """A changed configuration file is applied; a wrong one is reported once and left."""
+        if self.config_file is None:
+            return
+        try:
+            text = self.config_file.read_bytes()
+        except OSError:
+            return
+        if text == self._config_text:
+            return
+        self._config_text = text
+        try:
+            entries = tfserving.read_models(self.config_file)
+        except TfllmError as error:
+            log.error("the configuration stays as it was: %s", error)
+            return
+        self._spawn(self._use_quietly(entries))
+
+    async def _use_quietly(self, entries: list[ModelEntry]) -> None:
+        try:
+            await self.use(entries)
+            log.info("applied %s", self.config_file)
+        except RequestError as error:
+            log.error("%s: %s", self.config_file, error.message)
+
+    def _changed(self) -> None:
+        states = [
+            (version.model, version.number, int(version.state))
+            for model in self.models.models.values()
+            for version in model.versions.values()
+        ]
+        self.metrics.versions(states)
+        self._spawn(self._publish_health())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+    async def _publish_health(self) -> None:
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        state = status.SERVING if self.ready else status.NOT_SERVING
+        for name in HEALTH_NAMES:
+            await self._health.set(name, state)
+
+    async def _stop_http(self) -> None:
+        self._http.should_exit = True
+        await self._http_task
+
+    def _grpc_server(self) -> Any:
+        options = self.options
+        server = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", options.limits.message_bytes),
+                ("grpc.max_send_message_length", -1),
+            ]
+        )
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(self.service, options.token), server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(self.service, options.token, self.reload if options.admin else None),
+            server,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        address = f"{_bracketed(options.host)}:{options.grpc_port}"
+        try:
+            if options.certificate and options.key:
+                self.grpc_port = server.add_secure_port(address, _grpc_credentials(options))
+            else:
+                self.grpc_port = server.add_insecure_port(address)
+        except RuntimeError:
+            self.grpc_port = 0
+        if not self.grpc_port:
+            raise _port_taken(options.host, options.grpc_port, "--grpc-port")
+        return server
+
+    def _http_config(self) -> uvicorn.Config:
+        options = self.options
+        application = rest.application(
+            self.service, lambda: self.ready, options.token, options.access_log
+        )
+        return uvicorn.Config(
+            application,
+            http=type("Protocol", (_HttpProtocol,), {"patience": options.limits.header_seconds}),
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=int(options.limits.header_seconds) or 1,
+            timeout_graceful_shutdown=int(options.drain_seconds) or 1,
+            h11_max_incomplete_event_size=16 << 10,
+            ssl_certfile=options.certificate,
+            ssl_keyfile=options.key,
+            ssl_ca_certs=options.client_ca,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if options.client_ca else ssl.CERT_NONE,
+        )
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: it would end the process with status 143."""
+
+    def capture_signals(self):
+        """Signals are the Server's affair."""
+        return contextlib.nullcontext()
+
+
+class _HttpProtocol(HttpToolsProtocol):
+    """Closes a connection on which no request was completed for `patience` seconds."""
+
+    patience = 15.0
+
+    def connection_made(self, transport) -> None:
+        """Starts the watch."""
+        super().connection_made(transport)
+        self._last_cycle: Any = None
+        self._watch = self.loop.call_later(self.patience, self._look)
+
+    def connection_lost(self, exc) -> None:
+        """Ends it."""
+        self._watch.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self.cycle is self._last_cycle:
+            self.transport.close()
+            return
+        self._last_cycle = self.cycle
+        self._watch = self.loop.call_later(self.patience, self._look)
+
+
+def set_up_logging(access_log: bool = False) -> None:
+    """JSON lines on stderr."""
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(JsonLines())
+    for name in ("tfllm.serving", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [lines], False
+    log.setLevel(logging.INFO)
+    logging.getLogger("tfllm.serving.access").disabled = not access_log
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(CONNECTIONS_WAITING)
+    except OSError as error:
+        listening.close()
+        raise _port_taken(host, port, "--rest-port", error.strerror) from None
+    return listening
+
+
+def _port_taken(host: str, port: int, option: str, reason: str | None = None) -> SettingError:
+    return SettingError(
+        f"Cannot listen on {host}:{port}: {(reason or 'it is taken').lower()}. "
+        f"Choose another {option}."
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _grpc_credentials(options: ServerOptions) -> Any:
+    key = Path(str(options.key)).read_bytes()
+    certificate = Path(str(options.certificate)).read_bytes()
+    client_ca = Path(options.client_ca).read_bytes() if options.client_ca else None
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], client_ca, require_client_auth=client_ca is not None
+    )

@@ -1,0 +1,92 @@
+"""Replays a version's own warm-up requests before it serves, as TF Serving does.
+
+`assets.extra/tf_serving_warmup_requests`: a TFRecord file of PredictionLog, at most 1000 records.
+A request that fails makes the load fail: a version that cannot answer its own examples is broken.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from tfllm.serving import examples
+from tfllm.serving.schema import Code, RequestError, invalid
+from tfllm.serving.servable import DEFAULT_SIGNATURE, Servable, Signature
+from tfllm.serving.tensors import from_proto
+
+REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+MOST_RECORDS = 1000
+
+
+def load(name: str, number: int, path: Path) -> Servable:
+    """A servable, loaded and warm. Raises whatever loading and running raise."""
+    servable = Servable(name, number, path)
+    try:
+        replay(servable)
+    except BaseException:
+        servable.close()
+        raise
+    return servable
+
+
+def replay(servable: Servable) -> int:
+    """Runs the recorded requests in order; how many there were."""
+    path = servable.path / REQUESTS_FILE
+    if not path.exists():
+        return 0
+    count = 0
+    for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+        count += 1
+        if count > MOST_RECORDS:
+            raise invalid(
+                f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at {path}"
+            )
+        log = prediction_log_pb2.PredictionLog()
+        try:
+            log.ParseFromString(record)
+        except Exception:
+            raise invalid(f"Failed to parse warmup record {count} from {path}") from None
+        _run(servable, log)
+    return count
+
+
+def _run(servable: Servable, log: Any) -> None:
+    kind = log.WhichOneof("log_type")
+    if kind is None:
+        return
+    if kind == "predict_log":
+        request = log.predict_log.request
+        _predict(servable, request.model_spec.signature_name, request.inputs)
+    elif kind == "classify_log":
+        request = log.classify_log.request
+        signature = examples.classification_signature(servable, request.model_spec.signature_name)
+        _examples(signature, request.input, examples.classification)
+    elif kind == "regress_log":
+        request = log.regress_log.request
+        signature = examples.regression_signature(servable, request.model_spec.signature_name)
+        _examples(signature, request.input, examples.regression)
+    elif kind == "multi_inference_log":
+        request = log.multi_inference_log.request
+        for task in request.tasks:
+            classify = task.method_name == examples.CLASSIFY_METHOD
+            find = examples.classification_signature if classify else examples.regression_signature
+            finish = examples.classification if classify else examples.regression
+            _examples(find(servable, task.model_spec.signature_name), request.input, finish)
+    else:
+        raise RequestError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+
+
+def _predict(servable: Servable, name: str, inputs: Any) -> None:
+    name = name or DEFAULT_SIGNATURE
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise RequestError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+    signature.run(signature.check({key: from_proto(inputs[key]) for key in inputs}))
+
+
+def _examples(signature: Signature, input_proto: Any, finish: Any) -> None:
+    rows = examples.serialized(input_proto)
+    finish(signature.run({examples.INPUTS: rows}), len(rows))
