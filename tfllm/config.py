@@ -52,7 +52,7 @@ def build(data: Any, kind: type[S], source: str = "settings", lines: Lines | Non
         # Through JSON: there a list may fill a tuple and a text a path, and nothing else bends.
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise SettingError(_explain(error, kind, source, lines or {})) from None
+        raise SettingError(_explain(error, data, kind, source, lines or {})) from None
     except TypeError as error:
         raise SettingError(f"{source}: {error}.") from None
 
@@ -138,24 +138,45 @@ def _collect_lines(node: Any, path: tuple[str, ...], lines: dict, source: str) -
         _collect_lines(value, here, lines, source)
 
 
-def _explain(error: ValidationError, kind: type[BaseModel], source: str, lines: Lines) -> str:
+def _explain(
+    error: ValidationError, data: Any, kind: type[BaseModel], source: str, lines: Lines
+) -> str:
     """One line for the first problem: file:line: key: what is wrong. Nearest known key."""
     problem = error.errors()[0]
     path = tuple(str(part) for part in problem["loc"])
-    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    keys = tuple(_written(path, data))
+    line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
     where = f"{source}:{line}" if line else source
-    name = ".".join(path)
+    name = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(kind, path[:-1])
         return f"{where}: unknown key '{name}'. {did_you_mean(path[-1], known)}"
     if problem["type"] == "missing":
         return f"{where}: the key '{name}' is missing."
+    if problem["type"].startswith("union_tag"):
+        context = problem["ctx"]
+        key = f"{name}.{context['discriminator'].strip(chr(39))}"
+        if "tag" not in context:
+            return f"{where}: the key '{key}' is missing."
+        kinds = [kind.strip("'") for kind in context["expected_tags"].split(", ")]
+        return f"{where}: {key}: unknown '{context['tag']}'. {did_you_mean(context['tag'], kinds)}"
     message = problem["msg"].removeprefix("Value error, ")
     found = problem.get("input")
     shown = (
         "" if isinstance(found, dict) or problem["type"] == "value_error" else f" Found: {found!r}."
     )
     return f"{where}: {name or 'settings'}: {message}.{shown}".replace("..", ".")
+
+
+def _written(path: tuple[str, ...], data: Any) -> list[str]:
+    """The path as the user wrote it: without the branch names that pydantic puts in for unions."""
+    keys = []
+    for number, part in enumerate(path):
+        if isinstance(data, Mapping) and part not in data and number < len(path) - 1:
+            continue
+        keys.append(part)
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return keys
 
 
 def _fields_at(kind: Any, path: tuple[str, ...]) -> list[str]:

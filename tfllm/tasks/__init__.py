@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator
+from pydantic import Discriminator
 
 from tfllm import config
 from tfllm.errors import SettingError, did_you_mean
@@ -54,15 +54,8 @@ def _problem(data: Mapping[str, Any]) -> str:
     return ""
 
 
-def _with_known_kind(data: Any) -> Any:
-    if isinstance(data, Mapping) and (problem := _problem(data)):
-        raise ValueError(problem)
-    return data
-
-
 # The type of a `task:` key in other settings: `task: AnyTask`.
 AnyTask = Annotated[
     Classification | TokenClassification | QuestionAnswering | Embedding | MaskedLM | NextSentence,
     Discriminator("kind"),
-    BeforeValidator(_with_known_kind),
 ]
