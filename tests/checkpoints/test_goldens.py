@@ -47,7 +47,6 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(golden, tmp_path, fa
     store.save(checkpoint, tmp_path / "ours")
     again = store.load(tmp_path / "ours")
     np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
-    (tmp_path / "back").mkdir()
     huggingface.write(again, tmp_path / "back")
     assert_same_tensors(directory, tmp_path / "back")
     config = json.loads((directory / "config.json").read_text())
@@ -122,7 +121,6 @@ def test_live_against_transformers(tmp_path, vocabulary_text, family, head):
         expected = make_encoders.answer(model, given)
         np.testing.assert_allclose(checkpoint.model(given), expected, atol=TOLERANCE)
 
-    (tmp_path / "back").mkdir()
     huggingface.write(checkpoint, tmp_path / "back")
     again, report = type(model).from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]

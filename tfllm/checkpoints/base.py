@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfllm.errors import SettingError
+from tfllm.models import FAMILIES
+
 if TYPE_CHECKING:
     import keras
 
@@ -53,3 +56,14 @@ class Checkpoint:
     """Known tensors that the task's graph has no use for, kept for the way back."""
     origin: Origin | None = None
     """The Hugging Face directory that it came from, if any."""
+
+
+def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.Model]:
+    """(encoder, whole model) of new variables. Raises SettingError for rows that are too long."""
+    if task.max_length > config.max_sequence_length:
+        raise SettingError(
+            f"task.max_length is {task.max_length}, and the model has positions for "
+            f"{config.max_sequence_length} tokens. Lower it to that."
+        )
+    backbone = FAMILIES[family].backbone(config)
+    return backbone, task.model(backbone, config)

@@ -91,11 +91,7 @@ def written(directory: str | Path, replaces: str = "") -> Iterator[Path]:
     Raises StorageError.
     """
     target = Path(directory)
-    if target.exists() and not _replaceable(target, replaces):
-        raise StorageError(
-            f"'{target}' exists already and is not {'an older checkpoint' if replaces else 'empty'}"
-            ". Give another --output, or remove it first."
-        )
+    refuse_occupied(target, replaces)
     part = target.parent / f".{target.name}.part-{os.getpid()}"
     old = target.parent / f".{target.name}.old-{os.getpid()}"
     try:
@@ -118,10 +114,18 @@ def written(directory: str | Path, replaces: str = "") -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _replaceable(target: Path, replaces: str) -> bool:
-    if not target.is_dir():
-        return False
-    return not any(target.iterdir()) or bool(replaces and (target / replaces).exists())
+def refuse_occupied(target: str | Path, replaces: str = "") -> None:
+    """Raises StorageError unless a directory may be written at `target`: there is none, it is
+    empty, or it holds the file `replaces`."""
+    path = Path(target)
+    if not path.exists():
+        return
+    if path.is_dir() and (not any(path.iterdir()) or (replaces and (path / replaces).exists())):
+        return
+    kind = "an older checkpoint" if replaces else "empty"
+    raise StorageError(
+        f"--output: '{path}' exists already and is not {kind}. Give another, or remove it first."
+    )
 
 
 def _storage_problem(error: BaseException) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfllm.checkpoints import architectures, names, weights
-from tfllm.checkpoints.base import Checkpoint, Origin
-from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors
+from tfllm.checkpoints.base import Checkpoint, Origin, new_model
+from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
 from tfllm.checkpoints.sources import TENSORS, model_type_of, tensor_files
 from tfllm.errors import CheckpointError
 from tfllm.models import FAMILIES
@@ -37,7 +37,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     tokenizer = tokenizer_files.load(directory)
     tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
 
-    model = (task or own).model(FAMILIES[family].backbone(config), config)
+    _, model = new_model(family, config, task or own)
     loaded = _fill(model, table, task, own, raw, directory, hf_config)
     return Checkpoint(
         family=family,
@@ -184,6 +184,8 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray], source: str) -> None:
                 f"{source}: {name} is {tensor.dtype.name}; only floating-point weights are read. "
                 "Use the checkpoint before quantization."
             )
+    if any(tensor.dtype == np.float64 for tensor in tensors.values()):
+        log.warning("%s: float64 weights are rounded to float32.", source)
 
 
 def _tied(
@@ -217,10 +219,10 @@ def _origin(
 ) -> Origin:
     prefixed = any(name.startswith(table.prefix) for name in raw)
     old_norm_names = any(name.endswith("LayerNorm.gamma") for name in raw)
-    written = {
+    in_file = {
         name: raw_name for raw_name, name in canonical.items() if name in used or name in tied
     }
-    dtypes = {name: raw[raw_name].dtype.name for name, raw_name in written.items()}
+    dtypes = {name: raw[raw_name].dtype.name for name, raw_name in in_file.items()}
     most = Counter(dtypes.values()).most_common(1)[0][0]
     return Origin(
         kind=kind,
@@ -229,7 +231,7 @@ def _origin(
         old_norm_names=old_norm_names,
         names={
             name: raw_name
-            for name, raw_name in written.items()
+            for name, raw_name in in_file.items()
             if raw_name != names.written(name, table.prefix, prefixed, old_norm_names)
         },
         dtype=most,
@@ -238,8 +240,18 @@ def _origin(
     )
 
 
-def write(checkpoint: Checkpoint, directory: Path) -> None:
-    """Writes a checkpoint as a Hugging Face directory. `directory` exists and is empty."""
+def write(checkpoint: Checkpoint, directory: str | Path) -> Path:
+    """Writes a checkpoint as a Hugging Face directory, new or empty before; all or nothing.
+
+    A checkpoint that came from one gives its tensors back under their names and in their dtypes,
+    where those hold the values. Raises CheckpointError for what Hugging Face has no place for.
+    """
+    with written(directory) as part:
+        _write(checkpoint, part)
+    return Path(directory)
+
+
+def _write(checkpoint: Checkpoint, directory: Path) -> None:
     module = FAMILIES[checkpoint.family]
     shape = module.to_hf(checkpoint.config)
     table = module.WEIGHTS[shape["model_type"]]
@@ -259,12 +271,12 @@ def write(checkpoint: Checkpoint, directory: Path) -> None:
     tensors = weights.to_tensors(rows, variables)
     tensors |= {name: tensors[table.tied[name]] for name in origin.tied}
     tensors, dtype = _in_source_dtype(tensors, origin)
-    renamed = {
+    in_file = {
         origin.names.get(name)
         or names.written(name, table.prefix, origin.prefixed, origin.old_norm_names): tensor
         for name, tensor in tensors.items()
     }
-    write_tensors(directory / TENSORS, {**renamed, **checkpoint.carried})
+    write_tensors(directory / TENSORS, {**in_file, **checkpoint.carried})
     write_json(directory / "config.json", _config(checkpoint, origin, shape, table, dtype))
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):
@@ -294,12 +306,12 @@ def _config(
 ) -> dict[str, Any]:
     """`config.json`: the source's, with what has changed since."""
     module = FAMILIES[checkpoint.family]
-    written = dict(origin.config)
-    if not written or module.from_hf(written) != checkpoint.config:
-        written |= shape
+    config = dict(origin.config)
+    if not config or module.from_hf(config) != checkpoint.config:
+        config |= shape
     known = table.architectures[origin.kind]
-    if not set(written.get("architectures") or []) & set(known):
-        written["architectures"] = [known[0]]
+    if not set(config.get("architectures") or []) & set(known):
+        config["architectures"] = [known[0]]
     if dtype != origin.dtype or not origin.config:
-        written["dtype" if "dtype" in written else "torch_dtype"] = dtype
-    return {**written, **architectures.head_config(checkpoint.task, origin.config)}
+        config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    return {**config, **architectures.head_config(checkpoint.task, origin.config)}

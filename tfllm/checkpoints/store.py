@@ -14,10 +14,10 @@ from typing import Any
 
 from tfllm import tasks
 from tfllm.checkpoints import hub, huggingface, weights
-from tfllm.checkpoints.base import Checkpoint, Origin
+from tfllm.checkpoints.base import Checkpoint, Origin, new_model
 from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
 from tfllm.errors import CheckpointError, SettingError
-from tfllm.models import FAMILIES, configured
+from tfllm.models import configured
 from tfllm.models.rows import Row
 
 __all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "settings_of"]
@@ -106,7 +106,7 @@ def create(
             f"{tokenizer.vocabulary_size} tokens. Make it at least that many."
         )
     _set_seed(seed)
-    model = task.model(FAMILIES[family].backbone(config), config)
+    _, model = new_model(family, config, task)
     return Checkpoint(family=family, config=config, tokenizer=tokenizer, task=task, model=model)
 
 
@@ -169,8 +169,7 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
     tensors = read_tensors(directory / TENSORS)
     tokenizer = tokenizer_files.load(directory)
     tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
-    backbone = FAMILIES[family].backbone(config)
-    model = (task or own).model(backbone, config)
+    backbone, model = new_model(family, config, task or own)
     variables = weights.variables_of(model)
     wanted = set(variables)
     changed = task is not None and not huggingface.same_head(task, own)

@@ -1,0 +1,67 @@
+"""What a checkpoint directory is and holds, without loading its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tfllm.checkpoints import architectures, names, sources, store
+from tfllm.checkpoints.files import read_json, tensor_shapes
+from tfllm.models import FAMILIES
+from tfllm.models.rows import Row
+from tfllm.tokenizers import files as tokenizer_files
+
+Shapes = dict[str, tuple[tuple[int, ...], str]]
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """Form, family, task, shape, parameters, vocabulary and files. Raises CheckpointError."""
+    own = (directory / store.SETTINGS).is_file()
+    family, config, task, shapes = _own(directory) if own else _hugging_face(directory)
+    tokenizer = tokenizer_files.load(directory)
+    return {
+        "form": "tfllm checkpoint" if own else "Hugging Face directory",
+        "family": family,
+        "task": task,
+        "shape": dataclasses.asdict(config),
+        "parameters": sum(math.prod(shape) for shape, _ in shapes.values()),
+        "dtypes": dict(Counter(dtype for _, dtype in shapes.values())),
+        "vocabulary": {
+            "kind": tokenizer.kind,
+            "tokens": tokenizer.vocabulary_size,
+            "lowercase": tokenizer.lowercase,
+        },
+        "files": sizes(directory),
+    }
+
+
+def sizes(directory: Path) -> dict[str, int]:
+    """Bytes of every file below a directory."""
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    return {str(file.relative_to(directory)): file.stat().st_size for file in files}
+
+
+def _own(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
+    family, config, task, _ = store.settings_of(directory)
+    return family, config, task.model_dump(mode="json"), tensor_shapes(directory / store.TENSORS)
+
+
+def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
+    """Parameters are counted once: tied tensors and counters are left out."""
+    source = directory / "config.json"
+    hf_config = read_json(source)
+    family, model_type = sources.model_type_of(hf_config, str(source))
+    table = FAMILIES[family].WEIGHTS[model_type]
+    config = FAMILIES[family].from_hf(hf_config)
+    shapes = sources.shapes_of(directory)
+    canonical = names.canonical(shapes, table)
+    kind = architectures.kind_of(hf_config, table, str(source))
+    row = table.heads[kind].get("classifier/kernel")
+    size = shapes[row.name][0][0] if isinstance(row, Row) and row.name in shapes else None
+    task = architectures.task_of(kind, hf_config, directory, size, config.max_sequence_length)
+    left_out = {*table.tied, *table.buffers}
+    counted = {name: shape for name, shape in shapes.items() if canonical[name] not in left_out}
+    return family, config, task.model_dump(mode="json"), counted

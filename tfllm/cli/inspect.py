@@ -1,0 +1,169 @@
+"""tfllm inspect: what a checkpoint or an artifact is and holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """Examples:
+
+tfllm inspect runs/sst2
+
+tfllm inspect hf://sentence-transformers/all-MiniLM-L6-v2 --json
+
+tfllm inspect exports/sst2/model.tflite
+"""
+
+TFLITE_NAME = "model.tflite"
+SHOWN_LABELS = 12
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Checkpoint, run, SavedModel or .tflite file.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Family, task, shape, parameters, vocabulary, files and signatures."""
+    import json as json_package
+
+    facts = {"model": model, **described(model)}
+    if json:
+        print(json_package.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        print(f"{name:<12}{_shown(name, value)}")
+
+
+def described(model: str) -> dict[str, Any]:
+    """All that is known of a model without running it. Raises InputError."""
+    from tfllm.checkpoints import store
+    from tfllm.checkpoints.describe import describe
+    from tfllm.evaluation.savedmodel_model import version_folder
+
+    path = Path(model)
+    if path.suffix == ".tflite" or (path / TFLITE_NAME).is_file():
+        return _tflite(path / TFLITE_NAME if path.is_dir() else path)
+    if folder := version_folder(path):
+        return _savedmodel(folder)
+    return describe(store.find(model))
+
+
+def _savedmodel(folder: Path) -> dict[str, Any]:
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.framework import types_pb2
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    from tfllm.checkpoints.describe import sizes
+    from tfllm.errors import ArtifactError
+
+    message = saved_model_pb2.SavedModel()
+    try:
+        message.ParseFromString((folder / "saved_model.pb").read_bytes())
+        signatures = message.meta_graphs[0].signature_def
+    except (DecodeError, IndexError, OSError):
+        raise ArtifactError(
+            f"'{folder / 'saved_model.pb'}' is not a whole SavedModel. Export it again."
+        ) from None
+
+    def shown(tensors: Any) -> dict[str, str]:
+        return {name: _tensor(types_pb2.DataType.Name(info.dtype)[3:].lower(),
+                              [dimension.size for dimension in info.tensor_shape.dim])
+                for name, info in sorted(tensors.items())}  # fmt: skip
+
+    return {
+        "form": "SavedModel",
+        "version": folder.name,
+        **_made_of(folder / "assets"),
+        "signatures": {
+            name: {"inputs": shown(signature.inputs), "outputs": shown(signature.outputs)}
+            for name, signature in sorted(signatures.items())
+            if not name.startswith("__")
+        },
+        "files": sizes(folder),
+    }
+
+
+def _tflite(path: Path) -> dict[str, Any]:
+    from tfllm.checkpoints.describe import sizes
+    from tfllm.errors import ArtifactError, MissingExtra
+
+    if not path.is_file():
+        raise ArtifactError(f"There is no file '{path}'. Check the path.")
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        raise MissingExtra("ai-edge-litert", "edge") from None
+    try:
+        interpreter = Interpreter(model_path=str(path))
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        signatures = interpreter.get_signature_list()
+    except (ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"'{path}' is not a whole TFLite model ({first}).") from None
+    tensors = {
+        detail["name"]: _tensor(
+            detail["dtype"].__name__, list(detail.get("shape_signature", detail["shape"]))
+        )
+        for detail in (*inputs, *outputs)
+    }
+    return {
+        "form": "TFLite",
+        **_made_of(path.parent),
+        "signatures": signatures or {"": {"inputs": list(tensors)}},
+        "tensors": tensors,
+        "files": {path.name: path.stat().st_size}
+        | {name: size for name, size in sizes(path.parent).items() if name != path.name},
+    }
+
+
+def _made_of(directory: Path) -> dict[str, Any]:
+    """Family, task and shape from an artifact's `tfllm.json`; nothing for another tool's file."""
+    from tfllm.evaluation.artifact import read_description
+
+    path = directory / "tfllm.json"
+    if not path.is_file():
+        return {"task": "not known: the artifact has no tfllm.json"}
+    description, task = read_description(path)
+    facts = {"family": description.get("family"), "task": task.model_dump(mode="json")}
+    if "config" in description:
+        facts["shape"] = description["config"]
+    if (vocabulary := directory / "vocab.txt").is_file():
+        with vocabulary.open("rb") as file:
+            facts["vocabulary"] = {"tokens": sum(1 for _ in file)}
+    return facts
+
+
+def _tensor(dtype: str, shape: list[int]) -> str:
+    """`float32[?, 2]`."""
+    return f"{dtype}[{', '.join('?' if size < 0 else str(size) for size in shape)}]"
+
+
+def _shown(name: str, value: Any) -> str:
+    """A fact as lines for people, further lines indented."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, dict):
+        return str(value)
+    lines = [f"{key}: {_value(name, item)}" for key, item in value.items()]
+    return f"\n{'':<12}".join(lines) if name in ("files", "signatures", "tensors") else ", ".join(
+        f"{key} {_value(name, item)}" for key, item in value.items()
+    )  # fmt: skip
+
+
+def _value(name: str, item: Any) -> str:
+    if name == "files":
+        return f"{item:,} bytes"
+    if isinstance(item, list):
+        more = f" and {len(item) - SHOWN_LABELS} more" if len(item) > SHOWN_LABELS else ""
+        return f"[{', '.join(map(str, item[:SHOWN_LABELS]))}{more}]"
+    if isinstance(item, dict):
+        return "; ".join(
+            f"{key} " + (", ".join(f"{k} {v}" for k, v in part.items())
+                         if isinstance(part, dict) else ", ".join(map(str, part)))
+            for key, part in item.items()
+        )  # fmt: skip
+    return str(item)
+
+
+COMMANDS = {"": inspect}
