@@ -155,7 +155,7 @@ def encode_text(text: str) -> bytes:
 def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
     """A second look at what strict JSON refuses and TF Serving takes."""
     message = str(error)
-    if "trailing" in message or b"NaN" in body or b"Inf" in body:
+    if "after document" in message or "trailing" in message or b"NaN" in body or b"Inf" in body:
         try:
             return json.JSONDecoder().raw_decode(body.decode().lstrip())[0]
         except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
 """One loaded version of a SavedModel and its signatures, run the way TF Serving runs them.
 
 A TF1 session on the graph, not `tf.saved_model.load`: it is the server's own code path, gives the
-SignatureDefs as they are stored, and costs less than half per call. Operators of tensorflow-text
-are registered by importing it.
+SignatureDefs as they are stored, and a call costs a fifth of the overhead. Operators of
+tensorflow-text are registered by importing it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers its operators
+from tensorflow.core.protobuf import config_pb2
 
 from tfllm.serving.schema import Code, RequestError, invalid
 from tfllm.serving.tensors import TensorSpec, from_proto
@@ -95,17 +96,24 @@ class Signature:
         """Runs in the calling thread. Raises RequestError with TensorFlow's code and message."""
         with self._lock:
             if self._call is None:
-                self._call = self._session.make_callable(
-                    [self.outputs[name].tensor for name in self.output_names],
-                    feed_list=[self.inputs[name].tensor for name in self.input_names],
-                )
+                self._call = self._callable()
         try:
             results = self._call(*(arrays[name] for name in self.input_names))
         except tf.errors.OpError as error:
             raise RequestError(code_of(error), first_line(error.message)) from None
+        except UnicodeDecodeError as error:  # TensorFlow quotes bytes that are no text
+            raise invalid(first_line(error.object.decode("utf-8", "replace"))) from None
         except (TypeError, ValueError) as error:
             raise invalid(first_line(str(error))) from None
         return dict(zip(self.output_names, map(as_array, results), strict=True))
+
+    def _callable(self) -> Any:
+        """Feeds and fetches bound once: a fifth of `Session.run`'s overhead, and no public form."""
+        options = config_pb2.CallableOptions(
+            feed=[self.inputs[name].tensor for name in self.input_names],
+            fetch=[self.outputs[name].tensor for name in self.output_names],
+        )
+        return self._session._make_callable_from_options(options)
 
 
 def as_array(result: Any) -> np.ndarray:

@@ -1,0 +1,124 @@
+"""A server in a thread of the test process, on loopback ports that the system chose."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("tensorflow_serving")
+
+import httpx
+import savedmodels
+
+from tfllm.serving.schema import ModelEntry, ServerOptions, VersionPolicy
+
+PATIENCE_SECONDS = 60.0
+
+
+def until(condition, seconds: float = PATIENCE_SECONDS):
+    """Waits for a condition, and fails where it does not come."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
+        time.sleep(0.02)
+    return value
+
+
+class Running:
+    """A Server in its own thread and event loop."""
+
+    def __init__(self, server):
+        self.server = server
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def call(self, work, seconds=PATIENCE_SECONDS):
+        """Runs a coroutine in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.rest_port}"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.grpc_port}"
+
+    def close(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(PATIENCE_SECONDS)
+        self.loop.close()
+
+
+@contextmanager
+def serving(entries, *, ready=True, load=None, config_file=None, **options):
+    """A running server; stopped at the end."""
+    from tfllm.serving.server import Server
+
+    settings = {"rest_port": 0, "grpc_port": 0, "poll_seconds": 0.05, **options}
+    extra = {"load": load} if load else {}
+    running = Running(Server(entries, ServerOptions(**settings), config_file, **extra))
+    try:
+        running.call(running.server.start())
+        try:
+            if ready:
+                until(lambda: running.server.ready)
+            yield running
+        finally:
+            running.call(running.server.stop())
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def models_root(tmp_path_factory) -> Path:
+    """The folder of small SavedModels, with its models.config."""
+    root = tmp_path_factory.mktemp("models")
+    savedmodels.save_all(root)
+    return root
+
+
+def entries_of(root: Path) -> list[ModelEntry]:
+    return [
+        ModelEntry(
+            name="toy",
+            base_path=str(root / "toy"),
+            policy=VersionPolicy(kind="specific", versions=(1, 2)),
+            labels={"stable": 1, "canary": 2},
+        ),
+        ModelEntry(name="kinds", base_path=str(root / "kinds")),
+    ]
+
+
+@pytest.fixture(scope="session")
+def running(models_root):
+    """One server for all tests that only ask."""
+    with serving(entries_of(models_root)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(running):
+    with httpx.Client(base_url=running.url, timeout=PATIENCE_SECONDS) as client:
+        yield client
+
+
+@pytest.fixture(scope="session", params=["tfllm", "tfserving"])
+def contract(request):
+    """(client, is_ours): our server, and a real TF Serving where TFSERVING_URL names one."""
+    if request.param == "tfllm":
+        yield request.getfixturevalue("client"), True
+        return
+    url = os.environ.get("TFSERVING_URL")
+    if not url:
+        pytest.skip("TFSERVING_URL is not set: see docs/serving.md")
+    with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
+        yield client, False
