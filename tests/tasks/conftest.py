@@ -22,12 +22,17 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
+def in_graph(tokenizer):
+    return tokenizer.graph()
+
+
+@pytest.fixture(scope="session")
 def tiny():
-    """A function from a task to its model over a small random encoder of two layers."""
+    """A function from a task to its model over a small random encoder of one layer."""
 
     def build(task, **changes):
         keras.utils.set_random_seed(7)
-        shape = {"vocabulary_size": len(VOCABULARY), "num_layers": 2, "num_heads": 2}
+        shape = {"vocabulary_size": len(VOCABULARY), "num_layers": 1, "num_heads": 2}
         config = bert.Config(**{**shape, "hidden_dim": 16, "initializer_range": 0.5, **changes})
         return task.model(bert.backbone(config), config)
 

@@ -165,7 +165,7 @@ class Task(Settings):
     Settings are saved inside checkpoints and named in recipes: `task: {kind: classification, ...}`.
     """
 
-    kind: str
+    kind: str = ""
     """The task's name in TASKS."""
     max_length: int = Field(default=128, ge=3)
     """Tokens of one row, special tokens included."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Of the tokens to be told, the share that becomes [MASK], and another token of the vocabulary.
 MASKED, RANDOM = 0.8, 0.1
+SPACES = " \t\n\f\r"  # RE2's \s, which the serving graph uses
 
 
 class MaskedLM(Task):
@@ -90,8 +91,8 @@ class MaskedLM(Task):
         """`{"text", "masks": [{"token", "score", "candidates": [{"token", "score"}]}]}`.
 
         Each [MASK] of the text gets its most probable token; one beyond `max_length` stays. For
-        rows of `for_epoch` instead, how well the hidden tokens were told:
-        `{"tokens", "correct", "log_probability"}`, summed over the row.
+        rows of `for_epoch` instead, how well the hidden tokens were told, one entry each:
+        `{"ranks": [1 is the best], "log_probabilities": [...]}`.
         """
         if features.targets is not None:
             pairs = zip(outputs, features.targets, strict=True)
@@ -146,19 +147,16 @@ def filled(text: str, mask: str, masks: Sequence[dict[str, Any]]) -> str:
     result = parts[0]
     for token, part in zip(tokens, parts[1:], strict=True):
         joined = token.startswith("##") and len(token) > 2
-        result = (result.rstrip() + token[2:] if joined else result + token) + part
+        result = (result.rstrip(SPACES) + token[2:] if joined else result + token) + part
     return result
 
 
 def _told(output: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     """How well one row's hidden tokens were told: raw scores [T, V], target int [T]."""
     places = np.flatnonzero(target != IGNORED)
-    scores = output[places]
-    top = scores.max(axis=-1, initial=-np.inf) if len(places) else np.zeros(0, np.float32)
+    scores = output[places]  # [N, V]
+    wanted = scores[np.arange(len(places)), target[places]]
+    top = scores.max(axis=-1, initial=-np.inf)
     normalizers = top + np.log(np.exp(scores - top[:, None]).sum(axis=-1))
-    wanted = target[places]
-    return {
-        "tokens": len(places),
-        "correct": int((scores.argmax(axis=-1) == wanted).sum()) if len(places) else 0,
-        "log_probability": float((scores[np.arange(len(places)), wanted] - normalizers).sum()),
-    }
+    ranks = 1 + (scores > wanted[:, None]).sum(axis=-1)
+    return {"ranks": ranks.tolist(), "log_probabilities": (wanted - normalizers).tolist()}

@@ -127,7 +127,7 @@ def windows(
 def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
     """[CLS] and each part followed by [SEP]; also the places counted from the last part's start."""
     total = 1 + tf.add_n([part.lengths + 1 for part in parts])  # [R]
-    longest = tf.reduce_max(tf.concat([total, [0]], 0))
+    longest = tf.reduce_max(tf.concat([total, [1]], 0))
     place = tf.range(longest)[None, :]  # [1, T]
     token_ids = tf.where(place == 0, ids.start, tf.fill(_shape(total, longest), ids.pad))
     token_types = tf.zeros_like(token_ids)

@@ -1,0 +1,97 @@
+"""Serving signatures of classification and next_sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tfllm.tasks import graph
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfllm.tasks.classification import Classification
+    from tfllm.tasks.next_sentence import NextSentence
+    from tfllm.tokenizers.graph import GraphTokenizer
+
+
+def signatures(
+    task: Classification, model: keras.Model, tokenizer: GraphTokenizer
+) -> dict[str, Any]:
+    """`serving_default`, `tokens`, and `classify` or `regress`.
+
+    serving_default  text (text_pair) string[B] -> label string[B], scores float[B, C], the labels
+                     in the task's order. Multi-label: every score is a probability of its own, and
+                     label is the best one. Regression: -> score float[B]; with several named
+                     numbers scores float[B, C].
+    classify         inputs string[B], serialised tf.Example with the features text (text_pair)
+                     -> classes string[B, C], scores float[B, C]
+    regress          the same inputs -> outputs float[B] (a task with one number only)
+    tokens           token_ids, token_types, mask int32[B, T] -> logits float[B, C]
+    """
+    names = ["text", "text_pair"] if task.pair else ["text"]
+
+    def scores(*texts: tf.Tensor) -> tf.Tensor:
+        raw = graph.run(model, tokenizer(*texts, max_length=task.max_length))
+        activation = {"single_label": tf.nn.softmax, "multi_label": tf.sigmoid}
+        return activation.get(task.problem, tf.identity)(raw)
+
+    def answer(*texts: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = scores(*texts)
+        if task.problem == "regression":
+            return {"score": found[:, 0]} if task.size == 1 else {"scores": found}
+        best = tf.argmax(found, axis=-1, output_type=tf.int32)
+        return {"label": tf.gather(tf.constant(task.labels), best), "scores": found}
+
+    result = {"serving_default": _over_texts(answer, names), "tokens": graph.tokens(model)}
+    examples = [tf.TensorSpec([None], tf.string, "inputs")]
+    if task.problem != "regression":
+
+        @graph.function(examples)
+        def classify(inputs):
+            found = scores(*graph.example_features(inputs, names))
+            classes = tf.tile(tf.constant(task.labels)[None], [tf.shape(found)[0], 1])
+            return {"classes": classes, "scores": found}
+
+        result["classify"] = classify
+    elif task.size == 1:
+
+        @graph.function(examples)
+        def regress(inputs):
+            return {"outputs": scores(*graph.example_features(inputs, names))[:, 0]}
+
+        result["regress"] = regress
+    return result
+
+
+def next_sentence(
+    task: NextSentence, model: keras.Model, tokenizer: GraphTokenizer
+) -> dict[str, Any]:
+    """`serving_default`: text, text_pair string[B] -> is_next float[B], a probability; `tokens`."""
+
+    def answer(text: tf.Tensor, text_pair: tf.Tensor) -> dict[str, tf.Tensor]:
+        raw = graph.run(model, tokenizer(text, text_pair, max_length=task.max_length))
+        return {"is_next": tf.nn.softmax(raw)[:, 0]}
+
+    return {
+        "serving_default": _over_texts(answer, ["text", "text_pair"]),
+        "tokens": graph.tokens(model),
+    }
+
+
+def _over_texts(answer: Any, names: list[str]) -> Any:
+    """`answer` as a signature over `text`, or over `text` and `text_pair`."""
+    if len(names) == 1:
+
+        @graph.function(graph.texts("text"))
+        def single(text):
+            return answer(text)
+
+        return single
+
+    @graph.function(graph.texts("text", "text_pair"))
+    def pair(text, text_pair):
+        return answer(text, text_pair)
+
+    return pair

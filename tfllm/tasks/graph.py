@@ -1,0 +1,79 @@
+"""What the serving signatures of all tasks share. TensorFlow only, no Python at run time.
+
+Every signature has a leading batch axis in all its inputs and outputs, float32 numbers and valid
+UTF-8 texts, works for an empty text, and uses no py_function and no XLA operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tfllm.tasks.base import inputs_of
+
+if TYPE_CHECKING:
+    import keras
+
+REPLACEMENT = 0xFFFD  # for each invalid byte sequence, as the tokenizer has it
+
+
+def texts(*names: str) -> list[tf.TensorSpec]:
+    """An input signature of string [B] inputs."""
+    return [tf.TensorSpec([None], tf.string, name) for name in names]
+
+
+def run(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """The model's output in float32 for packed rows int32 [B, T]."""
+    return tf.cast(model(inputs_of(model, packed), training=False), tf.float32)
+
+
+def tokens(model: keras.Model, output: str = "logits") -> Any:
+    """The signature `tokens`: the model's own inputs, int32 [B, T], to its raw output."""
+    ids = [tf.TensorSpec([None, None], tf.int32, name) for name in model.input]
+    names = [spec.name for spec in ids]
+
+    def forward(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {output: run(model, dict(zip(names, inputs, strict=True)))}
+
+    return _named(forward, names, ids)
+
+
+def valid_utf8(strings: tf.Tensor) -> tf.Tensor:
+    """string [B] with each invalid byte sequence replaced by U+FFFD."""
+    return tf.strings.unicode_transcode(
+        strings, "UTF-8", "UTF-8", errors="replace", replacement_char=REPLACEMENT
+    )
+
+
+def example_features(serialized: tf.Tensor, names: list[str]) -> list[tf.Tensor]:
+    """The text features of serialised tf.Example protos: string [B] to a string [B] each."""
+    features = {name: tf.io.FixedLenFeature([], tf.string) for name in names}
+    parsed = tf.io.parse_example(serialized, features)
+    return [parsed[name] for name in names]
+
+
+def function(signature: list[tf.TensorSpec]) -> Callable[[Callable], Any]:
+    """tf.function with an input signature, never compiled by XLA."""
+    return tf.function(input_signature=signature, jit_compile=False, autograph=False)
+
+
+def _named(forward: Callable, names: list[str], signature: list[tf.TensorSpec]) -> Any:
+    """`forward` as a tf.function whose arguments have the names of the model's inputs."""
+    if names == ["token_ids", "mask"]:
+
+        @function(signature)
+        def without_types(token_ids, mask):
+            return forward(token_ids, mask)
+
+        return without_types
+
+    by_name = {spec.name: spec for spec in signature}
+
+    @function([by_name["token_ids"], by_name["token_types"], by_name["mask"]])
+    def with_types(token_ids, token_types, mask):
+        given = {"token_ids": token_ids, "token_types": token_types, "mask": mask}
+        return forward(*(given[name] for name in names))
+
+    return with_types
