@@ -1,7 +1,9 @@
 """One model, three files: checkpoint, SavedModel and TFLite give the same answers and measures."""
 
+import json
 
 import pytest
+import tensorflow as tf
 
 from tfllm import tasks
 from tfllm.checkpoints import store
@@ -14,7 +16,7 @@ VOCABULARY = [
     "ann", "lee", "at", "##s", "in", "lives", "中", "国", "a", "b", "c", "##a", "##b",
 ]  # fmt: skip
 SHAPE = {
-    "vocabulary_size": len(VOCABULARY), "num_layers": 2, "num_heads": 2, "hidden_dim": 16,
+    "vocabulary_size": len(VOCABULARY), "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
     "max_sequence_length": 64, "initializer_range": 0.5,
 }  # fmt: skip
 LENGTH = 32
@@ -124,7 +126,11 @@ def assert_same(expected, artifact, name):
     assert_alike(want.metrics, have.metrics, MEASURE_TOLERANCE, "metrics")
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("single", "tags")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_savedmodel(name, files, tmp_path):
     from tfllm.export import base, savedmodel
 
@@ -133,3 +139,34 @@ def test_savedmodel(name, files, tmp_path):
     savedmodel.write(checkpoint, profile, tmp_path / "1")
     savedmodel.finish(checkpoint, profile, tmp_path / "1", [])
     assert_same(directory, open_model(tmp_path), name)
+
+
+def write_tflite(checkpoint, folder, shapes, quantization="float32"):
+    """A .tflite file with one signature per (batch, length), and what belongs beside it."""
+    from tfllm.export import base, convert
+
+    model = checkpoint.model
+    module = tf.Module()
+    module.weights = [weight._value for weight in model.weights]
+
+    def function(batch, length):
+        specs = {name: tf.TensorSpec([batch, length], tf.int32, name) for name in model.input}
+
+        @tf.function(input_signature=[specs], autograph=False)
+        def forward(inputs):
+            return {"logits": model(inputs, training=False)}
+
+        return forward
+
+    functions = {f"b{batch}_t{length}": function(batch, length) for batch, length in shapes}
+    (folder / "model.tflite").write_bytes(convert.convert(functions, module, quantization))
+    checkpoint.tokenizer.save(folder)
+    described = base.described(checkpoint, base.profile("tflite-float32"), [])
+    (folder / "tfllm.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tflite(name, files, tmp_path):
+    checkpoint, directory = files(name)
+    write_tflite(checkpoint, tmp_path, [(1, LENGTH), (1, LENGTH // 2), (2, LENGTH)])
+    assert_same(directory, open_model(tmp_path / "model.tflite"), name)
