@@ -63,6 +63,9 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt"})
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner reads
 
 
 @contextlib.contextmanager
