@@ -9,9 +9,11 @@ agrees with it by construction, whatever Unicode version the package was built w
 from __future__ import annotations
 
 import functools
+import itertools
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +39,14 @@ MAX_SEQUENCE = 3
 
 SURROGATES = range(0xD800, 0xE000)
 HANGUL_SYLLABLES = range(0xAC00, 0xD7A4)
-# Planes of the same treatment all over: never assigned (4 to 13), private use (15 and 16).
-UNIFORM = {0x40000: range(0x40000, 0xE0000), 0xF0000: range(0xF0000, CODE_POINTS)}
+# Ranges without any difference inside: unassigned, and private use. One of each is looked at.
+UNIFORM = (
+    range(0x33480, 0xE0000),
+    range(0xE0200, 0xF0000),
+    range(0xF0000, 0xFFFFE),
+    range(0x100000, 0x10FFFE),
+)
+LAST_MARK = 0x20000  # no combining mark stands behind
 # Stands between the code points of a test string: a letter that no other becomes (but Q).
 FENCE = "q"
 HIGHEST_MARK = "\u0345"  # combining class 240, the highest
@@ -71,32 +79,27 @@ def reference_table(normalization: Normalization) -> Table:
     """The table of BERT's reference normalisation followed by BERT's word splitting."""
     points = _examined()
     outputs = _mapped(points, _normalizer(normalization))
-    # Without lower-casing, because ordering comes before it. Lower-casing changes no mark.
-    cleaned = _mapped(
-        points, _normalizer(replace(normalization, strip_accents=False, lowercase=False))
-    )
     decomposes = normalization.strip_accents
     decomposes = normalization.lowercase if decomposes is None else decomposes
     classes = _combining_classes(points) if decomposes else {}
-    kinds = _word_kinds({c for output in outputs for c in output})
+    kinds = _word_kinds(outputs)
+    kinds[list(classes)] = MARK
     entries = np.full(CODE_POINTS, DELTA_ZERO, np.int64)
+    rest = _simple(points, outputs, kinds, entries)
+    # Cleaned only: what ordering of marks sees.
+    cleaner = _normalizer(replace(normalization, strip_accents=False, lowercase=False))
     sequences: list[list[int]] = []
-    for point, output, before in zip(points, outputs, cleaned, strict=True):
+    for point, output in rest:
         if not output:
-            ordered = not before or not decomposes or point in classes
-            entries[point] = (DROPPED if ordered else BARRIER) << KIND_SHIFT | DELTA_ZERO
-            continue
-        parts = [(_kind(c, kinds, classes), ord(c)) for c in output]
-        parts = _without_spare_spaces(parts)
-        if len(parts) == 1:
-            kind, new = parts[0]
-            entries[point] = kind << KIND_SHIFT | (new - point + DELTA_ZERO)
-        elif point in HANGUL_SYLLABLES and [new for _, new in parts] == _hangul_letters(point):
+            open_ = point in classes or not decomposes or not cleaner.normalize_str(chr(point))
+            entries[point] = (DROPPED if open_ else BARRIER) << KIND_SHIFT | DELTA_ZERO
+        elif point in HANGUL_SYLLABLES and [ord(c) for c in output] == _hangul_letters(point):
             entries[point] = HANGUL << KIND_SHIFT
         else:
             entries[point] = SEQUENCE << KIND_SHIFT | len(sequences)
-            sequences.append([kind << KIND_SHIFT | new for kind, new in parts])
-    kept = {c: rank for c, rank in classes.items() if chr(c) in kinds}
+            sequences.append([int(kinds[ord(c)]) << KIND_SHIFT | ord(c) for c in output])
+    left = set("".join(outputs))
+    kept = {point: rank for point, rank in classes.items() if chr(point) in left}
     return _compact(entries, sequences, kept)
 
 
@@ -110,7 +113,7 @@ def identity_table(spaces: Iterable[int], alone: Iterable[int], lower_ascii: boo
     return _compact(entries, [], {})
 
 
-def _normalizer(normalization: Normalization):
+def _normalizer(normalization: Normalization) -> Any:
     from tokenizers import normalizers
 
     return normalizers.BertNormalizer(
@@ -122,56 +125,64 @@ def _normalizer(normalization: Normalization):
 
 
 def _examined() -> list[int]:
-    """Every code point that is looked at: all, but one for each uniform range of planes."""
+    """Every code point that is looked at: all, but one for each uniform range."""
     points: list[int] = []
     start = 0
-    for example, uniform in UNIFORM.items():
-        points.extend(range(start, uniform.start))
-        points.append(example)
+    for uniform in UNIFORM:
+        points.extend(range(start, uniform.start + 1))
         start = uniform.stop
+    points.extend(range(start, CODE_POINTS))
     return [point for point in points if point not in SURROGATES]
 
 
-def _mapped(points: list[int], normalizer) -> list[str]:
-    """What each code point becomes, in one call: FENCE stands before each."""
-    text = "".join(FENCE + chr(point) for point in points)
-    parts = normalizer.normalize_str(text).split(FENCE)[1:]
-    outputs: list[str] = []
-    following = iter(parts)
-    for point in points:
-        output = next(following)
-        if chr(point).lower() == FENCE and not output:  # it fell apart at itself
-            output = FENCE + next(following)
-        outputs.append(output)
-    return outputs
+def _mapped(points: Sequence[int], normalizer: Any) -> list[str]:
+    """What each code point becomes, nearly all in one call: FENCE stands before each."""
+    fences = {ord(FENCE), ord(FENCE.upper())}
+    text = "".join(FENCE + chr(point) for point in points if point not in fences)
+    parts = iter(normalizer.normalize_str(text).split(FENCE)[1:])
+    return [
+        normalizer.normalize_str(chr(point)) if point in fences else next(parts) for point in points
+    ]
 
 
-def _word_kinds(characters: set[str]) -> dict[str, int]:
-    """SPACE, ALONE or WORD for each character, as BERT's pre-tokenizer has it."""
+def _word_kinds(outputs: Iterable[str]) -> np.ndarray:
+    """SPACE, ALONE or WORD for each code point that occurs, as BERT's pre-tokenizer has it."""
     from tokenizers import pre_tokenizers
 
-    ordered = sorted(characters)
-    text = "".join(FENCE + character for character in ordered)
-    kinds = dict.fromkeys(ordered, SPACE)
+    points = np.unique(_code_points("".join(outputs)))
+    text = "".join(FENCE + chr(point) for point in points)
+    found = np.full(len(points), SPACE)
     for _, (start, stop) in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text):
         if stop - start == 1 and start % 2:  # it stands between two splits
-            kinds[text[start]] = ALONE
-            continue
-        first = start if start % 2 else start + 1
-        kinds.update(dict.fromkeys(text[first:stop:2], WORD))
+            found[start // 2] = ALONE
+        else:
+            found[start // 2 : stop // 2] = WORD
+    kinds = np.full(CODE_POINTS, SPACE)
+    kinds[points] = found
     return kinds
 
 
-def _kind(character: str, kinds: dict[str, int], classes: dict[int, int]) -> int:
-    return MARK if ord(character) in classes else kinds[character]
+def _simple(
+    points: list[int], outputs: list[str], kinds: np.ndarray, entries: np.ndarray
+) -> list[tuple[int, str]]:
+    """Enters the code points that stay one, and returns the others with what they become."""
+    sizes = np.fromiter(map(len, outputs), np.int64, len(outputs))
+    olds = np.array(points)
+    one = sizes == 1
+    news = _code_points("".join(itertools.compress(outputs, one)))
+    entries[olds[one]] = kinds[news] << KIND_SHIFT | (news - olds[one] + DELTA_ZERO)
+    # ` x ` needs no spaces: x is a word of its own.
+    three = sizes == 3
+    news = _code_points("".join(itertools.compress(outputs, three))).reshape(-1, 3)
+    fenced = (news[:, 0] == ord(" ")) & (news[:, 2] == ord(" "))
+    three[three] = fenced
+    news = news[fenced, 1]
+    entries[olds[three]] = ALONE << KIND_SHIFT | (news - olds[three] + DELTA_ZERO)
+    return [(points[i], outputs[i]) for i in np.flatnonzero(~one & ~three)]
 
 
-def _without_spare_spaces(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """` x ` with x alone needs no spaces: x is a word of its own. Else a space stays a SPACE."""
-    kinds = [kind for kind, _ in parts]
-    if kinds == [SPACE, ALONE, SPACE] or kinds == [SPACE, WORD, SPACE]:
-        return [(ALONE, parts[1][1])]
-    return parts
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), "<u4").astype(np.int64)
 
 
 def _hangul_letters(syllable: int) -> list[int]:
@@ -188,30 +199,32 @@ def _combining_classes(points: list[int]) -> dict[int, int]:
     """
     from tokenizers import normalizers
 
-    normalize = normalizers.NFD().normalize_str
+    decompose = normalizers.NFD()
 
     def swapped(first: str, seconds: list[str]) -> list[bool]:
         text = "".join(FENCE + first + second for second in seconds)
-        parts = normalize(text).split(FENCE)[1:]
-        return [part[:1] != first for part in parts]
+        return [part[:1] != first for part in decompose.normalize_str(text).split(FENCE)[1:]]
 
-    others = [chr(point) for point in points if chr(point).lower() != FENCE and point >= 0x80]
-    marks = [mark for mark, moved in zip(others, swapped(HIGHEST_MARK, others), strict=True)
-             if moved and len(normalize(mark)) == 1]  # fmt: skip
-    classes = {unicodedata.combining(mark): mark for mark in marks}
-    references = [classes[number] for number in sorted(classes) if number] + [HIGHEST_MARK]
+    points = [point for point in points if 0x80 <= point < LAST_MARK]
+    decomposed = dict(zip(map(chr, points), _mapped(points, decompose), strict=True))
+    single = [c for c, parts in decomposed.items() if c == parts]
+    marks = [c for c, moved in zip(single, swapped(HIGHEST_MARK, single), strict=True) if moved]
+    of_class = {unicodedata.combining(mark): mark for mark in marks}
+    references = [of_class[number] for number in sorted(of_class) if number] + [HIGHEST_MARK]
     ranks = np.ones(len(marks), np.int64)
     for reference in references:
         ranks += [not moved for moved in swapped(reference, marks)]
-    ranked = {ord(mark): int(rank) for mark, rank in zip(marks, ranks, strict=True)}
-    ranked[ord(HIGHEST_MARK)] = len(references) + 1
-    composed = (c for c in others if len(normalize(c)) > 1)
-    return ranked | {ord(c): 1 for c in composed if all(ord(d) in ranked for d in normalize(c))}
+    ranked = dict(zip(marks, ranks.tolist(), strict=True)) | {HIGHEST_MARK: len(references) + 1}
+    # Marks that fall apart into marks.
+    ranked |= {
+        c: 1 for c, parts in decomposed.items() if c != parts and all(d in ranked for d in parts)
+    }
+    return {ord(mark): rank for mark, rank in ranked.items()}
 
 
 def _compact(entries: np.ndarray, sequences: list[list[int]], marks: dict[int, int]) -> Table:
-    for example, uniform in UNIFORM.items():
-        entries[uniform.start : uniform.stop] = entries[example]
+    for uniform in UNIFORM:
+        entries[uniform.start : uniform.stop] = entries[uniform.start]
     pages, page_of = np.unique(
         entries.reshape(-1, PAGE_SIZE).astype(np.int32), axis=0, return_inverse=True
     )

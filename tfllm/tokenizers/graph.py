@@ -21,7 +21,7 @@ from tfllm.tokenizers.codepoints import (
     identity_table,
     reference_table,
 )
-from tfllm.tokenizers.words import WordSplitter
+from tfllm.tokenizers.words import REPLACEMENT, WordSplitter
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.wordpiece import WordPiece
@@ -62,6 +62,7 @@ class GraphTokenizer(tf.Module):
         mediapipe = profile == "mediapipe"
         model = tokenizer.vocabulary[: tokenizer.model_size]
         self.profile = profile
+        self.tokenizer = tokenizer  # the vocabulary, for whoever turns ids back into tokens
         self.ids = rows.Ids(tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id)
         self._unknown_id = tokenizer.unknown_id
         self._max_word_characters = None if mediapipe else tokenizer.max_word_characters
@@ -81,6 +82,12 @@ class GraphTokenizer(tf.Module):
                 no_pretokenization=True,
                 token_out_type=tf.int32,
             )
+        # One function, so that a saved model holds these ops once however many signatures use them.
+        self._tokenize = tf.function(
+            self._tokenize_with_offsets,
+            input_signature=[tf.TensorSpec([None], tf.string)],
+            autograph=False,
+        )
 
     def __call__(
         self, texts: tf.Tensor, pairs: tf.Tensor | None = None, *, max_length: int
@@ -100,7 +107,9 @@ class GraphTokenizer(tf.Module):
 
         Starts and ends count code points of the text as it was given.
         """
-        texts = tf.convert_to_tensor(texts, tf.string)
+        return self._tokenize(texts)
+
+    def _tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
         pieces, text_splits = self._pieces(texts)
         literal_ids, literal_lengths = self._literal_pieces(pieces)
         is_literal = literal_ids >= 0
@@ -153,8 +162,11 @@ class GraphTokenizer(tf.Module):
             return whole
 
         def cut() -> tuple[tf.Tensor, tf.Tensor]:
+            valid = tf.strings.unicode_transcode(
+                texts, "UTF-8", "UTF-8", replacement_char=REPLACEMENT
+            )
             fenced = tf.strings.regex_replace(
-                _without(texts, NEVER_IN_UTF8),
+                valid,
                 f"({self._pattern})",
                 NEVER_IN_UTF8 + rb"\1" + NEVER_IN_UTF8,
             )
@@ -266,11 +278,6 @@ def _with_literals(
         splits,
         lengths,
     )
-
-
-def _without(texts: tf.Tensor, byte: bytes) -> tf.Tensor:
-    """The texts with an invalid byte written as U+FFFD, which is how it would be read."""
-    return tf.strings.reduce_join(tf.strings.split(texts, byte), axis=-1, separator="\ufffd")
 
 
 def _unknown_word(vocabulary: list[str]) -> str:
