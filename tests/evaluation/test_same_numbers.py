@@ -1,9 +1,6 @@
 """One model, three files: checkpoint, SavedModel and TFLite give the same answers and measures."""
 
-import json
-
 import pytest
-import tensorflow as tf
 
 from tfllm import tasks
 from tfllm.checkpoints import store
@@ -141,32 +138,37 @@ def test_savedmodel(name, files, tmp_path):
     assert_same(directory, open_model(tmp_path), name)
 
 
-def write_tflite(checkpoint, folder, shapes, quantization="float32"):
-    """A .tflite file with one signature per (batch, length), and what belongs beside it."""
-    from tfllm.export import base, convert
-
-    model = checkpoint.model
-    module = tf.Module()
-    module.weights = [weight._value for weight in model.weights]
-
-    def function(batch, length):
-        specs = {name: tf.TensorSpec([batch, length], tf.int32, name) for name in model.input}
-
-        @tf.function(input_signature=[specs], autograph=False)
-        def forward(inputs):
-            return {"logits": model(inputs, training=False)}
-
-        return forward
-
-    functions = {f"b{batch}_t{length}": function(batch, length) for batch, length in shapes}
-    (folder / "model.tflite").write_bytes(convert.convert(functions, module, quantization))
-    checkpoint.tokenizer.save(folder)
-    described = base.described(checkpoint, base.profile("tflite-float32"), [])
-    (folder / "tfllm.json").write_text(json.dumps(described))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_tflite(name, files, tmp_path):
+    from tfllm.export import base, tflite
+
     checkpoint, directory = files(name)
-    write_tflite(checkpoint, tmp_path, [(1, LENGTH), (1, LENGTH // 2), (2, LENGTH)])
+    shapes = [f"lengths=[{LENGTH // 2}]", "batch_sizes=[2]"]
+    profile = base.profile("tflite-float32", shapes)
+    tflite.write(checkpoint, profile, tmp_path)
+    tflite.finish(checkpoint, profile, tmp_path, [])
     assert_same(directory, open_model(tmp_path / "model.tflite"), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["single", "pair", "number", "vectors", "next"])
+def test_tflite_that_takes_text(name, files, tmp_path):
+    from tfllm.export import base, tflite
+
+    checkpoint, directory = files(name)
+    profile = base.profile("tflite-text")
+    tflite.write(checkpoint, profile, tmp_path)
+    tflite.finish(checkpoint, profile, tmp_path, [])
+    assert_same(directory, open_model(tmp_path), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["single", "multi", "vectors"])
+def test_mediapipe_file(name, files, tmp_path):
+    from tfllm.export import base, mediapipe
+
+    checkpoint, directory = files(name)
+    profile = base.profile("mediapipe")
+    mediapipe.write(checkpoint, profile, tmp_path)
+    mediapipe.finish(checkpoint, profile, tmp_path, [])
+    assert_same(directory, open_model(tmp_path), name)

@@ -26,10 +26,11 @@ from tfllm.evaluation.predictor import (
     RowPredictor,
 )
 from tfllm.tasks import Task
+from tfllm.tasks.embedding import paired
 from tfllm.tokenizers import files
 
 FILE_NAME = "model.tflite"
-TOKEN_INPUTS = ("token_ids", "token_types", "mask")
+PROBABILITY = "probability"  # the output of a file for MediaPipe, in place of raw scores
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ def open_tflite(source: Path) -> Predictor:
     }
     takes_text = bool(description.get("profile", {}).get("text"))
     signatures = _signatures(path, takes_text)
-    if takes_text:
-        return TextPredictor(task, facts, signatures)
     tokenizer = files.load(path.parent)
+    if takes_text:
+        return TextPredictor(task, facts, signatures[0], tokenizer.vocabulary)
+    raw = _raw_scores(task) if signatures[0].output == PROBABILITY else lambda output: output
     longest = max(signatures, key=lambda signature: signature.length)
     task = task.model_copy(update={"max_length": longest.length})
     return RowPredictor(
@@ -72,7 +74,7 @@ def open_tflite(source: Path) -> Predictor:
         tokenizer=tokenizer,
         facts=facts,
         row_values=int(np.prod(longest.output_details["shape"][1:])),
-        call=lambda inputs: call_signatures(signatures, inputs),
+        call=lambda inputs: raw(call_signatures(signatures, inputs)),
     )
 
 
@@ -82,8 +84,8 @@ class TextPredictor:
 
     task: Task
     facts: dict[str, Any]
-    signatures: list[Signature]
-    vocabulary: Sequence[str] = ()
+    signature: Signature
+    vocabulary: Sequence[str]
 
     def describe(self) -> dict[str, Any]:
         return self.facts
@@ -94,18 +96,27 @@ class TextPredictor:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> list[Answer]:
-        """See Predictor.answers. One text at a time, as the file takes them."""
+        """See Predictor.answers. One example at a time, as the file takes them."""
         found = []
         for example in examples:
-            texts = {name: np.array([example[name].encode()], object) for name in self._names()}
-            output = self.signatures[0](texts)[0]
-            found.append(_text_answer(self.task, output))
+            found.append(self._answer(example))
             if progress:
                 progress(1)
         return found
 
-    def _names(self) -> list[str]:
-        return list(self.signatures[0].inputs)
+    def _answer(self, example: Example) -> Answer:
+        if self.task.kind != "embedding":
+            # These tasks' answers need the output alone.
+            return self.task.answers([self._output(example)], None)[0]  # type: ignore[arg-type]
+        vector = self._output(example)
+        if "text_pair" not in example:
+            return {"embedding": vector.tolist()}
+        return paired(vector, self._output({"text": example["text_pair"]}))
+
+    def _output(self, example: Example) -> np.ndarray:
+        """float32 [C] or [D]."""
+        names = self.signature.inputs
+        return self.signature({name: np.array([example[name].encode()]) for name in names})[0]
 
 
 def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarray:
@@ -138,7 +149,7 @@ def to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     if dtype in (np.int8, np.uint8, np.int16) and scale:
         limits = np.iinfo(dtype)
         return np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(dtype)
-    return values if values.dtype == object else values.astype(dtype)
+    return values if dtype in (np.object_, np.bytes_) else values.astype(dtype)
 
 
 def from_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
@@ -149,17 +160,29 @@ def from_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     return values.astype(np.float32)
 
 
+def _raw_scores(task: Task) -> Callable[[np.ndarray], np.ndarray]:
+    """From probabilities to raw scores that `task.answers` turns into the same ones again."""
+    smallest = np.finfo(np.float32).tiny
+
+    def logarithm(values: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(values, smallest))
+
+    if getattr(task, "problem", "") == "multi_label":
+        return lambda values: logarithm(values) - logarithm(1 - values)
+    return logarithm
+
+
 def _signatures(path: Path, takes_text: bool) -> list[Signature]:
     interpreter = _interpreter(path, takes_text)
-    expected = ("text",) if takes_text else TOKEN_INPUTS[:1]
+    expected = "text" if takes_text else "token_ids"
     found = []
     for name in interpreter.get_signature_list():
         runner = interpreter.get_signature_runner(name)
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
-        if expected[0] not in inputs or len(outputs) != 1:
+        if expected not in inputs or len(outputs) != 1:
             continue
         (output,) = outputs
-        shape = [int(size) for size in inputs[expected[0]]["shape"]]
+        shape = [int(size) for size in inputs[expected]["shape"]]
         found.append(
             Signature(
                 runner, inputs, output, outputs[output], shape[0], 0 if takes_text else shape[1]
@@ -167,7 +190,7 @@ def _signatures(path: Path, takes_text: bool) -> list[Signature]:
         )
     if not found:
         raise ArtifactError(
-            f"{path}: no signature takes '{expected[0]}' and gives one output. Measure a file "
+            f"{path}: no signature takes '{expected}' and gives one output. Measure a file "
             "that tfllm export wrote."
         )
     return found
@@ -194,9 +217,3 @@ def _interpreter(path: Path, takes_text: bool) -> Any:
         raise ArtifactError(
             f"'{path}' is not a TFLite file that ai-edge-litert can run ({first}). Export it again."
         ) from None
-
-
-def _text_answer(task: Task, output: np.ndarray) -> Answer:
-    if task.kind == "embedding":
-        return {"embedding": output.tolist()}
-    return task.answer(output)  # type: ignore[attr-defined]
