@@ -1,0 +1,148 @@
+"""Who may ask what: tokens, addresses, TLS, and a command line that refuses early."""
+
+import ssl
+import subprocess
+
+import grpc
+import httpx
+import pytest
+from conftest import entries_of, serving
+from tensorflow_serving.apis import (
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from tfllm.serving.rest import authorized
+
+TOKEN = "correct-horse-battery"
+ASK = {"instances": [1]}
+PATH = "/v1/models/kinds:predict"
+
+
+@pytest.fixture(scope="module")
+def guarded(models_root):
+    with serving(entries_of(models_root), token=TOKEN, admin=False) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("header", "right"),
+    [
+        (None, False), ("", False), (TOKEN, False), ("Bearer", False), ("Bearer ", False),
+        (f"Basic {TOKEN}", False), (f"Bearer {TOKEN}x", False), (f"Bearer {TOKEN[:-1]}", False),
+        ("Bearer \u00e4", False), (f"Bearer {TOKEN}", True), (f"bearer  {TOKEN}", True),
+    ],
+)  # fmt: skip
+def test_the_token_and_nothing_but_the_token(header, right):
+    assert authorized(header, TOKEN) is right
+    assert authorized(header, None)
+
+
+def test_rest_needs_the_token(guarded):
+    with httpx.Client(base_url=guarded.url) as client:
+        for path in ("/v1/models/kinds", "/metrics"):
+            response = client.get(path)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert "bearer token" in response.json()["error"]
+        assert client.post(PATH, json=ASK).status_code == 401
+        for path in ("/healthz", "/readyz"):
+            assert client.get(path).status_code == 200
+        client.headers["authorization"] = f"Bearer {TOKEN}"
+        assert client.post(PATH, json=ASK).json() == {"predictions": [0.5]}
+        assert client.get("/metrics").status_code == 200
+
+
+def test_grpc_needs_the_token(guarded):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "kinds"
+    request.inputs["x"].dtype = 1
+    request.inputs["x"].tensor_shape.dim.add().size = 1
+    with grpc.insecure_channel(guarded.address) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Predict(request, 30)
+        assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        metadata = [("authorization", f"Bearer {TOKEN}")]
+        assert stub.Predict(request, 30, metadata=metadata).outputs["y"].float_val == [0.0]
+        admin = model_service_pb2_grpc.ModelServiceStub(channel)
+        asked = model_management_pb2.ReloadConfigRequest()
+        asked.config.model_config_list.SetInParent()
+        with pytest.raises(grpc.RpcError) as error:
+            admin.HandleReloadConfigRequest(asked, 30, metadata=metadata)
+        assert error.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_no_other_origin_is_let_in(client):
+    response = client.options(PATH, headers={"origin": "https://example.org"})
+    assert response.status_code == 400
+    assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/../../etc/passwd", "/..%2f..%2fetc/passwd", "/etc"])
+def test_no_file_is_reachable(running, path):
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", running.server.rest_port)
+    connection.request("GET", path)  # as it stands: httpx would tidy it
+    response = connection.getresponse()
+    assert response.status in (400, 404)
+    assert b"root:" not in response.read()
+    connection.close()
+
+
+def certificate(tmp_path):
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    try:
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+             "-keyout", str(key), "-out", str(cert)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("openssl makes no certificate here")
+    return str(cert), str(key)
+
+
+def test_tls(models_root, tmp_path):
+    cert, key = certificate(tmp_path)
+    with serving(entries_of(models_root), certificate=cert, key=key) as running:
+        url = f"https://localhost:{running.server.rest_port}"
+        context = ssl.create_default_context(cafile=cert)
+        response = httpx.post(f"{url}{PATH}", json=ASK, verify=context)
+        assert response.json() == {"predictions": [0.5]}
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(url.replace("https", "http"))
+        credentials = grpc.ssl_channel_credentials(open(cert, "rb").read())
+        address = f"localhost:{running.server.grpc_port}"
+        with grpc.secure_channel(address, credentials) as channel:
+            grpc.channel_ready_future(channel).result(30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Name a model folder"),
+        (["nowhere"], "There is no folder"),
+        (["{toy}/1"], "is one version of a model; give the folder above it"),
+        (["{empty}"], "holds no version folder"),
+        (["a/b={toy}"], "cannot be a model's name"),
+        (["{toy}", "--host", "0.0.0.0"], "can be reached from outside"),
+        (["{toy}", "--certificate", "x.pem"], "TLS needs --certificate and --key together"),
+        (["{toy}", "--token-file", "nowhere"], "Cannot read --token-file"),
+        (["{toy}", "--timeout", "0"], "--timeout 0.0: give more than 0"),
+    ],
+)
+def test_the_command_refuses_at_once(models_root, tmp_path, capsys, arguments, said):
+    from tfllm.cli import main
+
+    filled = [text.format(toy=models_root / "toy", empty=tmp_path) for text in arguments]
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", *filled])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said in printed.err
+    assert "Traceback" not in printed.err and printed.out == ""
