@@ -46,6 +46,12 @@ def test_a_table_with_named_columns(tmp_path):
     assert texts(path, columns={"text": "sentence"}) == ["good"]
 
 
+def test_gold_columns_need_not_be_there(tmp_path):
+    path = write(tmp_path, "in.tsv", "sentence\tother\ngood\t1\n")
+    columns = {"text": "sentence", "label": "gold"}
+    assert texts(path, columns=columns, labels={"0": "bad"}) == ["good"]
+
+
 def test_format_can_be_said(tmp_path):
     path = write(tmp_path, "in.jsonl", '{"text": 1\n')
     assert texts(path, format="text") == ['{"text": 1']

@@ -48,7 +48,9 @@ def read_inputs(path: str, settings: Reading | None = None) -> Iterator[dict[str
         for number, line in read_lines(path):
             yield {"text": line, "_where": f"{path}:{number}"}
         return
-    for example in sources.read(path, settings.model_copy(update={"format": format})):
+    columns = {name: column for name, column in settings.columns.items() if name not in GOLD}
+    changes = {"format": format, "columns": columns, "labels": {}}
+    for example in sources.read(path, settings.model_copy(update=changes)):
         yield {name: value for name, value in example.items() if name not in GOLD}
 
 
