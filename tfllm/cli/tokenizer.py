@@ -1,0 +1,208 @@
+"""tfllm tokenizer: encode, decode, check, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.base import Tokenizer
+    from tfllm.tokenizers.checking import Report
+
+EXAMPLES = """Examples:
+
+tfllm tokenizer encode runs/sst2 "unaffable" "a second text"
+
+tfllm tokenizer decode runs/sst2 101 14477 20961 3468 102
+
+tfllm tokenizer check exports/sst2 reviews.txt train.tsv.gz
+
+tfllm tokenizer train corpus.txt.gz --vocabulary-size 8000 --output tokenizers/mine
+"""
+
+MODEL = typer.Argument(help="A directory with tokenizer files: checkpoint, run, SavedModel.")
+SHOWN_CHARACTERS = 200
+
+
+def encode(
+    model: Annotated[str, MODEL],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; lines of stdin if none."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per text.")] = False,
+) -> None:
+    """Prints the ids and the pieces of each text."""
+    import json as json_package
+    import sys
+
+    tokenizer = load(model)
+    for text in texts or (line.rstrip("\n") for line in sys.stdin):
+        row = tokenizer.encode(text)
+        pieces = [tokenizer.vocabulary[i] for i in row.ids]
+        if json:
+            fields = {"ids": row.ids, "pieces": pieces, "offsets": row.offsets}
+            print(json_package.dumps(fields, ensure_ascii=False))
+        else:
+            print(" ".join(map(str, row.ids)))
+            print(" ".join(pieces))
+
+
+def decode(
+    model: Annotated[str, MODEL],
+    ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Token ids.")],
+    special: Annotated[bool, typer.Option(help="Print special tokens too.")] = False,
+) -> None:
+    """Prints the text of token ids."""
+    print(load(model).decode(ids, skip_special_tokens=not special))
+
+
+def check(
+    model: Annotated[str, MODEL],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Text, its lines taken as they are; .gz.")
+    ],
+) -> None:
+    """Compares the Python tokenizer with the one in the graph, line by line: ids and offsets.
+
+    MB/s are per second of processor time, as one core would have it.
+    """
+    from tfllm.cli.output import progress_bar
+    from tfllm.errors import CheckFailed, DataError
+    from tfllm.tokenizers.checking import check_file
+
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise DataError(f"There is no file '{missing[0]}'. Check the path.")
+    tokenizer = load(model)
+    graph = tokenizer.graph()
+    width = max(len("total"), *map(len, files))
+    print(
+        f"{'file':<{width}} {'lines':>10} {'MB':>8} {'different':>9} {'Python MB/s':>11} graph MB/s"
+    )
+    reports = []
+    for file in files:
+        with progress_bar(file, Path(file).stat().st_size) as advance:
+            reports.append(check_file(file, tokenizer, graph, advance))
+        print(_row(file, [reports[-1]], width), flush=True)
+    if len(files) > 1:
+        print(_row("total", reports, width))
+    different = sum(report.different for report in reports)
+    if different:
+        _print_examples(reports, tokenizer)
+        lines = sum(report.lines for report in reports)
+        raise CheckFailed(
+            f"{different} of {lines} lines differ between Python and the graph. "
+            "docs/tokenizers.md lists the known differences."
+        )
+
+
+def train(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="UTF-8 text; .gz too.")],
+    vocabulary_size: Annotated[int, typer.Option(help="Tokens, the special ones included.")],
+    output: Annotated[str, typer.Option(help="Directory to write the tokenizer's files to.")],
+    kind: Annotated[str, typer.Option(help="wordpiece, bpe or unigram.")] = "wordpiece",
+    lowercase: Annotated[bool, typer.Option("--lowercase/--cased")] = True,
+    min_frequency: Annotated[int, typer.Option(min=1, help="Rarer pairs are not joined.")] = 2,
+) -> None:
+    """Learns a vocabulary, streaming."""
+    from tfllm.cli.output import progress_bar
+    from tfllm.errors import DataError
+    from tfllm.tokenizers.train import train as learn
+
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise DataError(f"There is no file '{missing[0]}'. Check the path.")
+    with progress_bar("read", sum(Path(file).stat().st_size for file in files)) as advance:
+        tokenizer = learn(
+            files,
+            kind,
+            vocabulary_size,
+            lowercase=lowercase,
+            min_frequency=min_frequency,
+            progress=advance,
+        )
+    _write(tokenizer, Path(output))
+    print(f"{output}: {tokenizer.vocabulary_size} tokens")
+
+
+def load(model: str) -> Tokenizer:
+    """The tokenizer of any directory that has one. Raises TokenizerError."""
+    from tfllm.tokenizers import files
+
+    return files.load(_folder(model))
+
+
+def _folder(model: str) -> Path:
+    from tfllm.checkpoints import hub
+    from tfllm.evaluation.savedmodel_model import version_folder
+    from tfllm.tokenizers.files import FILES
+
+    if model.startswith(hub.SCHEME):
+        return hub.fetch(model)
+    path = Path(model)
+    if path.suffix == ".tflite":
+        path = path.parent
+    if any((path / name).is_file() for name in FILES[:2]):
+        return path
+    if (path / "checkpoint").is_dir():
+        return path / "checkpoint"
+    if version := version_folder(path):
+        return version / "assets"
+    return path
+
+
+def _write(tokenizer: Tokenizer, output: Path) -> None:
+    """Under a temporary name beside the output, then renamed: nothing is ever half written."""
+    import os
+    import shutil
+    import tempfile
+
+    from tfllm.errors import StorageError
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StorageError(f"--output: '{output}' exists. Name a new directory.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        tokenizer.save(temporary / "files")
+        os.replace(temporary / "files", output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _row(name: str, reports: list[Report], width: int) -> str:
+    lines = sum(report.lines for report in reports)
+    different = sum(report.different for report in reports)
+    size = sum(report.size_bytes for report in reports) / 1e6
+    python = sum(report.python_seconds for report in reports)
+    graph = sum(report.graph_seconds for report in reports)
+    return (
+        f"{name:<{width}} {lines:>10,} {size:>8.2f} {different:>9,} "
+        f"{size / python if python else 0:>11.2f} {size / graph if graph else 0:>10.2f}"
+    )
+
+
+def _print_examples(reports: list[Report], tokenizer: Tokenizer) -> None:
+    for report in reports:
+        for example in report.examples:
+            shown = example.text[:SHOWN_CHARACTERS]
+            print(f"{report.path}:{example.line}: {shown!r}")
+            for name, tokens in (("Python", example.python), ("graph", example.graph)):
+                place = next(
+                    (
+                        number
+                        for number, pair in enumerate(
+                            zip(example.python, example.graph, strict=False)
+                        )
+                        if pair[0] != pair[1]
+                    ),
+                    min(len(example.python), len(example.graph)),
+                )
+                found = [(tokenizer.vocabulary[i], a, b) for i, a, b in tokens[place : place + 3]]
+                print(f"  {name:<6} from token {place}: {found}")
+
+
+COMMANDS = {"encode": encode, "decode": decode, "check": check, "train": train}
