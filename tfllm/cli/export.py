@@ -1,0 +1,97 @@
+"""tfllm export: a checkpoint to files that run elsewhere, each checked against it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """Examples:
+
+tfllm export runs/sst2 --to savedmodel --output exports/sst2
+
+tfllm export runs/sst2 --to tflite-int8-full --output exports/sst2-int8 --data dev.tsv
+
+tfllm export runs/sst2 --to mediapipe --output exports/sst2-phone --set max_length=64
+
+tfllm export checkpoints/minilm --to export/savedmodel.yaml --output exports/minilm
+"""
+
+
+WIDTH = 140  # of the table where there is no terminal
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Checkpoint, run, Hugging Face directory, hf://…")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="PROFILE",
+            help="savedmodel, tflite-float32, tflite-float16, tflite-int8, tflite-int8-full, "
+            "tflite-text, mediapipe, or a YAML file of export/.",
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="The artifact's folder; a SavedModel's versions.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="File with gold answers; the task's metric may not fall on it."),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Overrides a key of the profile."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many examples of --data, from the start.")
+    ] = None,
+) -> None:
+    """Writes an artifact, checks it against the checkpoint, and keeps it only when all pass."""
+    import itertools
+
+    from tfllm.data.sources import read
+    from tfllm.export.base import profile
+
+    settings = profile(to, set or [])
+    examples = list(itertools.islice(read(data, settings.data), limit)) if data else []
+
+    from tfllm.checkpoints import store
+    from tfllm.export import export as write
+
+    checkpoint = store.load(model)
+    checks: list[Any] = []
+    try:
+        artifact = write(checkpoint, settings, output, examples, seen=checks.append)
+    finally:
+        if checks:
+            print_checks(checks)
+    print_files(artifact)
+
+
+def print_checks(checks: list[Any]) -> None:
+    """The table of checks on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("check")
+    table.add_column("value", overflow="fold")
+    table.add_column("limit", overflow="fold")
+    table.add_column("passed")
+    for check in checks:
+        passed = ("yes" if check.limit else "") if check.passed else "NO"
+        table.add_row(check.name, check.value, check.limit, passed)
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def print_files(artifact: Any) -> None:
+    """Where the artifact is, and its largest files."""
+    total = sum(artifact.files.values())
+    print(f"{artifact.path}  {total / 1e6:.2f} MB")
+    for name, size in artifact.files.items():
+        if size >= total / 100:
+            print(f"  {size / 1e6:9.2f} MB  {name}")
+
+
+COMMANDS = {"": export}

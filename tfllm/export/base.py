@@ -1,0 +1,187 @@
+"""What to export (Profile), what was written (Artifact), and the checks between them.
+
+A profile is a YAML file of `export/` or one of the names in PROFILES, which are the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tfllm import config
+from tfllm.config import Settings
+from tfllm.data.sources import Reading
+from tfllm.errors import SettingError, did_you_mean
+
+Quantization = Literal["float32", "float16", "int8", "int8_full"]
+
+# Largest difference of a raw output from the checkpoint's, and share of rows with the same answer.
+# A model's head decides what a difference means, so quantized models are held to the answers alone.
+TOLERANCES: dict[str, tuple[float | None, float]] = {
+    "float32": (1e-4, 1.0),
+    "float16": (5e-2, 0.99),
+    "int8": (None, 0.9),
+    "int8_full": (None, 0.9),
+}
+
+
+class Tolerance(Settings):
+    """How far an artifact may lie from its checkpoint. Unset: by the quantization (TOLERANCES)."""
+
+    difference: float | None = Field(default=None, gt=0)
+    """Largest absolute difference of a raw output (logit, embedding component)."""
+    agreement: float | None = Field(default=None, ge=0, le=1)
+    """Share of the rows that must have the same answer (label, span, nearest sentence)."""
+    metric_points: float = Field(default=1.0, ge=0)
+    """How many points of 100 the task's metric may fall on `--data`."""
+
+
+class Calibration(Settings):
+    """The examples by which full-int8 quantization finds the range of every activation."""
+
+    data: str | None = None
+    """A data file, read as `data` says; unset: tfllm's own sentences."""
+    examples: int = Field(default=200, ge=1)
+    """How many examples are taken, from the start of the file."""
+
+
+class Profile(Settings):
+    """What to export and how exact it must be."""
+
+    target: Literal["savedmodel", "tflite", "mediapipe"]
+    """The kind of artifact: a name in tfllm.export.TARGETS."""
+    quantization: Quantization = "float32"
+    """tflite, mediapipe: numbers in the file. `int8`: weights only, computed in float32 (dynamic
+    range). `int8_full`: activations too, calibrated."""
+    text: bool = False
+    """tflite: takes the text itself; needs a runtime with TensorFlow Text's custom operations."""
+    max_length: int | None = Field(default=None, ge=3)
+    """Tokens of one row; unset: the task's own. tflite and mediapipe: the fixed length."""
+    lengths: tuple[int, ...] = ()
+    """tflite: shorter fixed lengths, one more signature each, for quick answers to short texts."""
+    batch_sizes: tuple[int, ...] = (1,)
+    """tflite: the fixed batch sizes, one signature for each with each length."""
+    mask_constant: float | None = Field(default=None, lt=0)
+    """What attention adds to masked scores; unset: exact, and INT8_MASK in full int8."""
+    warmup_batch_sizes: tuple[int, ...] = (1, 8, 32)
+    """savedmodel: one warm-up record per signature and batch size."""
+    tolerance: Tolerance = Tolerance()
+    calibration: Calibration = Calibration()
+    data: Reading = Reading()
+    """How the files of `--data` and of the calibration are read: format, columns, labels."""
+
+    @property
+    def largest_difference(self) -> float | None:
+        """The limit on raw outputs, or None where only answers count."""
+        return self.tolerance.difference or TOLERANCES[self.quantization][0]
+
+    @property
+    def least_agreement(self) -> float:
+        """The limit on the share of equal answers."""
+        given = self.tolerance.agreement
+        return TOLERANCES[self.quantization][1] if given is None else given
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "savedmodel": {"target": "savedmodel"},
+    "tflite-float32": {"target": "tflite"},
+    "tflite-float16": {"target": "tflite", "quantization": "float16"},
+    "tflite-int8": {"target": "tflite", "quantization": "int8"},
+    "tflite-int8-full": {"target": "tflite", "quantization": "int8_full"},
+    "tflite-text": {"target": "tflite", "text": True},
+    "mediapipe": {"target": "mediapipe"},
+}
+
+
+def profile(name: str, overrides: Sequence[str] = ()) -> Profile:
+    """The profile called `name`, or read from the YAML file `name`, with `key=value` overrides.
+
+    Raises SettingError naming the known profiles.
+    """
+    if name in PROFILES:
+        data = PROFILES[name]
+        for override in overrides:
+            keys, value = config.parse_override(override)
+            data = config.replaced(data, keys, value, override)
+        return config.build(data, Profile, source=f"profile {name}")
+    if Path(name).suffix in (".yaml", ".yml"):
+        return config.load(name, Profile, overrides)
+    raise SettingError(
+        f"--to: there is no profile '{name}'. {did_you_mean(name, PROFILES)} "
+        "A YAML file of your own goes too."
+    )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: what was looked at, what came out, and what would have been right."""
+
+    name: str
+    value: str
+    limit: str
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value} (limit: {self.limit})"
+
+
+def stated(name: str, value: str) -> Check:
+    """A fact worth a line that no limit stands against."""
+    return Check(name, value, "", True)
+
+
+def at_most(name: str, value: float, limit: float | None, unit: str = "") -> Check:
+    """A number with an upper limit; not-a-number never passes. No limit: stated only."""
+    shown = f"{value:.3g}{unit}"
+    if limit is None:
+        return Check(name, shown, "", value == value)
+    return Check(name, shown, f"at most {limit:g}{unit}", value <= limit)
+
+
+def at_least(name: str, value: float, limit: float, unit: str = "") -> Check:
+    """A number with a lower limit; not-a-number never passes."""
+    return Check(name, f"{value:.4g}{unit}", f"at least {limit:g}{unit}", value >= limit)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was written, and what was found out about it."""
+
+    path: Path
+    profile: Profile
+    checks: tuple[Check, ...] = ()
+    files: dict[str, int] = field(default_factory=dict)
+    """File name within `path` to its size in bytes."""
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Every file under `folder` with its bytes, largest first."""
+    found = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dict[str, Any]:
+    """The `tfllm.json` of an artifact: all that `evaluate` and `predict` need beside the graph."""
+    from dataclasses import asdict as fields_of
+
+    return {
+        "format": 1,
+        "family": checkpoint.family,
+        "config": fields_of(checkpoint.config),
+        "task": checkpoint.task.model_dump(mode="json"),
+        "profile": profile.model_dump(mode="json", exclude_defaults=True),
+        "checks": [asdict(check) for check in checks],
+    }

@@ -1,0 +1,170 @@
+"""From a Keras graph to the bytes of a .tflite file.
+
+The way that keeps the weights: a plain tf.Module holding the model's variables, saved as a
+SavedModel with one signature per fixed shape, then TensorFlow's converter on that. (Given a Keras 3
+model directly, the converter writes a file without weights and reports no error.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import SettingError
+
+Inputs = Mapping[str, np.ndarray]
+
+STDERR = 2  # file descriptor
+
+# Norms and residual sums lose most when each becomes one int8 scale; they are little of the work.
+FLOAT_IN_INT8 = ("MEAN", "SQUARED_DIFFERENCE", "RSQRT", "NEG", "MUL", "ADD")
+
+
+def function(model: Any, batch: int, length: int, output: str) -> Any:
+    """A tf.function over one fixed shape: the model's inputs int32 [batch, length] to `output`."""
+    import tensorflow as tf
+
+    specs = {name: tf.TensorSpec([batch, length], tf.int32, name) for name in model.input}
+
+    def forward(**inputs: Any) -> dict[str, Any]:
+        return {output: model(inputs, training=False)}
+
+    return tf.function(forward, autograph=False).get_concrete_function(**specs)
+
+
+def keeper(model: Any) -> Any:
+    """A tf.Module that owns the model's variables."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = [weight._value for weight in model.weights]
+    return module
+
+
+def convert(
+    functions: Mapping[str, Any],
+    kept: Any,
+    quantization: str,
+    calibration: Iterable[Inputs] = (),
+    custom: bool = False,
+) -> bytes:
+    """A .tflite file with one signature for each function in `functions`.
+
+    `kept` is the tf.Module that owns the variables. `calibration`: inputs of the first signature.
+    `custom` lets operations through that are not built in. Raises SettingError when the converter
+    cannot express the graph.
+    """
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory(prefix="tfllm-") as folder, quiet():
+        tf.saved_model.save(kept, folder, signatures=dict(functions))
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
+        converter.allow_custom_ops = custom
+        QUANTIZERS[quantization](converter)
+        if quantization in CALIBRATED:
+            converter.representative_dataset = _feeder(list(calibration), next(iter(functions)))
+        try:
+            return _converted(converter, quantization)
+        except Exception as error:  # the converter has no error class of its own
+            raise SettingError(
+                f"TensorFlow's converter cannot write this model as {quantization}: "
+                f"{str(error).strip().splitlines()[0][:200]} Choose another quantization."
+            ) from error
+
+
+def _converted(converter: Any, quantization: str) -> bytes:
+    if quantization != "int8_full":
+        return converter.convert()
+    import tensorflow as tf
+
+    # The debugger is TensorFlow's public way to keep chosen operations in float32.
+    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(FLOAT_IN_INT8))
+    debugger = tf.lite.experimental.QuantizationDebugger(
+        converter=converter,
+        debug_dataset=converter.representative_dataset,
+        debug_options=options,
+    )
+    return debugger.get_nondebug_quantized_model()
+
+
+def _float32(converter: Any) -> None:
+    """Numbers as they are."""
+
+
+def _float16(converter: Any) -> None:
+    """Weights in half precision; computed in float32 where the processor has no float16."""
+    import tensorflow as tf
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+
+
+def _int8(converter: Any) -> None:
+    """Dynamic range: int8 weights; an activation gets its scale when it is there."""
+    import tensorflow as tf
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+
+def _int8_full(converter: Any) -> None:
+    """int8 weights and int8 activations, whose scales are calibrated."""
+    import tensorflow as tf
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+        tf.lite.OpsSet.TFLITE_BUILTINS,
+    ]
+
+
+QUANTIZERS: dict[str, Callable[[Any], None]] = {
+    "float32": _float32,
+    "float16": _float16,
+    "int8": _int8,
+    "int8_full": _int8_full,
+}
+CALIBRATED = ("int8_full",)
+# Bytes of one weight in the file.
+WEIGHT_BYTES = {"float32": 4, "float16": 2, "int8": 1, "int8_full": 1}
+
+
+def _feeder(inputs: list[Inputs], signature: str) -> Callable[[], Iterator[tuple[str, Inputs]]]:
+    """What the converter calls for its calibration."""
+    if not inputs:
+        raise SettingError("calibration: there are no examples. Give at least one.")
+
+    def feed() -> Iterator[tuple[str, Inputs]]:
+        for one in inputs:
+            yield signature, dict(one)
+
+    return feed
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the converter's notices off the terminal, those of its C++ half too."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    sys.stderr.flush()
+    kept = os.dup(STDERR)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, STDERR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, STDERR)
+        os.close(kept)
+        os.close(nowhere)
+        logger.setLevel(level)

@@ -1,0 +1,151 @@
+"""TFLite files for MediaPipe's text tasks: TextClassifier and TextEmbedder.
+
+One fixed length, three int32 inputs, probabilities or an embedding out, and metadata inside the
+file: MediaPipe's own tokenizer reads the vocabulary from there, and the names of the labels.
+
+That tokenizer is BERT's with one difference: it lowers ASCII letters only and keeps accents. Other
+text in an uncased model is therefore read differently; the exporter counts how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfllm.errors import SettingError
+from tfllm.export import convert, flatbuffer, metadata, tflite
+from tfllm.export.base import Check, Profile, stated
+from tfllm.export.sentences import VARIED
+
+INPUTS = ("token_ids", "mask", "token_types")  # MediaPipe gives all three, always
+TASKS = ("classification", "embedding")
+
+place = tflite.place
+finish = tflite.finish
+
+
+def refuse(checkpoint: Any, profile: Profile) -> None:
+    """Raises SettingError for what MediaPipe's text tasks cannot do."""
+    task = checkpoint.task
+    if task.kind not in TASKS or getattr(task, "pair", False):
+        raise SettingError(
+            "mediapipe: its text tasks are classification and embedding of one text; this model is "
+            f"for {task.kind}{' of pairs' if task.kind in TASKS else ''}. Export it to tflite."
+        )
+    if getattr(task, "problem", "") == "regression":
+        raise SettingError("mediapipe: a classifier needs labels, and this model gives a number.")
+    if profile.text or profile.lengths or profile.batch_sizes != (1,):
+        raise SettingError(
+            "mediapipe: text, lengths and batch_sizes are for tflite; MediaPipe feeds one row of "
+            "max_length tokens. Remove them."
+        )
+    tflite.refuse(checkpoint, profile)
+
+
+def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
+    """Writes model.tflite with its metadata, and the files beside it."""
+    from tfllm.layers.attention import set_mask_constant
+
+    length = profile.max_length or checkpoint.task.max_length
+    full = profile.quantization == "int8_full"
+    constant = profile.mask_constant or (tflite.INT8_MASK if full else tflite.EXACT_MASK)
+    set_mask_constant(checkpoint.model, constant)
+    try:
+        function = _function(checkpoint, length)
+        rows = tflite.calibration_rows(checkpoint, profile, 1, length) if full else ()
+        content = convert.convert(
+            {"serving_default": function},
+            convert.keeper(checkpoint.model),
+            profile.quantization,
+            [{name: row.get(name, row["mask"] * 0) for name in INPUTS} for row in rows],
+        )
+    finally:
+        set_mask_constant(checkpoint.model, tflite.EXACT_MASK)
+    (folder / tflite.FILE).write_bytes(described(checkpoint, content))
+    tflite.write_files(checkpoint, folder)
+
+
+def described(checkpoint: Any, content: bytes) -> bytes:
+    """The file with MediaPipe's metadata, the vocabulary and the labels inside."""
+    labels = getattr(checkpoint.task, "labels", ())
+    kind = "TextClassifier" if labels else "TextEmbedder"
+    files = {"vocab.txt": _lines(checkpoint.tokenizer.vocabulary)}
+    if labels:
+        files["labels.txt"] = _lines(labels)
+    return flatbuffer.with_metadata(
+        content,
+        metadata.bert(
+            kind,
+            f"{kind} exported by tfllm",
+            _order(content),
+            "probability" if labels else "embedding",
+            bool(labels),
+        ),
+        files,
+    )
+
+
+def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
+    """Those of every .tflite file, and that labels and vocabulary lie inside."""
+    inside = flatbuffer.associated_files(folder / tflite.FILE)
+    labels = getattr(checkpoint.task, "labels", ())
+    wanted = {"vocab.txt": _lines(checkpoint.tokenizer.vocabulary)}
+    if labels:
+        wanted["labels.txt"] = _lines(labels)
+    return [
+        *tflite.checks(checkpoint, profile, folder),
+        Check(
+            "files inside", ", ".join(sorted(inside)), ", ".join(sorted(wanted)), inside == wanted
+        ),
+        reads_differently(checkpoint),
+    ]
+
+
+def reads_differently(checkpoint: Any) -> Check:
+    """How many of tfllm's non-ASCII sentences MediaPipe reads otherwise than the checkpoint."""
+    import tensorflow as tf
+
+    texts = [text for text in VARIED if not text.isascii()]
+    theirs = checkpoint.tokenizer.graph("mediapipe").tokenize(tf.constant(texts)).to_list()
+    ours = [encoding.ids[1:-1] for encoding in checkpoint.tokenizer.encode_batch(texts)]
+    differing = sum(list(a) != list(b) for a, b in zip(theirs, ours, strict=True))
+    return stated(
+        "other than ASCII",
+        f"{differing} of {len(texts)} sentences are read differently: MediaPipe lowers ASCII "
+        "letters only and keeps accents",
+    )
+
+
+def _function(checkpoint: Any, length: int) -> Any:
+    """The graph: INPUTS int32 [1, length] to probabilities [1, C] or an embedding [1, D]."""
+    import tensorflow as tf
+
+    model, task = checkpoint.model, checkpoint.task
+    many = getattr(task, "problem", "") == "multi_label"
+
+    def forward(token_ids: Any, mask: Any, token_types: Any) -> dict[str, Any]:
+        given = {"token_ids": token_ids, "mask": mask, "token_types": token_types}
+        output = model({name: given[name] for name in model.input}, training=False)
+        if "token_types" not in model.input:
+            # An input that nothing reads would be dropped, and MediaPipe wants three. The types are
+            # never below zero, so this adds nothing.
+            unused = tf.reduce_sum(tf.minimum(token_types, 0))
+            output += tf.cast(unused, tf.float32)
+        if task.kind == "embedding":
+            return {"embedding": output}
+        return {"probability": tf.sigmoid(output) if many else tf.nn.softmax(output)}
+
+    specs = [tf.TensorSpec([1, length], tf.int32, name) for name in INPUTS]
+    return tf.function(forward, autograph=False).get_concrete_function(*specs)
+
+
+def _order(content: bytes) -> list[str]:
+    """INPUTS as the file has ordered them."""
+    graph = flatbuffer.parse(content).subgraphs[0]
+    names = [graph.tensors[number].name.decode() for number in graph.inputs]
+    return [next(known for known in INPUTS if f"_{known}:" in name) for name in names]
+
+
+def _lines(words: Sequence[str]) -> bytes:
+    return "".join(f"{word}\n" for word in words).encode()

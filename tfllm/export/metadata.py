@@ -1,0 +1,110 @@
+"""The metadata that MediaPipe's text tasks read out of a .tflite file.
+
+Written field by field from `tflite_support/metadata/metadata_schema.fbs` (file identifier "M001"),
+because the writers that ship in Python packages need libraries that are not there. The numbers
+below are slots and enumeration values of that schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# metadata_schema.fbs: table -> field -> slot
+FIELDS = {
+    "ModelMetadata": {"name": 0, "description": 1, "version": 2, "subgraph_metadata": 3,
+                      "author": 4, "license": 5, "associated_files": 6, "min_parser_version": 7},
+    "SubGraphMetadata": {"name": 0, "description": 1, "input_tensor_metadata": 2,
+                         "output_tensor_metadata": 3, "associated_files": 4,
+                         "input_process_units": 5},
+    "TensorMetadata": {"name": 0, "description": 1, "dimension_names": 2, "content": 3,
+                       "process_units": 4, "stats": 5, "associated_files": 6},
+    "Content": {"content_properties_type": 0, "content_properties": 1},
+    "FeatureProperties": {},
+    "ProcessUnit": {"options_type": 0, "options": 1},
+    "BertTokenizerOptions": {"vocab_file": 0},
+    "AssociatedFile": {"name": 0, "description": 1, "type": 2},
+}  # fmt: skip
+FEATURE_PROPERTIES = 1  # union ContentProperties
+BERT_TOKENIZER_OPTIONS = 4  # union ProcessUnitOptions
+TENSOR_AXIS_LABELS, VOCABULARY = 2, 5  # enum AssociatedFileType
+PARSER_VERSION = "1.5.0"  # the schema's version with these fields
+IDENTIFIER = b"M001"
+
+# What the inputs are called in the metadata; MediaPipe finds them by these names.
+INPUT_NAMES = {"token_ids": "ids", "mask": "mask", "token_types": "segment_ids"}
+
+
+def bert(title: str, description: str, inputs: Sequence[str], output: str, labels: bool) -> bytes:
+    """Metadata of a model with a BERT tokenizer before it.
+
+    `inputs` are names of INPUT_NAMES in the order of the file's inputs; `output` is "probability"
+    or "embedding". The vocabulary is the associated file `vocab.txt`, the labels `labels.txt`.
+    """
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    tokenizer = _table(
+        builder,
+        "BertTokenizerOptions",
+        vocab_file=_vector(builder, [_file(builder, "vocab.txt", VOCABULARY)]),
+    )
+    unit = _table(builder, "ProcessUnit", options_type=BERT_TOKENIZER_OPTIONS, options=tokenizer)
+    ins = _vector(builder, [_tensor(builder, INPUT_NAMES[name]) for name in inputs])
+    files = [_file(builder, "labels.txt", TENSOR_AXIS_LABELS)] if labels else []
+    outs = _vector(builder, [_tensor(builder, output, files)])
+    graph = _table(
+        builder,
+        "SubGraphMetadata",
+        input_tensor_metadata=ins,
+        output_tensor_metadata=outs,
+        input_process_units=_vector(builder, [unit]),
+    )
+    root = _table(
+        builder,
+        "ModelMetadata",
+        name=builder.CreateString(title),
+        description=builder.CreateString(description),
+        subgraph_metadata=_vector(builder, [graph]),
+        min_parser_version=builder.CreateString(PARSER_VERSION),
+    )
+    builder.Finish(root, IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _table(builder: Any, table: str, **values: int) -> int:
+    """One table. A field whose name ends in `type` holds a byte, all others an offset."""
+    slots = FIELDS[table]
+    builder.StartObject(len(slots))
+    for field, value in values.items():
+        if field.endswith("type"):
+            builder.PrependUint8Slot(slots[field], value, 0)
+        else:
+            builder.PrependUOffsetTRelativeSlot(slots[field], value, 0)
+    return builder.EndObject()
+
+
+def _vector(builder: Any, offsets: Sequence[int]) -> int:
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    return builder.EndVector()
+
+
+def _file(builder: Any, name: str, kind: int) -> int:
+    return _table(builder, "AssociatedFile", name=builder.CreateString(name), type=kind)
+
+
+def _tensor(builder: Any, name: str, files: Sequence[int] = ()) -> int:
+    """A tensor of plain numbers."""
+    properties = _table(builder, "FeatureProperties")
+    content = _table(
+        builder,
+        "Content",
+        content_properties_type=FEATURE_PROPERTIES,
+        content_properties=properties,
+    )
+    values = {"name": builder.CreateString(name), "content": content}
+    if files:
+        values["associated_files"] = _vector(builder, files)
+    return _table(builder, "TensorMetadata", **values)

@@ -1,0 +1,132 @@
+"""SavedModel for TF Serving: text in, answers out, one folder per version.
+
+    OUT/<version>/saved_model.pb, variables/      the graph and the weights, once
+                  assets/                         tfllm.json, labels.txt, the tokenizer's files
+                  assets.extra/                   warm-up records
+
+The graph belongs to a plain tf.Module that holds the model's own variables, so that the process
+that serves it imports neither keras nor tfllm. No function in it is compiled by XLA.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfllm.errors import StorageError
+from tfllm.export import oplint, warmup
+from tfllm.export.base import Check, Profile, described, stated
+from tfllm.tasks import METHODS
+
+# Weights may take this much more in the file than in memory: names, shapes, counters.
+STORED_ONCE = 1.01
+
+
+def place(output: Path) -> Path:
+    """The folder of the next version in `output`. Raises StorageError where that is no folder."""
+    if output.exists() and not output.is_dir():
+        raise StorageError(f"--output: '{output}' is a file. Name a folder for the versions.")
+    versions = [int(path.name) for path in output.glob("*") if path.name.isdigit()]
+    return output / str(max(versions, default=0) + 1)
+
+
+def refuse(checkpoint: Any, profile: Profile) -> None:
+    """Every task has signatures; nothing to refuse."""
+
+
+def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
+    """Writes graph, weights, assets and warm-up records of one version."""
+    import tensorflow as tf
+
+    task = checkpoint.task
+    if profile.max_length:
+        task = task.model_copy(update={"max_length": profile.max_length})
+    module = tf.Module()
+    module.weights = [weight._value for weight in checkpoint.model.weights]
+    module.tokenizer = checkpoint.tokenizer.graph()
+    functions = task.signatures(checkpoint.model, module.tokenizer)
+    try:
+        tf.saved_model.save(module, str(folder), signatures=functions)
+    except tf.errors.OpError as error:  # how TensorFlow reports a full disk
+        raise StorageError(f"cannot write '{folder}': {error.message}") from None
+    signatures = _for_servers(folder)
+    assets = folder / "assets"
+    assets.mkdir(exist_ok=True)
+    write_files(checkpoint, assets)
+    warmup.write(folder, list(warmup.requests(signatures, profile.warmup_batch_sizes)))
+
+
+def write_files(checkpoint: Any, folder: Path) -> None:
+    """The tokenizer's files, and `labels.txt` with one label a line in the order of the scores."""
+    checkpoint.tokenizer.save(folder)
+    labels = getattr(checkpoint.task, "labels", ())
+    if labels:
+        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), "utf-8")
+
+
+def finish(checkpoint: Any, profile: Profile, folder: Path, checks: Sequence[Check]) -> None:
+    """Writes `tfllm.json`, which names the checks that the version passed."""
+    text = json.dumps(described(checkpoint, profile, checks), indent=2, ensure_ascii=False)
+    (folder / "assets" / "tfllm.json").write_text(text + "\n", "utf-8")
+
+
+def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
+    """What can be told from the files alone; `verify` runs them."""
+    found = oplint.lint(folder)
+    kept = sum(weight.numpy().nbytes for weight in checkpoint.model.weights)
+    stored = stored_bytes(folder)
+    return [
+        Check(
+            "operations",
+            str(found),
+            f"known to TF Serving {oplint.NEWEST}",
+            found.first_version is not None,
+        ),
+        Check(
+            "weights stored once",
+            f"{stored / 1e6:.2f} MB of {kept / 1e6:.2f} MB",
+            f"{STORED_ONCE:g} times",
+            kept <= stored <= kept * STORED_ONCE,
+        ),
+        stated("graph", f"{(folder / 'saved_model.pb').stat().st_size / 1e6:.2f} MB"),
+    ]
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all variables in a version's `variables/`, without TensorFlow's own bookkeeping."""
+    import numpy as np
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    types = reader.get_variable_to_dtype_map()
+    return sum(
+        int(np.prod(shape)) * types[name].size
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if not name.startswith("_CHECKPOINTABLE_OBJECT_GRAPH")
+    )
+
+
+def signatures_of(folder: Path) -> dict[str, Any]:
+    """Name to SignatureDef of one version."""
+    return dict(oplint.read(folder).meta_graphs[0].signature_def)
+
+
+def _for_servers(folder: Path) -> dict[str, Any]:
+    """What TensorFlow's writer leaves to do: method names, and no attribute of newer versions.
+
+    `classify` and `regress` get TF Serving's names (TensorFlow knows only predict). `debug_name`, a
+    variable's name for messages, is unknown to servers before 2.19. Returns the signatures.
+    """
+    saved = oplint.read(folder)
+    for _, node in oplint.nodes(saved):
+        if node.op == "VarHandleOp":
+            node.attr.pop("debug_name", None)
+    signatures = saved.meta_graphs[0].signature_def
+    for name in set(METHODS) & set(signatures):
+        signatures[name].method_name = METHODS[name]
+    (folder / "saved_model.pb").write_bytes(saved.SerializeToString(deterministic=True))
+    # A fingerprint of the bytes before; readers take a version without one.
+    (folder / "fingerprint.pb").unlink(missing_ok=True)
+    return dict(signatures)

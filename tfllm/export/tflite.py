@@ -1,0 +1,175 @@
+"""TFLite (LiteRT) files: token ids in, or the text itself; built-in operations only.
+
+    OUT/model.tflite    one signature per batch size and length; "serving_default" is the first
+        tfllm.json      what the file is for, and the checks it passed
+        labels.txt      and the tokenizer's files
+
+Ids are int32 and outputs float32 in every quantization.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import SettingError
+from tfllm.export import convert, flatbuffer, text_graph
+from tfllm.export.base import Check, Profile, described, stated
+from tfllm.export.savedmodel import write_files
+from tfllm.export.sentences import examples as own_examples
+
+FILE = "model.tflite"
+# Masked scores share one int8 scale with all others: a large constant would make all of them one.
+INT8_MASK = -30.0
+EXACT_MASK = -1e9
+# Weights may take this much less in the file than counted (equal ones are shared), and this much
+# more (scales, shapes, constants of the graph).
+LEAST_WEIGHTS, MOST_WEIGHTS = 0.97, 1.2
+CONSTANTS = 200_000  # bytes
+
+
+def place(output: Path) -> Path:
+    """The folder itself; an older artifact there is replaced once the new one has passed."""
+    return output
+
+
+def refuse(checkpoint: Any, profile: Profile) -> None:
+    """Raises SettingError for what cannot be written."""
+    longest = checkpoint.config.max_sequence_length
+    for length in lengths(checkpoint, profile):
+        if length > longest:
+            raise SettingError(
+                f"profile: length {length} is more than the {longest} positions of the model. "
+                "Lower max_length."
+            )
+    if not all(size >= 1 for size in profile.batch_sizes) or not profile.batch_sizes:
+        raise SettingError("profile: batch_sizes must name at least one size, each 1 or more.")
+    if profile.text:
+        text_graph.refuse(checkpoint)
+
+
+def lengths(checkpoint: Any, profile: Profile) -> list[int]:
+    """The fixed lengths of the file, the longest first."""
+    longest = profile.max_length or checkpoint.task.max_length
+    return sorted({longest, *profile.lengths}, reverse=True)
+
+
+def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
+    """Writes model.tflite and the files beside it."""
+    content = (
+        text_graph.converted(checkpoint, profile)
+        if profile.text
+        else _converted(checkpoint, profile)
+    )
+    (folder / FILE).write_bytes(content)
+    write_files(checkpoint, folder)
+
+
+def _converted(checkpoint: Any, profile: Profile) -> bytes:
+    from tfllm.layers.attention import set_mask_constant
+
+    model, output = checkpoint.model, output_name(checkpoint.task)
+    full = profile.quantization == "int8_full"
+    set_mask_constant(model, profile.mask_constant or (INT8_MASK if full else EXACT_MASK))
+    try:
+        shapes = [(b, t) for t in lengths(checkpoint, profile) for b in profile.batch_sizes]
+        functions = {
+            signature_name(place, *shape): convert.function(model, *shape, output)
+            for place, shape in enumerate(shapes)
+        }
+        inputs = calibration_rows(checkpoint, profile, *shapes[0]) if full else ()
+        return convert.convert(functions, convert.keeper(model), profile.quantization, inputs)
+    finally:
+        set_mask_constant(model, EXACT_MASK)
+
+
+def signature_name(place: int, batch: int, length: int) -> str:
+    """The first shape is the one that runtimes take when none is named."""
+    return "serving_default" if place == 0 else f"batch_{batch}_length_{length}"
+
+
+def output_name(task: Any) -> str:
+    """What the model's one output is called."""
+    return "embedding" if task.kind == "embedding" else "logits"
+
+
+def calibration_rows(
+    checkpoint: Any, profile: Profile, batch: int, length: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs int32 [batch, length] of the calibration's examples."""
+    from itertools import islice
+
+    from tfllm.data.sources import read
+
+    chosen: Iterable[dict] = own_examples(checkpoint.task)
+    if profile.calibration.data:
+        chosen = read(profile.calibration.data, profile.data)
+    examples = list(islice(chosen, profile.calibration.examples))
+    task = checkpoint.task.model_copy(update={"max_length": length})
+    features = task.features(examples, checkpoint.tokenizer, targets=False)
+    for row in range(len(features)):
+        inputs, _ = features.batch([row] * batch, length)
+        yield {name: inputs[name] for name in checkpoint.model.input}
+
+
+def finish(checkpoint: Any, profile: Profile, folder: Path, checks: Sequence[Check]) -> None:
+    """Writes `tfllm.json`, which names the checks that the file passed."""
+    text = json.dumps(described(checkpoint, profile, checks), indent=2, ensure_ascii=False)
+    (folder / "tfllm.json").write_text(text + "\n", "utf-8")
+
+
+def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
+    """What can be told from the file alone; `verify` runs it."""
+    content = (folder / FILE).read_bytes()
+    found = flatbuffer.operations(content)
+    allowed = text_graph.OPERATIONS if profile.text else ()
+    foreign = sorted(set(found.custom) - set(allowed))
+    known = ", ".join(found.custom) if profile.text else "built in only"
+    found_differences = [text_graph.reads_differently(checkpoint)] if profile.text else []
+    return [
+        Check("operations", ", ".join(foreign) or known, "no others", not foreign),
+        weights_present(checkpoint, profile, content),
+        stated("computed in", _shares(found.builtin)),
+        *found_differences,
+    ]
+
+
+def weights_present(checkpoint: Any, profile: Profile, content: bytes) -> Check:
+    """The file holds every weight, and holds it once."""
+    longest = lengths(checkpoint, profile)[0]
+    # A fixed length needs only so many rows of the position table.
+    cut = sum(
+        (weight.shape[0] - longest) * weight.shape[1]
+        for weight in checkpoint.model.weights
+        if "position_embedding" in weight.path
+    )
+    kept = sum(int(np.prod(weight.shape)) for weight in checkpoint.model.weights) - cut
+    wanted = kept * convert.WEIGHT_BYTES[profile.quantization]
+    stored = flatbuffer.weight_bytes(content)
+    extra = text_graph.table_bytes(checkpoint) if profile.text else 0
+    most = wanted * MOST_WEIGHTS + CONSTANTS * len(profile.lengths or (1,)) + extra
+    return Check(
+        "weights present, once",
+        f"{stored / 1e6:.2f} MB",
+        f"{wanted * LEAST_WEIGHTS / 1e6:.2f} to {most / 1e6:.2f} MB",
+        wanted * LEAST_WEIGHTS <= stored <= most,
+    )
+
+
+def _shares(builtin: dict[str, int]) -> str:
+    """Which number types the matrix products and the rest of the operations give."""
+    products = ("FULLY_CONNECTED", "BATCH_MATMUL")
+    kinds: dict[str, dict[str, int]] = {"products": {}, "others": {}}
+    for name, count in builtin.items():
+        operation, _, kind = name.partition(":")
+        row = kinds["products" if operation in products else "others"]
+        row[kind] = row.get(kind, 0) + count
+    return "; ".join(
+        f"{name} " + ", ".join(f"{kind} {count}" for kind, count in sorted(row.items()))
+        for name, row in kinds.items()
+        if row
+    )
