@@ -47,6 +47,11 @@ def serve(
         Path | None,
         typer.Option("--batching-parameters-file", help="TF Serving's batching_parameters.txt."),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Batches that run at once, one core each: the number of cores. "
+                     "Two unless the batching file says otherwise."),
+    ] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(help=f"File with the bearer token to ask for; or set {TOKEN_VARIABLE}."),
@@ -77,20 +82,10 @@ def serve(
     if not directories and config is None:
         raise SettingError("Name a model folder (tfllm serve DIR) or a --config file.")
     token = _token(token_file)
-    if host not in LOOPBACK and token is None and not insecure:
-        raise SettingError(
-            f"--host {host} can be reached from outside. Set {TOKEN_VARIABLE} or --token-file, "
-            "or say --insecure."
-        )
-    if (certificate is None) != (key is None) or (client_ca and certificate is None):
-        raise SettingError("TLS needs --certificate and --key together (and then --client-ca).")
-    for path in (certificate, key, client_ca):
-        if path is not None and not path.is_file():
-            raise SettingError(f"There is no file '{path}'. Check the path.")
-    for option, value in (("--poll-seconds", poll_seconds), ("--timeout", timeout),
-                          ("--body-bytes", body_bytes), ("--rows", rows)):  # fmt: skip
-        if value <= 0:
-            raise SettingError(f"{option} {value}: give more than 0.")
+    _check_access(host, token, insecure)
+    _check_files(certificate, key, client_ca)
+    _check_positive({"--poll-seconds": poll_seconds, "--timeout": timeout, "--rows": rows,
+                     "--body-bytes": body_bytes, "--threads": threads})  # fmt: skip
     entries = [_entry(directory) for directory in directories or []]
 
     _needs_extra()
@@ -104,6 +99,9 @@ def serve(
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise SettingError(f"Two models are named '{twice}'. Give one as NAME=DIR.")
+    sizes = tfserving.read_batching(batching) if batching else Batching()
+    if threads is not None:
+        sizes = sizes.model_copy(update={"num_batch_threads": threads})
     options = ServerOptions(
         host=host,
         rest_port=rest_port,
@@ -118,7 +116,7 @@ def serve(
         drain_seconds=drain,
         access_log=access_log,
         limits=Limits(timeout_seconds=timeout, body_bytes=body_bytes, rows=rows),
-        batching=tfserving.read_batching(batching) if batching else Batching(),
+        batching=sizes,
     )
     _run(entries, options, config)
 
@@ -147,6 +145,34 @@ def _run(entries, options, config: Path | None) -> None:
         sys.stdout.flush()
 
     run(Server(entries, options, config).run(started))
+
+
+def _check_access(host: str, token: str | None, insecure: bool) -> None:
+    from tfllm.errors import SettingError
+
+    if host not in LOOPBACK and token is None and not insecure:
+        raise SettingError(
+            f"--host {host} can be reached from outside. Set {TOKEN_VARIABLE} or --token-file, "
+            "or say --insecure."
+        )
+
+
+def _check_files(certificate: Path | None, key: Path | None, client_ca: Path | None) -> None:
+    from tfllm.errors import SettingError
+
+    if (certificate is None) != (key is None) or (client_ca and certificate is None):
+        raise SettingError("TLS needs --certificate and --key together (and then --client-ca).")
+    for path in (certificate, key, client_ca):
+        if path is not None and not path.is_file():
+            raise SettingError(f"There is no file '{path}'. Check the path.")
+
+
+def _check_positive(options: dict[str, float | None]) -> None:
+    from tfllm.errors import SettingError
+
+    for option, value in options.items():
+        if value is not None and value <= 0:
+            raise SettingError(f"{option} {value}: give more than 0.")
 
 
 def _entry(text: str):

@@ -292,6 +292,7 @@ def set_up_logging(access_log: bool = False) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [lines], False
     log.setLevel(logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it calls TF1's loader old
     logging.getLogger("tfllm.serving.access").disabled = not access_log
 
 
