@@ -99,3 +99,27 @@ def test_a_missing_extra_is_named(monkeypatch, cache):
 def test_a_repository_of_pickles_is_refused(files):
     with pytest.raises(CheckpointError, match=r"save_pretrained\('DIR', safe_serialization=True\)"):
         hub._check_form("org/name", files)
+
+
+def test_what_is_fetched_from_the_hub(monkeypatch, cache):
+    """The client's calls: the revision is fixed, and no pickles are asked for."""
+    client = pytest.importorskip("huggingface_hub", reason="install the extra [hub]")
+    monkeypatch.undo()
+    monkeypatch.setenv("TFLLM_CACHE", str(cache))
+    asked = {}
+
+    class Info:
+        sha = "1234"
+        siblings = [type("File", (), {"rfilename": "model.safetensors"})]
+
+    def download(name, local_dir, **options):
+        asked.update(options, name=name)
+        (local_dir / ".cache").mkdir()
+        (local_dir / "config.json").write_text("{}")
+
+    monkeypatch.setattr(client.HfApi, "model_info", lambda self, name, timeout: Info)
+    monkeypatch.setattr(client, "snapshot_download", download)
+    directory = hub.fetch("hf://org/name")
+    assert [path.name for path in directory.iterdir()] == ["config.json"]
+    assert (asked["name"], asked["revision"]) == ("org/name", "1234")
+    assert not any(pattern.endswith((".bin", ".h5")) for pattern in asked["allow_patterns"])

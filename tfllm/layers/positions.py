@@ -30,6 +30,9 @@ class PositionEmbedding(keras.layers.Layer):
         rows = ops.convert_to_tensor(self.embeddings)[: ops.shape(x)[1]]  # (T, D)
         return ops.add(x, ops.cast(rows, x.dtype))
 
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape  # said, because JAX cannot tell it from a slice of unknown length
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),

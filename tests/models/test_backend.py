@@ -1,0 +1,52 @@
+"""The families run on another Keras backend, to the same numbers: nothing in them is TensorFlow."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "bert.npz"
+TOLERANCE = 1e-4
+
+RUN = """
+import json
+import sys
+import keras
+import numpy as np
+from safetensors.numpy import load
+from tfllm.checkpoints import weights
+from tfllm.layers import heads
+from tfllm.models import bert
+
+assert keras.backend.backend() == sys.argv[2]
+golden = dict(np.load(sys.argv[1]))
+part = {name.removeprefix("classification/"): golden[name] for name in golden
+        if name.startswith("classification/")}
+config = bert.from_hf(json.loads(part["config"].tobytes()))
+backbone = bert.backbone(config)
+model = keras.Model(backbone.input, heads.classify(backbone.output, config, 3))
+variables = weights.variables_of(model)
+table = bert.WEIGHTS["bert"]
+rows = weights.rows_of(variables, {**table.backbone, **table.heads["classification"]})
+weights.to_variables(rows, variables, load(part["tensors"].tobytes()))
+inputs = {name.removeprefix("inputs/"): part[name] for name in part if name.startswith("inputs/")}
+outputs = keras.ops.convert_to_numpy(model(inputs))
+print(float(np.abs(outputs - part["logits"]).max()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_backend_gives_the_golden_scores(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"needs {backend}: pip install {backend}")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(GOLDEN), backend],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.split()[-1]) < TOLERANCE
