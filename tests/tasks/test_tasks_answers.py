@@ -179,13 +179,7 @@ def test_masks_are_filled(tokenizer):
     assert len(first["masks"][0]["candidates"]) == 2
     assert second == {"text": "the film", "masks": []}
     assert filled("un [MASK] [MASK]!", "[MASK]", [{"token": "##able"}]) == "unable [MASK]!"
-
-    drawn = task.for_epoch(features)
-    told = task.answers(outputs, drawn)
-    uniform = -np.log(tokenizer.vocabulary_size)
-    assert told[1]["ranks"] == [1] * (drawn.targets[1] != -100).sum()
-    assert told[1]["log_probabilities"] == pytest.approx([uniform] * len(told[1]["ranks"]))
-    json.dumps([first, second, told])
+    json.dumps([first, second])
 
 
 def test_embeddings(tokenizer, tiny, run):

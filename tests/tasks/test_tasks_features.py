@@ -163,19 +163,3 @@ def test_masks_are_a_function_of_seed_epoch_and_row(tokenizer):
     assert (drawn.targets[301] != -100).sum() == 1  # one token: it is hidden
     inputs, targets = drawn.batch([0, 301])
     assert targets.shape == inputs["token_ids"].shape
-
-
-def test_features_in_pieces_are_the_same(tokenizer):
-    task = tasks.QuestionAnswering(max_length=12, stride=2)
-    answers = {"text": ["a"], "start": [0]}
-    examples = [
-        {"question": "who ?", "context": "a b c d e f g " * size, "answers": answers}
-        for size in (1, 3, 2)
-    ]
-    whole = task.features(examples, tokenizer)
-    parts = base.joined(
-        [task.features(examples[:2], tokenizer), task.features(examples[2:], tokenizer)]
-    )
-    assert parts.example.tolist() == whole.example.tolist()
-    assert len(parts) == len(whole) == len(parts.details)
-    assert str(parts.batch(range(len(parts)))) == str(whole.batch(range(len(whole))))

@@ -9,7 +9,7 @@ input; an example gives one row, or several (windows, pairs).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,26 +114,6 @@ class Features:
             return inputs, None
         chosen = [self.targets[row] for row in rows]
         return inputs, _padded(chosen, length, IGNORED) if self.per_token else np.stack(chosen)
-
-
-def joined(parts: Sequence[Features]) -> Features:
-    """Features made in pieces (for a progress line, say) as one. `parts` are of one task."""
-    if not parts:
-        raise DataError("There are no examples. Give a file with at least one.")
-    shifts = np.cumsum([0, *(int(part.example[-1]) + 1 for part in parts[:-1])])
-    targets = [part.targets for part in parts]
-    if any(target is None for target in targets) and any(targets):
-        raise DataError("Some examples have labels and others have none. Use one kind of file.")
-    return replace(
-        parts[0],
-        token_ids=[row for part in parts for row in part.token_ids],
-        token_types=[row for part in parts for row in part.token_types],
-        example=np.concatenate(
-            [part.example + shift for part, shift in zip(parts, shifts, strict=True)]
-        ),
-        targets=None if targets[0] is None else [row for rows in targets for row in rows or []],
-        details=[row for part in parts for row in part.details],
-    )
 
 
 def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Features:

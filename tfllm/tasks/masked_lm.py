@@ -90,13 +90,8 @@ class MaskedLM(Task):
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
         """`{"text", "masks": [{"token", "score", "candidates": [{"token", "score"}]}]}`.
 
-        Each [MASK] of the text gets its most probable token; one beyond `max_length` stays. For
-        rows of `for_epoch` instead, how well the hidden tokens were told, one entry each:
-        `{"ranks": [1 is the best], "log_probabilities": [...]}`.
+        Each [MASK] of the text gets its most probable token; one beyond `max_length` stays.
         """
-        if features.targets is not None:
-            pairs = zip(outputs, features.targets, strict=True)
-            return [_told(np.asarray(output, np.float32), target) for output, target in pairs]
         rows = zip(outputs, features.details, strict=True)
         return [self._answer(np.asarray(output), detail) for output, detail in rows]
 
@@ -149,14 +144,3 @@ def filled(text: str, mask: str, masks: Sequence[dict[str, Any]]) -> str:
         joined = token.startswith("##") and len(token) > 2
         result = (result.rstrip(SPACES) + token[2:] if joined else result + token) + part
     return result
-
-
-def _told(output: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """How well one row's hidden tokens were told: raw scores [T, V], target int [T]."""
-    places = np.flatnonzero(target != IGNORED)
-    scores = output[places]  # [N, V]
-    wanted = scores[np.arange(len(places)), target[places]]
-    top = scores.max(axis=-1, initial=-np.inf)
-    normalizers = top + np.log(np.exp(scores - top[:, None]).sum(axis=-1))
-    ranks = 1 + (scores > wanted[:, None]).sum(axis=-1)
-    return {"ranks": ranks.tolist(), "log_probabilities": (wanted - normalizers).tolist()}
