@@ -123,7 +123,7 @@ TEXT = st.lists(ALPHABET, max_size=20).map("".join)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=8))
 def test_random_texts(name, texts):
     assert_equal(name, texts)
@@ -135,7 +135,7 @@ BYTES = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     text=st.one_of(
         st.binary(max_size=12), st.lists(st.sampled_from(BYTES), max_size=8).map(b"".join)

@@ -6,6 +6,7 @@ tables are constants of the module, held once however many functions use them.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,16 +114,13 @@ class GraphTokenizer(tf.Module):
         pieces, text_splits = self._pieces(texts)
         literal_ids, literal_lengths = self._literal_pieces(pieces)
         is_literal = literal_ids >= 0
-        tokens = tf.cond(
-            tf.reduce_any(is_literal),
-            lambda: _with_literals(
-                self._tokens(tf.where(is_literal, "", pieces)),
-                literal_ids,
-                literal_lengths,
-                text_splits,
-            ),
-            lambda: self._tokens(pieces),
-        )
+        tokens = self._tokens(tf.where(is_literal, "", pieces) if self._literal else pieces)
+        if self._literal:
+            tokens = tf.cond(
+                tf.reduce_any(is_literal),
+                lambda: _with_literals(tokens, literal_ids, literal_lengths, text_splits),
+                lambda: tokens,
+            )
         splits = tf.gather(tokens.splits, text_splits)
         ids, starts, ends = (
             tf.RaggedTensor.from_row_splits(values, splits, validate=False)
@@ -200,11 +198,11 @@ class GraphTokenizer(tf.Module):
                 lambda: strings,
             )
         ids, starts, ends = self._wordpiece.tokenize_with_offsets(strings)
-        word = ids.value_rowids()  # [M]
+        word = _rows_of(ids.row_splits, tf.size(ids.flat_values))  # [M]
         first, last = self._code_points(words, word, ids.flat_values, starts, ends)
         splits = tf.gather(ids.row_splits, words.splits)
         lengths = words.text_starts[1:] - words.text_starts[:-1] - 1  # without the space put after
-        piece = tf.RaggedTensor.from_row_splits(word, splits, validate=False).value_rowids()
+        piece = _rows_of(splits, tf.size(word))
         begin = tf.gather(words.text_starts, piece)
         first = tf.gather(words.origins, first) - begin
         last = tf.gather(words.origins, last) - begin
@@ -253,9 +251,7 @@ def _with_literals(
     is_literal = literal_ids >= 0
     count = tf.concat([[0], tf.cumsum(tf.cast(is_literal, tf.int64))], 0)  # [P + 1]
     splits = tokens.splits + count
-    piece = tf.RaggedTensor.from_row_splits(
-        tokens.ids, tokens.splits, validate=False
-    ).value_rowids()
+    piece = _rows_of(tokens.splits, tf.size(tokens.ids))
     literal = tf.where(is_literal)[:, 0]
     places = [
         tf.range(tf.size(piece, out_type=tf.int64)) + tf.gather(count, piece),
@@ -263,7 +259,7 @@ def _with_literals(
     ]
     lengths = tf.where(is_literal, literal_lengths, tokens.lengths)
     ends = tf.concat([[0], tf.cumsum(lengths)], 0)  # [P + 1], code points of the whole batch
-    text = tf.RaggedTensor.from_row_splits(lengths, text_splits, validate=False).value_rowids()
+    text = _rows_of(text_splits, tf.size(lengths))
     shift = tf.cast(ends[:-1] - tf.gather(tf.gather(ends, text_splits), text), tf.int32)  # [P]
     of_token, of_literal = tf.gather(shift, piece), tf.gather(shift, literal)
     literal_size = tf.cast(tf.gather(literal_lengths, literal), tf.int32)
@@ -280,12 +276,20 @@ def _with_literals(
     )
 
 
+def _rows_of(splits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """int64 [size]: each value's row. `value_rowids` would need memory of rows x longest row."""
+    return tf.searchsorted(
+        splits[1:], tf.range(tf.cast(size, tf.int64)), side="right", out_type=tf.int64
+    )
+
+
 def _unknown_word(vocabulary: list[str]) -> str:
     """A word that no vocabulary piece begins: it stands for words that are too long."""
     used = {character for token in vocabulary for character in token}
     return next(chr(point) for point in PRIVATE_USE if chr(point) not in used)
 
 
+@functools.cache
 def _mediapipe_table() -> Table:
     """RE2's own answers, for every code point."""
     points = [point for point in range(CODE_POINTS) if point not in SURROGATES]

@@ -1,0 +1,122 @@
+"""Every Unicode code point, and every line of the real data: no difference at all."""
+
+import shutil
+
+import pytest
+import tensorflow as tf
+from tokenizers import normalizers, pre_tokenizers
+
+from tfllm.tokenizers import files
+from tfllm.tokenizers.checking import check_file
+from tfllm.tokenizers.codepoints import CODE_POINTS, SURROGATES, reference_table
+from tfllm.tokenizers.wordpiece import Normalization, WordPiece
+from tfllm.tokenizers.words import WordSplitter
+
+KINDS = ("uncased", "cased", "chinese")
+SETS = (
+    "sst2",
+    "imdb",
+    "squad",
+    "drcd",
+    "cmrc2018",
+    "chnsenticorp",
+    "tnews",
+    "lafand_mt",
+    "multi30k",
+)
+SAMPLE = (
+    "sst2/dev.tsv",
+    "multi30k/val.de.gz",
+    "chnsenticorp/dev_carved.tsv.gz",
+    "lafand_mt/en-yor.dev.json.gz",
+)
+CHUNK = 8192
+
+NORMALIZATIONS = [
+    Normalization(),
+    Normalization(lowercase=False),
+    Normalization(strip_accents=False),
+    Normalization(lowercase=False, strip_accents=True),
+    Normalization(chinese_characters=False),
+    Normalization(clean_text=False),
+]
+
+
+def differing(normalization, points, form):
+    """Code points whose words differ, as the words themselves: no unknown token hides anything."""
+    split = WordSplitter(reference_table(normalization))
+    normalizer = normalizers.BertNormalizer(
+        clean_text=normalization.clean_text,
+        handle_chinese_chars=normalization.chinese_characters,
+        strip_accents=normalization.strip_accents,
+        lowercase=normalization.lowercase,
+    )
+    words = pre_tokenizers.BertPreTokenizer()
+    found = []
+    for begin in range(0, len(points), CHUNK):
+        chunk = points[begin : begin + CHUNK]
+        texts = [form.format(chr(point)) for point in chunk]
+        result = split(tf.constant(texts))
+        got = tf.RaggedTensor.from_row_splits(result.strings, result.splits).to_list()
+        for point, text, row in zip(chunk, texts, got, strict=True):
+            normal = normalizer.normalize_str(text)
+            if [word.decode() for word in row] != [w for w, _ in words.pre_tokenize_str(normal)]:
+                found.append(hex(point))
+    return found
+
+
+EVERY = [point for point in range(CODE_POINTS) if point not in SURROGATES]
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS, ids=str)
+def test_some_code_points(normalization):
+    points = [
+        *range(0x400),
+        *EVERY[0x400::199],
+        *range(0xFFFF0, 0x10000),
+        *range(0x10FFF0, 0x110000),
+    ]
+    assert differing(normalization, points, "x{}y") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalization", NORMALIZATIONS, ids=str)
+def test_every_code_point(normalization):
+    assert differing(normalization, EVERY, "x{}y") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["{}", "{}\u0301\u0323", "\u1baa{}"])
+def test_every_code_point_alone_and_among_marks(form):
+    assert differing(Normalization(), EVERY, form) == []
+
+
+def real_tokenizer(data, kind, folder):
+    shutil.copy(data / "tokenizers" / f"bert_base_{kind}_vocab.txt", folder / "vocab.txt")
+    tokenizer = files.load(folder)
+    return (
+        WordPiece.from_vocabulary(tokenizer.vocabulary, lowercase=False)
+        if kind == "cased"
+        else tokenizer
+    )
+
+
+def assert_no_difference(data, kind, folder, paths):
+    tokenizer = real_tokenizer(data, kind, folder)
+    graph = tokenizer.graph()
+    for path in paths:
+        report = check_file(path, tokenizer, graph)
+        assert report.lines > 0
+        assert report.examples == [], path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lines_of_real_data(data, kind, tmp_path):
+    assert_no_difference(data, kind, tmp_path, [data / name for name in SAMPLE])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_line_of_real_data(data, kind, tmp_path):
+    paths = [path for name in SETS for path in sorted((data / name).iterdir())]
+    assert_no_difference(data, kind, tmp_path, paths)
