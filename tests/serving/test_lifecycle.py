@@ -1,6 +1,7 @@
 """Versions come and go without a gap: with a loader that only pretends."""
 
 import asyncio
+import logging
 import os
 import time
 
@@ -331,3 +332,29 @@ def test_an_empty_folder_is_alive_and_not_ready(tmp_path):
         assert models.ready
 
     live(Loader(), work)
+
+
+def test_only_the_newest_ends_are_reported(tmp_path):
+    async def work(models):
+        models.apply([entry(tmp_path)])
+        for number in range(1, 16):
+            write(tmp_path, number)
+            await settle(models)
+        await settle(models)
+        known = [version.number for version in models.statuses("m")]
+        assert known[0] == 15
+        assert len(known) <= 10
+
+    live(Loader(), work)
+
+
+def test_a_missing_folder_is_reported_once(tmp_path, caplog):
+    async def work(models):
+        models.apply([entry(tmp_path / "none")])
+        for _ in range(5):
+            await models.poll()
+
+    logging.getLogger("tfllm.serving").propagate = True
+    with caplog.at_level(logging.WARNING):
+        live(Loader(), work)
+    assert len([r for r in caplog.records if "cannot read" in r.getMessage()]) == 1

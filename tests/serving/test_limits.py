@@ -172,6 +172,26 @@ def test_a_body_that_never_comes(tight):
         assert answer.split()[1] in (b"408", b"504")
 
 
+def test_headers_without_end(running, client):
+    with socket.create_connection(("127.0.0.1", running.server.rest_port), 10) as connection:
+        connection.settimeout(PATIENCE_SECONDS)
+        connection.sendall(f"POST {K} HTTP/1.1\r\nHost: x\r\nX-Long: ".encode())
+        try:
+            for _ in range(100):
+                connection.sendall(b"x" * 4096)
+            assert connection.recv(100).split()[1] == b"431"
+        except ConnectionError:
+            pass  # closed while we were still talking
+    alive(client)
+
+
+def test_headers_below_the_limit(client):
+    response = client.get("/v1/models/kinds", headers={"x-long": "x" * 15_000})
+    assert response.status_code == 200
+    assert client.get("/v1/models/kinds", headers={"x-long": "x" * 17_000}).status_code == 431
+    alive(client)
+
+
 def test_many_idle_connections_do_not_hinder_others(running, client):
     idle = [socket.create_connection(("127.0.0.1", running.server.rest_port)) for _ in range(100)]
     try:

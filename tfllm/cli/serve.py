@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -123,13 +123,15 @@ def serve(
 
 def _run(entries, options, config: Path | None) -> None:
     import asyncio
+    import importlib.util
 
     from tfllm.serving.server import Server, set_up_logging
 
-    try:
-        from uvloop import run
-    except ImportError:  # not made for every system; asyncio's own loop does the same
-        run = asyncio.run
+    new_event_loop: Any = asyncio.new_event_loop
+    if importlib.util.find_spec("uvloop"):  # faster, and not made for every system
+        import uvloop
+
+        new_event_loop = uvloop.new_event_loop
 
     set_up_logging(options.access_log)
 
@@ -144,7 +146,8 @@ def _run(entries, options, config: Path | None) -> None:
 
         sys.stdout.flush()
 
-    run(Server(entries, options, config).run(started))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(Server(entries, options, config).run(started))
 
 
 def _check_access(host: str, token: str | None, insecure: bool) -> None:

@@ -23,6 +23,8 @@ from tfllm.serving.servable import Servable, code_of, first_line
 
 log = logging.getLogger("tfllm.serving")
 
+ENDED_KEPT = 8  # versions whose end is still reported
+
 Load = Callable[[str, int, Path], Servable]
 
 
@@ -67,6 +69,7 @@ class Model:
     labels: dict[str, int] = field(default_factory=dict)
     wanted: list[int] = field(default_factory=list)
     removed: bool = False
+    problem: str = ""
 
     def available(self) -> list[int]:
         """Numbers of the versions that answer, ascending."""
@@ -162,11 +165,7 @@ class Models:
         """One look at the disk; starts the loads and unloads that follow from it."""
         async with self._polling:
             for model in list(self.models.values()):
-                try:
-                    present = await in_thread(self._disk, versions.present, model.entry.base_path)
-                except OSError as error:
-                    log.warning("%s: cannot look for versions: %s", model.entry.name, error)
-                    continue
+                present = await self._present(model)
                 if not present:
                     continue  # what is served stays: an empty directory is no order to stop
                 model.wanted = model.entry.policy.wanted(list(present))
@@ -202,6 +201,21 @@ class Models:
             request = f"Latest({name})" if number is None else f"Specific({name}, {number})"
             raise RequestError(Code.NOT_FOUND, f"Servable not found for request: {request}")
         return model.versions[wanted]
+
+    async def _present(self, model: Model) -> dict[int, Path]:
+        """The version directories; a problem is reported when it is new."""
+        path = model.entry.base_path
+        problem, present = "", {}
+        try:
+            present = await in_thread(self._disk, versions.present, path)
+            if not present:
+                problem = f"no version folder such as {path}/1"
+        except OSError as error:
+            problem = f"cannot read {path}: {error.strerror}"
+        if problem and problem != model.problem:
+            log.warning("%s: %s", model.entry.name, problem)
+        model.problem = problem
+        return present
 
     async def _consider(self, model: Model, number: int, path: Path) -> None:
         """Loads a version once its files have stopped changing, and again after they changed."""
@@ -250,8 +264,10 @@ class Models:
             for number in answering:
                 if number not in model.wanted:
                     self._retire(model, model.versions[number])
-        for number in [n for n, v in model.versions.items() if v.state == State.START]:
-            if number not in model.wanted:
+        unwanted = [n for n in sorted(model.versions) if n not in model.wanted]
+        ended = [n for n in unwanted if model.versions[n].state == State.END]
+        for number in unwanted:
+            if model.versions[number].state == State.START or number in ended[:-ENDED_KEPT]:
                 del model.versions[number]
 
     def _retire(self, model: Model, version: Version) -> None:

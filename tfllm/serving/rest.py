@@ -71,7 +71,7 @@ def read_path(verb: str, path: str) -> Call:
     name, number, label, method = match.groups()
     version = None
     if number is not None:
-        version = int(number[:20])
+        version = int(number.lstrip("0")[:20] or 0)
         if version > INT64_MAX:
             raise invalid(f"Failed to convert version: {number} to numeric.")
     target = Target(_decoded(name or ""), version, None if label is None else _decoded(label))

@@ -90,6 +90,8 @@ class Limits(Settings):
     queue_bytes: int = 64 << 20
     timeout_seconds: float = 30.0
     """From the request's arrival to its answer; above: 504, DEADLINE_EXCEEDED."""
+    header_bytes: int = 16 << 10
+    """Bytes of a REST request's line and headers; above: 431."""
     header_seconds: float = 15.0
     """A connection that has sent no complete request for so long is closed."""
 

@@ -18,10 +18,10 @@ import grpc
 import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tfllm.errors import SettingError, TfllmError
 from tfllm.serving import rest, tfserving, warmup
+from tfllm.serving.connections import protocol
 from tfllm.serving.grpc import ModelService, PredictionService
 from tfllm.serving.lifecycle import Models
 from tfllm.serving.observe import JsonLines, Metrics
@@ -235,15 +235,15 @@ class Server:
         )
         return uvicorn.Config(
             application,
-            http=type("Protocol", (_HttpProtocol,), {"patience": options.limits.header_seconds}),
+            http=protocol(options.limits),
             lifespan="off",
+            ws="none",
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
             timeout_keep_alive=int(options.limits.header_seconds) or 1,
             timeout_graceful_shutdown=int(options.drain_seconds) or 1,
-            h11_max_incomplete_event_size=16 << 10,
             ssl_certfile=options.certificate,
             ssl_keyfile=options.key,
             ssl_ca_certs=options.client_ca,
@@ -257,31 +257,6 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self):
         """Signals are the Server's affair."""
         return contextlib.nullcontext()
-
-
-class _HttpProtocol(HttpToolsProtocol):
-    """Closes a connection on which no request was completed for `patience` seconds."""
-
-    patience = 15.0
-
-    def connection_made(self, transport) -> None:
-        """Starts the watch."""
-        super().connection_made(transport)
-        self._last_cycle: Any = None
-        self._watch = self.loop.call_later(self.patience, self._look)
-
-    def connection_lost(self, exc) -> None:
-        """Ends it."""
-        self._watch.cancel()
-        super().connection_lost(exc)
-
-    def _look(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and self.cycle is self._last_cycle:
-            self.transport.close()
-            return
-        self._last_cycle = self.cycle
-        self._watch = self.loop.call_later(self.patience, self._look)
 
 
 def set_up_logging(access_log: bool = False) -> None:
