@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tfllm.errors import DataError
+from tfllm.errors import CheckpointError, DataError
 from tfllm.evaluation import predictor as predictors
 from tfllm.evaluation.benchmark import measure_speed, sample_examples
 from tfllm.evaluation.harness import evaluate, measured_answers, report
@@ -96,6 +96,12 @@ def test_examples_without_gold_are_named_before_anything_runs(tokenizer):
             evaluate(model, [good, bad])
     with pytest.raises(DataError, match="no examples"):
         evaluate(model, [])
+
+
+def test_scores_that_are_no_numbers(tokenizer):
+    model = classifier(tokenizer, lambda inputs: counting(inputs) * np.nan)
+    with pytest.raises(CheckpointError, match="NaN or infinite scores"):
+        model.answers(reviews(2))
 
 
 def test_pairs_of_an_embedding(tokenizer):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tfllm.errors import CheckpointError
 from tfllm.tasks import Features, Task
 from tfllm.tasks.base import IGNORED
 from tfllm.tokenizers.base import Tokenizer
@@ -76,7 +77,7 @@ class RowPredictor:
         """See Predictor.answers."""
         found: list[Answer] = []
         for features in self._chunks(examples, batch_size):
-            outputs = rows_of(features, self.call, _whole, batch_size, progress)
+            outputs = rows_of(features, self._finite, _whole, batch_size, progress)
             found += self.task.answers(outputs, features)
         return found
 
@@ -95,11 +96,17 @@ class RowPredictor:
         targets = features.targets or []
         return rows_of(
             features,
-            self.call,
+            self._finite,
             lambda row, output: _told(output, targets[row]),
             batch_size,
             progress,
         )
+
+    def _finite(self, inputs: Inputs) -> np.ndarray:
+        """The model's output, which must be numbers."""
+        output = self.call(inputs)
+        check_finite(output, self.facts.get("path"))
+        return output
 
     def _chunks(self, examples: Sequence[Example], batch_size: int):
         batches = CHUNK_BYTES // max(1, 4 * self.row_values * batch_size)
@@ -107,6 +114,15 @@ class RowPredictor:
         for start in range(0, len(examples), size):
             chunk = examples[start : start + size]
             yield self.task.features(chunk, self.tokenizer, targets=False)
+
+
+def check_finite(values: np.ndarray, path: Any) -> None:
+    """Raises CheckpointError when a model answers with something that is no number."""
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"'{path}' answers with NaN or infinite scores. Its weights are damaged or its training "
+            "diverged; use an earlier checkpoint, or export it again."
+        )
 
 
 def rows_of(

@@ -15,7 +15,14 @@ import numpy as np
 
 from tfllm.errors import ArtifactError
 from tfllm.evaluation.artifact import read_description
-from tfllm.evaluation.predictor import BATCH_SIZE, Answer, Example, Progress, RowPredictor
+from tfllm.evaluation.predictor import (
+    BATCH_SIZE,
+    Answer,
+    Example,
+    Progress,
+    RowPredictor,
+    check_finite,
+)
 from tfllm.tasks import Task, next_sentence, words
 from tfllm.tasks.embedding import paired
 from tfllm.tokenizers import files
@@ -132,6 +139,9 @@ class SavedModelPredictor:
             rows = order[start : start + batch_size]
             fed = {name: tf.constant([texts[row][name] for row in rows]) for name in texts[0]}
             outputs = {name: value.numpy() for name, value in signature(**fed).items()}
+            for value in outputs.values():
+                if value.dtype.kind == "f":
+                    check_finite(value, self.folder)
             for place, row in enumerate(rows):
                 found[row] = {name: value[place] for name, value in outputs.items()}
             if progress:
