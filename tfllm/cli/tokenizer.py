@@ -64,6 +64,7 @@ def check(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Text, its lines taken as they are; .gz.")
     ],
+    batch_lines: Annotated[int, typer.Option(min=1, help="Lines given to one call.")] = 256,
 ) -> None:
     """Compares the Python tokenizer with the one in the graph, line by line: ids and offsets.
 
@@ -85,7 +86,7 @@ def check(
     reports = []
     for file in files:
         with progress_bar(file, Path(file).stat().st_size) as advance:
-            reports.append(check_file(file, tokenizer, graph, advance))
+            reports.append(check_file(file, tokenizer, graph, advance, batch_lines))
         print(_row(file, [reports[-1]], width), flush=True)
     if len(files) > 1:
         print(_row("total", reports, width))

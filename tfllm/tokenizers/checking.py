@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tfllm.tokenizers.base import Encoding, Tokenizer
     from tfllm.tokenizers.graph import GraphTokenizer
 
-BATCH_LINES = 64
+BATCH_LINES = 256
 BATCH_BYTES = 1 << 18
 SHOWN_DIFFERENCES = 5
 
@@ -57,15 +57,16 @@ def check_file(
     tokenizer: Tokenizer,
     graph: GraphTokenizer,
     progress: Progress = lambda _: None,
+    batch_lines: int = BATCH_LINES,
 ) -> Report:
     """Compares ids and offsets on every line of a text file, `.gz` or not, in constant memory.
 
-    Lines are taken as they are, whatever the file's format. Raises DataError for a file that
-    cannot be read.
+    Lines are taken as they are, whatever the file's format; each call gets up to `batch_lines`.
+    Raises DataError for a file that cannot be read.
     """
     report = Report(str(path))
     compare([b"warm-up"], tokenizer, graph, Report(""))  # the first call builds the graph
-    for batch in _batches(read_lines(path, progress)):
+    for batch in _batches(read_lines(path, progress), batch_lines):
         compare(batch, tokenizer, graph, report)
     return report
 
@@ -117,13 +118,13 @@ def read_lines(path: str | Path, progress: Progress = lambda _: None) -> Iterato
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
-def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _batches(lines: Iterable[bytes], batch_lines: int) -> Iterator[list[bytes]]:
     batch: list[bytes] = []
     size_bytes = 0
     for line in lines:
         batch.append(line)
         size_bytes += len(line)
-        if len(batch) == BATCH_LINES or size_bytes > BATCH_BYTES:
+        if len(batch) == batch_lines or size_bytes > BATCH_BYTES:
             yield batch
             batch, size_bytes = [], 0
     if batch:
