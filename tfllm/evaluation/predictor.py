@@ -120,7 +120,7 @@ def check_finite(values: np.ndarray, path: Any) -> None:
     """Raises CheckpointError when a model answers with something that is no number."""
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"'{path}' answers with NaN or infinite scores. Its weights are damaged or its training "
+            f"'{path}' answers with NaN or infinite scores. Its weights are damaged or training "
             "diverged; use an earlier checkpoint, or export it again."
         )
 
