@@ -11,7 +11,7 @@ BAD = "one two three four five six".split()
 OTHER = "the a of and in is was".split()
 
 
-def write_data(folder: Path, train: int = 100, validation: int = 24) -> Path:
+def write_data(folder: Path, train: int = 200, validation: int = 24) -> Path:
     """train.tsv, validation.tsv, vocab.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHER]
@@ -33,14 +33,15 @@ def settings(folder: Path, **parts) -> dict:
     data = {
         "name": "tiny",
         "model": {"family": "bert", "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
-                  "max_sequence_length": 32},
+                  "max_sequence_length": 32, "initializer_range": 0.3,
+                  "dropout": 0.05, "attention_dropout": 0.05},
         "task": {"kind": "classification", "max_length": 32},
         "tokenizer": {"path": str(folder / "vocab.txt")},
         "data": {"train": str(folder / "train.tsv"),
                  "validation": str(folder / "validation.tsv"),
                  "columns": {"text": "sentence", "label": "label"}},
-        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.003, "precision": "float32",
-                  "log_every": 2, "seed": 5},
+        "train": {"epochs": 2, "batch_size": 32, "schedule": "constant", "learning_rate": 0.01,
+                  "precision": "float32", "log_every": 2, "seed": 5},
     }  # fmt: skip
     for key, changes in parts.items():
         if isinstance(changes, dict) and isinstance(data.get(key), dict):

@@ -63,6 +63,8 @@ def train(
 
 def _report(run: Run) -> None:
     """A few lines about the run on stderr, its directory on stdout."""
+    from tfllm.training.callbacks import shown
+
     summary = run.summary
     lines = [
         f"{summary['steps']} steps, {summary['examples']} examples in {summary['seconds']:.0f} s, "
@@ -71,8 +73,7 @@ def _report(run: Run) -> None:
     if best := summary.get("best"):
         lines.append(f"best {best['measure']} {best['value']:.4f} at step {best['step']}")
     elif summary.get("validation"):
-        shown = (f"{name} {value:.4f}" for name, value in summary["validation"].items())
-        lines.append("validation: " + "  ".join(shown))
+        lines.append(f"validation: {shown(summary['validation'])}")
     lines.append(f"next: tfllm evaluate {run.directory} --data FILE")
     lines.append(f"      tfllm export {run.directory} --to savedmodel --output DIR")
     print("\n".join(lines), file=sys.stderr)

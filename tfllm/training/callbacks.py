@@ -23,6 +23,8 @@ from tfllm.training.progress import Bar
 from tfllm.training.recipe import Recipe
 from tfllm.training.state import Place
 
+SHOWN_MEASURES = 5  # in a line for people; metrics.jsonl has all
+
 
 class Stop:
     """Set by a signal: the run ends after the step that it is in."""
@@ -137,8 +139,7 @@ class Keeper(keras.callbacks.Callback):
         place.measured = self.validation(self.model)
         named = {f"validation_{name}": value for name, value in place.measured.items()}
         self.log.write(place.step, epoch, named)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in place.measured.items())
-        self.bar.say(f"step {place.step}  validation  {shown}")
+        self.bar.say(f"step {place.step}  validation  {shown(place.measured, best)}")
         if best is not None:
             value = place.measured[best]
             if is_better(best, value, place.best):
@@ -152,6 +153,14 @@ class Keeper(keras.callbacks.Callback):
                     self.bar.say(f"{best} has not improved {patience} times: stopping early")
                     self.model.stop_training = True
         self._since.leave_out(time.monotonic() - started)
+
+
+def shown(measured: dict[str, float], best: str | None = None) -> str:
+    """The first few measures, and the one that counts, as a text."""
+    names = list(measured)[:SHOWN_MEASURES]
+    if best is not None and best not in names:
+        names.append(best)
+    return "  ".join(f"{name} {measured[name]:.4f}" for name in names)
 
 
 def check_best(best: str | None, validation: Validation | None, model: Any) -> None:

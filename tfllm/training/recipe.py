@@ -99,6 +99,8 @@ class TrainSettings(Settings):
     """Micro-batches per step: the same result with less memory."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the layers' arithmetic; weights stay float32. auto: bfloat16 where the hardware has it."""
+    kernels: Literal["auto", "plain", "fused", "compiled"] = "auto"
+    """Elementwise parts on a CPU: Keras' own, hand-written, or compiled by XLA for long runs."""
     strategy: str = "auto"
     """one: one device; mirrored: all GPUs of this machine; auto: mirrored with two GPUs or more."""
     seed: int = Field(default=1, ge=0)

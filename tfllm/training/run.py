@@ -18,7 +18,7 @@ from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
 from tfllm.training import directory as files
-from tfllm.training import optimizers, origin, precision, state
+from tfllm.training import kernels, optimizers, origin, precision, state
 from tfllm.training.callbacks import Keeper, check_best, signals
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
@@ -128,6 +128,9 @@ def _model(
 ) -> TrainingModel:
     """The model compiled with loss and optimizer."""
     model = TrainingModel(start.model.input, start.model.output)
+    chosen = kernels.choose(settings.kernels, steps)
+    if chosen != "plain":
+        kernels.install(model, compiled=chosen == "compiled")
     model.micro_batches = settings.accumulate
     model.clip_norm = settings.clip_norm
     weights = settings.class_weights

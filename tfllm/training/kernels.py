@@ -1,0 +1,178 @@
+"""Elementwise parts of a training step as fused kernels, put into a built model from outside.
+
+On a CPU in bfloat16, GELU, layer normalisation and dropout take as long as the matrix products when
+every operation in them passes over memory. "fused" writes their gradients by hand in float32;
+"compiled" has XLA make one pass of each formula, which costs a fraction of a second for every batch
+shape and pays in runs of many steps. Matrix products stay TensorFlow's, which are faster than XLA's
+on CPUs. The layers' own `keras.ops` forms are the reference that tests compare with.
+docs/training.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfllm.layers.activations import exact_gelu
+
+SQRT_HALF = math.sqrt(0.5)
+DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution
+
+# Dropout compares one random byte per element, so its rate is a multiple of 1/256.
+BYTE_VALUES = 256
+
+# Shorter runs do not earn back the time that XLA takes to compile.
+COMPILED_FROM_STEPS = 1000
+
+
+def _gelu(x: Any) -> Any:
+    wide = tf.cast(x, tf.float32)
+    return tf.cast(0.5 * wide * (1 + tf.math.erf(wide * SQRT_HALF)), x.dtype)
+
+
+def _gelu_gradient(x: Any, upstream: Any) -> Any:
+    """d/dx x P(x) = P(x) + x p(x), with P and p of the standard normal distribution."""
+    wide = tf.cast(x, tf.float32)
+    below = 0.5 * (1 + tf.math.erf(wide * SQRT_HALF))
+    slope = below + wide * DENSITY_AT_0 * tf.exp(-0.5 * wide * wide)
+    return tf.cast(tf.cast(upstream, tf.float32) * slope, x.dtype)
+
+
+@functools.cache
+def kernel(formula: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    """The formula itself, or compiled by XLA: once for all layers, as compiling takes long."""
+    if not compiled:
+        return formula
+    return tf.function(formula, jit_compile=True, autograph=False, reduce_retracing=True)
+
+
+def gelu(x: Any, compiled: bool = False) -> Any:
+    """Exact GELU, computed in float32: `tfllm.layers.activations.exact_gelu`."""
+
+    @tf.custom_gradient
+    def apply(x: Any) -> Any:
+        flat = tf.reshape(x, [-1])  # one compiled kernel per size, not per shape
+
+        def gradient(upstream: Any) -> Any:
+            of_x = kernel(_gelu_gradient, compiled)(flat, tf.reshape(upstream, [-1]))
+            return tf.reshape(of_x, tf.shape(x))
+
+        return tf.reshape(kernel(_gelu, compiled)(flat), tf.shape(x)), gradient
+
+    return apply(tf.convert_to_tensor(x))
+
+
+def _normalize(x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
+    """[N, D] to the normalised [N, D], means [N, 1] and inverse deviations [N, 1]."""
+    wide = tf.cast(x, tf.float32)
+    mean = tf.reduce_mean(wide, -1, keepdims=True)
+    centred = wide - mean
+    inverse = tf.math.rsqrt(tf.reduce_mean(centred * centred, -1, keepdims=True) + epsilon)
+    return tf.cast(centred * inverse * gamma + beta, x.dtype), mean, inverse
+
+
+def _normalize_gradient(x: Any, mean: Any, inverse: Any, gamma: Any, upstream: Any) -> Any:
+    """Gradients of x [N, D], gamma [D] and beta [D] (Ba et al. 2016)."""
+    upstream = tf.cast(upstream, tf.float32)
+    normal = (tf.cast(x, tf.float32) - mean) * inverse
+    scaled = upstream * gamma
+    along = tf.reduce_mean(scaled * normal, -1, keepdims=True)
+    gradient = inverse * (scaled - tf.reduce_mean(scaled, -1, keepdims=True) - normal * along)
+    return (
+        tf.cast(gradient, x.dtype),
+        tf.reduce_sum(upstream * normal, 0),
+        tf.reduce_sum(upstream, 0),
+    )
+
+
+def normalize(x: Any, gamma: Any, beta: Any, epsilon: float, compiled: bool = False) -> Any:
+    """Layer normalisation over the last axis, computed in float32: [..., D] to [..., D]."""
+
+    @tf.custom_gradient
+    def apply(x: Any, gamma: Any, beta: Any) -> Any:
+        flat = tf.reshape(x, [-1, x.shape[-1]])
+        result, mean, inverse = kernel(_normalize, compiled)(
+            flat, gamma, beta, tf.constant(epsilon)
+        )
+
+        def gradient(upstream: Any) -> Any:
+            rows = tf.reshape(upstream, [-1, x.shape[-1]])
+            of_x, of_gamma, of_beta = kernel(_normalize_gradient, compiled)(
+                flat, mean, inverse, gamma, rows
+            )
+            return tf.reshape(of_x, tf.shape(x)), of_gamma, of_beta
+
+        return tf.reshape(result, tf.shape(x)), gradient
+
+    return apply(*(tf.convert_to_tensor(value) for value in (x, gamma, beta)))
+
+
+def dropped_bytes(rate: float) -> int:
+    """How many of 256 byte values drop an element."""
+    return round(rate * BYTE_VALUES)
+
+
+def dropout(x: Any, rate: float, seed: Any) -> Any:
+    """Inverted dropout at the nearest multiple of 1/256: four elements per random word."""
+    dropped = dropped_bytes(rate)
+    size = tf.size(x)
+    words = tf.random.stateless_uniform(
+        [(size + 3) // 4], seed=tf.cast(seed, tf.int32), minval=None, maxval=None, dtype=tf.int32
+    )
+    random = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size], tf.shape(x))
+    factor = tf.constant(BYTE_VALUES / (BYTE_VALUES - dropped), x.dtype)
+    return x * (tf.cast(random >= dropped, x.dtype) * factor)
+
+
+def choose(kernels: str, steps: int) -> str:
+    """`train.kernels` with "auto" resolved: by the devices and the number of steps."""
+    if kernels != "auto":
+        return kernels
+    if tf.config.list_physical_devices("GPU"):
+        return "plain"
+    return "compiled" if steps >= COMPILED_FROM_STEPS else "fused"
+
+
+def install(model: Any, compiled: bool = False) -> int:
+    """Puts the kernels into every layer of a model that they fit; returns how many."""
+    count = 0
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Dense) and layer.activation is exact_gelu:
+            layer.activation = functools.partial(gelu, compiled=compiled)
+        elif type(layer) is keras.layers.LayerNormalization and _is_plain(layer):
+            layer.call = functools.partial(_call_normalization, layer, compiled=compiled)
+        elif type(layer) is keras.layers.Dropout and dropped_bytes(layer.rate):
+            layer.call = functools.partial(_call_dropout, layer)
+        else:
+            continue
+        count += 1
+    return count
+
+
+def remove(model: Any) -> None:
+    """Undoes `install`."""
+    for layer in model._flatten_layers():
+        if getattr(getattr(layer, "activation", None), "func", None) is gelu:
+            layer.activation = exact_gelu
+        layer.__dict__.pop("call", None)
+
+
+def _is_plain(layer: Any) -> bool:
+    return layer.center and layer.scale and list(layer.axis) == [-1]
+
+
+def _call_normalization(layer: Any, inputs: Any, compiled: bool = False) -> Any:
+    inputs = tf.cast(inputs, layer.compute_dtype)
+    gamma, beta = (tf.cast(weight.value, tf.float32) for weight in (layer.gamma, layer.beta))
+    return normalize(inputs, gamma, beta, layer.epsilon, compiled)
+
+
+def _call_dropout(layer: Any, inputs: Any, training: bool = False) -> Any:
+    if not training or layer.noise_shape is not None:
+        return inputs if not training else type(layer).call(layer, inputs, training=True)
+    return dropout(inputs, layer.rate, layer.seed_generator.next())
