@@ -1,12 +1,29 @@
-"""What several tests share: quiet TensorFlow, and the folder of real data where there is one."""
+"""What several tests share: quiet TensorFlow, real data where there is some, a tiny checkpoint."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+STARTED = time.monotonic()
+SLOW_MARKS = ("slow", "parity", "edge")
+
+# The words of the tiny checkpoint: enough for real sentences, one letter at a time.
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
+VOCABULARY += [f"##{letter}" for letter in LETTERS]
+
+
+def pytest_runtest_setup(item):
+    """Skips the slow marks once the minutes in TFLLM_SLOW_MINUTES are over, saying so."""
+    minutes = os.environ.get("TFLLM_SLOW_MINUTES")
+    slow = [mark for mark in SLOW_MARKS if item.get_closest_marker(mark)]
+    if minutes and slow and time.monotonic() - STARTED > 60 * float(minutes):
+        pytest.skip(f"{slow[0]}: the {minutes} minutes of TFLLM_SLOW_MINUTES are over")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +33,21 @@ def data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("real data: set TFLLM_DATA to the folder of data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A directory with a random two-layer encoder whose tokenizer spells words letter by letter."""
+    from tfllm.checkpoints import store
+    from tfllm.models.bert import Config
+    from tfllm.tasks import Classification
+    from tfllm.tokenizers.wordpiece import WordPiece
+
+    config = Config(
+        vocabulary_size=len(VOCABULARY), num_layers=2, num_heads=2, hidden_dim=16,
+        max_sequence_length=128,
+    )  # fmt: skip
+    task = Classification(labels=("negative", "positive"))
+    tokenizer = WordPiece.from_vocabulary(VOCABULARY, lowercase=True)
+    checkpoint = store.create("bert", config, tokenizer, task)
+    return store.save(checkpoint, tmp_path_factory.mktemp("tiny") / "checkpoint")
