@@ -42,6 +42,11 @@ def train(
     from tfllm.training.recipe import Recipe
 
     settings = config.load(recipe, Recipe, overrides)
+    if settings.export:
+        from tfllm.export.base import profile
+
+        for name in settings.export:
+            profile(name, [])  # a wrong name is an error now, not after training
     directory = output or Path("runs") / settings.name
 
     from tfllm.training import directory as files
@@ -58,6 +63,10 @@ def train(
         again += ["--output", str(directory), "--resume"]
         print(f"tfllm: stopped; the state is saved. Go on with: {' '.join(again)}", file=sys.stderr)
         raise typer.Exit(SIGNAL_STATUS + run.signal)
+    for name in settings.export:
+        from tfllm.cli.export import export
+
+        export(str(run.directory), name, str(run.directory / "export" / name))
     _report(run)
 
 

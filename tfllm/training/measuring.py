@@ -34,7 +34,9 @@ class Validation:
         measure: Measure | None = None,
         seed: int = 0,
     ):
-        self.task, self.examples, self.measure = task, examples, measure
+        self.task, self.examples = task, examples
+        # Scores of a whole vocabulary for every token are too many to keep.
+        self.measure = None if task.kind == "masked_lm" else measure
         self.tokenizer = tokenizer
         self.features = task.for_epoch(task.features(examples, tokenizer), seed, 0)
         group = self.features.group
@@ -60,8 +62,9 @@ class Validation:
             weights.append(np.count_nonzero(np.asarray(targets) != -100))
             for metric in metrics:
                 metric.update_state(targets, got)
-            for row, output in zip(batch.rows, got.numpy(), strict=True):
-                outputs[row] = output
+            if self.measure is not None:
+                for row, output in zip(batch.rows, got.numpy(), strict=True):
+                    outputs[row] = output
         measured = {"loss": float(np.average(losses, weights=weights))}
         measured |= {metric.name: float(metric.result()) for metric in metrics}
         if self.measure is not None:
