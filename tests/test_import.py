@@ -39,3 +39,23 @@ def test_an_unknown_verb_is_named():
     assert done.returncode == 2
     assert "Did you mean 'train'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_tensorflow_starts_quietly(tiny_checkpoint):
+    done = run("inspect", str(tiny_checkpoint))
+    assert done.returncode == 0
+    assert "parameters" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_failing_import_is_not_hidden(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(
+        "import os\nos.write(2, b'native notice\\n')\nraise ImportError('broken')\n"
+    )
+    code = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        "from tfllm.cli import quiet\nquiet.install()\nimport tensorflow"
+    )
+    done = run(code=code)
+    assert "native notice" in done.stderr
+    assert "ImportError: broken" in done.stderr

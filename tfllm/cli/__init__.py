@@ -49,7 +49,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notices
+    from tfllm.cli import quiet
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet.install()
     try:
         _application(verb)(arguments, prog_name=f"tfllm {verb}")
     except SystemExit as stop:
