@@ -14,6 +14,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tfllm.errors import SettingError
 from tfllm.serving.rest import authorized
 
 TOKEN = "correct-horse-battery"
@@ -105,6 +106,26 @@ def certificate(tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("openssl makes no certificate here")
     return str(cert), str(key)
+
+
+def test_clients_with_a_certificate(models_root, tmp_path):
+    cert, key = certificate(tmp_path)
+    entries = entries_of(models_root)
+    with serving(entries, certificate=cert, key=key, client_ca=cert) as running:
+        url = f"https://localhost:{running.server.rest_port}{PATH}"
+        context = ssl.create_default_context(cafile=cert)
+        with pytest.raises(httpx.HTTPError):
+            httpx.post(url, json=ASK, verify=context)
+        context.load_cert_chain(cert, key)
+        assert httpx.post(url, json=ASK, verify=context).json() == {"predictions": [0.5]}
+
+
+def test_a_bad_certificate_is_named(models_root, tmp_path):
+    (tmp_path / "bad.pem").write_text("no certificate")
+    path = str(tmp_path / "bad.pem")
+    with pytest.raises(SettingError, match="bad.pem.*cannot be used"):
+        with serving(entries_of(models_root), certificate=path, key=path):
+            pass
 
 
 def test_tls(models_root, tmp_path):

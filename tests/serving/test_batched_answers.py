@@ -74,7 +74,7 @@ def damaged(source: random.Random, body: bytes) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_junk(client, count):
     """Seeded damage to every body of the contract: answered with 200 or a 4xx, never otherwise."""
     source = random.Random(count)

@@ -69,6 +69,7 @@ class Server:
     async def start(self) -> None:
         """Opens both ports and begins to load. Raises SettingError where a port is taken."""
         options = self.options
+        _check_tls(options)
         self.models = Models(self._load, options.poll_seconds, self._changed)
         self.service = Service(self.models, options.limits, options.batching, self.metrics)
         self._health = health.aio.HealthServicer()
@@ -273,7 +274,9 @@ def set_up_logging(access_log: bool = False) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named: asyncio switches Nagle's algorithm off only where it is, and an answer
+    # in two parts would wait 40 ms for the client's acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
@@ -293,6 +296,23 @@ def _port_taken(host: str, port: int, option: str, reason: str | None = None) ->
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _check_tls(options: ServerOptions) -> None:
+    """Raises SettingError where the PEM files cannot be used, before a port is opened."""
+    if not options.certificate:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(options.certificate, options.key)
+        if options.client_ca:
+            context.load_verify_locations(options.client_ca)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise SettingError(
+            f"--certificate '{options.certificate}', --key or --client-ca cannot be used: "
+            f"{str(reason).lower().replace('_', ' ')}. They must be PEM files that fit each other."
+        ) from None
 
 
 def _grpc_credentials(options: ServerOptions) -> Any:
