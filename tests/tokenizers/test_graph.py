@@ -208,6 +208,12 @@ def test_windows(max_length, stride):
     assert row == len(got["example"])
 
 
+def test_plain_lists_of_texts():
+    tokenizer, graph, _ = both("uncased")
+    rows = graph(["the cat"], ["mat"], max_length=8)
+    assert rows["token_ids"].numpy().tolist() == [tokenizer.encode("the cat", "mat").ids]
+
+
 def test_an_unknown_profile_is_named():
     with pytest.raises(SettingError, match="Did you mean 'reference'"):
         both("uncased")[0].graph("refernce")

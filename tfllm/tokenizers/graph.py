@@ -108,7 +108,7 @@ class GraphTokenizer(tf.Module):
 
         Starts and ends count code points of the text as it was given.
         """
-        return self._tokenize(texts)
+        return self._tokenize(tf.convert_to_tensor(texts, tf.string))
 
     def _tokenize_with_offsets(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
         pieces, text_splits = self._pieces(texts)
