@@ -15,9 +15,10 @@ def batches(**options):
 
 
 def test_ladder():
-    assert ladder(3) == [8]
+    assert ladder(3) == [4]
+    assert ladder(33) == [4, 8, 12, 16, 20, 24, 28, 32, 40]
     assert ladder(128)[-5:] == [64, 80, 96, 112, 128]
-    assert all(n % 8 == 0 for n in ladder(5000))
+    assert all(n % 4 == 0 for n in ladder(5000))
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_tokens": 512}, {"shuffle": False}, {"group": 2}])

@@ -18,14 +18,14 @@ WINDOW_BATCHES = 64  # batches whose rows are sorted together: enough for little
 
 
 def ladder(longest: int) -> list[int]:
-    """The lengths that batches are padded to: steps of 8, then an eighth to a quarter more each.
+    """The lengths that batches are padded to: steps of 4, then an eighth to a quarter more each.
 
-    8, 16, ... 64, 80, 96, 112, 128, 160, ... up to the first that holds `longest`.
+    4, 8, ... 32, 40, ... 64, 80, 96, 112, 128, 160, ... up to the first that holds `longest`.
     """
-    lengths = [8]
+    lengths = [4]
     while lengths[-1] < longest:
         last = lengths[-1]
-        lengths.append(last + max(8, 2 ** (last.bit_length() - 1) // 4))
+        lengths.append(last + max(4, 2 ** (last.bit_length() - 1) // 4))
     return lengths
 
 
