@@ -220,6 +220,33 @@ def test_outputs_of_varying_width_are_not_split():
     assert [len(batch) for batch in signature.batches] == [70]
 
 
+def test_texts_of_similar_length_run_together():
+    """The oldest leads; a batch of mixed lengths would be padded to the longest."""
+    lengths = [400, 5, 10, 380, 1, 420, 150, 7]
+
+    class Echo(Double):
+        def run(self, inputs):
+            self.batches.append(inputs["x"])
+            assert self.gate.wait(SECONDS)
+            return {"y": inputs["x"]}
+
+    def text(length):
+        return {"x": np.array([b"a" * length], object)}
+
+    async def work(batcher):
+        first = await busy(batcher)
+        rest = [asyncio.ensure_future(batcher.submit(text(length))) for length in lengths]
+        await asyncio.sleep(0)
+        batcher.signature.gate.set()
+        await first
+        return [len((await one)["y"][0]) for one in rest]
+
+    result, signature, _ = batched(work, Echo(open=False), num_batch_threads=1)
+    assert result == lengths
+    ran = [[len(text) for text in batch] for batch in signature.batches[1:]]
+    assert ran == [[400, 380, 420], [5, 10, 1, 7], [150]]
+
+
 def test_two_queues_take_turns():
     order = []
 

@@ -1,7 +1,8 @@
 """Requests that wait while TensorFlow is busy run together; nobody waits for company.
 
 One queue per signature of a loaded version, one set of threads for the process. When a thread is
-free the queue that has waited longest gives up to `max_batch_size` rows of equal shape.
+free the queue that has waited longest gives up to `max_batch_size` rows of equal shape and, for
+texts, of similar length: a model pads every row to the longest of its batch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from tfllm.serving.servable import Signature
 
 Arrays = dict[str, np.ndarray]
 
+SIMILAR = 1.5  # the longest text of a batch may be so many times the shortest
+ROW_BYTES = 32  # a row's fixed cost, as bytes of text: below it lengths hardly matter
+
 
 @dataclass(frozen=True)
 class BatchReport:
@@ -34,7 +38,7 @@ class BatchReport:
     queue_seconds: tuple[float, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """One request's share of a batch. Items run together only if their `key`s are equal."""
 
@@ -42,6 +46,7 @@ class Item:
     rows: int
     key: tuple | None
     bytes: int
+    length: int
     future: asyncio.Future
     arrived: float = field(default_factory=time.monotonic)
 
@@ -130,7 +135,8 @@ class Batcher:
                 f"The queue of signature '{self.signature.name}' is full "
                 f"({self.queued_rows} rows waiting). Try again later.",
             )
-        item = Item(inputs, rows, key, weight, asyncio.get_running_loop().create_future())
+        future = asyncio.get_running_loop().create_future()
+        item = Item(inputs, rows, key, weight, longest_row(inputs), future)
         self.queue.append(item)
         self.queued_rows += rows
         self.queued_bytes += weight
@@ -138,31 +144,35 @@ class Batcher:
         return await item.future
 
     def take(self) -> list[Item]:
-        """The oldest item and those after it that can share its run."""
-        batch: list[Item] = []
-        passed: deque[Item] = deque()
-        rows = 0
-        while self.queue:
-            item = self.queue.popleft()
-            if item.future.done():  # its client gave up
-                self._leave(item)
-                continue
-            fits = not batch or (
-                item.key is not None
-                and item.key == batch[0].key
-                and rows + item.rows <= self.lanes.batching.max_batch_size
-            )
-            if not fits:
-                passed.append(item)
-                if batch[0].key is None or item.key == batch[0].key:
-                    break  # full, or alone: the rest keeps its order
-                continue
-            batch.append(item)
-            rows += item.rows
+        """The oldest item, and those of its key and about its length that can share its run."""
+        for item in [item for item in self.queue if item.future.done()]:  # their clients gave up
+            self.queue.remove(item)
             self._leave(item)
-        passed.extend(self.queue)
-        self.queue = passed
+        if not self.queue:
+            return []
+        oldest = self.queue[0]
+        batch = [oldest] if oldest.key is None else self._company(oldest)
+        for item in batch:
+            self.queue.remove(item)
+            self._leave(item)
         return batch
+
+    def _company(self, oldest: Item) -> list[Item]:
+        """The oldest and its nearest by length, as long as all are similar; by arrival."""
+        alike = sorted(
+            (item for item in self.queue if item.key == oldest.key),
+            key=lambda item: abs(item.length - oldest.length),
+        )
+        batch: list[Item] = []
+        rows, shortest, longest = 0, oldest.length, oldest.length
+        for item in [oldest, *(item for item in alike if item is not oldest)]:
+            rows += item.rows
+            shortest, longest = min(shortest, item.length), max(longest, item.length)
+            similar = longest + ROW_BYTES <= SIMILAR * (shortest + ROW_BYTES)
+            if batch and (rows > self.lanes.batching.max_batch_size or not similar):
+                break
+            batch.append(item)
+        return sorted(batch, key=lambda item: item.arrived)
 
     def run(self, items: list[Item]) -> tuple[list[Arrays | Exception], BatchReport]:
         """Runs a batch in the calling thread; a result or an error for each item."""
@@ -243,6 +253,15 @@ def batch_key(signature: Signature, inputs: Arrays) -> tuple | None:
     if len(rows) != 1 or min(rows) < 1:
         return None
     return tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
+
+
+def longest_row(inputs: Arrays) -> int:
+    """Bytes of the longest string: models pad a batch to it. 0 for numbers, whose shapes agree."""
+    return sum(
+        max(map(len, array.ravel()), default=0)
+        for array in inputs.values()
+        if array.dtype.kind == "O"
+    )
 
 
 def bytes_of(array: np.ndarray) -> int:
