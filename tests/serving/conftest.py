@@ -15,8 +15,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("tensorflow_serving")
 
 import httpx
-import savedmodels
 
+from tests.serving import savedmodels
 from tfllm.serving.schema import ModelEntry, ServerOptions, VersionPolicy
 
 PATIENCE_SECONDS = 60.0

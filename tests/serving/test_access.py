@@ -6,7 +6,6 @@ import subprocess
 import grpc
 import httpx
 import pytest
-from conftest import entries_of, serving
 from tensorflow_serving.apis import (
     model_management_pb2,
     model_service_pb2_grpc,
@@ -14,6 +13,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tests.serving.conftest import entries_of, serving
 from tfllm.errors import SettingError
 from tfllm.serving.rest import authorized
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from conftest import PATIENCE_SECONDS
-from contract_cases import CASES, sig
+
+from tests.serving.conftest import PATIENCE_SECONDS
+from tests.serving.contract_cases import CASES, sig
 
 T, K = "/v1/models/toy:predict", "/v1/models/kinds:predict"
 CALLERS = 16

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import serving
 from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.config import model_server_config_pb2
 
+from tests.serving.conftest import serving
 from tfllm.errors import SettingError
 from tfllm.serving import rest, tfserving
 from tfllm.serving.schema import Batching, ModelEntry

@@ -4,9 +4,9 @@ import json
 import logging
 
 import pytest
-from conftest import entries_of, serving, until
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.serving.conftest import entries_of, serving, until
 from tfllm.serving import observe
 
 K = "/v1/models/kinds"

@@ -9,7 +9,8 @@ import threading
 
 import httpx
 import pytest
-from conftest import PATIENCE_SECONDS, until
+
+from tests.serving.conftest import PATIENCE_SECONDS, until
 
 K = "/v1/models/kinds:predict"
 SLOW = {"signature_name": "slow", "instances": ["SECRET"]}

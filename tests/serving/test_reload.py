@@ -7,9 +7,7 @@ import threading
 import grpc
 import httpx
 import pytest
-import savedmodels
 import tensorflow as tf
-from conftest import PATIENCE_SECONDS, serving, until
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import (
     get_model_status_pb2,
@@ -18,6 +16,8 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
 )
 
+from tests.serving import savedmodels
+from tests.serving.conftest import PATIENCE_SECONDS, serving, until
 from tfllm.serving import tfserving
 from tfllm.serving.schema import ModelEntry
 

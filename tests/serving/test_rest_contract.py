@@ -4,7 +4,8 @@ import json
 import math
 
 import pytest
-from contract_cases import CASES
+
+from tests.serving.contract_cases import CASES
 
 T, K = "/v1/models/toy", "/v1/models/kinds"
 
