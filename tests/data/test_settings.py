@@ -29,6 +29,16 @@ def test_without_validation_everything_trains(path):
     assert validation_examples(settings) == []
 
 
+def test_pairs_in_both_orders(path, tmp_path):
+    train = train_examples(DataSettings(train=path, both_orders=True, limit=2))
+    texts = [(example["text"], example["text_pair"], example["label"]) for example in train]
+    assert texts[2:] == [(pair, text, label) for text, pair, label in texts[:2]]
+    single = tmp_path / "one.txt"
+    single.write_text("only one\n")
+    with pytest.raises(DataError, match="both_orders needs text and text_pair"):
+        train_examples(DataSettings(train=str(single), both_orders=True))
+
+
 def test_both_ways_to_validate_are_refused(path):
     with pytest.raises(SettingError, match="either validation or validation_share"):
         validation_examples(DataSettings(train=path, validation=path, validation_share=0.1))

@@ -25,6 +25,8 @@ class DataSettings(Reading):
     whose text hashes below it, so that every reading and every machine holds out the same."""
     limit: int | None = Field(default=None, gt=0)
     """Read at most this many training examples (the first ones)."""
+    both_orders: bool = False
+    """Train on every pair in both orders: for questions where the order means nothing."""
 
 
 def train_examples(settings: DataSettings) -> list[dict]:
@@ -43,7 +45,17 @@ def train_examples(settings: DataSettings) -> list[dict]:
         raise DataError(
             f"{settings.train}: every example is held out. Lower data.validation_share."
         )
-    return chosen
+    return chosen + [swapped(example) for example in chosen] if settings.both_orders else chosen
+
+
+def swapped(example: dict) -> dict:
+    """The example with its two texts exchanged. Raises DataError where there are not two."""
+    if "text" not in example or "text_pair" not in example:
+        raise DataError(
+            f"{example.get('_where', '')}: data.both_orders needs text and text_pair. "
+            "Name both in data.columns, or remove the key."
+        )
+    return {**example, "text": example["text_pair"], "text_pair": example["text"]}
 
 
 def validation_examples(settings: DataSettings) -> list[dict]:
