@@ -28,6 +28,9 @@ TOLERANCES: dict[str, tuple[float | None, float]] = {
     "int8_full": (None, 0.9),
 }
 
+# Norms and residual sums lose most when all channels share one int8 scale, and are little work.
+FLOAT_IN_INT8 = ("MEAN", "SQUARED_DIFFERENCE", "RSQRT", "NEG", "MUL", "ADD")
+
 
 class Tolerance(Settings):
     """How far an artifact may lie from its checkpoint. Unset: by the quantization (TOLERANCES)."""
@@ -67,6 +70,8 @@ class Profile(Settings):
     """tflite: the fixed batch sizes, one signature for each with each length."""
     mask_constant: float | None = Field(default=None, lt=0)
     """What attention adds to masked scores; unset: exact, and INT8_MASK in full int8."""
+    float_operations: tuple[str, ...] = FLOAT_IN_INT8
+    """tflite, mediapipe in full int8: operations that stay in float32. None of them: []."""
     warmup_batch_sizes: tuple[int, ...] = (1, 8, 32)
     """savedmodel: one warm-up record per signature and batch size."""
     tolerance: Tolerance = Tolerance()

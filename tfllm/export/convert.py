@@ -13,28 +13,30 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfllm.errors import SettingError
+from tfllm.errors import MissingExtra, SettingError
+from tfllm.export.int8 import ScaledChannels, with_true_ranges
 
 Inputs = Mapping[str, np.ndarray]
 
 STDERR = 2  # file descriptor
 
-# Norms and residual sums lose most when each becomes one int8 scale; they are little of the work.
-FLOAT_IN_INT8 = ("MEAN", "SQUARED_DIFFERENCE", "RSQRT", "NEG", "MUL", "ADD")
 
-
-def function(model: Any, batch: int, length: int, output: str) -> Any:
+def function(
+    model: Any, batch: int, length: int, output: str, scaled: ScaledChannels | None = None
+) -> Any:
     """A tf.function over one fixed shape: the model's inputs int32 [batch, length] to `output`."""
     import tensorflow as tf
 
     specs = {name: tf.TensorSpec([batch, length], tf.int32, name) for name in model.input}
 
     def forward(**inputs: Any) -> dict[str, Any]:
+        if scaled:
+            scaled.trace(inputs["mask"])
         return {output: model(inputs, training=False)}
 
     return tf.function(forward, autograph=False).get_concrete_function(**specs)
@@ -55,11 +57,13 @@ def convert(
     quantization: str,
     calibration: Iterable[Inputs] = (),
     custom: bool = False,
+    in_float: Sequence[str] = (),
 ) -> bytes:
     """A .tflite file with one signature for each function in `functions`.
 
     `kept` is the tf.Module that owns the variables. `calibration`: inputs of the first signature.
-    `custom` lets operations through that are not built in. Raises SettingError when the converter
+    `custom` lets operations through that are not built in; `in_float` names those that full int8
+    leaves in float32. Raises SettingError when the converter
     cannot express the graph.
     """
     import tensorflow as tf
@@ -70,9 +74,14 @@ def convert(
         converter.allow_custom_ops = custom
         QUANTIZERS[quantization](converter)
         if quantization in CALIBRATED:
-            converter.representative_dataset = _feeder(list(calibration), next(iter(functions)))
+            inputs = list(calibration)
+            converter.representative_dataset = _feeder(inputs, next(iter(functions)))
         try:
-            return _converted(converter, quantization)
+            if quantization in CALIBRATED:
+                return _calibrated(converter, inputs, in_float)
+            return converter.convert()
+        except MissingExtra:
+            raise
         except Exception as error:  # the converter has no error class of its own
             raise SettingError(
                 f"TensorFlow's converter cannot write this model as {quantization}: "
@@ -80,18 +89,18 @@ def convert(
             ) from error
 
 
-def _converted(converter: Any, quantization: str) -> bytes:
-    if quantization != "int8_full":
-        return converter.convert()
+def _calibrated(converter: Any, inputs: Sequence[Inputs], in_float: Sequence[str]) -> bytes:
+    """Full int8. The debugger is TensorFlow's public way to keep chosen operations in float32, and
+    to put the ranges right between calibration and quantization."""
     import tensorflow as tf
 
-    # The debugger is TensorFlow's public way to keep chosen operations in float32.
-    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(FLOAT_IN_INT8))
+    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(in_float))
     debugger = tf.lite.experimental.QuantizationDebugger(
         converter=converter,
         debug_dataset=converter.representative_dataset,
         debug_options=options,
     )
+    debugger.calibrated_model = with_true_ranges(debugger.calibrated_model, inputs)
     return debugger.get_nondebug_quantized_model()
 
 

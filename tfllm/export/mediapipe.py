@@ -45,23 +45,16 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
 
 def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     """Writes model.tflite with its metadata, and the files beside it."""
-    from tfllm.layers.attention import set_mask_constant
-
     length = profile.max_length or checkpoint.task.max_length
-    full = profile.quantization == "int8_full"
-    constant = profile.mask_constant or (tflite.INT8_MASK if full else tflite.EXACT_MASK)
-    set_mask_constant(checkpoint.model, constant)
-    try:
-        function = _function(checkpoint, length)
-        rows = tflite.calibration_rows(checkpoint, profile, 1, length) if full else ()
+    rows = tflite.calibration_rows(checkpoint, profile, 1, length)
+    with tflite.prepared(checkpoint.model, profile, rows) as scaled:
         content = convert.convert(
-            {"serving_default": function},
+            {"serving_default": _function(checkpoint, length, scaled)},
             convert.keeper(checkpoint.model),
             profile.quantization,
             [{name: row.get(name, row["mask"] * 0) for name in INPUTS} for row in rows],
+            in_float=profile.float_operations,
         )
-    finally:
-        set_mask_constant(checkpoint.model, tflite.EXACT_MASK)
     (folder / tflite.FILE).write_bytes(described(checkpoint, content))
     tflite.write_files(checkpoint, folder)
 
@@ -117,7 +110,7 @@ def reads_differently(checkpoint: Any) -> Check:
     )
 
 
-def _function(checkpoint: Any, length: int) -> Any:
+def _function(checkpoint: Any, length: int, scaled: Any) -> Any:
     """The graph: INPUTS int32 [1, length] to probabilities [1, C] or an embedding [1, D]."""
     import tensorflow as tf
 
@@ -125,6 +118,8 @@ def _function(checkpoint: Any, length: int) -> Any:
     many = getattr(task, "problem", "") == "multi_label"
 
     def forward(token_ids: Any, mask: Any, token_types: Any) -> dict[str, Any]:
+        if scaled:
+            scaled.trace(mask)
         given = {"token_ids": token_ids, "mask": mask, "token_types": token_types}
         output = model({name: given[name] for name in model.input}, training=False)
         if "token_types" not in model.input:

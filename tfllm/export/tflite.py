@@ -9,6 +9,7 @@ Ids are int32 and outputs float32 in every quantization.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from tfllm.errors import SettingError
 from tfllm.export import convert, flatbuffer, text_graph
 from tfllm.export.base import Check, Profile, described, stated
+from tfllm.export.int8 import ScaledChannels
 from tfllm.export.savedmodel import write_files
 from tfllm.export.sentences import examples as own_examples
 
@@ -48,6 +50,12 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
             )
     if not all(size >= 1 for size in profile.batch_sizes) or not profile.batch_sizes:
         raise SettingError("profile: batch_sizes must name at least one size, each 1 or more.")
+    full = profile.quantization in convert.CALIBRATED
+    if full and (profile.lengths or len(profile.batch_sizes) > 1 or profile.text):
+        raise SettingError(
+            "profile: full int8 is calibrated for one shape. Remove lengths, text, and all but one "
+            "of batch_sizes."
+        )
     if profile.text:
         text_graph.refuse(checkpoint)
 
@@ -70,19 +78,38 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
 
 
 def _converted(checkpoint: Any, profile: Profile) -> bytes:
-    from tfllm.layers.attention import set_mask_constant
-
     model, output = checkpoint.model, output_name(checkpoint.task)
-    full = profile.quantization == "int8_full"
-    set_mask_constant(model, profile.mask_constant or (INT8_MASK if full else EXACT_MASK))
-    try:
-        shapes = [(b, t) for t in lengths(checkpoint, profile) for b in profile.batch_sizes]
+    shapes = [(b, t) for t in lengths(checkpoint, profile) for b in profile.batch_sizes]
+    inputs = calibration_rows(checkpoint, profile, *shapes[0])
+    with prepared(model, profile, inputs) as scaled:
         functions = {
-            signature_name(place, *shape): convert.function(model, *shape, output)
+            signature_name(place, *shape): convert.function(model, *shape, output, scaled)
             for place, shape in enumerate(shapes)
         }
-        inputs = calibration_rows(checkpoint, profile, *shapes[0]) if full else ()
-        return convert.convert(functions, convert.keeper(model), profile.quantization, inputs)
+        return convert.convert(
+            functions,
+            convert.keeper(model),
+            profile.quantization,
+            inputs,
+            in_float=profile.float_operations,
+        )
+
+
+@contextlib.contextmanager
+def prepared(
+    model: Any, profile: Profile, inputs: Sequence[dict[str, np.ndarray]]
+) -> Iterator[ScaledChannels | None]:
+    """The model with the mask and the layers that the profile's quantization needs."""
+    from tfllm.layers.attention import set_mask_constant
+
+    full = profile.quantization in convert.CALIBRATED
+    set_mask_constant(model, profile.mask_constant or (INT8_MASK if full else EXACT_MASK))
+    try:
+        if full:
+            with ScaledChannels(model, inputs) as scaled:
+                yield scaled
+        else:
+            yield None
     finally:
         set_mask_constant(model, EXACT_MASK)
 
@@ -99,11 +126,14 @@ def output_name(task: Any) -> str:
 
 def calibration_rows(
     checkpoint: Any, profile: Profile, batch: int, length: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs int32 [batch, length] of the calibration's examples."""
+) -> list[dict[str, np.ndarray]]:
+    """Inputs int32 [batch, length] of the calibration's examples; none where none are wanted."""
     from itertools import islice
 
     from tfllm.data.sources import read
+
+    if profile.quantization not in convert.CALIBRATED:
+        return []
 
     chosen: Iterable[dict] = own_examples(checkpoint.task)
     if profile.calibration.data:
@@ -111,9 +141,8 @@ def calibration_rows(
     examples = list(islice(chosen, profile.calibration.examples))
     task = checkpoint.task.model_copy(update={"max_length": length})
     features = task.features(examples, checkpoint.tokenizer, targets=False)
-    for row in range(len(features)):
-        inputs, _ = features.batch([row] * batch, length)
-        yield {name: inputs[name] for name in checkpoint.model.input}
+    batches = (features.batch([row] * batch, length)[0] for row in range(len(features)))
+    return [{name: inputs[name] for name in checkpoint.model.input} for inputs in batches]
 
 
 def finish(checkpoint: Any, profile: Profile, folder: Path, checks: Sequence[Check]) -> None:

@@ -82,8 +82,8 @@ def savedmodel(
     rows = _batches(reference, examples)
     warm = list(warmup.requests(signatures, profile.warmup_batch_sizes))
     requests = [{"signature": "serving_default", "inputs": texts}]
-    requests += [{"signature": "tokens", "inputs": _lists(row)} for row in rows]
-    requests += [{"signature": one.signature, "inputs": _lists(one.inputs)} for one in warm]
+    requests += [{"signature": "tokens", "inputs": as_lists(row)} for row in rows]
+    requests += [{"signature": one.signature, "inputs": as_lists(one.inputs)} for one in warm]
     result = in_fresh_process(folder, requests)
     yield Check(
         "fresh process",
@@ -247,7 +247,7 @@ def _text(example: Mapping[str, Any], name: str) -> str:
     return example[name]
 
 
-def _lists(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def as_lists(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Arrays as JSON; bytes that are no text as TF Serving writes them, {"b64": ...}."""
     return {name: _plain(value.tolist()) for name, value in inputs.items()}
 

@@ -1,0 +1,26 @@
+"""A tiny random classifier, exported once to each profile for all tests of a session."""
+
+import pytest
+
+from tests.export.models import make
+from tfllm.export import export
+from tfllm.export.base import profile
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    return make("classification")
+
+
+@pytest.fixture(scope="session")
+def exported(classifier, tmp_path_factory):
+    """`exported("tflite-int8")`: the classifier's artifact, made once."""
+    made = {}
+
+    def artifact(name):
+        if name not in made:
+            output = tmp_path_factory.mktemp("exported") / name
+            made[name] = export(classifier, profile(name), output)
+        return made[name]
+
+    return artifact

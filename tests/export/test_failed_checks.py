@@ -1,0 +1,121 @@
+"""A check that fails leaves no artifact, and the artifact from before as it was."""
+
+import pytest
+
+from tests.export.models import make
+from tfllm.errors import CheckFailed, SettingError, StorageError
+from tfllm.export import export, flatbuffer, metadata, tflite, verify
+from tfllm.export.base import profile
+
+
+def test_damaged_weights_are_found_and_the_old_file_stays(classifier, tmp_path, monkeypatch):
+    output = tmp_path / "lite"
+    first = export(classifier, profile("tflite-float32"), output)
+    before = (output / tflite.FILE).read_bytes()
+    with monkeypatch.context() as patched:
+        _damage(patched)
+        with pytest.raises(CheckFailed, match="differ"):
+            export(classifier, profile("tflite-float32"), output)
+    assert (output / tflite.FILE).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["lite"]
+    assert first.failed == []
+    export(classifier, profile("tflite-float32"), output)  # and a good one replaces it
+
+
+def _damage(patched):
+    written = tflite.convert.convert
+
+    def damaged(*arguments, **options):
+        import flatbuffers
+
+        model = flatbuffer.parse(written(*arguments, **options))
+        largest = max((b for b in model.buffers if b.data is not None), key=lambda b: len(b.data))
+        largest.data = [0] * len(largest.data)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    patched.setattr(tflite.convert, "convert", damaged)
+
+
+def test_a_file_without_weights_is_found(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(tflite, "LEAST_WEIGHTS", 2.0)
+    monkeypatch.setattr(tflite, "MOST_WEIGHTS", 3.0)
+    with pytest.raises(CheckFailed, match="weights present"):
+        export(classifier, profile("tflite-float32"), tmp_path / "lite")
+    assert not (tmp_path / "lite").exists()
+
+
+def test_a_fallen_metric_is_found(classifier, tmp_path):
+    """int8 weights flip answers of this model; labels are what the checkpoint says."""
+    from tfllm.evaluation.checkpoint_model import open_checkpoint
+
+    texts = [{"text": text} for text in ("the film was good", "bad", "who built it?")]
+    answers = open_checkpoint(classifier).answers(texts)
+    right = [{**one, "label": a["label"]} for one, a in zip(texts, answers, strict=True)]
+    reference = open_checkpoint(classifier)
+    export(classifier, profile("tflite-float32"), tmp_path / "lite", right)
+    other = make("classification", {"initializer_range": 0.9})
+    export(other, profile("tflite-float32"), tmp_path / "other")
+    check = verify.metric(reference, profile("tflite-float32"), tmp_path / "lite", right)
+    assert check.passed and "1.0000" in check.value
+    (tmp_path / "other" / "tfllm.json").write_bytes((tmp_path / "lite/tfllm.json").read_bytes())
+    wrong = verify.metric(reference, profile("tflite-float32"), tmp_path / "other", right)
+    assert not wrong.passed
+
+
+def test_a_savedmodel_with_other_weights_is_found(classifier, exported):
+    other = make("classification", {"initializer_range": 0.9})
+    found = list(verify.checks(other, profile("savedmodel"), exported("savedmodel").path))
+    assert [check.name for check in found if not check.passed]
+
+
+def test_a_damaged_savedmodel_is_named(exported, tmp_path):
+    import shutil
+
+    folder = tmp_path / "1"
+    shutil.copytree(exported("savedmodel").path, folder)
+    data = folder / "variables" / "variables.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(CheckFailed, match="cannot run"):
+        verify.in_fresh_process(folder, [])
+
+
+def test_a_full_disk_leaves_nothing(classifier, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tflite, "write_files", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        export(classifier, profile("tflite-float32"), tmp_path / "lite")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "overrides", "message"),
+    [
+        ("classification", "tflite-float32", ["max_length=65"], "64 positions"),
+        ("classification", "tflite-float32", ["batch_sizes=[]"], "batch_sizes"),
+        ("classification", "tflite-int8-full", ["lengths=[16]"], "one shape"),
+        ("question_answering", "tflite-text", [], "offsets"),
+        ("token_classification", "mediapipe", [], "text tasks"),
+        ("classification", "mediapipe", ["batch_sizes=[2]"], "one row"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_first(kind, name, overrides, message, tmp_path):
+    with pytest.raises(SettingError, match=message):
+        export(make(kind), profile(name, overrides), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_somebody_elses_folder_is_left_alone(classifier, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(StorageError, match="exists already"):
+        export(classifier, profile("tflite-float32"), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_metadata_is_what_the_schema_says():
+    content = metadata.bert("TextClassifier", "", ["mask", "token_ids"], "probability", True)
+    assert content[4:8] == metadata.IDENTIFIER
+    assert content.index(b"mask") and content.index(b"ids") and content.index(b"labels.txt")
