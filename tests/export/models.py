@@ -8,7 +8,7 @@ from tfllm.tokenizers.wordpiece import WordPiece
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*string.ascii_lowercase, *string.digits, *".,?!'"]
-WORDS = ["the", "film", "was", "good", "bad", "lighthouse", "who", "built", "it", "##s", "##ing"]
+WORDS = ["the", "film", "was", "good", "bad", "lighthouse", "who", "built", "it", "##ing"]
 VOCABULARY = [*SPECIALS, *WORDS, *LETTERS, *(f"##{letter}" for letter in string.ascii_lowercase)]
 SHAPE = {
     "vocabulary_size": len(VOCABULARY), "num_layers": 2, "num_heads": 2, "hidden_dim": 32,

@@ -64,12 +64,14 @@ def test_a_fallen_metric_is_found(classifier, tmp_path):
     assert not wrong.passed
 
 
+@pytest.mark.slow
 def test_a_savedmodel_with_other_weights_is_found(classifier, exported):
     other = make("classification", {"initializer_range": 0.9})
     found = list(verify.checks(other, profile("savedmodel"), exported("savedmodel").path))
     assert [check.name for check in found if not check.passed]
 
 
+@pytest.mark.slow
 def test_a_damaged_savedmodel_is_named(exported, tmp_path):
     import shutil
 

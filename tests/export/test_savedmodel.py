@@ -1,4 +1,4 @@
-"""SavedModel versions: files, weights, warm-up, other processes, other languages, other versions."""
+"""SavedModel versions: files, weights, warm-up; other processes, languages and TensorFlows."""
 
 import json
 import os

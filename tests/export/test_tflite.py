@@ -1,4 +1,4 @@
-"""TFLite files: operations, weights, numbers, in every quantization; and MediaPipe's own package."""
+"""TFLite files: operations, weights, numbers in every quantization; MediaPipe's own package."""
 
 import numpy as np
 import pytest

@@ -198,7 +198,8 @@ def in_fresh_process(
             command, capture_output=True, text=True, env=environment, timeout=SECONDS, check=False
         )
         if done.returncode or not told.exists():
-            last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+            said = done.stderr.strip().splitlines() or ["it said nothing"]
+            last = next((line for line in reversed(said) if "Error" in line), said[-1])
             raise CheckFailed(
                 f"A process with tensorflow and tensorflow_text alone cannot run '{folder}': {last}"
             )
