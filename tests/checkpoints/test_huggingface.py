@@ -290,3 +290,15 @@ def test_modules_that_tfllm_has_not(golden, modules, pooling, said):
     (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     with pytest.raises(CheckpointError, match=said):
         store.load(directory)
+
+
+def test_a_mean_pooled_classifier_stays_in_our_own_form(tiny_checkpoint, tmp_path):
+    """Hugging Face has no such head; ours loads and has no pooler."""
+    task = store.load(tiny_checkpoint).task.model_copy(update={"pooling": "mean"})
+    checkpoint = store.load(tiny_checkpoint, task=task)
+    assert not [weight.path for weight in checkpoint.model.weights if "pooler" in weight.path]
+    again = store.load(store.save(checkpoint, tmp_path / "mean"))
+    assert again.task.pooling == "mean"
+    with pytest.raises(CheckpointError, match="task.pooling"):
+        huggingface.write(checkpoint, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()

@@ -6,7 +6,7 @@ from scipy.special import expit, log_softmax
 from sklearn.metrics import log_loss
 
 from tfllm import tasks
-from tfllm.errors import SettingError
+from tfllm.errors import DataError, SettingError
 
 random = np.random.default_rng(0)
 LABELS = ("a", "b", "c")
@@ -130,3 +130,19 @@ def test_wrong_class_weights():
         task.loss(class_weights=[1.0])
     with pytest.raises(SettingError, match="'d', which is no label"):
         task.loss(class_weights={"d": 1.0})
+
+
+def test_scored_pairs_are_pulled_to_their_cosine(tokenizer):
+    task = tasks.build({"kind": "embedding", "score_range": [0, 5]})
+    examples = [
+        {"text": "a", "text_pair": "b", "label": "5"},
+        {"text": "c", "text_pair": "d", "label": 2.5},
+    ]
+    features = task.features(examples, tokenizer)
+    assert np.stack(features.targets).tolist() == [1.0, 1.0, 0.5, 0.5]
+    vectors = np.array([[3, 0], [2, 2], [0, 1], [5, 0]], "float32")
+    wanted = np.mean([(np.sqrt(0.5) - 1) ** 2, (0 - 0.5) ** 2])
+    assert float(task.loss()(np.stack(features.targets), vectors)) == pytest.approx(wanted)
+    assert task.features([{"text": "a", "text_pair": "b"}], tokenizer).targets is None
+    with pytest.raises(DataError, match="not a number"):
+        task.features([{"text": "a", "text_pair": "b", "label": "much"}], tokenizer)

@@ -256,6 +256,12 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
     shape = module.to_hf(checkpoint.config)
     table = module.WEIGHTS[shape["model_type"]]
     kind = checkpoint.task.kind
+    if kind == "classification" and getattr(checkpoint.task, "pooling", "first") == "mean":
+        raise CheckpointError(
+            f"Hugging Face's classifiers for {shape['model_type']} read the first token; this one "
+            "reads the mean over all (task.pooling). Keep it in tfllm's own form, or train with "
+            "task.pooling: first."
+        )
     origin = checkpoint.origin
     if origin is None or origin.kind != kind:
         origin = Origin(kind=kind, config={}, prefixed=kind != "embedding")

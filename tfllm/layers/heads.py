@@ -49,8 +49,14 @@ def summary(hidden: Any, config: Any) -> Any:
     )(hidden[:, 0])
 
 
-def classify(hidden: Any, config: Any, size: int) -> Any:
-    """Scores of the whole text: (B, T, D) to (B, size)."""
+def classify(hidden: Any, config: Any, size: int, mask: Any = None) -> Any:
+    """Scores of the whole text: (B, T, D) to (B, size).
+
+    From the first token, as Hugging Face's heads; with `mask` (B, T) from the mean over the tokens
+    that it keeps, which has no pooler.
+    """
+    if mask is not None:
+        return _dense(size, config, "classifier")(_dropout(config)(mean(hidden, mask)))
     if config.variant == "electra":
         hidden = _dropout(config, "summary_dropout")(hidden)
     pooled = _dropout(config)(summary(hidden, config))
@@ -110,20 +116,26 @@ def embed(
     """
     if pooling not in POOLINGS:
         raise SettingError(f"There is no pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
-    states = ops.cast(hidden, "float32")
-    kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
     if pooling == "mean":
-        # 1e-9 as in sentence-transformers: an empty row gives zeros, no division by zero.
-        x = ops.sum(states * kept, axis=1) / ops.maximum(ops.sum(kept, axis=1), 1e-9)
+        x = mean(hidden, mask)
     elif pooling == "max":
-        x = ops.max(states + (kept - 1.0) * 1e9, axis=1)
+        kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
+        x = ops.max(ops.cast(hidden, "float32") + (kept - 1.0) * 1e9, axis=1)
     elif pooling == "first":
-        x = states[:, 0]
+        x = ops.cast(hidden[:, 0], "float32")
     else:
         x = ops.cast(summary(hidden, config), "float32")
     if normalize:
         x = x / ops.maximum(ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)), 1e-12)
     return x
+
+
+def mean(hidden: Any, mask: Any) -> Any:
+    """The mean over the tokens that the mask keeps, in float32: (B, T, D), (B, T) to (B, D)."""
+    kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
+    # 1e-9 as in sentence-transformers: an empty row gives zeros, no division by zero.
+    total = ops.maximum(ops.sum(kept, axis=1), 1e-9)
+    return ops.sum(ops.cast(hidden, "float32") * kept, axis=1) / total
 
 
 def _dense(size: int, config: Any, name: str) -> keras.layers.Dense:

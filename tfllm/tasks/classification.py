@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tfllm.errors import DataError
 from tfllm.tasks import label_names
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made, where
+from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made
 
 if TYPE_CHECKING:
     import keras
@@ -29,6 +28,10 @@ class Classification(Task):
     """Exactly one label, any number of them, or a number."""
     pair: bool = False
     """Two texts per example, `text` and `text_pair`."""
+    pooling: Literal["first", "mean"] = "first"
+    """What the head sees: the first token through the family's pooler, as Hugging Face's heads do,
+    or the mean over all tokens, as sentence encoders were trained. Only "first" can be converted
+    back to Hugging Face."""
 
     @property
     def size(self) -> int:
@@ -57,7 +60,8 @@ class Classification(Task):
 
         from tfllm.layers import heads
 
-        scores = heads.classify(backbone.output, config, self.size)
+        mask = backbone.input["mask"] if self.pooling == "mean" else None
+        scores = heads.classify(backbone.output, config, self.size, mask)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(
@@ -76,7 +80,7 @@ class Classification(Task):
         """The target of one example. Raises DataError for an unknown label."""
         label = example["label"]
         if self.problem == "regression":
-            return _numbers(example, self.size)
+            return label_names.numbers(example, self.size)
         if self.problem == "single_label":
             return np.asarray(label_names.index(label, self.labels, example), np.int32)
         result = np.zeros(self.size, np.float32)
@@ -157,18 +161,3 @@ def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
 
 def _listed(label: Any) -> list[Any]:
     return list(label) if isinstance(label, list | tuple) else [label]
-
-
-def _numbers(example: Example, size: int) -> np.ndarray:
-    """The label as float32 [], or [size] where the task has several numbers."""
-    try:
-        value = np.asarray(example["label"], np.float32)
-    except (TypeError, ValueError):
-        value = np.asarray(np.nan)
-    if value.shape != (() if size == 1 else (size,)) or not np.isfinite(value).all():
-        raise DataError(
-            f"{where(example)}the label {example['label']!r} is not "
-            f"{'a number' if size == 1 else f'{size} numbers'}, and task.problem is regression. "
-            "Correct the line, or name the column that holds it under data.columns."
-        )
-    return value

@@ -27,6 +27,9 @@ class Embedding(Task):
     """Vectors of length 1."""
     scale: float = Field(default=20.0, gt=0)
     """Training: factor of the cosines before the softmax over the batch."""
+    score_range: tuple[float, float] | None = None
+    """Training on pairs with a number as `label` (how alike they are): the numbers that stand for
+    cosines 0 and 1. Unset: pairs are positive examples, without numbers."""
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Vectors [B, D]."""
@@ -44,8 +47,9 @@ class Embedding(Task):
     ) -> Features:
         """One row per text. Examples with `text_pair` give two rows each, one after the other.
 
-        Then `group` is 2, and the targets are zeros that the loss does not read: a pair is the
-        positive example, all other texts of the batch are negatives.
+        Then `group` is 2. With `score_range` the target of both rows is the cosine that the label
+        asks for; without, it is a zero that the loss does not read: a pair is the positive example,
+        all other texts of the batch are negatives.
         """
         texts = [text_of(example) for example in examples]
         if not label_names.given(examples, "text_pair"):
@@ -57,23 +61,38 @@ class Embedding(Task):
             encodings,
             tokenizer,
             example=np.repeat(np.arange(len(examples)), 2),
-            targets=[np.zeros((), np.int32)] * len(encodings) if targets else None,
+            targets=self._targets(examples) if targets else None,
             group=2,
         )
+
+    def _targets(self, examples: Sequence[Example]) -> list[np.ndarray] | None:
+        """One per row, so two per pair; None where scores are asked for and not given."""
+        if self.score_range is None:
+            return [np.zeros((), np.int32)] * (2 * len(examples))
+        if not label_names.given(examples, "label"):
+            return None
+        low, high = self.score_range
+        cosines = [(label_names.numbers(example, 1) - low) / (high - low) for example in examples]
+        return [np.asarray(cosine, np.float32) for cosine in cosines for _ in range(2)]
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Cross entropy of each text's partner among the batch's second texts."""
+        """Cross entropy of each text's partner among the batch's second texts; with `score_range`
+        the squared distance of the pair's cosine from the one asked for."""
         from tfllm.tasks import losses
 
         losses.refuse(self.kind, label_smoothing=label_smoothing, class_weights=class_weights)
+        if self.score_range is not None:
+            return losses.CosineError()
         return losses.InBatchNegatives(self.scale)
 
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Share of pairs whose second text is the nearest in the batch."""
+        """Share of pairs whose second text is the nearest in the batch; none for scores."""
         from tfllm.tasks import metrics
 
+        if self.score_range is not None:
+            return []
         return [metrics.mean("accuracy", metrics.partner_found)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks.base import Example, where
 
@@ -55,6 +57,21 @@ def needed(labels: Sequence[str], what: str = "labels") -> int:
             f"task.labels is empty. Name the {what}, or give training data that has them."
         )
     return len(labels)
+
+
+def numbers(example: Example, size: int) -> np.ndarray:
+    """The label as float32 [], or [size] where the task has several numbers."""
+    try:
+        value = np.asarray(example["label"], np.float32)
+    except (TypeError, ValueError):
+        value = np.asarray(np.nan)
+    if value.shape != (() if size == 1 else (size,)) or not np.isfinite(value).all():
+        raise DataError(
+            f"{where(example)}the label {example['label']!r} is not "
+            f"{'a number' if size == 1 else f'{size} numbers'}, which the task needs. "
+            "Correct the line, or name the column that holds it under data.columns."
+        )
+    return value
 
 
 def _is_number(name: str) -> bool:

@@ -117,6 +117,21 @@ class InBatchNegatives(keras.losses.Loss):
         return ops.mean(ops.sparse_categorical_crossentropy(partner, scores, from_logits=True))
 
 
+class CosineError(keras.losses.Loss):
+    """Mean squared error of the cosines of pairs (Reimers and Gurevych 2019, section 3.1).
+
+    Outputs [2B, D] and targets float [2B], rows 2i and 2i + 1 a pair with the same target.
+    """
+
+    def __init__(self):
+        super().__init__(name="cosine_error")
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        pairs = ops.normalize(ops.reshape(y_pred, (-1, 2, ops.shape(y_pred)[-1])), axis=-1)
+        cosines = ops.sum(pairs[:, 0] * pairs[:, 1], axis=-1)
+        return ops.mean(ops.square(cosines - ops.reshape(y_true, (-1, 2))[:, 0]))
+
+
 def pair_cosines(vectors: Any) -> Any:
     """Cosines [B, B] of every first text with every second: vectors [2B, D], interleaved."""
     size = ops.shape(vectors)[-1]
