@@ -1,10 +1,10 @@
 """`make bench`: every runner in turn, round after round, on one machine; a table of medians.
 
-    python benchmarks/run.py --run runs/quickstart/run --rounds 3
-    python benchmarks/run.py --only training --rounds 1
+    python benchmarks/run.py --rounds 3
+    python benchmarks/run.py --run runs/sst2 --only training --rounds 1
 
-The model is a run of this project (fine-tuned MiniLM); it is exported and converted first, so that
-every runner has the same weights in its own form. Seconds differ between machines and hours: read
+The model is a run of this project (MiniLM; one epoch on the reviews where --run is not given); it is
+exported and converted first, so that every runner has the same weights in its own form. Seconds differ between machines and hours: read
 the ratios of one table.
 """
 
@@ -58,9 +58,15 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
     }
 
 
-def prepare(run: str, work: Path) -> None:
+def prepare(run: str | None, work: Path) -> None:
     """The run's checkpoint as a Hugging Face directory and as artifacts, made once."""
     command = [sys.executable, "-m", "tfllm"]
+    if run is None:
+        run = str(work / "run")
+        if not (work / "run" / "summary.json").exists():
+            settings = ["--set", "task.pooling=first", "--set", "train.epochs=1"]
+            recipe = str(HERE.parent / "models" / "bert" / "quickstart.yaml")
+            subprocess.run([*command, "train", recipe, *settings, "--output", run], check=True)
     if not (work / "huggingface").exists():
         output = ["--output", str(work / "huggingface")]
         subprocess.run([*command, "convert", run, "--to", "huggingface", *output], check=True)
@@ -134,13 +140,13 @@ def _lines(path: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", default="runs/quickstart/run", help="a fine-tuned run directory")
+    parser.add_argument("--run", help="a fine-tuned run directory; unset: one is made")
     parser.add_argument("--work", default="runs/bench", help="where converted models are kept")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", help="a case's name, or its beginning")
     options = parser.parse_args()
-    if not Path(options.run).exists():
-        sys.exit(f"There is no run '{options.run}'. Make one: make quickstart, or give --run.")
+    if options.run and not Path(options.run).exists():
+        sys.exit(f"There is no run '{options.run}'. Train one, or leave --run out.")
     work = Path(options.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
     prepare(options.run, work)
