@@ -3,9 +3,9 @@
     python benchmarks/run.py --rounds 3
     python benchmarks/run.py --run runs/sst2 --only training --rounds 1
 
-The model is a run of this project (MiniLM; one epoch on the reviews where --run is not given); it is
-exported and converted first, so that every runner has the same weights in its own form. Seconds differ between machines and hours: read
-the ratios of one table.
+The model is a run of this project (MiniLM; one epoch on the reviews where --run is not given). It
+is exported and converted first, so that every runner has the same weights in its own form. Seconds
+differ between machines and hours: read the ratios of one table.
 """
 
 from __future__ import annotations
