@@ -75,7 +75,7 @@ def test_an_unknown_target_is_named():
 
 
 def test_faults_of_an_adapter(tmp_path):
-    with pytest.raises(CheckpointError, match="no readable adapter"):
+    with pytest.raises(CheckpointError, match="adapter.json: cannot be read"):
         lora.load(classifier(), tmp_path)
     path = lora.save(adapted()[0], tmp_path / "adapter")
     backbone = bert.backbone(CONFIG)

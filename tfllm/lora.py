@@ -6,13 +6,11 @@ full. Adapters are saved alone (a few hundred kB), and merged into a plain model
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
 
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
@@ -77,15 +75,10 @@ def merge(adapted: Any, plain: Any) -> None:
 
 
 def save(model: Any, directory: str | Path) -> Path:
-    """Writes adapters and heads alone (adapter.safetensors, adapter.json), whole or not at all."""
-    from safetensors.numpy import save_file
+    """Writes adapters and heads alone (adapter.safetensors, adapter.json), whole or not at all.
 
-    target = Path(directory)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    arrays = {variable.path: variable.numpy() for variable in model.trainable_variables}
-    save_file(arrays, temporary / WEIGHTS)
+    An older adapter there is replaced. Raises StorageError.
+    """
     adapted = [layer for layer in model._flatten_layers() if getattr(layer, "lora_enabled", False)]
     settings = {
         "format": 1,
@@ -93,10 +86,13 @@ def save(model: Any, directory: str | Path) -> Path:
         "alpha": float(adapted[0].lora_alpha),
         "targets": sorted({layer.name for layer in adapted}),
     }
-    (temporary / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(temporary, target)
-    return target
+    with written(directory, replaces=WEIGHTS) as part:
+        write_tensors(
+            part / WEIGHTS,
+            {variable.path: variable.numpy() for variable in model.trainable_variables},
+        )
+        write_json(part / SETTINGS, settings)
+    return Path(directory)
 
 
 def load(model: Any, directory: str | Path) -> None:
@@ -104,17 +100,14 @@ def load(model: Any, directory: str | Path) -> None:
 
     Raises CheckpointError when they belong to another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     folder = Path(directory)
+    settings = read_json(folder / SETTINGS)
+    arrays = read_tensors(folder / WEIGHTS)
     try:
-        settings = json.loads((folder / SETTINGS).read_text())
-        arrays = load_file(folder / WEIGHTS)
         rank, targets, alpha = settings["rank"], settings["targets"], settings["alpha"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except KeyError as error:
         raise CheckpointError(
-            f"'{folder}' holds no readable adapter ({error}). Give the adapter/ of a run."
+            f"'{folder / SETTINGS}' lacks the key {error}. Give the adapter/ of a run."
         ) from None
     enable(model, rank, targets, alpha)
     wanted = {variable.path: variable for variable in model.trainable_variables}
