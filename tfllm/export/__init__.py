@@ -40,9 +40,11 @@ def export(
     what stood at `output` before then still stands there.
     """
     from tfllm.checkpoints.files import written
+    from tfllm.evaluation.harness import check_gold
 
     target = TARGETS[profile.target]
     target.refuse(checkpoint, profile)
+    check_gold(examples, checkpoint.task)
     output = Path(output)
     place, fresh = target.place(output), not output.exists()
     done: list[Check] = []

@@ -48,7 +48,7 @@ class Calibration(Settings):
 
     data: str | None = None
     """A data file, read as `data` says; unset: tfllm's own sentences."""
-    examples: int = Field(default=200, ge=1)
+    examples: int = Field(default=100, ge=1)
     """How many examples are taken, from the start of the file."""
 
 
@@ -77,7 +77,8 @@ class Profile(Settings):
     tolerance: Tolerance = Tolerance()
     calibration: Calibration = Calibration()
     data: Reading = Reading()
-    """How the files of `--data` and of the calibration are read: format, columns, labels."""
+    """How the files of `--data` and of the calibration are read: format, columns, labels. Unset,
+    and the model is a run: as its recipe says."""
 
     @property
     def largest_difference(self) -> float | None:

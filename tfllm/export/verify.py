@@ -198,12 +198,18 @@ def in_fresh_process(
             command, capture_output=True, text=True, env=environment, timeout=SECONDS, check=False
         )
         if done.returncode or not told.exists():
-            said = done.stderr.strip().splitlines() or ["it said nothing"]
-            last = next((line for line in reversed(said) if "Error" in line), said[-1])
             raise CheckFailed(
-                f"A process with tensorflow and tensorflow_text alone cannot run '{folder}': {last}"
+                f"A process with tensorflow and tensorflow_text alone cannot run '{folder}': "
+                f"{_last_error(done.stderr)}"
             )
         return json.loads(told.read_text())
+
+
+def _last_error(said: str) -> str:
+    """The error at the end of what a process said: its first lines, on one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    start = max((n for n, line in enumerate(lines) if "Error:" in line), default=len(lines) - 1)
+    return " ".join(lines[start : start + 6])[:600]
 
 
 def _batches(reference: Any, examples: Sequence[dict]) -> list[dict[str, np.ndarray]]:
