@@ -15,7 +15,7 @@ test: $(INSTALLED) lint
 
 # One mark at a time, so that a skip says which part is missing.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or edge or parity" --durations 15
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or edge or parity" --durations 15
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
