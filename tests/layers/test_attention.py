@@ -32,8 +32,9 @@ def test_padding_changes_nothing_by_default(states):
     np.testing.assert_allclose(whole[:1, :3], short, atol=1e-6)
 
 
-@pytest.mark.parametrize(("constant", "seen"), [(-1e9, 0.0), (-20.0, 1e-7), (0.0, 0.1)])
+@pytest.mark.parametrize(("constant", "seen"), [(-1e9, 0.0), (-20.0, 1e-9), (0.0, 0.1)])
 def test_the_constant_says_how_much_of_a_masked_position_is_seen(states, constant, seen):
+    keras.utils.set_random_seed(1)
     inputs = keras.Input((None, WIDTH))
     mask = keras.Input((None, None), dtype="bool")
     layer = MultiHeadAttention(HEADS, WIDTH // HEADS)
@@ -42,7 +43,7 @@ def test_the_constant_says_how_much_of_a_masked_position_is_seen(states, constan
     set_mask_constant(model, constant)
     _, weights = model([states, MASK])
     largest = float(np.max(weights[0, :, :, 3:]))
-    assert largest == 0.0 if seen == 0.0 else seen / 100 < largest < seen * 10
+    assert largest == 0.0 if seen == 0.0 else seen / 30 < largest < seen * 30
 
 
 def test_an_empty_row_gives_numbers(states):

@@ -126,15 +126,16 @@ def _fill(
 
 
 def same_head(task: Task, own: Task | None) -> bool:
-    """Whether a source's own head is the one that `task` needs: same kind, labels and problem."""
-    return (
-        own is not None
-        and all(
-            getattr(task, name, None) == getattr(own, name, None)
-            for name in ("kind", "labels", "problem")
-        )
-        and (getattr(task, "pooling", "") == "pooler") == (getattr(own, "pooling", "") == "pooler")
-    )
+    """Whether a source's own head is the one that `task` needs: same variables, same meaning."""
+    return own is not None and _head(task) == _head(own)
+
+
+def _head(task: Task) -> tuple[Any, ...]:
+    """What decides a head's variables and their meaning."""
+    pooling = getattr(task, "pooling", None)
+    if task.kind == "embedding":
+        pooling = pooling == "pooler"  # the others have no variables
+    return (task.kind, getattr(task, "labels", None), getattr(task, "problem", None), pooling)
 
 
 def kept_head(paths: set[str], task: Task, own: Task | None) -> set[str]:
