@@ -127,16 +127,21 @@ class CosineError(keras.losses.Loss):
         super().__init__(name="cosine_error")
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        pairs = ops.normalize(ops.reshape(y_pred, (-1, 2, ops.shape(y_pred)[-1])), axis=-1)
+        pairs = unit_pairs(y_pred)
         cosines = ops.sum(pairs[:, 0] * pairs[:, 1], axis=-1)
         return ops.mean(ops.square(cosines - ops.reshape(y_true, (-1, 2))[:, 0]))
 
 
 def pair_cosines(vectors: Any) -> Any:
     """Cosines [B, B] of every first text with every second: vectors [2B, D], interleaved."""
-    size = ops.shape(vectors)[-1]
-    pairs = ops.reshape(ops.normalize(ops.cast(vectors, "float32"), axis=-1), (-1, 2, size))
+    pairs = unit_pairs(vectors)
     return ops.matmul(pairs[:, 0], ops.transpose(pairs[:, 1]))
+
+
+def unit_pairs(vectors: Any) -> Any:
+    """Vectors [2B, D], interleaved, at length 1 in float32: [B, 2, D]."""
+    size = ops.shape(vectors)[-1]
+    return ops.reshape(ops.normalize(ops.cast(vectors, "float32"), axis=-1), (-1, 2, size))
 
 
 def weighted_mean(values: Any, weights: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-IGNORED = -100  # a target that does not count
+from tfllm.tasks.base import IGNORED
 
 
 class TrainingModel(keras.Model):
