@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 from tfllm.errors import SettingError, did_you_mean
 
+SQRT_HALF = math.sqrt(0.5)
+
 
 def exact_gelu(x: Any) -> Any:
-    """GELU by the error function (Hendrycks and Gimpel 2016), BERT's own."""
-    return keras.activations.gelu(x, approximate=False)
+    """GELU by the error function (Hendrycks and Gimpel 2016), BERT's own.
+
+    Written out, in float32: TensorFlow's own takes the complementary error function, which no
+    vector instruction serves on CPUs (four times slower, in bfloat16 eight times). The order of
+    the factors is the one that LiteRT's converter makes its GELU of.
+    """
+    wide = ops.cast(x, "float32")
+    return ops.cast(0.5 * wide * (1.0 + ops.erf(wide * SQRT_HALF)), x.dtype)
 
 
 def tanh_gelu(x: Any) -> Any:

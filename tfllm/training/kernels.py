@@ -18,9 +18,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfllm.layers.activations import exact_gelu
+from tfllm.layers.activations import SQRT_HALF, exact_gelu
 
-SQRT_HALF = math.sqrt(0.5)
 DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution
 
 # Dropout compares one random byte per element, so its rate is a multiple of 1/256.
@@ -28,11 +27,6 @@ BYTE_VALUES = 256
 
 # Shorter runs do not earn back the time that XLA takes to compile.
 COMPILED_FROM_STEPS = 1000
-
-
-def _gelu(x: Any) -> Any:
-    wide = tf.cast(x, tf.float32)
-    return tf.cast(0.5 * wide * (1 + tf.math.erf(wide * SQRT_HALF)), x.dtype)
 
 
 def _gelu_gradient(x: Any, upstream: Any) -> Any:
@@ -62,7 +56,7 @@ def gelu(x: Any, compiled: bool = False) -> Any:
             of_x = kernel(_gelu_gradient, compiled)(flat, tf.reshape(upstream, [-1]))
             return tf.reshape(of_x, tf.shape(x))
 
-        return tf.reshape(kernel(_gelu, compiled)(flat), tf.shape(x)), gradient
+        return tf.reshape(kernel(exact_gelu, compiled)(flat), tf.shape(x)), gradient
 
     return apply(tf.convert_to_tensor(x))
 
