@@ -3,7 +3,7 @@
 Every function takes hidden states (B, T, D) and the family's config, and returns raw scores in
 float32, whatever the precision of the backbone. The layers' names are fixed, because weight tables
 name them: "pooler", "classifier", "span", "transform", "transform_norm", "token_bias",
-"next_sentence", "discriminator", "replaced".
+"logits", "next_sentence", "discriminator", "replaced".
 """
 
 from __future__ import annotations
@@ -87,6 +87,23 @@ def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     x = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="transform_norm")(x)
     logits = backbone.get_layer("token_embedding")(x, reverse=True)
     return TokenBias(name="token_bias")(logits)
+
+
+def next_token(hidden: Any, config: Any, backbone: keras.Model) -> Any:
+    """Scores of the token after each: (B, T, D) to (B, T, V).
+
+    Tied: the product with the token embeddings themselves, in the backbone's precision.
+    """
+    if config.tie_embeddings:
+        logits = backbone.get_layer("token_embedding")(hidden, reverse=True)
+    else:
+        logits = keras.layers.Dense(
+            config.vocabulary_size,
+            use_bias=False,
+            kernel_initializer=normal(config.initializer_range),
+            name="logits",
+        )(hidden)
+    return ops.cast(logits, "float32")
 
 
 def next_sentence(hidden: Any, config: Any) -> Any:

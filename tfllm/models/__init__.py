@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bert
+from tfllm.models import bert, gpt2
 
-FAMILIES = {"bert": bert}
+FAMILIES = {"bert": bert, "gpt2": gpt2}
 
 
 def configured(family: str, fields: Mapping[str, Any], source: str = "model") -> Any:

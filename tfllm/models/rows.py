@@ -17,7 +17,12 @@ class Row:
     name: str
     inputs: int = 0
     """How many leading axes of the variable are inputs, of a matrix that torch keeps transposed as
-    (outputs, inputs); 0: a vector, such as the bias (heads, head_dim) of a query."""
+    (outputs, inputs); 0: a vector, such as the bias (heads, head_dim) of a query; -1: the tensor
+    is laid out as the variable."""
+    part: int = 0
+    parts: int = 1
+    """Several variables that lie in one tensor, side by side along its outputs: which, of how many.
+    Outputs are the first axis of a transposed matrix, the last of any other."""
 
 
 Table = Mapping[str, str | Row]
@@ -29,6 +34,16 @@ def linear(variable: str, tensor: str, inputs: int = 1) -> dict[str, str | Row]:
         f"{variable}/kernel": Row(f"{tensor}.weight", inputs),
         f"{variable}/bias": Row(f"{tensor}.bias"),
     }
+
+
+def part(tensor: str, number: int, of: int, inputs: int = -1) -> Row:
+    """The row of a variable that is the part `number` (from 0) `of` so many in a tensor."""
+    return Row(tensor, inputs, number, of)
+
+
+def scale(variable: str, tensor: str) -> dict[str, str | Row]:
+    """The row of a root-mean-square normalisation."""
+    return {f"{variable}/scale": f"{tensor}.weight"}
 
 
 def norm(variable: str, tensor: str) -> dict[str, str | Row]:
@@ -51,3 +66,5 @@ class Weights:
     """Tensors that a file may hold although they are another one under a second name."""
     buffers: tuple[str, ...] = ()
     """Counters that old files hold; no weights."""
+    ignored: tuple[str, ...] = ()
+    """Constants that old files hold and that are large, such as causal masks; they are not kept."""

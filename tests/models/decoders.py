@@ -1,0 +1,77 @@
+"""Random decoders for tests, with ways to run them that must agree."""
+
+import keras
+import numpy as np
+
+from tfllm.layers import heads
+from tfllm.models import FAMILIES, gpt2
+from tfllm.models.decoding import Decoder, decoder
+
+SHAPE = {
+    "vocabulary_size": 40,
+    "num_layers": 2,
+    "num_heads": 4,
+    "hidden_dim": 16,
+    "intermediate_dim": 20,
+    "max_sequence_length": 16,
+    "initializer_range": 0.3,  # large, so that a wrong mask shows
+}
+CONFIGS = {
+    "gpt2": gpt2.Config(**SHAPE),
+    "gpt2 untied": gpt2.Config(tie_embeddings=False, **SHAPE),
+}
+LENGTHS = (9, 4, 7)
+
+
+def family_of(name: str) -> str:
+    return name.split()[0]
+
+
+def model_of(name: str) -> tuple[keras.Model, Decoder]:
+    """A causal language model with random weights, biases and norms too."""
+    config = CONFIGS[name]
+    backbone = FAMILIES[family_of(name)].backbone(config)
+    logits = heads.next_token(backbone.output, config, backbone)
+    model = keras.Model(backbone.input, logits)
+    generator = np.random.default_rng(0)
+    for weight in model.weights:
+        if weight.path.endswith(("bias", "beta", "gamma", "scale")):
+            centre = 1.0 if weight.path.endswith(("gamma", "scale")) else 0.0
+            weight.assign(generator.normal(centre, 0.3, weight.shape))
+    return model, decoder(model, family_of(name), config)
+
+
+def rows() -> list[np.ndarray]:
+    generator = np.random.default_rng(1)
+    return [generator.integers(0, 40, length).astype("int32") for length in LENGTHS]
+
+
+def padded(texts: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Right-padded rows of one segment each."""
+    ids, mask = np.zeros((2, len(texts), length), "int32")
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    return {"token_ids": ids, "mask": mask}
+
+
+def alone(model: keras.Model, text: np.ndarray) -> np.ndarray:
+    """Logits (T, V) of one text by the whole model."""
+    return np.asarray(model(padded([text], len(text))))[0]
+
+
+def stepped(made: Decoder, text: np.ndarray, chunks: list[int]) -> np.ndarray:
+    """Logits (T, V) of one text in chunks over a cache."""
+    cache, outputs, start = None, [], 0
+    for size in chunks:
+        end = start + size
+        places = np.arange(end, dtype="int32")[None]
+        allowed = places[:, None, :] <= places[:, start:, None]
+        seen = made.narrowed(allowed, places[:, start:], places)
+        hidden, new = made(text[None, start:end], places[:, start:], seen, cache)
+        outputs.append(np.asarray(made.logits(hidden))[0])
+        cache = new if cache is None else tuple(
+            tuple(np.concatenate(pair, 2) for pair in zip(old, added, strict=True))
+            for old, added in zip(cache, new, strict=True)
+        )  # fmt: skip
+        start = end
+    return np.concatenate(outputs)

@@ -1,0 +1,286 @@
+"""What decoders stack: attention that can go on from cached keys and values, and its block.
+
+No layer writes a cache. Attention reads the keys and values of earlier tokens, attends to [cached |
+new], and returns the new ones alone; whoever runs the loop stores them as its runtime does best.
+Both layers always return two results, because a layer that two functional graphs share must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfllm.layers import rotary
+from tfllm.layers.activations import activation as activation_named
+from tfllm.layers.attention import EXACT_MASK
+from tfllm.layers.blocks import normal
+
+KeysAndValues = tuple[Any, Any]
+"""Each (B, num_key_value_heads, length, head_dim); keys are rotated already."""
+
+
+class CausalAttention(keras.layers.Layer):
+    """Self-attention of a decoder, with grouped heads (Ainslie et al. 2023) and rotary positions.
+
+    `rope_theta` 0 is without rotary positions. `residual_range` is the initial deviation of the
+    output's kernel. Softmax is float32 in every precision.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        dropout: float = 0.0,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        norm_epsilon: float = 0.0,
+        rope_theta: float = 0.0,
+        rope_scaling: Mapping[str, Any] | None = None,
+        max_sequence_length: int = 0,
+        initializer_range: float = 0.02,
+        residual_range: float = 0.02,
+        **options: Any,
+    ):
+        """`norm_epsilon` above 0 normalises queries and keys (Henry et al. 2020; Qwen3)."""
+        super().__init__(**options)
+        self.num_heads = num_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.head_dim = head_dim
+        self.dropout = dropout
+        self.qkv_bias = qkv_bias
+        self.output_bias = output_bias
+        self.norm_epsilon = norm_epsilon
+        self.rope_theta = rope_theta
+        self.rope_scaling = dict(rope_scaling or {})
+        self.max_sequence_length = max_sequence_length
+        self.initializer_range = initializer_range
+        self.residual_range = residual_range
+        self.rotation = (
+            rotary.frequencies(head_dim, rope_theta, rope_scaling, max_sequence_length)
+            if rope_theta
+            else None
+        )
+
+    def build(self, x_shape: tuple[int | None, ...], *_: Any, **__: Any) -> None:
+        heads, groups = self.num_heads, self.num_key_value_heads
+        spread, policy = self.initializer_range, self.dtype_policy
+        projections = {"query": heads, "key": groups, "value": groups}
+        for name, count in projections.items():
+            layer = dense(name, count * self.head_dim, self.qkv_bias, spread, policy)
+            layer.build(x_shape)
+            setattr(self, name, layer)
+        width = x_shape[-1]
+        assert width is not None
+        self.attention_output = dense(
+            "attention_output", width, self.output_bias, self.residual_range, policy
+        )
+        self.attention_output.build((*x_shape[:-1], heads * self.head_dim))
+        if self.norm_epsilon:
+            for name in ("query_norm", "key_norm"):
+                norm = keras.layers.RMSNormalization(
+                    epsilon=self.norm_epsilon, dtype=policy, name=name
+                )
+                norm.build((None, None, None, self.head_dim))
+                setattr(self, name, norm)
+        self.dropped = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")
+
+    def call(
+        self,
+        x: Any,
+        allowed: Any,
+        positions: Any,
+        cache: KeysAndValues | None = None,
+        training: bool | None = None,
+    ) -> tuple[Any, KeysAndValues]:
+        """(B, S, D) to (B, S, D) and the new keys and values, each (B, N, S, head_dim).
+
+        `allowed`: boolean (B, S, C + S), C cached tokens first; `positions`: int32 (B, S).
+        """
+        query = self._heads(self.query(x), self.num_heads)
+        key = self._heads(self.key(x), self.num_key_value_heads)
+        value = self._heads(self.value(x), self.num_key_value_heads)
+        if self.norm_epsilon:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.rotation is not None:
+            cos, sin = rotary.angles(positions, *self.rotation)
+            query, key = rotary.rotated(query, cos, sin), rotary.rotated(key, cos, sin)
+        query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
+        keys, values = key, value
+        if cache is not None:
+            keys = ops.concatenate([ops.cast(cache[0], key.dtype), key], axis=2)
+            values = ops.concatenate([ops.cast(cache[1], value.dtype), value], axis=2)
+        mixed = self._mixed(query, keys, values, allowed, training)
+        batch, length = ops.shape(x)[:2]
+        mixed = ops.reshape(mixed, (batch, length, self.num_heads * self.head_dim))
+        return self.attention_output(mixed), (key, value)
+
+    def _heads(self, x: Any, count: int) -> Any:
+        """(B, S, count * head_dim) to (B, S, count, head_dim)."""
+        batch, length = ops.shape(x)[:2]
+        return ops.reshape(x, (batch, length, count, self.head_dim))
+
+    def _mixed(
+        self, query: Any, keys: Any, values: Any, allowed: Any, training: bool | None
+    ) -> Any:
+        """Values by attention: queries (B, H, S, d), keys and values (B, N, K, d) to (B, S, H, d).
+
+        Queries that share a key's head stand in one matrix; all tensors have four axes, which
+        every phone's runtime has kernels for.
+        """
+        batch, heads, length, width = ops.shape(query)
+        groups, seen = ops.shape(keys)[1:3]
+        rows = length * (heads // groups)
+        query = ops.multiply(query, ops.cast(self.head_dim**-0.5, query.dtype))
+        query = ops.reshape(query, (batch, groups, rows, width))
+        scores = ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2)))
+        scores = ops.cast(ops.reshape(scores, (batch, heads, length, seen)), "float32")
+        bias = ops.multiply(ops.cast(ops.logical_not(allowed), "float32"), EXACT_MASK)
+        scores = ops.add(scores, ops.expand_dims(bias, 1))
+        # Keras warns of a softmax over one number, which is always 1.
+        one = isinstance(seen, int) and seen == 1
+        weights = ops.ones_like(scores) if one else ops.softmax(scores, axis=-1)
+        weights = self.dropped(ops.cast(weights, values.dtype), training=training)
+        mixed = ops.matmul(ops.reshape(weights, (batch, groups, rows, seen)), values)
+        return ops.transpose(ops.reshape(mixed, (batch, heads, length, width)), (0, 2, 1, 3))
+
+    def compute_output_spec(
+        self, x: Any, allowed: Any, positions: Any, cache: Any = None, training: Any = None
+    ) -> tuple[Any, KeysAndValues]:
+        batch, length = x.shape[:2]
+        shape = (batch, self.num_key_value_heads, length, self.head_dim)
+        new = keras.KerasTensor(shape, self.compute_dtype)
+        return keras.KerasTensor(x.shape, self.compute_dtype), (
+            new,
+            keras.KerasTensor(shape, self.compute_dtype),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **{name: getattr(self, name) for name in ATTENTION}}
+
+
+ATTENTION = (
+    "num_heads", "num_key_value_heads", "head_dim", "dropout", "qkv_bias", "output_bias",
+    "norm_epsilon", "rope_theta", "rope_scaling", "max_sequence_length", "initializer_range",
+    "residual_range",
+)  # fmt: skip
+
+
+class CausalBlock(keras.layers.Layer):
+    """Pre-norm decoder block: attention, then a feed-forward part, each added to its input.
+
+    `norm` is "layer" (GPT-2, Radford et al. 2019) or "rms" (Llama, Touvron et al. 2023); `gated`
+    multiplies the activated half by a linear one (GLU, Shazeer 2020). `attention` holds the
+    arguments of CausalAttention.
+    """
+
+    def __init__(
+        self,
+        attention: Mapping[str, Any],
+        intermediate_dim: int,
+        activation: str,
+        norm: str,
+        norm_epsilon: float,
+        gated: bool = False,
+        bias: bool = False,
+        dropout: float = 0.0,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self.attention_options = dict(attention)
+        self.intermediate_dim = intermediate_dim
+        self.activation = activation
+        self.norm = norm
+        self.norm_epsilon = norm_epsilon
+        self.gated = gated
+        self.bias = bias
+        self.dropout = dropout
+
+    def build(self, x_shape: tuple[int | None, ...], *_: Any, **__: Any) -> None:
+        policy = self.dtype_policy
+        self.attention_norm = norm_named(self.norm, "attention_norm", self.norm_epsilon, policy)
+        self.attention_norm.build(x_shape)
+        self.attention = CausalAttention(**self.attention_options, dtype=policy, name="attention")
+        self.attention.build(x_shape)
+        self.feedforward_norm = norm_named(self.norm, "feedforward_norm", self.norm_epsilon, policy)
+        self.feedforward_norm.build(x_shape)
+
+        spread, residual = self.attention.initializer_range, self.attention.residual_range
+        function = activation_named(self.activation)
+        if self.gated:
+            self.gate = dense("gate", self.intermediate_dim, self.bias, spread, policy, function)
+            self.gate.build(x_shape)
+        self.up = dense(
+            "up", self.intermediate_dim, self.bias, spread, policy, None if self.gated else function
+        )
+        self.up.build(x_shape)
+        width = x_shape[-1]
+        assert width is not None
+        self.down = dense("down", width, self.bias, residual, policy)
+        self.down.build((*x_shape[:-1], self.intermediate_dim))
+        self.attention_dropped, self.feedforward_dropped = (
+            keras.layers.Dropout(self.dropout, dtype=policy, name=name)
+            for name in ("attention_dropout", "feedforward_dropout")
+        )
+
+    def call(
+        self,
+        x: Any,
+        allowed: Any,
+        positions: Any,
+        cache: KeysAndValues | None = None,
+        training: bool | None = None,
+    ) -> tuple[Any, KeysAndValues]:
+        """As CausalAttention: (B, S, D) to (B, S, D) and the new keys and values."""
+        attended, new = self.attention(
+            self.attention_norm(x), allowed, positions, cache=cache, training=training
+        )
+        x = ops.add(x, self.attention_dropped(attended, training=training))
+        fed = self.feedforward_norm(x)
+        fed = ops.multiply(self.gate(fed), self.up(fed)) if self.gated else self.up(fed)
+        x = ops.add(x, self.feedforward_dropped(self.down(fed), training=training))
+        return x, new
+
+    def compute_output_spec(
+        self, x: Any, allowed: Any, positions: Any, cache: Any = None, training: Any = None
+    ) -> tuple[Any, KeysAndValues]:
+        options = self.attention_options
+        shape = (x.shape[0], options["num_key_value_heads"], x.shape[1], options["head_dim"])
+        first, second = (keras.KerasTensor(shape, self.compute_dtype) for _ in range(2))
+        return keras.KerasTensor(x.shape, self.compute_dtype), (first, second)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "attention": self.attention_options,
+            **{name: getattr(self, name) for name in BLOCK},
+        }
+
+
+BLOCK = (
+    "intermediate_dim", "activation", "norm", "norm_epsilon", "gated", "bias", "dropout",
+)  # fmt: skip
+
+
+def dense(
+    name: str, units: int, bias: bool, spread: float, policy: Any, activation: Any = None
+) -> keras.layers.Dense:
+    """A projection whose kernel starts with the deviation `spread`."""
+    return keras.layers.Dense(
+        units,
+        activation=activation,
+        use_bias=bias,
+        kernel_initializer=normal(spread),
+        dtype=policy,
+        name=name,
+    )
+
+
+def norm_named(kind: str, name: str, epsilon: float, policy: Any = None) -> keras.layers.Layer:
+    """A normalisation of the kind "layer" or "rms"; both compute in float32."""
+    if kind == "rms":
+        return keras.layers.RMSNormalization(epsilon=epsilon, dtype=policy, name=name)
+    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name=name)
