@@ -12,12 +12,15 @@ import pytest
 import tensorflow as tf
 
 from tests.export.models import TASKS, make
+from tfllm.errors import SettingError
 from tfllm.evaluation.checkpoint_model import open_checkpoint
+from tfllm.evaluation.harness import open_model
 from tfllm.export import export, oplint, savedmodel, verify, warmup
 from tfllm.export.base import profile
 
 TEXTS = ["the film was good", "Who built the lighthouse?", "café, naïve!", ""]
 TOLERANCE = 1e-5  # the same graph in another process and order
+BFLOAT16_TOLERANCE = 0.02  # of a probability: 8 bits of mantissa through two layers
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +47,34 @@ def test_the_files_are_where_a_server_looks(exported):
 
 
 def test_weights_are_stored_once(classifier, version, tmp_path):
-    kept = sum(weight.numpy().nbytes for weight in classifier.model.weights)
-    assert kept <= savedmodel.stored_bytes(version) <= kept * savedmodel.STORED_ONCE
+    kept = sum(weight.numpy().size for weight in classifier.model.weights)
+    numbers, size = savedmodel.stored_size(version)
+    assert kept <= numbers <= kept * savedmodel.STORED_ONCE
+    assert size == pytest.approx(4 * numbers, rel=0.01)
     # The check can fail: Keras' own export stores every weight twice.
     archive = tf.Module()
     archive.once = [weight._value for weight in classifier.model.weights]
     archive.twice = [tf.Variable(variable) for variable in archive.once]
     tf.saved_model.save(archive, str(tmp_path))
-    assert savedmodel.stored_bytes(tmp_path) > kept * savedmodel.STORED_ONCE
+    assert savedmodel.stored_size(tmp_path)[0] > kept * savedmodel.STORED_ONCE
+
+
+def test_bfloat16_takes_half_the_room_and_gives_the_same_labels(classifier, scores, tmp_path):
+    artifact = export(classifier, profile("savedmodel-bfloat16"), tmp_path / "half")
+    assert not artifact.failed
+    numbers, size = savedmodel.stored_size(artifact.path)
+    assert size < 2.1 * numbers
+    predictor = open_model(artifact.path)
+    answers = predictor.answers([{"text": text} for text in TEXTS])
+    found = np.array([list(answer["scores"].values()) for answer in answers])
+    np.testing.assert_allclose(found, scores, atol=BFLOAT16_TOLERANCE)
+    assert (found != scores).any()  # it was bfloat16 that multiplied
+
+
+def test_a_savedmodel_has_no_integers(classifier, tmp_path):
+    with pytest.raises(SettingError, match=r"float32 or bfloat16, not int8.*tflite"):
+        export(classifier, profile("savedmodel", ["quantization=int8"]), tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
 
 
 def test_methods_are_those_of_tf_serving(version):

@@ -17,12 +17,13 @@ from tfllm.config import Settings
 from tfllm.data.sources import Reading
 from tfllm.errors import SettingError, did_you_mean
 
-Quantization = Literal["float32", "float16", "int8", "int8_full"]
+Quantization = Literal["float32", "bfloat16", "float16", "int8", "int8_full"]
 
 # Largest difference of a raw output from the checkpoint's, and share of rows with the same answer.
 # A model's head decides what a difference means, so quantized models are held to the answers alone.
 TOLERANCES: dict[str, tuple[float | None, float]] = {
     "float32": (1e-4, 1.0),
+    "bfloat16": (None, 0.97),  # 8 bits of mantissa through every layer
     "float16": (5e-2, 0.99),
     "int8": (None, 0.9),
     "int8_full": (None, 0.9),
@@ -58,8 +59,9 @@ class Profile(Settings):
     target: Literal["savedmodel", "tflite", "mediapipe"]
     """The kind of artifact: a name in tfllm.export.TARGETS."""
     quantization: Quantization = "float32"
-    """tflite, mediapipe: numbers in the file. `int8`: weights only, computed in float32 (dynamic
-    range). `int8_full`: activations too, calibrated."""
+    """Numbers in the file. tflite, mediapipe: all but bfloat16; `int8`: weights only, computed in
+    float32 (dynamic range); `int8_full`: activations too, calibrated. savedmodel: float32, or
+    bfloat16 in weights and matrix products, for processors that multiply it in hardware."""
     text: bool = False
     """tflite: takes the text itself; needs a runtime with TensorFlow Text's custom operations."""
     max_length: int | None = Field(default=None, ge=3)
@@ -94,6 +96,7 @@ class Profile(Settings):
 
 PROFILES: dict[str, dict[str, Any]] = {
     "savedmodel": {"target": "savedmodel"},
+    "savedmodel-bfloat16": {"target": "savedmodel", "quantization": "bfloat16"},
     "tflite-float32": {"target": "tflite"},
     "tflite-float16": {"target": "tflite", "quantization": "float16"},
     "tflite-int8": {"target": "tflite", "quantization": "int8"},

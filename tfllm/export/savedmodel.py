@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfllm.errors import StorageError
+from tfllm.errors import SettingError, StorageError
 from tfllm.export import oplint, warmup
 from tfllm.export.base import Check, Profile, described, stated
 from tfllm.tasks import METHODS
 
-# Weights may take this much more in the file than in memory: names, shapes, counters.
+PRECISIONS = ("float32", "bfloat16")
+# There may be this many more numbers in the file than in the model: counters.
 STORED_ONCE = 1.01
 
 
@@ -33,7 +34,33 @@ def place(output: Path) -> Path:
 
 
 def refuse(checkpoint: Any, profile: Profile) -> None:
-    """Every task has signatures; nothing to refuse."""
+    """Raises SettingError for a precision that TensorFlow's graphs do not have."""
+    if profile.quantization not in PRECISIONS:
+        raise SettingError(
+            f"quantization: a SavedModel is {' or '.join(PRECISIONS)}, not {profile.quantization}. "
+            "The tflite profiles have it."
+        )
+
+
+def in_precision(checkpoint: Any, precision: str) -> Any:
+    """The checkpoint's model, or a copy of it that holds and multiplies bfloat16."""
+    if precision == "float32":
+        return checkpoint.model
+    import keras
+
+    from tfllm.checkpoints.base import new_model
+    from tfllm.checkpoints.weights import variables_of
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        _, model = new_model(checkpoint.family, checkpoint.config, checkpoint.task)
+    finally:
+        keras.config.set_dtype_policy(before)
+    values = variables_of(checkpoint.model)
+    for path, variable in variables_of(model).items():
+        variable.assign(values[path])
+    return model
 
 
 def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
@@ -43,10 +70,11 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     task = checkpoint.task
     if profile.max_length:
         task = task.model_copy(update={"max_length": profile.max_length})
+    model = in_precision(checkpoint, profile.quantization)
     module = tf.Module()
-    module.weights = [weight._value for weight in checkpoint.model.weights]
+    module.weights = [weight._value for weight in model.weights]
     module.tokenizer = checkpoint.tokenizer.graph()
-    functions = task.signatures(checkpoint.model, module.tokenizer)
+    functions = task.signatures(model, module.tokenizer)
     try:
         tf.saved_model.save(module, str(folder), signatures=functions)
     except tf.errors.OpError as error:  # how TensorFlow reports a full disk
@@ -75,8 +103,8 @@ def finish(checkpoint: Any, profile: Profile, folder: Path, checks: Sequence[Che
 def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
     """What can be told from the files alone; `verify` runs them."""
     found = oplint.lint(folder)
-    kept = sum(weight.numpy().nbytes for weight in checkpoint.model.weights)
-    stored = stored_bytes(folder)
+    kept = sum(weight.value.shape.num_elements() for weight in checkpoint.model.weights)
+    stored, stored_bytes = stored_size(folder)
     return [
         Check(
             "operations",
@@ -86,7 +114,7 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
         ),
         Check(
             "weights stored once",
-            f"{stored / 1e6:.2f} MB of {kept / 1e6:.2f} MB",
+            f"{stored / 1e6:.2f} of {kept / 1e6:.2f} million, {stored_bytes / 1e6:.2f} MB",
             f"{STORED_ONCE:g} times",
             kept <= stored <= kept * STORED_ONCE,
         ),
@@ -94,18 +122,20 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
     ]
 
 
-def stored_bytes(folder: Path) -> int:
-    """Bytes of all variables in a version's `variables/`, without TensorFlow's own bookkeeping."""
+def stored_size(folder: Path) -> tuple[int, int]:
+    """(numbers, bytes) of all variables in a version's `variables/`, without TensorFlow's own
+    bookkeeping."""
     import numpy as np
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
     types = reader.get_variable_to_dtype_map()
-    return sum(
-        int(np.prod(shape)) * types[name].size
+    sizes = [
+        (int(np.prod(shape)), types[name].size)
         for name, shape in reader.get_variable_to_shape_map().items()
         if not name.startswith("_CHECKPOINTABLE_OBJECT_GRAPH")
-    )
+    ]
+    return sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
 
 
 def signatures_of(folder: Path) -> dict[str, Any]:

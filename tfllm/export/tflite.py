@@ -41,6 +41,11 @@ def place(output: Path) -> Path:
 
 def refuse(checkpoint: Any, profile: Profile) -> None:
     """Raises SettingError for what cannot be written."""
+    if profile.quantization not in convert.WEIGHT_BYTES:
+        raise SettingError(
+            f"quantization: {profile.target} is {', '.join(convert.WEIGHT_BYTES)}, not "
+            f"{profile.quantization}. The savedmodel profiles have it."
+        )
     longest = checkpoint.config.max_sequence_length
     for length in lengths(checkpoint, profile):
         if length > longest:
