@@ -1,4 +1,4 @@
-"""Plain text, JSON lines, SQuAD's JSON and CoNLL columns."""
+"""Plain text by line, paragraph or file, JSON lines, SQuAD's JSON and CoNLL columns."""
 
 from __future__ import annotations
 
@@ -21,6 +21,25 @@ def read_text(path: str | Path, settings: Reading) -> Iterator[Row]:
     for number, line in read_lines(path):
         if line.strip():
             yield number, {"text": line}
+
+
+def read_paragraphs(path: str | Path, settings: Reading) -> Iterator[Row]:
+    """One text between blank lines, its line ends kept; the place is its first line."""
+    start, lines = 0, list[str]()
+    for number, line in read_lines(path):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            yield start, {"text": "\n".join(lines)}
+            lines = []
+    if lines:
+        yield start, {"text": "\n".join(lines)}
+
+
+def read_document(path: str | Path, settings: Reading) -> Iterator[Row]:
+    """The whole file as one text, as it is."""
+    yield 1, {"text": read_all(path)}
 
 
 def read_jsonl(path: str | Path, settings: Reading) -> Iterator[Row]:

@@ -12,6 +12,8 @@ from tfllm.errors import DataError, SettingError
 
 Paths = str | tuple[str, ...]
 
+HELD_OUT = ("validation", "validation_share", "validation_tail")
+
 
 class DataSettings(Reading):
     """Files relative to the working directory, absolute, or under `${TFLLM_DATA}`."""
@@ -23,6 +25,9 @@ class DataSettings(Reading):
     validation_share: float | None = Field(default=None, gt=0, lt=1)
     """The part of the training files to hold out, where there is no validation file: the examples
     whose text hashes below it, so that every reading and every machine holds out the same."""
+    validation_tail: float | None = Field(default=None, gt=0, lt=1)
+    """The part of the training files to hold out at their end: the last examples or, of a single
+    text, its last characters. For texts that follow one another, as in one book."""
     limit: int | None = Field(default=None, gt=0)
     """Read at most this many training examples (the first ones)."""
     both_orders: bool = False
@@ -36,6 +41,8 @@ def train_examples(settings: DataSettings) -> list[dict]:
         examples = (
             example for example in examples if not held_out(example, settings.validation_share)
         )
+    if settings.validation_tail:
+        examples = iter(_divided(list(examples), settings.validation_tail)[0])
     chosen: list[dict] = []
     for example in examples:
         if settings.limit is not None and len(chosen) == settings.limit:
@@ -60,13 +67,19 @@ def swapped(example: dict) -> dict:
 
 def validation_examples(settings: DataSettings) -> list[dict]:
     """The examples to measure on; empty where the recipe names none."""
-    if settings.validation and settings.validation_share:
+    given = [name for name in HELD_OUT if getattr(settings, name) is not None]
+    if len(given) > 1:
         raise SettingError(
-            "data: give either validation or validation_share. Remove one; "
-            "validation_share holds out a part of the training files."
+            f"data: give either {given[0]} or {given[1]}. Remove one; "
+            f"{given[-1]} holds out a part of the training files."
         )
     if settings.validation:
         return list(_read_all(settings, settings.validation))
+    if settings.validation_tail:
+        tail = _divided(list(_read_all(settings, settings.train)), settings.validation_tail)[1]
+        if not tail:
+            raise DataError(f"{settings.train}: nothing is held out. Raise data.validation_tail.")
+        return tail
     share = settings.validation_share
     if not share:
         return []
@@ -74,6 +87,16 @@ def validation_examples(settings: DataSettings) -> list[dict]:
     if not chosen:
         raise DataError(f"{settings.train}: nothing is held out. Raise data.validation_share.")
     return chosen
+
+
+def _divided(examples: list[dict], share: float) -> tuple[list[dict], list[dict]]:
+    """All but the last examples, and these; a single text is cut after its (1 - share) part."""
+    if len(examples) == 1 and isinstance(examples[0].get("text"), str):
+        text = examples[0]["text"]
+        cut = int(len(text) * (1 - share))
+        return [{**examples[0], "text": text[:cut]}], [{**examples[0], "text": text[cut:]}]
+    cut = int(len(examples) * (1 - share))
+    return examples[:cut], examples[cut:]
 
 
 def held_out(example: dict, share: float) -> bool:

@@ -18,11 +18,14 @@ from tfllm.errors import DataError, SettingError, did_you_mean
 
 FIELDS = (
     "text", "text_pair", "label", "words", "tags", "question", "context", "answers", "id",
+    "messages", "prompt",
 )  # fmt: skip
 
 # Each reader yields (place, raw columns), by column name or, without a header, by index.
 FORMATS = {
     "text": documents.read_text,
+    "paragraphs": documents.read_paragraphs,
+    "document": documents.read_document,
     "tsv": tables.read_tsv,
     "csv": tables.read_csv,
     "jsonl": documents.read_jsonl,
@@ -37,14 +40,17 @@ ENDINGS = {
     ".parquet": "parquet", ".json": "squad", ".conll": "conll", ".bio": "conll",
 }  # fmt: skip
 
-Format = Literal["text", "tsv", "csv", "jsonl", "parquet", "squad", "conll"]
+Format = Literal[
+    "text", "paragraphs", "document", "tsv", "csv", "jsonl", "parquet", "squad", "conll"
+]
 
 
 class Reading(Settings):
     """How a data file is read: the part of `data` that `evaluate` and `predict` share."""
 
     format: Format | None = None
-    """The file's format; by its ending where unset."""
+    """The file's format; by its ending where unset. Plain text is a text a line (text), between
+    blank lines (paragraphs), or a whole file (document)."""
     columns: dict[str, str | int] = Field(default_factory=dict)
     """Canonical field to the file's column: its name, or its index from 0 without a header."""
     header: bool = True

@@ -10,6 +10,7 @@ from pydantic import Discriminator
 from tfllm import config
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.tasks.base import Features, Task
+from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tasks.classification import Classification
 from tfllm.tasks.embedding import Embedding
 from tfllm.tasks.masked_lm import MaskedLM
@@ -26,6 +27,7 @@ TASKS: dict[str, type[Task]] = {
     "embedding": Embedding,
     "masked_lm": MaskedLM,
     "next_sentence": NextSentence,
+    "causal_lm": CausalLM,
 }
 
 # The SignatureDef method_name that TF Serving asks of these signatures; all others are predict.
@@ -56,6 +58,12 @@ def _problem(data: Mapping[str, Any]) -> str:
 
 # The type of a `task:` key in other settings: `task: AnyTask`.
 AnyTask = Annotated[
-    Classification | TokenClassification | QuestionAnswering | Embedding | MaskedLM | NextSentence,
+    Classification
+    | TokenClassification
+    | QuestionAnswering
+    | Embedding
+    | MaskedLM
+    | NextSentence
+    | CausalLM,
     Discriminator("kind"),
 ]

@@ -8,7 +8,7 @@ input; an example gives one row, or several (windows, pairs).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,22 @@ def inputs_of(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Rows(Sequence[np.ndarray]):
+    """Rows made when asked for: row i is `make` of the places begins[i] ... + lengths[i]."""
+
+    begins: np.ndarray
+    lengths: np.ndarray
+    make: Callable[[np.ndarray], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    def __getitem__(self, row):
+        begin = int(self.begins[row])
+        return self.make(np.arange(begin, begin + int(self.lengths[row])))
+
+
+@dataclass(frozen=True)
 class Features:
     """Tokenised rows with their targets. Rows of one example follow one another.
 
@@ -73,14 +89,16 @@ class Features:
         inputs, targets = features.batch(rows)
     """
 
-    token_ids: list[np.ndarray]  # int32 [T_i] per row, special tokens included
-    token_types: list[np.ndarray]  # int32 [T_i]
+    token_ids: Sequence[np.ndarray]  # int32 [T_i] per row, special tokens included
+    token_types: Sequence[np.ndarray] | None  # int32 [T_i]; None: all 0
     example: np.ndarray  # int [rows]: the index of the example that each row came from
-    targets: list[np.ndarray] | None  # per row: [], [C], [T_i] or [2]; None without labels
+    targets: Sequence[np.ndarray] | None  # per row: [], [C], [T_i] or [2]; None without labels
     details: list[dict[str, Any]]  # per row: what `answers` needs (offsets, words, text)
-    pad_id: int
+    pad_id: int | None
     group: int = 1
     per_token: bool = False  # targets are [T_i]: padded with IGNORED
+    segments: Sequence[np.ndarray] | None = None  # int32 [T_i]: documents of a row; None: all 1
+    shift: int = 0  # rows may be moved along their text by less than this, anew in every epoch
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -88,6 +106,8 @@ class Features:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of every row: int [rows]."""
+        if isinstance(self.token_ids, Rows):
+            return self.token_ids.lengths
         return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
 
     @property
@@ -103,17 +123,24 @@ class Features:
         Targets are [B], [B, C], [B, 2], or [B, T] padded with -100; None without labels.
         A row longer than `length` is cut.
         """
-        longest = max((len(self.token_ids[row]) for row in rows), default=1)
-        length = longest if length is None else length
+        if length is None:
+            length = max((len(self.token_ids[row]) for row in rows), default=1)
         inputs = {
-            "token_ids": _padded([self.token_ids[row] for row in rows], length, self.pad_id),
-            "token_types": _padded([self.token_types[row] for row in rows], length, 0),
-            "mask": _padded([np.ones(len(self.token_ids[row])) for row in rows], length, 0),
+            "token_ids": _padded([self.token_ids[row] for row in rows], length, self.pad_id or 0),
+            "token_types": np.zeros((len(rows), length), np.int32)
+            if self.token_types is None
+            else _padded([self.token_types[row] for row in rows], length, 0),
+            "mask": _padded([self._mask(row) for row in rows], length, 0),
         }
         if self.targets is None:
             return inputs, None
         chosen = [self.targets[row] for row in rows]
         return inputs, _padded(chosen, length, IGNORED) if self.per_token else np.stack(chosen)
+
+    def _mask(self, row: int) -> np.ndarray:
+        if self.segments is not None:
+            return self.segments[row]
+        return np.ones(len(self.token_ids[row]))
 
 
 def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Features:

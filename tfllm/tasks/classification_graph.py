@@ -33,7 +33,7 @@ def signatures(
     names = ["text", "text_pair"] if task.pair else ["text"]
 
     def scores(*texts: tf.Tensor) -> tf.Tensor:
-        raw = graph.run(model, tokenizer(*texts, max_length=task.max_length))
+        raw = graph.run_by_length(model, tokenizer(*texts, max_length=task.max_length))
         activation = {"single_label": tf.nn.softmax, "multi_label": tf.sigmoid}
         return activation.get(task.problem, tf.identity)(raw)
 
@@ -71,7 +71,7 @@ def next_sentence(
     """`serving_default`: text, text_pair string[B] -> is_next float[B], a probability; `tokens`."""
 
     def answer(text: tf.Tensor, text_pair: tf.Tensor) -> dict[str, tf.Tensor]:
-        raw = graph.run(model, tokenizer(text, text_pair, max_length=task.max_length))
+        raw = graph.run_by_length(model, tokenizer(text, text_pair, max_length=task.max_length))
         return {"is_next": tf.nn.softmax(raw)[:, 0]}
 
     return {

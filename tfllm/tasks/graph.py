@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import keras
 
 REPLACEMENT = 0xFFFD  # for each invalid byte sequence, as the tokenizer has it
+ROWS_AT_ONCE = 8  # 4 to 16 are equally quick; docs/log.md
 
 
 def texts(*names: str) -> list[tf.TensorSpec]:
@@ -27,6 +28,33 @@ def texts(*names: str) -> list[tf.TensorSpec]:
 def run(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """The model's output in float32 for packed rows int32 [B, T]."""
     return tf.cast(model(inputs_of(model, packed), training=False), tf.float32)
+
+
+def run_by_length(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """`run` for models with one output a row [B, C], in groups of rows of like length.
+
+    A batch is padded to its longest row; groups of the sorted rows are padded to their own. On a
+    batch of 32 sentences that saves a third of the time. Outputs are in the order of the rows.
+    """
+    lengths = tf.reduce_sum(packed["mask"], axis=1)
+    order = tf.argsort(lengths, direction="DESCENDING", stable=True)
+    lengths = tf.gather(lengths, order)
+    inputs = {name: tf.gather(packed[name], order) for name in model.input}
+    groups = (tf.size(lengths) + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE
+    outputs = tf.TensorArray(
+        tf.float32, groups, infer_shape=False, element_shape=[None, model.output.shape[-1]]
+    )
+
+    def step(group: tf.Tensor, outputs: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        first = group * ROWS_AT_ONCE
+        part = {
+            name: rows[first : first + ROWS_AT_ONCE, : lengths[first]]
+            for name, rows in inputs.items()
+        }
+        return group + 1, outputs.write(group, run(model, part))
+
+    _, outputs = tf.while_loop(lambda group, _: group < groups, step, (0, outputs))
+    return tf.gather(outputs.concat(), tf.math.invert_permutation(order))
 
 
 def tokens(model: keras.Model, output: str = "logits") -> Any:

@@ -26,7 +26,8 @@ def embedding(task: Embedding, model: keras.Model, tokenizer: GraphTokenizer) ->
 
     @graph.function(graph.texts("text"))
     def serve(text):
-        return {"embedding": graph.run(model, tokenizer(text, max_length=task.max_length))}
+        packed = tokenizer(text, max_length=task.max_length)
+        return {"embedding": graph.run_by_length(model, packed)}
 
     return {"serving_default": serve, "tokens": graph.tokens(model, "embedding")}
 

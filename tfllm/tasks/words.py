@@ -34,7 +34,7 @@ def piece_kinds(tokenizer: Tokenizer) -> np.ndarray:
     """The kind of every token of the vocabulary: int32 [V]."""
     kinds = np.array([_kind(token) for token in tokenizer.vocabulary], np.int32)
     specials = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id, tokenizer.mask_id)
-    kinds[list(specials)] = ALONE
+    kinds[[special for special in specials if special is not None]] = ALONE
     return kinds
 
 

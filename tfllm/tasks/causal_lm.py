@@ -1,0 +1,216 @@
+"""Telling the next token: text from raw text, answers from conversations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from tfllm.errors import DataError, SettingError
+from tfllm.tasks import packing
+from tfllm.tasks.base import ClassWeights, Example, Features, Rows, Task, text_of, where
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfllm.tokenizers.base import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# Texts are tokenized in groups of about so many characters: enough for all cores, little memory.
+GROUP_CHARACTERS = 2**20
+
+Document = tuple[np.ndarray, np.ndarray | None]  # ids [n]; which are learned, None: all
+
+
+class CausalLM(Task):
+    """Scores of the next token for every token (Radford et al. 2019).
+
+    Examples are texts (`text`), or conversations (`messages`: a list of `role` and `content`), of
+    which only the assistant's answers are learned.
+    """
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    max_length: int = Field(default=256, ge=2)
+    """Tokens of one row: the window of training."""
+    packing: bool = True
+    """Rows are filled: with windows of the texts one after another, cut anywhere and elsewhere in
+    every epoch, or with as many whole conversations as fit. No token sees another document, and
+    positions begin anew in each. false: a row holds one document, or a part of a long one."""
+    documents: bool = True
+    """Every example is a document of its own, between the start and the end token where the
+    vocabulary has them. false: all examples are one text, joined by line ends as in their file."""
+
+    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+        """Raw scores float32 [B, T, V]."""
+        import keras
+
+        from tfllm.layers import heads
+
+        if not hasattr(config, "tie_embeddings"):
+            raise SettingError(
+                f"task.kind: causal_lm needs a decoder, and '{backbone.name}' is none. Use the "
+                "family gpt2 or llama, or the task masked_lm."
+            )
+        scores = heads.next_token(backbone.output, config, backbone)
+        return keras.Model(backbone.input, scores, name=self.kind)
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """Rows over one stream of all tokens; targets int [T] are the next tokens.
+
+        A conversation is cut to its first `max_length` tokens; one that has no token of an answer
+        there is left out. Raises DataError where nothing is left to learn.
+        """
+        chat = bool(examples) and "messages" in examples[0]
+        documents = self._chats(examples, tokenizer) if chat else self._texts(examples, tokenizer)
+        stream = packing.stream(documents, tokenizer.vocabulary_size)
+        if len(stream) < 2:
+            raise DataError(
+                f"{where(examples[0]) if examples else ''}the texts have {len(stream)} tokens, and "
+                "the next token needs one before it. Give longer texts."
+            )
+        bounds = (stream.starts, len(stream), self.max_length)
+        if chat or not self.packing:
+            begins, lengths = packing.whole(*bounds) if self.packing else packing.alone(*bounds)
+        else:
+            begins, lengths = packing.windows(len(stream), self.max_length)
+        return Features(
+            token_ids=Rows(begins, lengths, stream.tokens),
+            token_types=None,
+            example=np.arange(len(begins)),
+            targets=Rows(begins, lengths, stream.targets) if targets else None,
+            details=[],
+            pad_id=tokenizer.pad_id,
+            per_token=True,
+            segments=Rows(begins, lengths, stream.segments),
+            shift=0 if chat or not self.packing else self.max_length,
+        )
+
+    def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
+        """Windows begin elsewhere in every epoch but the first: a function of (seed, epoch)."""
+        moved = packing.shift(features.shift, seed, epoch) if features.shift else 0
+        if not moved:
+            return features
+        rows: dict[str, Any] = {}
+        for name in ("token_ids", "targets", "segments"):
+            if isinstance(found := getattr(features, name), Rows):
+                rows[name] = replace(found, begins=found.begins + moved)
+        return replace(features, **rows)
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """Softmax cross entropy over the learned tokens of the batch."""
+        from tfllm.tasks import losses
+
+        losses.refuse(self.kind, class_weights=class_weights)
+        return losses.CrossEntropy(label_smoothing)
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Accuracy and perplexity over the learned tokens."""
+        from tfllm.tasks import metrics
+
+        return [metrics.Accuracy(), metrics.Perplexity()]
+
+    def _texts(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[Document]:
+        """The tokens of every text, or of all as one."""
+        if not self.documents:
+            yield np.concatenate(list(_joined(examples, tokenizer))), None
+            return
+        start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+        end = [] if tokenizer.end_id is None else [tokenizer.end_id]
+        for group in _groups([lines_of(example) for example in examples]):
+            parts = [list(packing.pieces(text)) for text in group]
+            found = iter(_ids([part for several in parts for part in several], tokenizer))
+            for several in parts:
+                ids = [next(found) for _ in several]
+                if any(map(len, ids)):
+                    yield np.concatenate([start, *ids, end]).astype(np.int32), None
+
+    def _chats(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[Document]:
+        """The tokens of every conversation, its answers marked."""
+        from tfllm.tokenizers import chat
+
+        left_out = 0
+        for example in examples:
+            messages = messages_of(example)
+            ids, spans = chat.chat_spans(tokenizer, messages)
+            learned = np.zeros(len(ids), bool)
+            for begin, end in spans:
+                learned[begin:end] = True
+            learned = learned[: self.max_length]
+            if learned.any():
+                yield np.asarray(ids[: self.max_length], np.int32), learned
+            else:
+                left_out += 1
+        if left_out == len(examples):
+            raise DataError(
+                f"{where(examples[0])}no conversation has an answer of the assistant within its "
+                f"first {self.max_length} tokens. Raise task.max_length, or check the roles."
+            )
+        if left_out:
+            log.warning(
+                "%d of %d conversations have no answer within task.max_length and are left out",
+                left_out, len(examples),
+            )  # fmt: skip
+
+
+def lines_of(example: Example) -> str:
+    """The field `text`; a list of texts (paragraphs) is joined by line ends."""
+    value = example.get("text")
+    if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    return text_of(example)
+
+
+def messages_of(example: Example) -> list[dict[str, str]]:
+    """The field `messages`, checked. Raises DataError naming file and line."""
+    value = example.get("messages")
+    if (
+        isinstance(value, list)
+        and value
+        and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in value
+        )
+    ):
+        return value
+    raise DataError(
+        f"{where(example)}the field 'messages' is not a conversation. Write it as "
+        '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
+    )
+
+
+def _joined(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The tokens of all examples as one text."""
+    text = "\n".join(lines_of(example) for example in examples)
+    for group in _groups(list(packing.pieces(text))):
+        yield from _ids(group, tokenizer)
+
+
+def _ids(texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+    return [
+        np.asarray(ids, np.int32) for ids in tokenizer.encode_ids(texts, add_special_tokens=False)
+    ]
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in groups of about GROUP_CHARACTERS."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= GROUP_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

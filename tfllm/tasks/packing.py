@@ -1,0 +1,137 @@
+"""Texts as one stream of tokens, and rows cut from it without a copy.
+
+    | <s> a a a </s> | <s> b b </s> | <s> c c c c c c </s> |      the stream: documents in a ring
+    |----- row 0 -----|----- row 1 -----|----- row 2 -----|      windows of it, full but the last
+
+A row may hold several documents; its segments number them from 1, and no token sees another
+document or is told from one. The stream is two or four bytes a token, whatever the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfllm.tasks.base import IGNORED
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Documents one after another, the first again after the last."""
+
+    ids: np.ndarray
+    """uint16 or int32 [N]"""
+    first: np.ndarray
+    """bool [N]: whether a document begins here"""
+    learned: np.ndarray | None = None
+    """bool [N]: whether the token is to be told from those before it; None: all are"""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where the documents begin: int [documents]."""
+        return np.flatnonzero(self.first)
+
+    def tokens(self, places: np.ndarray) -> np.ndarray:
+        """Ids at consecutive places of the ring: int32 [T]."""
+        return self.ids[places % len(self)].astype(np.int32)
+
+    def segments(self, places: np.ndarray) -> np.ndarray:
+        """The number of each token's document within the row, from 1: int32 [T]."""
+        numbers = np.cumsum(self.first[places % len(self)], dtype=np.int32)
+        return numbers + (1 - numbers[0])
+
+    def targets(self, places: np.ndarray) -> np.ndarray:
+        """The token after each, IGNORED where that is another document's or not learned."""
+        after = (places + 1) % len(self)
+        told = ~self.first[after]
+        if self.learned is not None:
+            told &= self.learned[after]
+        return np.where(told, self.ids[after].astype(np.int32), IGNORED).astype(np.int32)
+
+
+def stream(
+    documents: Iterable[tuple[np.ndarray, np.ndarray | None]], vocabulary_size: int
+) -> Stream:
+    """One stream of (ids [n], learned bool [n] or None) per document; empty ones are left out."""
+    kind = np.uint16 if vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
+    ids, learned = [], []
+    for tokens, told in documents:
+        if len(tokens):
+            ids.append(np.asarray(tokens, kind))
+            learned.append(told)
+    lengths = np.array([len(tokens) for tokens in ids], np.int64)
+    first = np.zeros(int(lengths.sum()), bool)
+    first[np.cumsum(lengths) - lengths] = True
+    some = any(told is not None for told in learned)
+    return Stream(
+        np.concatenate(ids) if ids else np.zeros(0, kind),
+        first,
+        np.concatenate(
+            [
+                np.ones(n, bool) if told is None else told
+                for n, told in zip(lengths, learned, strict=True)
+            ]
+        )
+        if some
+        else None,
+    )
+
+
+def windows(size: int, length: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(begins, lengths) of windows that hold every place of the ring once, the last what is left.
+
+    All begin `shift` places later; how many there are and how long they are stays the same.
+    """
+    begins = np.arange(0, size, length)
+    return begins + shift, np.minimum(length, size - begins)
+
+
+def whole(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(begins, lengths) of rows of whole documents, as many as fit, in their order.
+
+    `starts` [documents]; `size`: of the stream. No document may be longer than `length`.
+    """
+    ends = np.append(starts[1:], size)
+    begins, begin = [0], 0
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        if end - begin > length:
+            begin = start
+            begins.append(begin)
+    found = np.array(begins, np.int64)
+    return found, np.append(found[1:], size) - found
+
+
+def alone(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(begins, lengths) of rows that hold one document or, of a longer one, a part."""
+    ends = np.append(starts[1:], size)
+    begins = np.concatenate(
+        [np.arange(start, end, length) for start, end in zip(starts, ends, strict=True)]
+    )
+    last = ends[np.searchsorted(starts, begins, side="right") - 1]
+    return begins, np.minimum(length, last - begins)
+
+
+def shift(length: int, seed: int, epoch: int) -> int:
+    """By how much windows are moved in an epoch, below `length`: 0 in the first."""
+    return int(np.random.default_rng((seed, epoch)).integers(length)) if epoch else 0
+
+
+def pieces(text: str, size: int = 2**16) -> Iterator[str]:
+    """A long text in parts of at most `size` characters, so that its tokens need little memory.
+
+    Parts end before the white space at a line's end, where byte-level tokenizers cut anyway.
+    """
+    start = 0
+    while len(text) - start > size:
+        end = text.rfind("\n", start + 1, start + size)
+        end = start + size if end < 0 else end
+        kept = len(text[start:end].rstrip())
+        end = start + kept if kept else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
