@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tfllm.errors import SettingError
+from tfllm.errors import SettingError, TokenizerError
 
 if TYPE_CHECKING:
-    from tfllm.tokenizers.graph import GraphTokenizer
+    from tfllm.tokenizers.forms import Form
 
-PAIR_SPECIALS = 3  # [CLS] a [SEP] b [SEP]
-SINGLE_SPECIALS = 2  # [CLS] a [SEP]
+# Windows over a context move by at least this share of the room that the stride leaves.
+WINDOW_SHARE = 4
 
 
 def kept_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
@@ -41,6 +41,19 @@ def window_ranges(length: int, size: int, stride: int) -> list[tuple[int, int]]:
     return ranges
 
 
+def kept_question(question: int, context: int, room: int, stride: int) -> int:
+    """How many tokens of a question stay in rows of `room` tokens for question and window.
+
+    All, where the context fits beside it or windows can move by a quarter of `room - stride`. A
+    longer question is cut to leave that much: Hugging Face keeps it, and with a question that takes
+    nearly the whole row would make a row for every token of the context.
+    """
+    if question + context <= room:
+        return question
+    movable = room - stride
+    return min(question, movable - -(-movable // WINDOW_SHARE))
+
+
 def check_max_length(max_length: int | None, specials: int) -> None:
     """Raises SettingError when not even the special tokens fit."""
     if max_length is not None and max_length < specials:
@@ -50,12 +63,12 @@ def check_max_length(max_length: int | None, specials: int) -> None:
         )
 
 
-def check_stride(max_length: int, stride: int) -> None:
+def check_stride(max_length: int, stride: int, specials: int) -> None:
     """Raises SettingError when windows of `max_length` tokens cannot overlap by `stride`."""
-    if stride < 0 or stride + PAIR_SPECIALS >= max_length:
+    if stride < 0 or stride + specials >= max_length:
         raise SettingError(
             f"stride {stride} does not fit windows of max_length {max_length}: it must lie between "
-            f"0 and {max_length - PAIR_SPECIALS - 1}. Lower the stride or raise max_length."
+            f"0 and {max_length - specials - 1}. Lower the stride or raise max_length."
         )
 
 
@@ -80,10 +93,14 @@ class Encoding:
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; `graph()` gives the same as TensorFlow ops."""
+    """Text to ids and back; `graph()` gives the same as TensorFlow ops.
+
+    Special tokens that a vocabulary lacks have the id None. Text is Unicode; a lone surrogate
+    counts as U+FFFD. Special tokens written in a text are recognised.
+    """
 
     kind: str
-    """The vocabulary's kind: "wordpiece"."""
+    """The vocabulary's kind: "wordpiece", "bytepair", "sentencepiece" or "characters"."""
 
     @property
     def vocabulary(self) -> list[str]:
@@ -93,26 +110,50 @@ class Tokenizer(Protocol):
     @property
     def vocabulary_size(self) -> int: ...
     @property
-    def pad_id(self) -> int: ...
+    def pad_id(self) -> int | None: ...
     @property
-    def unknown_id(self) -> int: ...
+    def unknown_id(self) -> int | None: ...
     @property
-    def start_id(self) -> int:
-        """[CLS]"""
+    def start_id(self) -> int | None:
+        """[CLS], <s>: begins a row or a document"""
         ...
 
     @property
-    def end_id(self) -> int:
-        """[SEP]"""
+    def end_id(self) -> int | None:
+        """[SEP], </s>, <|endoftext|>: ends a row or a document"""
         ...
 
     @property
-    def mask_id(self) -> int: ...
+    def mask_id(self) -> int | None: ...
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """All special tokens: `decode` leaves them out."""
+        ...
+
     @property
     def lowercase(self) -> bool: ...
 
+    @property
+    def form(self) -> Form:
+        """The special tokens that `encode` puts around texts."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of conversations (see `tokenizers.chat`)."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token, None where the vocabulary lacks it."""
+        ...
+
     def encode(
-        self, text: str, pair: str | None = None, *, max_length: int | None = None
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
     ) -> Encoding:
         """One row; a pair is cut longest-first to `max_length` tokens, special tokens included."""
         ...
@@ -123,8 +164,21 @@ class Tokenizer(Protocol):
         pairs: Sequence[str] | None = None,
         *,
         max_length: int | None = None,
+        add_special_tokens: bool = True,
     ) -> list[Encoding]:
         """`encode` for many texts at once, in parallel."""
+        ...
+
+    def encode_ids(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """The ids alone of many texts, in parallel: for a corpus or a prompt."""
+        ...
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """A conversation's ids, as the chat template writes it (see `tokenizers.chat`)."""
         ...
 
     def encode_words(self, words: Sequence[str], *, max_length: int | None = None) -> Encoding:
@@ -138,13 +192,22 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
+        """The text of token ids, always valid Unicode. Raises TokenizerError for an unknown id."""
         ...
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files in Hugging Face's form."""
         ...
 
-    def graph(self, profile: str = "reference") -> GraphTokenizer:
+    def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
         ...
+
+
+def check_ids(ids: Sequence[int], vocabulary_size: int) -> None:
+    """Raises TokenizerError naming the first id that is outside of the vocabulary."""
+    for number in ids:
+        if not 0 <= number < vocabulary_size:
+            raise TokenizerError(
+                f"There is no token {number}: the vocabulary has ids 0 to {vocabulary_size - 1}."
+            )

@@ -1,87 +1,64 @@
 """A directory's tokenizer files, in Hugging Face's form, to a tokenizer.
 
-`tokenizer.json` is read where it exists, else `vocab.txt`. `tokenizer_config.json` and
-`special_tokens_map.json` may change what they say, as Hugging Face has it. A setting that would
-change the ids and is not known here is refused; nothing is silently left out.
+`tokenizer.json` is read where it exists, else the vocabulary files that a tokenizer's own package
+writes. `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` may stand
+beside. A setting that would change the ids and is not known here is refused, not left out.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
+from tfllm.tokenizers import bytepair, config_files, proto, sentencepiece, wordpiece_files
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.wordpiece import MAX_WORD_CHARACTERS, PREFIX, Specials, WordPiece
+from tfllm.tokenizers.characters import Characters
+from tfllm.tokenizers.config_files import Settings, json_file
+from tfllm.tokenizers.rust import RustTokenizer
+from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
+from tfllm.tokenizers.wordpiece_files import read_vocabulary as read_vocabulary
 
-FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
-
-# Hugging Face's name of a special token -> ours
-SPECIALS = {
-    "pad_token": "pad",
-    "unk_token": "unknown",
-    "cls_token": "start",
-    "sep_token": "end",
-    "mask_token": "mask",
-}
-# Key of tokenizer_config.json -> argument of WordPiece.from_vocabulary
-NORMALIZATION = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "chinese_characters",
-}
-# Key of tokenizer.json's normalizer -> the same
-NORMALIZER = {
-    "lowercase": "lowercase",
-    "strip_accents": "strip_accents",
-    "handle_chinese_chars": "chinese_characters",
-    "clean_text": "clean_text",
-}
-# Rows that show whether a file's own post-processor and pre-tokenizer are BERT's.
-PROBES = (("1 2", None), ("1-2, 3", "4"), ("", ""))
+# What a directory may hold of a tokenizer; the first two were there first.
+FILES = ("tokenizer.json", "vocab.txt", config_files.CONFIG, config_files.SPECIALS_MAP)
+MODELS = sentencepiece.FILE_NAMES
+BYTE_PAIR = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+LLAMA2C = "tokenizer.bin"
+ALL_FILES = (
+    *FILES,
+    *MODELS,
+    *(name for pair in BYTE_PAIR for name in pair),
+    LLAMA2C,
+    config_files.CHAT_TEMPLATE,
+)
 
 
-def load(directory: str | Path) -> Tokenizer:
-    """The tokenizer of a directory: tfllm's, Hugging Face's, or only a vocab.txt.
+def load(source: str | Path) -> Tokenizer:
+    """The tokenizer of a directory, or of one vocabulary file: `.json`, `.model`, `.txt`, `.bin`.
 
     Raises TokenizerError naming the file and what is wrong with it.
     """
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise TokenizerError(f"There is no directory '{folder}' with tokenizer files.")
-    settings = _settings(folder)
-    if (folder / "tokenizer.json").is_file():
-        return _from_json(folder / "tokenizer.json", settings)
-    if (folder / "vocab.txt").is_file():
-        path = folder / "vocab.txt"
-        return _built(path, read_vocabulary(path), settings)
+    path = Path(source)
+    if path.is_file():
+        return _file(path, Settings())
+    if not path.is_dir():
+        raise TokenizerError(f"There is no directory '{path}' with tokenizer files.")
+    if found := vocabulary_file(path):
+        return _file(found, config_files.read(path))
     raise TokenizerError(
-        f"'{folder}' has neither tokenizer.json nor vocab.txt. "
-        "Copy the tokenizer's files of the checkpoint into it."
+        f"'{path}' has neither tokenizer.json nor vocab.txt, vocab.json with merges.txt, a .model "
+        "file or a tokenizer.bin. Copy the tokenizer's files of the checkpoint into it."
     )
 
 
-def read_vocabulary(path: str | Path) -> list[str]:
-    """The tokens of a vocab.txt, one a line. Raises TokenizerError naming the line."""
-    path = Path(path)
-    text = _text(path).replace("\r\n", "\n")
-    lines = text.removesuffix("\n").split("\n")
-    seen: dict[str, int] = {}
-    for number, token in enumerate(lines, start=1):
-        if not token:
-            raise TokenizerError(
-                f"{path}:{number}: {'the file' if len(lines) == 1 else 'the line'} is empty; "
-                "a vocabulary has one token a line."
-            )
-        if token in seen:
-            raise TokenizerError(
-                f"{path}:{number}: '{token}' stands in line {seen[token]} already. "
-                "Rename one of them; ids may not change."
-            )
-        seen[token] = number
-    return lines
+def vocabulary_file(folder: Path) -> Path | None:
+    """The file that `load` reads in a directory, None where there is none."""
+    pairs = [first for first, second in BYTE_PAIR if (folder / second).is_file()]
+    for name in ("tokenizer.json", *pairs, *MODELS, "vocab.txt", LLAMA2C):
+        if (folder / name).is_file():
+            return folder / name
+    return None
 
 
 def check_size(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
@@ -96,153 +73,69 @@ def check_size(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
         )
 
 
-def _from_json(path: Path, settings: dict[str, Any]) -> WordPiece:
-    data = _json(path)
-    model = _part(data, "model", "WordPiece", path)
-    normalizer = _part(data, "normalizer", "BertNormalizer", path)
-    _part(data, "pre_tokenizer", "BertPreTokenizer", path)
-    prefix = model.get("continuing_subword_prefix", PREFIX)
-    if prefix != PREFIX:
-        raise TokenizerError(f"{path}: subword prefix '{prefix}'; only '{PREFIX}' is known.")
-    table = model.get("vocab")
-    if not isinstance(table, Mapping) or not table:
-        raise TokenizerError(f"{path}: 'model.vocab' is not a table of tokens.")
-    model_size = 1 + max(table.values())
-    table = dict(table)
-    added = data.get("added_tokens") or []
-    for entry in added:
-        _check_added(entry, path)
-        table[entry["content"]] = entry["id"]
-    arguments = {name: normalizer[key] for key, name in NORMALIZER.items() if key in normalizer}
-    specials = {"unknown": model.get("unk_token", "[UNK]"), **settings.pop("specials")}
-    tokenizer = _built(
-        path,
-        _ordered(table, path),
-        {
-            **arguments,
-            **settings,
-            "specials": specials,
-            "added": [*(entry["content"] for entry in added), *settings.pop("added")],
-            "model_size": model_size,
-            "max_word_characters": model.get("max_input_chars_per_word", MAX_WORD_CHARACTERS),
-        },
-    )
-    _check_rows(tokenizer, path)
-    return tokenizer
+def _file(path: Path, settings: Settings) -> Tokenizer:
+    for vocabulary, merges in BYTE_PAIR:
+        if path.name == vocabulary and (path.parent / merges).is_file():
+            return bytepair.read(path, path.parent / merges, settings)
+    reader = READERS.get(path.suffix)
+    if reader is None:
+        raise TokenizerError(
+            f"{path}: not a vocabulary file; give a directory, or one of "
+            f"{', '.join(f'*{suffix}' for suffix in READERS)}."
+        )
+    return reader(path, settings)
 
 
-def _built(path: Path, vocabulary: list[str], arguments: dict[str, Any]) -> WordPiece:
-    specials = Specials(**arguments.pop("specials"))
-    known = set(vars(specials).values())
-    added = [token for token in dict.fromkeys(arguments.pop("added")) if token not in known]
-    try:
-        return WordPiece.from_vocabulary(vocabulary, specials=specials, added=added, **arguments)
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from None
+def _from_json(path: Path, settings: Settings) -> Tokenizer:
+    data = json_file(path)
+    kind = JSON_KINDS.get(json_kind(data))
+    if kind is None:
+        return wordpiece_files.from_json(path, data)
+    return kind.from_definition(path.read_text("utf-8-sig"), settings, path)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Arguments of WordPiece.from_vocabulary that the two small files give."""
-    special_map = _json_if_there(folder / "special_tokens_map.json")
-    path = folder / "tokenizer_config.json"
-    config = _json_if_there(path)
-    arguments: dict[str, Any] = {}
-    for key, name in NORMALIZATION.items():
-        if key not in config:
-            continue
-        value = config[key]
-        if not isinstance(value, bool) and not (key == "strip_accents" and value is None):
-            raise TokenizerError(f"{path}: '{key}' is {value!r}; write true or false.")
-        arguments[name] = value
-    named = {**special_map, **config}
-    arguments["specials"] = {
-        ours: _content(named[theirs])
-        for theirs, ours in SPECIALS.items()
-        if named.get(theirs) is not None
-    }
-    added = named.get("additional_special_tokens") or named.get("extra_special_tokens") or []
-    arguments["added"] = [_content(entry) for entry in added]
-    return arguments
+def _from_text(path: Path, settings: Settings) -> Tokenizer:
+    return wordpiece_files.from_vocabulary_file(path)
 
 
-def _content(entry: Any) -> str:
-    """A special token stands as its text or as a table with its text."""
-    return entry["content"] if isinstance(entry, Mapping) else str(entry)
+def _from_llama2c(path: Path, settings: Settings) -> Tokenizer:
+    return sentencepiece.from_proto(proto.from_llama2c(path), settings, path)
 
 
-def _part(data: Mapping[str, Any], key: str, kind: str, path: Path) -> Mapping[str, Any]:
-    part = data.get(key)
+READERS: dict[str, Callable[[Path, Settings], Tokenizer]] = {
+    ".json": _from_json,
+    ".txt": _from_text,
+    ".model": sentencepiece.read,
+    ".bin": _from_llama2c,
+}
+JSON_KINDS: dict[str, type[RustTokenizer]] = {
+    "bytepair": bytepair.BytePair,
+    "sentencepiece": SentencePieceJson,
+    "characters": Characters,
+}
+
+
+def json_kind(data: Mapping[str, Any]) -> str:
+    """The kind of vocabulary that a tokenizer.json describes; "wordpiece" for all that is left."""
+    model = data.get("model")
+    if not isinstance(model, Mapping):
+        return "wordpiece"
+    kind = model.get("type") or ("BPE" if "merges" in model else "")
+    parts = {name for key in ("pre_tokenizer", "decoder") for name in _types(data.get(key))}
+    if kind == "Unigram":
+        return "sentencepiece"
+    if kind == "BPE" and "ByteLevel" in parts:
+        return "bytepair"
+    if kind == "BPE" and (model.get("byte_fallback") or "Metaspace" in parts):
+        return "sentencepiece"
+    if kind == "BPE" and parts <= {"Fuse"} and not model.get("merges") and model.get("vocab"):
+        return "characters"
+    return "wordpiece"
+
+
+def _types(part: Any) -> list[str]:
+    """The types of a pre-tokenizer or decoder and of those inside a Sequence."""
     if not isinstance(part, Mapping):
-        raise TokenizerError(f"{path}: '{key}' is missing; a BERT tokenizer has a {kind} there.")
-    # Files of old versions leave the model's type out.
-    found = part.get("type", kind if key == "model" and "merges" not in part else None)
-    if found != kind:
-        raise TokenizerError(
-            f"{path}: '{key}' is a {found}; only {kind}, as BERT uses it, is known so far."
-        )
-    return part
-
-
-def _check_added(entry: Any, path: Path) -> None:
-    """An added token must be one that is recognised exactly as it is written."""
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
-        raise TokenizerError(f"{path}: 'added_tokens' has an entry without 'content'.")
-    flags = [name for name in ("lstrip", "rstrip", "single_word", "normalized") if entry.get(name)]
-    if flags:
-        raise TokenizerError(
-            f"{path}: the added token '{entry['content']}' has {', '.join(flags)} set, which would "
-            "differ in the graph. Add it as a special token, which is matched as it is written."
-        )
-
-
-def _ordered(table: Mapping[str, Any], path: Path) -> list[str]:
-    by_id = {number: token for token, number in table.items()}
-    for number in range(len(table)):
-        if number not in by_id:
-            raise TokenizerError(
-                f"{path}: {len(table)} tokens, and none has the id {number}. "
-                "The ids must run from 0 without a gap, each once."
-            )
-    return [by_id[number] for number in range(len(table))]
-
-
-def _check_rows(tokenizer: WordPiece, path: Path) -> None:
-    """The file, run by the `tokenizers` package itself, must give the rows that we give."""
-    from tokenizers import Tokenizer as Rust
-
-    try:
-        rust = Rust.from_file(str(path))
-    except Exception as error:  # the package raises bare Exception
-        raise TokenizerError(f"{path}: not a usable tokenizer file: {error}") from None
-    rust.no_truncation()
-    rust.no_padding()
-    for text, pair in PROBES:
-        theirs, ours = rust.encode(text, pair), tokenizer.encode(text, pair)
-        if (theirs.ids, theirs.type_ids) != (ours.ids, ours.type_ids):
-            raise TokenizerError(
-                f"{path}: gives {theirs.tokens} for {text!r} and {pair!r}, where BERT's rows are "
-                "[CLS] a [SEP] b [SEP] with types 0 and 1. Such a post-processor is not known."
-            )
-
-
-def _json_if_there(path: Path) -> dict[str, Any]:
-    return _json(path) if path.is_file() else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise TokenizerError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
-    if not isinstance(data, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {type(data).__name__}.")
-    return data
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 text (byte {error.start}).") from None
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror}.") from None
+        return []
+    inner = part.get("pretokenizers") or part.get("decoders") or []
+    return [str(part.get("type")), *(name for entry in inner for name in _types(entry))]

@@ -64,7 +64,7 @@ class GraphTokenizer(tf.Module):
         model = tokenizer.vocabulary[: tokenizer.model_size]
         self.profile = profile
         self.tokenizer = tokenizer  # the vocabulary, for whoever turns ids back into tokens
-        self.ids = rows.Ids(tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id)
+        self.ids = rows.Ids(tokenizer.form, tokenizer.pad_id)
         self._unknown_id = tokenizer.unknown_id
         self._max_word_characters = None if mediapipe else tokenizer.max_word_characters
         self._unknown_word = _unknown_word(model)

@@ -10,19 +10,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfllm.tokenizers.base import (
-    PAIR_SPECIALS,
-    SINGLE_SPECIALS,
-    check_max_length,
-    check_stride,
-)
+from tfllm.tokenizers.base import WINDOW_SHARE, check_max_length, check_stride
+from tfllm.tokenizers.forms import Form
 
 
 class Ids(NamedTuple):
-    """The ids a row is made with besides those of its texts."""
+    """What a row is made with besides the ids of its texts."""
 
-    start: int
-    end: int
+    form: Form
     pad: int
 
 
@@ -44,17 +39,17 @@ class _Part(NamedTuple):
 def pack(
     first: tf.RaggedTensor, second: tf.RaggedTensor | None, max_length: int, ids: Ids
 ) -> dict[str, tf.Tensor]:
-    """`[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, the pair cut longest-first.
+    """`start a end` or `start a between b end`, the pair cut longest-first.
 
     Ragged int32 [B, None] to int32 [B, T], T the longest row, at most `max_length`.
     """
-    lengths = first.row_lengths()
+    lengths, form = first.row_lengths(), ids.form
     if second is None:
-        check_max_length(max_length, SINGLE_SPECIALS)
-        kept = tf.minimum(lengths, max_length - SINGLE_SPECIALS)
+        check_max_length(max_length, form.single_specials)
+        kept = tf.minimum(lengths, max_length - form.single_specials)
         return _rows([_Part(first.flat_values, first.row_starts(), kept)], ids)[0]
-    check_max_length(max_length, PAIR_SPECIALS)
-    kept, kept_second = kept_lengths(lengths, second.row_lengths(), max_length - PAIR_SPECIALS)
+    check_max_length(max_length, form.pair_specials)
+    kept, kept_second = kept_lengths(lengths, second.row_lengths(), max_length - form.pair_specials)
     parts = [
         _Part(first.flat_values, first.row_starts(), kept),
         _Part(second.flat_values, second.row_starts(), kept_second),
@@ -85,16 +80,17 @@ def windows(
     stride: int,
     ids: Ids,
 ) -> dict[str, tf.Tensor]:
-    """Rows `[CLS] question [SEP] window [SEP]`, as `Tokenizer.encode_windows` gives them.
+    """Rows `start question between window end`, as `Tokenizer.encode_windows` gives them.
 
     Ragged int32 [B, None] of ids and of the context's offsets, to int32 [R, T] "token_ids",
     "token_types", "mask", "starts", "ends" (-1 outside the context) and "example" [R], the index
     of the example that each row belongs to.
     """
-    check_stride(max_length, stride)
-    room = tf.constant(max_length - PAIR_SPECIALS, tf.int64)
+    check_stride(max_length, stride, ids.form.pair_specials)
+    room = tf.constant(max_length - ids.form.pair_specials, tf.int64)
     asked, length = question.row_lengths(), context.row_lengths()
-    asked = tf.where(asked + length > room, tf.minimum(asked, room - stride - 1), asked)
+    longest = room - stride - -(-(room - stride) // WINDOW_SHARE)  # as base.kept_question
+    asked = tf.where(asked + length > room, tf.minimum(asked, longest), asked)
     size = room - asked
     step = size - stride  # above 0 wherever there is more than one window
     more = tf.maximum(length - size, 0)
@@ -125,20 +121,33 @@ def windows(
 
 
 def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """[CLS] and each part followed by [SEP]; also the places counted from the last part's start."""
-    total = 1 + tf.add_n([part.lengths + 1 for part in parts])  # [R]
-    longest = tf.reduce_max(tf.concat([total, [1]], 0))
+    """The parts and the special tokens; also the places counted from the last part's start."""
+    form = ids.form
+    specials = form.single_specials if len(parts) == 1 else form.pair_specials
+    total = specials + tf.add_n([part.lengths for part in parts])  # [R]
+    longest = tf.reduce_max(tf.concat([total, [specials]], 0))
     place = tf.range(longest)[None, :]  # [1, T]
-    token_ids = tf.where(place == 0, ids.start, tf.fill(_shape(total, longest), ids.pad))
+    token_ids = tf.fill(_shape(total, longest), ids.pad)
     token_types = tf.zeros_like(token_ids)
-    offset = tf.ones_like(total)  # [R]: where the part starts
+    for number, token in enumerate(form.start):
+        token_ids = tf.where(place == number, token, token_ids)
+    offset = tf.fill(tf.shape(total), tf.constant(len(form.start), tf.int64))  # where a part starts
     for number, part in enumerate(parts):
         inner = place - offset[:, None]
         length = part.lengths[:, None]
-        token_ids = tf.where((inner >= 0) & (inner < length), part.at(inner), token_ids)
-        token_ids = tf.where(inner == length, ids.end, token_ids)
-        token_types = tf.where((inner >= 0) & (inner <= length), number, token_types)
-        offset += part.lengths + 1
+        inside = (inner >= 0) & (inner < length)
+        token_ids = tf.where(inside, part.at(inner), token_ids)
+        own_type = form.second_type if number else 0
+        last = number == len(parts) - 1
+        after = form.end if last else form.between
+        types = (own_type,) * len(after) if last else form.between_types
+        if own_type:
+            token_types = tf.where(inside, own_type, token_types)
+        for distance, (token, kind) in enumerate(zip(after, types, strict=True)):
+            token_ids = tf.where(inner == length + distance, token, token_ids)
+            if kind:
+                token_types = tf.where(inner == length + distance, kind, token_types)
+        offset += part.lengths + len(after)
     rows = {
         "token_ids": token_ids,
         "token_types": token_types,

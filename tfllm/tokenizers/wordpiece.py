@@ -5,22 +5,15 @@ Source: Schuster and Nakajima 2012, "Japanese and Korean voice search"; Devlin e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers.base import (
-    PAIR_SPECIALS,
-    SINGLE_SPECIALS,
-    Encoding,
-    check_max_length,
-    check_stride,
-    kept_lengths,
-    window_ranges,
-)
+from tfllm.tokenizers.base import check_ids
+from tfllm.tokenizers.config_files import write_json
+from tfllm.tokenizers.forms import Form, RowTokenizer, bert, scalars
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.graph import GraphTokenizer
@@ -54,7 +47,7 @@ class Normalization:
 
 
 @dataclass(frozen=True)
-class WordPiece:
+class WordPiece(RowTokenizer):
     """BERT's tokenizer. Make it with `from_vocabulary` or `tfllm.tokenizers.files.load`."""
 
     vocabulary: list[str]
@@ -144,74 +137,22 @@ class WordPiece:
         """The id of a token, None where the vocabulary lacks it."""
         return self._ids.get(token)
 
-    def encode(
-        self, text: str, pair: str | None = None, *, max_length: int | None = None
-    ) -> Encoding:
-        """One row; a pair is cut longest-first to `max_length` tokens, special tokens included."""
-        pairs = None if pair is None else [pair]
-        return self.encode_batch([text], pairs, max_length=max_length)[0]
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self._ids[token] for token in self.literal_tokens)
 
-    def encode_batch(
-        self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
-        *,
-        max_length: int | None = None,
-    ) -> list[Encoding]:
-        """`encode` for many texts at once, in parallel."""
-        first = self._split(texts)
-        if pairs is None:
-            check_max_length(max_length, SINGLE_SPECIALS)
-            room = None if max_length is None else max_length - SINGLE_SPECIALS
-            return [self._row([_cut(a, 0, room)]) for a in first]
-        check_max_length(max_length, PAIR_SPECIALS)
-        rows = []
-        for a, b in zip(first, self._split(pairs), strict=True):
-            lengths: tuple[int | None, int | None] = (None, None)
-            if max_length is not None:
-                lengths = kept_lengths(len(a), len(b), max_length - PAIR_SPECIALS)
-            rows.append(self._row([_cut(a, 0, lengths[0]), _cut(b, 0, lengths[1])]))
-        return rows
+    @property
+    def form(self) -> Form:
+        return bert(self.start_id, self.end_id)
 
-    def encode_words(self, words: Sequence[str], *, max_length: int | None = None) -> Encoding:
-        """One row of words that are split already; `word_ids` index `words`.
-
-        A word without any character that the normalisation keeps gives no token. Offsets count
-        within each word.
-        """
-        check_max_length(max_length, SINGLE_SPECIALS)
-        room = None if max_length is None else max_length - SINGLE_SPECIALS
-        pieces = self._rust.encode(
-            [_scalars(word) for word in words], is_pretokenized=True, add_special_tokens=False
-        )
-        return self._row([_cut(pieces, 0, room)])
-
-    def encode_windows(
-        self, question: str, context: str, *, max_length: int, stride: int
-    ) -> list[Encoding]:
-        """Rows `[CLS] question [SEP] window [SEP]` whose windows overlap by `stride` tokens.
-
-        As Hugging Face's truncation "only_second" with overflowing tokens. A question so long that
-        windows could not move is cut (Hugging Face refuses it) to max_length - stride - 4 tokens.
-        """
-        check_stride(max_length, stride)
-        asked, text = self._split([question, context])
-        room = max_length - PAIR_SPECIALS
-        kept = len(asked)
-        if kept + len(text) > room:
-            kept = min(kept, room - stride - 1)
-        head = _cut(asked, 0, kept)
-        ranges = window_ranges(len(text), room - kept, stride)
-        return [self._row([head, _cut(text, start, stop)]) for start, stop in ranges]
+    @property
+    def chat_template(self) -> None:
+        """An encoder has no conversations."""
+        return None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. Raises TokenizerError for an id outside the vocabulary."""
-        wrong = [i for i in ids if not 0 <= i < self.vocabulary_size]
-        if wrong:
-            raise TokenizerError(
-                f"There is no token {wrong[0]}: the vocabulary has ids 0 to "
-                f"{self.vocabulary_size - 1}."
-            )
+        check_ids(ids, self.vocabulary_size)
         return self._rust.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def save(self, directory: str | Path) -> None:
@@ -236,8 +177,8 @@ class WordPiece:
             "tokenize_chinese_chars": self.normalization.chinese_characters,
         }
         extra = {"additional_special_tokens": list(self.added)} if self.added else {}
-        _write_json(folder / "tokenizer_config.json", {**settings, **names, **extra})
-        _write_json(folder / "special_tokens_map.json", {**names, **extra})
+        write_json(folder / "tokenizer_config.json", {**settings, **names, **extra})
+        write_json(folder / "special_tokens_map.json", {**names, **extra})
 
     def graph(self, profile: str = "reference") -> GraphTokenizer:
         """The same tokenizer as TensorFlow ops; profile "mediapipe" does what its C++ does."""
@@ -247,44 +188,12 @@ class WordPiece:
 
     def _split(self, texts: Sequence[str]) -> list[Any]:
         """Tokens of each text, without special tokens around them, uncut."""
-        return self._rust.encode_batch([_scalars(text) for text in texts], add_special_tokens=False)
+        return self._rust.encode_batch([scalars(text) for text in texts], add_special_tokens=False)
 
-    def _row(self, pieces: Sequence[_Piece]) -> Encoding:
-        """[CLS] and each piece followed by [SEP]."""
-        row = Encoding([self.start_id], [0], [(0, 0)], [None], [None])
-        for sequence, piece in enumerate(pieces):
-            row.ids.extend(piece.ids)
-            row.offsets.extend(piece.offsets)
-            row.word_ids.extend(piece.word_ids)
-            row.sequence_ids.extend([sequence] * len(piece.ids))
-            row.type_ids.extend([sequence] * (len(piece.ids) + 1))
-            row.ids.append(self.end_id)
-            row.offsets.append((0, 0))
-            row.word_ids.append(None)
-            row.sequence_ids.append(None)
-        return row
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A range of one text's tokens."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-
-
-def _cut(tokens: Any, start: int, stop: int | None) -> _Piece:
-    return _Piece(tokens.ids[start:stop], tokens.offsets[start:stop], tokens.word_ids[start:stop])
-
-
-def _scalars(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
-    return text
+    def _split_words(self, words: Sequence[str]) -> Any:
+        return self._rust.encode(
+            [scalars(word) for word in words], is_pretokenized=True, add_special_tokens=False
+        )
 
 
 def _index(vocabulary: list[str]) -> dict[str, int]:
@@ -344,7 +253,3 @@ def _rust_tokenizer(
         [AddedToken(token, special=True, normalized=False) for token in literal]
     )
     return rust
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

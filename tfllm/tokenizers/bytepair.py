@@ -1,0 +1,140 @@
+"""Byte-level byte-pair encoding: GPT-2, GPT-NeoX, RoBERTa, Llama 3, Qwen, SmolLM.
+
+Source: Sennrich et al. 2016, "Neural machine translation of rare words with subword units"; Radford
+et al. 2019, "Language models are unsupervised multitask learners" (the alphabet of bytes).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfllm.errors import TokenizerError
+from tfllm.tokenizers.config_files import Settings, content, json_file, text_file
+from tfllm.tokenizers.rust import RustTokenizer
+
+ENDOFTEXT = "<|endoftext|>"
+ROBERTA_CLASSES = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer", "LEDTokenizer")
+ROBERTA_NAMES = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@functools.cache
+def byte_characters() -> tuple[str, ...]:
+    """byte -> the printable character that stands for it in a vocabulary, as GPT-2 has it."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+class BytePair(RustTokenizer):
+    """Byte-level BPE. Every text is made of known tokens, and any ids make valid UTF-8."""
+
+    kind = "bytepair"
+
+    def token_bytes(self) -> list[bytes]:
+        """id -> the bytes that a token stands for in `decode`."""
+        byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+        return [
+            bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
+            for token in self.vocabulary
+        ]
+
+    def graph(self, profile: str = "reference") -> Any:
+        """The same tokenizer as TensorFlow ops."""
+        from tfllm.tokenizers.graph_bytepair import BytePairGraph
+
+        return BytePairGraph(self, profile)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes vocab.json and merges.txt too."""
+        super().save(directory)
+        model = self.described()["model"]
+        folder = Path(directory)
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+        merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["merges"]]
+        (folder / "merges.txt").write_text(
+            "".join(f"{line}\n" for line in ("#version: 0.2", *merges)), "utf-8", newline="\n"
+        )
+
+
+def from_vocabulary(
+    vocabulary: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    settings: Settings = Settings(),
+    source: str | Path = "vocab.json",
+) -> BytePair:
+    """GPT-2's, RoBERTa's or Qwen2's tokenizer from a table of tokens and the merges in order."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import pre_tokenizers as split
+
+    try:
+        rust = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
+    except Exception as error:  # the package raises bare Exception
+        raise TokenizerError(f"{source}: vocabulary and merges do not fit: {error}") from None
+    prefix = bool(settings.config.get("add_prefix_space", False))
+    rust.pre_tokenizer = split.ByteLevel(add_prefix_space=prefix)
+    rust.decoder = decoders.ByteLevel()
+    rust.post_processor = processors.ByteLevel(trim_offsets=False)
+    kind = settings.tokenizer_class
+    if not kind and {"<s>", "</s>", "<mask>"} <= vocabulary.keys():
+        kind = ROBERTA_CLASSES[0]
+    if kind.startswith("Qwen2"):
+        rust.normalizer = normalizers.NFC()
+        rust.pre_tokenizer = split.Sequence(
+            [
+                split.Split(Regex(QWEN_PATTERN), "isolated"),
+                split.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    specials = [ENDOFTEXT]
+    if kind in ROBERTA_CLASSES:
+        names = {**ROBERTA_NAMES, **{k: v for k, v in settings.named.items() if k in ROBERTA_NAMES}}
+        specials = [content(entry) for entry in names.values()]
+        start, end = specials[0], specials[2]
+        missing = [token for token in (start, end) if token not in vocabulary]
+        if missing:
+            raise TokenizerError(f"{source}: the vocabulary lacks {', '.join(missing)}.")
+        rust.post_processor = processors.RobertaProcessing(
+            (end, vocabulary[end]), (start, vocabulary[start]), True, prefix
+        )
+    for token in specials:
+        if token in vocabulary:
+            mask = token == "<mask>"  # takes the white space before it, as Hugging Face has it
+            entry = AddedToken(token, lstrip=mask, special=True, normalized=False)
+            rust.add_special_tokens([entry])
+    return BytePair.from_definition(rust.to_str(), settings, source)
+
+
+def read(vocabulary: Path, merges: Path, settings: Settings) -> BytePair:
+    """From vocab.json and merges.txt. Raises TokenizerError naming the file and line."""
+    table = json_file(vocabulary)
+    if not all(isinstance(number, int) for number in table.values()):
+        raise TokenizerError(f"{vocabulary}: expected a table of tokens with their ids.")
+    if any(token.endswith("</w>") for token in table):
+        raise TokenizerError(
+            f"{vocabulary}: tokens end in '</w>': BPE over characters (GPT-1, CLIP), not over "
+            "bytes. Use a checkpoint with byte-level BPE."
+        )
+    pairs = []
+    for number, line in enumerate(text_file(merges).split("\n"), start=1):
+        line = line.removesuffix("\r")
+        if not line or number == 1 and line.startswith("#version"):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise TokenizerError(f"{merges}:{number}: a merge is two tokens and a space between.")
+        pairs.append((pair[0], pair[1]))
+    return from_vocabulary(table, pairs, settings, vocabulary)

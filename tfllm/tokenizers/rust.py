@@ -1,0 +1,202 @@
+"""A tokenizer.json run as it is by the Hugging Face `tokenizers` package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfllm.errors import TokenizerError
+from tfllm.tokenizers import config_files
+from tfllm.tokenizers.base import check_ids
+from tfllm.tokenizers.config_files import Names, Settings
+from tfllm.tokenizers.forms import Form, RowTokenizer, scalars
+
+# A text whose tokens no post-processor adds; it shows what is put around them.
+PROBE, PROBE_PAIR = "1 2", "3 4"
+
+
+@dataclass(frozen=True)
+class RustTokenizer(RowTokenizer):
+    """Byte-level BPE, SentencePiece or characters, as a tokenizer.json describes them.
+
+    Make it with `from_definition` of the class for its kind, or with `tfllm.tokenizers.files.load`.
+    """
+
+    names: Names
+    definition: str = field(repr=False)
+    """tokenizer.json, without truncation and padding"""
+    chat_template: str | None = field(repr=False)
+    row_form: Form
+    config: Mapping[str, Any] = field(repr=False, compare=False)
+    vocabulary: list[str] = field(repr=False, compare=False)
+    special_ids: frozenset[int] = field(repr=False, compare=False)
+    _rust: Any = field(repr=False, compare=False)
+    _ids: Mapping[str, int] = field(repr=False, compare=False)
+
+    kind = ""
+
+    @classmethod
+    def from_definition(
+        cls, definition: str, settings: Settings = Settings(), source: str | Path = "tokenizer.json"
+    ) -> Any:
+        """From the text of a tokenizer.json. Raises TokenizerError naming `source`."""
+        from tokenizers import Tokenizer as Rust
+
+        try:
+            rust = Rust.from_str(definition)
+        except Exception as error:  # the package raises bare Exception
+            raise TokenizerError(f"{source}: not a usable tokenizer file: {error}") from None
+        rust.no_truncation()
+        rust.no_padding()
+        added = rust.get_added_tokens_decoder()
+        known = {token.content for token in added.values()}
+        extra = [token for token in settings.added() if token not in known]
+        names = settings.names(known)
+        _add_specials(rust, [*names.present(), *extra])
+        table = rust.get_vocab(with_added_tokens=True)
+        vocabulary = [""] * (1 + max(table.values(), default=-1))
+        for token, number in table.items():
+            vocabulary[number] = token
+        if not vocabulary:
+            raise TokenizerError(f"{source}: the vocabulary is empty.")
+        special = frozenset(
+            number for number, token in rust.get_added_tokens_decoder().items() if token.special
+        )
+        return cls(
+            names=names,
+            definition=rust.to_str(),
+            chat_template=settings.chat_template,
+            row_form=_form(rust, source),
+            config=settings.config,
+            vocabulary=vocabulary,
+            special_ids=special,
+            _rust=rust,
+            _ids=table,
+        )
+
+    @property
+    def form(self) -> Form:
+        return self.row_form
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def lowercase(self) -> bool:
+        return False
+
+    @property
+    def pad_id(self) -> int | None:
+        return self.token_id(self.names.pad)
+
+    @property
+    def unknown_id(self) -> int | None:
+        return self.token_id(self.names.unknown)
+
+    @property
+    def start_id(self) -> int | None:
+        return self.token_id(self.names.start)
+
+    @property
+    def end_id(self) -> int | None:
+        return self.token_id(self.names.end)
+
+    @property
+    def mask_id(self) -> int | None:
+        return self.token_id(self.names.mask)
+
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token, None where the vocabulary lacks it."""
+        return None if token is None else self._ids.get(token)
+
+    def described(self) -> dict[str, Any]:
+        """The parts of tokenizer.json, as a graph is made from them."""
+        return json.loads(self.definition)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids. Raises TokenizerError for an id outside the vocabulary."""
+        check_ids(ids, self.vocabulary_size)
+        return self._rust.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, the template."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rust.save(str(folder / "tokenizer.json"))
+        added = [self.vocabulary[number] for number in sorted(self.special_ids)]
+        config_files.write(folder, self.names, added, self.config, self.chat_template)
+
+    def graph(self, profile: str = "reference") -> Any:
+        """The same tokenizer as TensorFlow ops."""
+        raise NotImplementedError
+
+    def _split(self, texts: Sequence[str]) -> list[Any]:
+        return self._rust.encode_batch([scalars(text) for text in texts], add_special_tokens=False)
+
+    def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = self._rust.encode_batch_fast(
+            [scalars(text) for text in texts], add_special_tokens=False
+        )
+        return [row.ids for row in rows]
+
+    def _split_words(self, words: Sequence[str]) -> Any:
+        return self._rust.encode(
+            [scalars(word) for word in words], is_pretokenized=True, add_special_tokens=False
+        )
+
+
+def _add_specials(rust: Any, tokens: Sequence[str]) -> None:
+    """Makes the tokens special ones, as Hugging Face does for those its settings name."""
+    from tokenizers import AddedToken
+
+    known = {token.content: token for token in rust.get_added_tokens_decoder().values()}
+    missing = [
+        AddedToken(token, special=True, normalized=False)
+        for token in dict.fromkeys(tokens)
+        if token not in known or not known[token].special
+    ]
+    if missing:
+        rust.add_special_tokens(missing)
+
+
+def _form(rust: Any, source: str | Path) -> Form:
+    """The special tokens that the file's post-processor puts around texts, seen from probes."""
+    first, second = (
+        rust.encode(text, add_special_tokens=False).ids for text in (PROBE, PROBE_PAIR)
+    )
+    single, pair = rust.encode(PROBE), rust.encode(PROBE, PROBE_PAIR)
+    try:
+        before, after = _around(single.ids, first)
+        start, rest = _around(pair.ids, first)
+        between, end = _around(list(rest), second)
+    except ValueError:
+        raise TokenizerError(
+            f"{source}: its post-processor changes the tokens of a text; only special tokens "
+            "before, between and after texts are known."
+        ) from None
+    if (before, after) != (start, end):
+        raise TokenizerError(
+            f"{source}: its post-processor puts {before} and {after} around one text but {start} "
+            f"and {end} around two. Such a post-processor is not known."
+        )
+    place = len(start) + len(first)
+    types = pair.type_ids
+    return Form(
+        start,
+        between,
+        end,
+        tuple(types[place : place + len(between)]),
+        types[place + len(between)] if second else 0,
+    )
+
+
+def _around(row: list[int], inner: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after `inner` in `row`. Raises ValueError where it is not there."""
+    for place in range(len(row) - len(inner) + 1):
+        if row[place : place + len(inner)] == inner:
+            return tuple(row[:place]), tuple(row[place + len(inner) :])
+    raise ValueError

@@ -1,0 +1,23 @@
+"""SentencePiece vocabularies written as a tokenizer.json: Llama, T5, ALBERT, XLM-R in Hugging Face.
+
+In Python the file is followed as the `tokenizers` package reads it, which differs from the
+`sentencepiece` package in a few places (docs/tokenizers.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfllm.tokenizers.rust import RustTokenizer
+
+
+class SentencePieceJson(RustTokenizer):
+    """BPE with byte fallback or a unigram model over text whose spaces are U+2581."""
+
+    kind = "sentencepiece"
+
+    def graph(self, profile: str = "reference") -> Any:
+        """The same tokenizer as TensorFlow ops."""
+        from tfllm.tokenizers.graph_sentencepiece import from_json
+
+        return from_json(self, profile)
