@@ -147,7 +147,7 @@ def test_labels_without_names(golden):
         ({"id2label": ["a", "b", "c"]}, "not a table"),
         ({"problem_type": "multi_label"}, "Known: multi_label_classification"),
         ({"model_type": "brt"}, "Did you mean 'bert'"),
-        ({"model_type": "llama"}, "Known: bert, distilbert, electra"),
+        ({"model_type": "mamba"}, "Known: bert, distilbert, electra"),
         ({"model_type": None}, "'model_type' is missing"),
         ({"architectures": ["BertForMultipleChoice"]}, "'BertForMultipleChoice' has no task"),
         ({"architectures": None}, "'architectures' is missing"),

@@ -1,10 +1,12 @@
 """Random decoders for tests, with ways to run them that must agree."""
 
+import functools
+
 import keras
 import numpy as np
 
 from tfllm.layers import heads
-from tfllm.models import FAMILIES, gpt2
+from tfllm.models import FAMILIES, gpt2, llama
 from tfllm.models.decoding import Decoder, decoder
 
 SHAPE = {
@@ -19,6 +21,25 @@ SHAPE = {
 CONFIGS = {
     "gpt2": gpt2.Config(**SHAPE),
     "gpt2 untied": gpt2.Config(tie_embeddings=False, **SHAPE),
+    "llama": llama.Config(num_key_value_heads=2, tie_embeddings=False, **SHAPE),
+    "llama mistral": llama.Config(
+        variant="mistral", num_key_value_heads=2, sliding_window=3, tie_embeddings=False, **SHAPE
+    ),
+    "llama qwen2": llama.Config(
+        variant="qwen2",
+        qkv_bias=True,
+        sliding_window=4,
+        layer_types=("full_attention", "sliding_attention"),
+        **SHAPE,
+    ),
+    "llama qwen3": llama.Config(
+        variant="qwen3",
+        num_key_value_heads=1,
+        head_dim=6,
+        query_key_norm=True,
+        rope_scaling={"rope_type": "linear", "factor": 2.0},
+        **SHAPE,
+    ),
 }
 LENGTHS = (9, 4, 7)
 
@@ -27,9 +48,16 @@ def family_of(name: str) -> str:
     return name.split()[0]
 
 
+@functools.cache
 def model_of(name: str) -> tuple[keras.Model, Decoder]:
+    """The same model for all tests that only run it."""
+    return new_model(name)
+
+
+def new_model(name: str) -> tuple[keras.Model, Decoder]:
     """A causal language model with random weights, biases and norms too."""
     config = CONFIGS[name]
+    keras.utils.set_random_seed(0)
     backbone = FAMILIES[family_of(name)].backbone(config)
     logits = heads.next_token(backbone.output, config, backbone)
     model = keras.Model(backbone.input, logits)

@@ -28,6 +28,7 @@ POOLING_KEYS = {
     "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
 }
+CAUSAL_WINDOW = 1024  # tokens: what perplexities are mostly published for
 SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -45,7 +46,7 @@ def kind_of(hf_config: Mapping[str, Any], weights: Weights, source: str) -> str:
         )
     raise CheckpointError(
         f"{source}: the key 'architectures' is missing, which names the head. "
-        f'Add it, for example: "architectures": ["{weights.architectures["embedding"][0]}"]. '
+        f'Add it, for example: "architectures": ["{next(iter(kinds))}"]. '
         f"Known: {', '.join(kinds)}."
     )
 
@@ -65,6 +66,8 @@ def task_of(
         return QuestionAnswering(
             max_length=length, stride=min(QuestionAnswering().stride, length // 3)
         )
+    if kind == "causal_lm":
+        return TASKS[kind](kind=kind, max_length=min(CAUSAL_WINDOW, positions))
     length = min(Classification().max_length, positions)
     if kind not in ("classification", "token_classification"):
         return TASKS[kind](kind=kind, max_length=length)

@@ -56,10 +56,20 @@ class Checkpoint:
     """Known tensors that the task's graph has no use for, kept for the way back."""
     origin: Origin | None = None
     """The Hugging Face directory that it came from, if any."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """Hugging Face's `generation_config.json`, if there was one."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a generated text: as Hugging Face's files say, else the tokenizer's end."""
+        for settings in (self.generation, self.origin.config if self.origin else {}):
+            if (named := settings.get("eos_token_id")) is not None:
+                return tuple(named) if isinstance(named, list) else (named,)
+        return () if self.tokenizer.end_id is None else (self.tokenizer.end_id,)
 
 
 def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.Model]:
-    """(encoder, whole model) of new variables. Raises SettingError for rows that are too long."""
+    """(backbone, whole model) of new variables. Raises SettingError for rows that are too long."""
     if task.max_length > config.max_sequence_length:
         raise SettingError(
             f"task.max_length is {task.max_length}, and the model has positions for "

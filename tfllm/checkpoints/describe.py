@@ -62,6 +62,9 @@ def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     row = table.heads[kind].get("classifier/kernel")
     size = shapes[row.name][0][0] if isinstance(row, Row) and row.name in shapes else None
     task = architectures.task_of(kind, hf_config, directory, size, config.max_sequence_length)
-    left_out = {*table.tied, *table.buffers}
-    counted = {name: shape for name, shape in shapes.items() if canonical[name] not in left_out}
+    tied = table.tied if getattr(config, "tie_embeddings", True) else {}
+    left_out = {*tied, *table.buffers}
+    counted = {
+        name: shapes[name] for name in names.kept(shapes, table) if canonical[name] not in left_out
+    }
     return family, config, task.model_dump(mode="json"), counted

@@ -22,6 +22,8 @@ from tfllm.tasks.embedding import Embedding
 
 log = logging.getLogger("tfllm")
 
+GENERATION = "generation_config.json"
+
 
 def read(directory: Path, task: Task | None = None) -> Checkpoint:
     """A Hugging Face directory as a checkpoint, for its own task or with a new head for `task`."""
@@ -32,7 +34,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     family, model_type = model_type_of(hf_config, source)
     table = FAMILIES[family].WEIGHTS[model_type]
     config = FAMILIES[family].from_hf(hf_config)
-    raw = _all_tensors(directory)
+    raw = _all_tensors(directory, table)
     own = _own_task(hf_config, table, raw, directory, config, needed=task is None)
     tokenizer = tokenizer_files.load(directory)
     tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
@@ -48,14 +50,21 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
         path=directory,
         carried=loaded[0],
         origin=loaded[1],
+        generation=read_generation(directory),
     )
 
 
-def _all_tensors(directory: Path) -> dict[str, np.ndarray]:
+def _all_tensors(directory: Path, table: Weights) -> dict[str, np.ndarray]:
     raw: dict[str, np.ndarray] = {}
     for file in tensor_files(directory):
         raw.update(read_tensors(file))
-    return raw
+    return {name: raw[name] for name in names.kept(raw, table)}
+
+
+def read_generation(directory: Path) -> dict[str, Any]:
+    """Hugging Face's settings of generation, where the directory has any."""
+    path = directory / GENERATION
+    return read_json(path) if path.is_file() else {}
 
 
 def _own_task(
@@ -119,7 +128,7 @@ def _fill(
         say_changed(source, [path for path in variables if path not in rows],
                     [name for name in known - used if name not in table.buffers])  # fmt: skip
         return {name: tensors[name] for name in known if name in table.buffers}, None
-    tied = _tied(table, tensors, hf_config, source)
+    tied = _tied(table, tensors, used, hf_config, source)
     carried = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
                if name not in used and name not in tied}  # fmt: skip
     return carried, _origin(kind, table, raw, canonical, used, tied, hf_config)
@@ -190,11 +199,15 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray], source: str) -> None:
 
 
 def _tied(
-    table: Weights, tensors: Mapping[str, np.ndarray], hf_config: Mapping[str, Any], source: str
+    table: Weights,
+    tensors: Mapping[str, np.ndarray],
+    used: set[str],
+    hf_config: Mapping[str, Any],
+    source: str,
 ) -> list[str]:
     """Tied tensors of the file that are what they are tied to. Others were never used by
     transformers either, unless the configuration unties them: then this is another model."""
-    there = [(name, other) for name, other in table.tied.items() if name in tensors]
+    there = [item for item in table.tied.items() if item[0] in tensors and item[0] not in used]
     equal = [
         name
         for name, other in there
@@ -285,6 +298,8 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
     }
     write_tensors(directory / TENSORS, {**in_file, **checkpoint.carried})
     write_json(directory / "config.json", _config(checkpoint, origin, shape, table, dtype))
+    if checkpoint.generation:
+        write_json(directory / GENERATION, checkpoint.generation)
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):
         width = checkpoint.config.hidden_dim

@@ -15,6 +15,7 @@ OLD_NORM_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "L
 def canonical(names: Iterable[str], weights: Weights) -> dict[str, str]:
     """The canonical name of every name in a file: with prefix, norms with weight and bias."""
     prefixed = _templates(weights.backbone, *weights.heads.values()) | set(weights.buffers)
+    prefixed |= set(weights.ignored)
     prefixed = {name for name in prefixed if name.startswith(weights.prefix)}
     result = {}
     for raw in names:
@@ -40,6 +41,12 @@ def written(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str
 def unused(weights: Weights) -> set[str]:
     """Canonical names that any file of the type may hold besides its backbone."""
     return _templates(*weights.heads.values()) | set(weights.tied) | set(weights.buffers)
+
+
+def kept(names: Iterable[str], weights: Weights) -> list[str]:
+    """Those names of a file that do not stand for ignored constants."""
+    return [raw for raw, name in canonical(names, weights).items()
+            if _template(name) not in weights.ignored]  # fmt: skip
 
 
 def _templates(*tables: Table) -> set[str]:

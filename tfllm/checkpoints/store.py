@@ -122,6 +122,8 @@ def save(checkpoint: Checkpoint, directory: str | Path) -> Path:
         )
         if checkpoint.carried:
             write_tensors(part / CARRIED, checkpoint.carried)
+        if checkpoint.generation:
+            write_json(part / huggingface.GENERATION, checkpoint.generation)
         checkpoint.tokenizer.save(part)
         write_json(part / SETTINGS, _settings(checkpoint))
     return Path(directory)
@@ -198,6 +200,7 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
         path=directory,
         carried={} if changed else carried,
         origin=None if changed else origin,
+        generation=huggingface.read_generation(directory),
     )
 
 

@@ -6,6 +6,7 @@ errors that name the tensors.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -39,12 +40,19 @@ def rows_of(paths: Iterable[str], table: Table) -> dict[str, Row]:
         if row is None:
             continue
         row = row if isinstance(row, Row) else Row(row, inputs=-1)
-        rows[path] = Row(row.name.replace("{i}", number.group(1) if number else ""), row.inputs)
+        name = row.name.replace("{i}", number.group(1) if number else "")
+        rows[path] = dataclasses.replace(row, name=name)
     return rows
 
 
 def tensor_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the tensor for a variable of `shape`."""
+    """The shape of the tensor for a variable of `shape`, its other parts included."""
+    whole = list(_part_shape(row, shape))
+    whole[row.part_axis] *= row.parts
+    return tuple(whole)
+
+
+def _part_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
     if row.inputs < 0:
         return shape
     if row.inputs == 0:
@@ -55,22 +63,34 @@ def tensor_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
 def to_variables(rows: Mapping[str, Row], variables: Mapping[str, Any], tensors: Tensors) -> None:
     """Puts the tensors into the variables. Shapes were checked before."""
     for path, row in rows.items():
-        value = tensors[row.name].astype(np.float32)
+        value = tensors[row.name]
+        if row.parts > 1:
+            value = np.split(value, row.parts, row.part_axis)[row.part]
+        value = value.astype(np.float32)
         value = value.T if row.inputs > 0 else value
         variables[path].assign(value.reshape(variables[path].shape))
 
 
 def to_tensors(rows: Mapping[str, Row], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tensors that hold what the variables hold, float32."""
-    tensors = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    axes = {}
     for path, row in rows.items():
         value = array_of(variables[path])
         if row.inputs > 0:
-            value = value.reshape(tensor_shape(row, value.shape)[::-1]).T
+            value = value.reshape(_part_shape(row, value.shape)[::-1]).T
         elif row.inputs == 0:
             value = value.reshape(-1)
-        tensors[row.name] = np.ascontiguousarray(value)
-    return tensors
+        parts.setdefault(row.name, {})[row.part] = value
+        axes[row.name] = row.part_axis
+    return {
+        name: np.ascontiguousarray(
+            np.concatenate([found[i] for i in sorted(found)], axes[name])
+            if len(found) > 1
+            else found[0]
+        )
+        for name, found in parts.items()
+    }
 
 
 def array_of(variable: Any) -> np.ndarray:
@@ -91,7 +111,7 @@ def check(
 
     `shapes`: of the tensors that are there; `known`: names that may be there without a use.
     """
-    wanted = {row.name: path for path, row in rows.items()}
+    wanted = {row.name: path for path, row in rows.items()}  # of several parts any one
     missing = [name for name in wanted if name not in shapes]
     known = set(known)
     leftover = [name for name in shapes if name not in wanted and name not in known]

@@ -47,6 +47,15 @@ def kind_of(scaling: Scaling | None) -> str:
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
+def standard(scaling: Scaling | None) -> dict[str, Any]:
+    """The table with today's key `rope_type`; empty for the plain form."""
+    kind = kind_of(scaling)
+    rest = {
+        key: value for key, value in (scaling or {}).items() if key not in ("type", "rope_type")
+    }
+    return {} if kind == "default" else {"rope_type": kind, **rest}
+
+
 def _default(plain: np.ndarray, theta: float, given: Scaling) -> tuple[np.ndarray, float]:
     return plain, 1.0
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bert, gpt2
+from tfllm.models import bert, gpt2, llama
 
-FAMILIES = {"bert": bert, "gpt2": gpt2}
+FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama}
 
 
 def configured(family: str, fields: Mapping[str, Any], source: str = "model") -> Any:
@@ -19,20 +19,32 @@ def configured(family: str, fields: Mapping[str, Any], source: str = "model") ->
             f"{source}: there is no family '{family}'. {did_you_mean(family, FAMILIES)}"
         )
     config = FAMILIES[family].Config
-    known = {field.name: field.default for field in dataclasses.fields(config)}
+    known = {field.name: getattr(config(), field.name) for field in dataclasses.fields(config)}
     for name, value in fields.items():
         if name not in known:
             raise SettingError(f"{source}: unknown key '{name}'. {did_you_mean(name, known)}")
-        kind = type(known[name])
-        expected = (int, float) if kind is float or known[name] is None else kind
-        if value is not known[name] and (
-            not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool)
-        ):
-            raise SettingError(
-                f"{source}: {name} is {value!r}; "
-                f"expected a {kind.__name__} such as {known[name]!r}."
-            )
+        if value is not None or known[name] is not None:
+            _check_kind(name, value, known[name], source)
     try:
         return config(**fields)
     except SettingError as error:
         raise SettingError(f"{source}: {error}") from None
+
+
+# What a field of this kind may be given as, and how to say it.
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    float: ((int, float), "a number"),
+    type(None): ((int, float), "a number"),
+    tuple: ((list, tuple), "a list"),
+    dict: ((dict,), "a mapping"),
+    int: ((int,), "a whole number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a name"),
+}
+
+
+def _check_kind(name: str, value: Any, default: Any, source: str) -> None:
+    expected, said = KINDS[type(default)]
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        example = "" if default in (None, (), {}) else f" such as {default!r}"
+        raise SettingError(f"{source}: {name} is {value!r}; expected {said}{example}.")

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from tfllm.errors import CheckpointError, SettingError, did_you_mean
-from tfllm.layers.activations import ACTIVATIONS, activation
+from tfllm.errors import SettingError, did_you_mean
+from tfllm.layers.activations import activation
 from tfllm.layers.attention import EXACT_MASK
 from tfllm.layers.blocks import EncoderBlock, normal
 from tfllm.layers.positions import PositionEmbedding
+from tfllm.models import hf_config as hf
 from tfllm.models.bert_weights import WEIGHTS
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "from_hf", "to_hf"]
@@ -180,8 +181,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "distilbert": {"num_layers": 6, "num_token_types": 0, "classifier_dropout": 0.2},
 }
-# A graph with these would be another one: key, the value that this file builds, what it means.
-REFUSED = (
+REFUSED: hf.Refused = (
     ("position_embedding_type", "absolute", "relative positions"),
     ("is_decoder", False, "decoding"),
     ("add_cross_attention", False, "cross-attention"),
@@ -191,25 +191,9 @@ REFUSED = (
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
     """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
     variant = hf_config["model_type"]
-    for key, built, meaning in REFUSED:
-        if hf_config.get(key, built) not in (built, None):
-            raise CheckpointError(
-                f"config.json: {key} is {hf_config[key]!r}; tfllm builds {variant} without "
-                f"{meaning}. Use a checkpoint where {key} is {built!r}."
-            )
-    fields = dict(DEFAULTS[variant])
-    for field, key in KEYS[variant].items():
-        if hf_config.get(key) is not None:
-            fields[field] = hf_config[key]
-    if fields.get("activation", "gelu") not in ACTIVATIONS:
-        known = did_you_mean(fields["activation"], ACTIVATIONS)
-        raise CheckpointError(f"config.json: unknown activation '{fields['activation']}'. {known}")
-    try:
-        return Config(variant=variant, **fields)
-    except SettingError as error:
-        raise CheckpointError(f"config.json: {error}") from None
-    except TypeError:
-        raise CheckpointError("config.json: a number of the model's shape is no number.") from None
+    hf.refuse(hf_config, variant, REFUSED)
+    fields = hf.fields_of(hf_config, KEYS[variant], DEFAULTS[variant])
+    return hf.built(Config, {"variant": variant, **fields})
 
 
 def to_hf(config: Config) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import keras
 
-from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.errors import SettingError
 from tfllm.layers import segments
-from tfllm.layers.activations import ACTIVATIONS, activation
+from tfllm.layers.activations import activation
 from tfllm.layers.blocks import normal
 from tfllm.layers.causal import CausalBlock, KeysAndValues
+from tfllm.models import hf_config as hf
 from tfllm.models.rows import Row, Weights, norm, part
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
@@ -172,8 +173,7 @@ KEYS = {
     "initializer_range": "initializer_range",
     "pad_id": "pad_token_id",
 }
-# A graph with these would be another one: key, the value that this file builds, what it means.
-REFUSED = (
+REFUSED: hf.Refused = (
     ("scale_attn_weights", True, "unscaled attention"),
     ("scale_attn_by_inverse_layer_idx", False, "attention scaled by the layer's number"),
     ("add_cross_attention", False, "cross-attention"),
@@ -182,24 +182,8 @@ REFUSED = (
 
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
     """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
-    for key, built, meaning in REFUSED:
-        if hf_config.get(key, built) not in (built, None):
-            raise CheckpointError(
-                f"config.json: {key} is {hf_config[key]!r}; tfllm builds gpt2 without {meaning}. "
-                f"Use a checkpoint where {key} is {built!r}."
-            )
-    fields = {
-        field: hf_config[key] for field, key in KEYS.items() if hf_config.get(key) is not None
-    }
-    if fields.get("activation", "gelu_new") not in ACTIVATIONS:
-        known = did_you_mean(fields["activation"], ACTIVATIONS)
-        raise CheckpointError(f"config.json: unknown activation '{fields['activation']}'. {known}")
-    try:
-        return Config(**fields)
-    except SettingError as error:
-        raise CheckpointError(f"config.json: {error}") from None
-    except TypeError:
-        raise CheckpointError("config.json: a number of the model's shape is no number.") from None
+    hf.refuse(hf_config, "gpt2", REFUSED)
+    return hf.built(Config, hf.fields_of(hf_config, KEYS, {}))
 
 
 def to_hf(config: Config) -> dict[str, Any]:

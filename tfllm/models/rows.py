@@ -22,7 +22,12 @@ class Row:
     part: int = 0
     parts: int = 1
     """Several variables that lie in one tensor, side by side along its outputs: which, of how many.
-    Outputs are the first axis of a transposed matrix, the last of any other."""
+    Outputs are the last axis of a tensor laid out as its variable, the first of any other."""
+
+    @property
+    def part_axis(self) -> int:
+        """The tensor's axis along which the parts lie."""
+        return -1 if self.inputs < 0 else 0
 
 
 Table = Mapping[str, str | Row]

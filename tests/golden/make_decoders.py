@@ -1,0 +1,105 @@
+"""Makes the golden files of decoders: tiny random models of transformers, and what they answer.
+
+Run with transformers and torch installed (the extra [parity]):
+
+    python tests/golden/make_decoders.py
+
+`decoders.npz` holds for each variant: `config` (config.json as bytes), `tensors` (the safetensors
+file as bytes), `inputs/*` (with padding), `logits`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+HERE = Path(__file__).parent
+VOCABULARY = 32
+LENGTH = 11
+STDDEV = 0.3  # large, so that a wrong bias or a swapped matrix shows
+SEED = 0
+
+GPT2 = {"vocab_size": VOCABULARY, "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16}
+LLAMA = {
+    "vocab_size": VOCABULARY, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "hidden_size": 16, "intermediate_size": 20,
+    "max_position_embeddings": 16,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8,
+}  # fmt: skip
+WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+# Name here: (model class, configuration).
+VARIANTS = {
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "distilgpt2": ("GPT2LMHeadModel", {**GPT2, "n_layer": 1, "n_inner": 12}),
+    "gpt2_untied": ("GPT2LMHeadModel", {**GPT2, "tie_word_embeddings": False}),
+    "llama2": ("LlamaForCausalLM", LLAMA),
+    "llama3": ("LlamaForCausalLM", {**LLAMA, "rope_parameters": LLAMA3}),
+    "llama_yarn": ("LlamaForCausalLM", {**LLAMA, "rope_parameters": YARN}),
+    "llama_biased": ("LlamaForCausalLM", {**LLAMA, "attention_bias": True}),
+    "smollm2": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True}),
+    "mistral": ("MistralForCausalLM", {**LLAMA, "sliding_window": 4}),
+    "qwen2": ("Qwen2ForCausalLM", {**LLAMA, "tie_word_embeddings": True}),
+    "qwen2_untied": ("Qwen2ForCausalLM", {**LLAMA, **WINDOWS}),
+    "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "head_dim": 6, "tie_word_embeddings": True}),
+}  # fmt: skip
+
+
+def inputs() -> dict[str, np.ndarray]:
+    """Three rows, two of them padded."""
+    generator = np.random.default_rng(SEED)
+    mask = (np.arange(LENGTH) < np.array([[LENGTH], [4], [7]])).astype("int32")
+    ids = generator.integers(1, VOCABULARY, (3, LENGTH)).astype("int32") * mask
+    return {"token_ids": ids, "mask": mask}
+
+
+def build(name: str) -> torch.nn.Module:
+    """A random model."""
+    architecture, shape = VARIANTS[name]
+    model_class = getattr(transformers, architecture)
+    torch.manual_seed(SEED + list(VARIANTS).index(name))
+    config = model_class.config_class(**shape, attn_implementation="eager")
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            is_norm = "norm" in parameter_name or "ln_" in parameter_name
+            centre = 1.0 if is_norm and parameter_name.endswith("weight") else 0.0
+            parameter.normal_(centre, STDDEV)
+    return model
+
+
+def answer(model: torch.nn.Module, given: dict[str, np.ndarray]) -> np.ndarray:
+    """The scores of the next token."""
+    names = {"token_ids": "input_ids", "mask": "attention_mask"}
+    with torch.no_grad():
+        outputs = model(**{names[key]: torch.tensor(value).long() for key, value in given.items()})
+    return outputs.logits.numpy()
+
+
+def golden(name: str, folder: Path) -> dict[str, np.ndarray]:
+    model = build(name)
+    model.save_pretrained(folder)
+    given = inputs()
+    arrays = {f"{name}/inputs/{key}": value for key, value in given.items()}
+    for key, file in (("config", "config.json"), ("tensors", "model.safetensors")):
+        arrays[f"{name}/{key}"] = np.frombuffer((folder / file).read_bytes(), np.uint8)
+    return {**arrays, f"{name}/logits": answer(model, given)}
+
+
+if __name__ == "__main__":
+    everything: dict[str, np.ndarray] = {}
+    for name in VARIANTS:
+        with tempfile.TemporaryDirectory() as temporary:
+            everything |= golden(name, Path(temporary))
+    np.savez_compressed(HERE / "decoders.npz", **everything)
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}", file=sys.stderr)

@@ -1,0 +1,47 @@
+"""From Hugging Face's `config.json` to a family's Config, by the family's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.layers.activations import ACTIVATIONS
+
+ConfigType = TypeVar("ConfigType")
+
+Refused = tuple[tuple[str, Any, str], ...]
+"""What would make another graph: key, the value that the family builds, what others mean."""
+
+
+def fields_of(
+    hf_config: Mapping[str, Any], keys: Mapping[str, str], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Config fields from `keys` (field: Hugging Face's key), else from `defaults`."""
+    found = {field: hf_config[key] for field, key in keys.items() if hf_config.get(key) is not None}
+    return {**defaults, **found}
+
+
+def refuse(hf_config: Mapping[str, Any], name: str, refused: Refused) -> None:
+    """Raises CheckpointError for a graph that the family `name` does not build."""
+    for key, built, meaning in refused:
+        if hf_config.get(key, built) not in (built, None):
+            raise CheckpointError(
+                f"config.json: {key} is {hf_config[key]!r}; tfllm builds {name} without "
+                f"{meaning}. Use a checkpoint where {key} is {built!r}."
+            )
+
+
+def built(config: type[ConfigType], fields: Mapping[str, Any]) -> ConfigType:
+    """The Config of these fields. Raises CheckpointError where they make no sense."""
+    name = fields.get("activation")
+    if name is not None and name not in ACTIVATIONS:
+        raise CheckpointError(
+            f"config.json: unknown activation '{name}'. {did_you_mean(str(name), ACTIVATIONS)}"
+        )
+    try:
+        return config(**fields)
+    except SettingError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+    except TypeError:
+        raise CheckpointError("config.json: a number of the model's shape is no number.") from None
