@@ -1,0 +1,4 @@
+"""Text from causal language models: samplers, penalties, beam search, the engine and its loop.
+
+`engine` knows token ids only; `text` stands above it and knows prompts, stop strings and chats.
+"""
