@@ -1,6 +1,8 @@
 """tfllm convert and tfllm inspect."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -100,3 +102,16 @@ def test_inspect_of_nothing(tmp_path, capsys):
         inspect(str(tmp_path / "none"))
     with pytest.raises(ArtifactError, match="There is no"):
         inspect(str(tmp_path / "none.tflite"))
+
+
+def test_a_wrong_path_is_told_before_keras_is_loaded():
+    code = (
+        "import sys\nfrom tfllm.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as done:\n"
+        "    assert done.code == 2, done.code\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)\n"
+    )
+    for words in (["inspect", "nosuch"], ["convert", "nosuch", "--output", "nosuch-either"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "There is no 'nosuch'" in done.stderr

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
 
 
+DECODER_TASKS = ("causal_lm", "embedding")
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a Hugging Face directory was like, so that the way back gives the same bytes.
@@ -69,11 +72,17 @@ class Checkpoint:
 
 
 def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.Model]:
-    """(backbone, whole model) of new variables. Raises SettingError for rows that are too long."""
+    """(backbone, whole model) of new variables. Raises SettingError for rows that are too
+    long, and for a task that the family has no head for."""
     if task.max_length > config.max_sequence_length:
         raise SettingError(
             f"task.max_length is {task.max_length}, and the model has positions for "
             f"{config.max_sequence_length} tokens. Lower it to that."
+        )
+    if hasattr(FAMILIES[family], "forward") and task.kind not in DECODER_TASKS:
+        raise SettingError(
+            f"task.kind is {task.kind}, and the decoders of the family {family} have heads for "
+            f"{' and '.join(DECODER_TASKS)} only. Use one of these, or the family bert."
         )
     backbone = FAMILIES[family].backbone(config)
     return backbone, task.model(backbone, config)

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tfllm.checkpoints import architectures, names, sources, store
+from tfllm.checkpoints import architectures, finding, llama2c, names, sources, store
 from tfllm.checkpoints.files import read_json, tensor_shapes
 from tfllm.models import FAMILIES
 from tfllm.models.rows import Row
@@ -19,11 +19,19 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 def describe(directory: Path) -> dict[str, Any]:
     """Form, family, task, shape, parameters, vocabulary and files. Raises CheckpointError."""
-    own = (directory / store.SETTINGS).is_file()
-    family, config, task, shapes = _own(directory) if own else _hugging_face(directory)
-    tokenizer = tokenizer_files.load(directory)
+    vocabulary = directory
+    files = {}
+    if directory.is_file():
+        form, (family, config, task, shapes) = "llama2.c file", _llama2c(directory)
+        vocabulary = llama2c.tokenizer_beside(directory, config.vocabulary_size)
+        files = {file.name: file.stat().st_size for file in (directory, vocabulary)}
+    elif (directory / finding.SETTINGS).is_file():
+        form, (family, config, task, shapes) = "tfllm checkpoint", _own(directory)
+    else:
+        form, (family, config, task, shapes) = "Hugging Face directory", _hugging_face(directory)
+    tokenizer = tokenizer_files.load(vocabulary)
     return {
-        "form": "tfllm checkpoint" if own else "Hugging Face directory",
+        "form": form,
         "family": family,
         "task": task,
         "shape": dataclasses.asdict(config),
@@ -32,9 +40,9 @@ def describe(directory: Path) -> dict[str, Any]:
         "vocabulary": {
             "kind": tokenizer.kind,
             "tokens": tokenizer.vocabulary_size,
-            "lowercase": tokenizer.lowercase,
+            **({"lowercase": tokenizer.lowercase} if hasattr(tokenizer, "lowercase") else {}),
         },
-        "files": sizes(directory),
+        "files": files or sizes(directory),
     }
 
 
@@ -46,7 +54,13 @@ def sizes(directory: Path) -> dict[str, int]:
 
 def _own(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     family, config, task, _ = store.settings_of(directory)
-    return family, config, task.model_dump(mode="json"), tensor_shapes(directory / store.TENSORS)
+    return family, config, task.model_dump(mode="json"), tensor_shapes(directory / finding.TENSORS)
+
+
+def _llama2c(path: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
+    config = llama2c.config_of(path)
+    task = llama2c.own_task(config).model_dump(mode="json")
+    return "llama", config, task, llama2c.shapes_of(config)
 
 
 def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:

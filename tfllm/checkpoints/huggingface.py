@@ -40,7 +40,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
 
     _, model = new_model(family, config, task or own)
-    loaded = _fill(model, table, task, own, raw, directory, hf_config)
+    loaded = fill(model, table, task, own, raw, directory, hf_config)
     return Checkpoint(
         family=family,
         config=config,
@@ -88,7 +88,7 @@ def _own_task(
         return None
 
 
-def _fill(
+def fill(
     model: Any,
     table: Weights,
     task: Task | None,

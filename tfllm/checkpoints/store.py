@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tfllm import tasks
-from tfllm.checkpoints import hub, huggingface, weights
+from tfllm.checkpoints import huggingface, llama2c, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, new_model
 from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
+from tfllm.checkpoints.finding import SETTINGS, TENSORS, find
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import configured
 from tfllm.models.rows import Row
@@ -23,71 +24,34 @@ from tfllm.models.rows import Row
 __all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "settings_of"]
 
 FORMAT = 1  # rises when older versions could not read the directory
-SETTINGS = "tfllm.json"
-TENSORS = "model.safetensors"
 CARRIED = "carried.safetensors"
 
 
 def load(
-    source: str | Path, *, task: tasks.Task | None = None, seed: int | None = None
+    source: str | Path,
+    *,
+    task: tasks.Task | None = None,
+    seed: int | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Checkpoint:
-    """The checkpoint in `source`: a tfllm or Hugging Face directory, a run, `hf://org/name`.
+    """The checkpoint in `source`: a tfllm or Hugging Face directory, a run, `hf://org/name`, or a
+    llama2.c file, to which `tokenizer` may name the tokenizer's file.
 
-    With `task`, the encoder must be whole, and a head that the task has no use for is left behind;
+    With `task`, the backbone must be whole, and a head that the task has no use for is left behind;
     what the task needs and the source has not is new, drawn with `seed`. Variables are made under
     Keras' current dtype policy, so set `mixed_bfloat16` before. Raises CheckpointError.
     """
     directory = find(source)
     _set_seed(seed)
+    if directory.is_file():
+        return llama2c.read(directory, tokenizer, task)
+    if tokenizer is not None:
+        raise SettingError(
+            f"--tokenizer goes with a llama2.c file; '{source}' brings its own. Leave it out."
+        )
     if (directory / SETTINGS).is_file():
         return _load_own(directory, task)
     return huggingface.read(directory, task)
-
-
-def find(source: str | Path) -> Path:
-    """The checkpoint directory that `source` means, fetched from the hub where it says so."""
-    if str(source).startswith(hub.SCHEME):
-        return hub.fetch(str(source))
-    path = Path(source)
-    if not path.exists():
-        hint = (
-            f" For the Hugging Face hub write {hub.SCHEME}{source}."
-            if len(path.parts) == 2 and not path.is_absolute()
-            else ""
-        )
-        raise CheckpointError(f"There is no '{source}'. Check the path.{hint}")
-    if not path.is_dir():
-        raise CheckpointError(
-            f"'{source}' is a file, and a checkpoint is a directory. "
-            + (
-                "A .tflite file can be predicted and evaluated, not loaded."
-                if path.suffix == ".tflite"
-                else "Give the directory that it lies in."
-            )
-        )
-    for directory in (path, path / "checkpoint"):
-        if (directory / SETTINGS).is_file() and (directory / TENSORS).is_file():
-            return directory
-    if (path / "config.json").is_file():
-        return path
-    raise CheckpointError(f"'{source}' is not a checkpoint: {_what_it_lacks(path)}")
-
-
-def _what_it_lacks(path: Path) -> str:
-    if any(path.glob("saved_model.pb")) or any(path.glob("*/saved_model.pb")):
-        return (
-            "it is an exported SavedModel, which can be predicted, evaluated and served. "
-            "Load the checkpoint that it was made from."
-        )
-    if (path / SETTINGS).is_file():
-        return f"{SETTINGS} is there, but {TENSORS} is not. Copy the checkpoint again."
-    if (path / "recipe.yaml").is_file():
-        return "the run has no checkpoint yet. Finish it: tfllm train --resume."
-    if (path / "adapter_config.json").is_file():
-        return "it holds only adapters. Merge them into their base model, and load that."
-    if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
-        return "there are weights, but no config.json. Copy it from where the weights came from."
-    return f"it has neither {SETTINGS} (tfllm) nor config.json (Hugging Face)."
 
 
 def create(

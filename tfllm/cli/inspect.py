@@ -37,16 +37,21 @@ def inspect(
 
 def described(model: str) -> dict[str, Any]:
     """All that is known of a model without running it. Raises InputError."""
-    from tfllm.checkpoints import store
-    from tfllm.checkpoints.describe import describe
-    from tfllm.evaluation.savedmodel_model import version_folder
+    from tfllm.checkpoints.finding import find
 
     path = Path(model)
     if path.suffix == ".tflite" or (path / TFLITE_NAME).is_file():
         return _tflite(path / TFLITE_NAME if path.is_dir() else path)
-    if folder := version_folder(path):
-        return _savedmodel(folder)
-    return describe(store.find(model))
+    if any(path.glob("saved_model.pb")) or any(path.glob("*/saved_model.pb")):
+        from tfllm.evaluation.savedmodel_model import version_folder
+
+        if folder := version_folder(path):
+            return _savedmodel(folder)
+    found = find(model)  # a wrong path is told before Keras is loaded
+
+    from tfllm.checkpoints.describe import describe
+
+    return describe(found)
 
 
 def _savedmodel(folder: Path) -> dict[str, Any]:

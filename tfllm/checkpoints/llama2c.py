@@ -1,0 +1,193 @@
+"""llama2.c's files (github.com/karpathy/llama2.c): a small Llama in one `.bin`, read only.
+
+Seven int32 (width, feed-forward width, layers, heads, heads of keys and values, vocabulary, and
+positions), then float32 matrices, each for all layers. A vocabulary below 0 says that the logits
+have a matrix of their own. Rotary pairs are neighbours here and halves in Hugging Face's files.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.checkpoints import huggingface
+from tfllm.checkpoints.base import Checkpoint, new_model
+from tfllm.errors import CheckpointError
+from tfllm.models import llama
+from tfllm.tasks import Task
+from tfllm.tasks.causal_lm import CausalLM
+
+log = logging.getLogger("tfllm")
+
+HEADER = struct.Struct("<7i")
+NEWER = 0x616B3432  # "ak42": files of version 1 and, in int8, 2 begin with it
+LARGEST = 2**24  # of any number in the header; other kinds of files begin with larger ones
+# run.c begins every text with the start token and ends at the next one: there is no other end.
+TOKENS = {"bos_token_id": 1, "eos_token_id": [1, 2]}
+
+
+def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = None) -> Checkpoint:
+    """A llama2.c model as a checkpoint, with its tokenizer file or the one that lies beside it.
+
+    Raises CheckpointError and TokenizerError naming the file.
+    """
+    from tfllm.tokenizers import files as tokenizer_files
+
+    config = config_of(path)
+    vocabulary = Path(tokenizer) if tokenizer else tokenizer_beside(path, config.vocabulary_size)
+    read_tokenizer = tokenizer_files.load(vocabulary)
+    tokenizer_files.check_size(read_tokenizer, config.vocabulary_size, vocabulary)
+
+    own = own_task(config)
+    table = llama.WEIGHTS[config.variant]
+    hf_config = {
+        **llama.to_hf(config),
+        "architectures": list(table.architectures[own.kind][:1]),
+        **TOKENS,
+    }
+    _, model = new_model("llama", config, task or own)
+    carried, origin = huggingface.fill(
+        model, table, task, own, tensors_of(path, config), path, hf_config
+    )
+    return Checkpoint(
+        family="llama",
+        config=config,
+        tokenizer=read_tokenizer,
+        task=task or own,
+        model=model,
+        path=path,
+        carried=carried,
+        origin=origin,
+        generation=TOKENS,
+    )
+
+
+def own_task(config: Any) -> CausalLM:
+    return CausalLM(max_length=config.max_sequence_length)
+
+
+def config_of(path: Path) -> llama.Config:
+    """The shape that a file's first bytes give. Raises CheckpointError where there is none."""
+    try:
+        with path.open("rb") as file:
+            numbers = HEADER.unpack(file.read(HEADER.size))
+    except (struct.error, OSError):
+        numbers = (0,) * 7
+    width, inner, layers, heads, shared_heads, vocabulary, positions = numbers
+    if width == NEWER:
+        raise CheckpointError(
+            f"{path}: a llama2.c file of version {inner}, and version 0 is read. Export the model "
+            "again with: python export.py model.bin --version 0."
+        )
+    sizes = (width, inner, layers, heads, shared_heads, abs(vocabulary), positions)
+    if (
+        min(sizes) < 1
+        or max(sizes) > LARGEST
+        or width % heads
+        or heads % shared_heads
+        or (width // heads) % 2
+    ):
+        raise CheckpointError(
+            f"{path}: not a model of llama2.c. If it is a part of a Hugging Face checkpoint, give "
+            "the directory."
+        )
+    config = llama.Config(
+        vocabulary_size=abs(vocabulary),
+        num_layers=layers,
+        num_heads=heads,
+        num_key_value_heads=shared_heads,
+        hidden_dim=width,
+        intermediate_dim=inner,
+        max_sequence_length=positions,
+        layer_norm_epsilon=1e-5,
+        tie_embeddings=vocabulary > 0,
+    )
+    expected = HEADER.size + 4 * sum(math.prod(shape) for _, shape in blocks(config))
+    if path.stat().st_size != expected:
+        raise CheckpointError(
+            f"{path} has {path.stat().st_size} bytes, and a llama2.c model of this shape "
+            f"{expected}. It was cut off or is of another kind; copy it again."
+        )
+    return config
+
+
+def blocks(config: llama.Config) -> list[tuple[str, tuple[int, ...]]]:
+    """What follows the header, in order: Hugging Face's name and the shape, `{i}` for all layers.
+
+    The two tables of rotary angles have no name: they are computed.
+    """
+    width, inner, count = config.hidden_dim, config.intermediate_dim, config.num_layers
+    queries = config.num_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    layer = "model.layers.{i}"
+    angles = (config.max_sequence_length, config.head_dim // 2)
+    return [
+        ("model.embed_tokens.weight", (config.vocabulary_size, width)),
+        (f"{layer}.input_layernorm.weight", (count, width)),
+        (f"{layer}.self_attn.q_proj.weight", (count, queries, width)),
+        (f"{layer}.self_attn.k_proj.weight", (count, keys, width)),
+        (f"{layer}.self_attn.v_proj.weight", (count, keys, width)),
+        (f"{layer}.self_attn.o_proj.weight", (count, width, queries)),
+        (f"{layer}.post_attention_layernorm.weight", (count, width)),
+        (f"{layer}.mlp.gate_proj.weight", (count, inner, width)),
+        (f"{layer}.mlp.down_proj.weight", (count, width, inner)),
+        (f"{layer}.mlp.up_proj.weight", (count, inner, width)),
+        ("model.norm.weight", (width,)),
+        ("", angles),
+        ("", angles),
+        *([] if config.tie_embeddings else [("lm_head.weight", (config.vocabulary_size, width))]),
+    ]
+
+
+def shapes_of(config: llama.Config) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, dtype) of every tensor by Hugging Face's name."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    for name, shape in blocks(config):
+        if "{i}" in name:
+            shapes |= {name.format(i=i): (shape[1:], "F32") for i in range(shape[0])}
+        elif name:
+            shapes[name] = (shape, "F32")
+    return shapes
+
+
+def tensors_of(path: Path, config: llama.Config) -> dict[str, np.ndarray]:
+    """The weights as Hugging Face's files have them."""
+    numbers = np.fromfile(path, "<f4", offset=HEADER.size)
+    tensors: dict[str, np.ndarray] = {}
+    place = 0
+    for name, shape in blocks(config):
+        block = numbers[place : place + math.prod(shape)].reshape(shape)
+        place += block.size
+        if "q_proj" in name or "k_proj" in name:
+            block = _halves(block, config.head_dim)
+        if "{i}" in name:
+            tensors |= {name.format(i=i): part for i, part in enumerate(block)}
+        elif name:
+            tensors[name] = block
+    return tensors
+
+
+def _halves(block: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows of each head (L, N * head_dim, D) from pairs of neighbours to two halves."""
+    layers, rows, width = block.shape
+    pairs = block.reshape(layers, rows // head_dim, head_dim // 2, 2, width)
+    return pairs.swapaxes(2, 3).reshape(block.shape)
+
+
+def tokenizer_beside(path: Path, vocabulary_size: int) -> Path:
+    """The tokenizer file that belongs to a model, by its name. Raises CheckpointError."""
+    for pattern in (f"{path.stem}_tok*.bin", f"{path.stem}*tok*.bin", "tokenizer.bin",
+                    f"tok{vocabulary_size}.bin", "*tok*.bin"):  # fmt: skip
+        found = [file for file in sorted(path.parent.glob(pattern)) if file != path]
+        if len(found) == 1:
+            log.info("%s: with the tokenizer %s.", path, found[0])
+            return found[0]
+    raise CheckpointError(
+        f"{path}: no tokenizer lies beside it, or several do. Name it: --tokenizer "
+        f"{path.parent / 'tokenizer.bin'}."
+    )
