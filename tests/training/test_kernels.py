@@ -106,7 +106,7 @@ def test_installed_kernels_change_no_output():
 
 
 def test_choice_of_kernels():
-    assert kernels.choose("plain", 10_000) == "plain"
+    assert kernels.choose("plain") == "plain"
+    assert kernels.choose("compiled") == "compiled"
     if not tf.config.list_physical_devices("GPU"):
-        assert kernels.choose("auto", 100) == "fused"
-        assert kernels.choose("auto", 2000) == "compiled"
+        assert kernels.choose("auto") == "fused"

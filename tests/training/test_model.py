@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfllm.tasks import losses
 from tfllm.training import optimizers
 from tfllm.training.model import TrainingModel
 from tfllm.training.recipe import TrainSettings
@@ -25,13 +26,13 @@ def net(dropout=0.0):
     return keras.Model({"token_ids": ids}, keras.layers.Dense(3, name="classifier")(x))
 
 
-def compiled(settings, steps=10, dropout=0.0):
+def compiled(settings, steps=10, dropout=0.0, loss=None):
     plain = net(dropout)
     model = TrainingModel(plain.input, plain.output)
     model.micro_batches, model.clip_norm = settings.accumulate, settings.clip_norm
     model.compile(
         optimizer=optimizers.optimizer(settings, steps, model.trainable_variables),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,
         auto_scale_loss=False,
     )
@@ -108,6 +109,15 @@ def test_micro_batches_give_the_same_step(size):
     np.testing.assert_allclose(one["gradient_norm"], two["gradient_norm"], rtol=1e-4)
 
 
+def test_micro_batches_of_unlike_class_weights_give_the_same_step():
+    loss = losses.CrossEntropy(class_weights=[1.0, 5.0, 0.25])
+    settings = TrainSettings(learning_rate=0.01, warmup=0)
+    whole, one = trained(compiled(settings, loss=loss))
+    parts, two = trained(compiled(settings.model_copy(update={"accumulate": 3}), loss=loss))
+    close(whole, parts, 2e-5)
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+
+
 def test_float16_scales_the_loss():
     settings = TrainSettings(learning_rate=0.01, warmup=0, precision="float16")
     weights, history = trained(compiled(settings))
@@ -128,6 +138,8 @@ def test_schedules():
 
     assert rates("linear") == [0.0, 0.5, 1.0, 0.5, 0.0]
     assert rates("cosine") == [0.0, 0.5, 1.0, 0.5, 0.0]
+    ending = optimizers.Schedule(1.0, "cosine", warmup=2, steps=8, final=0.1)
+    assert [round(float(ending(step)), 4) for step in (1, 2, 5, 8, 9)] == [0.5, 1.0, 0.55, 0.1, 0.1]
     assert rates("constant") == [0.0, 0.5, 1.0, 1.0, 1.0]
     assert optimizers.warmup_steps(0.1, 95) == 10
     assert optimizers.warmup_steps(100, 1000) == 100
@@ -151,6 +163,17 @@ MIRRORED = """
         t.close(one, two)
         np.testing.assert_allclose(h1["loss"], h2["loss"], rtol=1e-5)
         np.testing.assert_allclose(h1["gradient_norm"], h2["gradient_norm"], rtol=1e-4)
+    # Ignored targets fall on one device more than on the other; all others count alike.
+    x, y = t.batch()
+    y[:5] = -100
+    t.batch = lambda size: (x, y)
+    s = TrainSettings(learning_rate=0.01, warmup=0, accumulate=2)
+    one, h1 = t.trained(t.compiled(s, loss=t.losses.CrossEntropy()))
+    with precision.strategy("mirrored").scope():
+        model = t.compiled(s, loss=t.losses.CrossEntropy())
+    two, h2 = t.trained(model)
+    t.close(one, two)
+    np.testing.assert_allclose(h1["loss"], h2["loss"], rtol=1e-5)
     print("equal")
 """
 

@@ -37,16 +37,21 @@ class CrossEntropy(keras.losses.Loss):
             None if class_weights is None else np.asarray(class_weights, np.float32)
         )
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def counts(self, y_true: Any) -> Any:
+        """What each target counts for in the mean: its class weight, 0 where it is ignored."""
         targets = ops.cast(y_true, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
-        targets = ops.where(ops.equal(targets, IGNORED), 0, targets)
+        if self.class_weights is not None:
+            counts = counts * ops.take(self.class_weights, ops.maximum(targets, 0))
+        return counts
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        counts = self.counts(y_true)
+        targets = ops.maximum(ops.cast(y_true, "int32"), 0)
         losses = ops.sparse_categorical_crossentropy(targets, y_pred, from_logits=True)
         if self.label_smoothing:
             uniform = -ops.mean(ops.log_softmax(y_pred, axis=-1), axis=-1)
             losses = (1.0 - self.label_smoothing) * losses + self.label_smoothing * uniform
-        if self.class_weights is not None:
-            counts = counts * ops.take(self.class_weights, targets)
         return weighted_mean(losses, counts)
 
 
@@ -63,13 +68,15 @@ class SigmoidCrossEntropy(keras.losses.Loss):
             None if class_weights is None else np.asarray(class_weights, np.float32)
         )
 
+    def counts(self, y_true: Any) -> Any:
+        """What each label of each example counts for in the mean: its weight."""
+        weights = ops.ones_like(ops.cast(y_true, "float32"))
+        return weights if self.class_weights is None else weights * self.class_weights
+
     def call(self, y_true: Any, y_pred: Any) -> Any:
         targets = y_true * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
         losses = ops.binary_crossentropy(targets, y_pred, from_logits=True)
-        weights = ops.ones_like(losses)
-        if self.class_weights is not None:
-            weights = weights * self.class_weights
-        return weighted_mean(losses, weights)
+        return weighted_mean(losses, self.counts(y_true))
 
 
 class SquaredError(keras.losses.Loss):

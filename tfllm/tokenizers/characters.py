@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.config_files import ROLES, USUAL, Settings
 from tfllm.tokenizers.rust import RustTokenizer
 
 UNKNOWN = "<unk>"
@@ -40,5 +40,9 @@ def from_characters(characters: Sequence[str], specials: Sequence[str] = ()) -> 
     rust.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in specials]
     )
-    named = {"unk_token": unknown} if unknown else {}
+    usual = {
+        keys[-1]: next((token for token in USUAL[role] if token in specials), None)
+        for role, keys in ROLES.items()
+    }
+    named = {key: token for key, token in {**usual, "unk_token": unknown}.items() if token}
     return Characters.from_definition(rust.to_str(), Settings(named, named))

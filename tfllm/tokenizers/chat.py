@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -28,7 +29,7 @@ TEMPLATE_NAMES = {
     "sep_token": "end_id",
     "mask_token": "mask_id",
 }
-GENERATION = "generation"
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def render(
@@ -78,7 +79,7 @@ def chat_spans(
     template = template_of(tokenizer)
     names = special_names(tokenizer)
     text, blocks = _render(template, messages, False, None, names)
-    if GENERATION not in template:
+    if not GENERATION.search(template):
         blocks = list(_answers_between(template, messages, text, names))
     row = tokenizer.encode(text, add_special_tokens=False)
     spans = [_tokens_within(row.offsets, block) for block in blocks]
@@ -234,7 +235,7 @@ def _generation_blocks() -> Any:
     from jinja2.ext import Extension
 
     class GenerationBlocks(Extension):
-        tags = {GENERATION}
+        tags = {"generation"}
 
         def __init__(self, environment: Any):
             super().__init__(environment)

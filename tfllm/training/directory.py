@@ -1,6 +1,6 @@
 """A run's directory: what lies in it, whether it may be written, what it says in the end.
 
-recipe.yaml metrics.jsonl logs/ state/ checkpoint/ adapter/ summary.json
+recipe.yaml metrics.jsonl logs/ state/ checkpoint/ adapter/ tokenizer/ summary.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tfllm.training.recipe import Recipe
 
 RECIPE, METRICS, LOGS, STATE = "recipe.yaml", "metrics.jsonl", "logs", "state"
 CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
+TOKENIZER = "tokenizer"  # of a run that has learned its own
 
 # Keys that may differ between the start and a resumption: they change nothing that is computed.
 FREE_KEYS = {"name", "train.log_every", "train.checkpoint_every", "export"}

@@ -36,7 +36,7 @@ class Validation:
     ):
         self.task, self.examples = task, examples
         # Scores of a whole vocabulary for every token are too many to keep.
-        self.measure = None if task.kind == "masked_lm" else measure
+        self.measure = None if task.kind in ("masked_lm", "causal_lm") else measure
         self.tokenizer = tokenizer
         self.features = task.for_epoch(task.features(examples, tokenizer), seed, 0)
         group = self.features.group

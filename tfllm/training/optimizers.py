@@ -23,13 +23,14 @@ def warmup_steps(warmup: float, steps: int) -> int:
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0, then linear or cosine decay to 0, or constant.
+    """Linear warm-up from 0, then linear or cosine decay to `final`, or constant.
 
     Step n (from 0) of `steps` uses the multiplier of transformers' get_*_schedule_with_warmup.
     """
 
-    def __init__(self, peak: float, kind: str, warmup: int, steps: int):
+    def __init__(self, peak: float, kind: str, warmup: int, steps: int, final: float = 0.0):
         self.peak, self.kind, self.warmup, self.steps = peak, kind, warmup, steps
+        self.final = final
 
     def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")
@@ -41,10 +42,11 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
             fall = 0.5 * (1.0 + ops.cos(math.pi * done))
         else:
             fall = ops.ones_like(done)
-        return self.peak * ops.where(step < self.warmup, rise, fall)
+        decayed = self.final + (self.peak - self.final) * fall
+        return ops.where(step < self.warmup, self.peak * rise, decayed)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("peak", "kind", "warmup", "steps")
+        names = ("peak", "kind", "warmup", "steps", "final")
         return {name: getattr(self, name) for name in names}
 
 
@@ -61,6 +63,7 @@ def optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
             settings.schedule,
             warmup_steps(settings.warmup, steps),
             steps,
+            settings.final_learning_rate,
         ),
         weight_decay=settings.weight_decay,
         beta_1=settings.beta_1,

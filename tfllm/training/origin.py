@@ -18,6 +18,7 @@ from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
 from tfllm.training import directory as files
+from tfllm.training import vocabulary
 from tfllm.training.recipe import LoraSettings, ModelSettings, Recipe, TokenizerSettings
 
 
@@ -57,10 +58,19 @@ class Start:
         return recipe.model_copy(update={"task": self.task})
 
 
-def start(recipe: Recipe, examples: Sequence[dict[str, Any]]) -> Start:
-    """Loads or makes the model of a recipe, for the labels of `examples` where it names none."""
+def start(
+    recipe: Recipe, examples: Sequence[dict[str, Any]], tokenizer: Path | None = None
+) -> Start:
+    """Loads or makes the model of a recipe, for the labels of `examples` where it names none.
+
+    `tokenizer`: the directory of the one that a run to resume has learned.
+    """
     task = recipe.task.completed(examples)
-    checkpoint = _from_nothing(recipe, task) if recipe.model.family else _loaded(recipe, task)
+    checkpoint = (
+        _from_nothing(recipe, task, examples, tokenizer)
+        if recipe.model.family
+        else _loaded(recipe, task)
+    )
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)
     adapted = store.create(
@@ -79,31 +89,53 @@ def _loaded(recipe: Recipe, task: Task) -> Checkpoint:
     return store.load(source if "://" in source else str(resolve(source)), task=task)
 
 
-def _from_nothing(recipe: Recipe, task: Task) -> Checkpoint:
+def _from_nothing(
+    recipe: Recipe, task: Task, examples: Sequence[dict[str, Any]], learned: Path | None
+) -> Checkpoint:
     if recipe.tokenizer is None:
         raise SettingError(
             "tokenizer: a model from nothing (model.family) needs one. Give a directory, or "
-            "a vocab.txt: tokenizer: {path: vocab.txt}"
+            "a vocab.txt: tokenizer: {path: vocab.txt}, or learn one: tokenizer: {kind: characters}"
         )
-    tokenizer = read_tokenizer(recipe.tokenizer)
+    tokenizer = read_tokenizer(recipe.tokenizer, examples, learned)
     family = str(recipe.model.family)
     config = family_config(recipe.model, tokenizer, task)
     return store.create(family, config, tokenizer, task)
 
 
-def read_tokenizer(settings: TokenizerSettings | str) -> Tokenizer:
-    """The tokenizer of a recipe's `tokenizer` key."""
+def is_learned(settings: TokenizerSettings | str | None) -> bool:
+    """Whether a recipe's tokenizer is learned from its training texts."""
+    return isinstance(settings, TokenizerSettings) and settings.kind is not None
+
+
+def read_tokenizer(
+    settings: TokenizerSettings | str,
+    examples: Sequence[dict[str, Any]] = (),
+    learned: Path | None = None,
+) -> Tokenizer:
+    """The tokenizer of a recipe's `tokenizer` key.
+
+    One that is to be learned comes from `examples`, or from the directory `learned` where it has
+    been before.
+    """
     if isinstance(settings, str):
         settings = TokenizerSettings(path=settings)
+    if settings.path is None:
+        if learned is not None and learned.is_dir():
+            return tokenizer_files.load(learned)
+        return vocabulary.learn(settings, examples)
     path = resolve(settings.path)
-    if path.is_file():
+    if path.is_file() and path.suffix == ".txt":
         lowercase = True if settings.lowercase is None else settings.lowercase
-        return WordPiece.from_vocabulary(tokenizer_files.read_vocabulary(path), lowercase=lowercase)
+        tokens = tokenizer_files.read_vocabulary(path)
+        return vocabulary.with_template(
+            WordPiece.from_vocabulary(tokens, lowercase=lowercase), settings.chat_template
+        )
     if settings.lowercase is not None:
         raise SettingError(
             "tokenizer.lowercase goes with a vocab.txt; the directory's own files say it."
         )
-    return tokenizer_files.load(path)
+    return vocabulary.with_template(tokenizer_files.load(path), settings.chat_template)
 
 
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:

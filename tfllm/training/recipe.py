@@ -59,12 +59,37 @@ class ModelSettings(Settings):
 
 
 class TokenizerSettings(Settings):
-    """The tokenizer of a model from nothing; `from:` brings its own."""
+    """The tokenizer of a model from nothing; `from:` brings its own.
 
-    path: str
+    `path:` one that is there, or `kind:` one that is learned from the training texts.
+    """
+
+    path: str | None = None
     """A directory with tokenizer.json or vocab.txt, or a vocab.txt file. `${NAME}` is replaced."""
     lowercase: bool | None = None
     """Lower-case and strip accents; unset: what the directory says."""
+    kind: Literal["characters", "bpe", "unigram"] | None = None
+    """Learn a vocabulary of this kind before the run; it is kept in the run's tokenizer/."""
+    vocabulary_size: Positive | None = None
+    """Tokens at most, special ones included; needed but for characters, where unset is all."""
+    special_tokens: tuple[str, ...] = ()
+    """Tokens beside the learned ones, such as <s>, </s>, <unk>, <|user|>."""
+    chat_template: str | None = None
+    """A Jinja file that writes conversations; unset: what the directory has."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokenizerSettings:
+        if (self.path is None) == (self.kind is None):
+            raise ValueError("give either `path` (a tokenizer) or `kind` (one to learn)")
+        learned = {"vocabulary_size": self.vocabulary_size, "special_tokens": self.special_tokens}
+        for name, value in learned.items():
+            if self.path is not None and value:
+                raise ValueError(f"{name} goes with `kind`: a tokenizer that is there has its own")
+        if self.kind not in (None, "characters") and self.vocabulary_size is None:
+            raise ValueError(f"kind {self.kind} needs vocabulary_size: how many tokens to learn")
+        if self.kind is not None and self.lowercase is not None:
+            raise ValueError("lowercase goes with a vocab.txt (`path`)")
+        return self
 
 
 class TrainSettings(Settings):
@@ -82,7 +107,9 @@ class TrainSettings(Settings):
     learning_rate: float = Field(default=5e-5, gt=0)
     """The highest learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it falls to 0 after the warm-up."""
+    """How it falls to final_learning_rate after the warm-up."""
+    final_learning_rate: float = Field(default=0.0, ge=0)
+    """The learning rate at the last step, where the schedule is not constant."""
     warmup: float = Field(default=0.06, ge=0)
     """Steps over which the learning rate rises from 0; below 1: a part of all steps."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -100,7 +127,7 @@ class TrainSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the layers' arithmetic; weights stay float32. auto: bfloat16 where the hardware has it."""
     kernels: Literal["auto", "plain", "fused", "compiled"] = "auto"
-    """Elementwise parts on a CPU: Keras' own, hand-written, or compiled by XLA for long runs."""
+    """Elementwise parts on a CPU: Keras' own, hand-written (auto), or compiled by XLA."""
     strategy: str = "auto"
     """one: one device; mirrored: all GPUs of this machine; auto: mirrored with two GPUs or more."""
     seed: int = Field(default=1, ge=0)
@@ -118,6 +145,11 @@ class TrainSettings(Settings):
     def _epochs_or_steps(self) -> TrainSettings:
         if self.epochs and self.steps:
             raise ValueError("give either epochs or steps, not both")
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate ({self.final_learning_rate}) is above learning_rate "
+                f"({self.learning_rate}), which is the highest"
+            )
         if self.batch_size < self.accumulate:
             raise ValueError(
                 f"accumulate ({self.accumulate}) cuts a batch into more parts than batch_size "

@@ -65,7 +65,7 @@ def train(
     strategy = precision.strategy(settings.strategy)
     with strategy.scope(), precision.policy(kind):
         examples = train_examples(recipe.data)
-        start = origin.start(recipe, examples)
+        start = origin.start(recipe, examples, directory / files.TOKENIZER if resume else None)
         if resume:
             files.check_same(directory, start.resolved(recipe))
         features = _features(start.task, examples, start.tokenizer)
@@ -76,6 +76,8 @@ def train(
     check_best(recipe.evaluate.best, validation, model)
     place = _place(directory if resume else None, model, features)
     files.write_text(directory / files.RECIPE, config.dump(start.resolved(recipe)))
+    if origin.is_learned(recipe.tokenizer) and not resume:
+        start.tokenizer.save(directory / files.TOKENIZER)
     log = Log(directory, place.step)
     with Bar(steps, place.step, progress) as bar, signals() as stop:
         keeper = Keeper(
@@ -128,7 +130,7 @@ def _model(
 ) -> TrainingModel:
     """The model compiled with loss and optimizer."""
     model = TrainingModel(start.model.input, start.model.output)
-    chosen = kernels.choose(settings.kernels, steps)
+    chosen = kernels.choose(settings.kernels)
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
     model.micro_batches = settings.accumulate
