@@ -22,6 +22,8 @@ VERBS = {
     "train": "Train a model from a recipe.",
     "evaluate": "Measure a checkpoint or an artifact on a data file.",
     "predict": "Answers, one JSON line per input.",
+    "generate": "Texts that go on from prompts.",
+    "chat": "A conversation in the terminal.",
     "convert": "Checkpoints between tfllm and Hugging Face, both ways.",
     "export": "Write a SavedModel, TFLite or MediaPipe artifact, checked against the checkpoint.",
     "serve": "Serve SavedModels with TF Serving's REST and gRPC contract.",

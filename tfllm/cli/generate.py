@@ -1,0 +1,227 @@
+"""tfllm generate: texts that go on from prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tfllm.generation.settings import GenerationSettings
+    from tfllm.generation.text import Text, TextGenerator
+
+EXAMPLES = """Examples:
+
+tfllm generate runs/stories "Once upon a time" --stream
+
+tfllm generate gpt2 "The sea" --temperature 0.8 --top-p 0.95 --seed 3 --num-return-sequences 4
+
+tfllm generate runs/poems "床前" --num-beams 5 --max-new-tokens 20 --stop "。"
+
+tfllm generate gpt2 --input prompts.jsonl --json --output texts.jsonl
+"""
+
+CHUNK = 4  # batches of prompts that are read before the first text of them is written
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="Checkpoint, run, or llama2.c .bin file.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help='Texts to go on from; "" too.')
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(help="A prompt a line, or JSON lines with prompt or messages; - is stdin."),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="File for the texts; stdout if unset.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="Higher is bolder; 0 takes the likeliest token each time.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among tokens of this joint share.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Sample among tokens of this share of the likeliest one.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: less of what prompt and text hold.")
+    ] = 1.0,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Off the logit of tokens in the text.")
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Off the logit, for each time in the text.")
+    ] = 0.0,
+    no_repeat_ngram: Annotated[
+        int, typer.Option(help="No so many tokens in a row twice; 0: off.")
+    ] = 0,
+    bad_word: Annotated[
+        list[str] | None, typer.Option(help="A text that must not appear; may be repeated.")
+    ] = None,
+    num_beams: Annotated[int, typer.Option(help="Above 1: beam search of that width.")] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="Of beam search: higher favours longer texts.")
+    ] = 1.0,
+    early_stopping: Annotated[
+        str, typer.Option(help="When beam search ends: true, false or never.")
+    ] = "false",
+    num_return_sequences: Annotated[int, typer.Option(help="Texts per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the random numbers: one seed, one text.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A text that ends the output; may be repeated.")
+    ] = None,
+    truncate: Annotated[
+        str | None, typer.Option(help="left: drop the beginning of prompts that are too long.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="JSON lines with prompt, text, token_count and finish_reason."),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts written at once.")] = 8,
+) -> None:
+    """Texts that go on from prompts, in the order of the prompts, without the prompts."""
+    import itertools
+
+    from tfllm.cli.output import progress_bar, result_file
+    from tfllm.errors import SettingError
+    from tfllm.generation.settings import made
+
+    options = locals()
+    if bool(prompts) == bool(input):
+        raise SettingError('Give either prompts or --input FILE (- for standard input; "" too).')
+    if stream and (json or output):
+        raise SettingError("--stream prints plain text as it comes. Leave out --json and --output.")
+    if truncate not in (None, "left"):
+        raise SettingError(f"--truncate: '{truncate}' is not known. The one way is: left.")
+    if early_stopping not in EARLY_STOPPING:
+        raise SettingError(f"--early-stopping: '{early_stopping}' is not true, false or never.")
+    fields = {name: options[name] for name in SETTINGS}
+    settings = made(**fields, early_stopping=EARLY_STOPPING[early_stopping])
+    if any(not one for one in stop or ()):
+        raise SettingError("--stop: an empty text would end every text at once. Leave it out.")
+
+    examples = _read(input) if input else ({"prompt": text} for text in prompts or [])
+    # The first is read before the model is loaded: a missing file is known at once.
+    first = next(examples)
+    examples = itertools.chain([first], examples)
+
+    from tfllm.generation.text import open_generator
+
+    generator = open_generator(model, max_rows=batch_size)
+    if bad_word:
+        settings = settings.model_copy(update={"bad_words": generator.bad_words(bad_word)})
+    writer = _Writer(generator, settings, tuple(stop or ()), truncate)
+    if stream:
+        writer.stream(examples)
+        return
+    total = None if input else len(prompts or [])
+    with result_file(output) as file, progress_bar("written", total) as advance:
+        while chunk := list(itertools.islice(examples, CHUNK * batch_size)):
+            for text in writer.texts(chunk):
+                file.write(_line(text) if json else f"{text.text}\n")
+            file.flush()
+            advance(len(chunk))
+
+
+SETTINGS = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "no_repeat_ngram", "num_beams", "length_penalty",
+    "num_return_sequences", "seed",
+)  # fmt: skip
+EARLY_STOPPING: dict[str, Any] = {"true": True, "false": False, "never": "never"}
+
+
+def _read(path: str) -> Iterator[dict[str, Any]]:
+    """Prompts of a file: `prompt`, or `messages`. Raises DataError naming file and line."""
+    from tfllm.errors import DataError
+    from tfllm.evaluation.inputs import read_inputs
+
+    for example in read_inputs(path):
+        prompt = example.get("prompt", example.get("text"))
+        if isinstance(prompt, str):
+            yield {**example, "prompt": prompt}
+        elif isinstance(example.get("messages"), list):
+            yield example
+        else:
+            raise DataError(
+                f"{example.get('_where', path)}: neither 'prompt' (a text) nor 'messages' (a list "
+                "of messages). Write one of them on each line."
+            )
+
+
+class _Writer:
+    """Prompts and conversations to texts, with errors that name the prompt's place."""
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        settings: GenerationSettings,
+        stop: tuple[str, ...],
+        truncate: Any,
+    ):
+        self.generator, self.settings = generator, settings
+        self.stop, self.truncate = stop, truncate
+
+    def texts(self, examples: list[dict[str, Any]], on_text: Any = None) -> list[Text]:
+        ids = [self._ids(example) for example in examples]
+        prompts = [example.get("prompt", "") for example in examples]
+        plain = all("prompt" in example for example in examples)
+        return self.generator.continued(
+            ids, self.settings, stop=self.stop, on_text=on_text, prompts=prompts if plain else None
+        )
+
+    def _ids(self, example: dict[str, Any]) -> list[int]:
+        from tfllm.errors import SettingError
+
+        try:
+            if "prompt" in example:
+                ids = self.generator.encode(example["prompt"], self.settings, self.truncate)
+            else:
+                ids = self.generator.tokenizer.chat(example["messages"])
+                if self.truncate == "left":
+                    ids = self.generator.cut(ids, self.settings)
+            self.generator.engine.check(ids)
+        except SettingError as error:
+            where = example.get("_where")
+            raise SettingError(f"{where}: {error}" if where else str(error)) from None
+        return ids
+
+    def stream(self, examples: Iterable[dict[str, Any]]) -> None:
+        """Prints each text as it is written, one after another. Ctrl-C leaves what is printed."""
+        import sys
+
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        for example in examples:
+            waiting: dict[int, str] = {}
+
+            def on_text(number: int, piece: str, waiting: dict[int, str] = waiting) -> None:
+                if number:  # the prompt's first text is shown live, the others after it
+                    waiting[number] = waiting.get(number, "") + piece
+                else:
+                    print(piece, end="", flush=True)
+
+            try:
+                self.texts([example], on_text)
+            except KeyboardInterrupt:
+                print(flush=True)
+                raise
+            print(flush=True)
+            for number in range(1, self.settings.num_return_sequences):
+                print(waiting.get(number, ""), flush=True)
+
+
+def _line(text: Text) -> str:
+    import json
+
+    fields = {
+        "prompt": text.prompt,
+        "text": text.text,
+        "token_count": text.token_count,
+        "finish_reason": text.finish_reason,
+    }
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+COMMANDS = {"": generate}
