@@ -4,9 +4,10 @@ Run with transformers and torch installed (the extra [parity]):
 
     python tests/golden/make_encoders.py
 
-`{bert,distilbert,electra}.npz` hold for each head: `config` (config.json as bytes), `tensors` (the
-safetensors file as bytes), `inputs/*` (with padding), `logits`. `--minilm DIR` makes
-`minilm.npz` from a directory of all-MiniLM-L6-v2: sentences and their embeddings.
+`{bert,distilbert,electra,roberta,xlm-roberta}.npz` hold for each head: `config` (config.json as
+bytes), `tensors` (the safetensors file as bytes), `inputs/*` (with padding), `logits`.
+`--minilm DIR` makes `minilm.npz` from a directory of all-MiniLM-L6-v2: sentences and their
+embeddings.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ SHAPES = {
     "bert": ("Bert", transformers.BertConfig, BERT),
     "distilbert": ("DistilBert", transformers.DistilBertConfig, DISTILBERT),
     "electra": ("Electra", transformers.ElectraConfig, {**BERT, "embedding_size": 6}),
+    "roberta": ("Roberta", transformers.RobertaConfig, {**BERT, "type_vocab_size": 1}),
+    "xlm-roberta": ("XLMRoberta", transformers.XLMRobertaConfig, BERT),
 }
+PADS = {"roberta": 1, "xlm-roberta": 1}
+ONLY = {"xlm-roberta": ("embedding", "classification", "masked_lm")}
 THREE = {
     "id2label": {0: "low", 1: "middle", 2: "high"},
     "label2id": {"low": 0, "middle": 1, "high": 2},
@@ -75,9 +80,10 @@ def inputs(family: str) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(SEED)
     lengths = np.array([[LENGTH], [4], [7]])
     mask = (np.arange(LENGTH) < lengths).astype("int32")
-    ids = generator.integers(1, VOCABULARY, (3, LENGTH)).astype("int32") * mask
-    given = {"token_ids": ids, "mask": mask}
-    if family != "distilbert":
+    pad = PADS.get(family, 0)
+    ids = generator.integers(pad + 1, VOCABULARY, (3, LENGTH)).astype("int32")
+    given = {"token_ids": np.where(mask, ids, np.int32(pad)), "mask": mask}
+    if family not in ("distilbert", "roberta"):
         given["token_types"] = (np.arange(LENGTH) >= 3).astype("int32") * mask
     return given
 
@@ -87,7 +93,7 @@ def build(family: str, head: str) -> torch.nn.Module | None:
     name, config_class, shape = SHAPES[family]
     suffix, more = HEADS[head]
     architecture = getattr(transformers, name + suffix, None)
-    if architecture is None:
+    if architecture is None or head not in ONLY.get(family, HEADS):
         return None
     torch.manual_seed(SEED + list(HEADS).index(head))
     model = architecture(config_class(**shape, **more)).eval()
@@ -157,8 +163,9 @@ def minilm(directory: Path) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minilm", type=Path, help="a directory of all-MiniLM-L6-v2")
+    parser.add_argument("families", nargs="*", default=list(SHAPES), help="which; all if none")
     arguments = parser.parse_args()
-    for family in SHAPES:
+    for family in arguments.families:
         with tempfile.TemporaryDirectory() as temporary:
             np.savez_compressed(HERE / f"{family}.npz", **golden(family, Path(temporary)))
     if arguments.minilm:

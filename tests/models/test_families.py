@@ -22,6 +22,7 @@ CONFIGS = {
     "distilbert": bert.Config(
         variant="distilbert", num_token_types=0, classifier_dropout=0.2, **SHAPE
     ),
+    "roberta": bert.Config(variant="roberta", num_token_types=1, pad_id=1, **SHAPE),
 }
 HEADS = {
     "classify": (lambda model, config: heads.classify(model.output, config, 3), (2, 3)),
@@ -59,7 +60,7 @@ def inputs_for(config, length=6):
     mask = np.ones((2, length), "int32")
     mask[0, 4:] = 0
     inputs = {"token_ids": generator.integers(1, 40, (2, length)).astype("int32") * mask}
-    if config.num_token_types:
+    if config.num_token_types > 1:
         inputs["token_types"] = np.tile(np.arange(length) // 3, (2, 1)).astype("int32") * mask
     return {**inputs, "mask": mask}
 

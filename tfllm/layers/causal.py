@@ -110,7 +110,9 @@ class CausalAttention(keras.layers.Layer):
             query, key = rotary.rotated(query, cos, sin), rotary.rotated(key, cos, sin)
         query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
         keys, values = key, value
-        if cache is not None:
+        if callable(cache):
+            keys, values = cache(key, value)
+        elif cache is not None:
             keys = ops.concatenate([ops.cast(cache[0], key.dtype), key], axis=2)
             values = ops.concatenate([ops.cast(cache[1], value.dtype), value], axis=2)
         mixed = self._mixed(query, keys, values, allowed, training)

@@ -17,6 +17,8 @@ from tfllm.errors import SettingError, did_you_mean
 from tfllm.layers.activations import activation
 from tfllm.layers.blocks import normal
 
+# Whose heads drop before the summary too, and tell masked tokens through GELU in any case.
+ELECTRA_HEADS = ("electra", "roberta", "xlm-roberta")
 POOLINGS = ("mean", "first", "max", "pooler")
 
 
@@ -38,8 +40,8 @@ class TokenBias(keras.layers.Layer):
 def summary(hidden: Any, config: Any) -> Any:
     """The first token through one layer: (B, T, D) to (B, D).
 
-    BERT's tanh "pooler", DistilBERT's relu "pre_classifier" and the gelu layer in ELECTRA's
-    classifier; `config.summary_activation` says which.
+    BERT's tanh "pooler", DistilBERT's relu "pre_classifier", the gelu layer in ELECTRA's and the
+    tanh layer in RoBERTa's classifier; `config.summary_activation` says which.
     """
     return keras.layers.Dense(
         config.hidden_dim,
@@ -57,7 +59,7 @@ def classify(hidden: Any, config: Any, size: int, mask: Any = None) -> Any:
     """
     if mask is not None:
         return _dense(size, config, "classifier")(_dropout(config)(mean(hidden, mask)))
-    if config.variant == "electra":
+    if config.variant in ELECTRA_HEADS:
         hidden = _dropout(config, "summary_dropout")(hidden)
     pooled = _dropout(config)(summary(hidden, config))
     return _dense(size, config, "classifier")(pooled)
@@ -80,7 +82,7 @@ def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     """
     x = keras.layers.Dense(
         config.embedding_dim,
-        activation=activation("gelu" if config.variant == "electra" else config.activation),
+        activation=activation("gelu" if config.variant in ELECTRA_HEADS else config.activation),
         kernel_initializer=normal(config.initializer_range),
         name="transform",
     )(hidden)

@@ -11,23 +11,32 @@ from keras import ops
 class PositionEmbedding(keras.layers.Layer):
     """Adds a learned row to every position: (B, T, D) to (B, T, D), T up to `max_sequence_length`.
 
-    The rows are cut inside the layer, because a functional graph does not know T.
+    `offset` rows before those of the first position are never used (RoBERTa). The rows are cut
+    inside the layer, because a functional graph does not know T.
     """
 
-    def __init__(self, max_sequence_length: int, initializer_range: float = 0.02, **options: Any):
+    def __init__(
+        self,
+        max_sequence_length: int,
+        initializer_range: float = 0.02,
+        offset: int = 0,
+        **options: Any,
+    ):
         super().__init__(**options)
         self.max_sequence_length = max_sequence_length
         self.initializer_range = initializer_range
+        self.offset = offset
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.embeddings = self.add_weight(
-            shape=(self.max_sequence_length, input_shape[-1]),
+            shape=(self.offset + self.max_sequence_length, input_shape[-1]),
             initializer=keras.initializers.TruncatedNormal(stddev=self.initializer_range),
             name="embeddings",
         )
 
     def call(self, x: Any) -> Any:
-        rows = ops.convert_to_tensor(self.embeddings)[: ops.shape(x)[1]]  # (T, D)
+        table = ops.convert_to_tensor(self.embeddings)
+        rows = table[self.offset : self.offset + ops.shape(x)[1]]  # (T, D)
         return ops.add(x, ops.cast(rows, x.dtype))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -38,4 +47,5 @@ class PositionEmbedding(keras.layers.Layer):
             **super().get_config(),
             "max_sequence_length": self.max_sequence_length,
             "initializer_range": self.initializer_range,
+            "offset": self.offset,
         }

@@ -2,6 +2,8 @@
 
 MiniLM is BERT with fewer, narrower layers. DistilBERT (Sanh et al. 2019) has no token types and no
 pooler. ELECTRA (Clark et al. 2020) may embed tokens in fewer dimensions than the layers have.
+RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020) count positions from behind the padding's
+number, and have one token type, which is no input.
 """
 
 from __future__ import annotations
@@ -23,8 +25,12 @@ from tfllm.models.bert_weights import WEIGHTS
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "from_hf", "to_hf"]
 
-Variant = Literal["bert", "distilbert", "electra"]
-SUMMARY_ACTIVATION = {"bert": "tanh", "distilbert": "relu", "electra": "gelu"}
+Variant = Literal["bert", "distilbert", "electra", "roberta", "xlm-roberta"]
+SUMMARY_ACTIVATION = {
+    "bert": "tanh", "distilbert": "relu", "electra": "gelu", "roberta": "tanh",
+    "xlm-roberta": "tanh",
+}  # fmt: skip
+ROBERTA = ("roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,11 @@ class Config:
     intermediate_dim: int = 0
     """Width inside the feed-forward part; 0 is four times `hidden_dim`."""
     max_sequence_length: int = 512
-    """Tokens; there are this many learned positions."""
+    """Tokens; there are this many learned positions, and for RoBERTa pad_id + 1 unused ones."""
     embedding_dim: int = 0
     """Width of the embeddings, projected to `hidden_dim` where it differs; 0 is the same."""
     num_token_types: int = 2
-    """0: the model has no token types and no such input."""
+    """0: the model has no token types; with 0 or 1 it has no such input."""
     activation: str = "gelu"
     layer_norm_epsilon: float = 1e-12
     dropout: float = 0.1
@@ -77,6 +83,11 @@ class Config:
         for name in ("activation", "summary_activation"):
             activation(getattr(self, name))
 
+    @property
+    def position_offset(self) -> int:
+        """Rows of the table of positions before the first token's."""
+        return self.pad_id + 1 if self.variant in ROBERTA else 0
+
 
 def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
     """Token ids (B, T), token types and mask, all int32, to hidden states (B, T, hidden_dim).
@@ -99,9 +110,12 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
             config.embedding_dim,
             embeddings_initializer=normal(config.initializer_range),
             name="type_embedding",
-        )(token_types)
+        )(token_types if config.num_token_types > 1 else ops.zeros_like(token_ids))
     x = PositionEmbedding(
-        config.max_sequence_length, config.initializer_range, name="position_embedding"
+        config.max_sequence_length,
+        config.initializer_range,
+        config.position_offset,
+        name="position_embedding",
     )(x)
     x = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="embedding_norm")(x)
     x = keras.layers.Dropout(config.dropout, name="embedding_dropout")(x)
@@ -127,12 +141,12 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
         )(x, attention_mask=attention_mask)
 
     inputs = {"token_ids": token_ids, "token_types": token_types, "mask": mask}
-    if not config.num_token_types:
+    if config.num_token_types < 2:
         del inputs["token_types"]
     return keras.Model(inputs, x, name=config.variant)
 
 
-MODEL_TYPES = ("bert", "distilbert", "electra")
+MODEL_TYPES = tuple(SUMMARY_ACTIVATION)
 """Hugging Face's names for what this file builds."""
 
 # Config field: Hugging Face key, for each variant.
@@ -158,6 +172,8 @@ BERT_KEYS = {
 KEYS = {
     "bert": BERT_KEYS,
     "electra": {**BERT_KEYS, "embedding_dim": "embedding_size"},
+    "roberta": BERT_KEYS,
+    "xlm-roberta": BERT_KEYS,
     "distilbert": {
         **COMMON_KEYS,
         "num_layers": "n_layers",
@@ -180,6 +196,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "embedding_dim": 128,
     },
     "distilbert": {"num_layers": 6, "num_token_types": 0, "classifier_dropout": 0.2},
+    "roberta": {"vocabulary_size": 50265, "pad_id": 1},
+    "xlm-roberta": {"pad_id": 1},
 }
 REFUSED: hf.Refused = (
     ("position_embedding_type", "absolute", "relative positions"),
@@ -193,6 +211,8 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     variant = hf_config["model_type"]
     hf.refuse(hf_config, variant, REFUSED)
     fields = hf.fields_of(hf_config, KEYS[variant], DEFAULTS[variant])
+    if variant in ROBERTA and isinstance(rows := fields.get("max_sequence_length", 512), int):
+        fields["max_sequence_length"] = rows - fields["pad_id"] - 1
     return hf.built(Config, {"variant": variant, **fields})
 
 
@@ -202,4 +222,6 @@ def to_hf(config: Config) -> dict[str, Any]:
     written = {key: getattr(config, field) for field, key in keys.items()}
     if config.variant == "distilbert" and config.classifier_dropout is None:
         written["seq_classif_dropout"] = config.dropout  # this key may not be null
+    if config.variant in ROBERTA:
+        written["max_position_embeddings"] += config.position_offset
     return {"model_type": config.variant, **written}

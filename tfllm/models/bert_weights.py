@@ -1,4 +1,4 @@
-"""Where the weights of BERT, DistilBERT and ELECTRA lie in a Hugging Face file."""
+"""Where the weights of BERT, DistilBERT, ELECTRA and RoBERTa lie in a Hugging Face file."""
 
 from __future__ import annotations
 
@@ -48,6 +48,41 @@ def _distilbert(prefix: str) -> Table:
 POOLER = linear("pooler", "bert.pooler.dense")
 CLASSIFIER = linear("classifier", "classifier")
 SPAN = linear("span", "qa_outputs")
+
+
+def _roberta(name: str) -> Weights:
+    """RoBERTa's table; XLM-R has other names of architectures."""
+    return Weights(
+        prefix="roberta.",
+        backbone=_bert("roberta."),
+        heads={
+            "embedding": linear("pooler", "roberta.pooler.dense"),
+            "classification": {
+                **linear("pooler", "classifier.dense"),
+                **linear("classifier", "classifier.out_proj"),
+            },
+            "token_classification": CLASSIFIER,
+            "question_answering": SPAN,
+            "masked_lm": {
+                **linear("transform", "lm_head.dense"),
+                **norm("transform_norm", "lm_head.layer_norm"),
+                "token_bias/bias": "lm_head.bias",
+            },
+        },
+        architectures={
+            "embedding": (f"{name}Model",),
+            "classification": (f"{name}ForSequenceClassification",),
+            "token_classification": (f"{name}ForTokenClassification",),
+            "question_answering": (f"{name}ForQuestionAnswering",),
+            "masked_lm": (f"{name}ForMaskedLM",),
+        },
+        tied={
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        buffers=("roberta.embeddings.position_ids",),
+    )
+
 
 WEIGHTS: dict[str, Weights] = {
     "bert": Weights(
@@ -135,4 +170,6 @@ WEIGHTS: dict[str, Weights] = {
         tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         buffers=("electra.embeddings.position_ids",),
     ),
+    "roberta": _roberta("Roberta"),
+    "xlm-roberta": _roberta("XLMRoberta"),
 }
