@@ -14,6 +14,8 @@ tfllm evaluate exports/sst2 --data dev.tsv --set columns.text=sentence --set col
 
 tfllm evaluate runs/stsb/checkpoint --data sts.csv.gz --set header=false --set columns.label=4
 
+tfllm evaluate runs/shakespeare --data play.txt --set format=document --set stride=16
+
 tfllm evaluate exports/squad/model.tflite --data dev-v2.0.json --limit 500
 """
 
@@ -27,7 +29,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="How the file is read: format, columns.FIELD, header, labels.NAME, language.",
+            help="How the file is read (format, columns.FIELD, header, labels.NAME) and measured "
+            "(language of span answers; stride, measure=last_word of language models).",
         ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="JSON file for the result.")] = None,
@@ -59,7 +62,7 @@ def evaluate(
     predictor = open_model(model)
     with progress_bar("measured", len(examples)) as advance:
         result = measured_answers(
-            predictor, examples, batch_size=batch_size, progress=advance, language=settings.language
+            predictor, examples, batch_size=batch_size, progress=advance, **settings.options
         )
     if plots:
         from tfllm.evaluation.plots import write_plots

@@ -25,7 +25,11 @@ GOLD: dict[str, tuple[str, ...]] = {
     "question_answering": ("answers",),
     "embedding": ("text_pair",),
     "masked_lm": (),
+    "causal_lm": (),
 }
+
+# The options of the measures, by the task's kind.
+OPTIONS = {"question_answering": ("language",), "causal_lm": ("measure",)}
 
 PACKAGES = ("tfllm", "keras", "tensorflow", "tensorflow-text", "ai-edge-litert", "numpy")
 
@@ -72,7 +76,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The measures of the predictor's task over examples with gold fields (METRICS has them).
 
-    `options`: `language` for span answers. Raises DataError for an example without gold fields.
+    `options`: `language` for span answers; `stride` and `measure` for language models. Raises
+    DataError for an example without gold fields.
     """
     measured = measured_answers(
         predictor, examples, batch_size=batch_size, progress=progress, **options
@@ -96,11 +101,13 @@ def measured_answers(
     start = time.perf_counter()
     if task.kind == "masked_lm":
         answers = _hidden_tokens(predictor, examples, batch_size, progress)
+    elif task.kind == "causal_lm":
+        given = {name: options[name] for name in ("stride", "measure") if name in options}
+        answers = _scored(predictor, examples, batch_size, progress, **given)
     else:
         answers = predictor.answers(examples, batch_size, progress)
     seconds = time.perf_counter() - start
-    if task.kind != "question_answering":
-        options.pop("language", None)
+    options = {name: options[name] for name in OPTIONS.get(task.kind, ()) if name in options}
     return Measured(measure(task, answers, examples, **options), answers, examples, seconds)
 
 
@@ -151,3 +158,19 @@ def _hidden_tokens(
             "cannot be given. Measure the checkpoint that it was exported from."
         )
     return hidden_tokens(examples, batch_size, progress)
+
+
+def _scored(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress | None,
+    **options: Any,
+) -> list[Answer]:
+    scored = getattr(predictor, "scored", None)
+    if scored is None:
+        raise ArtifactError(
+            "This file writes texts and does not tell how likely they are. Measure the checkpoint "
+            "that it was exported from, or a SavedModel with the signature 'score'."
+        )
+    return scored(examples, batch_size, progress, **options)

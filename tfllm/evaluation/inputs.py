@@ -18,6 +18,7 @@ from tfllm.data.lines import STANDARD_INPUT, open_file, read_lines
 from tfllm.data.sources import Format, Reading
 from tfllm.errors import DataError
 from tfllm.tasks import Task
+from tfllm.tasks.causal_lm import messages_of
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 BEGINNING_BYTES = 4096
@@ -31,6 +32,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "embedding": (("text",),),
     "masked_lm": (("text",),),
     "next_sentence": (("text", "text_pair"),),
+    "causal_lm": (("text",), ("prompt",), ("messages",)),
 }
 GOLD = ("label", "tags", "answers")
 
@@ -81,6 +83,9 @@ def check(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, 
 def _check_field(example: dict[str, Any], name: str, task: Task) -> None:
     value = example.get(name)
     where = example.get("_where", "input")
+    if name == "messages":
+        messages_of(example)
+        return
     texts = value if name == "words" else [value]
     if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
         if any(SURROGATE.search(text) for text in texts):

@@ -12,6 +12,7 @@ from typing import Any
 
 from tfllm.evaluation.classification import multi_label, regression, single_label
 from tfllm.evaluation.embedding import embedding
+from tfllm.evaluation.language import language
 from tfllm.evaluation.span_answers import question_answering
 from tfllm.evaluation.tagging import token_classification
 from tfllm.tasks import Task
@@ -46,6 +47,7 @@ METRICS: dict[str, Measure] = {
     "embedding": embedding,
     "masked_lm": masked_lm,
     "next_sentence": single_label,
+    "causal_lm": language,
 }
 
 # The one number that stands for a task where only one can: higher is better, 1 is perfect.
@@ -58,6 +60,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "embedding": ("spearman", "mrr"),
     "masked_lm": ("accuracy_at_1",),
     "next_sentence": ("accuracy",),
+    "causal_lm": ("last_word_accuracy", "next_token_accuracy"),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tfllm import config
 from tfllm.data.sources import ENDINGS, Reading
@@ -21,6 +21,16 @@ class Settings(Reading):
 
     language: Language = "auto"
     """Rules for span answers: "en" (SQuAD), "zh" (CMRC), or found per example."""
+
+    stride: int | None = None
+    """Language models: tokens by which the window moves; unset: half of it."""
+    measure: Literal["all", "last_word"] = "all"
+    """Language models: all tokens, or the last word of every text (LAMBADA)."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What concerns the measures."""
+        return {name: getattr(self, name) for name in ("language", "stride", "measure")}
 
     @property
     def reading(self) -> Reading:
