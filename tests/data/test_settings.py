@@ -50,3 +50,17 @@ def test_nothing_held_out(tmp_path):
     with pytest.raises(DataError, match="held out"):
         for make in (train_examples, validation_examples):
             make(DataSettings(train=str(path), validation_share=0.5))
+
+
+def test_the_tail_of_a_text_or_of_the_examples_is_held_out(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("abcdefghij\nklmnopqrs\n")
+    book = DataSettings(train=str(path), format="document", validation_tail=0.25)
+    assert train_examples(book)[0]["text"] == "abcdefghij\nklmn"
+    assert validation_examples(book)[0]["text"] == "opqrs\n"
+    lines = DataSettings(train=str(path), validation_tail=0.5)
+    assert [e["text"] for e in train_examples(lines)] == ["abcdefghij"]
+    assert [e["text"] for e in validation_examples(lines)] == ["klmnopqrs"]
+    both = DataSettings(train=str(path), validation_tail=0.5, validation_share=0.5)
+    with pytest.raises(SettingError, match="either validation_share or validation_tail"):
+        validation_examples(both)

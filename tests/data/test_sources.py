@@ -190,3 +190,23 @@ def test_real_files(data):
     mrpc = {"label": "Quality", "text": "#1 String", "text_pair": "#2 String"}
     assert len(rows(data / "mrpc" / "msr_paraphrase_train.tsv.gz", columns=mrpc)) == 4076
     assert len(rows(data / "squad" / "squad_v1_train_17titles.json.gz")) == 3939
+
+
+def test_plain_text_by_line_paragraph_and_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("one\ntwo\n\n \nthree\n", encoding="utf-8")
+
+    def texts(format):
+        return [(e["text"], e["_where"].rpartition(":")[2]) for e in read(path, format=format)]
+
+    assert texts("text") == [("one", "1"), ("two", "2"), ("three", "5")]
+    assert texts("paragraphs") == [("one\ntwo", "1"), ("three", "5")]
+    assert texts("document") == [("one\ntwo\n\n \nthree\n", "1")]
+
+
+def test_dialogues(tmp_path):
+    path = tmp_path / "d.txt"
+    path.write_text("Hi . __eou__ Hello ! __eou__ Bye . __eou__\t1\t2 2\n\n")
+    (example,) = read(path, format="dialogues")
+    assert [m["role"] for m in example["messages"]] == ["user", "assistant", "user"]
+    assert [m["content"] for m in example["messages"]] == ["Hi .", "Hello !", "Bye ."]

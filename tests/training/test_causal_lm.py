@@ -13,9 +13,11 @@ from tests.training.test_run import At, same, weights
 from tfllm import config
 from tfllm.checkpoints import store
 from tfllm.errors import SettingError
+from tfllm.tasks import CausalLM
 from tfllm.tokenizers import files as tokenizer_files
+from tfllm.training import vocabulary
 from tfllm.training.logs import read as read_log
-from tfllm.training.recipe import Recipe
+from tfllm.training.recipe import Recipe, TokenizerSettings
 from tfllm.training.run import train
 
 TEMPLATE = (
@@ -117,6 +119,24 @@ def test_answers_are_learned_and_adapters_merged(folder, tmp_path):
     assert checkpoint.tokenizer.decode(ids["token_ids"][0].tolist(), skip_special_tokens=False) == (
         "<u>cat<a>c</s>"
     )
+
+
+def test_byte_pairs_are_learned_from_conversations(folder):
+    settings = TokenizerSettings(
+        kind="bpe", vocabulary_size=270, special_tokens=("<s>", "</s>", "<u>", "<a>"),
+        chat_template=str(folder / "template.jinja"),
+    )  # fmt: skip
+    chats = [json.loads(line) for line in (folder / "chats.jsonl").read_text().splitlines()]
+    tokenizer = vocabulary.learn(settings, chats)
+    assert tokenizer.vocabulary_size == 270 and tokenizer.kind == "bytepair"
+    assert (tokenizer.start_id, tokenizer.end_id) == (0, 1)
+    text = "The cat, 床前\n sat"
+    assert tokenizer.decode(tokenizer.encode_ids([text])[0]) == text
+    again = vocabulary.learn(settings, chats)
+    assert again.vocabulary == tokenizer.vocabulary
+    every = CausalLM(learn="all").features(chats[:1], tokenizer).batch([0])[1]
+    answer = CausalLM().features(chats[:1], tokenizer).batch([0])[1]
+    assert (every >= 0).sum() > (answer >= 0).sum() > 0
 
 
 REFUSED = {

@@ -1,4 +1,4 @@
-"""Plain text by line, paragraph or file, JSON lines, SQuAD's JSON and CoNLL columns."""
+"""Plain text by line, paragraph or file, dialogues, JSON lines, SQuAD's JSON, CoNLL columns."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tfllm.data.sources import Reading
 
 Row = tuple[Any, dict[Any, Any]]
+
+END_OF_UTTERANCE = "__eou__"
+ROLES = ("user", "assistant")
 
 
 def read_text(path: str | Path, settings: Reading) -> Iterator[Row]:
@@ -40,6 +43,26 @@ def read_paragraphs(path: str | Path, settings: Reading) -> Iterator[Row]:
 def read_document(path: str | Path, settings: Reading) -> Iterator[Row]:
     """The whole file as one text, as it is."""
     yield 1, {"text": read_all(path)}
+
+
+def read_dialogues(path: str | Path, settings: Reading) -> Iterator[Row]:
+    """A conversation a line, `__eou__` after each utterance (Li et al. 2017, DailyDialog).
+
+    The first speaker is the user, the second the assistant. What follows a tab is left out.
+    """
+    for number, line in read_lines(path):
+        said = [part.strip() for part in line.split("\t")[0].split(END_OF_UTTERANCE)]
+        said = [text for text in said if text]
+        if said:
+            yield (
+                number,
+                {
+                    "messages": [
+                        {"role": ROLES[place % 2], "content": text}
+                        for place, text in enumerate(said)
+                    ]
+                },
+            )
 
 
 def read_jsonl(path: str | Path, settings: Reading) -> Iterator[Row]:

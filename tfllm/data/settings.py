@@ -105,7 +105,7 @@ def held_out(example: dict, share: float) -> bool:
     Examples that share that text (questions about one paragraph, sentences in several pairs) fall
     on the same side.
     """
-    for field in ("context", "text", "words"):
+    for field in ("context", "text", "words", "messages"):
         if field in example:
             key = str(example[field])
             break

@@ -26,6 +26,7 @@ FORMATS = {
     "text": documents.read_text,
     "paragraphs": documents.read_paragraphs,
     "document": documents.read_document,
+    "dialogues": documents.read_dialogues,
     "tsv": tables.read_tsv,
     "csv": tables.read_csv,
     "jsonl": documents.read_jsonl,
@@ -41,8 +42,9 @@ ENDINGS = {
 }  # fmt: skip
 
 Format = Literal[
-    "text", "paragraphs", "document", "tsv", "csv", "jsonl", "parquet", "squad", "conll"
-]
+    "text", "paragraphs", "document", "dialogues",
+    "tsv", "csv", "jsonl", "parquet", "squad", "conll",
+]  # fmt: skip
 
 
 class Reading(Settings):
@@ -50,7 +52,7 @@ class Reading(Settings):
 
     format: Format | None = None
     """The file's format; by its ending where unset. Plain text is a text a line (text), between
-    blank lines (paragraphs), or a whole file (document)."""
+    blank lines (paragraphs), or a whole file (document); dialogues have __eou__ between turns."""
     columns: dict[str, str | int] = Field(default_factory=dict)
     """Canonical field to the file's column: its name, or its index from 0 without a header."""
     header: bool = True

@@ -45,6 +45,9 @@ class CausalLM(Task):
     """Every example is a document of its own, between the start and the end token where the
     vocabulary has them. false: all examples are one text, joined by line ends as in their file."""
 
+    learn: Literal["answers", "all"] = "answers"
+    """Of conversations: the assistant's answers, or every token."""
+
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores float32 [B, T, V]."""
         import keras
@@ -141,7 +144,7 @@ class CausalLM(Task):
         for example in examples:
             messages = messages_of(example)
             ids, spans = chat.chat_spans(tokenizer, messages)
-            learned = np.zeros(len(ids), bool)
+            learned = np.full(len(ids), self.learn == "all")
             for begin, end in spans:
                 learned[begin:end] = True
             learned = learned[: self.max_length]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tfllm.data.lines import read_all
@@ -18,22 +16,8 @@ from tfllm.training.recipe import TokenizerSettings
 
 def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
     """The tokenizer of `settings.kind` over the texts of all examples."""
-    if settings.kind == "characters":
-        return with_template(_characters(settings, examples), settings.chat_template)
-    from tfllm.tokenizers import train
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "texts.txt"
-        with path.open("w", encoding="utf-8") as file:
-            for text in _texts(examples):
-                file.write(text + "\n")
-        made = train.train(
-            [path],
-            str(settings.kind),
-            settings.vocabulary_size or 0,
-            special_tokens=settings.special_tokens,
-        )
-    return with_template(made, settings.chat_template)
+    make = _characters if settings.kind == "characters" else _byte_pairs
+    return with_template(make(settings, examples), settings.chat_template)
 
 
 def with_template(tokenizer: Any, chat_template: str | None) -> Tokenizer:
@@ -63,6 +47,33 @@ def _characters(settings: TokenizerSettings, examples: Sequence[dict[str, Any]])
     # Equally frequent characters in the order of their code points: the same on every machine.
     chosen = sorted(counts, key=lambda character: (-counts[character], character))[:room]
     return from_characters(sorted(chosen), settings.special_tokens)
+
+
+def _byte_pairs(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
+    """Byte-level BPE, GPT-2's kind of vocabulary: any text can be written with it."""
+    from tokenizers import Tokenizer as Rust
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    from tfllm.tokenizers.bytepair import BytePair
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(alphabet) + len(settings.special_tokens)
+    if (settings.vocabulary_size or 0) < smallest:
+        raise SettingError(
+            f"tokenizer.vocabulary_size is {settings.vocabulary_size}; bytes and special tokens "
+            f"alone are {smallest}. Make it larger."
+        )
+    rust = Rust(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rust.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocabulary_size or 0,
+        special_tokens=list(settings.special_tokens),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    rust.train_from_iterator(_texts(examples), trainer)
+    return BytePair.from_definition(rust.to_str())
 
 
 def _texts(examples: Sequence[dict[str, Any]]) -> Iterator[str]:
