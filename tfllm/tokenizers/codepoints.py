@@ -77,7 +77,7 @@ class Table:
 @functools.lru_cache(maxsize=16)
 def reference_table(normalization: Normalization) -> Table:
     """The table of BERT's reference normalisation followed by BERT's word splitting."""
-    points = _examined()
+    points = examined()
     outputs = _mapped(points, _normalizer(normalization))
     decomposes = normalization.strip_accents
     decomposes = normalization.lowercase if decomposes is None else decomposes
@@ -124,7 +124,7 @@ def _normalizer(normalization: Normalization) -> Any:
     )
 
 
-def _examined() -> list[int]:
+def examined() -> list[int]:
     """Every code point that is looked at: all, but one for each uniform range."""
     points: list[int] = []
     start = 0

@@ -6,7 +6,7 @@ Source: Kudo and Richardson 2018, "SentencePiece"; Kudo 2018, "Subword regulariz
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,13 +184,12 @@ class SentencePiece(RowTokenizer):
                 row.word_ids.append(word)
             elif part:
                 first = True
-                found = self._processor.encode(part, return_type="offset_mapping")
-                for piece, (start, stop) in zip(found["pieces"], found["offsets"], strict=True):
+                for piece, number, start, stop in _pieces(self._processor, part):
                     word += first or piece.startswith(proto.SPACE)
                     first = False
+                    row.ids.append(number)
                     row.offsets.append((begin + start, begin + stop))
                     row.word_ids.append(word)
-                row.ids.extend(found["ids"])
             begin += len(part)
         return row
 
@@ -219,8 +218,8 @@ def from_proto(
         kind = FAIRSEQ_CLASSES[0]
     if kind == ALBERT and settings.config.get("do_lower_case", True):
         raise TokenizerError(
-            f"{path}: ALBERT lowers letters and strips accents before SentencePiece, which is not in "
-            "the .model file. Use a directory with its tokenizer.json."
+            f"{path}: ALBERT lowers letters and strips accents before SentencePiece, which is not "
+            "in the .model file. Use a directory with its tokenizer.json."
         )
     arranged = proto.fairseq(model, path) if kind in FAIRSEQ_CLASSES else model
     arranged = proto.with_added(arranged, _added(arranged, settings, kind), path)
@@ -246,6 +245,19 @@ def from_proto(
         _processor=_processor(arranged, path),
         _ids=table,
     )
+
+
+def _pieces(processor: Any, text: str) -> Iterator[tuple[str, int, int, int]]:
+    """Piece, id, start and end in code points; the package's newer versions name this otherwise."""
+    if hasattr(processor, "EncodeAsOffsetMapping"):
+        found = processor.encode(text, return_type="offset_mapping")
+        for piece, number, offsets in zip(
+            found["pieces"], found["ids"], found["offsets"], strict=True
+        ):
+            yield piece, number, *offsets
+    else:
+        for entry in processor.encode(text, out_type="immutable_proto").pieces:
+            yield entry.piece, entry.id, entry.begin, entry.end
 
 
 def _class_of(form: Form) -> dict[str, Any]:

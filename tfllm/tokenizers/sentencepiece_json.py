@@ -18,6 +18,6 @@ class SentencePieceJson(RustTokenizer):
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
-        from tfllm.tokenizers.graph_sentencepiece import from_json
+        from tfllm.tokenizers.graph_sentencepiece_json import SentencePieceJsonGraph
 
-        return from_json(self, profile)
+        return SentencePieceJsonGraph(self, profile)

@@ -27,9 +27,9 @@ from tfllm.tokenizers.codepoints import (
     WORD,
     Table,
 )
+from tfllm.tokenizers.literals import REPLACEMENT
 
 MORE_THAN_CLASSES = 256
-REPLACEMENT = 0xFFFD  # stands for each invalid byte sequence, as in Python's errors="replace"
 
 
 class Words(NamedTuple):
