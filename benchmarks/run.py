@@ -26,6 +26,7 @@ MEASURES = (
     "texts_per_second",
     "megabytes_per_second",
     "requests_per_second",
+    "tokens_per_second",
 )
 
 
@@ -50,6 +51,11 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
             ["training_tfllm.py", *hub],
             ["training_transformers.py", *hub],
             ["training_kerashub.py", *hub],
+        ],
+        "language training": [
+            ["language_tfllm.py"],
+            ["language_torch.py"],
+            ["language_torch.py", "--fused"],
         ],
         "inference, batch 1": inference(1),
         "inference, batch 32": inference(32),

@@ -22,6 +22,7 @@ BATCH_SIZE = 32
 TRAINING_EXAMPLES = 3200  # one hundred steps
 WARM_UP_EXAMPLES = 640  # graphs, kernels and allocators are ready after twenty steps
 MAX_LENGTH = 128
+LANGUAGE_STEPS, LANGUAGE_WARM_UP_STEPS = 100, 20  # of 12 rows of 64 tokens
 
 
 def arguments() -> argparse.Namespace:

@@ -1,0 +1,37 @@
+"""New tokens per second: tfllm's engine, greedy, ids in and out."""
+
+from __future__ import annotations
+
+import generation
+import keras
+import tensorflow as tf
+import workload
+
+from tfllm.checkpoints import store
+from tfllm.generation.engine import Engine
+from tfllm.generation.settings import GenerationSettings
+from tfllm.models.decoding import decoder
+
+
+def main() -> None:
+    options = generation.arguments()
+    if options.precision == "bfloat16":
+        keras.config.set_dtype_policy("bfloat16")
+    checkpoint = store.load(options.model)
+    engine = Engine(decoder(checkpoint.model, checkpoint.family, checkpoint.config))
+    settings = GenerationSettings(max_new_tokens=generation.NEW_TOKENS)
+
+    def call(ids: list[list[int]]) -> list[list[int]]:
+        return [result.ids for result in engine.generate(ids, settings)]
+
+    workload.report(
+        runner="tfllm engine",
+        precision=options.precision,
+        **generation.rate(call, options.batch_size, options.repeats),
+        keras=keras.__version__,
+        tensorflow=tf.__version__,
+    )
+
+
+if __name__ == "__main__":
+    main()
