@@ -44,8 +44,13 @@ class Text:
 class TextGenerator:
     """Writes texts with the model of one checkpoint. One thread at a time may use it."""
 
-    def __init__(self, checkpoint: Checkpoint, *, max_rows: int = ROWS):
-        """Raises SettingError where the checkpoint's task is not to write text."""
+    def __init__(
+        self, checkpoint: Checkpoint, *, max_rows: int = ROWS, engine: Engine | None = None
+    ):
+        """`engine` writes the tokens in place of the checkpoint's model: an exported file's does.
+
+        Raises SettingError where the checkpoint's task is not to write text.
+        """
         if checkpoint.task.kind != "causal_lm":
             raise SettingError(
                 f"This model is for {checkpoint.task.kind.replace('_', ' ')} and cannot write "
@@ -53,8 +58,10 @@ class TextGenerator:
             )
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
-        made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-        self.engine = Engine(made, max_rows=max_rows)
+        if engine is None:
+            made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+            engine = Engine(made, max_rows=max_rows)
+        self.engine = engine
 
     def generate(
         self,
