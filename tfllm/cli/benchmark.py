@@ -12,6 +12,8 @@ tfllm benchmark runs/sst2
 
 tfllm benchmark exports/sst2/model.tflite --batch-sizes 1 --length 16,64 --json
 
+tfllm benchmark runs/poems --length 32,96 --new-tokens 24
+
 tfllm benchmark exports/sst2 --input reviews.txt --seconds 20
 """
 
@@ -26,18 +28,23 @@ def benchmark(
     input: Annotated[
         str | None, typer.Option(help="Real inputs instead: text lines, JSON lines or a table.")
     ] = None,
+    new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens that a language model writes per text.")
+    ] = 32,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each row.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, not a table.")] = False,
     output: Annotated[str | None, typer.Option(help="File for the JSON.")] = None,
 ) -> None:
     """Time from text to answer (percentiles, texts per second), peak memory, size on disk.
 
+    Of a language model: tokens per second that it reads and writes, on prompts of random tokens.
     Calls go one after another in this process; loading and warm-up are not part of the times.
     """
     import json
     import time
 
     from tfllm.cli.output import progress_bar, result_file
+    from tfllm.errors import SettingError
     from tfllm.evaluation import inputs
     from tfllm.evaluation.reading import settings_for
 
@@ -51,14 +58,19 @@ def benchmark(
     start = time.perf_counter()
     predictor = open_model(model)
     load_seconds = time.perf_counter() - start
-    sets = _example_sets(predictor, lengths, given, max(batches))
     rows = []
-    with progress_bar("measured", len(sets) * len(batches)) as advance:
-        for name, examples in sets.items():
-            for batch_size in batches:
-                row = measuring.measure_speed(predictor, examples, batch_size, seconds)
-                rows.append({"length": name, **row})
-                advance(1)
+    if hasattr(predictor, "generator"):
+        if given:
+            raise SettingError("--input: a language model's speed is measured on --length tokens.")
+        rows = _language_rows(predictor, lengths, batches, new_tokens, seconds)
+    else:
+        sets = _example_sets(predictor, lengths, given, max(batches))
+        with progress_bar("measured", len(sets) * len(batches)) as advance:
+            for name, examples in sets.items():
+                for batch_size in batches:
+                    row = measuring.measure_speed(predictor, examples, batch_size, seconds)
+                    rows.append({"length": name, **row})
+                    advance(1)
     result = {
         **predictor.describe(),
         "model": model,
@@ -89,6 +101,7 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 SHORT = 16  # tokens
+PROMPT = 32  # tokens of a language model's prompt
 
 
 def _example_sets(
@@ -115,6 +128,24 @@ def _example_sets(
     }
 
 
+def _language_rows(
+    predictor: Any, lengths: list[int], batches: list[int], new_tokens: int, seconds: float
+) -> list[dict[str, Any]]:
+    """One row for every length of prompt and batch size."""
+    from tfllm.cli.output import progress_bar
+    from tfllm.evaluation import language_speed
+
+    engine = predictor.generator.engine
+    lengths = lengths or [PROMPT]
+    rows = []
+    with progress_bar("measured", len(lengths) * len(batches)) as advance:
+        for length in lengths:
+            for size in batches:
+                rows.append(language_speed.measure(engine, length, new_tokens, size, seconds))
+                advance(1)
+    return rows
+
+
 def machine() -> dict[str, Any]:
     """The processor and the number of cores that this process may use."""
     import os
@@ -139,6 +170,10 @@ def table(result: dict[str, Any]) -> list[str]:
         f"{result['model']}: {result['kind']}, {result['size_bytes'] / megabyte:.1f} MiB, "
         f"loaded in {result['load_seconds']:.1f} s, "
         f"peak memory {result['peak_memory_bytes'] / megabyte:,.0f} MiB",
+    ]
+    if result["rows"] and "ms_per_token" in result["rows"][0]:
+        return [*lines, *_language_table(result["rows"])]
+    lines += [
         f"{'tokens':>9} {'batch':>6} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'texts/s':>10}",
     ]
     for row in result["rows"]:
@@ -147,6 +182,22 @@ def table(result: dict[str, Any]) -> list[str]:
             f"{row['p90_ms']:>9.2f} {row['p99_ms']:>9.2f} {row['texts_per_second']:>10.1f}"
         )
     return lines
+
+
+def _language_table(rows: list[dict[str, Any]]) -> list[str]:
+    head = ("prompt", "new", "batch", "first ms", "ms/token", "read tokens/s", "written tokens/s")
+    names = ("prompt_tokens", "new_tokens", "batch_size", "first_token_ms", "ms_per_token",
+             "read_tokens_per_second", "written_tokens_per_second")  # fmt: skip
+    return [
+        "".join(f"{name:>17}" if len(name) > 8 else f"{name:>10}" for name in head),
+        *(
+            "".join(
+                f"{row[name]:>17,.1f}" if len(title) > 8 else f"{row[name]:>10,}"
+                for title, name in zip(head, names, strict=True)
+            )
+            for row in rows
+        ),
+    ]
 
 
 COMMANDS = {"": benchmark}

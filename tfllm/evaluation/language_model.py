@@ -44,7 +44,7 @@ class LanguagePredictor:
         from tfllm.generation.settings import made
         from tfllm.tokenizers import chat
 
-        generator, settings = self._generator, made()
+        generator, settings = self.generator, made()
         found: list[Answer] = []
         for start in range(0, len(examples), batch_size):
             some = examples[start : start + batch_size]
@@ -87,7 +87,8 @@ class LanguagePredictor:
         )
 
     @cached_property
-    def _generator(self) -> Any:
+    def generator(self) -> Any:
+        """Writes texts with the checkpoint: a TextGenerator."""
         from tfllm.generation.text import TextGenerator
 
         return TextGenerator(self.checkpoint)
