@@ -5,11 +5,13 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfllm.checkpoints import store
-from tfllm.errors import DataError, SettingError
+from tfllm.errors import ArtifactError, DataError, SettingError
 from tfllm.evaluation import harness, inputs, language
 from tfllm.evaluation.checkpoint_model import open_checkpoint
+from tfllm.evaluation.savedmodel_model import SavedModelPredictor
 from tfllm.models import gpt2
 from tfllm.tasks import CausalLM
 from tfllm.tokenizers.characters import from_characters
@@ -124,3 +126,26 @@ def test_what_cannot_be_measured_is_refused(predictor):
         harness.evaluate(predictor, [{"text": "abc", "_where": "f:3"}], measure="last_word")
     with pytest.raises(DataError, match="no token that could be told"):
         harness.evaluate(predictor, [{"text": ""}])
+
+
+def test_a_savedmodel_is_measured_by_its_signature(tmp_path):
+    """`score` gives sums per text; the measures are made of them as of a checkpoint's."""
+
+    class Module:
+        signatures = {
+            "score": lambda text: {
+                "log_probability": tf.fill(tf.shape(text), -2.0),
+                "token_count": tf.fill(tf.shape(text), 4),
+            }
+        }
+
+    made = SavedModelPredictor(CausalLM(), {}, tmp_path, Module())
+    metrics = harness.evaluate(made, [{"text": "abcd"}, {"text": "é"}])
+    assert metrics["perplexity"] == pytest.approx(math.exp(0.5))
+    assert metrics["bits_per_byte"] == pytest.approx(4 / math.log(2) / 6)
+    assert "next_token_accuracy" not in metrics
+    with pytest.raises(SettingError, match="need a checkpoint"):
+        harness.evaluate(made, [{"text": "abcd"}], stride=2)
+    Module.signatures = {}
+    with pytest.raises(ArtifactError, match="no signature score"):
+        harness.evaluate(made, [{"text": "abcd"}])

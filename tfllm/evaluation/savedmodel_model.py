@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.errors import ArtifactError
+from tfllm.errors import ArtifactError, SettingError
 from tfllm.evaluation.artifact import read_description
 from tfllm.evaluation.predictor import (
     BATCH_SIZE,
@@ -24,10 +24,11 @@ from tfllm.evaluation.predictor import (
     check_finite,
 )
 from tfllm.tasks import Task, next_sentence, words
+from tfllm.tasks.base import text_of
 from tfllm.tasks.embedding import paired
 from tfllm.tokenizers import files
 
-SIGNATURE = "serving_default"
+SIGNATURE, SCORE = "serving_default", "score"
 Outputs = Mapping[str, Any]  # name -> one example's part of an output, a numpy value
 
 
@@ -126,13 +127,53 @@ class SavedModelPredictor:
         rows = RowPredictor(self.task, tokenizer, self.facts, 0, call)
         return rows.hidden_tokens(examples, batch_size, progress)
 
+    def scored(
+        self,
+        examples: Sequence[Example],
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+        *,
+        stride: int | None = None,
+        measure: str = "all",
+    ) -> list[Answer]:
+        """Language models: see LanguagePredictor.scored; through the signature `score`.
+
+        A text is scored as the signature does it, in one window. Raises ArtifactError without one.
+        """
+        if SCORE not in self.module.signatures:
+            raise ArtifactError(
+                f"'{self.folder}' has no signature {SCORE}, which tells how likely texts are. "
+                "Measure the checkpoint that it was exported from."
+            )
+        if stride is not None or measure != "all":
+            raise SettingError(
+                "--set: stride and measure need a checkpoint; a SavedModel scores whole texts. "
+                "Leave them out, or measure the checkpoint that it was exported from."
+            )
+        texts = [text_of(example) for example in examples]
+        given = [{"text": text} for text in texts]
+        outputs = self._run(given, batch_size, progress, SCORE)
+        return [
+            {
+                "log_probability": float(output["log_probability"]),
+                "token_count": int(output["token_count"]),
+                "byte_count": len(text.encode()),
+                "character_count": len(text),
+            }
+            for text, output in zip(texts, outputs, strict=True)
+        ]
+
     def _run(
-        self, texts: Sequence[dict[str, str]], batch_size: int, progress: Progress | None
+        self,
+        texts: Sequence[dict[str, str]],
+        batch_size: int,
+        progress: Progress | None,
+        name: str = SIGNATURE,
     ) -> list[Outputs]:
-        """The signature's outputs for every example. Texts of like length share a batch."""
+        """A signature's outputs for every example. Texts of like length share a batch."""
         import tensorflow as tf
 
-        signature = self.module.signatures[SIGNATURE]
+        signature = self.module.signatures[name]
         order = sorted(range(len(texts)), key=lambda i: -sum(map(len, texts[i].values())))
         found: list[Outputs] = [{}] * len(texts)
         for start in range(0, len(order), batch_size):
@@ -156,6 +197,8 @@ class SavedModelPredictor:
                 f"{example.get('_where', 'input')}: has a text_pair, but the signature of "
                 f"'{self.folder}' takes {', '.join(names)} only. Remove the field text_pair."
             )
+        if names == ["prompt"]:
+            return {"prompt": str(example.get("prompt", example.get("text", "")))}
         if "words" in example and names == ["text"]:
             return {"text": " ".join(example["words"])}
         return {name: example[name] for name in names}
@@ -228,6 +271,10 @@ def _masked_lm(task: Task, example: Example, outputs: Outputs) -> Answer:
     return {"text": outputs["text"].decode(), "masks": masks}
 
 
+def _causal_lm(task: Task, example: Example, outputs: Outputs) -> Answer:
+    return {"text": outputs["text"].decode()}
+
+
 ANSWERS: dict[str, Callable[[Any, Example, Outputs], Answer]] = {
     "classification": _classification,
     "next_sentence": _next_sentence,
@@ -235,4 +282,5 @@ ANSWERS: dict[str, Callable[[Any, Example, Outputs], Answer]] = {
     "question_answering": _question_answering,
     "token_classification": _token_classification,
     "masked_lm": _masked_lm,
+    "causal_lm": _causal_lm,
 }
