@@ -129,6 +129,26 @@ def test_a_changed_shape_is_written_in_both_spellings(source, tmp_path):
     assert store.load(tmp_path / "back").config == changed
 
 
+def test_a_model_of_ours_names_its_own_end(tmp_path):
+    from tests.conftest import VOCABULARY
+    from tfllm.models import gpt2
+    from tfllm.tasks.causal_lm import CausalLM
+    from tfllm.tokenizers.wordpiece import WordPiece
+
+    config = gpt2.Config(
+        vocabulary_size=len(VOCABULARY), num_layers=1, num_heads=2, hidden_dim=8,
+        max_sequence_length=16,
+    )  # fmt: skip
+    tokenizer = WordPiece.from_vocabulary(VOCABULARY, lowercase=True)
+    made = store.create("gpt2", config, tokenizer, CausalLM(max_length=16))
+    assert made.stop_ids == (tokenizer.end_id,)
+    huggingface.write(made, tmp_path / "theirs")
+    written = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert written["eos_token_id"] == tokenizer.end_id
+    assert written["architectures"] == ["GPT2LMHeadModel"]
+    assert store.load(tmp_path / "theirs").config == config
+
+
 def test_a_bare_untied_model_lacks_its_logits(source):
     directory, _, _ = source("llama2")
 

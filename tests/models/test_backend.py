@@ -38,13 +38,49 @@ print(float(np.abs(outputs - part["logits"]).max()))
 """
 
 
+DECODERS = """
+import json
+import sys
+import keras
+import numpy as np
+from safetensors.numpy import load
+from tfllm.checkpoints import weights
+from tfllm.layers import heads
+from tfllm.models import FAMILIES
+
+assert keras.backend.backend() == sys.argv[2]
+golden = dict(np.load(sys.argv[1]))
+worst = 0.0
+for name, family in (("gpt2", "gpt2"), ("llama3", "llama"), ("mistral", "llama"),
+                     ("qwen3", "llama")):
+    module = FAMILIES[family]
+    hf_config = json.loads(golden[f"{name}/config"].tobytes())
+    config = module.from_hf(hf_config)
+    backbone = module.backbone(config)
+    model = keras.Model(backbone.input, heads.next_token(backbone.output, config, backbone))
+    variables, table = weights.variables_of(model), module.WEIGHTS[hf_config["model_type"]]
+    rows = weights.rows_of(variables, {**table.backbone, **table.heads["causal_lm"]})
+    weights.to_variables(rows, variables, load(golden[f"{name}/tensors"].tobytes()))
+    inputs = {key: golden[f"{name}/inputs/{key}"] for key in ("token_ids", "mask")}
+    outputs = keras.ops.convert_to_numpy(model(inputs))
+    apart = np.abs(outputs - golden[f"{name}/logits"])[inputs["mask"] == 1]
+    worst = max(worst, float(apart.max()))
+print(worst)
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "golden"),
+    [(RUN, GOLDEN), (DECODERS, GOLDEN.with_name("decoders.npz"))],
+    ids=["encoder", "decoders"],
+)
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_another_backend_gives_the_golden_scores(backend):
+def test_another_backend_gives_the_golden_scores(backend, run, golden):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"needs {backend}: pip install {backend}")
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(GOLDEN), backend],
+        [sys.executable, "-c", run, str(golden), backend],
         env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip

@@ -117,8 +117,11 @@ def _problem_of(hf_config: Mapping[str, Any], labels: tuple[str, ...], source: s
     return ours[named]
 
 
-def head_config(task: Task, before: Mapping[str, Any]) -> dict[str, Any]:
+def head_config(task: Task, before: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """What a head adds to `config.json`. `before`: the file that the checkpoint came from."""
+    if task.kind == "causal_lm" and not before:
+        # Without them transformers takes its own numbers, which stand for other tokens here.
+        return {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
     if not isinstance(task, Classification | TokenClassification):
         return {}
     labels = task.labels

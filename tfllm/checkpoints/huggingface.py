@@ -336,4 +336,5 @@ def _config(
         config["architectures"] = [known[0]]
     if dtype != origin.dtype or not origin.config:
         config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    return {**config, **architectures.head_config(checkpoint.task, origin.config)}
+    head = architectures.head_config(checkpoint.task, origin.config, checkpoint.tokenizer)
+    return {**config, **head}
