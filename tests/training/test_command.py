@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.training import runs
+from tfllm.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,28 @@ def test_a_recipe_typo_is_one_line_with_file_and_line(tmp_path):
     assert process.returncode == 2
     assert error.count("\n") == 1
     assert "recipe.yaml:" in error and "Did you mean 'epochs'" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_exports_after_training(tmp_path):
+    runs.write_data(tmp_path)
+    profiles = ["tflite-float32", str(ROOT / "export" / "savedmodel.yaml")]
+    recipe = write_recipe(tmp_path, export=profiles, train={"epochs": 1})
+    process = start(recipe, "--output", tmp_path / "run")
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert out.splitlines()[-1] == str(tmp_path / "run")
+    assert (tmp_path / "run" / "export" / "tflite-float32" / "model.tflite").is_file()
+    assert (tmp_path / "run" / "export" / "savedmodel" / "1" / "saved_model.pb").is_file()
+
+
+def test_a_wrong_export_is_told_before_training(tmp_path, capsys):
+    runs.write_data(tmp_path)
+    recipe = write_recipe(tmp_path, export=["savedmodle"])
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(recipe), "--output", str(tmp_path / "run")])
+    assert stop.value.code == 2 and "Did you mean 'savedmodel'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

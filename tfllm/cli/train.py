@@ -66,7 +66,9 @@ def train(
     for name in settings.export:
         from tfllm.cli.export import export
 
-        export(str(run.directory), name, str(run.directory / "export" / name))
+        # A profile's own file is named by its path: its artifact lies under the file's name.
+        folder = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+        export(str(run.directory), name, str(run.directory / "export" / folder))
     _report(run)
 
 
