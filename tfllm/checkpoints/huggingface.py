@@ -163,7 +163,7 @@ def fill_from_carried(
     kind: str,
 ) -> set[str]:
     """Fills a new head from carried tensors (a pooler). Returns the paths that were filled."""
-    table = FAMILIES[family].WEIGHTS[FAMILIES[family].to_hf(config)["model_type"]]
+    table = FAMILIES[family].WEIGHTS[getattr(config, "variant", family)]
     canonical = names.canonical(carried, table)
     tensors = {canonical[name]: tensor for name, tensor in carried.items()}
     rows = weights.rows_of(variables, table.heads.get(kind, {}))

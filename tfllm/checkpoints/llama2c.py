@@ -181,7 +181,8 @@ def _halves(block: np.ndarray, head_dim: int) -> np.ndarray:
 
 def tokenizer_beside(path: Path, vocabulary_size: int) -> Path:
     """The tokenizer file that belongs to a model, by its name. Raises CheckpointError."""
-    for pattern in (f"{path.stem}_tok*.bin", f"{path.stem}*tok*.bin", "tokenizer.bin",
+    name = path.stem.rstrip("0123456789KM")  # stories260K goes with stories_tok512.bin too
+    for pattern in (f"{path.stem}_tok*.bin", f"{name}*tok*.bin", "tokenizer.bin",
                     f"tok{vocabulary_size}.bin", "*tok*.bin"):  # fmt: skip
         found = [file for file in sorted(path.parent.glob(pattern)) if file != path]
         if len(found) == 1:
