@@ -19,6 +19,7 @@ from tfllm.evaluation.predictor import (
     BATCH_SIZE,
     Answer,
     Example,
+    Predictor,
     Progress,
     RowPredictor,
     check_finite,
@@ -44,7 +45,7 @@ def version_folder(path: Path) -> Path | None:
     return max(versions, key=lambda folder: int(folder.name), default=None)
 
 
-def open_savedmodel(folder: Path) -> SavedModelPredictor:
+def open_savedmodel(folder: Path) -> Predictor:
     """The SavedModel in a version's folder. Raises ArtifactError."""
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  registers the tokenizer's operations
@@ -70,6 +71,10 @@ def open_savedmodel(folder: Path) -> SavedModelPredictor:
         "size_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "signatures": sorted(module.signatures),
     }
+    if task.kind == "causal_lm" and {"tokens", "generate_tokens"} <= set(module.signatures):
+        from tfllm.evaluation.language_artifact import open_language_savedmodel
+
+        return open_language_savedmodel(folder, module, description, task, facts)
     return SavedModelPredictor(task, facts, folder, module)
 
 

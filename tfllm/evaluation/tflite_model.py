@@ -61,6 +61,10 @@ def open_tflite(source: Path) -> Predictor:
         "task": task.kind,
         "size_bytes": path.stat().st_size,
     }
+    if task.kind == "causal_lm":
+        from tfllm.evaluation.language_artifact import open_language_tflite
+
+        return open_language_tflite(path, description, task, facts)
     takes_text = bool(description.get("profile", {}).get("text"))
     signatures = _signatures(path, takes_text)
     tokenizer = files.load(path.parent)
@@ -173,7 +177,7 @@ def _raw_scores(task: Task) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _signatures(path: Path, takes_text: bool) -> list[Signature]:
-    interpreter = _interpreter(path, takes_text)
+    interpreter = interpreter_of(path, takes_text)
     expected = "text" if takes_text else "token_ids"
     found = []
     for name in interpreter.get_signature_list():
@@ -196,7 +200,8 @@ def _signatures(path: Path, takes_text: bool) -> list[Signature]:
     return found
 
 
-def _interpreter(path: Path, takes_text: bool) -> Any:
+def interpreter_of(path: Path, takes_text: bool = False) -> Any:
+    """ai-edge-litert on all cores. Raises ArtifactError for a file that it cannot run."""
     try:
         from ai_edge_litert import interpreter as litert
     except ImportError:

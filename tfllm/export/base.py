@@ -17,7 +17,7 @@ from tfllm.config import Settings
 from tfllm.data.sources import Reading
 from tfllm.errors import SettingError, did_you_mean
 
-Quantization = Literal["float32", "bfloat16", "float16", "int8", "int8_full"]
+Quantization = Literal["float32", "bfloat16", "float16", "int8", "int8_full", "int4"]
 
 # Largest difference of a raw output from the checkpoint's, and share of rows with the same answer.
 # A model's head decides what a difference means, so quantized models are held to the answers alone.
@@ -27,7 +27,18 @@ TOLERANCES: dict[str, tuple[float | None, float]] = {
     "float16": (5e-2, 0.99),
     "int8": (None, 0.9),
     "int8_full": (None, 0.9),
+    "int4": (None, 0.7),
 }
+# How much worse the perplexity of a language model may be, as a share of the checkpoint's.
+PERPLEXITY_RISES = {
+    "float32": 1e-4,
+    "bfloat16": 0.02,
+    "float16": 1e-3,
+    "int8": 0.02,
+    "int4": 0.1,
+}
+
+LONGEST_CONTEXT = 2048  # tokens of a language model's artifact, where the profile says nothing
 
 # Norms and residual sums lose most when all channels share one int8 scale, and are little work.
 FLOAT_IN_INT8 = ("MEAN", "SQUARED_DIFFERENCE", "RSQRT", "NEG", "MUL", "ADD")
@@ -39,7 +50,10 @@ class Tolerance(Settings):
     difference: float | None = Field(default=None, gt=0)
     """Largest absolute difference of a raw output (logit, embedding component)."""
     agreement: float | None = Field(default=None, ge=0, le=1)
-    """Share of the rows that must have the same answer (label, span, nearest sentence)."""
+    """Share of the rows that must have the same answer (label, span, nearest sentence); of a
+    language model, of the tokens that must be followed by the same likeliest one."""
+    perplexity_rise: float | None = Field(default=None, ge=0)
+    """Language models: how much worse the perplexity may be, as a share (PERPLEXITY_RISES)."""
     metric_points: float = Field(default=1.0, ge=0)
     """How many points of 100 the task's metric may fall on `--data`."""
 
@@ -53,23 +67,50 @@ class Calibration(Settings):
     """How many examples are taken, from the start of the file."""
 
 
+class Generation(Settings):
+    """How a SavedModel's `serving_default` writes, and what its requests may ask for."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens that `serving_default` writes at most."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the likeliest token each time."""
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    most_new_tokens: int | None = Field(default=None, ge=1)
+    """What `max_new_tokens` of a request is cut to; unset: what the window has room for."""
+
+
 class Profile(Settings):
     """What to export and how exact it must be."""
 
-    target: Literal["savedmodel", "tflite", "mediapipe"]
+    target: Literal["savedmodel", "tflite", "mediapipe", "litertlm"]
     """The kind of artifact: a name in tfllm.export.TARGETS."""
     quantization: Quantization = "float32"
     """Numbers in the file. tflite, mediapipe: all but bfloat16; `int8`: weights only, computed in
-    float32 (dynamic range); `int8_full`: activations too, calibrated. savedmodel: float32, or
-    bfloat16 in weights and matrix products, for processors that multiply it in hardware."""
+    float32 (dynamic range); `int8_full`: activations too, calibrated; `int4`: language models'
+    weights. savedmodel: float32, or bfloat16 in weights and matrix products, for processors that
+    multiply it in hardware."""
     text: bool = False
     """tflite: takes the text itself; needs a runtime with TensorFlow Text's custom operations."""
     max_length: int | None = Field(default=None, ge=3)
-    """Tokens of one row; unset: the task's own. tflite and mediapipe: the fixed length."""
+    """Tokens of one row; unset: the task's own. tflite and mediapipe: the fixed length. Language
+    models: prompt and text together; unset: the model's window, at most LONGEST_CONTEXT."""
     lengths: tuple[int, ...] = ()
     """tflite: shorter fixed lengths, one more signature each, for quick answers to short texts."""
     batch_sizes: tuple[int, ...] = (1,)
     """tflite: the fixed batch sizes, one signature for each with each length."""
+    prefill_lengths: tuple[int, ...] = ()
+    """tflite and litertlm, language models: in rows of how many tokens prompts are read; unset: 4,
+    16, 64, 256 and 1024, as far as half of max_length goes."""
+    prompt_length: int | None = Field(default=None, ge=1)
+    """tflite, language models: set, the file writes whole texts in one call, token ids in and out,
+    from prompts of at most so many tokens up to max_length."""
+    generation: Generation = Generation()
+    """savedmodel, language models: the defaults and limits of requests."""
+    xla: bool = False
+    """savedmodel, language models: writing is compiled by XLA, which TF Serving must be started
+    for (--xla_cpu_compilation_enabled)."""
     mask_constant: float | None = Field(default=None, lt=0)
     """What attention adds to masked scores; unset: exact, and INT8_MASK in full int8."""
     float_operations: tuple[str, ...] = FLOAT_IN_INT8
@@ -81,6 +122,12 @@ class Profile(Settings):
     data: Reading = Reading()
     """How the files of `--data` and of the calibration are read: format, columns, labels. Unset,
     and the model is a run: as its recipe says."""
+
+    @property
+    def perplexity_rise(self) -> float:
+        """The limit on a language model's perplexity, as a share."""
+        given = self.tolerance.perplexity_rise
+        return PERPLEXITY_RISES[self.quantization] if given is None else given
 
     @property
     def largest_difference(self) -> float | None:
@@ -103,6 +150,11 @@ PROFILES: dict[str, dict[str, Any]] = {
     "tflite-int8-full": {"target": "tflite", "quantization": "int8_full"},
     "tflite-text": {"target": "tflite", "text": True},
     "mediapipe": {"target": "mediapipe"},
+    "tflite-int4": {"target": "tflite", "quantization": "int4"},
+    "tflite-loop": {"target": "tflite", "prompt_length": 64},
+    "litertlm": {"target": "litertlm"},
+    "litertlm-int8": {"target": "litertlm", "quantization": "int8"},
+    "savedmodel-xla": {"target": "savedmodel", "xla": True},
 }
 
 
@@ -182,15 +234,36 @@ def sizes(folder: Path) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def is_language_model(checkpoint: Any) -> bool:
+    """Whether the checkpoint writes texts."""
+    return checkpoint.task.kind == "causal_lm"
+
+
+def context_of(checkpoint: Any, profile: Profile) -> int:
+    """Tokens of prompt and text together. Raises SettingError where the model has fewer."""
+    most = checkpoint.config.max_sequence_length
+    if profile.max_length and profile.max_length > most:
+        raise SettingError(
+            f"profile: max_length {profile.max_length} is more than the {most} positions of the "
+            "model. Lower max_length."
+        )
+    return profile.max_length or min(most, LONGEST_CONTEXT)
+
+
 def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dict[str, Any]:
     """The `tfllm.json` of an artifact: all that `evaluate` and `predict` need beside the graph."""
     from dataclasses import asdict as fields_of
 
+    decoder: dict[str, Any] = {}
+    if is_language_model(checkpoint):
+        decoder["context"] = context_of(checkpoint, profile)
+        decoder["stop_ids"] = list(checkpoint.stop_ids)
     return {
         "format": 1,
         "family": checkpoint.family,
         "config": fields_of(checkpoint.config),
         "task": checkpoint.task.model_dump(mode="json"),
+        **decoder,
         "profile": profile.model_dump(mode="json", exclude_defaults=True),
         "checks": [asdict(check) for check in checks],
     }

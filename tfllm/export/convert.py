@@ -7,23 +7,17 @@ model directly, the converter writes a file without weights and reports no error
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfllm.errors import MissingExtra, SettingError
+from tfllm.evaluation.quiet import quiet
 from tfllm.export.int8 import ScaledChannels, with_true_ranges
 
 Inputs = Mapping[str, np.ndarray]
-
-STDERR = 2  # file descriptor
 
 
 def function(
@@ -155,25 +149,3 @@ def _feeder(inputs: list[Inputs], signature: str) -> Callable[[], Iterator[tuple
             yield signature, dict(one)
 
     return feed
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the converter's notices off the terminal, those of its C++ half too."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    sys.stderr.flush()
-    kept = os.dup(STDERR)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, STDERR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, STDERR)
-        os.close(kept)
-        os.close(nowhere)
-        logger.setLevel(level)

@@ -5,7 +5,8 @@
                   assets.extra/                   warm-up records
 
 The graph belongs to a plain tf.Module that holds the model's own variables, so that the process
-that serves it imports neither keras nor tfllm. No function in it is compiled by XLA.
+that serves it imports neither keras nor tfllm. No function in it is compiled by XLA, unless the
+profile asks for it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from tfllm.errors import SettingError, StorageError
 from tfllm.export import oplint, warmup
-from tfllm.export.base import Check, Profile, described, stated
+from tfllm.export.base import Check, Profile, context_of, described, is_language_model, stated
 from tfllm.tasks import METHODS
 
 PRECISIONS = ("float32", "bfloat16")
@@ -40,6 +41,10 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
             f"quantization: a SavedModel is {' or '.join(PRECISIONS)}, not {profile.quantization}. "
             "The tflite profiles have it."
         )
+    if is_language_model(checkpoint):
+        context_of(checkpoint, profile)
+    elif profile.xla:
+        raise SettingError("profile: xla is for language models. Remove it.")
 
 
 def in_precision(checkpoint: Any, precision: str) -> Any:
@@ -67,23 +72,32 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     """Writes graph, weights, assets and warm-up records of one version."""
     import tensorflow as tf
 
-    task = checkpoint.task
-    if profile.max_length:
-        task = task.model_copy(update={"max_length": profile.max_length})
     model = in_precision(checkpoint, profile.quantization)
     module = tf.Module()
     module.weights = [weight._value for weight in model.weights]
     module.tokenizer = checkpoint.tokenizer.graph()
-    functions = task.signatures(model, module.tokenizer)
+    functions = signatures(checkpoint, model, module.tokenizer, profile)
     try:
         tf.saved_model.save(module, str(folder), signatures=functions)
     except tf.errors.OpError as error:  # how TensorFlow reports a full disk
         raise StorageError(f"cannot write '{folder}': {error.message}") from None
-    signatures = _for_servers(folder)
+    definitions = _for_servers(folder)
     assets = folder / "assets"
     assets.mkdir(exist_ok=True)
     write_files(checkpoint, assets)
-    warmup.write(folder, list(warmup.requests(signatures, profile.warmup_batch_sizes)))
+    warmup.write(folder, list(warmup.requests(definitions, profile.warmup_batch_sizes)))
+
+
+def signatures(checkpoint: Any, model: Any, tokenizer: Any, profile: Profile) -> dict[str, Any]:
+    """The task's signatures; those of a language model need generation, which tasks cannot know."""
+    if is_language_model(checkpoint):
+        from tfllm.export import causal_lm
+
+        return causal_lm.signatures(checkpoint, model, tokenizer, profile)
+    task = checkpoint.task
+    if profile.max_length:
+        task = task.model_copy(update={"max_length": profile.max_length})
+    return task.signatures(model, tokenizer)
 
 
 def write_files(checkpoint: Any, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """TFLite (LiteRT) files: token ids in, or the text itself; built-in operations only.
 
+Language models: see `lite_decoder`.
+
     OUT/model.tflite    one signature per batch size and length; "serving_default" is the first
         tfllm.json      what the file is for, and the checks it passed
         labels.txt      and the tokenizer's files
@@ -18,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.export import convert, flatbuffer, text_graph
-from tfllm.export.base import Check, Profile, described, stated
+from tfllm.export import convert, flatbuffer, lite_decoder, text_graph
+from tfllm.export.base import Check, Profile, described, is_language_model, stated
 from tfllm.export.int8 import ScaledChannels
 from tfllm.export.savedmodel import write_files
 from tfllm.export.sentences import examples as own_examples
@@ -41,6 +43,8 @@ def place(output: Path) -> Path:
 
 def refuse(checkpoint: Any, profile: Profile) -> None:
     """Raises SettingError for what cannot be written."""
+    if is_language_model(checkpoint):
+        return lite_decoder.refuse(checkpoint, profile)
     if profile.quantization not in convert.WEIGHT_BYTES:
         raise SettingError(
             f"quantization: {profile.target} is {', '.join(convert.WEIGHT_BYTES)}, not "
@@ -73,16 +77,16 @@ def lengths(checkpoint: Any, profile: Profile) -> list[int]:
 
 def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     """Writes model.tflite and the files beside it."""
-    content = (
-        text_graph.converted(checkpoint, profile)
-        if profile.text
-        else _converted(checkpoint, profile)
-    )
-    (folder / FILE).write_bytes(content)
+    (folder / FILE).write_bytes(converted(checkpoint, profile))
     write_files(checkpoint, folder)
 
 
-def _converted(checkpoint: Any, profile: Profile) -> bytes:
+def converted(checkpoint: Any, profile: Profile) -> bytes:
+    """The file's bytes."""
+    if is_language_model(checkpoint):
+        return lite_decoder.converted(checkpoint, profile)
+    if profile.text:
+        return text_graph.converted(checkpoint, profile)
     model, output = checkpoint.model, output_name(checkpoint.task)
     shapes = [(b, t) for t in lengths(checkpoint, profile) for b in profile.batch_sizes]
     inputs = calibration_rows(checkpoint, profile, *shapes[0])
@@ -174,6 +178,8 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
 
 def weights_present(checkpoint: Any, profile: Profile, content: bytes) -> Check:
     """The file holds every weight, and holds it once."""
+    if is_language_model(checkpoint):
+        return lite_decoder.weights_present(checkpoint, profile, content)
     longest = lengths(checkpoint, profile)[0]
     # A fixed length needs only so many rows of the position table.
     cut = sum(

@@ -19,6 +19,8 @@ from tfllm.export.sentences import SENTENCES
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MOST_RECORDS = 1000
+# Numbers that are not 1 in the records: a second token is what warms a loop up.
+FILL = {"token_types": 0, "max_new_tokens": 4}
 TOKENS = 16  # length of the rows for signatures that take token ids
 
 Arrays = dict[str, np.ndarray]
@@ -97,8 +99,7 @@ def _input(name: str, info: Any, batch: int) -> np.ndarray:
     if kind == tf.string:
         return _texts(name, batch)
     shape = [dim.size if dim.size > 0 else TOKENS for dim in info.tensor_shape.dim]
-    fill = 0 if "type" in name else 1
-    return np.full([batch, *shape[1:]], fill, kind.as_numpy_dtype)
+    return np.full([batch, *shape[1:]], FILL.get(name, 1), kind.as_numpy_dtype)
 
 
 def _log(request: Request) -> Any:

@@ -1,0 +1,238 @@
+"""Language models in exported files, measured and asked as their checkpoint is.
+
+SavedModel    the signatures `generate_tokens` and `tokens`
+LiteRT        `prefill_N` and `decode`; or `generate`, which can write but not tell texts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import ArtifactError, SettingError
+from tfllm.evaluation.language import Score
+from tfllm.evaluation.language_model import LanguagePredictor
+from tfllm.generation.engine import Engine, OnToken, Result
+from tfllm.generation.settings import GenerationSettings, made
+from tfllm.tasks import Task
+from tfllm.tasks.base import IGNORED
+from tfllm.tokenizers import files
+
+STOPPED = 1  # in the output `finished`
+# Settings that the signatures take; all others must have their defaults.
+SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+SETTINGS_AND_CALLER = (*SETTINGS, "stop_ids", "num_return_sequences")
+ROWS = 32  # written at once
+
+
+@dataclass(frozen=True)
+class LanguageArtifact(LanguagePredictor):
+    """See LanguagePredictor."""
+
+    engine: Any
+    score: Score
+
+    @cached_property
+    def generator(self) -> Any:
+        """Writes texts with the file: a TextGenerator."""
+        from tfllm.generation.text import TextGenerator
+
+        return TextGenerator(self.checkpoint, engine=self.engine)
+
+    def _score(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.score(ids, targets)
+
+
+def open_language_savedmodel(
+    folder: Path, module: Any, description: dict[str, Any], task: Task, facts: dict[str, Any]
+) -> LanguageArtifact:
+    """Of a loaded SavedModel."""
+    tokens = module.signatures["tokens"]
+    (logits,) = tokens.structured_outputs.values()
+    window = description.get("context") or description["config"]["max_sequence_length"]
+    shape = SimpleNamespace(max_sequence_length=window, vocabulary_size=int(logits.shape[-1]))
+    engine = SavedModelEngine(shape, module.signatures["generate_tokens"])
+
+    def score(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import tensorflow as tf
+
+        (output,) = tokens(token_ids=tf.constant(ids), mask=tf.constant(np.ones_like(ids))).values()
+        return told(output.numpy(), targets)
+
+    return _artifact(folder / "assets", description, task, facts, engine, score)
+
+
+def open_language_tflite(
+    path: Path, description: dict[str, Any], task: Task, facts: dict[str, Any]
+) -> LanguageArtifact:
+    """Of a .tflite file. Raises ArtifactError."""
+    engine: Engine
+    if description.get("profile", {}).get("prompt_length"):
+        from tfllm.evaluation.lite_loop import LoopEngine
+
+        engine = LoopEngine(path)
+        return _artifact(path.parent, description, task, facts, engine, _cannot_score)
+    from tfllm.evaluation.lite_engine import LiteEngine
+
+    engine = LiteEngine(path)
+    return _artifact(path.parent, description, task, facts, engine, _score_of(engine.steps))
+
+
+def _artifact(
+    folder: Path,
+    description: dict[str, Any],
+    task: Task,
+    facts: dict[str, Any],
+    engine: Engine,
+    score: Score,
+) -> LanguageArtifact:
+    window = engine.decoder.max_sequence_length
+    checkpoint: Any = SimpleNamespace(
+        task=task.model_copy(update={"max_length": min(task.max_length, window)}),
+        tokenizer=files.load(folder),
+        config=SimpleNamespace(vocabulary_size=engine.decoder.vocabulary_size),
+        family=description.get("family"),
+        stop_ids=tuple(description.get("stop_ids", ())),
+        path=folder,
+    )
+    return LanguageArtifact(checkpoint, facts, engine, score)
+
+
+class SavedModelEngine(Engine):
+    """Tokens from the signature `generate_tokens`: many rows at once, told when all are done."""
+
+    def __init__(self, shape: Any, signature: Callable[..., Any]):
+        super().__init__(shape, max_rows=ROWS)
+        self.signature = signature
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings | Sequence[GenerationSettings],
+        on_token: OnToken | None = None,
+        *,
+        steps: int | None = None,
+    ) -> list[Result]:
+        """See Engine.generate. Raises SettingError for settings that the signature has not."""
+        each = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
+        rows = []
+        for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+            self.check(prompt, f"prompt {number + 1}")
+            check_settings(one)
+            rows.append((prompt, one))
+        results: list[Result] = []
+        for start in range(0, len(rows), ROWS):
+            results += self._written(rows[start : start + ROWS])
+        return [heard(number, result, on_token) for number, result in enumerate(results)]
+
+    def _written(self, rows: Sequence[tuple[Sequence[int], GenerationSettings]]) -> list[Result]:
+        import tensorflow as tf
+
+        token_ids, lengths = padded([prompt for prompt, _ in rows])
+        types = {"temperature": np.float32, "top_p": np.float32}
+        given = {
+            name: tf.constant(
+                np.array([getattr(one, name) for _, one in rows], types.get(name, np.int32))
+            )
+            for name in SETTINGS
+        }
+        found = self.signature(
+            token_ids=tf.constant(token_ids), lengths=tf.constant(lengths), **given
+        )
+        return results_of({name: value.numpy() for name, value in found.items()})
+
+
+def check_settings(settings: GenerationSettings) -> None:
+    """Raises SettingError for what no signature takes."""
+    plain = made()
+    for name in type(settings).model_fields:
+        if name not in SETTINGS_AND_CALLER and getattr(settings, name) != getattr(plain, name):
+            raise SettingError(
+                f"--{name.replace('_', '-')}: an exported file takes {', '.join(SETTINGS)} only. "
+                "Use the checkpoint for this."
+            )
+    if settings.num_return_sequences > 1:
+        raise SettingError(
+            "--num-return-sequences: an exported file writes one text per prompt. Repeat the "
+            "prompt with other seeds."
+        )
+
+
+def heard(number: int, result: Result, on_token: OnToken | None) -> Result:
+    """The result, cut where `on_token` ends it."""
+    if on_token is None:
+        return result
+    for place, (token, value) in enumerate(
+        zip(result.ids, result.log_probabilities, strict=True), start=1
+    ):
+        if on_token(number, token, value):
+            return Result(result.ids[:place], result.log_probabilities[:place], "stop")
+    return result
+
+
+def padded(prompts: Sequence[Sequence[int]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [B, P] filled up on the right, lengths int32 [B])."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    token_ids = np.zeros([len(prompts), width or int(lengths.max())], np.int32)
+    for row, prompt in enumerate(prompts):
+        token_ids[row, : len(prompt)] = prompt
+    return token_ids, lengths
+
+
+def results_of(found: dict[str, np.ndarray]) -> list[Result]:
+    """Results from the outputs of a signature that writes token ids."""
+    return [
+        Result(
+            ids[:count].tolist(), values[:count].tolist(), "stop" if end == STOPPED else "length"
+        )
+        for ids, count, values, end in zip(
+            found["token_ids"],
+            found["token_count"],
+            found["log_probabilities"],
+            found["finished"],
+            strict=True,
+        )
+    ]
+
+
+def told(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of targets [B, T], and whether each is the likeliest, from [B, T, V]."""
+    largest = logits.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(logits - largest).sum(axis=-1, dtype=np.float64)) + largest[..., 0]
+    safe = np.maximum(targets, 0)
+    right = np.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
+    return right - total, logits.argmax(axis=-1) == safe
+
+
+def _score_of(steps: Any) -> Score:
+    """Texts told token by token by a file that keeps one text."""
+
+    def score(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = np.zeros(ids.shape, np.float64)
+        best = np.zeros(ids.shape, bool)
+        for row, (tokens, wanted) in enumerate(zip(ids, targets, strict=True)):
+            counted = np.flatnonzero(wanted != IGNORED)
+            if not counted.size:
+                continue
+            first, last = int(counted[0]), int(counted[-1])
+            steps.read(tokens[:first].tolist())
+            for place in range(first, last + 1):
+                logits = steps.step(int(tokens[place]), place)
+                one = told(logits[None, None], wanted[None, None, place])
+                values[row, place], best[row, place] = one[0][0, 0], one[1][0, 0]
+        return values, best
+
+    return score
+
+
+def _cannot_score(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    raise ArtifactError(
+        "A file that writes whole texts gives no probabilities of given ones. Measure the "
+        "checkpoint, or export it without prompt_length."
+    )

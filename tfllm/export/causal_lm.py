@@ -1,0 +1,257 @@
+"""Serving signatures of causal language models: the whole loop in the graph, text in and text out.
+
+    serving_default   prompt string[B] -> text string[B]
+    generate          prompt, max_new_tokens int32, temperature, top_k int32, top_p, seed int32,
+                      each [B] -> text string[B], token_count int32[B]
+    generate_tokens   the same with token_ids int32[B, P], filled up on the right, and lengths
+                      int32[B] -> token_ids int32[B, N], token_count, log_probabilities
+                      float[B, N], finished int32[B] (1: by a stop id, 2: by length)
+    score             text string[B] -> log_probability float[B], token_count int32[B]
+    tokens            token_ids, mask int32[B, T] -> logits float[B, T, V]
+
+`text` does not repeat the prompt. Every row has its own settings, and what it gets does not depend
+on its neighbours. One bad row cannot fail its neighbours either: a prompt that fills the window
+loses its beginning, an empty one begins with the start token (or a stop id, where there is none),
+and numbers out of range are brought into it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from tfllm.export.base import Profile, context_of
+from tfllm.generation import loop
+from tfllm.generation.settings import NO_ID, Features, Rows
+from tfllm.tasks import graph
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfllm.models.decoding import Decoder
+
+# Tokens of a prompt that decide whether the text after it begins with a space; as generation.text.
+CONTEXT = 8
+# Rows of hidden states whose scores of the whole vocabulary are in memory at once.
+SCORED_AT_ONCE = 128
+# Lengths that XLA compiles for: prompts and new tokens are rounded up to them.
+XLA_BUCKET = 64
+
+SETTINGS = {
+    "max_new_tokens": tf.int32,
+    "temperature": tf.float32,
+    "top_k": tf.int32,
+    "top_p": tf.float32,
+    "seed": tf.int32,
+}
+
+
+def signatures(
+    checkpoint: Any, model: keras.Model, graph_tokenizer: Any, profile: Profile
+) -> dict[str, Any]:
+    """Signature name -> tf.function. Keep `model`'s variables and `graph_tokenizer` alive."""
+    from tfllm.models.decoding import decoder
+
+    made = decoder(model, checkpoint.family, checkpoint.config)
+    writer = Writer(made, checkpoint, graph_tokenizer, profile)
+    settings = [tf.TensorSpec([None], kind, name) for name, kind in SETTINGS.items()]
+    ids = [
+        tf.TensorSpec([None, None], tf.int32, "token_ids"),
+        tf.TensorSpec([None], tf.int32, "lengths"),
+    ]
+    defaults = profile.generation
+
+    @graph.function(graph.texts("prompt"))
+    def serve(prompt):
+        given = [
+            tf.fill(tf.shape(prompt), tf.constant(getattr(defaults, name), kind))
+            for name, kind in SETTINGS.items()
+        ]
+        return {"text": writer.texts(prompt, *given)[0]}
+
+    @graph.function(graph.texts("prompt") + settings)
+    def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
+        text, count = writer.texts(prompt, max_new_tokens, temperature, top_k, top_p, seed)
+        return {"text": text, "token_count": count}
+
+    @graph.function(ids + settings)
+    def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
+        ragged = tf.RaggedTensor.from_tensor(token_ids, lengths=tf.maximum(lengths, 0))
+        found = writer.tokens(ragged, max_new_tokens, temperature, top_k, top_p, seed)[2]
+        return {
+            "token_ids": found.ids,
+            "token_count": found.counts,
+            "log_probabilities": found.log_probabilities,
+            "finished": found.finished,
+        }
+
+    @graph.function(graph.texts("text"))
+    def score(text):
+        log_probability, count = writer.scores(text)
+        return {"log_probability": log_probability, "token_count": count}
+
+    return {
+        "serving_default": serve,
+        "generate": generate,
+        "generate_tokens": generate_tokens,
+        "score": score,
+        "tokens": graph.tokens(model),
+    }
+
+
+class Writer:
+    """What the signatures share."""
+
+    def __init__(self, decoder: Decoder, checkpoint: Any, graph_tokenizer: Any, profile: Profile):
+        self.decoder = decoder
+        self.tokenizer = graph_tokenizer
+        self.window = context_of(checkpoint, profile)
+        self.most_new = min(profile.generation.most_new_tokens or self.window, self.window)
+        self.stop_ids = tuple(checkpoint.stop_ids)
+        self.start_id = checkpoint.tokenizer.start_id
+        self.xla = profile.xla
+        # One function, so that the file holds the loop once for all signatures.
+        self._loop = tf.function(
+            self._written,
+            input_signature=[
+                tf.TensorSpec([None, None], tf.int32),
+                tf.TensorSpec([None], tf.int32),
+                *(tf.TensorSpec([None], kind) for kind in SETTINGS.values()),
+                tf.TensorSpec([], tf.int32),
+            ],
+            autograph=False,
+            jit_compile=profile.xla,
+        )
+
+    def texts(self, prompts: tf.Tensor, *settings: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(texts string [B], how many tokens they have int32 [B])."""
+        ids = self.tokenizer.encode(graph.valid_utf8(prompts))
+        token_ids, lengths, found = self.tokens(ids, *settings)
+        new = tf.RaggedTensor.from_tensor(found.ids, lengths=found.counts)
+        place = tf.maximum(lengths[:, None] - CONTEXT, 0) + tf.range(CONTEXT)[None]
+        last = tf.minimum(lengths, CONTEXT)
+        context = tf.gather(token_ids, tf.minimum(place, lengths[:, None] - 1), batch_dims=1)
+        context = tf.RaggedTensor.from_tensor(context, lengths=last)
+        before = self.tokenizer.detokenize(context)
+        whole = self.tokenizer.detokenize(tf.concat([context, new], axis=1))
+        start = tf.minimum(tf.strings.length(before), tf.strings.length(whole))
+        return graph.valid_utf8(
+            tf.strings.substr(whole, start, tf.strings.length(whole) - start)
+        ), found.counts
+
+    def tokens(
+        self, ids: tf.RaggedTensor, max_new_tokens: tf.Tensor, *settings: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, loop.Texts]:
+        """(prompts as they were read int32 [B, P], their lengths [B], what was written)."""
+        wanted = tf.clip_by_value(max_new_tokens, 0, self.most_new)
+        token_ids, lengths = self._fitted(ids, tf.maximum(wanted, 1))
+        most_new = tf.reduce_max(tf.minimum(tf.maximum(wanted, 1), self.window - lengths))
+        most_new = tf.maximum(most_new, 1)
+        if self.xla:
+            token_ids = tf.pad(token_ids, [[0, 0], [0, -tf.shape(token_ids)[1] % XLA_BUCKET]])
+            most_new += -most_new % XLA_BUCKET
+        found = self._loop(token_ids, lengths, wanted, *settings, most_new)
+        found = loop.Texts(*found)
+        counts = tf.minimum(found.counts, wanted)  # 0 where none were wanted
+        place = tf.range(tf.shape(found.ids)[1])[None]
+        ids = tf.where(place < counts[:, None], found.ids, 0)
+        return token_ids, lengths, found._replace(ids=ids, counts=counts)
+
+    def _written(self, token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed, most):
+        ones, zeros = tf.ones_like(temperature), tf.zeros_like(lengths)
+        stops = self.stop_ids or (NO_ID,)
+        rows = Rows(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=ones * 0.0,
+            repetition_penalty=ones,
+            presence_penalty=ones * 0.0,
+            frequency_penalty=ones * 0.0,
+            no_repeat_ngram=zeros,
+            bad_words=tf.zeros([tf.shape(lengths)[0], 0, 1], tf.int32),
+            stop_ids=zeros[:, None] + tf.constant([stops], tf.int32),
+            seed=seed,
+            number=zeros,
+            limit=tf.minimum(lengths + tf.maximum(max_new_tokens, 1), self.window),
+        )
+        needs = Features(sampling=True, filters=True)
+        return tuple(loop.generate(self.decoder, token_ids, lengths, rows, needs, most))
+
+    def _fitted(self, ids: tf.RaggedTensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Prompts int32 [B, P] that leave room in the window, and their lengths [B], at least 1.
+
+        Of a prompt that fills the window the last tokens stay, so many that `wanted` int32 [B] new
+        ones fit; a start token stays in front. See TextGenerator.cut.
+        """
+        lengths = tf.cast(ids.row_lengths(), tf.int32)
+        room = tf.maximum(self.window - wanted, 1)
+        kept = tf.where(lengths >= self.window, room, lengths)
+        width = tf.maximum(tf.reduce_max(tf.concat([kept, [1]], 0)), 1)
+        column = tf.range(width)[None]
+        place = tf.cast(ids.row_starts(), tf.int32)[:, None] + (lengths - kept)[:, None] + column
+        values = tf.concat([ids.flat_values, [0]], 0)  # for the places after the end
+        found = tf.gather(values, tf.minimum(place, tf.size(values) - 1))
+        if self.start_id is not None:
+            first = tf.gather(values, tf.cast(ids.row_starts(), tf.int32))
+            began = (kept < lengths) & (kept > 1) & (first == self.start_id)
+            found = tf.where(began[:, None] & (column == 0), self.start_id, found)
+        empty = (lengths == 0)[:, None]
+        found = tf.where(empty, self._first_id, found)
+        lengths = tf.maximum(kept, 1)
+        return tf.where(column < lengths[:, None], found, 0), lengths
+
+    @property
+    def _first_id(self) -> int:
+        """What an empty prompt begins with."""
+        return self.start_id if self.start_id is not None else (self.stop_ids or (0,))[0]
+
+    def scores(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """(sum of the tokens' log-probabilities float32 [B], how many tokens were told int32 [B]).
+
+        The start token stands before a text and is not told itself; where the vocabulary has none,
+        the first token is not told. Of a text longer than the window its beginning counts.
+        """
+        ids = self.tokenizer.tokenize(graph.valid_utf8(texts))
+        if self.start_id is not None:
+            start = tf.fill([ids.nrows(), 1], self.start_id)
+            ids = tf.concat([tf.RaggedTensor.from_tensor(start), ids], axis=1)
+        ids = ids[:, : self.window]
+        lengths = tf.cast(ids.row_lengths(), tf.int32)
+        width = tf.maximum(tf.reduce_max(tf.concat([lengths, [1]], 0)), 1)
+        token_ids = ids.to_tensor()
+        token_ids = tf.pad(token_ids, [[0, 0], [0, width - tf.shape(token_ids)[1]]])
+        hidden = self._hidden(token_ids, lengths)[:, :-1]
+        told = tf.range(1, width)[None] < lengths[:, None]  # [B, T - 1]: of the tokens after
+        logs = self._logs(hidden, token_ids[:, 1:])
+        return tf.reduce_sum(tf.where(told, logs, 0.0), axis=1), tf.maximum(lengths - 1, 0)
+
+    def _hidden(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        place = tf.range(tf.shape(token_ids)[1])
+        positions = tf.zeros_like(token_ids) + place[None]
+        known = place[None] < tf.maximum(lengths, 1)[:, None]
+        allowed = (place[None] <= place[:, None])[None] & known[:, None]
+        allowed = self.decoder.narrowed(allowed, positions, positions)
+        return self.decoder(token_ids, positions, allowed)[0]
+
+    def _logs(self, hidden: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """Log-probabilities float32 [B, T] of `targets` int32 [B, T], some rows at a time."""
+        rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
+        wanted = tf.reshape(targets, [-1])
+        size = tf.size(wanted)
+
+        def step(begin: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            end = tf.minimum(begin + SCORED_AT_ONCE, size)
+            logits = self.decoder.logits(rows[begin:end])
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(wanted[begin:end], logits)
+            return end, tf.concat([found, -losses], 0)
+
+        _, found = tf.while_loop(
+            lambda begin, _: begin < size,
+            step,
+            (tf.constant(0), tf.zeros([0])),
+            shape_invariants=(tf.TensorShape([]), tf.TensorShape([None])),
+            parallel_iterations=1,
+        )
+        return tf.reshape(found, tf.shape(targets))

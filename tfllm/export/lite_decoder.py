@@ -1,0 +1,112 @@
+"""Language models as .tflite files: steps with a cache, or whole texts in one call.
+
+    prefill_4, prefill_16, ..., decode      see `lite_steps`: what LiteRT-LM runs, and tfllm
+    generate                                with the profile's `prompt_length`
+
+All signatures share one copy of the weights. Only built-in operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import SettingError
+from tfllm.export import convert, flatbuffer, lite_steps, lite_weights
+from tfllm.export.base import Check, Profile, context_of
+
+QUANTIZATIONS = ("float32", "float16", "int8", "int4")
+BITS = {"int8": 8, "int4": 4}  # of weights that `lite_weights` writes
+# Bytes that a weight takes; int4 with its share of a group's scale.
+BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / lite_weights.GROUP}
+LEAST_WEIGHTS, MOST_WEIGHTS = 0.97, 1.15
+CONSTANTS = 60_000  # bytes of each signature: shapes, tables, scales
+
+
+def refuse(checkpoint: Any, profile: Profile) -> None:
+    """Raises SettingError for what cannot be written."""
+    if profile.quantization not in QUANTIZATIONS:
+        raise SettingError(
+            f"quantization: a language model for LiteRT is {', '.join(QUANTIZATIONS)}, not "
+            f"{profile.quantization}."
+        )
+    for name in ("text", "lengths"):
+        if getattr(profile, name):
+            raise SettingError(f"profile: {name} is not for language models. Remove it.")
+    context = context_of(checkpoint, profile)
+    if profile.prompt_length is not None:
+        if profile.prefill_lengths:
+            raise SettingError("profile: prefill_lengths and prompt_length are two kinds of file.")
+        if profile.prompt_length >= context:
+            raise SettingError(
+                f"profile: prompt_length {profile.prompt_length} leaves no room in the {context} "
+                "tokens of max_length. Lower prompt_length."
+            )
+        if not all(size >= 1 for size in profile.batch_sizes) or not profile.batch_sizes:
+            raise SettingError("profile: batch_sizes must name at least one size, each 1 or more.")
+    elif profile.batch_sizes != (1,):
+        raise SettingError(
+            "profile: batch_sizes are for files with a prompt_length; the steps of LiteRT-LM have "
+            "one row. Remove batch_sizes."
+        )
+    for length in profile.prefill_lengths:
+        if not 1 <= length <= context:
+            raise SettingError(
+                f"profile: prefill_lengths holds {length}; each must lie between 1 and the "
+                f"{context} tokens of max_length."
+            )
+
+
+def converted(checkpoint: Any, profile: Profile) -> bytes:
+    """The .tflite file."""
+    functions = functions_of(checkpoint, profile)
+    first = profile.quantization if profile.quantization not in BITS else "float32"
+    content = convert.convert(functions, convert.keeper(checkpoint.model), first)
+    if bits := BITS.get(profile.quantization):
+        return lite_weights.quantized(content, bits, checkpoint.config.vocabulary_size)
+    return content
+
+
+def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
+    """Signature name -> concrete function."""
+    from tfllm.models.decoding import decoder
+
+    made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    context = context_of(checkpoint, profile)
+    if profile.prompt_length is None:
+        lengths = profile.prefill_lengths or lite_steps.prefill_lengths(context)
+        return lite_steps.steps(made, context, sorted(set(lengths)))
+    most_new = context - profile.prompt_length
+    return {
+        lite_steps.GENERATE if size == 1 else f"{lite_steps.GENERATE}_batch_{size}": (
+            lite_steps.whole_loop(made, size, profile.prompt_length, most_new, checkpoint.stop_ids)
+        )
+        for size in sorted(set(profile.batch_sizes))
+    }
+
+
+def weights_present(checkpoint: Any, profile: Profile, content: bytes) -> Check:
+    """The file holds every weight, and holds it once."""
+    wanted = sum(_bytes(checkpoint, profile, weight) for weight in checkpoint.model.weights)
+    signatures = len(flatbuffer.parse(content).signatureDefs)
+    stored = flatbuffer.weight_bytes(content)
+    most = wanted * MOST_WEIGHTS + CONSTANTS * signatures
+    return Check(
+        "weights present, once",
+        f"{stored / 1e6:.2f} MB",
+        f"{wanted * LEAST_WEIGHTS / 1e6:.2f} to {most / 1e6:.2f} MB",
+        wanted * LEAST_WEIGHTS <= stored <= most,
+    )
+
+
+def _bytes(checkpoint: Any, profile: Profile, weight: Any) -> float:
+    """What a weight takes in the file: vectors and positions stay float32 in int8 and int4."""
+    size = int(np.prod(weight.shape))
+    if profile.quantization not in BITS:
+        return size * BYTES[profile.quantization]
+    if len(weight.shape) < 2 or "position_embedding" in weight.path:
+        return size * BYTES["float32"]
+    whole_groups = weight.shape[0] % lite_weights.GROUP == 0
+    vocabulary = checkpoint.config.vocabulary_size in weight.shape
+    return size * BYTES["int8" if vocabulary or not whole_groups else profile.quantization]

@@ -1,0 +1,146 @@
+"""A decoder's graphs for LiteRT: steps over a cache that the caller keeps, or a whole loop.
+
+Steps, in the form that LiteRT-LM runs (its `llm_litert_compiled_model_executor`):
+
+    prefill_N   tokens int32 [1, N], input_pos int32 [N], mask float32 [1, 1, N, C], kv_cache_k_i
+                and kv_cache_v_i float32 [1, H, C, hd] of every layer i -> the same caches
+    decode      the same with N = 1 -> the caches, logits float32 [1, 1, V]
+
+The new tokens are written from place input_pos[0] on, one after the other: the runtime fills a
+short row up with tokens whose input_pos is 0, and later writes over what they left. `mask` is added
+to the scores; a place counts where it is above MASKED.
+
+Whole loop: `generate`, token ids and settings in, token ids out. See `generation.loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+from keras import ops
+
+from tfllm.generation import cache as caches
+from tfllm.generation import loop
+from tfllm.generation.settings import Features, Rows, row_specs
+
+if TYPE_CHECKING:
+    from tfllm.models.decoding import Decoder
+
+DECODE = "decode"
+GENERATE = "generate"
+MASKED = -1.0
+SHORTEST_PREFILL, PREFILL_STEP = 4, 4  # 4, 16, 64, 256, ...
+LONGEST_PREFILL = 1024
+
+Tensors = dict[str, tf.Tensor]
+
+
+def prefill(length: int) -> str:
+    """The name of the signature that reads `length` tokens."""
+    return f"prefill_{length}"
+
+
+def prefill_lengths(context: int) -> tuple[int, ...]:
+    """Lengths of rows that prompts are read in. A runtime can use a row only where all of it fits
+    into what is left of the context, so the shortest is short."""
+    found, length = [], SHORTEST_PREFILL
+    while length <= min(context // 2, LONGEST_PREFILL):
+        found.append(length)
+        length *= PREFILL_STEP
+    return tuple(found) or (1,)
+
+
+def cache_names(decoder: Decoder) -> list[str]:
+    """kv_cache_k_0, kv_cache_v_0, kv_cache_k_1, ..."""
+    return [f"kv_cache_{part}_{i}" for i in range(decoder.num_layers) for part in "kv"]
+
+
+def steps(decoder: Decoder, context: int, lengths: Sequence[int]) -> dict[str, Any]:
+    """Signature name -> concrete function: one `prefill_N` for each of `lengths`, and `decode`."""
+    made = {prefill(length): _step(decoder, context, length, False) for length in lengths}
+    return {**made, DECODE: _step(decoder, context, 1, True)}
+
+
+def _step(decoder: Decoder, context: int, length: int, with_logits: bool) -> Any:
+    shape = [1, decoder.num_key_value_heads, context, decoder.head_dim]
+    specs = {
+        "tokens": tf.TensorSpec([1, length], tf.int32, "tokens"),
+        "input_pos": tf.TensorSpec([length], tf.int32, "input_pos"),
+        "mask": tf.TensorSpec([1, 1, length, context], tf.float32, "mask"),
+        **{name: tf.TensorSpec(shape, tf.float32, name) for name in cache_names(decoder)},
+    }
+
+    def step(tokens: tf.Tensor, input_pos: tf.Tensor, mask: tf.Tensor, **cache: tf.Tensor):
+        written: Tensors = {}
+        writers: Any = tuple(_writers(decoder, cache, written, input_pos[0]))
+        positions = input_pos[None]
+        allowed = decoder.narrowed(mask[:, 0] > MASKED, positions, tf.range(context)[None])
+        hidden, _ = decoder(tokens, positions, allowed, writers)
+        return {**written, "logits": decoder.logits(hidden)} if with_logits else written
+
+    return tf.function(step, autograph=False).get_concrete_function(**specs)
+
+
+def _writers(
+    decoder: Decoder, cache: Tensors, written: Tensors, start: tf.Tensor
+) -> Iterator[Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]]:
+    """What attention takes as a layer's cache: new keys and values [1, H, N, hd] to those of the
+    whole context, which `written` keeps. One built-in operation, where joining would copy twice."""
+    zero = tf.constant(0)
+
+    def writer(i: int):
+        def write(*new: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            for part, values in zip("kv", new, strict=True):
+                name = f"kv_cache_{part}_{i}"
+                place = (zero, zero, start, zero)
+                written[name] = ops.slice_update(cache[name], place, values)
+            return tuple(written[f"kv_cache_{part}_{i}"] for part in "kv")
+
+        return write
+
+    return (writer(i) for i in range(decoder.num_layers))
+
+
+# The settings of a row that `generate` takes, each [B].
+LOOP_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
+
+
+def whole_loop(
+    decoder: Decoder, batch: int, prompt_length: int, most_new: int, stop_ids: Sequence[int]
+) -> Any:
+    """The concrete function `generate` of B rows.
+
+    token_ids int32 [B, P] filled up on the right, lengths int32 [B], max_new_tokens int32 [B] of at
+    most N, and LOOP_SETTINGS [B] -> ids int32 [B, N], counts int32 [B], log_probabilities float32
+    [B, N], finished int32 [B] (1: by a stop id, 2: by length). Seeds give the texts that
+    `tfllm generate` writes.
+    """
+    types = row_specs()._asdict()
+    specs = {
+        "token_ids": tf.TensorSpec([batch, prompt_length], tf.int32, "token_ids"),
+        "lengths": tf.TensorSpec([batch], tf.int32, "lengths"),
+        "max_new_tokens": tf.TensorSpec([batch], tf.int32, "max_new_tokens"),
+        **{name: tf.TensorSpec([batch], types[name].dtype, name) for name in LOOP_SETTINGS},
+    }
+    stops = tf.constant([list(stop_ids)] * batch, tf.int32, [batch, len(stop_ids)])
+    needs = Features(sampling=True, filters=True)
+
+    def generate(token_ids: tf.Tensor, lengths: tf.Tensor, max_new_tokens: tf.Tensor, **given: Any):
+        zeros = tf.zeros([batch], tf.int32)
+        rows = Rows(
+            **{name: given[name] for name in LOOP_SETTINGS},
+            repetition_penalty=tf.ones([batch]),
+            presence_penalty=tf.zeros([batch]),
+            frequency_penalty=tf.zeros([batch]),
+            no_repeat_ngram=zeros,
+            bad_words=tf.zeros([batch, 0, 1], tf.int32),
+            stop_ids=stops,
+            number=zeros,
+            limit=lengths + tf.minimum(max_new_tokens, most_new),
+        )
+        found = loop.generate(decoder, token_ids, lengths, rows, needs, most_new, caches.select)
+        return found._asdict()
+
+    return tf.function(generate, autograph=False).get_concrete_function(**specs)
