@@ -31,6 +31,32 @@ def test_cached_steps_equal_the_full_pass(name, chunks):
     np.testing.assert_allclose(got, decoders.alone(model, text), atol=TOLERANCE)
 
 
+def test_a_cache_may_be_a_function_that_stores_first(name):
+    """As on phones: a buffer of fixed length, of which the mask shows what is filled."""
+    model, made = decoders.model_of(name)
+    text = decoders.rows()[0]
+    shape = (1, made.num_key_value_heads, 12, made.head_dim)
+    buffers = [tuple(np.zeros(shape, "float32") for _ in range(2)) for _ in range(2)]
+    outputs = []
+    for start, end in ((0, 6), (6, 9)):
+        places = np.arange(start, end, dtype="int32")[None]
+        slots = np.arange(12, dtype="int32")[None]
+
+        def stored(layer, start=start, end=end):
+            def store(*new):
+                for buffer, part in zip(buffers[layer], new, strict=True):
+                    buffer[:, :, start:end] = part
+                return tuple(keras.ops.convert_to_tensor(buffer) for buffer in buffers[layer])
+
+            return store
+
+        seen = made.narrowed(slots[:, None] <= places[:, :, None], places, slots)
+        hidden, _ = made(text[None, start:end], places, seen, (stored(0), stored(1)))
+        outputs.append(np.asarray(made.logits(hidden))[0])
+    want = decoders.alone(model, text)
+    np.testing.assert_allclose(np.concatenate(outputs), want, atol=TOLERANCE)
+
+
 def test_padded_rows_equal_each_alone(name):
     model, _ = decoders.model_of(name)
     texts = decoders.rows()

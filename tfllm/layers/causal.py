@@ -7,7 +7,7 @@ Both layers always return two results, because a layer that two functional graph
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -20,6 +20,9 @@ from tfllm.layers.blocks import normal
 
 KeysAndValues = tuple[Any, Any]
 """Each (B, num_key_value_heads, length, head_dim); keys are rotated already."""
+Cache = KeysAndValues | Callable[[Any, Any], KeysAndValues]
+"""Those of earlier tokens, or a function from the new ones to all that are attended to, for a
+runtime that stores them first."""
 
 
 class CausalAttention(keras.layers.Layer):
@@ -93,12 +96,13 @@ class CausalAttention(keras.layers.Layer):
         x: Any,
         allowed: Any,
         positions: Any,
-        cache: KeysAndValues | None = None,
+        cache: Cache | None = None,
         training: bool | None = None,
     ) -> tuple[Any, KeysAndValues]:
         """(B, S, D) to (B, S, D) and the new keys and values, each (B, N, S, head_dim).
 
-        `allowed`: boolean (B, S, C + S), C cached tokens first; `positions`: int32 (B, S).
+        `allowed`: boolean (B, S, C + S), C cached tokens first; `positions`: int32 (B, S). With a
+        function as `cache`, `allowed` is (B, S, K) for the K keys that it returns.
         """
         query = self._heads(self.query(x), self.num_heads)
         key = self._heads(self.key(x), self.num_key_value_heads)
@@ -233,7 +237,7 @@ class CausalBlock(keras.layers.Layer):
         x: Any,
         allowed: Any,
         positions: Any,
-        cache: KeysAndValues | None = None,
+        cache: Cache | None = None,
         training: bool | None = None,
     ) -> tuple[Any, KeysAndValues]:
         """As CausalAttention: (B, S, D) to (B, S, D) and the new keys and values."""

@@ -11,9 +11,8 @@ from keras import ops
 
 from tfllm.errors import SettingError
 from tfllm.layers import segments
+from tfllm.layers.causal import Cache, KeysAndValues
 from tfllm.models import FAMILIES
-
-KeysAndValues = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,14 @@ class Decoder:
         token_ids: Any,
         positions: Any,
         allowed: Any,
-        cache: tuple[KeysAndValues, ...] | None = None,
+        cache: tuple[Cache, ...] | None = None,
     ) -> tuple[Any, tuple[KeysAndValues, ...]]:
         """Hidden states (B, S, D) after the final norm, and the new keys and values of every layer.
 
         `token_ids`, `positions`: int32 (B, S). `allowed`: boolean (B, S, C + S), C cached tokens
         first, or one per layer (see `narrowed`). `cache`: per layer keys and values, each
-        (B, num_key_value_heads, C, head_dim). New ones have S in the place of C.
+        (B, num_key_value_heads, C, head_dim), or a function from the new ones to all that are
+        attended to. New ones have S in the place of C.
         """
         forward = FAMILIES[self.family].forward
         return forward(self.layers, self.config, token_ids, positions, allowed, cache)

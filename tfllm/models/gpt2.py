@@ -16,7 +16,7 @@ from tfllm.errors import SettingError
 from tfllm.layers import segments
 from tfllm.layers.activations import activation
 from tfllm.layers.blocks import normal
-from tfllm.layers.causal import CausalBlock, KeysAndValues
+from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues
 from tfllm.models import hf_config as hf
 from tfllm.models.rows import Row, Weights, norm, part
 
@@ -119,7 +119,7 @@ def forward(
     token_ids: Any,
     positions: Any,
     allowed: Any,
-    cache: tuple[KeysAndValues, ...] | None = None,
+    cache: tuple[Cache, ...] | None = None,
 ) -> tuple[Any, tuple[KeysAndValues, ...]]:
     """Ids and positions int32 (B, S) to hidden states (B, S, D), and the new keys and values.
 

@@ -14,7 +14,7 @@ import keras
 
 from tfllm.layers import segments
 from tfllm.layers.blocks import normal
-from tfllm.layers.causal import CausalBlock, KeysAndValues
+from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues
 from tfllm.models.llama_config import MODEL_TYPES, Config, from_hf, to_hf, windows
 from tfllm.models.llama_weights import WEIGHTS
 
@@ -66,7 +66,7 @@ def forward(
     token_ids: Any,
     positions: Any,
     allowed: Any,
-    cache: tuple[KeysAndValues, ...] | None = None,
+    cache: tuple[Cache, ...] | None = None,
 ) -> tuple[Any, tuple[KeysAndValues, ...]]:
     """Ids and positions int32 (B, S) to hidden states (B, S, D), and the new keys and values.
 
