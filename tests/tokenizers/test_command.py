@@ -111,7 +111,7 @@ def test_train(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
-        (b"a b\n", ["--kind", "bpe"], "only wordpiece"),
+        (b"a b\n", ["--kind", "bpe"], "at least 257"),
         (b"a b\n", ["--kind", "wordpeice"], "Did you mean 'wordpiece'"),
         (b"a b\n", ["--vocabulary-size", "3"], "at least 10"),
         (b"\n \n", [], "no text"),

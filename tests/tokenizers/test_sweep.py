@@ -1,11 +1,14 @@
 """Every Unicode code point, and every line of the real data: no difference at all."""
 
+import functools
 import shutil
 
 import pytest
 import tensorflow as tf
 from tokenizers import normalizers, pre_tokenizers
 
+from tests.tokenizers.decoders import graph as small_graph
+from tests.tokenizers.decoders import tokenizer as small
 from tfllm.tokenizers import files
 from tfllm.tokenizers.checking import check_file
 from tfllm.tokenizers.codepoints import CODE_POINTS, SURROGATES, reference_table
@@ -120,3 +123,72 @@ def test_lines_of_real_data(data, kind, tmp_path):
 def test_every_line_of_real_data(data, kind, tmp_path):
     paths = [path for name in SETS for path in sorted((data / name).iterdir())]
     assert_no_difference(data, kind, tmp_path, paths)
+
+
+# Vocabulary in tokenizers/ -> code points whose ids differ between Python and graph, as `xCy`.
+# NFC of newer Unicode versions in the `tokenizers` package than in tf-text.
+DECODERS = {
+    "gpt2_hf_tokenizer.json": 0,
+    "gptneox_20B_tokenizer.json": 0,
+    "t5_tokenizer_base.model": 0,
+    "llama2_tokenizer.model": 0,
+    "albert_v1_spiece.model": 0,
+}
+DECODER_SAMPLE = ("wikitext2/valid.tokens.txt.gz", "dailydialog_x/zh_dev_human.txt.gz")
+DECODER_SETS = (
+    "wikitext2",
+    "tinyshakespeare",
+    "imdb",
+    "chinese_poetry",
+    "tatoeba_cmn_eng",
+    "kdconv",
+    "dailydialog_x",
+)
+
+
+@functools.cache
+def decoder(data, name):
+    tokenizer = files.load(data / "tokenizers" / name)
+    return tokenizer, tokenizer.graph()
+
+
+def differing_ids(tokenizer, graph, points, form):
+    found = []
+    for begin in range(0, len(points), CHUNK):
+        chunk = points[begin : begin + CHUNK]
+        texts = [form.format(chr(point)) for point in chunk]
+        rows = tokenizer.encode_ids(texts, add_special_tokens=False)
+        ids = graph.tokenize(tf.constant(texts))
+        written = [text.decode() for text in graph.detokenize(ids).numpy()]
+        for point, expected, row, text in zip(chunk, rows, ids.to_list(), written, strict=True):
+            if expected != row or text != tokenizer.decode(row):
+                found.append(hex(point))
+    return found
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "smollm2", "characters, unknown", "bpe"])
+def test_some_code_points_of_decoders(name):
+    points = [*range(0x400), *EVERY[0x400::499], *range(0xFFFF0, 0x10000)]
+    assert differing_ids(small(name), small_graph(name), points, "x {}\u0301y") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["x{}y", "{}", " {} 's"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_code_point_of_decoders(data, name, form):
+    assert len(differing_ids(*decoder(data, name), EVERY, form)) == DECODERS[name]
+
+
+@pytest.mark.parametrize("name", ["gpt2_hf_tokenizer.json", "llama2_tokenizer.model"])
+def test_lines_of_real_data_with_decoders(data, name):
+    for path in DECODER_SAMPLE:
+        report = check_file(data / path, *decoder(data, name))
+        assert report.lines > 0 and report.examples == [], path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_line_of_real_data_with_decoders(data, name):
+    for path in (path for folder in DECODER_SETS for path in sorted((data / folder).iterdir())):
+        report = check_file(path, *decoder(data, name))
+        assert report.lines > 0 and report.examples == [], path

@@ -20,6 +20,9 @@ tfllm tokenizer decode runs/sst2 101 14477 20961 3468 102
 tfllm tokenizer check exports/sst2 reviews.txt train.tsv.gz
 
 tfllm tokenizer train corpus.txt.gz --vocabulary-size 8000 --output tokenizers/mine
+
+tfllm tokenizer train poems.jsonl.gz --column text --kind characters --vocabulary-size 8000 \
+    --output tokenizers/poems
 """
 
 MODEL = typer.Argument(help="A directory with tokenizer files: checkpoint, run, SavedModel.")
@@ -66,8 +69,9 @@ def check(
     ],
     batch_lines: Annotated[int, typer.Option(min=1, help="Lines given to one call.")] = 256,
 ) -> None:
-    """Compares the Python tokenizer with the one in the graph, line by line: ids and offsets.
+    """Compares the Python tokenizer with the one in the graph, line by line.
 
+    Ids and offsets, and for vocabularies of decoders the text of the ids, too.
     MB/s are per second of processor time, as one core would have it.
     """
     from tfllm.cli.output import progress_bar
@@ -104,27 +108,41 @@ def train(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="UTF-8 text; .gz too.")],
     vocabulary_size: Annotated[int, typer.Option(help="Tokens, the special ones included.")],
     output: Annotated[str, typer.Option(help="Directory to write the tokenizer's files to.")],
-    kind: Annotated[str, typer.Option(help="wordpiece, bpe or unigram.")] = "wordpiece",
-    lowercase: Annotated[bool, typer.Option("--lowercase/--cased")] = True,
-    min_frequency: Annotated[int, typer.Option(min=1, help="Rarer pairs are not joined.")] = 2,
+    kind: Annotated[
+        str, typer.Option(help="wordpiece, bpe (over bytes), unigram or characters.")
+    ] = "wordpiece",
+    special_tokens: Annotated[
+        list[str] | None,
+        typer.Option("--special-token", help="A further special token; may be repeated."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="FILE is JSON lines; the field with the text.")
+    ] = None,
+    lowercase: Annotated[
+        bool | None, typer.Option("--lowercase/--cased", help="WordPiece; lower-cased by default.")
+    ] = None,
+    min_frequency: Annotated[
+        int | None, typer.Option(min=1, help="Rarer pairs or characters are left out.")
+    ] = None,
 ) -> None:
     """Learns a vocabulary, streaming."""
     from tfllm.cli.output import progress_bar
     from tfllm.errors import DataError
+    from tfllm.tokenizers.train import Options
     from tfllm.tokenizers.train import train as learn
 
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
         raise DataError(f"There is no file '{missing[0]}'. Check the path.")
     with progress_bar("read", sum(Path(file).stat().st_size for file in files)) as advance:
-        tokenizer = learn(
-            files,
-            kind,
+        options = Options(
             vocabulary_size,
+            tuple(special_tokens or ()),
             lowercase=lowercase,
             min_frequency=min_frequency,
-            progress=advance,
+            column=column,
         )
+        tokenizer = learn(files, kind, options, progress=advance)
     _write(tokenizer, Path(output))
     print(f"{output}: {tokenizer.vocabulary_size} tokens")
 
@@ -139,14 +157,14 @@ def load(model: str) -> Tokenizer:
 def _folder(model: str) -> Path:
     from tfllm.checkpoints import hub
     from tfllm.evaluation.savedmodel_model import version_folder
-    from tfllm.tokenizers.files import FILES
+    from tfllm.tokenizers.files import vocabulary_file
 
     if model.startswith(hub.SCHEME):
         return hub.fetch(model)
     path = Path(model)
     if path.suffix == ".tflite":
         path = path.parent
-    if any((path / name).is_file() for name in FILES[:2]):
+    if path.is_file() or vocabulary_file(path):
         return path
     if (path / "checkpoint").is_dir():
         return path / "checkpoint"

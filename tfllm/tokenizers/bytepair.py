@@ -80,6 +80,13 @@ def from_vocabulary(
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
     from tokenizers import pre_tokenizers as split
 
+    for number, (first, second) in enumerate(merges, start=1):  # the package would abort
+        for token in (first, second, first + second):
+            if token not in vocabulary:
+                raise TokenizerError(
+                    f"{source}: merge {number} is of '{first}' and '{second}', and the vocabulary "
+                    f"lacks '{token}'. Use the two files that belong together."
+                )
     try:
         rust = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
     except Exception as error:  # the package raises bare Exception

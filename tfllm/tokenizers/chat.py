@@ -119,10 +119,10 @@ def _answers_between(
 
 
 def _tokens_within(offsets: Sequence[tuple[int, int]], block: tuple[int, int]) -> tuple[int, int]:
-    """The tokens that begin inside a range of characters."""
+    """The tokens that have a character of a range, as in transformers."""
     inside = [
         place for place, (start, stop) in enumerate(offsets)
-        if block[0] <= start < block[1] and start <= stop
+        if start < block[1] and stop > block[0]
     ]  # fmt: skip
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 

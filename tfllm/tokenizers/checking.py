@@ -5,16 +5,16 @@ from __future__ import annotations
 import gzip
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from tfllm.errors import DataError
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Encoding, Tokenizer
-    from tfllm.tokenizers.graph import GraphTokenizer
+    from tfllm.tokenizers.graph_base import TextGraph
 
 BATCH_LINES = 256
 BATCH_BYTES = 1 << 18
@@ -55,11 +55,11 @@ class Report:
 def check_file(
     path: str | Path,
     tokenizer: Tokenizer,
-    graph: GraphTokenizer,
+    graph: TextGraph,
     progress: Progress = lambda _: None,
     batch_lines: int = BATCH_LINES,
 ) -> Report:
-    """Compares ids and offsets on every line of a text file, `.gz` or not, in constant memory.
+    """Compares ids, offsets and texts on every line of a file, `.gz` or not, in constant memory.
 
     Lines are taken as they are, whatever the file's format; each call gets up to `batch_lines`.
     Raises DataError for a file that cannot be read.
@@ -71,15 +71,13 @@ def check_file(
     return report
 
 
-def compare(
-    lines: list[bytes], tokenizer: Tokenizer, graph: GraphTokenizer, report: Report
-) -> None:
+def compare(lines: list[bytes], tokenizer: Tokenizer, graph: TextGraph, report: Report) -> None:
     """Compares one batch of lines and adds what it found to the report."""
     import tensorflow as tf
 
     begun = time.process_time()
     texts = [line.decode("utf-8", errors="replace") for line in lines]
-    rows = tokenizer.encode_batch(texts)
+    rows = tokenizer.encode_batch(texts, add_special_tokens=False)
     parted = time.process_time()
     results = graph.tokenize_with_offsets(tf.constant(lines))
     ended = time.process_time()
@@ -87,14 +85,23 @@ def compare(
     report.python_seconds += parted - begun
     report.size_bytes += sum(map(len, lines))
     ids, starts, ends = (result.to_list() for result in results)
-    for text, row, *graph_row in zip(texts, rows, ids, starts, ends, strict=True):
+    written = _texts_back(tokenizer, graph, results[0])
+    for text, row, back, *graph_row in zip(texts, rows, written, ids, starts, ends, strict=True):
         report.lines += 1
         ours, theirs = _tokens(row), list(zip(*graph_row, strict=True))
         report.tokens += len(ours)
-        if ours != theirs:
+        same = ours == theirs if graph.exact_offsets else row.ids == graph_row[0]
+        if not same or back is not None and back != tokenizer.decode(row.ids):
             report.different += 1
             if len(report.examples) < SHOWN_DIFFERENCES:
                 report.examples.append(Difference(report.lines, text, ours, theirs))
+
+
+def _texts_back(tokenizer: Tokenizer, graph: TextGraph, ids: Any) -> Sequence[str | None]:
+    """What the graph makes of its own ids, None where it does not write texts."""
+    if tokenizer.kind == "wordpiece":
+        return [None] * ids.nrows().numpy()
+    return [text.decode() for text in graph.detokenize(ids).numpy()]
 
 
 def read_lines(path: str | Path, progress: Progress = lambda _: None) -> Iterator[bytes]:
@@ -132,5 +139,4 @@ def _batches(lines: Iterable[bytes], batch_lines: int) -> Iterator[list[bytes]]:
 
 
 def _tokens(row: Encoding) -> Tokens:
-    """A row's tokens without the special tokens around them."""
-    return [(i, *offset) for i, offset in zip(row.ids[1:-1], row.offsets[1:-1], strict=True)]
+    return [(i, *offset) for i, offset in zip(row.ids, row.offsets, strict=True)]

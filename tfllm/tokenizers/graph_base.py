@@ -22,6 +22,8 @@ class TextGraph(tf.Module):
 
     exact_offsets = True
     """Whether offsets, too, equal the Python tokenizer's."""
+    trims_offsets = False
+    """Whether white space at a token's ends is not in its offsets."""
 
     def __init__(self, tokenizer: Any, literals: Sequence[Literal]):
         super().__init__()
@@ -110,7 +112,7 @@ class TextGraph(tf.Module):
         if self._cut:
             tokens = tf.cond(
                 tf.reduce_any(pieces.literal_ids >= 0),
-                lambda: with_literals(tokens, pieces),
+                lambda: with_literals(tokens, pieces, self.trims_offsets),
                 lambda: tokens,
             )
         splits = tf.gather(tokens.splits, pieces.text_splits)

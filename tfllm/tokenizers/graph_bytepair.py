@@ -33,6 +33,7 @@ from tfllm.tokenizers.literals import (
     with_literals,
     without_offsets,
 )
+from tfllm.tokenizers.sentencepiece_kernel import SentencePieceKernel
 from tfllm.tokenizers.splits import EDGE, WordCutter, style_of
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ class BytePairGraph(TextGraph):
     """Byte-level BPE as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
     def __init__(self, tokenizer: BytePair, profile: str = "reference"):
-        import tensorflow_text
-
         if profile != "reference":
             raise SettingError(f"There is no tokenizer profile '{profile}' for byte-level BPE.")
         described = tokenizer.described()
@@ -64,16 +63,17 @@ class BytePairGraph(TextGraph):
         self._cutter = WordCutter(self._style)
         token_bytes = tokenizer.token_bytes()
         with tf.init_scope():
-            self._merger = tensorflow_text.SentencepieceTokenizer(
-                proto.build(pieces, proto.BPE, dummy_prefix=False).SerializeToString(),
-                out_type=tf.int32,
+            self._merger = SentencePieceKernel(
+                proto.build(pieces, proto.BPE, dummy_prefix=False).SerializeToString()
             )
             self._alphabet = tf.constant([ord(c) for c in byte_characters()])  # byte -> character
             self._bytes = tf.constant(token_bytes)
             self._sizes = tf.constant([len(value) for value in token_bytes])
             special = tokenizer.special_ids
             self._kept = tf.constant([i not in special for i in range(len(token_bytes))])
-            self._trims = _trims(tokenizer, described)
+            self._trims: Any = _trims(tokenizer, described)
+        self.trims_offsets = self._trims is not None
+        with tf.init_scope():
             self._whole = _lookup(direct) if direct else None
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
@@ -83,16 +83,17 @@ class BytePairGraph(TextGraph):
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
         if not self._style.nfc:
-            return self._merged(pieces.strings, offsets)
+            return self._merged(pieces, offsets)
         cut = self._cut_normalized(normalized_nfc(pieces.strings))
-        tokens = self._merged(cut.strings, offsets)
+        tokens = self._merged(cut, offsets)
         tokens = with_literals(tokens, cut) if self._cut_normalized else tokens
         lengths = tf.strings.length(pieces.strings, unit="UTF8_CHAR")
         splits = tf.gather(tokens.splits, cut.text_splits)
         return tokens._replace(splits=splits, lengths=tf.cast(lengths, tf.int64))
 
-    def _merged(self, pieces: tf.Tensor, offsets: bool) -> Tokens:
-        """UTF-8 string [P] to tokens, literal ones not looked for."""
+    def _merged(self, cut: Pieces, offsets: bool) -> Tokens:
+        """Pieces of text to tokens, literal ones not looked for."""
+        pieces = cut.strings
         spaced = tf.zeros(tf.shape(pieces), tf.bool)
         if self._style.prefix_space:
             spaced = (pieces != "") & (tf.strings.substr(pieces, 0, 1) != " ")
@@ -124,7 +125,17 @@ class BytePairGraph(TextGraph):
         splits = tf.gather(ids.row_splits, tf.searchsorted(firsts, text_starts, out_type=tf.int64))
         if not offsets:
             return without_offsets(ids.flat_values, splits)
-        starts, ends = self._offsets(points, ids.flat_values, splits, text_starts, spaced)
+        piece = rows_of(splits, tf.size(ids.flat_values))
+        begin = tf.gather(text_starts[:-1] + tf.cast(spaced, tf.int64), piece)
+        first, last = self._code_points(points, ids.flat_values)
+        least = tf.gather(tf.cast(spaced, tf.int64), piece)  # a space put before has the next place
+        first, last = tf.maximum(first - begin, 0), tf.maximum(last - begin, least)
+        if self._trims is not None:
+            place = tf.range(tf.size(pieces, out_type=tf.int64))
+            text = rows_of(cut.text_splits, tf.size(pieces))
+            begins_text = place == tf.gather(cut.text_splits, text)  # [P]
+            first, last = self._trimmed(ids.flat_values, first, last, tf.gather(begins_text, piece))
+        starts, ends = tf.cast(first, tf.int32), tf.cast(last, tf.int32)
         lengths = text_starts[1:] - text_starts[:-1] - tf.cast(spaced, tf.int64)
         return Tokens(ids.flat_values, starts, ends, splits, lengths)
 
@@ -144,8 +155,8 @@ class BytePairGraph(TextGraph):
             spelled = tf.where(private == "", spelled, private)
         return self._merger.tokenize(spelled)
 
-    def _offsets(self, points, ids, splits, text_starts, spaced) -> tuple[tf.Tensor, tf.Tensor]:
-        """int32 [M]: tokens' first and last code points within their pieces."""
+    def _code_points(self, points: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """int64 [M]: tokens' first and behind their last code points, of the whole batch."""
         sizes = tf.add_n(
             [tf.cast(points >= limit, tf.int64) for limit in (0, 0x80, 0x800, 0x10000)]
         )
@@ -153,18 +164,15 @@ class BytePairGraph(TextGraph):
         stop = tf.cumsum(tf.cast(tf.gather(self._sizes, ids), tf.int64))  # [M], bytes
         start = tf.concat([[0], stop[:-1]], 0)
         first = tf.searchsorted(byte_ends, start, side="right", out_type=tf.int64)
-        last = tf.searchsorted(byte_ends, stop, out_type=tf.int64) + 1
-        piece = rows_of(splits, tf.size(ids))
-        begin = tf.gather(text_starts[:-1] + tf.cast(spaced, tf.int64), piece)
-        first, last = tf.maximum(first - begin, 0), tf.maximum(last - begin, 0)
-        if self._trims is not None:
-            lead, tail = self._trims
-            lead = tf.gather(lead, ids)
-            if self._style.prefix_space:
-                lead = tf.where((first == 0) & (lead > 0), lead - 1, lead)
-            first = tf.minimum(first + lead, last)
-            last = tf.maximum(last - tf.gather(tail, ids), first)
-        return tf.cast(first, tf.int32), tf.cast(last, tf.int32)
+        return first, tf.searchsorted(byte_ends, stop, out_type=tf.int64) + 1
+
+    def _trimmed(self, ids, first, last, in_first_piece) -> tuple[tf.Tensor, tf.Tensor]:
+        """Offsets without the white space at tokens' ends, but for a space put before the text."""
+        lead, tail = (tf.gather(spaces, ids) for spaces in self._trims)
+        if self._style.prefix_space:
+            lead = tf.where((first == 0) & (lead == 1) & in_first_piece, tf.zeros_like(lead), lead)
+        first = tf.minimum(first + lead, last)
+        return first, tf.maximum(last - tail, first)
 
 
 def _lookup(words: list[str]) -> tf.lookup.StaticHashTable:

@@ -18,8 +18,9 @@ from tfllm.errors import TokenizerError
 from tfllm.tokenizers import proto
 from tfllm.tokenizers.graph_base import TextGraph, joined, without
 from tfllm.tokenizers.graph_bytepair import NEVER, literals_of, merge_places
-from tfllm.tokenizers.graph_sentencepiece import check_profile, kernel, tokens_of
+from tfllm.tokenizers.graph_sentencepiece import check_profile, tokens_of
 from tfllm.tokenizers.literals import REPLACEMENT, Pieces, Tokens, rows_of
+from tfllm.tokenizers.sentencepiece_kernel import SentencePieceKernel
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
@@ -59,7 +60,8 @@ class SentencePieceJsonGraph(TextGraph):
         self._scheme = scheme_of(described)
         literals, normalized = literals_of(described, bool(described.get("normalizer")))
         super().__init__(tokenizer, [*literals, *normalized])
-        self._model = kernel(_model(tokenizer, described, self._scheme).SerializeToString())
+        model = _model(tokenizer, described, self._scheme)
+        self._model = SentencePieceKernel(model.SerializeToString())
         special = tokenizer.special_ids
         added = {entry["id"] for entry in described.get("added_tokens") or []}
         strings = [
@@ -116,7 +118,7 @@ class SentencePieceJsonGraph(TextGraph):
         lengths = tokens.lengths - tf.cast(spaced, tf.int64)
         if self._scheme.collapses:
             starts = _after_spaces(pieces.strings, starts, counts)
-        # A token of no character of its own, a space put before or a byte, has the next one's place.
+        # A token without a character of its own (a space put before, a byte) has the next one's.
         ends = tf.maximum(tokens.ends - shift, starts + 1)
         return Tokens(tokens.ids, starts, ends, tokens.splits, lengths)
 

@@ -46,6 +46,8 @@ class Pieces(NamedTuple):
     """int32 [P]: the id of a literal token, else -1"""
     literal_lengths: tf.Tensor
     """int64 [P]: code points of a literal token, white space that it took included"""
+    literal_spaces: tf.Tensor
+    """int64 [P, 2]: code points of the white space that it took, before and after"""
 
 
 class Tokens(NamedTuple):
@@ -89,6 +91,7 @@ class Cutter:
             tf.range(tf.size(texts, out_type=tf.int64) + 1),
             tf.fill(tf.shape(texts), -1),
             tf.zeros(tf.shape(texts), tf.int64),
+            tf.zeros(tf.stack([tf.size(texts), 2]), tf.int64),
         )
         if not self._literals:
             return whole
@@ -110,12 +113,17 @@ class Cutter:
         where = tf.where(is_literal)  # [K, 1]
         own = tf.gather_nd(pieces, where)
         size = tf.size(pieces, out_type=tf.int64)[None]
-        lengths = tf.cast(tf.strings.length(own, unit="UTF8_CHAR"), tf.int64)
+        lengths = _characters(own)
+        spaces = [
+            lengths - _characters(tf.strings.regex_replace(own, end, "", replace_global=False))
+            for end in (f"^{SPACES}", f"{SPACES}$")
+        ]
         return Pieces(
             tf.where(is_literal, "", pieces),
             splits,
             tf.tensor_scatter_nd_update(tf.fill(size, -1), where, self._ids_of(own)),
             tf.scatter_nd(where, lengths, size),
+            tf.scatter_nd(where, tf.stack(spaces, 1), tf.concat([size, [2]], 0)),
         )
 
     def _ids_of(self, found: tf.Tensor) -> tf.Tensor:
@@ -131,8 +139,16 @@ class Cutter:
         return tf.gather(numbers, tf.argmax(tf.cast(same, tf.int32), 1))
 
 
-def with_literals(tokens: Tokens, pieces: Pieces) -> Tokens:
-    """The tokens with the literal ones put between, offsets counted from each text's start."""
+def _characters(strings: tf.Tensor) -> tf.Tensor:
+    """int64: the code points of each."""
+    return tf.cast(tf.strings.length(strings, unit="UTF8_CHAR"), tf.int64)
+
+
+def with_literals(tokens: Tokens, pieces: Pieces, trimmed: bool = False) -> Tokens:
+    """The tokens with the literal ones put between, offsets counted from each text's start.
+
+    `trimmed`: the white space that a literal token took is not in its offsets.
+    """
     literal_ids, text_splits = pieces.literal_ids, pieces.text_splits
     is_literal = literal_ids >= 0
     count = tf.concat([[0], tf.cumsum(tf.cast(is_literal, tf.int64))], 0)  # [P + 1]
@@ -148,7 +164,10 @@ def with_literals(tokens: Tokens, pieces: Pieces) -> Tokens:
     text = rows_of(text_splits, tf.size(lengths))
     shift = tf.cast(ends[:-1] - tf.gather(tf.gather(ends, text_splits), text), tf.int32)  # [P]
     of_token, of_literal = tf.gather(shift, piece), tf.gather(shift, literal)
-    literal_size = tf.cast(tf.gather(pieces.literal_lengths, literal), tf.int32)
+    literal_end = of_literal + tf.cast(tf.gather(pieces.literal_lengths, literal), tf.int32)
+    if trimmed:
+        spaces = tf.cast(tf.gather(pieces.literal_spaces, literal), tf.int32)
+        of_literal, literal_end = of_literal + spaces[:, 0], literal_end - spaces[:, 1]
 
     def merged(own: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         return tf.dynamic_stitch([tf.cast(place, tf.int32) for place in places], [own, others])
@@ -156,7 +175,7 @@ def with_literals(tokens: Tokens, pieces: Pieces) -> Tokens:
     return Tokens(
         merged(tokens.ids, tf.gather(literal_ids, literal)),
         merged(tokens.starts + of_token, of_literal),
-        merged(tokens.ends + of_token, of_literal + literal_size),
+        merged(tokens.ends + of_token, literal_end),
         splits,
         lengths,
     )

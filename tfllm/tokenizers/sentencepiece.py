@@ -239,7 +239,7 @@ def from_proto(
         source=source,
         file_name=path.name if path.name in FILE_NAMES else FILE_NAMES[0],
         chat_template=settings.chat_template,
-        config={**_class_of(form), **settings.config},
+        config={**({} if kind else _class_of(form)), **settings.config},
         vocabulary=[entry.piece for entry in arranged.pieces],
         special_ids=frozenset(table[token] for token in special),
         _processor=_processor(arranged, path),

@@ -6,6 +6,7 @@ In Python the file is followed as the `tokenizers` package reads it, which diffe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tfllm.tokenizers.rust import RustTokenizer
@@ -15,6 +16,10 @@ class SentencePieceJson(RustTokenizer):
     """BPE with byte fallback or a unigram model over text whose spaces are U+2581."""
 
     kind = "sentencepiece"
+
+    def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """By the same road as `encode`: the package's faster one gives other ids here and there."""
+        return [list(tokens.ids) for tokens in self._split(texts)]
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""

@@ -193,10 +193,10 @@ class WordCutter(tf.Module):
         white = (kind == SPACE) | (kind == LINE_END)
         white_before = (before == SPACE) | (before == LINE_END)
         white_after = (after == SPACE) | (after == LINE_END)
-        changes = (kind != before) & ~(white & white_before)
+        changes = ((kind != before) & ~(white & white_before)) | (kind == EDGE)
         run = tf.cumsum(tf.cast(changes, tf.int32)) - 1  # [C], runs of one kind
         place = tf.range(tf.size(kind))
-        count = run[-1] + 1
+        count = tf.reduce_sum(tf.cast(changes, tf.int32))
         firsts = tf.cast(tf.where(changes)[:, 0], tf.int32)  # [R]
         first = tf.gather(firsts, run)
         # Line ends right after other characters belong to them.
