@@ -155,7 +155,7 @@ def _unigram(lines: Iterator[str], options: Options) -> sentencepiece.SentencePi
             num_threads=UNIGRAM_THREADS,
             minloglevel=2,
         )
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SystemError) as error:
         if counted.error is not None:
             raise counted.error from None
         if not counted.any:
@@ -165,6 +165,8 @@ def _unigram(lines: Iterator[str], options: Options) -> sentencepiece.SentencePi
         ) from None
     if counted.error is not None:
         raise counted.error
+    if not counted.any:
+        return None
     return sentencepiece.from_proto(proto.parse(written.getvalue(), "--kind unigram"))
 
 
@@ -174,7 +176,7 @@ def _characters(lines: Iterator[str], options: Options) -> characters.Characters
     for line in lines:
         counts.update(line)
         counts["\n"] += 1
-    if not counts.keys() - {"\n"}:
+    if not any(character.strip() for character in counts):
         return None
     frequent = [c for c, n in counts.items() if n >= (options.min_frequency or 1)]
     specials = list(dict.fromkeys(options.special_tokens))

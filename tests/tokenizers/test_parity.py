@@ -1,0 +1,57 @@
+"""Against transformers, which reads the same files."""
+
+import pytest
+
+from tests.tokenizers.decoders import TRICKY, tokenizer, trained
+from tests.tokenizers.test_sweep import DECODERS
+from tfllm.tokenizers import files
+
+pytestmark = pytest.mark.parity
+NAMES = ("gpt2", "neox", "llama3", "qwen2", "smollm2", "roberta", "llama.json", "unigram.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_reads_what_was_saved(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    python = tokenizer(name)
+    python.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for text in TRICKY:
+        for pair in (None, "a pair"):
+            row = python.encode(text, pair)
+            assert theirs(text, pair)["input_ids"] == row.ids, repr(text)
+        for skip in (True, False):
+            expected = theirs.decode(
+                row.ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
+            assert python.decode(row.ids, skip_special_tokens=skip) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name.endswith(".model")])
+def test_the_sentencepiece_package_gives_the_same(data, name):
+    import sentencepiece
+
+    path = data / "tokenizers" / name
+    python = files.load(path)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for text in TRICKY:
+        if not any(token in text for token in python.literal_tokens):
+            ids = python.encode(text, add_special_tokens=False).ids
+            assert ids == processor.encode(text)
+            assert python.decode(ids) == processor.decode(
+                [i for i in ids if i not in python.special_ids]
+            )
+
+
+def test_xlm_r_as_transformers_numbers_it(tmp_path):
+    pytest.importorskip("transformers")
+    from transformers.models.xlm_roberta.tokenization_xlm_roberta import XLMRobertaTokenizer
+
+    model = trained("unigram", pad_id=-1)
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(model.SerializeToString())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
+    theirs = XLMRobertaTokenizer.from_pretrained(tmp_path)
+    python = files.load(tmp_path)
+    assert python.vocabulary == theirs.convert_ids_to_tokens(list(range(len(theirs))))
+    for text in ("the cat sat", "  Über  den 你好", "1974"):
+        assert python.encode(text, "cat").ids == theirs(text, "cat")["input_ids"]
