@@ -13,8 +13,8 @@ import pytest
 
 from tests.generation import models
 from tfllm.checkpoints import store
+from tfllm.cli import generate as verb
 from tfllm.cli import main
-from tfllm.generation import text
 from tfllm.generation.text import TextGenerator
 
 
@@ -25,7 +25,7 @@ def shared():
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(text, "open_generator", lambda source, **_: shared())
+    monkeypatch.setattr(verb, "open_writer", lambda source: shared())
     return shared()
 
 
@@ -155,6 +155,12 @@ def test_chat_needs_a_template(capsys, monkeypatch, model):
     monkeypatch.setattr(model, "tokenizer", plain)
     code, _, err = run(capsys, "chat", "m")
     assert code == 2 and "chat template" in err
+
+
+def test_a_model_for_another_task_cannot_write(capsys, monkeypatch, tiny_checkpoint):
+    monkeypatch.undo()
+    code, _, err = run(capsys, "generate", tiny_checkpoint, "a")
+    assert code == 2 and "classification" in err and "tfllm predict" in err
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])

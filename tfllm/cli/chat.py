@@ -20,7 +20,7 @@ In the conversation: /reset forgets it, /exit or Ctrl-D ends it.
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Checkpoint with a chat template, or a run.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint, run or exported model.")],
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 256,
     temperature: Annotated[
@@ -45,11 +45,11 @@ def chat(
     options = locals()
     settings = made(**{name: options[name] for name in SETTINGS})
 
+    from tfllm.cli.generate import open_writer
     from tfllm.generation.chat import ChatSession
-    from tfllm.generation.text import open_generator
     from tfllm.tokenizers.chat import template_of
 
-    generator = open_generator(model)
+    generator = open_writer(model)
     template_of(generator.tokenizer)  # without one there is no conversation
     _talk(ChatSession(generator, system=system), settings, tuple(stop or ()))
 

@@ -26,7 +26,7 @@ CHUNK = 4  # batches of prompts that are read before the first text of them is w
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Checkpoint, run, or llama2.c .bin file.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint, run, llama2.c .bin or exported model.")],
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help='Texts to go on from; "" too.')
     ] = None,
@@ -107,9 +107,8 @@ def generate(
     first = next(examples)
     examples = itertools.chain([first], examples)
 
-    from tfllm.generation.text import open_generator
-
-    generator = open_generator(model, max_rows=batch_size)
+    generator = open_writer(model)
+    generator.engine.max_rows = batch_size
     if bad_word:
         settings = settings.model_copy(update={"bad_words": generator.bad_words(bad_word)})
     writer = _Writer(generator, settings, tuple(stop or ()), truncate)
@@ -131,6 +130,20 @@ SETTINGS = (
     "num_return_sequences", "seed",
 )  # fmt: skip
 EARLY_STOPPING: dict[str, Any] = {"true": True, "false": False, "never": "never"}
+
+
+def open_writer(model: str) -> TextGenerator:
+    """What writes texts with a checkpoint or an exported file. Raises SettingError."""
+    from tfllm.errors import SettingError
+    from tfllm.evaluation.harness import open_model
+
+    predictor = open_model(model)
+    if predictor.task.kind != "causal_lm":
+        raise SettingError(
+            f"'{model}' is for {predictor.task.kind.replace('_', ' ')} and cannot write text. Give "
+            "a causal language model, or use tfllm predict."
+        )
+    return predictor.generator  # type: ignore[attr-defined]
 
 
 def _read(path: str) -> Iterator[dict[str, Any]]:
