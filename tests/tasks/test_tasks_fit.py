@@ -21,7 +21,7 @@ EXAMPLES = {
     "next_sentence": [{**PAIR, "label": "is_next"}, {"text": "a", "text_pair": "b", "label": 1}],
 }
 KINDS = {
-    **{kind: {"kind": kind} for kind in tasks.TASKS},
+    **{kind: {"kind": kind} for kind in tasks.TASKS if kind in EXAMPLES},  # an encoder's
     "multi_label": {"kind": "classification", "problem": "multi_label"},
     "regression": {"kind": "classification", "problem": "regression"},
 }
