@@ -85,23 +85,8 @@ def generate(
     import itertools
 
     from tfllm.cli.output import progress_bar, result_file
-    from tfllm.errors import SettingError
-    from tfllm.generation.settings import made
 
-    options = locals()
-    if bool(prompts) == bool(input):
-        raise SettingError('Give either prompts or --input FILE (- for standard input; "" too).')
-    if stream and (json or output):
-        raise SettingError("--stream prints plain text as it comes. Leave out --json and --output.")
-    if truncate not in (None, "left"):
-        raise SettingError(f"--truncate: '{truncate}' is not known. The one way is: left.")
-    if early_stopping not in EARLY_STOPPING:
-        raise SettingError(f"--early-stopping: '{early_stopping}' is not true, false or never.")
-    fields = {name: options[name] for name in SETTINGS}
-    settings = made(**fields, early_stopping=EARLY_STOPPING[early_stopping])
-    if any(not one for one in stop or ()):
-        raise SettingError("--stop: an empty text would end every text at once. Leave it out.")
-
+    settings = _checked(locals())
     examples = _read(input) if input else ({"prompt": text} for text in prompts or [])
     # The first is read before the model is loaded: a missing file is known at once.
     first = next(examples)
@@ -122,6 +107,26 @@ def generate(
                 file.write(_line(text) if json else f"{text.text}\n")
             file.flush()
             advance(len(chunk))
+
+
+def _checked(options: dict[str, Any]) -> GenerationSettings:
+    """The settings that the options make. Raises SettingError for options that do not fit."""
+    from tfllm.errors import SettingError
+    from tfllm.generation.settings import made
+
+    truncate, early_stopping = options["truncate"], options["early_stopping"]
+    if bool(options["prompts"]) == bool(options["input"]):
+        raise SettingError('Give either prompts or --input FILE (- for standard input; "" too).')
+    if options["stream"] and (options["json"] or options["output"]):
+        raise SettingError("--stream prints plain text as it comes. Leave out --json and --output.")
+    if truncate not in (None, "left"):
+        raise SettingError(f"--truncate: '{truncate}' is not known. The one way is: left.")
+    if early_stopping not in EARLY_STOPPING:
+        raise SettingError(f"--early-stopping: '{early_stopping}' is not true, false or never.")
+    if any(not one for one in options["stop"] or ()):
+        raise SettingError("--stop: an empty text would end every text at once. Leave it out.")
+    fields = {name: options[name] for name in SETTINGS}
+    return made(**fields, early_stopping=EARLY_STOPPING[early_stopping])
 
 
 SETTINGS = (

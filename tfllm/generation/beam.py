@@ -97,15 +97,11 @@ def search(
         state = tf.nest.map_structure(lambda one: tf.gather(one, parents), state)
         newest = tf.reshape(tf.gather(running.ids, count - 1, axis=2), [-1])
         logits, state = step(newest, count - 1, state)
-        count, running, finished, improvable, parents, going = pick(
-            count, logits, running, finished, improvable
-        )
-        return count, state, running, finished, improvable, parents, going
+        count, *rest = pick(count, logits, running, finished, improvable)
+        return count, state, *rest
 
-    count, running, finished, improvable, parents, going = pick(
-        tf.constant(0), logits, running, finished, improvable
-    )
-    start = (count, state, running, finished, improvable, parents, going)
+    count, *rest = pick(tf.constant(0), logits, running, finished, improvable)
+    start = (count, state, *rest)
     end = tf.while_loop(
         lambda *values: values[-1],
         body,
