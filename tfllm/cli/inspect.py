@@ -14,14 +14,18 @@ tfllm inspect runs/sst2
 tfllm inspect hf://sentence-transformers/all-MiniLM-L6-v2 --json
 
 tfllm inspect exports/sst2/model.tflite
+
+tfllm inspect exports/chat/model.litertlm
 """
 
-TFLITE_NAME = "model.tflite"
+TFLITE_NAME, BUNDLE_NAME = "model.tflite", "model.litertlm"
 SHOWN_LABELS = 12
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Checkpoint, run, SavedModel or .tflite file.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint, run, SavedModel, .tflite or .litertlm file.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Family, task, shape, parameters, vocabulary, files and signatures."""
@@ -40,6 +44,8 @@ def described(model: str) -> dict[str, Any]:
     from tfllm.checkpoints.finding import find
 
     path = Path(model)
+    if path.suffix == ".litertlm" or (path / BUNDLE_NAME).is_file():
+        return _bundle(path / BUNDLE_NAME if path.is_dir() else path)
     if path.suffix == ".tflite" or (path / TFLITE_NAME).is_file():
         return _tflite(path / TFLITE_NAME if path.is_dir() else path)
     if any(path.glob("saved_model.pb")) or any(path.glob("*/saved_model.pb")):
@@ -117,6 +123,22 @@ def _tflite(path: Path) -> dict[str, Any]:
         **_made_of(path.parent),
         "signatures": signatures or {"": {"inputs": list(tensors)}},
         "tensors": tensors,
+        "files": {path.name: path.stat().st_size}
+        | {name: size for name, size in sizes(path.parent).items() if name != path.name},
+    }
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from tfllm.checkpoints.describe import sizes
+    from tfllm.errors import ArtifactError
+    from tfllm.export.litertlm import described as bundle
+
+    if not path.is_file():
+        raise ArtifactError(f"There is no file '{path}'. Check the path.")
+    return {
+        "form": "LiteRT-LM bundle",
+        **_made_of(path.parent),
+        **bundle(path),
         "files": {path.name: path.stat().st_size}
         | {name: size for name, size in sizes(path.parent).items() if name != path.name},
     }

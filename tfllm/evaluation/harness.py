@@ -51,6 +51,10 @@ def open_model(source: str | Path) -> Predictor:
     Raises CheckpointError or ArtifactError naming what does not fit.
     """
     path = Path(source)
+    if path.suffix == ".litertlm" or (path / "model.litertlm").is_file():
+        from tfllm.evaluation.language_artifact import open_bundle_model
+
+        return open_bundle_model(path)
     if path.suffix == ".tflite" or (path / "model.tflite").is_file():
         from tfllm.evaluation.tflite_model import open_tflite
 

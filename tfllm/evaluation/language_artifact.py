@@ -76,11 +76,33 @@ def open_language_tflite(
     if description.get("profile", {}).get("prompt_length"):
         from tfllm.evaluation.lite_loop import LoopEngine
 
-        engine = LoopEngine(path)
+        engine = LoopEngine(path, description["config"]["vocabulary_size"])
         return _artifact(path.parent, description, task, facts, engine, _cannot_score)
     from tfllm.evaluation.lite_engine import LiteEngine
 
     engine = LiteEngine(path)
+    return _artifact(path.parent, description, task, facts, engine, _score_of(engine.steps))
+
+
+def open_bundle_model(source: Path) -> LanguageArtifact:
+    """The model inside a .litertlm bundle, or of the directory of one. Raises ArtifactError."""
+    from tfllm.evaluation import litertlm_file
+    from tfllm.evaluation.artifact import read_description
+    from tfllm.evaluation.lite_engine import LiteEngine
+
+    path = source / litertlm_file.FILE_NAME if source.is_dir() else source
+    if not path.is_file():
+        raise ArtifactError(f"There is no file '{path}'. Check the path.")
+    bundle = litertlm_file.open_bundle(path)
+    description, task = read_description(path.parent / "tfllm.json")
+    facts = {
+        "kind": "litertlm",
+        "path": str(path),
+        "family": description.get("family"),
+        "task": task.kind,
+        "size_bytes": path.stat().st_size,
+    }
+    engine = LiteEngine(path, bundle.read(litertlm_file.MODEL))
     return _artifact(path.parent, description, task, facts, engine, _score_of(engine.steps))
 
 
@@ -127,8 +149,8 @@ class SavedModelEngine(Engine):
             check_settings(one)
             rows.append((prompt, one))
         results: list[Result] = []
-        for start in range(0, len(rows), ROWS):
-            results += self._written(rows[start : start + ROWS])
+        for start in range(0, len(rows), self.max_rows):
+            results += self._written(rows[start : start + self.max_rows])
         return [heard(number, result, on_token) for number, result in enumerate(results)]
 
     def _written(self, rows: Sequence[tuple[Sequence[int], GenerationSettings]]) -> list[Result]:

@@ -30,8 +30,9 @@ class Shape:
 class LiteEngine(Engine):
     """Writes one text after the other; the same samplers and random numbers as the engine."""
 
-    def __init__(self, path: Path):
-        self.steps = LiteSteps(path)
+    def __init__(self, path: Path, content: bytes | None = None):
+        """`content` is the file's where it lies inside of another one."""
+        self.steps = LiteSteps(path, content)
         shape: Any = Shape(self.steps.context, self.steps.vocabulary_size)
         super().__init__(shape, max_rows=1)
 

@@ -23,13 +23,12 @@ OUTPUTS = {"ids": "token_ids", "counts": "token_count"}
 class LoopEngine(Engine):
     """One text after the other, each in one call."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, vocabulary_size: int):
         self.runner = interpreter_of(path).get_signature_runner(SIGNATURE)
         inputs, outputs = self.runner.get_input_details(), self.runner.get_output_details()
         self.prompt_length = int(inputs["token_ids"]["shape"][1])
         self.most_new = int(outputs["ids"]["shape"][1])
-        # Which ids a file knows is not to be seen in its shapes.
-        shape: Any = Shape(self.prompt_length + self.most_new, np.iinfo(np.int32).max)
+        shape: Any = Shape(self.prompt_length + self.most_new, vocabulary_size)
         super().__init__(shape, max_rows=1)
         self._types = {name: details["dtype"] for name, details in inputs.items()}
 

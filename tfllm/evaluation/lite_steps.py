@@ -5,6 +5,8 @@ The caches stay in the runtime's own memory: what one call wrote is what the nex
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import weakref
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import ArtifactError, MissingExtra
-from tfllm.evaluation.quiet import quiet
+from tfllm.evaluation.quiet import quiet, silence
 
 DECODE = "decode"
 PREFILL = "prefill_"
@@ -25,12 +27,13 @@ BARRED = -1e9  # what the mask adds to the scores of places that do not count
 class LiteSteps:
     """One text at a time, from its first token on. Raises ArtifactError for other files."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, content: bytes | None = None):
+        _quiet_at_exit()
         with quiet():  # LiteRT tells of each of its parts
-            self._open(path)
+            self._open(path, content)
 
-    def _open(self, path: Path) -> None:
-        environment, self._model = _compiled(path)
+    def _open(self, path: Path, content: bytes | None) -> None:
+        environment, self._model = _compiled(path, content)
         weakref.finalize(self, _close, self._model, environment)
         signatures = self._model.get_signature_list()
         if DECODE not in signatures:
@@ -98,7 +101,7 @@ class LiteSteps:
         return self._model.create_output_buffer_by_name(signature, name)
 
 
-def _compiled(path: Path) -> tuple[Any, Any]:
+def _compiled(path: Path, content: bytes | None) -> tuple[Any, Any]:
     """(environment, model) of LiteRT, on all cores."""
     try:
         from ai_edge_litert.compiled_model import CompiledModel
@@ -113,9 +116,11 @@ def _compiled(path: Path) -> tuple[Any, Any]:
     )
     try:
         environment = Environment.create()
-        return environment, CompiledModel.from_file(
-            str(path), environment=environment, options=options
-        )
+        if content is not None:
+            model = CompiledModel.from_buffer(content, environment=environment, options=options)
+        else:
+            model = CompiledModel.from_file(str(path), environment=environment, options=options)
+        return environment, model
     except (ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ArtifactError(
@@ -127,3 +132,9 @@ def _close(model: Any, environment: Any) -> None:
     with quiet():
         model.close()
         environment.close()
+
+
+@functools.cache
+def _quiet_at_exit() -> None:
+    """LiteRT also tells that it ends, after Python has."""
+    atexit.register(silence)

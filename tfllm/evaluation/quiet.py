@@ -32,3 +32,9 @@ def quiet() -> Iterator[None]:
         os.close(kept)
         os.close(nowhere)
         logger.setLevel(level)
+
+
+def silence() -> None:
+    """The same, for the rest of the process."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDERR)

@@ -18,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import CheckFailed
-from tfllm.export import mediapipe, savedmodel, tflite
+from tfllm.export import litertlm, mediapipe, savedmodel, tflite
 from tfllm.export.base import Artifact, Check, Profile, sizes
 
 __all__ = ["TARGETS", "Artifact", "Check", "Profile", "export"]
 
-TARGETS: dict[str, Any] = {"savedmodel": savedmodel, "tflite": tflite, "mediapipe": mediapipe}
+TARGETS: dict[str, Any] = {
+    "savedmodel": savedmodel,
+    "tflite": tflite,
+    "mediapipe": mediapipe,
+    "litertlm": litertlm,
+}
 
 
 def export(

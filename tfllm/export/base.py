@@ -199,13 +199,13 @@ def at_most(name: str, value: float, limit: float | None, unit: str = "") -> Che
     """A number with an upper limit; not-a-number never passes. No limit: stated only."""
     shown = f"{value:.3g}{unit}"
     if limit is None:
-        return Check(name, shown, "", value == value)
-    return Check(name, shown, f"at most {limit:g}{unit}", value <= limit)
+        return Check(name, shown, "", bool(value == value))
+    return Check(name, shown, f"at most {limit:g}{unit}", bool(value <= limit))
 
 
 def at_least(name: str, value: float, limit: float, unit: str = "") -> Check:
     """A number with a lower limit; not-a-number never passes."""
-    return Check(name, f"{value:.4g}{unit}", f"at least {limit:g}{unit}", value >= limit)
+    return Check(name, f"{value:.4g}{unit}", f"at least {limit:g}{unit}", bool(value >= limit))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ It imports nothing of tfllm, and of the rest only tensorflow and tensorflow_text
 runs in an environment that holds TF Serving's own versions of the two. Like the server it forbids
 compilation by XLA and loads through a TensorFlow 1 session.
 
-    run_savedmodel.py VERSION_FOLDER REQUESTS.json ANSWERS.json
+    run_savedmodel.py VERSION_FOLDER REQUESTS.json ANSWERS.json [xla]
 
 Requests: [{"signature": name, "inputs": {name: nested list}}, ...]. Answers: {"outputs": [{name:
 nested list}, ...], "foreign": modules that should not be here, "load_seconds", "versions"}.
@@ -47,13 +47,14 @@ def plain(value):
     return [plain(part) for part in value] if isinstance(value, list) else value
 
 
-def main(version_folder, requests, answers):
-    """Loads the SavedModel once and answers every request."""
+def main(version_folder, requests, answers, xla=""):
+    """Loads the SavedModel once and answers every request; `xla`: compilation is allowed."""
     import numpy as np
     import tensorflow as tf
     import tensorflow_text as tf_text
 
-    forbid_xla(Path(tf.__file__).parent)
+    if not xla:
+        forbid_xla(Path(tf.__file__).parent)
     v1 = tf.compat.v1
     outputs = []
     with v1.Session(graph=tf.Graph()) as session:

@@ -22,7 +22,7 @@ import numpy as np
 
 from tfllm.errors import CheckFailed
 from tfllm.export import tflite, warmup
-from tfllm.export.base import Check, Profile, at_least, at_most, stated
+from tfllm.export.base import Check, Profile, at_least, at_most, is_language_model, stated
 from tfllm.export.sentences import examples as own_examples
 
 # Examples of the data file that raw outputs and answers are compared on; the metric takes all.
@@ -38,6 +38,11 @@ def checks(
     checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dict] = ()
 ) -> Iterator[Check]:
     """Every check that runs the artifact in `folder`."""
+    if is_language_model(checkpoint):
+        from tfllm.export import verify_decoder
+
+        yield from verify_decoder.checks(checkpoint, profile, folder, examples)
+        return
     from tfllm.evaluation.checkpoint_model import open_checkpoint
 
     reference = open_checkpoint(checkpoint)
@@ -85,13 +90,7 @@ def savedmodel(
     requests += [{"signature": "tokens", "inputs": as_lists(row)} for row in rows]
     requests += [{"signature": one.signature, "inputs": as_lists(one.inputs)} for one in warm]
     result = in_fresh_process(folder, requests)
-    yield Check(
-        "fresh process",
-        f"tensorflow {result['versions']['tensorflow']}, loaded in {result['load_seconds']:.2f} s, "
-        f"foreign: {', '.join(result['foreign']) or 'nothing'}",
-        "tensorflow and tensorflow_text only, XLA forbidden",
-        not result["foreign"],
-    )
+    yield only_tensorflow(result)
     outputs = [_arrays(output) for output in result["outputs"]]
     answers = [
         ANSWERS[reference.task.kind](
@@ -105,6 +104,17 @@ def savedmodel(
     wanted = [reference.call(row) for row in rows]
     yield at_most("raw outputs differ by", _apart(wanted, found), profile.largest_difference)
     yield at_least("warm-up records answered", len(outputs) - 1 - len(rows), len(warm))
+
+
+def only_tensorflow(result: Mapping[str, Any], xla: bool = False) -> Check:
+    """What a fresh process had to import."""
+    return Check(
+        "fresh process",
+        f"tensorflow {result['versions']['tensorflow']}, loaded in {result['load_seconds']:.2f} s, "
+        f"foreign: {', '.join(result['foreign']) or 'nothing'}",
+        f"tensorflow and tensorflow_text only, XLA {'allowed' if xla else 'forbidden'}",
+        not result["foreign"],
+    )
 
 
 def lite(
@@ -184,7 +194,10 @@ def difference(a: Any, b: Any) -> float:
 
 
 def in_fresh_process(
-    folder: Path, requests: Sequence[Mapping[str, Any]], python: str = sys.executable
+    folder: Path,
+    requests: Sequence[Mapping[str, Any]],
+    python: str = sys.executable,
+    xla: bool = False,
 ) -> dict[str, Any]:
     """What run_savedmodel.py answers. Raises CheckFailed with what the process said."""
     script = Path(__file__).parent / "run_savedmodel.py"
@@ -194,6 +207,7 @@ def in_fresh_process(
         asked.write_text(json.dumps(list(requests)))
         # -P: the script's own folder is no place to import from.
         command = [python, "-P", str(script), str(folder), str(asked), str(told)]
+        command += ["xla"] if xla else []
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=SECONDS, check=False
         )

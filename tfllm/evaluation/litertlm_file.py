@@ -1,0 +1,86 @@
+"""What is inside a `.litertlm` bundle: its header names the sections and where they lie.
+
+https://github.com/google-ai-edge/LiteRT-LM (schema/core/litertlm_header_schema.fbs). The package
+litert-lm-builder ships the generated reader.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfllm.errors import ArtifactError, MissingExtra
+
+FILE_NAME = "model.litertlm"
+MAGIC = b"LITERTLM"
+VERSION_AT, HEADER_END_AT, HEADER_AT = 8, 24, 32  # bytes from the file's start
+MODEL, METADATA = "TFLiteModel", "LlmMetadataProto"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the file: bytes begin ... end - 1."""
+
+    kind: str
+    """A name of the schema's AnySectionDataType."""
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A file's version and sections, in their order."""
+
+    path: Path
+    version: str
+    sections: tuple[Section, ...]
+
+    def read(self, kind: str) -> bytes:
+        """The first section of that kind. Raises ArtifactError where there is none."""
+        for section in self.sections:
+            if section.kind == kind:
+                with self.path.open("rb") as file:
+                    file.seek(section.begin)
+                    return file.read(section.end - section.begin)
+        raise ArtifactError(f"'{self.path}' holds no {kind}. Export the model again.")
+
+    def metadata(self) -> Any:
+        """The LlmMetadata message: start and stop tokens, template, sampler."""
+        from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+        return llm_metadata_pb2.LlmMetadata.FromString(self.read(METADATA))
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Reads the header. Raises ArtifactError for anything else."""
+    try:
+        from litert_lm_builder import litertlm_header_schema_py_generated as schema
+    except ImportError:
+        raise MissingExtra("litert-lm-builder", "edge") from None
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(HEADER_AT)
+        if start[: len(MAGIC)] != MAGIC or len(start) < HEADER_AT:
+            raise ArtifactError(f"'{path}' is no LiteRT-LM bundle. Export the model again.")
+        version = ".".join(map(str, struct.unpack_from("<III", start, VERSION_AT)))
+        (end,) = struct.unpack_from("<Q", start, HEADER_END_AT)
+        header = file.read(max(0, min(end, size) - HEADER_AT))
+    names = {
+        value: name
+        for name, value in vars(schema.AnySectionDataType).items()
+        if isinstance(value, int)
+    }
+    try:
+        listed = schema.LiteRTLMMetaData.GetRootAs(header, 0).SectionMetadata()
+        objects = [listed.Objects(place) for place in range(listed.ObjectsLength())]
+        sections = tuple(
+            Section(names.get(one.DataType(), "unknown"), one.BeginOffset(), one.EndOffset())
+            for one in objects
+        )
+    except (AttributeError, IndexError, struct.error, TypeError):
+        raise ArtifactError(f"'{path}': its header is damaged. Export the model again.") from None
+    if any(section.end > size or section.begin > section.end for section in sections):
+        raise ArtifactError(f"'{path}' is cut short. Copy or export the model again.")
+    return Bundle(path, version, sections)

@@ -1,0 +1,282 @@
+"""Runs a language model's artifact, and compares what it writes and tells with its checkpoint.
+
+What it tells: given real texts, how likely each token is (perplexity), and which one the likeliest
+is after each. What it writes: greedy texts token for token, and sampled ones with their seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.export import warmup
+from tfllm.export.base import Check, Profile, at_least, at_most, context_of, stated
+from tfllm.export.sentences import CONTEXT, PLAIN, QUESTIONS, SENTENCES
+
+PROMPTS = 100
+NEW_TOKENS = 24
+ROWS = 16  # of one request
+ALONE = 4  # prompts that are also asked for one by one
+# Tokens of real texts whose probabilities are compared, in rows of at most so many.
+TOLD_TOKENS, TOLD_ROW = 400, 128
+SPEED_PROMPT, SPEED_NEW = 32, 32  # tokens
+SAMPLING = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
+EXACT = "float32"
+
+Rows = list[list[int]]
+
+
+def checks(
+    checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dict]
+) -> Iterator[Check]:
+    """Every check that runs the artifact in `folder`."""
+    from tfllm.generation.text import TextGenerator
+
+    writer = TextGenerator(checkpoint)
+    yield from RUNTIMES[profile.target](checkpoint, writer, profile, folder, texts_of(examples))
+
+
+def savedmodel(
+    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str]
+) -> Iterator[Check]:
+    """All signatures in a fresh process, then what the file tells and how quick it is."""
+    from tfllm.evaluation.harness import open_model
+    from tfllm.export import verify
+    from tfllm.export.savedmodel import signatures_of
+
+    prompts = prompts_of(texts)
+    few = [_request(prompts[:ALONE], sampled=True)]
+    few += [_request([prompt], sampled=True, seed=n) for n, prompt in enumerate(prompts[:ALONE])]
+    many = [_request(prompts[s : s + ROWS]) for s in range(0, len(prompts), ROWS)]
+    warm = list(warmup.requests(signatures_of(folder), profile.warmup_batch_sizes))
+    records = [{"signature": w.signature, "inputs": verify.as_lists(w.inputs)} for w in warm]
+    told = [text[:300] for text in texts[:ROWS]]
+    score = {"signature": "score", "inputs": {"text": told}}
+    result = verify.in_fresh_process(folder, [*many, *few, score, *records], xla=profile.xla)
+    yield verify.only_tensorflow(result, profile.xla)
+    outputs = result["outputs"]
+
+    found = [text for output in outputs[: len(many)] for text in output["text"]]
+    wanted = _texts(writer, prompts)
+    same = np.mean([a == b for a, b in zip(found, wanted, strict=True)])
+    yield _exactly(f"same greedy texts of {len(prompts)} prompts", float(same), profile)
+    together, *alone = outputs[len(many) : len(many) + len(few)]
+    same = np.mean([a == b["text"][0] for a, b in zip(together["text"], alone, strict=True)])
+    yield _exactly("same sampled texts alone and in a batch", float(same), profile)
+    same = np.mean(
+        [a == b for a, b in zip(together["text"], _sampled(writer, few[0]), strict=True)]
+    )
+    yield _exactly("same sampled texts as the checkpoint", float(same), profile)
+    yield at_least("warm-up records answered", len(outputs) - len(many) - len(few) - 1, len(warm))
+
+    predictor: Any = open_model(folder)
+    yield from tells(checkpoint, profile, predictor, texts)
+    logs = predictor.scored([{"text": text} for text in told])
+    sums = outputs[len(many) + len(few)]["log_probability"]
+    apart = max(
+        abs(total - one["log_probability"]) / max(1, one["token_count"])
+        for total, one in zip(sums, logs, strict=True)
+        if one["token_count"]
+    )
+    yield at_most("score differs per token by", apart, profile.largest_difference)
+    yield speed(predictor.generator.engine, (1, 8))
+
+
+def lite(
+    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str]
+) -> Iterator[Check]:
+    """A .tflite file, or the one inside a .litertlm bundle, in ai-edge-litert."""
+    from tfllm.evaluation.harness import open_model
+
+    predictor: Any = open_model(folder)
+    engine = predictor.generator.engine
+    if profile.prompt_length is None:
+        yield from tells(checkpoint, profile, predictor, texts)
+    rows = lengths_of(checkpoint, profile, texts)
+    wanted = writer.engine.generate(rows, _settings(writer))
+    found = engine.generate(rows, _settings(writer))
+    room = context_of(checkpoint, profile)
+    pairs = [
+        (a.ids[: room - len(row)], b.ids) for a, b, row in zip(wanted, found, rows, strict=True)
+    ]
+    lengths = ", ".join(str(len(row)) for row in rows)
+    same = float(np.mean([a == b for a, b in pairs]))
+    yield _exactly(f"same greedy tokens after prompts of {lengths}", same, profile)
+    seeded = _settings(writer, seed=11, **SAMPLING)
+    wanted, found = (one.generate(rows[:2], seeded) for one in (writer.engine, engine))
+    same = float(np.mean([a.ids == b.ids for a, b in zip(wanted, found, strict=True)]))
+    yield _exactly("same sampled tokens", same, profile)
+    yield speed(engine, (1,))
+
+
+def litertlm(
+    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str]
+) -> Iterator[Check]:
+    """The model inside, and the bundle in the litert-lm package where that is installed."""
+    from tfllm.export import litertlm_run
+
+    yield from lite(checkpoint, writer, profile, folder, texts)
+    yield from litertlm_run.checks(checkpoint, writer, profile, folder, texts)
+
+
+RUNTIMES = {"savedmodel": savedmodel, "tflite": lite, "litertlm": litertlm}
+
+
+def tells(
+    checkpoint: Any, profile: Profile, predictor: Any, texts: Sequence[str]
+) -> Iterator[Check]:
+    """Perplexity on real texts and the likeliest next tokens, against the checkpoint's."""
+    from tfllm.evaluation.language_artifact import told
+
+    before = after = agreeing = count = 0.0
+    for ids in told_rows(checkpoint, profile, texts):
+        given, following = np.array([ids[:-1]], np.int32), np.array([ids[1:]], np.int32)
+        logits = _logits(checkpoint, given)
+        before += told(logits, following)[0].sum()
+        after += predictor.score(given, following)[0].sum()
+        likeliest = logits.argmax(axis=-1).astype(np.int32)
+        agreeing += predictor.score(given, likeliest)[1].sum()
+        count += given.size
+    first, second = (math.exp(-total / count) for total in (before, after))
+    limit = profile.perplexity_rise
+    yield Check(
+        f"perplexity on {count:.0f} tokens",
+        f"{second:.4f} (checkpoint {first:.4f})",
+        f"at most {limit:.2g} of it above",
+        bool(second <= first * (1 + limit)),
+    )
+    yield at_least("same likeliest tokens", agreeing / count, _agreement(profile))
+
+
+def speed(engine: Any, batch_sizes: Sequence[int]) -> Check:
+    """Tokens that a second writes on this machine, one prompt at a time and several."""
+    from tfllm.evaluation import language_speed
+
+    found = {
+        size: language_speed.measure(engine, SPEED_PROMPT, SPEED_NEW, size, 0.0)
+        for size in batch_sizes
+    }
+    shown = ", ".join(
+        f"{row['written_tokens_per_second']:,.0f} (batch {size})" for size, row in found.items()
+    )
+    return stated("tokens written a second, here", shown)
+
+
+def texts_of(examples: Sequence[dict]) -> list[str]:
+    """The examples' texts; tfllm's own sentences where there are none."""
+    found = []
+    for example in examples:
+        if "messages" in example:
+            found += [str(message["content"]) for message in example["messages"]]
+        else:
+            found.append(str(example.get("text", example.get("prompt", ""))))
+    return [text for text in found if text.strip()] or [" ".join(PLAIN), CONTEXT, *SENTENCES]
+
+
+def prompts_of(texts: Sequence[str]) -> list[str]:
+    """PROMPTS different beginnings of texts, of 1 to 12 words; and the empty one."""
+    found = dict.fromkeys([""])
+    for words in range(12, 0, -1):
+        for text in (*texts, *SENTENCES, *QUESTIONS):
+            # The spaces stay as they are; Chinese has none.
+            parts = text.split(" ")
+            part = " ".join(parts[:words]) if len(parts) > 1 else text[: 2 * words]
+            if len(found) < PROMPTS and part.strip():
+                found[part] = None
+    return list(found)
+
+
+def told_rows(checkpoint: Any, profile: Profile, texts: Sequence[str]) -> Rows:
+    """Token ids of real texts, start token first where there is one: rows of at least two."""
+    tokenizer = checkpoint.tokenizer
+    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    width = min(TOLD_ROW, context_of(checkpoint, profile)) - len(start)
+    rows: Rows = []
+    left = TOLD_TOKENS
+    for ids in tokenizer.encode_ids(list(texts), add_special_tokens=False):
+        for begin in range(0, len(ids), width):
+            row = [*start, *ids[begin : begin + width]][:left]
+            if len(row) > 1 and left > 1:
+                rows.append(row)
+                left -= len(row)
+    return rows
+
+
+def lengths_of(checkpoint: Any, profile: Profile, texts: Sequence[str]) -> Rows:
+    """Prompts of several lengths: one token, over several prefill rows, near the context's end."""
+    tokenizer = checkpoint.tokenizer
+    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    joined = " ".join([*texts[:50], *PLAIN, CONTEXT])
+    context = context_of(checkpoint, profile)
+    most = profile.prompt_length or context
+    stream = tokenizer.encode_ids([joined], add_special_tokens=False)[0]
+    stream = [*start, *stream * -(-most // max(1, len(stream)))]
+    wanted = (2, 5, 23, 90, most - 3)
+    return [stream[:length] for length in sorted({n for n in wanted if 1 <= n < most})]
+
+
+def _logits(checkpoint: Any, ids: np.ndarray) -> np.ndarray:
+    """float32 [1, T, V]."""
+    model = checkpoint.model
+    given = {"token_ids": ids, "mask": np.ones_like(ids)}
+    return np.asarray(model({name: given[name] for name in model.input}, training=False))
+
+
+def _request(prompts: Sequence[str], sampled: bool = False, seed: int = 0) -> dict[str, Any]:
+    """A request of `generate`; row n of a sampled one has the seed `seed` + n."""
+    rows = len(prompts)
+    settings = SAMPLING if sampled else {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+    return {
+        "signature": "generate",
+        "inputs": {
+            "prompt": list(prompts),
+            "max_new_tokens": [NEW_TOKENS] * rows,
+            **{name: [value] * rows for name, value in settings.items()},
+            "seed": [seed + row if sampled else 0 for row in range(rows)],
+        },
+    }
+
+
+def _settings(writer: Any, **fields: Any) -> Any:
+    from tfllm.generation.settings import made
+
+    return writer.with_stop_ids(made(max_new_tokens=NEW_TOKENS, **fields))
+
+
+def _texts(writer: Any, prompts: Sequence[str]) -> list[str]:
+    """The checkpoint's own greedy texts. An empty prompt begins as the graph does it."""
+    return [text.text for text in _continued(writer, prompts, _settings(writer))]
+
+
+def _sampled(writer: Any, request: dict[str, Any]) -> list[str]:
+    prompts = request["inputs"]["prompt"]
+    return [
+        _continued(writer, [prompt], _settings(writer, seed=seed, **SAMPLING))[0].text
+        for prompt, seed in zip(prompts, request["inputs"]["seed"], strict=True)
+    ]
+
+
+def _continued(writer: Any, prompts: Sequence[str], settings: Any) -> list[Any]:
+    first = writer.tokenizer.start_id
+    if first is None:
+        first = (*writer.checkpoint.stop_ids, 0)[0]
+    ids = [ids or [first] for ids in writer.tokenizer.encode_ids(list(prompts))]
+    return writer.continued(ids, settings, prompts=list(prompts))
+
+
+def _agreement(profile: Profile) -> float:
+    """float32 sums in another order may swap two tokens that are as likely as each other."""
+    if profile.tolerance.agreement is None and profile.quantization == EXACT:
+        return 0.999
+    return profile.least_agreement
+
+
+def _exactly(name: str, share: float, profile: Profile) -> Check:
+    """All must be the same in float32; a quantized model goes its own way once it differs."""
+    if profile.quantization == EXACT:
+        return at_least(name, share, profile.least_agreement)
+    return stated(name, f"{share:.4g}")
