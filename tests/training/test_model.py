@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfllm.tasks import losses
+from tfllm.models import gpt2
+from tfllm.tasks import CausalLM, losses
 from tfllm.training import optimizers
 from tfllm.training.model import TrainingModel
 from tfllm.training.recipe import TrainSettings
@@ -116,6 +117,38 @@ def test_micro_batches_of_unlike_class_weights_give_the_same_step():
     parts, two = trained(compiled(settings.model_copy(update={"accumulate": 3}), loss=loss))
     close(whole, parts, 2e-5)
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+
+
+def test_tied_embeddings_get_the_gradients_of_both_uses():
+    """Reading ids and scoring them: the dense gradient against a difference of losses."""
+    config = gpt2.Config(
+        vocabulary_size=9, num_layers=1, num_heads=2, hidden_dim=8, max_sequence_length=6,
+        dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0, initializer_range=0.5,
+    )  # fmt: skip
+    keras.utils.set_random_seed(2)
+    plain = CausalLM().model(gpt2.backbone(config), config)
+    model = TrainingModel(plain.input, plain.output)
+    settings = TrainSettings()
+    model.compile(
+        optimizer=optimizers.optimizer(settings, 10, model.trainable_variables),
+        loss=CausalLM().loss(),
+        auto_scale_loss=False,
+    )
+    ids = tf.constant([[1, 2, 1, 2, 3], [4, 4, 1, 0, 0]])
+    x = {"token_ids": ids[:, :-1], "mask": tf.constant([[1, 1, 1, 1], [1, 1, 1, 0]])}
+    y = tf.where(x["mask"] > 0, ids[:, 1:], -100)
+    _, gradients = model._gradients(x, y)
+    place = [w.path for w in model.trainable_weights].index("token_embedding/embeddings")
+    weight, gradient = model.trainable_weights[place], gradients[place]
+    assert isinstance(gradient, tf.Tensor) and gradient.shape == (9, 8)
+    direction = tf.random.stateless_normal(gradient.shape, seed=[1, 2])
+    losses_at = []
+    for sign in (1, -1):
+        weight.assign_add(sign * 1e-2 * direction)
+        losses_at.append(float(model.loss.call(y, model(x))))
+        weight.assign_add(-sign * 1e-2 * direction)
+    slope = (losses_at[0] - losses_at[1]) / 2e-2
+    assert slope == pytest.approx(float(tf.reduce_sum(gradient * direction)), rel=0.01)
 
 
 def test_float16_scales_the_loss():
