@@ -39,5 +39,6 @@ def make(folder, family="gpt2", chat=True, **shape):
     """A checkpoint of two layers, 32 wide, with fixed random weights."""
     made = tokenizer(folder, chat=chat)
     sizes = {"vocabulary_size": made.vocabulary_size, "num_layers": 2, "hidden_dim": 32}
-    task = tasks.build({"kind": "causal_lm", "max_length": 128})
-    return store.create(family, {**sizes, **SHAPES[family], **shape}, made, task, seed=3)
+    config = {**sizes, **SHAPES[family], **shape}
+    task = tasks.build({"kind": "causal_lm", "max_length": config["max_sequence_length"]})
+    return store.create(family, config, made, task, seed=3)

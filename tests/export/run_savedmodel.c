@@ -1,8 +1,9 @@
-/* Runs a string -> float signature of a SavedModel through TensorFlow's C API: no Python, no keras.
+/* Runs a string -> float or string signature of a SavedModel through TensorFlow's C API: no Python, no keras.
  *
  *   run_savedmodel DIR INPUT_OPERATION OUTPUT_OPERATION OUTPUT_INDEX LIBRARY... -- TEXT...
  *
- * LIBRARY: the shared objects with TensorFlow Text's operations. Prints one line of numbers per text.
+ * LIBRARY: the shared objects with TensorFlow Text's operations. Prints one line of numbers per text,
+ * or one text per text, with "\\n" for a line end.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,16 @@ int main(int count, char **arguments) {
   TF_SessionRun(session, NULL, &input, &fed, 1, &output, &got, 1, NULL, 0, NULL, status);
   check(status, "run");
 
+  if (TF_TensorType(got) == TF_STRING) {
+    const TF_TString *found = TF_TensorData(got);
+    for (int64_t row = 0; row < rows; row++) {
+      const char *text = TF_StringGetDataPointer(&found[row]);
+      for (size_t i = 0; i < TF_StringGetSize(&found[row]); i++)
+        text[i] == '\n' ? (void)fputs("\\n", stdout) : (void)putchar(text[i]);
+      putchar('\n');
+    }
+    return 0;
+  }
   const float *numbers = TF_TensorData(got);
   int64_t columns = TF_TensorElementCount(got) / rows;
   for (int64_t row = 0; row < rows; row++) {

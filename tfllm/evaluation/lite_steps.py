@@ -107,6 +107,7 @@ def _compiled(path: Path, content: bytes | None) -> tuple[Any, Any]:
         from ai_edge_litert.compiled_model import CompiledModel
         from ai_edge_litert.environment import Environment
         from ai_edge_litert.hardware_accelerator import HardwareAccelerator
+        from ai_edge_litert.interpreter import Interpreter
         from ai_edge_litert.options import CpuOptions, Options
     except ImportError:
         raise MissingExtra("ai-edge-litert", "edge") from None
@@ -115,6 +116,8 @@ def _compiled(path: Path, content: bytes | None) -> tuple[Any, Any]:
         cpu_options=CpuOptions(num_threads=os.cpu_count() or 1),
     )
     try:
+        # The interpreter looks a file through; CompiledModel trusts it, and a damaged one ends it.
+        Interpreter(model_path=str(path)) if content is None else Interpreter(model_content=content)
         environment = Environment.create()
         if content is not None:
             model = CompiledModel.from_buffer(content, environment=environment, options=options)

@@ -106,6 +106,7 @@ class _File:
         self.schema: Any = schema
         self.model = model
         self._quantized: dict[tuple[int, int], Matrix] = {}
+        self._scales: dict[int, int] = {}  # a matrix's buffer to that of its groups' scales
 
     def name(self, operator: Any) -> int:
         code = self.model.operatorCodes[operator.opcodeIndex]
@@ -161,13 +162,15 @@ class _File:
             parameters.scale = matrix.scales
             parameters.zeroPoint = np.zeros(len(matrix.scales), np.int64)
             return parameters
-        buffer = schema.BufferT()
-        buffer.data = matrix.scales.reshape(-1).view(np.uint8)
-        self.model.buffers.append(buffer)
+        if tensor.buffer not in self._scales:
+            buffer = schema.BufferT()
+            buffer.data = matrix.scales.reshape(-1).view(np.uint8)
+            self.model.buffers.append(buffer)
+            self._scales[tensor.buffer] = len(self.model.buffers) - 1
         scales = self._tensor(
             graph, tensor, "scales", matrix.scales.shape, schema.TensorType.FLOAT16
         )
-        graph.tensors[scales].buffer = len(self.model.buffers) - 1
+        graph.tensors[scales].buffer = self._scales[tensor.buffer]
         details = schema.BlockwiseQuantizationT()
         details.scales, details.zeroPoints, details.blockSize = scales, -1, GROUP
         parameters.detailsType = schema.QuantizationDetails.BlockwiseQuantization

@@ -1,0 +1,236 @@
+"""Language models as .tflite files: steps with a cache, whole loops, int8 and int4 weights."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ai_edge_litert")
+
+from tests.export.language_models import make
+from tfllm.errors import ArtifactError, SettingError
+from tfllm.evaluation.checkpoint_model import open_checkpoint
+from tfllm.evaluation.harness import evaluate, open_model
+from tfllm.evaluation.lite_steps import LiteSteps
+from tfllm.export import convert, export, flatbuffer, lite_decoder, lite_steps, lite_weights, tflite
+from tfllm.export.base import profile
+from tfllm.export.sentences import PLAIN
+from tfllm.generation.settings import made
+from tfllm.generation.text import TextGenerator
+
+CONTEXT = 48
+LENGTHS = (1, 2, 5, 21, 40, 47)  # of prompts: below, at and over prefill rows; near the end
+OPTIONS = [f"max_length={CONTEXT}", "prefill_lengths=[4,16]"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("gpt2"), max_sequence_length=64, num_layers=1)
+
+
+@pytest.fixture(scope="module")
+def writer(checkpoint):
+    return TextGenerator(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def content(checkpoint):
+    """The float32 file of steps."""
+    return lite_decoder.converted(checkpoint, profile("tflite-float32", OPTIONS))
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoint, content, tmp_path_factory):
+    """`opened(bits)`: the predictor of the file, quantized where `bits` says so."""
+
+    def open_file(bits=None):
+        folder = tmp_path_factory.mktemp("lite")
+        size = checkpoint.config.vocabulary_size
+        data = lite_weights.quantized(content, bits, size) if bits else content
+        (folder / tflite.FILE).write_bytes(data)
+        name = f"tflite-int{bits}" if bits else "tflite-float32"
+        tflite.write_files(checkpoint, folder)
+        tflite.finish(checkpoint, profile(name, OPTIONS), folder, [])
+        return open_model(folder)
+
+    return open_file
+
+
+def prompts(checkpoint):
+    (stream,) = checkpoint.tokenizer.encode_ids([" ".join(PLAIN)])
+    return [stream[:length] for length in LENGTHS]
+
+
+def test_signatures_are_those_of_litert_lm(checkpoint, content):
+    model = flatbuffer.parse(content)
+    by_name = {one.signatureKey.decode(): one for one in model.signatureDefs}
+    assert set(by_name) == {"prefill_4", "prefill_16", "decode"}
+
+    def shapes(name, kind):
+        graph = model.subgraphs[by_name[name].subgraphIndex]
+        return {
+            one.name.decode(): graph.tensors[one.tensorIndex].shape.tolist()
+            for one in getattr(by_name[name], kind)
+        }
+
+    cache = {f"kv_cache_{part}_0": [1, 4, CONTEXT, 8] for part in "kv"}
+    row = {"tokens": [1, 16], "input_pos": [16], "mask": [1, 1, 16, CONTEXT]}
+    assert shapes("prefill_16", "inputs") == {**row, **cache}
+    assert shapes("prefill_16", "outputs") == cache
+    size = checkpoint.config.vocabulary_size
+    assert shapes("decode", "outputs") == {**cache, "logits": [1, 1, size]}
+
+
+def test_only_built_in_operations_and_one_copy_of_the_weights(checkpoint, content):
+    found = flatbuffer.operations(content)
+    assert found.custom == {} and "DYNAMIC_UPDATE_SLICE:FLOAT32" in found.builtin
+    settings = profile("tflite-float32", OPTIONS)
+    assert lite_decoder.weights_present(checkpoint, settings, content).passed
+
+
+def test_steps_write_what_the_engine_writes(checkpoint, writer, opened):
+    engine = opened().generator.engine
+    rows = prompts(checkpoint)
+    for settings in (made(max_new_tokens=9), made(max_new_tokens=9, temperature=1.1, seed=5)):
+        for row in rows:
+            (found,) = engine.generate([row], settings)
+            (expected,) = writer.engine.generate([row], settings)
+            room = CONTEXT - len(row)
+            assert found.ids == expected.ids[:room]
+            np.testing.assert_allclose(
+                found.log_probabilities, expected.log_probabilities[:room], atol=1e-4
+            )
+
+
+def test_a_new_text_sees_nothing_of_the_last_one(checkpoint, opened):
+    engine = opened().generator.engine
+    long, short = prompts(checkpoint)[4], prompts(checkpoint)[2]
+    alone = engine.generate([short], made(max_new_tokens=9))[0]
+    engine.generate([long], made(max_new_tokens=5))
+    assert engine.generate([short], made(max_new_tokens=9))[0] == alone
+
+
+def test_the_file_is_measured_as_the_checkpoint_is(checkpoint, opened):
+    examples = [{"text": text} for text in PLAIN[:3]]
+    task = checkpoint.task.model_copy(update={"max_length": CONTEXT})
+    from dataclasses import replace
+
+    expected = evaluate(open_checkpoint(replace(checkpoint, task=task)), examples)
+    assert evaluate(opened(), examples) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("bits", "rise"), [(8, 0.05), (4, 0.6)])
+def test_weights_in_fewer_bits_tell_nearly_the_same(checkpoint, opened, bits, rise):
+    examples = [{"text": text} for text in PLAIN[:3]]
+    before = evaluate(opened(), examples)["perplexity"]
+    found = opened(bits)
+    assert evaluate(found, examples)["perplexity"] == pytest.approx(before, rel=rise)
+    path = found.checkpoint.path / tflite.FILE
+    data = path.read_bytes()
+    kinds = flatbuffer.operations(data)
+    assert "EMBEDDING_LOOKUP:FLOAT32" in kinds.builtin  # the tied table, read where it is
+    assert lite_decoder.weights_present(
+        checkpoint, profile(f"tflite-int{bits}", OPTIONS), data
+    ).passed
+
+
+def test_rows_and_groups_round_to_the_nearest():
+    weights = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
+    rows, groups = lite_weights.by_row(weights), lite_weights.by_group(weights)
+    np.testing.assert_allclose(
+        rows.values * rows.scales[:, None], weights, atol=float(rows.scales.max()) / 2 + 1e-6
+    )
+    scales = np.repeat(groups.scales.astype(np.float32), lite_weights.GROUP, axis=1)
+    np.testing.assert_allclose(groups.values * scales, weights, atol=float(scales.max()) * 0.51)
+    stored = groups.stored
+    assert stored.shape == (6 * 32,)
+    low = (stored & 15).astype(np.int8)
+    assert np.array_equal(np.where(low > 7, low - 16, low), groups.values.reshape(-1)[0::2])
+    assert lite_weights.by_row(np.zeros([2, 4], np.float32)).values.any() == np.False_
+
+
+def test_prefill_rows_leave_room():
+    assert lite_steps.prefill_lengths(1024) == (4, 16, 64, 256)
+    assert lite_steps.prefill_lengths(4096) == (4, 16, 64, 256, 1024)
+    assert lite_steps.prefill_lengths(6) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("tflite-int8-full", [], "float32, float16, int8, int4"),
+        ("tflite-float32", ["max_length=65"], "64 positions"),
+        ("tflite-float32", ["lengths=[8]"], "lengths"),
+        ("tflite-float32", ["batch_sizes=[2]"], "one row"),
+        ("tflite-float32", ["prefill_lengths=[100]"], "prefill_lengths"),
+        ("tflite-loop", ["prompt_length=64"], "no room"),
+        ("litertlm", ["prompt_length=8"], "prompt_length is for tflite"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_first(checkpoint, name, overrides, message, tmp_path):
+    with pytest.raises(SettingError, match=message):
+        export(checkpoint, profile(name, overrides), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_file_is_named(tmp_path, content):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match="Export"):
+        LiteSteps(path)
+
+
+def test_a_failing_check_leaves_nothing(checkpoint, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(lite_decoder, "converted", lambda *_: content)
+    monkeypatch.setattr(lite_decoder, "LEAST_WEIGHTS", 2.0)
+    from tfllm.errors import CheckFailed
+
+    with pytest.raises(CheckFailed, match="weights present"):
+        export(checkpoint, profile("tflite-float32", OPTIONS), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.edge
+@pytest.mark.parametrize("name", ["tflite-float32", "tflite-float16", "tflite-int8", "tflite-int4"])
+def test_stories_are_exported_and_told(name, data, tmp_path):
+    """A trained model: the perplexity limit of each profile is that of real use."""
+    from tfllm.checkpoints import store
+
+    stories = store.load(data / "checkpoints" / "stories260K.bin")
+    options = ["max_length=192"]
+    if name == "tflite-int4":  # 64 channels in groups of 32 lose more than large models do
+        options.append("tolerance.perplexity_rise=0.25")
+    artifact = export(stories, profile(name, options), tmp_path / "out")
+    text = open_model(artifact.path).generator.generate(["Once upon a time"], made())[0].text
+    assert text.startswith(", there was a little girl named Lily.")
+
+
+@pytest.mark.edge
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_whole_loops(family, tmp_path):
+    checkpoint = make(tmp_path / "tokenizer", family, max_sequence_length=64)
+    settings = profile("tflite-loop", ["prompt_length=24", "batch_sizes=[1,2]"])
+    artifact = export(checkpoint, settings, tmp_path / "out")
+    assert {"same sampled tokens", "tokens written a second, here"} <= {
+        check.name for check in artifact.checks
+    }
+    names = flatbuffer.parse((artifact.path / tflite.FILE).read_bytes()).signatureDefs
+    assert {one.signatureKey.decode() for one in names} == {"generate", "generate_batch_2"}
+
+
+@pytest.mark.edge
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"variant": "mistral", "sliding_window": 8},
+        {"variant": "qwen3", "query_key_norm": True, "head_dim": 16, "tie_embeddings": False},
+    ],
+    ids=["window", "untied"],
+)
+def test_variants_step_as_they_run(shape, tmp_path):
+    checkpoint = make(tmp_path / "tokenizer", "llama", max_sequence_length=64, **shape)
+    assert not export(checkpoint, profile("tflite-float32", OPTIONS), tmp_path / "out").failed
+
+
+def test_the_converter_gets_no_custom_operations(checkpoint):
+    functions = lite_decoder.functions_of(checkpoint, profile("tflite-float32", OPTIONS))
+    assert list(functions) == ["prefill_4", "prefill_16", "decode"]
+    assert convert.keeper(checkpoint.model).weights

@@ -1,0 +1,117 @@
+"""LiteRT-LM bundles: what is inside, and what the litert-lm package writes with them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("litert_lm_builder")
+
+from tests.export.language_models import CHAT_TEMPLATE, make
+from tfllm.checkpoints import store
+from tfllm.errors import ArtifactError, SettingError
+from tfllm.evaluation import litertlm_file
+from tfllm.export import export, lite_decoder, litertlm
+from tfllm.export.base import profile
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return make(tmp_path / "tokenizer")
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path, monkeypatch):
+    """A bundle with four bytes in the place of a model."""
+    monkeypatch.setattr(lite_decoder, "converted", lambda *_: b"\0\0\0\0TFL3")
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    litertlm.write(checkpoint, profile("litertlm"), folder)
+    return folder
+
+
+def test_metadata_says_what_the_runtime_needs(folder, checkpoint):
+    bundle = litertlm_file.open_bundle(folder / litertlm_file.FILE_NAME)
+    kinds = [section.kind for section in bundle.sections]
+    assert kinds == ["LlmMetadataProto", "TFLiteModel", "HF_Tokenizer_Zlib"]
+    assert bundle.read(litertlm_file.MODEL) == b"\0\0\0\0TFL3"
+    found = bundle.metadata()
+    assert not found.HasField("start_token")
+    assert [list(stop.token_ids.ids) for stop in found.stop_tokens] == [[0]]
+    assert found.max_num_tokens == 128 and found.sampler_params.k == 1
+    assert found.jinja_prompt_template.endswith(CHAT_TEMPLATE)
+    assert '{% set eos_token = "<|endoftext|>" %}' in found.jinja_prompt_template
+
+
+def test_settings_of_the_profile_are_the_samplers(checkpoint):
+    settings = profile("litertlm", ["generation.temperature=0.7", "generation.top_p=0.9"])
+    sampler = litertlm.metadata(checkpoint, settings).sampler_params
+    assert (sampler.p, sampler.temperature) == (pytest.approx(0.9), pytest.approx(0.7))
+    assert sampler.k > 1
+
+
+def test_a_damaged_bundle_is_named(folder, tmp_path):
+    path = folder / litertlm_file.FILE_NAME
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    with pytest.raises(ArtifactError, match="cut short"):
+        litertlm_file.open_bundle(path)
+    path.write_bytes(b"GGUF" + content[4:])
+    with pytest.raises(ArtifactError, match="no LiteRT-LM bundle"):
+        litertlm_file.open_bundle(path)
+
+
+def test_a_classifier_is_refused(classifier, tmp_path):
+    with pytest.raises(SettingError, match="language models"):
+        export(classifier, profile("litertlm"), tmp_path / "out")
+
+
+def test_the_start_token_is_written_once(data):
+    stories = store.load(data / "checkpoints" / "stories260K.bin")
+    assert litertlm.metadata(stories, profile("litertlm")).start_token.token_ids.ids == [1]
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    chatting = replace(stories.tokenizer, chat_template=template)
+    assert litertlm.begins(chatting)
+    assert '{% set bos_token = "" %}' in litertlm.template_of(chatting)
+    silent = replace(stories.tokenizer, chat_template=template.removeprefix("{{ bos_token }}"))
+    assert not litertlm.begins(silent)
+
+
+@pytest.mark.edge
+@pytest.mark.parametrize("chat", [True, False], ids=["template", "plain"])
+def test_the_package_writes_the_checkpoints_texts(chat, tmp_path):
+    """Byte-level BPE: three lengths of prompts, and a chat of two turns."""
+    pytest.importorskip("litert_lm")
+    checkpoint = make(tmp_path / "tokenizer", chat=chat)
+    artifact = export(checkpoint, profile("litertlm"), tmp_path / "out")
+    checked = [check for check in artifact.checks if check.name.startswith("litert-lm")]
+    assert len(checked) == 2 and all(check.value == "1" for check in checked)
+
+
+@pytest.mark.edge
+def test_a_stop_token_inside_of_an_answer(tmp_path):
+    pytest.importorskip("litert_lm")
+    from tfllm.export.litertlm_run import SAID, conversation
+    from tfllm.generation.text import TextGenerator
+
+    checkpoint = make(tmp_path / "tokenizer", "llama")
+    ids = checkpoint.tokenizer.chat([{"role": "user", "content": SAID[0]}])
+    from tfllm.generation.settings import made
+
+    new = TextGenerator(checkpoint).engine.generate([ids], made(max_new_tokens=12))[0].ids
+    stopping = replace(checkpoint, generation={"eos_token_id": [0, new[6]]})
+    assert len(conversation(stopping, TextGenerator(stopping), SAID)) == 2
+    assert not export(stopping, profile("litertlm"), tmp_path / "out").failed
+
+
+@pytest.mark.edge
+@pytest.mark.parametrize("name", ["litertlm", "litertlm-int8"])
+def test_stories_with_sentencepiece(name, data, tmp_path):
+    pytest.importorskip("litert_lm")
+    stories = store.load(data / "checkpoints" / "stories260K.bin")
+    artifact = export(stories, profile(name, ["max_length=192"]), tmp_path / "out")
+    described = json.loads((artifact.path / "tfllm.json").read_text())
+    assert described["context"] == 192 and described["stop_ids"] == [1, 2]
+    if name == "litertlm":
+        checked = [check for check in artifact.checks if check.name.startswith("litert-lm")]
+        assert [check.value for check in checked] == ["1", "1"]
