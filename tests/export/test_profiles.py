@@ -43,7 +43,7 @@ def test_a_file_of_ones_own(tmp_path):
         ("tflite-in8", [], "Did you mean 'tflite-int8'"),
         ("savedmodel", ["max_lenght=3"], "Did you mean 'max_length'"),
         ("savedmodel", ["max_length=2"], "max_length"),
-        ("savedmodel", ["quantization=int4"], "quantization"),
+        ("savedmodel", ["quantization=int5"], "quantization"),
         ("missing.yaml", [], "no file"),
     ],
 )

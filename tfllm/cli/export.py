@@ -15,6 +15,8 @@ tfllm export runs/sst2 --to tflite-int8-full --output exports/sst2-int8 --data d
 
 tfllm export runs/sst2 --to mediapipe --output exports/sst2-phone --set max_length=64
 
+tfllm export runs/chat --to litertlm-int8 --output exports/chat --set max_length=1024
+
 tfllm export checkpoints/minilm --to export/savedmodel.yaml --output exports/minilm
 """
 
@@ -29,7 +31,8 @@ def export(
         typer.Option(
             metavar="PROFILE",
             help="savedmodel, tflite-float32, tflite-float16, tflite-int8, tflite-int8-full, "
-            "tflite-text, mediapipe, or a YAML file of export/.",
+            "tflite-text, mediapipe; for language models also tflite-int4, tflite-loop, litertlm, "
+            "litertlm-int8, savedmodel-xla; or a YAML file of export/.",
         ),
     ],
     output: Annotated[str, typer.Option(help="The artifact's folder; a SavedModel's versions.")],
