@@ -54,7 +54,9 @@ class FakeDecoder(tf.Module):
         keys = split(keys, self.num_key_value_heads)
         values = split(values, self.num_key_value_heads)
         fresh = (keys, values)
-        if cached is not None:
+        if callable(cached):
+            keys, values = cached(keys, values)
+        elif cached is not None:
             keys = tf.concat([cached[0], keys], axis=2)
             values = tf.concat([cached[1], values], axis=2)
         groups = self.num_heads // self.num_key_value_heads

@@ -1,6 +1,6 @@
 """Stored keys and values: a tuple over layers of (keys, values), each float [B, H, C, hd].
 
-Place p of a row holds its token p. No layer writes a cache; the loop does, by one of `WRITERS`.
+Place p of a row holds its token p, and zeros before there is one. No layer writes a cache; the loop does, by one of `WRITERS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ def capacity(places: int) -> int:
 
 
 def scatter(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """`stored` [B, H, C, hd] with `new` [B, H, 1, hd] at `places` int32 [B] of each row."""
+    """`stored` [B, H, C, hd] with `new` [B, H, 1, hd] at `places` int32 [B] of each row.
+
+    Each place must hold zeros or, where a row has finished, `new` itself; else it is rounded. The
+    difference is added because that operation works in place; tensor_scatter_nd_update does not.
+    """
     shape = tf.shape(new)
     batch, heads = shape[0], new.shape[1]
     grid = [batch, heads]
@@ -34,7 +38,8 @@ def scatter(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
         ],
         axis=-1,
     )
-    return tf.tensor_scatter_nd_update(stored, indices, new[:, :, 0])
+    change = new[:, :, 0] - tf.gather_nd(stored, indices)
+    return tf.raw_ops.ScatterNdNonAliasingAdd(input=stored, indices=indices, updates=change)
 
 
 def select(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
@@ -46,9 +51,39 @@ def select(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
 WRITERS: dict[str, Writer] = {"scatter": scatter, "select": select}
 
 
-def written(cache: Cache, new: Cache, places: tf.Tensor, writer: Writer) -> Cache:
-    """The cache with every layer's new keys and values at `places` int32 [B]."""
-    return mapped(lambda stored, fresh: writer(stored, fresh, places), cache, new)
+class Written:
+    """A cache that takes the new keys and values of each layer at `places` int32 [B] as the layer
+    computes them.
+
+    The layer attends to what is stored then. Nothing else reads the tensors from before, so that
+    `scatter` can write into them.
+    """
+
+    def __init__(self, cache: Cache, places: tf.Tensor, writer: Writer):
+        self._before = cache
+        self._places = places
+        self._writer = writer
+        self._after: list[tuple[tf.Tensor, tf.Tensor]] = []
+
+    def layers(self) -> tuple[Callable[[tf.Tensor, tf.Tensor], Any], ...]:
+        """What a decoder takes as `cache`; its layers are called in order."""
+        return (self._store,) * len(self._before)
+
+    def _store(self, keys: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        before = self._before[len(self._after)]
+        new = zip(before, (keys, values), strict=True)
+        stored_keys, stored_values = (self._writer(old, one, self._places) for old, one in new)
+        self._after.append((stored_keys, stored_values))
+        return stored_keys, stored_values
+
+    def cache(self) -> Cache:
+        """Every layer's keys and values, the new ones included, once all layers were called."""
+        return tuple(self._after)
+
+
+def cleared(cache: Cache, known: tf.Tensor) -> Cache:
+    """The cache with zeros in the places that `known`, boolean [B, C], denies."""
+    return mapped(lambda stored: tf.where(known[:, None, :, None], stored, 0), cache)
 
 
 def padded(cache: Cache, size: tf.Tensor) -> Cache:

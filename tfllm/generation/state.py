@@ -87,7 +87,7 @@ def read(
     allowed = decoder.narrowed(allowed, positions, positions)
     hidden, cache = decoder(token_ids, positions, allowed)
     logits = decoder.logits(tf.gather(hidden, lengths - 1, batch_dims=1))
-    return logits, caches.padded(cache, size)
+    return logits, caches.padded(caches.cleared(cache, known), size)
 
 
 def advance(
@@ -109,10 +109,10 @@ def step(
     """(logits float32 [B, V], cache with the token) after `token_ids` int32 [B] at `places` [B]."""
     here = places[:, None]
     stored = tf.range(_shape(cache[0][0])[2])[None] + tf.zeros_like(here)
-    allowed = tf.concat([stored < here, tf.ones_like(here, tf.bool)], axis=1)[:, None]
-    allowed = decoder.narrowed(allowed, here, tf.concat([stored, here], axis=1))
-    hidden, new = decoder(token_ids[:, None], here, allowed, cache)
-    return decoder.logits(hidden[:, 0]), caches.written(cache, new, places, writer)
+    allowed = decoder.narrowed((stored <= here)[:, None], here, stored)
+    written = caches.Written(cache, places, writer)
+    hidden, _ = decoder(token_ids[:, None], here, allowed, written.layers())
+    return decoder.logits(hidden[:, 0]), written.cache()
 
 
 def last_ids(state: State) -> tf.Tensor:
