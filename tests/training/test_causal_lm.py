@@ -143,7 +143,7 @@ REFUSED = {
     "both": ({"path": "x", "kind": "characters"}, "either `path`"),
     "size": ({"kind": "bpe"}, "needs vocabulary_size"),
     "specials": ({"kind": None, "path": "x"}, "special_tokens goes with `kind`"),
-    "too few": ({"vocabulary_size": 3}, "special tokens. Make it larger"),
+    "too few": ({"vocabulary_size": 3}, "tokenizer.vocabulary_size is 3: give at least"),
 }
 
 

@@ -44,6 +44,9 @@ class Options:
     min_frequency: int | None = None
     column: str | None = None
     """of JSON lines: the field with the text, a string or a list of strings"""
+    end_of_text: bool = True
+    """bpe: GPT-2's <|endoftext|>, where the special tokens are not RoBERTa's; False: only the
+    special tokens given"""
 
 
 def train(
@@ -58,14 +61,19 @@ def train(
     The same files and options give the same vocabulary. Raises SettingError for a kind that is not
     known and DataError for files that cannot be used.
     """
+    source = ", ".join(map(str, paths))
+    return learned(_texts(paths, options.column, progress), kind, options, source)
+
+
+def learned(texts: Iterator[str], kind: str, options: Options, source: str) -> Tokenizer:
+    """A tokenizer of texts that are read already; `source` names them in errors."""
     if kind not in KINDS:
         raise SettingError(f"--kind {kind}: no such kind. {did_you_mean(kind, KINDS)}")
     if kind != "wordpiece" and (options.lowercase or options.strip_accents):
         raise SettingError(f"--lowercase: {kind} keeps letters as they are. Leave it out.")
-    lines = _texts(paths, options.column, progress)
-    tokenizer = KINDS[kind](lines, options)
+    tokenizer = KINDS[kind](texts, options)
     if tokenizer is None:
-        raise DataError(f"{', '.join(map(str, paths))}: no text to learn from.")
+        raise DataError(f"{source}: no text to learn from.")
     return tokenizer
 
 
@@ -104,12 +112,11 @@ def _wordpiece(lines: Iterator[str], options: Options) -> WordPiece | None:
 
 def _bpe(lines: Iterator[str], options: Options) -> bytepair.BytePair | None:
     """GPT-2's, <|endoftext|> first and every byte known; RoBERTa's where its tokens are given."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     roberta = set(bytepair.ROBERTA_NAMES.values()) <= set(options.special_tokens)
-    literal = list(
-        dict.fromkeys([*([] if roberta else [bytepair.ENDOFTEXT]), *options.special_tokens])
-    )
+    end = [bytepair.ENDOFTEXT] if options.end_of_text and not roberta else []
+    literal = list(dict.fromkeys([*end, *options.special_tokens]))
     _check_size(options, BYTES + len(literal))
     rust = Tokenizer(models.BPE())
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -124,6 +131,9 @@ def _bpe(lines: Iterator[str], options: Options) -> bytepair.BytePair | None:
     rust.train_from_iterator(counted, trainer)
     if not counted.any:
         return None
+    if not options.end_of_text:  # tokens by name, and none put around texts
+        rust.decoder = decoders.ByteLevel()
+        return bytepair.BytePair.from_definition(rust.to_str())
     model = json.loads(rust.to_str())["model"]
     merges = [(m[0], m[1]) for m in model["merges"]]
     named = {"additional_special_tokens": literal}
