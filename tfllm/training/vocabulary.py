@@ -17,13 +17,14 @@ from tfllm.training.recipe import TokenizerSettings
 
 def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
     """The tokenizer of `settings.kind` over the texts of all examples."""
+    assert settings.kind is not None  # else there is a path
     options = Options(
         vocabulary_size=settings.vocabulary_size or sys.maxsize,
         special_tokens=settings.special_tokens,
         end_of_text=False,  # the recipe names all of its special tokens
     )
     try:
-        tokenizer = learned(_texts(examples), settings.kind or "bpe", options, "data.train")
+        tokenizer = learned(_texts(examples), settings.kind, options, "data.train")
     except SettingError as error:
         raise SettingError(
             str(error).replace("--vocabulary-size", "tokenizer.vocabulary_size is")
