@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from tfllm.export.base import Profile, context_of
+from tfllm.generation import cache as caches
 from tfllm.generation import loop
 from tfllm.generation.settings import NO_ID, Features, Rows
 from tfllm.tasks import graph
@@ -51,9 +52,10 @@ def signatures(
     checkpoint: Any, model: keras.Model, graph_tokenizer: Any, profile: Profile
 ) -> dict[str, Any]:
     """Signature name -> tf.function. Keep `model`'s variables and `graph_tokenizer` alive."""
+    from tfllm.generation.products import laid_out
     from tfllm.models.decoding import decoder
 
-    made = decoder(model, checkpoint.family, checkpoint.config)
+    made = laid_out(decoder(model, checkpoint.family, checkpoint.config))
     writer = Writer(made, checkpoint, graph_tokenizer, profile)
     settings = [tf.TensorSpec([None], kind, name) for name, kind in SETTINGS.items()]
     ids = [
@@ -177,7 +179,9 @@ class Writer:
             limit=tf.minimum(lengths + tf.maximum(max_new_tokens, 1), self.window),
         )
         needs = Features(sampling=True, filters=True)
-        return tuple(loop.generate(self.decoder, token_ids, lengths, rows, needs, most))
+        # XLA has no kernel for what TensorFlow's optimizer makes of a scatter.
+        writer = caches.select if self.xla else caches.scatter
+        return tuple(loop.generate(self.decoder, token_ids, lengths, rows, needs, most, writer))
 
     def _fitted(self, ids: tf.RaggedTensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Prompts int32 [B, P] that leave room in the window, and their lengths [B], at least 1.

@@ -10,6 +10,7 @@ The model inside is the one of the tflite target (`lite_steps`).
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ AS_TEXTS = (
     "else (m.content | map(attribute='text') | join(''))))] %}{% endfor %}"
     "{% set messages = tfllm.messages %}"
 )
+# Blocks that only training reads, and the runtime's Jinja does not know, become comments.
+GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
 SAMPLE = (
     {"role": "user", "content": "a"},
     {"role": "assistant", "content": "b"},
@@ -133,7 +136,7 @@ def template_of(tokenizer: Any) -> str:
     if begins(tokenizer):
         names["bos_token"] = ""
     known = "".join(f"{{% set {name} = {json.dumps(text)} %}}" for name, text in names.items())
-    return known + AS_TEXTS + tokenizer.chat_template
+    return known + AS_TEXTS + GENERATION.sub(r"{#\1 \2#}", tokenizer.chat_template)
 
 
 def _rendered(tokenizer: Any) -> str:

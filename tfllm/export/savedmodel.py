@@ -116,7 +116,7 @@ def finish(checkpoint: Any, profile: Profile, folder: Path, checks: Sequence[Che
 
 def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
     """What can be told from the files alone; `verify` runs them."""
-    found = oplint.lint(folder)
+    found = oplint.lint(folder, profile.xla)
     kept = sum(weight.value.shape.num_elements() for weight in checkpoint.model.weights)
     stored, stored_bytes = stored_size(folder)
     return [

@@ -54,7 +54,7 @@ def savedmodel(
     many = [_request(prompts[s : s + ROWS]) for s in range(0, len(prompts), ROWS)]
     warm = list(warmup.requests(signatures_of(folder), profile.warmup_batch_sizes))
     records = [{"signature": w.signature, "inputs": verify.as_lists(w.inputs)} for w in warm]
-    told = [text[:300] for text in texts[:ROWS]]
+    told = [_within(checkpoint, profile, text) for text in texts[:ROWS]]
     score = {"signature": "score", "inputs": {"text": told}}
     result = verify.in_fresh_process(folder, [*many, *few, score, *records], xla=profile.xla)
     yield verify.only_tensorflow(result, profile.xla)
@@ -75,15 +75,45 @@ def savedmodel(
 
     predictor: Any = open_model(folder)
     yield from tells(checkpoint, profile, predictor, texts)
-    logs = predictor.scored([{"text": text} for text in told])
-    sums = outputs[len(many) + len(few)]["log_probability"]
-    apart = max(
-        abs(total - one["log_probability"]) / max(1, one["token_count"])
-        for total, one in zip(sums, logs, strict=True)
-        if one["token_count"]
-    )
-    yield at_most("score differs per token by", apart, profile.largest_difference)
+    scores = outputs[len(many) + len(few)]
+    yield _scores(checkpoint, profile, told, scores["log_probability"], scores["token_count"])
     yield speed(predictor.generator.engine, (1, 8))
+
+
+def _scores(
+    checkpoint: Any,
+    profile: Profile,
+    texts: Sequence[str],
+    sums: Sequence[float],
+    counts: Sequence[int],
+) -> Check:
+    """The signature `score` against the checkpoint's own probabilities."""
+    from tfllm.evaluation.language_artifact import told
+
+    apart = 0.0
+    for text, found, count in zip(texts, sums, counts, strict=True):
+        ids = _started(checkpoint, text)
+        if count != max(len(ids) - 1, 0):
+            return Check("score", f"{count} tokens of '{text[:20]}'", f"{len(ids) - 1}", False)
+        if count:
+            given, following = np.array([ids[:-1]], np.int32), np.array([ids[1:]], np.int32)
+            wanted = float(told(_logits(checkpoint, given), following)[0].sum())
+            apart = max(apart, abs(found - wanted) / count)
+    return at_most("score differs per token by", apart, profile.largest_difference)
+
+
+def _started(checkpoint: Any, text: str) -> list[int]:
+    """A text's tokens, the start token first where there is one."""
+    tokenizer = checkpoint.tokenizer
+    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    return [*start, *tokenizer.encode_ids([text], add_special_tokens=False)[0]]
+
+
+def _within(checkpoint: Any, profile: Profile, text: str) -> str:
+    """The beginning of a text, of at least one token and no more than fit the context."""
+    while len(_started(checkpoint, text)) > context_of(checkpoint, profile):
+        text = text[: len(text) * 3 // 4]
+    return text
 
 
 def lite(
@@ -110,7 +140,7 @@ def lite(
     wanted, found = (one.generate(rows[:2], seeded) for one in (writer.engine, engine))
     same = float(np.mean([a.ids == b.ids for a, b in zip(wanted, found, strict=True)]))
     yield _exactly("same sampled tokens", same, profile)
-    yield speed(engine, (1,))
+    yield speed(engine, (1,), min(SPEED_PROMPT, profile.prompt_length or SPEED_PROMPT))
 
 
 def litertlm(
@@ -152,13 +182,12 @@ def tells(
     yield at_least("same likeliest tokens", agreeing / count, _agreement(profile))
 
 
-def speed(engine: Any, batch_sizes: Sequence[int]) -> Check:
+def speed(engine: Any, batch_sizes: Sequence[int], length: int = SPEED_PROMPT) -> Check:
     """Tokens that a second writes on this machine, one prompt at a time and several."""
     from tfllm.evaluation import language_speed
 
     found = {
-        size: language_speed.measure(engine, SPEED_PROMPT, SPEED_NEW, size, 0.0)
-        for size in batch_sizes
+        size: language_speed.measure(engine, length, SPEED_NEW, size, 0.0) for size in batch_sizes
     }
     shown = ", ".join(
         f"{row['written_tokens_per_second']:,.0f} (batch {size})" for size, row in found.items()
