@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import time
@@ -29,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="the directory of the model")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=REPEATS)
     return parser.parse_args()
 

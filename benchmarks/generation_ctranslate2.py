@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import ctranslate2
@@ -24,7 +23,7 @@ def main() -> None:
     generator = ctranslate2.Generator(
         converted(options.model, options.precision),
         compute_type=options.precision,
-        intra_threads=os.cpu_count(),
+        intra_threads=options.threads,
     )
     names = [f"token{number}" for number in range(generation.VOCABULARY_SIZE - 1)]
     names.append("<|endoftext|>")

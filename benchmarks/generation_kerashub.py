@@ -6,12 +6,15 @@ import generation
 import keras
 import keras_hub
 import numpy as np
+import tensorflow as tf
 import workload
 from safetensors.numpy import load_file
 
 
 def main() -> None:
     options = generation.arguments()
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     if options.precision == "bfloat16":
         keras.config.set_dtype_policy("bfloat16")
     backbone = keras_hub.models.GPT2Backbone(

@@ -8,6 +8,7 @@ import tensorflow as tf
 import workload
 
 from tfllm.checkpoints import store
+from tfllm.generation import products
 from tfllm.generation.engine import Engine
 from tfllm.generation.settings import GenerationSettings
 from tfllm.models.decoding import decoder
@@ -15,10 +16,12 @@ from tfllm.models.decoding import decoder
 
 def main() -> None:
     options = generation.arguments()
-    if options.precision == "bfloat16":
-        keras.config.set_dtype_policy("bfloat16")
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     checkpoint = store.load(options.model)
-    engine = Engine(decoder(checkpoint.model, checkpoint.family, checkpoint.config))
+    made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    engine = Engine(products.prepared(made, options.precision))
+    del checkpoint
     settings = GenerationSettings(max_new_tokens=generation.NEW_TOKENS)
 
     def call(ids: list[list[int]]) -> list[list[int]]:

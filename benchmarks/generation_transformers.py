@@ -10,6 +10,7 @@ import workload
 
 def main() -> None:
     options = generation.arguments()
+    torch.set_num_threads(options.threads)
     model = transformers.GPT2LMHeadModel.from_pretrained(
         options.model, dtype=getattr(torch, options.precision)
     ).eval()

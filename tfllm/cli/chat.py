@@ -38,6 +38,9 @@ def chat(
     stop: Annotated[
         list[str] | None, typer.Option(help="A text that ends an answer; may be repeated.")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of a checkpoint's products: float32 or bfloat16.")
+    ] = "float32",
 ) -> None:
     """A conversation in the terminal; answers appear as they are written."""
     from tfllm.generation.settings import made
@@ -49,7 +52,7 @@ def chat(
     from tfllm.generation.chat import ChatSession
     from tfllm.tokenizers.chat import template_of
 
-    generator = open_writer(model)
+    generator = open_writer(model, precision)
     template_of(generator.tokenizer)  # without one there is no conversation
     _talk(ChatSession(generator, system=system), settings, tuple(stop or ()))
 

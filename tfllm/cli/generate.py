@@ -22,6 +22,7 @@ tfllm generate runs/poems "床前" --num-beams 5 --max-new-tokens 20 --stop "。
 tfllm generate gpt2 --input prompts.jsonl --json --output texts.jsonl
 """
 
+PRECISION = "Of a checkpoint's products: float32, or bfloat16 (faster, other rounding)."
 CHUNK = 4  # batches of prompts that are read before the first text of them is written
 
 
@@ -80,6 +81,7 @@ def generate(
         typer.Option("--json", help="JSON lines with prompt, text, token_count and finish_reason."),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written at once.")] = 8,
+    precision: Annotated[str, typer.Option(help=PRECISION)] = "float32",
 ) -> None:
     """Texts that go on from prompts, in the order of the prompts, without the prompts."""
     import itertools
@@ -92,7 +94,7 @@ def generate(
     first = next(examples)
     examples = itertools.chain([first], examples)
 
-    generator = open_writer(model)
+    generator = open_writer(model, precision)
     generator.engine.max_rows = batch_size
     if bad_word:
         settings = settings.model_copy(update={"bad_words": generator.bad_words(bad_word)})
@@ -137,7 +139,7 @@ SETTINGS = (
 EARLY_STOPPING: dict[str, Any] = {"true": True, "false": False, "never": "never"}
 
 
-def open_writer(model: str) -> TextGenerator:
+def open_writer(model: str, precision: str = "float32") -> TextGenerator:
     """What writes texts with a checkpoint or an exported file. Raises SettingError."""
     from tfllm.errors import SettingError
     from tfllm.evaluation.harness import open_model
@@ -148,7 +150,18 @@ def open_writer(model: str) -> TextGenerator:
             f"'{model}' is for {predictor.task.kind.replace('_', ' ')} and cannot write text. Give "
             "a causal language model, or use tfllm predict."
         )
-    return predictor.generator  # type: ignore[attr-defined]
+    if precision == "float32":
+        return predictor.generator  # type: ignore[attr-defined]
+
+    from tfllm.evaluation.language_artifact import LanguageArtifact
+    from tfllm.generation.text import TextGenerator
+
+    if isinstance(predictor, LanguageArtifact):
+        raise SettingError(
+            f"--precision {precision}: '{model}' is an exported file, which has its own precision. "
+            "Leave the option out, or give the checkpoint."
+        )
+    return TextGenerator(predictor.checkpoint, precision=precision)  # type: ignore[attr-defined]
 
 
 def _read(path: str) -> Iterator[dict[str, Any]]:

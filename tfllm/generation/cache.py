@@ -1,6 +1,7 @@
 """Stored keys and values: a tuple over layers of (keys, values), each float [B, H, C, hd].
 
-Place p of a row holds its token p, and zeros before there is one. No layer writes a cache; the loop does, by one of `WRITERS`.
+Place p of a row holds its token p, and zeros before there is one. No layer writes a cache; the
+loop does, by one of `WRITERS`.
 """
 
 from __future__ import annotations

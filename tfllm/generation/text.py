@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError
+from tfllm.generation import products
 from tfllm.generation.engine import ROWS, Engine, Result
 from tfllm.generation.settings import GenerationSettings
 from tfllm.models.decoding import decoder
@@ -45,11 +46,17 @@ class TextGenerator:
     """Writes texts with the model of one checkpoint. One thread at a time may use it."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, max_rows: int = ROWS, engine: Engine | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_rows: int = ROWS,
+        engine: Engine | None = None,
+        precision: str = "float32",
     ):
         """`engine` writes the tokens in place of the checkpoint's model: an exported file's does.
 
-        Raises SettingError where the checkpoint's task is not to write text.
+        `precision` "bfloat16" changes the checkpoint's model: see `products.in_bfloat16`. Raises
+        SettingError where the checkpoint's task is not to write text.
         """
         if checkpoint.task.kind != "causal_lm":
             raise SettingError(
@@ -60,7 +67,7 @@ class TextGenerator:
         self.tokenizer = checkpoint.tokenizer
         if engine is None:
             made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-            engine = Engine(made, max_rows=max_rows)
+            engine = Engine(products.prepared(made, precision), max_rows=max_rows)
         self.engine = engine
 
     def generate(
