@@ -188,6 +188,16 @@ def test_a_failing_check_leaves_nothing(checkpoint, content, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tied_matrix_is_one_with_every_norm(tmp_path):
+    """The scale of Llama's norm is not multiplied into the logits' weights."""
+    checkpoint = make(tmp_path, "llama", num_layers=1, hidden_dim=64, max_sequence_length=64)
+    settings = profile("tflite-float32", [f"max_length={CONTEXT}", "prefill_lengths=[4]"])
+    content = lite_decoder.converted(checkpoint, settings)
+    table = 4 * checkpoint.config.vocabulary_size * 64
+    buffers = [len(one.data) for one in flatbuffer.parse(content).buffers if one.data is not None]
+    assert buffers.count(table) == 1
+
+
 @pytest.mark.edge
 @pytest.mark.parametrize("name", ["tflite-float32", "tflite-float16", "tflite-int8", "tflite-int4"])
 def test_stories_are_exported_and_told(name, data, tmp_path):

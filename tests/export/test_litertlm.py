@@ -77,6 +77,14 @@ def test_the_start_token_is_written_once(data):
     assert not litertlm.begins(silent)
 
 
+def test_blocks_of_training_are_left_out(checkpoint):
+    template = (
+        "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%}{% endfor %}"
+    )
+    found = litertlm.template_of(replace(checkpoint.tokenizer, chat_template=template))
+    assert found.endswith("{% for m in messages %}{#- #}{{ m.content }}{# -#}{% endfor %}")
+
+
 @pytest.mark.edge
 @pytest.mark.parametrize("chat", [True, False], ids=["template", "plain"])
 def test_the_package_writes_the_checkpoints_texts(chat, tmp_path):

@@ -73,6 +73,8 @@ def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     from tfllm.models.decoding import decoder
 
     made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    if checkpoint.config.tie_embeddings:
+        made = lite_steps.Tied(made.family, made.config, made.layers)
     context = context_of(checkpoint, profile)
     if profile.prompt_length is None:
         lengths = profile.prefill_lengths or lite_steps.prefill_lengths(context)

@@ -16,7 +16,7 @@ Whole loop: `generate`, token ids and settings in, token ids out. See `generatio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 from keras import ops
@@ -24,9 +24,7 @@ from keras import ops
 from tfllm.generation import cache as caches
 from tfllm.generation import loop
 from tfllm.generation.settings import Features, Rows, row_specs
-
-if TYPE_CHECKING:
-    from tfllm.models.decoding import Decoder
+from tfllm.models.decoding import Decoder
 
 DECODE = "decode"
 GENERATE = "generate"
@@ -35,6 +33,21 @@ SHORTEST_PREFILL, PREFILL_STEP = 4, 4  # 4, 16, 64, 256, ...
 LONGEST_PREFILL = 1024
 
 Tensors = dict[str, tf.Tensor]
+
+
+class Tied(Decoder):
+    """A decoder whose embeddings stay one matrix in the file.
+
+    The converter multiplies the scale of the norm before the logits into their weights, which makes
+    another matrix of a tied one. A zero that it cannot see through stands between.
+    """
+
+    def __call__(
+        self, token_ids: Any, positions: Any, allowed: Any, cache: Any = None
+    ) -> tuple[Any, Any]:
+        hidden, new = super().__call__(token_ids, positions, allowed, cache)
+        zero = tf.minimum(token_ids[:, :1, None], 0)  # ids are never below it
+        return hidden + tf.cast(zero, hidden.dtype), new
 
 
 def prefill(length: int) -> str:
