@@ -28,6 +28,7 @@ VOCABULARY_SIZE = 50257
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True, help="the directory of the model")
+    parser.add_argument("--artifact", help="the directory of an exported file")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -46,6 +46,19 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
             ["inference_kerashub.py", *batch, "--precision", "float32"],
         ]
 
+    def generation(batch_size: int) -> list[list[str]]:
+        batch = ["--model", str(work / "gpt2"), "--batch-size", str(batch_size)]
+        return [
+            ["generation_tfllm.py", *batch],
+            ["generation_transformers.py", *batch],
+            ["generation_kerashub.py", *batch],
+            ["generation_ctranslate2.py", *batch],
+            ["generation_tfllm.py", *batch, "--precision", "bfloat16"],
+            ["generation_transformers.py", *batch, "--precision", "bfloat16"],
+            ["generation_lite.py", *batch, "--artifact", str(work / "gpt2-int8")],
+            ["generation_ctranslate2.py", *batch, "--precision", "int8"],
+        ]
+
     return {
         "training": [
             ["training_tfllm.py", *hub],
@@ -60,8 +73,21 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
         "inference, batch 1": inference(1),
         "inference, batch 32": inference(32),
         "tokenization": [["tokenization.py", *hub]],
+        "generation, batch 1": generation(1),
+        "generation, batch 8": generation(8),
         "server": [["server.py", "--artifact", str(work / "savedmodel")]],
     }
+
+
+def prepare_generation(work: Path) -> None:
+    """A model of GPT-2's shape with random weights, and its int8 file, made once."""
+    if not (work / "gpt2").exists():
+        command = [sys.executable, str(HERE / "generation.py"), "--model", str(work / "gpt2")]
+        subprocess.run(command, check=True)
+    if not (work / "gpt2-int8").exists():
+        command = [sys.executable, "-m", "tfllm", "export", str(work / "gpt2")]
+        command += ["--to", "tflite-int8", "--set", "max_length=256"]
+        subprocess.run([*command, "--output", str(work / "gpt2-int8")], check=True)
 
 
 def prepare(run: str | None, work: Path) -> None:
@@ -155,12 +181,20 @@ def main() -> None:
         sys.exit(f"There is no run '{options.run}'. Train one, or leave --run out.")
     work = Path(options.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    prepare(options.run, work)
+    chosen = {
+        name: commands
+        for name, commands in cases(work).items()
+        if options.only is None or any(name.startswith(only) for only in options.only)
+    }
+    generating = [name for name in chosen if name.startswith("generation")]
+    if generating:
+        prepare_generation(work)
+    if len(generating) < len(chosen):
+        prepare(options.run, work)
     measured = {}
-    for name, commands in cases(work).items():
-        if options.only is None or any(name.startswith(only) for only in options.only):
-            print(name, file=sys.stderr)
-            measured[name] = collect(commands, options.rounds)
+    for name, commands in chosen.items():
+        print(name, file=sys.stderr)
+        measured[name] = collect(commands, options.rounds)
     date = datetime.date.today().isoformat()
     versions = {
         key: value
