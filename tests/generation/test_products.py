@@ -24,9 +24,10 @@ def own_copy():
     return goldens.gpt2.__wrapped__()
 
 
-def test_float32_gives_the_logits_of_the_layers():
+@pytest.mark.parametrize("made", [products.laid_out, products.prepared])
+def test_float32_gives_the_logits_of_the_layers(made):
     model = own_copy()
-    np.testing.assert_allclose(logits(products.laid_out(model)), logits(model), atol=1e-5)
+    np.testing.assert_allclose(logits(made(model)), logits(model), atol=1e-5)
 
 
 def test_bfloat16_gives_nearly_the_same_logits_and_keeps_one_copy_of_the_kernels():
