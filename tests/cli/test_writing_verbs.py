@@ -25,7 +25,7 @@ def shared():
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(verb, "open_writer", lambda source: shared())
+    monkeypatch.setattr(verb, "open_writer", lambda *_: shared())
     return shared()
 
 
