@@ -1,4 +1,6 @@
-"""New tokens per second: a .tflite file of tfllm, greedy, one row after the other.
+"""New tokens per second: a .tflite file of tfllm, greedy.
+
+A file of steps writes one row after the other, one of whole texts as many as its signatures have.
 
 tfllm export runs/bench/gpt2 --to tflite-int8 --set max_length=256 --output runs/bench/gpt2-int8
 python benchmarks/generation_lite.py --model runs/bench/gpt2 --artifact runs/bench/gpt2-int8
@@ -18,26 +20,19 @@ def main() -> None:
     options = generation.arguments()
     # The runtime is opened with as many threads as Python counts.
     os.cpu_count = lambda: options.threads  # type: ignore[assignment]
-    import numpy as np
+    from tfllm.evaluation.harness import open_model
+    from tfllm.generation.settings import GenerationSettings
 
-    from tfllm.evaluation.lite_steps import LiteSteps
-
-    steps = LiteSteps(Path(options.artifact) / "model.tflite")
-
-    def row(prompt: list[int]) -> list[int]:
-        new: list[int] = []
-        steps.read(prompt[:-1])
-        token = prompt[-1]
-        for place in range(len(prompt) - 1, len(prompt) - 1 + generation.NEW_TOKENS):
-            token = int(np.argmax(steps.step(token, place)))
-            new.append(token)
-        return new
+    engine = open_model(options.artifact).generator.engine
+    settings = GenerationSettings(max_new_tokens=generation.NEW_TOKENS)
 
     workload.report(
         runner="tfllm LiteRT",
-        precision=Path(options.artifact).name.split("-")[-1],
+        precision=Path(options.artifact).name,
         **generation.rate(
-            lambda ids: [row(prompt) for prompt in ids], options.batch_size, options.repeats
+            lambda ids: [result.ids for result in engine.generate(ids, settings)],
+            options.batch_size,
+            options.repeats,
         ),
         ai_edge_litert=importlib.metadata.version("ai-edge-litert"),
     )

@@ -30,6 +30,17 @@ MEASURES = (
 )
 
 
+# The int8 files of the generation cases, by batch size: steps with a cache, and whole texts.
+INT8 = {1: "gpt2-int8", 8: "gpt2-int8-loop"}
+INT8_SETTINGS = {
+    "gpt2-int8": ["tflite-int8", "--set", "max_length=256"],
+    "gpt2-int8-loop": [
+        *("tflite-loop", "--set", "quantization=int8", "--set", "batch_sizes=[8]"),
+        *("--set", "prompt_length=32", "--set", "max_length=96"),
+    ],
+}
+
+
 def cases(work: Path) -> dict[str, list[list[str]]]:
     """Table of what is measured: name -> command lines that take turns."""
     hub = ["--model", str(work / "huggingface")]
@@ -39,6 +50,7 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
         ours = ["inference_tfllm.py", *batch, "--artifact"]
         return [
             [*ours, str(work / "savedmodel")],
+            [*ours, str(work / "savedmodel-bfloat16")],
             [*ours, str(work / "tflite-float32")],
             [*ours, str(work / "tflite-int8")],
             ["inference_transformers.py", *batch, "--precision", "float32"],
@@ -55,7 +67,7 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
             ["generation_ctranslate2.py", *batch],
             ["generation_tfllm.py", *batch, "--precision", "bfloat16"],
             ["generation_transformers.py", *batch, "--precision", "bfloat16"],
-            ["generation_lite.py", *batch, "--artifact", str(work / "gpt2-int8")],
+            ["generation_lite.py", *batch, "--artifact", str(work / INT8[batch_size])],
             ["generation_ctranslate2.py", *batch, "--precision", "int8"],
         ]
 
@@ -80,14 +92,15 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
 
 
 def prepare_generation(work: Path) -> None:
-    """A model of GPT-2's shape with random weights, and its int8 file, made once."""
+    """A model of GPT-2's shape with random weights, and its int8 files, made once."""
     if not (work / "gpt2").exists():
         command = [sys.executable, str(HERE / "generation.py"), "--model", str(work / "gpt2")]
         subprocess.run(command, check=True)
-    if not (work / "gpt2-int8").exists():
-        command = [sys.executable, "-m", "tfllm", "export", str(work / "gpt2")]
-        command += ["--to", "tflite-int8", "--set", "max_length=256"]
-        subprocess.run([*command, "--output", str(work / "gpt2-int8")], check=True)
+    for name, settings in INT8_SETTINGS.items():
+        if not (work / name).exists():
+            command = [sys.executable, "-m", "tfllm", "export", str(work / "gpt2")]
+            command += ["--to", *settings, "--output", str(work / name)]
+            subprocess.run(command, check=True)
 
 
 def prepare(run: str | None, work: Path) -> None:
@@ -102,7 +115,7 @@ def prepare(run: str | None, work: Path) -> None:
     if not (work / "huggingface").exists():
         output = ["--output", str(work / "huggingface")]
         subprocess.run([*command, "convert", run, "--to", "huggingface", *output], check=True)
-    for profile in ("savedmodel", "tflite-float32", "tflite-int8"):
+    for profile in ("savedmodel", "savedmodel-bfloat16", "tflite-float32", "tflite-int8"):
         if not (work / profile).exists():
             output = ["--output", str(work / profile)]
             subprocess.run([*command, "export", run, "--to", profile, *output], check=True)

@@ -227,6 +227,19 @@ def test_whole_loops(family, tmp_path):
 
 
 @pytest.mark.edge
+def test_a_loop_of_two_rows_takes_any_number_of_prompts(tmp_path):
+    checkpoint = make(tmp_path / "tokenizer", "gpt2", max_sequence_length=64)
+    settings = profile("tflite-loop", ["prompt_length=24", "batch_sizes=[2]"])
+    engine = open_model(export(checkpoint, settings, tmp_path / "out").path).generator.engine
+    rows = prompts(checkpoint)[:3]
+    each = [made(max_new_tokens=n, temperature=0.9, seed=n) for n in (5, 9, 7)]
+    together = engine.generate(rows, each)
+    alone = [engine.generate([row], [one])[0] for row, one in zip(rows, each, strict=True)]
+    assert [text.ids for text in together] == [text.ids for text in alone]
+    assert [len(text.ids) for text in together] == [5, 9, 7]
+
+
+@pytest.mark.edge
 @pytest.mark.parametrize(
     "shape",
     [

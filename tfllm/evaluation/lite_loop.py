@@ -1,4 +1,5 @@
-"""Tokens from the signature `generate` of a .tflite file, which writes whole texts."""
+"""Tokens from the signatures `generate` and `generate_batch_N` of a .tflite file, which write whole
+texts."""
 
 from __future__ import annotations
 
@@ -21,15 +22,25 @@ OUTPUTS = {"ids": "token_ids", "counts": "token_count"}
 
 
 class LoopEngine(Engine):
-    """One text after the other, each in one call."""
+    """One text, or as many as a signature has rows, in each call."""
 
     def __init__(self, path: Path, vocabulary_size: int):
-        self.runner = interpreter_of(path).get_signature_runner(SIGNATURE)
-        inputs, outputs = self.runner.get_input_details(), self.runner.get_output_details()
+        interpreter = interpreter_of(path)
+        self._runners = {
+            int(runner.get_input_details()["token_ids"]["shape"][0]): runner
+            for runner in (
+                interpreter.get_signature_runner(name)
+                for name in interpreter.get_signature_list()
+                if name.startswith(SIGNATURE)
+            )
+        }
+        """Rows -> signature."""
+        runner = self._runners[min(self._runners)]
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
         self.prompt_length = int(inputs["token_ids"]["shape"][1])
         self.most_new = int(outputs["ids"]["shape"][1])
         shape: Any = Shape(self.prompt_length + self.most_new, vocabulary_size)
-        super().__init__(shape, max_rows=1)
+        super().__init__(shape, max_rows=max(self._runners))
         self._types = {name: details["dtype"] for name, details in inputs.items()}
 
     def generate(
@@ -42,11 +53,16 @@ class LoopEngine(Engine):
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for settings that the signature has not."""
         each = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
-        results = []
         for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
             self.check(prompt, f"prompt {number + 1}")
             check_settings(one)
-            results.append(heard(number, self._text(prompt, one), on_token))
+        results: list[Result] = []
+        while len(results) < len(prompts):
+            start, left = len(results), len(prompts) - len(results)
+            whole = [size for size in self._runners if size <= left]
+            size = max(whole, default=min(self._runners))
+            found = self._texts(prompts[start : start + size], each[start : start + size], size)
+            results += [heard(start + row, text, on_token) for row, text in enumerate(found)]
         return results
 
     def check(self, prompt: Sequence[int], name: str = "the prompt") -> None:
@@ -58,11 +74,21 @@ class LoopEngine(Engine):
                 "Shorten it, or export with a larger prompt_length."
             )
 
-    def _text(self, prompt: Sequence[int], settings: GenerationSettings) -> Result:
-        token_ids, lengths = padded([prompt], self.prompt_length)
+    def _texts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: Sequence[GenerationSettings],
+        size: int,
+    ) -> list[Result]:
+        """Of one call; where there are fewer prompts than the signature has rows, the last one
+        stands in the others."""
+        spare = size - len(prompts)
+        token_ids, lengths = padded([*prompts, *[prompts[-1]] * spare], self.prompt_length)
+        rows = [*settings, *[settings[-1]] * spare]
         given = {"token_ids": token_ids, "lengths": lengths}
         for name, kind in self._types.items():
             if name not in given:
-                given[name] = np.array([getattr(settings, name)], kind)
-        found = self.runner(**given)
-        return results_of({OUTPUTS.get(name, name): value for name, value in found.items()})[0]
+                given[name] = np.array([getattr(one, name) for one in rows], kind)
+        found = self._runners[size](**given)
+        results = results_of({OUTPUTS.get(name, name): value for name, value in found.items()})
+        return results[: len(prompts)]

@@ -63,8 +63,10 @@ class LiteSteps:
         while done < len(ids):
             left, free = len(ids) - done, self.context - place - done
             fitting = [n for n in self.prefill_lengths if n <= free]
+            # One padded piece is quicker than several small ones, as long as half of it counts.
+            padded = [n for n in fitting if left <= n <= 2 * left]
             whole = [n for n in fitting if n <= left]
-            length = max(whole) if whole else min(fitting, default=1)
+            length = min(padded) if padded else max(whole) if whole else min(fitting, default=1)
             some = ids[done : done + length]
             name = f"{PREFILL}{length}" if fitting else DECODE
             self._run(name, some, length if fitting else 1, place + done)
