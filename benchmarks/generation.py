@@ -67,16 +67,19 @@ def rate(call: Callable[[list[list[int]]], list[list[int]]], batch_size: int, re
 
 def write_model(directory: Path) -> None:
     """Random weights as a Hugging Face directory, with a tokenizer of its size."""
+    import tokenizers
     import torch
     import transformers
 
     torch.manual_seed(1)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     model.save_pretrained(directory)
-    # Ids only are measured, but some converters read a vocabulary.
-    vocabulary = {f"token{number}": number for number in range(VOCABULARY_SIZE - 1)}
-    vocabulary["<|endoftext|>"] = VOCABULARY_SIZE - 1
-    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    # Ids only are measured, but converters and exporters read a vocabulary: bytes, and no merges.
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    rest = [f"token{number}" for number in range(len(letters), VOCABULARY_SIZE - 1)]
+    tokens = [*letters, *rest, "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
     (directory / "merges.txt").write_text("#version: 0.2\n")
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024})

@@ -25,8 +25,7 @@ def main() -> None:
         compute_type=options.precision,
         intra_threads=options.threads,
     )
-    names = [f"token{number}" for number in range(generation.VOCABULARY_SIZE - 1)]
-    names.append("<|endoftext|>")
+    names = list(json.loads((Path(options.model) / "vocab.json").read_text("utf-8")))
 
     def call(ids: list[list[int]]) -> list[list[int]]:
         results = generator.generate_batch(

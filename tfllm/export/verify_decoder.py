@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfllm.errors import CheckFailed
 from tfllm.export import warmup
 from tfllm.export.base import Check, Profile, at_least, at_most, context_of, stated
 from tfllm.export.sentences import CONTEXT, PLAIN, QUESTIONS, SENTENCES
@@ -171,6 +172,11 @@ def tells(
         likeliest = logits.argmax(axis=-1).astype(np.int32)
         agreeing += predictor.score(given, likeliest)[1].sum()
         count += given.size
+    if not count:
+        raise CheckFailed(
+            "The tokenizer makes no tokens of the texts that the check reads. Give texts that it "
+            "knows: --data FILE."
+        )
     first, second = (math.exp(-total / count) for total in (before, after))
     limit = profile.perplexity_rise
     yield Check(
