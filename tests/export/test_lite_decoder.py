@@ -207,7 +207,7 @@ def test_stories_are_exported_and_told(name, data, tmp_path):
     stories = store.load(data / "checkpoints" / "stories260K.bin")
     options = ["max_length=192"]
     if name == "tflite-int4":  # 64 channels in groups of 32 lose more than large models do
-        options.append("tolerance.perplexity_rise=0.25")
+        options += ["tolerance.perplexity_rise=0.25", "tolerance.agreement=0.6"]
     artifact = export(stories, profile(name, options), tmp_path / "out")
     text = open_model(artifact.path).generator.generate(["Once upon a time"], made())[0].text
     assert text.startswith(", there was a little girl named Lily.")

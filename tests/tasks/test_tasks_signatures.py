@@ -210,6 +210,7 @@ def test_an_empty_batch(tokenizer, in_graph, tiny):
     [
         kind if kind == "question_answering" else pytest.param(kind, marks=pytest.mark.slow)
         for kind in tasks.TASKS
+        if kind != "causal_lm"  # a decoder: tests/export/test_language_savedmodel.py
     ],
 )
 def test_saved_and_loaded(tokenizer, in_graph, tiny, kind, tmp_path):
