@@ -12,14 +12,15 @@ from tfllm.errors import TokenizerError
 from tfllm.tokenizers import config_files
 from tfllm.tokenizers.base import check_ids
 from tfllm.tokenizers.config_files import Names, Settings
-from tfllm.tokenizers.forms import Form, RowTokenizer, scalars
+from tfllm.tokenizers.forms import Form, scalars
+from tfllm.tokenizers.named import NamedTokenizer
 
 # A text whose tokens no post-processor adds; it shows what is put around them.
 PROBE, PROBE_PAIR = "1 2", "3 4"
 
 
 @dataclass(frozen=True)
-class RustTokenizer(RowTokenizer):
+class RustTokenizer(NamedTokenizer):
     """Byte-level BPE, SentencePiece or characters, as a tokenizer.json describes them.
 
     Make it with `from_definition` of the class for its kind, or with `tfllm.tokenizers.files.load`.
@@ -76,42 +77,6 @@ class RustTokenizer(RowTokenizer):
             _rust=rust,
             _ids=table,
         )
-
-    @property
-    def form(self) -> Form:
-        return self.row_form
-
-    @property
-    def vocabulary_size(self) -> int:
-        return len(self.vocabulary)
-
-    @property
-    def lowercase(self) -> bool:
-        return False
-
-    @property
-    def pad_id(self) -> int | None:
-        return self.token_id(self.names.pad)
-
-    @property
-    def unknown_id(self) -> int | None:
-        return self.token_id(self.names.unknown)
-
-    @property
-    def start_id(self) -> int | None:
-        return self.token_id(self.names.start)
-
-    @property
-    def end_id(self) -> int | None:
-        return self.token_id(self.names.end)
-
-    @property
-    def mask_id(self) -> int | None:
-        return self.token_id(self.names.mask)
-
-    def token_id(self, token: str | None) -> int | None:
-        """The id of a token, None where the vocabulary lacks it."""
-        return None if token is None else self._ids.get(token)
 
     def described(self) -> dict[str, Any]:
         """The parts of tokenizer.json, as a graph is made from them."""

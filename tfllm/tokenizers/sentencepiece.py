@@ -15,7 +15,8 @@ from tfllm.errors import TokenizerError
 from tfllm.tokenizers import config_files, proto
 from tfllm.tokenizers.base import check_ids
 from tfllm.tokenizers.config_files import Names, Settings
-from tfllm.tokenizers.forms import Form, RowTokenizer, bert, scalars
+from tfllm.tokenizers.forms import Form, bert, scalars
+from tfllm.tokenizers.named import NamedTokenizer
 
 ALBERT = "AlbertTokenizer"
 T5_EXTRA_IDS = 100
@@ -44,7 +45,7 @@ class Tokens(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SentencePiece(RowTokenizer):
+class SentencePiece(NamedTokenizer):
     """A SentencePiece model, its special tokens recognised where they are written.
 
     A text is cut at the special tokens in it, and each part is tokenised as a text of its own, as
@@ -68,45 +69,9 @@ class SentencePiece(RowTokenizer):
     kind = "sentencepiece"
 
     @property
-    def form(self) -> Form:
-        return self.row_form
-
-    @property
-    def vocabulary_size(self) -> int:
-        return len(self.vocabulary)
-
-    @property
-    def lowercase(self) -> bool:
-        return False
-
-    @property
-    def pad_id(self) -> int | None:
-        return self.token_id(self.names.pad)
-
-    @property
-    def unknown_id(self) -> int | None:
-        return self.token_id(self.names.unknown)
-
-    @property
-    def start_id(self) -> int | None:
-        return self.token_id(self.names.start)
-
-    @property
-    def end_id(self) -> int | None:
-        return self.token_id(self.names.end)
-
-    @property
-    def mask_id(self) -> int | None:
-        return self.token_id(self.names.mask)
-
-    @property
     def literal_tokens(self) -> tuple[str, ...]:
         """Tokens that are recognised as they are written."""
         return tuple(self.vocabulary[number] for number in sorted(self.special_ids))
-
-    def token_id(self, token: str | None) -> int | None:
-        """The id of a token, None where the vocabulary lacks it."""
-        return None if token is None else self._ids.get(token)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. Raises TokenizerError for an id outside the vocabulary.

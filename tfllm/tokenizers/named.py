@@ -1,0 +1,53 @@
+"""What a tokenizer has whose special tokens are known by their names: ids and the form of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tfllm.tokenizers.config_files import Names
+from tfllm.tokenizers.forms import Form, RowTokenizer
+
+
+class NamedTokenizer(RowTokenizer):
+    """The properties of `base.Tokenizer` that follow from the fields below."""
+
+    names: Names
+    row_form: Form
+    vocabulary: list[str]
+    _ids: Mapping[str, int]
+
+    @property
+    def form(self) -> Form:
+        return self.row_form
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def lowercase(self) -> bool:
+        return False
+
+    @property
+    def pad_id(self) -> int | None:
+        return self.token_id(self.names.pad)
+
+    @property
+    def unknown_id(self) -> int | None:
+        return self.token_id(self.names.unknown)
+
+    @property
+    def start_id(self) -> int | None:
+        return self.token_id(self.names.start)
+
+    @property
+    def end_id(self) -> int | None:
+        return self.token_id(self.names.end)
+
+    @property
+    def mask_id(self) -> int | None:
+        return self.token_id(self.names.mask)
+
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token, None where the vocabulary lacks it."""
+        return None if token is None else self._ids.get(token)
