@@ -142,12 +142,10 @@ class SavedModelEngine(Engine):
         steps: int | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for settings that the signature has not."""
-        each = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
-        rows = []
-        for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-            self.check(prompt, f"prompt {number + 1}")
+        each = self.settings_of(prompts, settings)
+        for one in each:
             check_settings(one)
-            rows.append((prompt, one))
+        rows = list(zip(prompts, each, strict=True))
         results: list[Result] = []
         for start in range(0, len(rows), self.max_rows):
             results += self._written(rows[start : start + self.max_rows])

@@ -45,11 +45,8 @@ class LiteEngine(Engine):
         steps: int | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for beam search, which needs many caches."""
-        each = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
         results: list[Result] = []
-        for number, prompt in enumerate(prompts):
-            self.check(prompt, f"prompt {number + 1}")
-        for prompt, one in zip(prompts, each, strict=True):
+        for prompt, one in zip(prompts, self.settings_of(prompts, settings), strict=True):
             if one.num_beams > 1:
                 raise SettingError(
                     "--num-beams: a .tflite file keeps one text at a time. Use the checkpoint."

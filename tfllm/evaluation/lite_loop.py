@@ -52,9 +52,8 @@ class LoopEngine(Engine):
         steps: int | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for settings that the signature has not."""
-        each = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
-        for number, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-            self.check(prompt, f"prompt {number + 1}")
+        each = self.settings_of(prompts, settings)
+        for one in each:
             check_settings(one)
         results: list[Result] = []
         while len(results) < len(prompts):

@@ -85,9 +85,7 @@ class Engine:
         row may be written between two calls: 1 where tokens should be shown at once. Raises
         SettingError for a prompt that is empty, longer than the window, or holds unknown ids.
         """
-        each = [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
-        for number, prompt in enumerate(prompts):
-            self.check(prompt, f"prompt {number + 1}")
+        each = self.settings_of(prompts, settings)
         if any(one.num_beams > 1 for one in each):
             return self._searched(prompts, each)
         requests = _requests(prompts, each)
@@ -108,6 +106,16 @@ class Engine:
                     request = one.request
                     results[request.number] = Result(request.ids, request.log_probabilities, reason)
         return [result for result in results if result is not None]
+
+    def settings_of(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings | Sequence[GenerationSettings],
+    ) -> Sequence[GenerationSettings]:
+        """One for each prompt; the prompts are checked."""
+        for number, prompt in enumerate(prompts):
+            self.check(prompt, f"prompt {number + 1}")
+        return [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
 
     def check(self, prompt: Sequence[int], name: str = "the prompt") -> None:
         """Raises SettingError for ids that cannot be continued."""
