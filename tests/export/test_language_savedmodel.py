@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.export.c_program import printed
 from tests.export.language_models import make
 from tfllm.errors import SettingError
 from tfllm.evaluation.checkpoint_model import open_checkpoint
@@ -215,26 +215,10 @@ def test_the_same_texts_under_the_servers_tensorflow(version, module):
 def test_a_c_program_writes_the_same_texts(version, module, tmp_path):
     import tensorflow_text
 
-    folder = Path(tf.__file__).parent
-    libraries = ["libtensorflow_cc.so.2", "libtensorflow_framework.so.2"]
-    program = tmp_path / "run_savedmodel"
-    subprocess.run(
-        ["gcc", "-O1", str(Path(__file__).parent / "run_savedmodel.c"), "-o", str(program)]
-        + [f"-I{folder / 'include'}", *(str(folder / name) for name in libraries)]
-        + [f"-Wl,-rpath,{folder}"],
-        check=True,
-    )
-    signature = savedmodel.signatures_of(version)["serving_default"]
-    given, place = signature.outputs["text"].name.split(":")
     operations = sorted((Path(tensorflow_text.__file__).parent / "python" / "ops").glob("_*.so"))
-    done = subprocess.run(
-        [program, version, signature.inputs["prompt"].name.split(":")[0], given, place]
-        + [*map(str, operations), "--", *PROMPTS],
-        capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    lines = printed(tmp_path, version, "prompt", "text", operations, PROMPTS)
     texts = module.signatures["serving_default"](prompt=tf.constant(PROMPTS))["text"].numpy()
-    assert done.stdout.splitlines() == [text.decode().replace("\n", "\\n") for text in texts]
+    assert lines == [text.decode().replace("\n", "\\n") for text in texts]
 
 
 @pytest.mark.slow

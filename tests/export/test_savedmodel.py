@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.export.c_program import printed
 from tests.export.models import TASKS, make
 from tfllm.errors import SettingError
 from tfllm.evaluation.checkpoint_model import open_checkpoint
@@ -124,27 +125,12 @@ def test_compilation_by_xla_would_be_refused(tmp_path):
 def test_a_c_program_gives_the_same_numbers(version, scores, tmp_path):
     import tensorflow_text
 
-    folder = Path(tf.__file__).parent
-    libraries = ["libtensorflow_cc.so.2", "libtensorflow_framework.so.2"]
-    program = tmp_path / "run_savedmodel"
-    subprocess.run(
-        ["gcc", "-O1", str(Path(__file__).parent / "run_savedmodel.c"), "-o", str(program)]
-        + [f"-I{folder / 'include'}", *(str(folder / name) for name in libraries)]
-        + [f"-Wl,-rpath,{folder}"],
-        check=True,
-    )
     operations = Path(tensorflow_text.__file__).parent / "python" / "ops"
     names = ("_fast_wordpiece_tokenizer.so", "_fast_bert_normalizer.so", "_normalize_ops.so")
-    signature = savedmodel.signatures_of(version)["serving_default"]
-    given, place = signature.outputs["scores"].name.split(":")
-    done = subprocess.run(
-        [program, version, signature.inputs["text"].name.split(":")[0], given, place]
-        + [str(operations / name) for name in names]
-        + ["--", *TEXTS],
-        capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = np.array([line.split() for line in done.stdout.strip().splitlines()], float)
+    lines = printed(
+        tmp_path, version, "text", "scores", [operations / name for name in names], TEXTS
+    )
+    found = np.array([line.split() for line in lines], float)
     np.testing.assert_allclose(found, scores, atol=TOLERANCE)
 
 

@@ -6,6 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tfllm.cli.generate import (
+    MinP,
+    Precision,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    open_writer,
+)
+
 if TYPE_CHECKING:
     from tfllm.generation.chat import ChatSession
 
@@ -23,24 +33,16 @@ def chat(
     model: Annotated[str, typer.Argument(help="Checkpoint, run or exported model.")],
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 256,
-    temperature: Annotated[
-        float, typer.Option(help="Higher is bolder; 0 takes the likeliest token each time.")
-    ] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among tokens of this joint share.")] = 0.9,
-    min_p: Annotated[
-        float, typer.Option(help="Sample among tokens of this share of the likeliest one.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: less of what prompt and text hold.")
-    ] = 1.0,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.9,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="A text that ends an answer; may be repeated.")
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Of a checkpoint's products: float32 or bfloat16.")
-    ] = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """A conversation in the terminal; answers appear as they are written."""
     from tfllm.generation.settings import made
@@ -48,7 +50,6 @@ def chat(
     options = locals()
     settings = made(**{name: options[name] for name in SETTINGS})
 
-    from tfllm.cli.generate import open_writer
     from tfllm.generation.chat import ChatSession
     from tfllm.tokenizers.chat import template_of
 

@@ -22,8 +22,24 @@ tfllm generate runs/poems "床前" --num-beams 5 --max-new-tokens 20 --stop "。
 tfllm generate gpt2 --input prompts.jsonl --json --output texts.jsonl
 """
 
-PRECISION = "Of a checkpoint's products: float32, or bfloat16 (faster, other rounding)."
 CHUNK = 4  # batches of prompts that are read before the first text of them is written
+
+# Options that `tfllm chat` has too, each with its own default.
+Temperature = Annotated[
+    float, typer.Option(help="Higher is bolder; 0 takes the likeliest token each time.")
+]
+TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Sample among tokens of this joint share.")]
+MinP = Annotated[
+    float, typer.Option(help="Sample among tokens of this share of the likeliest one.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1: less of what prompt and text hold.")
+]
+Precision = Annotated[
+    str,
+    typer.Option(help="Of a checkpoint's products: float32, or bfloat16 (faster, other rounding)."),
+]
 
 
 def generate(
@@ -37,17 +53,11 @@ def generate(
     ] = None,
     output: Annotated[str | None, typer.Option(help="File for the texts; stdout if unset.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
-    temperature: Annotated[
-        float, typer.Option(help="Higher is bolder; 0 takes the likeliest token each time.")
-    ] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among tokens of this joint share.")] = 1.0,
-    min_p: Annotated[
-        float, typer.Option(help="Sample among tokens of this share of the likeliest one.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: less of what prompt and text hold.")
-    ] = 1.0,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     presence_penalty: Annotated[
         float, typer.Option(help="Off the logit of tokens in the text.")
     ] = 0.0,
@@ -81,7 +91,7 @@ def generate(
         typer.Option("--json", help="JSON lines with prompt, text, token_count and finish_reason."),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written at once.")] = 8,
-    precision: Annotated[str, typer.Option(help=PRECISION)] = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """Texts that go on from prompts, in the order of the prompts, without the prompts."""
     import itertools

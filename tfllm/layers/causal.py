@@ -290,3 +290,21 @@ def norm_named(kind: str, name: str, epsilon: float, policy: Any = None) -> kera
     if kind == "rms":
         return keras.layers.RMSNormalization(epsilon=epsilon, dtype=policy, name=name)
     return keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name=name)
+
+
+def stacked(
+    layers: Mapping[str, keras.layers.Layer],
+    num_layers: int,
+    x: Any,
+    positions: Any,
+    allowed: Any,
+    cache: tuple[Cache, ...] | None = None,
+) -> tuple[Any, tuple[KeysAndValues, ...]]:
+    """The blocks `layer_0`, `layer_1`, ... one after another: (B, S, D) to (B, S, D), and the new
+    keys and values of each. `allowed`: boolean (B, S, C + S), or one per layer."""
+    new = []
+    for i in range(num_layers):
+        seen = allowed[i] if isinstance(allowed, tuple) else allowed
+        x, added = layers[f"layer_{i}"](x, seen, positions, cache=cache[i] if cache else None)
+        new.append(added)
+    return x, tuple(new)

@@ -16,7 +16,7 @@ from tfllm.errors import SettingError
 from tfllm.layers import segments
 from tfllm.layers.activations import activation
 from tfllm.layers.blocks import normal
-from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues
+from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, stacked
 from tfllm.models import hf_config as hf
 from tfllm.models.rows import Row, Weights, norm, part
 
@@ -127,12 +127,8 @@ def forward(
     """
     x = layers["token_embedding"](token_ids) + layers["position_embedding"](positions)
     x = layers["embedding_dropout"](x)
-    new = []
-    for i in range(config.num_layers):
-        seen = allowed[i] if isinstance(allowed, tuple) else allowed
-        x, added = layers[f"layer_{i}"](x, seen, positions, cache=cache[i] if cache else None)
-        new.append(added)
-    return layers["final_norm"](x), tuple(new)
+    x, new = stacked(layers, config.num_layers, x, positions, allowed, cache)
+    return layers["final_norm"](x), new
 
 
 def windows(config: Config) -> tuple[int | None, ...]:

@@ -14,7 +14,7 @@ import keras
 
 from tfllm.layers import segments
 from tfllm.layers.blocks import normal
-from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues
+from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, stacked
 from tfllm.models.llama_config import MODEL_TYPES, Config, from_hf, to_hf, windows
 from tfllm.models.llama_weights import WEIGHTS
 
@@ -73,12 +73,8 @@ def forward(
     `allowed`: boolean (B, S, C + S), or one per layer. `cache`: see `models.decoding`.
     """
     x = layers["token_embedding"](token_ids)
-    new = []
-    for i in range(config.num_layers):
-        seen = allowed[i] if isinstance(allowed, tuple) else allowed
-        x, added = layers[f"layer_{i}"](x, seen, positions, cache=cache[i] if cache else None)
-        new.append(added)
-    return layers["final_norm"](x), tuple(new)
+    x, new = stacked(layers, config.num_layers, x, positions, allowed, cache)
+    return layers["final_norm"](x), new
 
 
 def backbone(config: Config) -> keras.Model:
