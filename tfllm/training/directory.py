@@ -22,7 +22,10 @@ CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
 TOKENIZER = "tokenizer"  # of a run that has learned its own
 
 # Keys that may differ between the start and a resumption: they change nothing that is computed.
-FREE_KEYS = {"name", "train.log_every", "train.checkpoint_every", "export"}
+FREE_KEYS = {
+    "name", "train.log_every", "train.checkpoint_every", "train.profile", "train.samples",
+    "train.carbon_intensity", "export",
+}  # fmt: skip
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tokenizers", "safetensors")
 

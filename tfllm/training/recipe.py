@@ -128,6 +128,9 @@ class TrainSettings(Settings):
     """Of the layers' arithmetic; weights stay float32. auto: bfloat16 where the hardware has it."""
     kernels: Literal["auto", "plain", "fused", "compiled"] = "auto"
     """Elementwise parts on a CPU: Keras' own, hand-written (auto), or compiled by XLA."""
+    rematerialize: bool = False
+    """Keep only the input of every block for the backward pass and compute the block again there:
+    the same gradients with less memory, for about a third more time."""
     strategy: str = "auto"
     """one: one device; mirrored: all GPUs of this machine; auto: mirrored with two GPUs or more."""
     seed: int = Field(default=1, ge=0)
@@ -136,6 +139,14 @@ class TrainSettings(Settings):
     """Steps between states for --resume; unset: the end of every epoch."""
     log_every: Positive = 20
     """Steps between lines of metrics.jsonl."""
+    profile: tuple[Positive, Positive] | None = None
+    """The first and the last step to profile, both included; into logs/, for TensorBoard."""
+    samples: int = Field(default=4, ge=0)
+    """Validation examples that stand in logs/ with the model's answers, at every measurement; 0:
+    no text of the data is written there."""
+    carbon_intensity: float = Field(default=475.0, ge=0)
+    """Grams of CO2 equivalent per kWh of the electricity in use, for the estimate in summary.json;
+    unset: the world's mean of 2018 (IEA 2019)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """The part of a target's weight that is spread over all labels."""
     class_weights: Literal["balanced"] | dict[str, float] | tuple[float, ...] | None = None
@@ -149,6 +160,10 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"final_learning_rate ({self.final_learning_rate}) is above learning_rate "
                 f"({self.learning_rate}), which is the highest"
+            )
+        if self.profile and self.profile[0] > self.profile[1]:
+            raise ValueError(
+                f"profile: {list(self.profile)} ends before it begins; give [first, last] step"
             )
         if self.batch_size < self.accumulate:
             raise ValueError(

@@ -18,7 +18,7 @@ from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
 from tfllm.training import directory as files
-from tfllm.training import kernels, optimizers, origin, precision, state
+from tfllm.training import kernels, optimizers, origin, precision, rematerialisation, state
 from tfllm.training.callbacks import Keeper, check_best, signals
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
@@ -133,6 +133,11 @@ def _model(
     chosen = kernels.choose(settings.kernels)
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
+    if settings.rematerialize and not rematerialisation.install(model):
+        raise SettingError(
+            f"train.rematerialize: '{start.checkpoint.family}' has no blocks that can be "
+            "computed again. Set it to false."
+        )
     model.micro_batches = settings.accumulate
     model.clip_norm = settings.clip_norm
     weights = settings.class_weights
