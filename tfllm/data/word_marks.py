@@ -1,0 +1,48 @@
+"""Which tokens of a vocabulary begin a word, by the vocabulary's own marks.
+
+Source: BERT's create_pretraining_data.py (`##`), fairseq's get_whole_word_mask (a leading space).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.bytepair import BytePair
+from tfllm.tokenizers.wordpiece import PREFIX
+
+SPACE_MARK = "\u2581"  # SentencePiece's sign for a space
+BLANKS = (" ", "\t", "\n", "\r")
+
+# Han, with its extensions and compatibility forms, and kana: written without spaces.
+IDEOGRAPHS = (
+    (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF),
+)  # fmt: skip
+
+
+def word_starts(tokenizer: Tokenizer) -> np.ndarray | None:
+    """bool [vocabulary]: the token begins a word. None where the vocabulary does not mark words.
+
+    Special tokens begin words, and so does a token that begins with an ideograph, which no space
+    stands before.
+    """
+    special = tokenizer.special_ids
+    if tokenizer.kind == "wordpiece":
+        starts = [not token.startswith(PREFIX) for token in tokenizer.vocabulary]
+    elif tokenizer.kind == "sentencepiece":
+        starts = [_begins(token, (SPACE_MARK,)) for token in tokenizer.vocabulary]
+    elif isinstance(tokenizer, BytePair):
+        texts = [token.decode(errors="replace") for token in tokenizer.token_bytes()]
+        starts = [_begins(text, BLANKS) for text in texts]
+    else:
+        return None
+    return np.array(starts) | np.isin(np.arange(len(starts)), list(special))
+
+
+def _begins(token: str, marks: tuple[str, ...]) -> bool:
+    return token.startswith(marks) or is_ideograph(token[:1])
+
+
+def is_ideograph(character: str) -> bool:
+    """Whether a character belongs to a script without spaces: Han or kana."""
+    return bool(character) and any(low <= ord(character) <= high for low, high in IDEOGRAPHS)
