@@ -210,3 +210,56 @@ def test_dialogues(tmp_path):
     (example,) = read(path, format="dialogues")
     assert [m["role"] for m in example["messages"]] == ["user", "assistant", "user"]
     assert [m["content"] for m in example["messages"]] == ["Hi .", "Hello !", "Bye ."]
+
+
+class Noting(lines.Watch):
+    """Goes on after faults and keeps them."""
+
+    def __init__(self):
+        self.faults = []
+
+    def fault(self, error):
+        self.faults.append(str(error))
+
+
+LONG = b"y" * (lines.LONGEST_LINE_BYTES * 2 + 5)
+BAD_LINES = {
+    "text": ("a.txt", b"one\n\xff\ntwo\n\x00\n" + LONG + b"\nthree\n", [2, 4, 5]),
+    "jsonl": (
+        "a.jsonl",
+        b'{"text": "one"}\n{"text"\n{"text": "two"}\n[]\n{"txt": "x"}\n{"text": "three"}\n',
+        [2, 4, 5],
+    ),
+    "tsv": ("a.tsv", b"text\tlabel\none\t1\nx\ntwo\t1\n\xff\t1\nthree\t1", [3, 5]),
+    "csv": (
+        "a.csv.gz", b'text,label\none,1\nx\n"two",1\n\xff,1\n"a"b,1\nthree,1\n"open,1\nx,2\n',
+        [3, 5, 6, 8],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_watch_goes_on_after_lines_that_cannot_be_used(name, tmp_path):
+    file, content, numbers = BAD_LINES[name]
+    path, watch = write(tmp_path, file, content), Noting()
+    assert [row["text"] for row in read(path, watch=watch)] == ["one", "two", "three"]
+    assert [fault.split(": ")[0] for fault in watch.faults] == [f"{path}:{n}" for n in numbers]
+
+
+def test_the_file_under_an_archive_says_how_far_the_reading_is(tmp_path):
+    path = write(tmp_path, "a.txt.gz", "x\n" * 100_000)
+    opened = {}
+    watch = Noting()
+    watch.opened = lambda path, file: opened.update({path: file})
+    reading = read(path, watch=watch)
+    next(reading)
+    assert 0 < opened[path].tell() <= path.stat().st_size
+
+
+def test_a_field_inside_a_field(tmp_path):
+    path = write(
+        tmp_path, "a.jsonl", '{"translation": {"en": "x", "hau": "y"}}\n{"translation": 1}'
+    )
+    watch = Noting()
+    assert rows(path, columns={"text": "translation.hau"}, watch=watch) == [{"text": "y"}]
+    assert "no column 'translation.hau'" in watch.faults[0]

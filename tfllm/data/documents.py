@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfllm.data.lines import read_all, read_lines
+from tfllm.data.lines import RAISING, Watch, read_all, read_lines
 from tfllm.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,17 +19,17 @@ END_OF_UTTERANCE = "__eou__"
 ROLES = ("user", "assistant")
 
 
-def read_text(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_text(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """One text a line; blank lines are skipped."""
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, watch):
         if line.strip():
             yield number, {"text": line}
 
 
-def read_paragraphs(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_paragraphs(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """One text between blank lines, its line ends kept; the place is its first line."""
     start, lines = 0, list[str]()
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, watch):
         if line.strip():
             start = start if lines else number
             lines.append(line)
@@ -40,17 +40,17 @@ def read_paragraphs(path: str | Path, settings: Reading) -> Iterator[Row]:
         yield start, {"text": "\n".join(lines)}
 
 
-def read_document(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_document(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """The whole file as one text, as it is."""
     yield 1, {"text": read_all(path)}
 
 
-def read_dialogues(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_dialogues(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """A conversation a line, `__eou__` after each utterance (Li et al. 2017, DailyDialog).
 
     The first speaker is the user, the second the assistant. What follows a tab is left out.
     """
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, watch):
         said = [part.strip() for part in line.split("\t")[0].split(END_OF_UTTERANCE)]
         said = [text for text in said if text]
         if said:
@@ -65,24 +65,23 @@ def read_dialogues(path: str | Path, settings: Reading) -> Iterator[Row]:
             )
 
 
-def read_jsonl(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_jsonl(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """One JSON object a line; blank lines are skipped."""
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, watch):
         if not line.strip():
             continue
-        row = _parse(line, f"{path}:{number}")
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}:{number}: expected an object {{...}}, found {type(row).__name__}. "
-                "Write one JSON object on each line."
-            )
+        try:
+            row = _object(line, f"{path}:{number}")
+        except DataError as error:
+            watch.fault(error)
+            continue
         if isinstance(row.get("answers"), dict) and "answer_start" in row["answers"]:
             starts = row["answers"]["answer_start"]
             row["answers"] = {"text": row["answers"].get("text", []), "start": starts}
         yield number, row
 
 
-def read_squad(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_squad(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): data > paragraphs > qas > answers.
 
     The place of an example is its question's id.
@@ -100,7 +99,7 @@ def read_squad(path: str | Path, settings: Reading) -> Iterator[Row]:
         ) from None
 
 
-def read_conll(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_conll(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """One word and its columns a line, a blank line after each sentence.
 
     `data.columns` gives the indices of words and tags; the first and the last where unset. The
@@ -109,7 +108,7 @@ def read_conll(path: str | Path, settings: Reading) -> Iterator[Row]:
     columns = {"words": 0, "tags": -1, **settings.columns}
     start, width = 0, 0
     sentence: list[list[str]] = []
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, watch):
         fields = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or fields[0] == "-DOCSTART-":
             if sentence:
@@ -155,6 +154,16 @@ def _squad_example(question: dict, context: str) -> Row:
             "start": [answer["answer_start"] for answer in answers],
         },
     }
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    row = _parse(line, where)
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{where}: expected an object {{...}}, found {type(row).__name__}. "
+            "Write one JSON object on each line."
+        )
+    return row
 
 
 def _parse(text: str, where: str) -> Any:

@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from tfllm.errors import DataError
 
@@ -23,6 +23,23 @@ LONGEST_LINE_BYTES = 8 * 2**20
 STANDARD_INPUT = "-"
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+class Watch:
+    """What readers tell while they read. This one raises the first fault of a file's content.
+
+    A reader whose watch returns from `fault` goes on after the line that cannot be used.
+    """
+
+    def opened(self, path: str | Path, file: BinaryIO) -> None:
+        """A file as it lies on the disk: its `tell()` says how far the reading is."""
+
+    def fault(self, error: DataError) -> None:
+        """Something in a file cannot be used; the message begins with the file and the line."""
+        raise error
+
+
+RAISING = Watch()
 
 
 def resolve(path: str | Path) -> Path:
@@ -40,7 +57,7 @@ def resolve(path: str | Path) -> Path:
     return Path(_VARIABLE.sub(value, str(path))).expanduser()
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path, watch: Watch = RAISING) -> BinaryIO:
     """The bytes of a file; a name ending in `.gz` is decompressed on the way, "-" is stdin."""
     if str(path) == STANDARD_INPUT:
         return sys.stdin.buffer
@@ -53,24 +70,38 @@ def open_file(path: str | Path) -> BinaryIO:
         if found.stat().st_size == 0:
             raise DataError(f"{found}: the file is empty. Give a file with at least one example.")
         if found.suffix == ".gz":
-            return gzip.open(found, "rb")  # type: ignore[return-value]
-        return found.open("rb")
+            archive = gzip.open(found, "rb")
+            watch.opened(path, cast(BinaryIO, archive.fileobj))
+            return archive  # type: ignore[return-value]
+        file = found.open("rb")
+        watch.opened(path, file)
+        return file
     except PermissionError:
         raise DataError(f"'{found}' cannot be read. Check its permissions.") from None
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | Path, watch: Watch = RAISING) -> Iterator[tuple[int, str]]:
     """(number from 1, text without its line end) of every line, blank ones included.
 
-    Lines end at \\n, \\r\\n or the end of the file; a leading byte order mark is dropped.
+    Lines end at \\n, \\r\\n or the end of the file; a leading byte order mark is dropped. A line
+    that is too long or no UTF-8 is a fault.
     """
     number = 0
-    with open_file(path) as file:
-        while raw := _next_line(file, path, number + 1):
+    with open_file(path, watch) as file:
+        while raw := _next_line(file, path):
             number += 1
             if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
                 raw = raw[3:]
-            yield number, decode(raw, path, number).removesuffix("\n").removesuffix("\r")
+            try:
+                line = _line(raw, path, number)
+            except DataError as error:
+                fault = error
+            else:
+                yield number, line
+                continue
+            watch.fault(fault)
+            while len(raw) > LONGEST_LINE_BYTES and not raw.endswith(b"\n"):
+                raw = _next_line(file, path)  # what is left of the line
     if number == 0:
         raise DataError(f"{path}: the file is empty. Give a file with at least one example.")
 
@@ -101,18 +132,22 @@ def decode(raw: bytes, path: str | Path, number: int) -> str:
         ) from None
 
 
-def _next_line(file: BinaryIO, path: str | Path, number: int) -> bytes:
-    """One line with its end, or nothing at the end of the file."""
-    try:
-        raw = file.readline(LONGEST_LINE_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _broken_archive(path, error) from None
+def _line(raw: bytes, path: str | Path, number: int) -> str:
+    """The text of a line, without its end."""
     if len(raw) > LONGEST_LINE_BYTES:
         raise DataError(
             f"{path}:{number}: the line is longer than {LONGEST_LINE_BYTES // 2**20} MiB. "
             "Put one example on each line; split long texts."
         )
-    return raw
+    return decode(raw, path, number).removesuffix("\n").removesuffix("\r")
+
+
+def _next_line(file: BinaryIO, path: str | Path) -> bytes:
+    """One line with its end, or the first part of one too long; nothing at the end of the file."""
+    try:
+        return file.readline(LONGEST_LINE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _broken_archive(path, error) from None
 
 
 def _broken_archive(path: str | Path, error: Exception) -> DataError:

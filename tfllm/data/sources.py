@@ -14,12 +14,15 @@ from pydantic import Field
 
 from tfllm.config import Settings
 from tfllm.data import documents, tables
+from tfllm.data.lines import RAISING, Watch
 from tfllm.errors import DataError, SettingError, did_you_mean
 
 FIELDS = (
     "text", "text_pair", "label", "words", "tags", "question", "context", "answers", "id",
     "messages", "prompt",
 )  # fmt: skip
+
+MISSING = object()  # a column that a row does not have; None is a value
 
 # Each reader yields (place, raw columns), by column name or, without a header, by index.
 FORMATS = {
@@ -65,12 +68,14 @@ class Reading(Settings):
     """What separates several labels in one field (multi-label classification)."""
 
 
-def read(path: str | Path, settings: Reading | None = None, **options: Any) -> Iterator[dict]:
+def read(
+    path: str | Path, settings: Reading | None = None, watch: Watch = RAISING, **options: Any
+) -> Iterator[dict]:
     """The examples of one file, as dicts of canonical fields plus `_where`.
 
     `options` are the fields of Reading, instead of `settings`. `path` may hold `${NAME}`, replaced
     from the environment. Raises DataError naming file, line and next step; SettingError for
-    impossible settings.
+    impossible settings. With a `watch` that does not raise, lines that cannot be used are left out.
     """
     settings = settings or Reading(**options)
     for field in settings.columns:
@@ -80,11 +85,15 @@ def read(path: str | Path, settings: Reading | None = None, **options: Any) -> I
         raise SettingError("data.header is true or false.")
     format = settings.format or format_of(path)
     count = 0
-    for place, row in FORMATS[format](path, settings):
+    for place, row in FORMATS[format](path, settings, watch):
         count += 1
         where = f"{path}:{place}"
-        example = _named(row, settings.columns, where)
-        _name_labels(example, settings, where)
+        try:
+            example = _named(row, settings.columns, where)
+            _name_labels(example, settings, where)
+        except DataError as error:
+            watch.fault(error)
+            continue
         example["_where"] = where
         yield example
     if count == 0:
@@ -114,14 +123,23 @@ def _named(row: Mapping[Any, Any], columns: Mapping[str, str | int], where: str)
         return example
     example = {}
     for field, column in columns.items():
-        if column not in row:
+        found = _column(row, column)
+        if found is MISSING:
             raise DataError(
                 f"{where}: no column '{column}' for data.columns.{field}. "
                 f"{did_you_mean(str(column), [str(key) for key in row])} "
                 f"The line has: {', '.join(str(key) for key in row)}."
             )
-        example[field] = row[column]
+        example[field] = found
     return example
+
+
+def _column(row: Mapping[Any, Any], column: str | int) -> Any:
+    """A column's value; `outer.inner` is a field inside a field. MISSING where there is none."""
+    if column in row or not isinstance(column, str):
+        return row.get(column, MISSING)
+    outer, dot, inner = column.partition(".")
+    return _column(row[outer], inner) if dot and isinstance(row.get(outer), Mapping) else MISSING
 
 
 def _name_labels(example: dict[str, Any], settings: Reading, where: str) -> None:

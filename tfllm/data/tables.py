@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfllm.data.lines import LONGEST_LINE_BYTES, open_file, read_lines, resolve
+from tfllm.data.lines import LONGEST_LINE_BYTES, RAISING, Watch, open_file, read_lines
 from tfllm.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
@@ -15,28 +15,31 @@ if TYPE_CHECKING:
 
 Row = tuple[Any, dict[Any, Any]]
 
+PARQUET_ROWS = 1024  # read at once
 
-def read_tsv(path: str | Path, settings: Reading) -> Iterator[Row]:
+
+def read_tsv(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """Columns between tabs; quote characters are text unless `data.quoting` is true."""
-    return _read_table(path, settings, "\t", bool(settings.quoting))
+    return _read_table(path, settings, "\t", bool(settings.quoting), watch)
 
 
-def read_csv(path: str | Path, settings: Reading) -> Iterator[Row]:
+def read_csv(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """Columns between commas, in double quotes where needed (RFC 4180)."""
-    return _read_table(path, settings, ",", settings.quoting is not False)
+    return _read_table(path, settings, ",", settings.quoting is not False, watch)
 
 
-def read_parquet(path: str | Path, settings: Reading) -> Iterator[Row]:
-    """Rows of a Parquet file, group by group; the place is "row N"."""
+def read_parquet(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+    """Rows of a Parquet file, of needed columns, some at a time; the place is "row N"."""
     try:
         import pyarrow.parquet as parquet
     except ImportError:
         raise MissingExtra("pyarrow", "parquet") from None
-    open_file(path).close()  # the errors of missing and empty files
+    wanted = {str(column) for column in settings.columns.values()}
+    number = 0
     try:
-        file = parquet.ParquetFile(resolve(path))
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
+        file = parquet.ParquetFile(open_file(path, watch))
+        columns = sorted(wanted) if wanted and wanted <= set(file.schema_arrow.names) else None
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
@@ -46,20 +49,22 @@ def read_parquet(path: str | Path, settings: Reading) -> Iterator[Row]:
 
 
 def _read_table(
-    path: str | Path, settings: Reading, delimiter: str, quoting: bool
+    path: str | Path, settings: Reading, delimiter: str, quoting: bool, watch: Watch
 ) -> Iterator[Row]:
     split = _quoted_rows if quoting else _plain_rows
     names: list[Any] | None = None
-    for number, fields in split(path, delimiter):
+    for number, fields in split(path, delimiter, watch):
         if not settings.header:
             yield number, dict(enumerate(fields))
         elif names is None:
             names = _header(fields, path, number, delimiter, settings)
         elif len(fields) != len(names):
-            raise DataError(
-                f"{path}:{number}: {_fields(len(fields))}, but the header names {len(names)}. "
-                "Correct the line"
-                + ("." if quoting else ", or set data.quoting: true if fields are quoted.")
+            watch.fault(
+                DataError(
+                    f"{path}:{number}: {_fields(len(fields))}, but the header names {len(names)}. "
+                    "Correct the line"
+                    + ("." if quoting else ", or set data.quoting: true if fields are quoted.")
+                )
             )
         else:
             yield number, dict(zip(names, fields, strict=True))
@@ -83,30 +88,39 @@ def _header(
     return names
 
 
-def _plain_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in read_lines(path):
+def _plain_rows(path: str | Path, delimiter: str, watch: Watch) -> Iterator[tuple[int, list[str]]]:
+    for number, line in read_lines(path, watch):
         if line.strip():
             yield number, line.split(delimiter)
 
 
-def _quoted_rows(path: str | Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _quoted_rows(path: str | Path, delimiter: str, watch: Watch) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(LONGEST_LINE_BYTES)
-    lines = (line + "\n" for _, line in read_lines(path))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    number = 1
+    numbers: list[int] = []  # of the lines that the row takes
+
+    def lines() -> Iterator[str]:
+        for number, line in read_lines(path, watch):
+            numbers.append(number)
+            yield line + "\n"
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     while True:
+        numbers.clear()
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(
-                f"{path}:{number}: not a row of a quoted table ({error}). Close the quotes, double "
-                "those inside a field, or set data.quoting: false."
-            ) from None
-        if fields:
-            yield number, fields
-        number = reader.line_num + 1
+            through = f", through line {numbers[-1]}" if len(numbers) > 1 else ""
+            fault = DataError(
+                f"{path}:{numbers[0]}: not a row of a quoted table ({error}{through}). Close the "
+                "quotes, double those inside a field, or set data.quoting: false."
+            )
+        else:
+            if fields:
+                yield numbers[0], fields
+            continue
+        watch.fault(fault)
 
 
 def _fields(count: int) -> str:
