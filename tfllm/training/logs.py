@@ -28,6 +28,13 @@ class Log:
             for name, value in values.items():
                 tf.summary.scalar(name.replace("validation_", "validation/"), value, step=step)
 
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """A text for TensorBoard alone."""
+        import tensorflow as tf
+
+        with self._writer.as_default():
+            tf.summary.text(name, markdown, step=step)
+
     def close(self) -> None:
         self._writer.close()
 

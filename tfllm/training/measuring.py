@@ -14,6 +14,9 @@ from tfllm.tasks.base import Task
 # From (task, answers, examples) to named measures; nested ones and texts are left out.
 Measure = Callable[[Task, list[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
 
+# Tasks whose outputs are too many to keep: scores of a whole vocabulary for every token.
+WHOLE_VOCABULARY = ("masked_lm", "pretraining", "causal_lm")
+
 # Measures of which less is better end in one of these.
 LESS_IS_BETTER = ("loss", "error", "perplexity")
 
@@ -35,8 +38,7 @@ class Validation:
         seed: int = 0,
     ):
         self.task, self.examples = task, examples
-        # Scores of a whole vocabulary for every token are too many to keep.
-        self.measure = None if task.kind in ("masked_lm", "causal_lm") else measure
+        self.measure = None if task.kind in WHOLE_VOCABULARY else measure
         self.tokenizer = tokenizer
         self.features = task.for_epoch(task.features(examples, tokenizer), seed, 0)
         group = self.features.group
@@ -54,7 +56,7 @@ class Validation:
         loss, metrics = task.loss(), task.metrics()
         outputs: list[Any] = [None] * len(features)
         losses, weights = [], []
-        step = self._predict(model)
+        step = self.predict(model)
         for batch in self.batches:
             arrays, targets = features.batch(batch.rows, batch.length)
             got = step({name: arrays[name] for name in input_names(model)})
@@ -81,11 +83,12 @@ class Validation:
         few = self.examples[:8]
         features = self.task.for_epoch(self.task.features(few, self.tokenizer))
         inputs, _ = features.batch(range(len(features)))
-        outputs = self._predict(model)({name: inputs[name] for name in input_names(model)})
+        outputs = self.predict(model)({name: inputs[name] for name in input_names(model)})
         measured = self.measure(self.task, self.task.answers(list(outputs.numpy()), features), few)
         return names + [name for name, value in measured.items() if value is None or number(value)]
 
-    def _predict(self, model: Any) -> Any:
+    def predict(self, model: Any) -> Any:
+        """A compiled function from inputs {name: [B, T]} to outputs."""
         if self._step is None:
             signature = {name: tf.TensorSpec((None, None), tf.int32) for name in input_names(model)}
             self._step = tf.function(

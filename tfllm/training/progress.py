@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 
@@ -11,6 +12,7 @@ class Bar:
 
     def __init__(self, total: int, done: int = 0, shown: bool = True):
         self.total, self.done, self.shown = total, done, shown
+        self._first, self._started = done, time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
@@ -49,7 +51,19 @@ class Bar:
         if self._bar:
             self._bar.update(self._task, description=text)
         else:
-            self.say(f"step {self.done}/{self.total}  {text}")
+            self.say(f"step {self.done}/{self.total}  {text}{self._left()}")
+
+    def _left(self) -> str:
+        """The time left at the mean speed so far, as "  1:02 left"."""
+        steps = self.done - self._first
+        if not steps or self.done >= self.total:
+            return ""
+        seconds = (time.monotonic() - self._started) / steps * (self.total - self.done)
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return (
+            f"  {hours}:{minutes:02d}:{rest:02d} left" if hours else f"  {minutes}:{rest:02d} left"
+        )
 
     def say(self, text: str) -> None:
         """A line of its own."""

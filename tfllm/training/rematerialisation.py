@@ -23,7 +23,7 @@ BLOCKS = (EncoderBlock, CausalBlock)
 
 def install(model: Any) -> int:
     """Makes every block of a built model one that is computed again; returns how many."""
-    blocks = [layer for layer in model._flatten_layers() if isinstance(layer, BLOCKS)]
+    blocks: list[Any] = [x for x in model._flatten_layers() if isinstance(x, BLOCKS)]
     for block in blocks:
         block.call = functools.partial(_call, block)
     return len(blocks)
@@ -96,13 +96,16 @@ def recomputed(compute: Callable[..., list[Any]], tensors: Sequence[Any]) -> lis
 @contextlib.contextmanager
 def _fixed(generators: Sequence[Any], seeds: Sequence[Any]) -> Iterator[None]:
     """Every generator gives its one seed in the block."""
+    before = [vars(generator).get("next") for generator in generators]
     for generator, seed in zip(generators, seeds, strict=True):
         generator.next = functools.partial(_same, seed)
     try:
         yield
     finally:
-        for generator in generators:
+        for generator, own in zip(generators, before, strict=True):
             del generator.next
+            if own is not None:  # one that tells the devices apart
+                generator.next = own
 
 
 def _same(seed: Any, ordered: bool = True) -> Any:

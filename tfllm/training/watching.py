@@ -1,0 +1,104 @@
+"""What is told of a run beside its losses: use of the machine, waiting, memory, energy, samples."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfllm.data.batching import Batch
+from tfllm.training.energy import Meter
+from tfllm.training.logs import Log
+from tfllm.training.measuring import Validation
+from tfllm.training.samples import markdown, samples
+from tfllm.training.utilisation import matrix_rate, work
+
+GIGABYTE = 1e9
+
+
+class Watch:
+    """Counts over the steps since the last log line, and over the run."""
+
+    def __init__(
+        self,
+        model: Any,
+        precision: str,
+        replicas: int = 1,
+        target_share: float = 1.0,
+        grams_per_kilowatt_hour: float = 0.0,
+    ):
+        """`target_share`: the part of the tokens that a model with the input `positions` scores."""
+        self.work = work(model, target_share)
+        self.rate = matrix_rate(precision, bool(_gpus())) * (replicas if _gpus() else 1)
+        self._meter = Meter(grams_per_kilowatt_hour).start()
+        self._flops = self._waited = 0.0
+        self._whole_flops = self._whole_waited = self._whole_seconds = 0.0
+
+    def add(self, batch: Batch) -> None:
+        """One step's batch."""
+        if self.work is not None:
+            self._flops += self.work.of(batch.tokens, len(batch.rows))
+
+    def waited(self, seconds: float) -> None:
+        """The step waited this long for its batch."""
+        self._waited += seconds
+
+    def values(self, seconds: float) -> dict[str, float]:
+        """Of the `seconds` since the last call: mfu, input_wait (0 to 1), memory_gigabytes."""
+        values = {"input_wait": self._waited / seconds, "memory_gigabytes": memory() / GIGABYTE}
+        if self.work is not None:
+            values = {"mfu": self._flops / seconds / self.rate, **values}
+        self._whole_flops += self._flops
+        self._whole_waited += self._waited
+        self._whole_seconds += seconds
+        self._flops = self._waited = 0.0
+        return values
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json; ends the measurement of energy."""
+        seconds = max(self._whole_seconds, 1e-9)
+        return {
+            "mfu": self._whole_flops / seconds / self.rate if self.work is not None else None,
+            "matrix_gigaflops_per_second": self.rate / 1e9,
+            "input_wait": self._whole_waited / seconds,
+            "peak_memory_gigabytes": peak_memory() / GIGABYTE,
+            "energy": self._meter.stop(),
+        }
+
+
+def write_samples(log: Log, step: int, validation: Validation, model: Any, count: int) -> None:
+    """The model's answers to the first `count` validation examples, into the log's TensorBoard."""
+    if count:
+        log.text(step, "samples", markdown(samples(validation, model, count)))
+
+
+def memory() -> int:
+    """Bytes in use: of the GPUs where there are some, else resident in this process."""
+    if gpus := _gpus():
+        return sum(_gpu_memory(gpu, "current") for gpu in gpus)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_memory()
+    return pages * resource.getpagesize()
+
+
+def peak_memory() -> int:
+    """The most that was in use so far, in bytes."""
+    if gpus := _gpus():
+        return sum(_gpu_memory(gpu, "peak") for gpu in gpus)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _gpus() -> list[Any]:
+    import tensorflow as tf
+
+    return tf.config.list_logical_devices("GPU")
+
+
+def _gpu_memory(gpu: Any, which: str) -> int:
+    import tensorflow as tf
+
+    return int(tf.config.experimental.get_memory_info(gpu.name.split("device:")[-1])[which])
