@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.models import FAMILIES
+from tfllm.models import FAMILIES, is_encoder_decoder
 
 if TYPE_CHECKING:
     import keras
@@ -79,7 +79,13 @@ def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.
             f"task.max_length is {task.max_length}, and the model has positions for "
             f"{config.max_sequence_length} tokens. Lower it to that."
         )
-    if hasattr(FAMILIES[family], "forward") and task.kind not in DECODER_TASKS:
+    if is_encoder_decoder(family) != (task.kind == "seq2seq"):
+        able = [name for name in FAMILIES if is_encoder_decoder(name)]
+        raise SettingError(
+            f"task.kind is {task.kind}, and the family is {family}. Families that read a source "
+            f"and write a target ({', '.join(able)}) go with task.kind: seq2seq, and no others do."
+        )
+    if hasattr(FAMILIES[family], "windows") and task.kind not in DECODER_TASKS:
         raise SettingError(
             f"task.kind is {task.kind}, and the decoders of the family {family} have heads for "
             f"{' and '.join(DECODER_TASKS)} only. Use one of these, or the family bert."

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfllm.checkpoints import architectures, finding, llama2c, names, sources, store
 from tfllm.checkpoints.files import read_json, tensor_shapes
-from tfllm.models import FAMILIES
+from tfllm.models import FAMILIES, weights_of
 from tfllm.models.rows import Row
 from tfllm.tokenizers import files as tokenizer_files
 
@@ -67,9 +67,9 @@ def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     """Parameters are counted once: tied tensors and counters are left out."""
     source = directory / "config.json"
     hf_config = read_json(source)
-    family, model_type = sources.model_type_of(hf_config, str(source))
-    table = FAMILIES[family].WEIGHTS[model_type]
+    family, _ = sources.model_type_of(hf_config, str(source))
     config = FAMILIES[family].from_hf(hf_config)
+    table = weights_of(family, config)
     shapes = sources.shapes_of(directory)
     canonical = names.canonical(shapes, table)
     kind = architectures.kind_of(hf_config, table, str(source))

@@ -15,7 +15,7 @@ from tfllm.checkpoints.base import Checkpoint, Origin, new_model
 from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
 from tfllm.checkpoints.sources import TENSORS, model_type_of, tensor_files
 from tfllm.errors import CheckpointError
-from tfllm.models import FAMILIES
+from tfllm.models import FAMILIES, weights_of
 from tfllm.models.rows import Weights
 from tfllm.tasks import Task
 from tfllm.tasks.embedding import Embedding
@@ -31,9 +31,9 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
 
     hf_config = read_json(directory / "config.json")
     source = str(directory / "config.json")
-    family, model_type = model_type_of(hf_config, source)
-    table = FAMILIES[family].WEIGHTS[model_type]
+    family, _ = model_type_of(hf_config, source)
     config = FAMILIES[family].from_hf(hf_config)
+    table = weights_of(family, config)
     raw = _all_tensors(directory, table)
     own = _own_task(hf_config, table, raw, directory, config, needed=task is None)
     tokenizer = tokenizer_files.load(directory)
@@ -163,7 +163,7 @@ def fill_from_carried(
     kind: str,
 ) -> set[str]:
     """Fills a new head from carried tensors (a pooler). Returns the paths that were filled."""
-    table = FAMILIES[family].WEIGHTS[getattr(config, "variant", family)]
+    table = weights_of(family, config)
     canonical = names.canonical(carried, table)
     tensors = {canonical[name]: tensor for name, tensor in carried.items()}
     rows = weights.rows_of(variables, table.heads.get(kind, {}))
@@ -268,7 +268,7 @@ def write(checkpoint: Checkpoint, directory: str | Path) -> Path:
 def _write(checkpoint: Checkpoint, directory: Path) -> None:
     module = FAMILIES[checkpoint.family]
     shape = module.to_hf(checkpoint.config)
-    table = module.WEIGHTS[shape["model_type"]]
+    table = weights_of(checkpoint.family, checkpoint.config)
     kind = checkpoint.task.kind
     if kind == "classification" and getattr(checkpoint.task, "pooling", "first") == "mean":
         raise CheckpointError(

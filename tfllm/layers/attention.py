@@ -1,4 +1,7 @@
-"""Keras' multi-head attention with one thing more: the number that masks a position is settable."""
+"""Keras' multi-head attention with one thing more: the number that masks a position is settable.
+
+And what attention that goes on from cached keys and values has in the middle.
+"""
 
 from __future__ import annotations
 
@@ -61,3 +64,39 @@ def set_mask_constant(model: keras.Model, constant: float) -> None:
     model.predict_function = None
     model.test_function = None
     model.train_function = None
+
+
+def mix(
+    query: Any,
+    keys: Any,
+    values: Any,
+    allowed: Any,
+    dropped: keras.layers.Dropout,
+    scaled: bool = True,
+    position_bias: Any = None,
+    training: bool | None = None,
+) -> tuple[Any, Any]:
+    """Values by attention: queries (B, H, S, d), keys and values (B, N, K, d) to (B, S, H, d), and
+    the weights (B, H, S, K) in the values' precision.
+
+    Queries that share a key's head stand in one matrix; all tensors have four axes, which every
+    phone's runtime has kernels for.
+    """
+    batch, heads, length, width = ops.shape(query)
+    groups, seen = ops.shape(keys)[1:3]
+    rows = length * (heads // groups)
+    if scaled:
+        query = ops.multiply(query, ops.cast(width**-0.5, query.dtype))
+    query = ops.reshape(query, (batch, groups, rows, width))
+    scores = ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2)))
+    scores = ops.cast(ops.reshape(scores, (batch, heads, length, seen)), "float32")
+    if position_bias is not None:
+        scores = ops.add(scores, ops.cast(position_bias, "float32"))
+    bias = ops.multiply(ops.cast(ops.logical_not(allowed), "float32"), EXACT_MASK)
+    scores = ops.add(scores, ops.expand_dims(bias, 1))
+    # Keras warns of a softmax over one number, which is always 1.
+    one = isinstance(seen, int) and seen == 1
+    weights = ops.ones_like(scores) if one else ops.softmax(scores, axis=-1)
+    weights = dropped(ops.cast(weights, values.dtype), training=training)
+    mixed = ops.matmul(ops.reshape(weights, (batch, groups, rows, seen)), values)
+    return ops.transpose(ops.reshape(mixed, (batch, heads, length, width)), (0, 2, 1, 3)), weights

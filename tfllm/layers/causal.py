@@ -1,5 +1,6 @@
 """What decoders stack: attention that can go on from cached keys and values, and its block.
 
+The encoder of an encoder-decoder is a stack of the same blocks, where every token sees every other.
 No layer writes a cache. Attention reads the keys and values of earlier tokens, attends to [cached |
 new], and returns the new ones alone; whoever runs the loop stores them as its runtime does best.
 Both layers always return two results, because a layer that two functional graphs share must.
@@ -15,8 +16,8 @@ from keras import ops
 
 from tfllm.layers import rotary
 from tfllm.layers.activations import activation as activation_named
-from tfllm.layers.attention import EXACT_MASK
-from tfllm.layers.blocks import normal
+from tfllm.layers.attention import mix
+from tfllm.layers.projections import Spread, dense, norm_named
 
 KeysAndValues = tuple[Any, Any]
 """Each (B, num_key_value_heads, length, head_dim); keys are rotated already."""
@@ -29,7 +30,8 @@ class CausalAttention(keras.layers.Layer):
     """Self-attention of a decoder, with grouped heads (Ainslie et al. 2023) and rotary positions.
 
     `rope_theta` 0 is without rotary positions. `residual_range` is the initial deviation of the
-    output's kernel. Softmax is float32 in every precision.
+    output's kernel. Without `scaled`, scores are not divided by the root of `head_dim`; queries
+    start that much smaller instead (T5, Raffel et al. 2020). Softmax is float32 in every precision.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class CausalAttention(keras.layers.Layer):
         rope_theta: float = 0.0,
         rope_scaling: Mapping[str, Any] | None = None,
         max_sequence_length: int = 0,
-        initializer_range: float = 0.02,
-        residual_range: float = 0.02,
+        initializer_range: Spread = 0.02,
+        residual_range: Spread = 0.02,
+        scaled: bool = True,
         **options: Any,
     ):
         """`norm_epsilon` above 0 normalises queries and keys (Henry et al. 2020; Qwen3)."""
@@ -62,6 +65,7 @@ class CausalAttention(keras.layers.Layer):
         self.max_sequence_length = max_sequence_length
         self.initializer_range = initializer_range
         self.residual_range = residual_range
+        self.scaled = scaled
         self.rotation = (
             rotary.frequencies(head_dim, rope_theta, rope_scaling, max_sequence_length)
             if rope_theta
@@ -73,7 +77,8 @@ class CausalAttention(keras.layers.Layer):
         spread, policy = self.initializer_range, self.dtype_policy
         projections = {"query": heads, "key": groups, "value": groups}
         for name, count in projections.items():
-            layer = dense(name, count * self.head_dim, self.qkv_bias, spread, policy)
+            gain = 1.0 if self.scaled or name != "query" else 1.0 / self.head_dim
+            layer = dense(name, count * self.head_dim, self.qkv_bias, spread, policy, gain=gain)
             layer.build(x_shape)
             setattr(self, name, layer)
         width = x_shape[-1]
@@ -97,12 +102,14 @@ class CausalAttention(keras.layers.Layer):
         allowed: Any,
         positions: Any,
         cache: Cache | None = None,
+        position_bias: Any = None,
         training: bool | None = None,
     ) -> tuple[Any, KeysAndValues]:
         """(B, S, D) to (B, S, D) and the new keys and values, each (B, N, S, head_dim).
 
         `allowed`: boolean (B, S, C + S), C cached tokens first; `positions`: int32 (B, S). With a
-        function as `cache`, `allowed` is (B, S, K) for the K keys that it returns.
+        function as `cache`, `allowed` is (B, S, K) for the K keys that it returns. `position_bias`
+        (B or 1, H, S, C + S) is added to the scores.
         """
         query = self._heads(self.query(x), self.num_heads)
         key = self._heads(self.key(x), self.num_key_value_heads)
@@ -119,7 +126,9 @@ class CausalAttention(keras.layers.Layer):
         elif cache is not None:
             keys = ops.concatenate([ops.cast(cache[0], key.dtype), key], axis=2)
             values = ops.concatenate([ops.cast(cache[1], value.dtype), value], axis=2)
-        mixed = self._mixed(query, keys, values, allowed, training)
+        mixed, _ = mix(
+            query, keys, values, allowed, self.dropped, self.scaled, position_bias, training
+        )
         batch, length = ops.shape(x)[:2]
         mixed = ops.reshape(mixed, (batch, length, self.num_heads * self.head_dim))
         return self.attention_output(mixed), (key, value)
@@ -129,32 +138,14 @@ class CausalAttention(keras.layers.Layer):
         batch, length = ops.shape(x)[:2]
         return ops.reshape(x, (batch, length, count, self.head_dim))
 
-    def _mixed(
-        self, query: Any, keys: Any, values: Any, allowed: Any, training: bool | None
-    ) -> Any:
-        """Values by attention: queries (B, H, S, d), keys and values (B, N, K, d) to (B, S, H, d).
-
-        Queries that share a key's head stand in one matrix; all tensors have four axes, which
-        every phone's runtime has kernels for.
-        """
-        batch, heads, length, width = ops.shape(query)
-        groups, seen = ops.shape(keys)[1:3]
-        rows = length * (heads // groups)
-        query = ops.multiply(query, ops.cast(self.head_dim**-0.5, query.dtype))
-        query = ops.reshape(query, (batch, groups, rows, width))
-        scores = ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2)))
-        scores = ops.cast(ops.reshape(scores, (batch, heads, length, seen)), "float32")
-        bias = ops.multiply(ops.cast(ops.logical_not(allowed), "float32"), EXACT_MASK)
-        scores = ops.add(scores, ops.expand_dims(bias, 1))
-        # Keras warns of a softmax over one number, which is always 1.
-        one = isinstance(seen, int) and seen == 1
-        weights = ops.ones_like(scores) if one else ops.softmax(scores, axis=-1)
-        weights = self.dropped(ops.cast(weights, values.dtype), training=training)
-        mixed = ops.matmul(ops.reshape(weights, (batch, groups, rows, seen)), values)
-        return ops.transpose(ops.reshape(mixed, (batch, heads, length, width)), (0, 2, 1, 3))
-
     def compute_output_spec(
-        self, x: Any, allowed: Any, positions: Any, cache: Any = None, training: Any = None
+        self,
+        x: Any,
+        allowed: Any,
+        positions: Any,
+        cache: Any = None,
+        position_bias: Any = None,
+        training: Any = None,
     ) -> tuple[Any, KeysAndValues]:
         batch, length = x.shape[:2]
         shape = (batch, self.num_key_value_heads, length, self.head_dim)
@@ -171,13 +162,14 @@ class CausalAttention(keras.layers.Layer):
 ATTENTION = (
     "num_heads", "num_key_value_heads", "head_dim", "dropout", "qkv_bias", "output_bias",
     "norm_epsilon", "rope_theta", "rope_scaling", "max_sequence_length", "initializer_range",
-    "residual_range",
+    "residual_range", "scaled",
 )  # fmt: skip
 
 
 class CausalBlock(keras.layers.Layer):
-    """Pre-norm decoder block: attention, then a feed-forward part, each added to its input.
+    """Decoder block: attention, then a feed-forward part, each added to its input.
 
+    `pre_norm` normalises what goes into each part, its absence what comes out with the input added.
     `norm` is "layer" (GPT-2, Radford et al. 2019) or "rms" (Llama, Touvron et al. 2023); `gated`
     multiplies the activated half by a linear one (GLU, Shazeer 2020). `attention` holds the
     arguments of CausalAttention.
@@ -193,8 +185,11 @@ class CausalBlock(keras.layers.Layer):
         gated: bool = False,
         bias: bool = False,
         dropout: float = 0.0,
+        pre_norm: bool = True,
+        inner_dropout: float = 0.0,
         **options: Any,
     ):
+        """`inner_dropout` falls on the feed-forward part's inside, `dropout` on what is added."""
         super().__init__(**options)
         self.attention_options = dict(attention)
         self.intermediate_dim = intermediate_dim
@@ -204,6 +199,8 @@ class CausalBlock(keras.layers.Layer):
         self.gated = gated
         self.bias = bias
         self.dropout = dropout
+        self.pre_norm = pre_norm
+        self.inner_dropout = inner_dropout
 
     def build(self, x_shape: tuple[int | None, ...], *_: Any, **__: Any) -> None:
         policy = self.dtype_policy
@@ -227,9 +224,14 @@ class CausalBlock(keras.layers.Layer):
         assert width is not None
         self.down = dense("down", width, self.bias, residual, policy)
         self.down.build((*x_shape[:-1], self.intermediate_dim))
-        self.attention_dropped, self.feedforward_dropped = (
-            keras.layers.Dropout(self.dropout, dtype=policy, name=name)
-            for name in ("attention_dropout", "feedforward_dropout")
+        rates = {
+            "attention": self.dropout,
+            "inner": self.inner_dropout,
+            "feedforward": self.dropout,
+        }
+        self.attention_dropped, self.inner_dropped, self.feedforward_dropped = (
+            keras.layers.Dropout(rate, dtype=policy, name=f"{name}_dropout")
+            for name, rate in rates.items()
         )
 
     def call(
@@ -238,20 +240,50 @@ class CausalBlock(keras.layers.Layer):
         allowed: Any,
         positions: Any,
         cache: Cache | None = None,
+        position_bias: Any = None,
         training: bool | None = None,
     ) -> tuple[Any, KeysAndValues]:
         """As CausalAttention: (B, S, D) to (B, S, D) and the new keys and values."""
-        attended, new = self.attention(
-            self.attention_norm(x), allowed, positions, cache=cache, training=training
+        x, new = self.attended(x, allowed, positions, cache, position_bias, training)
+        return self.fed(x, training), new
+
+    def attended(
+        self,
+        x: Any,
+        allowed: Any,
+        positions: Any,
+        cache: Cache | None,
+        position_bias: Any,
+        training: bool | None,
+    ) -> tuple[Any, KeysAndValues]:
+        """The first part of the block."""
+        inner = self.attention_norm(x) if self.pre_norm else x
+        part, new = self.attention(
+            inner, allowed, positions, cache=cache, position_bias=position_bias, training=training
         )
-        x = ops.add(x, self.attention_dropped(attended, training=training))
-        fed = self.feedforward_norm(x)
-        fed = ops.multiply(self.gate(fed), self.up(fed)) if self.gated else self.up(fed)
-        x = ops.add(x, self.feedforward_dropped(self.down(fed), training=training))
-        return x, new
+        part = self.attention_dropped(part, training=training)
+        return self.added(x, part, self.attention_norm), new
+
+    def fed(self, x: Any, training: bool | None) -> Any:
+        """The last part of the block."""
+        inner = self.feedforward_norm(x) if self.pre_norm else x
+        inner = ops.multiply(self.gate(inner), self.up(inner)) if self.gated else self.up(inner)
+        part = self.down(self.inner_dropped(inner, training=training))
+        part = self.feedforward_dropped(part, training=training)
+        return self.added(x, part, self.feedforward_norm)
+
+    def added(self, x: Any, part: Any, norm: keras.layers.Layer) -> Any:
+        x = ops.add(x, part)
+        return x if self.pre_norm else norm(x)
 
     def compute_output_spec(
-        self, x: Any, allowed: Any, positions: Any, cache: Any = None, training: Any = None
+        self,
+        x: Any,
+        allowed: Any,
+        positions: Any,
+        cache: Any = None,
+        position_bias: Any = None,
+        training: Any = None,
     ) -> tuple[Any, KeysAndValues]:
         options = self.attention_options
         shape = (x.shape[0], options["num_key_value_heads"], x.shape[1], options["head_dim"])
@@ -268,28 +300,8 @@ class CausalBlock(keras.layers.Layer):
 
 BLOCK = (
     "intermediate_dim", "activation", "norm", "norm_epsilon", "gated", "bias", "dropout",
+    "pre_norm", "inner_dropout",
 )  # fmt: skip
-
-
-def dense(
-    name: str, units: int, bias: bool, spread: float, policy: Any, activation: Any = None
-) -> keras.layers.Dense:
-    """A projection whose kernel starts with the deviation `spread`."""
-    return keras.layers.Dense(
-        units,
-        activation=activation,
-        use_bias=bias,
-        kernel_initializer=normal(spread),
-        dtype=policy,
-        name=name,
-    )
-
-
-def norm_named(kind: str, name: str, epsilon: float, policy: Any = None) -> keras.layers.Layer:
-    """A normalisation of the kind "layer" or "rms"; both compute in float32."""
-    if kind == "rms":
-        return keras.layers.RMSNormalization(epsilon=epsilon, dtype=policy, name=name)
-    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name=name)
 
 
 def stacked(
@@ -299,12 +311,17 @@ def stacked(
     positions: Any,
     allowed: Any,
     cache: tuple[Cache, ...] | None = None,
+    position_bias: Any = None,
+    prefix: str = "",
 ) -> tuple[Any, tuple[KeysAndValues, ...]]:
     """The blocks `layer_0`, `layer_1`, ... one after another: (B, S, D) to (B, S, D), and the new
-    keys and values of each. `allowed`: boolean (B, S, C + S), or one per layer."""
+    keys and values of each. `allowed`: boolean (B, S, C + S), or one per layer. `prefix` stands
+    before the names."""
     new = []
     for i in range(num_layers):
         seen = allowed[i] if isinstance(allowed, tuple) else allowed
-        x, added = layers[f"layer_{i}"](x, seen, positions, cache=cache[i] if cache else None)
+        past = cache[i] if cache else None
+        block = layers[f"{prefix}layer_{i}"]
+        x, added = block(x, seen, positions, cache=past, position_bias=position_bias)
         new.append(added)
     return x, tuple(new)

@@ -8,6 +8,7 @@ name them: "pooler", "classifier", "span", "transform", "transform_norm", "token
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -35,6 +36,19 @@ class TokenBias(keras.layers.Layer):
 
     def compute_output_spec(self, logits: Any) -> keras.KerasTensor:
         return keras.KerasTensor(logits.shape, dtype="float32")
+
+
+class Picked(keras.layers.Layer):
+    """Some places of each row: (B, T, D) and positions int32 (B, P) to (B, P, D)."""
+
+    def call(self, hidden: Any, positions: Any) -> Any:
+        # A product with ones and zeros: its gradient is one too, quick and the same each time.
+        places = ops.arange(ops.shape(hidden)[1], dtype="int32")
+        chosen = ops.equal(ops.expand_dims(positions, -1), places)  # (B, P, T)
+        return ops.matmul(ops.cast(chosen, hidden.dtype), hidden)
+
+    def compute_output_spec(self, hidden: Any, positions: Any) -> keras.KerasTensor:
+        return keras.KerasTensor((*positions.shape, hidden.shape[-1]), dtype=hidden.dtype)
 
 
 def summary(hidden: Any, config: Any) -> Any:
@@ -91,20 +105,55 @@ def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     return TokenBias(name="token_bias")(logits)
 
 
+def at_positions(model: keras.Model) -> keras.Model:
+    """A model that ends in `masked`, with scores at some places only, through the same layers.
+
+    The further input `positions` int32 (B, P) says which. Scores of all tokens become a dict:
+    `tokens` float32 (B, P, V) and `positions`, by which a loss finds the targets; what else the
+    model gives stays beside them.
+    """
+    positions = keras.Input((None,), dtype="int32", name="positions")
+    x = Picked(name="picked")(model.get_layer("transform").input, positions)
+    for name in ("transform", "transform_norm"):
+        x = model.get_layer(name)(x)
+    x = model.get_layer("token_embedding")(x, reverse=True)
+    scores = {"tokens": model.get_layer("token_bias")(x), "positions": positions}
+    others = model.output if isinstance(model.output, dict) else {}
+    inputs = {**model.input, "positions": positions}
+    return keras.Model(inputs, {**others, **scores}, name=model.name)
+
+
 def next_token(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     """Scores of the token after each: (B, T, D) to (B, T, V).
 
     Tied: the product with the token embeddings themselves, in the backbone's precision.
     """
+    layers: dict[str, Any] = {}
     if config.tie_embeddings:
-        logits = backbone.get_layer("token_embedding")(hidden, reverse=True)
+        layers["token_embedding"] = backbone.get_layer("token_embedding")
     else:
-        logits = keras.layers.Dense(
+        layers["logits"] = keras.layers.Dense(
             config.vocabulary_size,
             use_bias=False,
-            kernel_initializer=normal(config.initializer_range),
+            kernel_initializer=normal(config.initializer_range or config.hidden_dim**-0.5),
             name="logits",
-        )(hidden)
+        )
+    if getattr(config, "logits_bias", False):
+        layers["token_bias"] = TokenBias(name="token_bias")
+    return token_scores(hidden, config, layers)
+
+
+def token_scores(hidden: Any, config: Any, layers: Mapping[str, keras.layers.Layer]) -> Any:
+    """`next_token` by layers that are there: (..., D) to float32 (..., V)."""
+    scale = getattr(config, "logits_scale", 1.0)
+    if scale != 1.0:
+        hidden = ops.multiply(hidden, ops.cast(scale, hidden.dtype))
+    if config.tie_embeddings:
+        logits = layers["token_embedding"](hidden, reverse=True)
+    else:
+        logits = layers["logits"](hidden)
+    if getattr(config, "logits_bias", False):
+        logits = layers["token_bias"](logits)
     return ops.cast(logits, "float32")
 
 

@@ -1,10 +1,12 @@
-"""Learned positions."""
+"""Positions that are added to embeddings: learned ones and waves."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -49,3 +51,39 @@ class PositionEmbedding(keras.layers.Layer):
             "initializer_range": self.initializer_range,
             "offset": self.offset,
         }
+
+
+class SinusoidalPositions(keras.layers.Layer):
+    """Positions int32 (B, T) to fixed rows (B, T, width) of waves (Vaswani et al. 2017, 3.5).
+
+    All sines stand before all cosines, as tensor2tensor and Marian lay them out; the paper's are
+    the same columns in another order. No weights.
+    """
+
+    def __init__(self, max_sequence_length: int, width: int, **options: Any):
+        super().__init__(**options)
+        self.max_sequence_length = max_sequence_length
+        self.width = width
+
+    def call(self, positions: Any) -> Any:
+        table = ops.cast(ops.convert_to_tensor(waves(self.max_sequence_length, self.width)),
+                         self.compute_dtype)  # fmt: skip
+        return ops.take(table, positions, axis=0)
+
+    def compute_output_spec(self, positions: Any) -> keras.KerasTensor:
+        return keras.KerasTensor((*positions.shape, self.width), self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "max_sequence_length": self.max_sequence_length,
+            "width": self.width,
+        }
+
+
+@functools.cache
+def waves(length: int, width: int) -> np.ndarray:
+    """The rows of the first `length` positions: float32 (length, width)."""
+    places = np.arange(length, dtype=np.float64)[:, None]
+    sines = places / 10000 ** (np.arange(0, width, 2, dtype=np.float64) / width)
+    return np.concatenate([np.sin(sines), np.cos(sines[:, : width // 2])], 1).astype(np.float32)

@@ -7,9 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bert, gpt2, llama
+from tfllm.models import bert, gpt2, llama, transformer
+from tfllm.models.rows import Weights
 
-FAMILIES = {"bert": bert, "gpt2": gpt2, "llama": llama}
+FAMILIES: dict[str, Any] = {"bert": bert, "gpt2": gpt2, "llama": llama, "transformer": transformer}
+
+
+def weights_of(family: str, config: Any) -> Weights:
+    """The rows between a model of this shape and Hugging Face's tensors."""
+    key = getattr(config, "layout", None) or getattr(config, "variant", family)
+    return FAMILIES[family].WEIGHTS[key]
+
+
+def is_encoder_decoder(family: str) -> bool:
+    """Whether models of the family read a source and write a target."""
+    return hasattr(FAMILIES[family], "cross")
 
 
 def configured(family: str, fields: Mapping[str, Any], source: str = "model") -> Any:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras import ops
 
 from tfllm.errors import SettingError
-from tfllm.layers import segments
+from tfllm.layers import heads, segments
 from tfllm.layers.causal import Cache, KeysAndValues
 from tfllm.models import FAMILIES
 
@@ -97,21 +96,27 @@ class Decoder:
 
     def logits(self, hidden: Any) -> Any:
         """Scores of the next token: (..., D) to float32 (..., vocabulary_size)."""
-        if self.config.tie_embeddings:
-            scores = self.layers["token_embedding"](hidden, reverse=True)
-        elif "logits" in self.layers:
-            scores = self.layers["logits"](hidden)
-        else:
-            raise SettingError(
-                "The model's embeddings are not tied, and it has no layer 'logits'. Give the "
-                "model of a causal_lm task, not its backbone."
-            )
-        return ops.cast(scores, "float32")
+        return logits_of(hidden, self.config, self.layers)
+
+
+def logits_of(hidden: Any, config: Any, layers: Mapping[str, keras.layers.Layer]) -> Any:
+    """Scores of the next token: (..., D) to float32 (..., vocabulary_size). Raises SettingError."""
+    if not config.tie_embeddings and "logits" not in layers:
+        raise SettingError(
+            "The model's embeddings are not tied, and it has no layer 'logits'. Give the "
+            "model of its task (causal_lm, seq2seq), not its backbone."
+        )
+    if getattr(config, "logits_bias", False) and "token_bias" not in layers:
+        raise SettingError(
+            "The model's logits have a bias, and it has no layer 'token_bias'. Give the "
+            "model of its task (seq2seq), not its backbone."
+        )
+    return heads.token_scores(hidden, config, layers)
 
 
 def decoder(model: keras.Model, family: str, config: Any) -> Decoder:
     """The decoder inside a causal language model, or its backbone. Raises SettingError."""
-    if not hasattr(FAMILIES[family], "forward"):
-        able = ", ".join(name for name, module in FAMILIES.items() if hasattr(module, "forward"))
+    if not hasattr(FAMILIES[family], "windows"):
+        able = ", ".join(name for name, module in FAMILIES.items() if hasattr(module, "windows"))
         raise SettingError(f"The family '{family}' cannot generate. Those that can: {able}.")
     return Decoder(family, config, {layer.name: layer for layer in model.layers})
