@@ -185,12 +185,12 @@ MIRRORED = """
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     import sys; sys.path.insert(0, os.getcwd())
     from tests.training import test_model as t
-    from tfllm.training import precision
+    from tfllm.training import strategies
     from tfllm.training.recipe import TrainSettings
     for accumulate in (1, 2):
         s = TrainSettings(learning_rate=0.01, warmup=0, clip_norm=0.05, accumulate=accumulate)
         one, h1 = t.trained(t.compiled(s))
-        with precision.strategy("mirrored").scope():
+        with strategies.choose("mirrored").strategy.scope():
             model = t.compiled(s)
         two, h2 = t.trained(model)
         t.close(one, two)
@@ -202,7 +202,7 @@ MIRRORED = """
     t.batch = lambda size: (x, y)
     s = TrainSettings(learning_rate=0.01, warmup=0, accumulate=2)
     one, h1 = t.trained(t.compiled(s, loss=t.losses.CrossEntropy()))
-    with precision.strategy("mirrored").scope():
+    with strategies.choose("mirrored").strategy.scope():
         model = t.compiled(s, loss=t.losses.CrossEntropy())
     two, h2 = t.trained(model)
     t.close(one, two)

@@ -137,8 +137,10 @@ def test_resume_after_the_end_changes_nothing(straight, folder):
 def test_an_existing_directory_is_not_touched(straight, folder, tmp_path):
     with pytest.raises(StorageError, match="not empty.*--resume"):
         train(runs.recipe(folder), straight.directory, progress=False)
-    with pytest.raises(StorageError, match="no run to resume"):
-        train(runs.recipe(folder), tmp_path, resume=True, progress=False)
+    (tmp_path / "mine.txt").write_text("no run")
+    for directory in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(StorageError, match="no run to resume"):
+            train(runs.recipe(folder), directory, resume=True, progress=False)
 
 
 def test_resuming_with_other_settings_or_data_is_refused(folder, tmp_path):

@@ -1,6 +1,7 @@
 """A state is written whole or not at all, and brings back every variable."""
 
 import json
+import threading
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tests.training.test_model import compiled, trained
 from tfllm.errors import CheckpointError, StorageError
 from tfllm.training import state
+from tfllm.training.background import Writer
 from tfllm.training.recipe import TrainSettings
 from tfllm.training.state import Place
 
@@ -33,11 +35,14 @@ def test_a_restored_model_goes_on_bit_by_bit(tmp_path):
     assert history == again
 
 
-def test_only_the_newest_state_is_kept(tmp_path):
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_the_newest_states_are_kept(tmp_path, keep):
     model = compiled(SETTINGS)
-    for step in (5, 10):
-        state.save(tmp_path, model, Place(step=step, epoch_step=step))
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+    for step in (3, 5, 10):
+        state.save(tmp_path, model, Place(step=step, epoch_step=step), keep)
+    names = ["step-00000010", "step-00000005"][:keep]
+    assert sorted((path.name for path in tmp_path.iterdir()), reverse=True) == names
+    assert [path.name for path in state.whole(tmp_path)] == names
     assert state.read_place(state.newest(tmp_path)).epoch_step == 10
 
 
@@ -65,6 +70,65 @@ def test_a_half_written_state_is_not_taken(tmp_path):
     (tmp_path / "step-00000007").mkdir()
     (tmp_path / ".step-00000009.tmp").mkdir()
     assert state.newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", [state.VARIABLES, state.PLACE, state.CHECKSUMS])
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, caplog, name):
+    model = compiled(SETTINGS)
+    before = state.save(tmp_path, model, Place(step=5))
+    path = state.save(tmp_path, model, Place(step=10)) / name
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1  # one bit
+    path.write_bytes(data)
+    assert state.newest_undamaged(tmp_path) == before
+    assert "step-00000010" in caplog.text and "going on from step-00000005" in caplog.text
+    assert (tmp_path / "damaged-step-00000010").is_dir()
+    (before / state.VARIABLES).unlink()
+    with pytest.raises(CheckpointError, match="No state .* is undamaged"):
+        state.newest_undamaged(tmp_path)
+
+
+def test_a_killed_write_is_cleared_away(tmp_path):
+    (tmp_path / ".step-00000009.tmp").mkdir()
+    (tmp_path / ".step-00000009.tmp" / state.VARIABLES).write_bytes(b"half")
+    state.save(tmp_path, compiled(SETTINGS), Place(step=5))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_a_state_is_written_in_the_background_from_copies(tmp_path, monkeypatch):
+    """The step after it may change the variables; one state is written after the other."""
+    go, real = threading.Event(), state.write
+
+    def slow(*arguments):
+        assert go.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(state, "write", slow)
+    model, place = compiled(SETTINGS), Place(step=5)
+    kept = state.snapshot(model)
+    writer = Writer(tmp_path)
+    writer.save(model, place)
+    trained(model, steps=1)
+    place.step = 6
+    assert state.newest(tmp_path) is None
+    go.set()
+    writer.save(model, place)
+    writer.wait()
+    five = state.whole(tmp_path)[1]
+    assert state.read_place(five).step == 5
+    state.restore(five, model)
+    assert all(np.array_equal(kept[name], value) for name, value in state.snapshot(model).items())
+
+
+def test_an_error_in_the_background_is_raised_once_by_the_next_step(tmp_path):
+    (tmp_path / "file").write_text("no directory")
+    writer = Writer(tmp_path / "file")
+    writer.save(compiled(SETTINGS), Place(step=5))
+    writer.settle()
+    with pytest.raises(StorageError, match="Cannot write the state of step 5"):
+        writer.check()
+    writer.check()
+    writer.wait()
 
 
 def test_faults_of_a_state(tmp_path):

@@ -1,13 +1,16 @@
-"""Batches to a `tf.data.Dataset` that `model.fit` reads."""
+"""Batches to a `tf.data.Dataset` that `model.fit` reads, for one device or for each of several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from tfllm.data.batching import Batches
+from tfllm.data.batching import Batch, Batches
+
+AHEAD = 4  # batches that are made before they are asked for
 
 
 class Rows(Protocol):
@@ -15,7 +18,27 @@ class Rows(Protocol):
 
     def batch(
         self, rows: np.ndarray, length: int | None = None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]: ...
+    ) -> tuple[dict[str, np.ndarray], Any]: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a batch is divided: into `replicas` parts, of which this process feeds those of `own`."""
+
+    replicas: int = 1
+    own: range = range(1)
+
+    def rows(self, batch: Batch, group: int) -> Iterator[tuple[np.ndarray, bool]]:
+        """The rows of every part that is fed here, and whether they belong to the batch.
+
+        Parts differ by one unit of `group` rows at most. A replica for which nothing is left gets
+        the batch's first unit, which must not count.
+        """
+        units = batch.rows.reshape(-1, group)
+        for replica in self.own:
+            start = len(units) * replica // self.replicas
+            end = len(units) * (replica + 1) // self.replicas
+            yield (units[start:end] if end > start else units[:1]).ravel(), end > start
 
 
 def dataset(
@@ -24,33 +47,59 @@ def dataset(
     inputs: list[str],
     epoch: int = 0,
     step: int = 0,
+    split: Split = Split(),
 ) -> Any:
-    """(inputs {name: int32 [B, T]}, targets [B, ...]) without end, from a step of an epoch on.
+    """(inputs {name: [B, ...]}, targets [B, ...]) without end, from a step of an epoch on.
 
-    `features(epoch)` gives the rows of an epoch, `inputs` names what the model asks for. B and T
-    differ from batch to batch.
+    `features(epoch)` gives the rows of an epoch, `inputs` names what the model asks for. B and the
+    length differ from batch to batch. With several replicas there is one element for each that is
+    fed here, in order, and a third part: float32 [B], 1, or 0 where the rows must not count.
     """
     import tensorflow as tf
 
-    def generate() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    group = batches.units.shape[1]
+
+    def chosen(rows: Rows, numbers: np.ndarray, length: int) -> tuple[dict[str, np.ndarray], Any]:
+        arrays, targets = rows.batch(numbers, length)
+        assert targets is not None, "training rows have targets"
+        return {name: arrays[name] for name in inputs}, targets
+
+    def generate() -> Iterator[tuple[Any, ...]]:
         now, first = epoch, step
         while True:
             rows = features(now)
             for batch in batches.epoch(now)[first:]:
-                arrays, targets = rows.batch(batch.rows, batch.length)
-                assert targets is not None, "training rows have targets"
-                yield {name: arrays[name] for name in inputs}, targets
+                for numbers, real in split.rows(batch, group):
+                    element = chosen(rows, numbers, batch.length)
+                    if split.replicas > 1:
+                        yield *element, np.full(len(numbers), real, np.float32)
+                    else:
+                        yield element
             now, first = now + 1, 0
 
-    def targets_of(length: int) -> np.ndarray:
-        _, targets = features(epoch).batch(batches.units[0], length)
-        assert targets is not None, "training rows have targets"
-        return targets
+    def of_inputs(array: np.ndarray) -> Any:
+        return tf.TensorSpec((None, None, *array.shape[2:]), tf.as_dtype(array.dtype))
 
-    short, long = targets_of(8), targets_of(16)
-    shape = [None if a != b else a for a, b in zip(short.shape, long.shape, strict=True)]
-    signature = (
-        {name: tf.TensorSpec((None, None), tf.int32) for name in inputs},
-        tf.TensorSpec((None, *shape[1:]), tf.as_dtype(short.dtype)),
+    def of_targets(short: np.ndarray, long: np.ndarray) -> Any:
+        """What follows the length has no fixed size; a target per class has."""
+        shape = [None if a != b else a for a, b in zip(short.shape, long.shape, strict=True)]
+        return tf.TensorSpec((None, *shape[1:]), tf.as_dtype(short.dtype))
+
+    first_rows = features(epoch)
+    x, short = chosen(first_rows, batches.units[0], 8)
+    _, long = chosen(first_rows, batches.units[0], 16)
+    signature: tuple[Any, ...] = (
+        tf.nest.map_structure(of_inputs, x),
+        tf.nest.map_structure(of_targets, short, long),
     )
-    return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(4)
+    if split.replicas > 1:
+        signature = (*signature, tf.TensorSpec((None,), tf.float32))
+    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return made.prefetch(AHEAD * len(split.own))
+
+
+def distributed(strategy: Any, made: Any) -> Any:
+    """The dataset as `model.fit` takes it: its elements dealt out to this process's replicas."""
+    if strategy.num_replicas_in_sync == 1:
+        return made
+    return strategy.distribute_datasets_from_function(lambda _: made)

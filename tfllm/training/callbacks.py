@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import signal
 import threading
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfllm.data.batching import Batch, Batches
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
 from tfllm.training import state
+from tfllm.training.background import Writer
+from tfllm.training.directory import STATE
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Validation, is_better
 from tfllm.training.progress import Bar
@@ -57,31 +61,72 @@ def signals() -> Iterator[Stop]:
 
 @dataclass
 class Keeper(keras.callbacks.Callback):
-    """Keeps place and files of a run while `model.fit` goes."""
+    """Keeps place and files of a run while `model.fit` goes.
+
+    With several workers each has a keeper at the same place; the chief's alone writes files.
+    """
 
     recipe: Recipe
     directory: Path
     place: Place
     batches: Batches
     total_steps: int
-    log: Log
+    log: Log | None
+    """None: this process writes no files."""
     bar: Bar
     stop: Stop
     save_checkpoint: Callable[[], None]
     validation: Validation | None = None
+    share: Callable[[bytes], bytes] = bytes
+    """The bytes that the chief gives, for all workers."""
+    name_rows: Callable[[Any], str] = str
+    """The examples that rows of the training data came from, for people."""
 
     def __post_init__(self) -> None:
         super().__init__()
         self._plan: list[Batch] = self.batches.epoch(self.place.epoch)
         self._since = _Since(time.monotonic())
         self._started = time.monotonic() - self.place.seconds
+        self.writer = Writer(self.directory / STATE, self.recipe.train.keep)
+
+    def steps_ahead(self) -> int:
+        """How many steps may be done at once: what is due after a step finds its very weights."""
+        settings, step = self.recipe.train, self.place.step
+        every = (settings.checkpoint_every, self.recipe.evaluate.every)
+        return min(
+            settings.steps_per_execution,
+            self.total_steps - step,
+            len(self._plan) - self.place.epoch_step,
+            *(each - step % each for each in every if each),
+        )
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.writer.check()
+        flag = getattr(self.model, "stop_flag", None)
+        if flag is not None and self.stop.signal:
+            flag.assign(1.0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         assert logs is not None
-        place, settings = self.place, self.recipe.train
-        current = self._plan[place.epoch_step]
+        steps = {name: np.asarray(value) for name, value in self.model.step_logs.items()}
+        for number in range(len(steps["loss"])):
+            epoch, epoch_ended = self._step({name: steps[name][number] for name in steps})
+        if steps.get("stop", np.zeros(1)).any() and not self.stop.signal:
+            self.stop.signal = signal.SIGTERM  # another worker was asked to stop
+        stopping = bool(steps["stop"].any()) if "stop" in steps else bool(self.stop.signal)
+        last = self.place.step == self.total_steps
+        if self._due(self.recipe.evaluate.every, epoch_ended, last):
+            self._measure(epoch)
+        if self._due(self.recipe.train.checkpoint_every, epoch_ended, last) or stopping:
+            self._save_state()
+        if stopping or last:
+            self.model.stop_training = True
+
+    def _step(self, logs: dict[str, float]) -> tuple[float, bool]:
+        """Counts one step; returns the epochs done, and whether one has ended."""
+        place, current = self.place, self._plan[self.place.epoch_step]
         place.step += 1
-        self._guard(logs)
+        self._guard(logs, current)
         place.epoch_step += 1
         place.tokens += current.tokens
         place.slots += current.slots
@@ -95,29 +140,30 @@ class Keeper(keras.callbacks.Callback):
             place.epoch, place.epoch_step = place.epoch + 1, 0
             self._plan = self.batches.epoch(place.epoch)
         last = place.step == self.total_steps
-        if last or place.step % settings.log_every == 0:
+        if last or place.step % self.recipe.train.log_every == 0:
             self._write_line(epoch)
-        if self._due(self.recipe.evaluate.every, epoch_ended, last):
-            self._measure(epoch)
-        if self._due(settings.checkpoint_every, epoch_ended, last) or self.stop.signal:
-            state.save(self.directory / "state", self.model, place)
-        if self.stop.signal:
-            self.model.stop_training = True
+        return epoch, epoch_ended
 
     def _due(self, every: int | None, epoch_ended: bool, last: bool) -> bool:
         return last or (epoch_ended if every is None else self.place.step % every == 0)
 
-    def _guard(self, logs: dict[str, float]) -> None:
+    def _save_state(self) -> None:
+        if self.log is not None:
+            self.writer.save(self.model, self.place)
+
+    def _guard(self, logs: dict[str, float], batch: Batch) -> None:
         """Ends the run before anything of a broken step is written."""
         checked = {"loss": logs["loss"]}
         if self.recipe.train.precision != "float16":  # there loss scaling skips such steps
             checked["gradient norm"] = logs["gradient_norm"]
         for name, value in checked.items():
             if not math.isfinite(value):
-                newest = state.newest(self.directory / "state")
+                self.writer.settle()
+                newest = state.newest(self.directory / STATE)
                 good = self.directory / "checkpoint"
                 raise TrainingFailed(
                     f"The {name} is {value} at step {self.place.step}. "
+                    f"Its batch: {self.name_rows(batch.rows)}. "
                     + (f"The last good state is '{newest}'" if newest else "No state was saved yet")
                     + (f", the last good checkpoint '{good}'. " if good.exists() else ". ")
                     + "Lower train.learning_rate or set train.precision: float32, and start again."
@@ -127,24 +173,29 @@ class Keeper(keras.callbacks.Callback):
         values = self._since.values(time.monotonic())
         schedule = self.model.optimizer
         values["learning_rate"] = float(schedule.learning_rate)
-        self.log.write(self.place.step, epoch, values)
+        self._write(values, epoch)
         self.bar.describe(values)
         self._since = _Since(time.monotonic())
+
+    def _write(self, values: dict[str, float], epoch: float) -> None:
+        if self.log is not None:
+            self.log.write(self.place.step, epoch, values)
 
     def _measure(self, epoch: float) -> None:
         if self.validation is None:
             return
         started = time.monotonic()
         place, best = self.place, self.recipe.evaluate.best
-        place.measured = self.validation(self.model)
-        named = {f"validation_{name}": value for name, value in place.measured.items()}
-        self.log.write(place.step, epoch, named)
+        place.measured = self._measured(self.validation)
+        self._write({f"validation_{name}": value for name, value in place.measured.items()}, epoch)
         self.bar.say(f"step {place.step}  validation  {shown(place.measured, best)}")
         if best is not None:
             value = place.measured[best]
             if is_better(best, value, place.best):
                 place.best, place.best_step, place.since_best = value, place.step, 0
-                self.save_checkpoint()
+                if self.log is not None:
+                    with self.model.averaged():
+                        self.save_checkpoint()
             else:
                 place.since_best += 1
                 patience = self.recipe.evaluate.patience
@@ -153,6 +204,14 @@ class Keeper(keras.callbacks.Callback):
                     self.bar.say(f"{best} has not improved {patience} times: stopping early")
                     self.model.stop_training = True
         self._since.leave_out(time.monotonic() - started)
+
+    def _measured(self, validation: Validation) -> dict[str, float]:
+        """The chief measures; the others wait for its numbers, so that all decide alike."""
+        text = b""
+        if self.log is not None:
+            with self.model.averaged():
+                text = json.dumps(validation(self.model)).encode()
+        return json.loads(self.share(text))
 
 
 def shown(measured: dict[str, float], best: str | None = None) -> str:

@@ -20,26 +20,32 @@ from tfllm.training.recipe import Recipe
 RECIPE, METRICS, LOGS, STATE = "recipe.yaml", "metrics.jsonl", "logs", "state"
 CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
 TOKENIZER = "tokenizer"  # of a run that has learned its own
+WORKERS = "workers"  # what workers beside the chief print, with tfllm launch
+# All that may lie in a directory before its recipe, which is the first thing of a run.
+LEFTOVERS = {TOKENIZER, WORKERS, f".{RECIPE}.tmp"}
 
 # Keys that may differ between the start and a resumption: they change nothing that is computed.
 FREE_KEYS = {
     "name", "train.log_every", "train.checkpoint_every", "train.profile", "train.samples",
-    "train.carbon_intensity", "export",
+    "train.carbon_intensity", "train.keep", "train.strategy", "train.steps_per_execution", "export",
 }  # fmt: skip
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tokenizers", "safetensors")
 
 
 def check_free(directory: Path, resume: bool) -> None:
-    """Raises StorageError unless the directory can take a new run, or holds one to resume."""
+    """Raises StorageError unless the directory can take a new run, or holds one to resume.
+
+    What a start leaves that was killed before it wrote the recipe is no run: it is overwritten.
+    """
     if directory.exists() and not directory.is_dir():
         raise StorageError(f"'{directory}' is a file. Give another --output.")
-    if resume:
-        if not (directory / RECIPE).is_file():
-            raise StorageError(
-                f"'{directory}' holds no run to resume (no {RECIPE}). Start without --resume."
-            )
-    elif directory.is_dir() and any(directory.iterdir()):
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if resume and RECIPE not in names and (not directory.is_dir() or names - LEFTOVERS):
+        raise StorageError(
+            f"'{directory}' holds no run to resume (no {RECIPE}). Start without --resume."
+        )
+    if not resume and names - LEFTOVERS:
         raise StorageError(
             f"'{directory}' is not empty. Go on with the run in it by --resume, or give another "
             "--output."

@@ -9,54 +9,87 @@ those of the step, not running means.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 from tfllm.tasks.base import IGNORED
+from tfllm.training.averages import Averages
+from tfllm.training.hooks import ReplicatedModel
 
 
-class TrainingModel(keras.Model):
-    """A functional model with its own `train_step`: `TrainingModel(model.input, model.output)`."""
+class TrainingModel(ReplicatedModel):
+    """A functional model with its own `train_step`: `TrainingModel(model.input, model.output)`.
+
+    The loss is a `keras.losses.Loss` whose `call` is a mean over what counts. Its `counts(targets)`
+    says how much each target counts, so that parts of a batch are weighed against one another; a
+    loss that adds several means returns a structure (a dict, say) of counts, and from `parts(
+    targets, outputs)` the means in the same structure.
+    """
 
     micro_batches: int = 1
     clip_norm: float | None = None
+    averages: Averages | None = None
+    """Moving averages of the weights, where the run keeps them."""
+    stop_flag: Any = None
+    """A local variable: above 0 it asks all workers to stop after the step (log "stop")."""
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One optimizer step over a global batch; logs: loss, gradient_norm."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        """One optimizer step over a global batch; logs: loss, gradient_norm (and stop).
+
+        `data`: inputs, targets and, with several replicas, 1.0 per row, or 0.0 for rows that only
+        keep a replica busy for which the batch has none.
+        """
+        x, y, rows = keras.utils.unpack_x_y_sample_weight(data)
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
+        real = 1.0 if rows is None else tf.reduce_max(tf.cast(rows, tf.float32))
         total = None
         if self.micro_batches > 1 or replicas > 1:
-            total = self._counted(y)
+            total = tree.map_structure(lambda count: real * count, self._counted(y))
         if replicas > 1:
             total = context.all_reduce("SUM", total)
-        loss, gradients = self._accumulated(x, y, total)
-        optimizer = self.optimizer
+        loss, gradients = self._accumulated(x, y, total, real)
+        stop = [] if self.stop_flag is None else [self.stop_flag.read_value()]
         if replicas > 1:
-            gradients = context.all_reduce("SUM", gradients)
-            loss = context.all_reduce("SUM", loss)
+            loss, *stop_and_gradients = context.all_reduce("SUM", [loss, *stop, *gradients])
+            stop, gradients = stop_and_gradients[: len(stop)], stop_and_gradients[len(stop) :]
+        optimizer = self.optimizer
         norm = tf.linalg.global_norm(gradients) / unscaled(optimizer, 1.0)
         if self.clip_norm is not None:
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)  # NaN stays NaN
             inner(optimizer).gradient_factor = factor
         optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-        return {"loss": loss, "gradient_norm": norm}
+        if self.averages is not None:
+            self.averages.update(inner(optimizer).iterations.value)
+        return dict(zip(self.log_names, [loss, norm, *stop], strict=True))
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model has its averaged weights, where the run keeps such."""
+        return contextlib.nullcontext() if self.averages is None else self.averages.in_place()
 
     def _counted(self, y: Any) -> Any:
-        """What the loss over `y` is divided by: targets that count, with their class weights."""
-        counts = getattr(self.loss, "counts", counted)
-        return tf.reduce_sum(tf.cast(counts(y), tf.float32))
+        """What the means of the loss over `y` are divided by: a scalar, or a structure of them."""
+        counts = getattr(self.loss, "counts", counted)(y)
+        return tree.map_structure(lambda each: tf.reduce_sum(tf.cast(each, tf.float32)), counts)
 
-    def _gradients(self, x: Any, y: Any, share: Any = 1.0) -> tuple[Any, list[Any]]:
-        """The loss times `share`, and its dense gradients (scaled, for float16)."""
+    def _means(self, y: Any, outputs: Any) -> Any:
+        """The means of the loss, in the structure of `_counted`."""
+        return getattr(self.loss, "parts", self.loss.call)(y, outputs)
+
+    def _gradients(self, x: Any, y: Any, share: Any = None) -> tuple[Any, list[Any]]:
+        """The loss, its means times `share`, and its dense gradients (scaled, for float16)."""
         variables = self.trainable_weights
         with tf.GradientTape() as tape:
             outputs = self(x, training=True)
             # Not `compute_loss`, which divides some losses by the number of devices.
-            loss = share * tf.reduce_mean(self.loss.call(y, outputs))
+            means = tree.map_structure(tf.reduce_mean, self._means(y, outputs))
+            if share is not None:
+                means = tree.map_structure(lambda part, mean: part * mean, share, means)
+            loss = tf.add_n(tree.flatten(means))
             scaled = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
         dense = [
@@ -65,23 +98,29 @@ class TrainingModel(keras.Model):
         ]
         return loss, dense
 
-    def _accumulated(self, x: Any, y: Any, total: Any) -> tuple[Any, list[Any]]:
+    def _accumulated(self, x: Any, y: Any, total: Any, real: Any) -> tuple[Any, list[Any]]:
         """The same over micro-batches, one after the other, each weighted by what counts in it.
 
-        `total`: what counts in the whole batch; None: this is all of it.
+        `total`: what counts in the whole batch; None: this is all of it. `real`: 1.0, or 0.0 where
+        these rows belong to no batch.
         """
         if total is None:
             return self._gradients(x, y)
-        rows = tf.shape(y)[0]
+        rows = tf.shape(tree.flatten(x)[0])[0]
         loss, gradients = 0.0, None
         for part in range(self.micro_batches):
             start, end = rows * part // self.micro_batches, rows * (part + 1) // self.micro_batches
-            y_part = y[start:end]
-            share = tf.math.divide_no_nan(self._counted(y_part), total)
-            x_part = {name: value[start:end] for name, value in x.items()}
+            # Fewer rows than parts: a part without any computes one that counts for nothing.
+            own = real * tf.cast(end > start, tf.float32)
+            start, end = tf.minimum(start, rows - 1), tf.maximum(end, start + 1)
+            x_part, y_part = tree.map_structure(lambda value: value[start:end], (x, y))  # noqa: B023
+            share = tree.map_structure(
+                lambda count, whole: tf.math.divide_no_nan(own * count, whole),  # noqa: B023
+                self._counted(y_part), total,
+            )  # fmt: skip
             # Without the dependency all parts would run, and take memory, at once.
             with tf.control_dependencies(gradients or []):
-                x_part = {name: tf.identity(value) for name, value in x_part.items()}
+                x_part = tree.map_structure(tf.identity, x_part)
                 part_loss, part_gradients = self._gradients(x_part, y_part, share)
             loss = loss + part_loss
             gradients = [

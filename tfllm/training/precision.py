@@ -1,15 +1,12 @@
-"""What the arithmetic is done in, and on which devices."""
+"""What the arithmetic is done in."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
-
-from tfllm.errors import SettingError, did_you_mean
 
 POLICIES = {
     "float32": "float32",
@@ -20,8 +17,6 @@ POLICIES = {
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 # The first generation of NVIDIA GPUs with bfloat16 (Ampere).
 BFLOAT16_CAPABILITY = (8, 0)
-
-STRATEGIES = ("auto", "one", "mirrored")
 
 
 def choose(precision: str) -> str:
@@ -57,24 +52,3 @@ def policy(precision: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def strategy(name: str) -> Any:
-    """The `tf.distribute` strategy of `train.strategy`."""
-    import tensorflow as tf
-
-    if name not in STRATEGIES:
-        raise SettingError(
-            f"train.strategy: '{name}' is not available. {did_you_mean(name, STRATEGIES)} "
-            f"Use one of: {', '.join(STRATEGIES)}."
-        )
-    gpus = tf.config.list_logical_devices("GPU")
-    if name == "one" or (name == "auto" and len(gpus) < 2):
-        return tf.distribute.get_strategy()
-    devices = gpus or tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        raise SettingError(
-            "train.strategy: mirrored needs two devices or more, this machine shows one. "
-            "Use train.strategy=one."
-        )
-    return tf.distribute.MirroredStrategy([device.name for device in devices])

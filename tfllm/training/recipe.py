@@ -68,7 +68,7 @@ class TokenizerSettings(Settings):
     """A directory with tokenizer.json or vocab.txt, or a vocab.txt file. `${NAME}` is replaced."""
     lowercase: bool | None = None
     """Lower-case and strip accents; unset: what the directory says."""
-    kind: Literal["characters", "bpe"] | None = None
+    kind: Literal["characters", "bpe", "wordpiece"] | None = None
     """Learn a vocabulary of this kind before the run; it is kept in the run's tokenizer/."""
     vocabulary_size: Positive | None = None
     """Tokens at most, special ones included; needed but for characters, where unset is all."""
@@ -87,8 +87,8 @@ class TokenizerSettings(Settings):
                 raise ValueError(f"{name} goes with `kind`: a tokenizer that is there has its own")
         if self.kind not in (None, "characters") and self.vocabulary_size is None:
             raise ValueError(f"kind {self.kind} needs vocabulary_size: how many tokens to learn")
-        if self.kind is not None and self.lowercase is not None:
-            raise ValueError("lowercase goes with a vocab.txt (`path`)")
+        if self.kind not in (None, "wordpiece") and self.lowercase is not None:
+            raise ValueError("lowercase goes with a vocab.txt (`path`) or with kind: wordpiece")
         return self
 
 
@@ -122,6 +122,9 @@ class TrainSettings(Settings):
     """AdamW: decay of the mean of squared gradients."""
     epsilon: float = Field(default=1e-8, gt=0)
     """AdamW: added to the root of the mean square."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights, such as 0.999; the averages are what is measured
+    and saved."""
     accumulate: Positive = 1
     """Micro-batches per step: the same result with less memory."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -132,11 +135,18 @@ class TrainSettings(Settings):
     """Keep only the input of every block for the backward pass and compute the block again there:
     the same gradients with less memory, for about a third more time."""
     strategy: str = "auto"
-    """one: one device; mirrored: all GPUs of this machine; auto: mirrored with two GPUs or more."""
+    """one: one device; mirrored: all GPUs of this machine; multi_worker: several processes, named
+    by TF_CONFIG or Slurm; tpu; auto: what there is. With Keras on JAX: data_parallel (auto), one,
+    model_parallel."""
+    steps_per_execution: Positive = 1
+    """Steps that run without Python between them. What is due in between still happens at its very
+    step: less overhead for very short steps, the same results."""
     seed: int = Field(default=1, ge=0)
     """Of initial weights, order of examples and dropout."""
     checkpoint_every: Positive | None = None
     """Steps between states for --resume; unset: the end of every epoch."""
+    keep: Positive = 2
+    """The newest states that are kept."""
     log_every: Positive = 20
     """Steps between lines of metrics.jsonl."""
     profile: tuple[Positive, Positive] | None = None

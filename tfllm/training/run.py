@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfllm import config
 from tfllm.data import batching, feeding
@@ -18,14 +20,24 @@ from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
 from tfllm.training import directory as files
-from tfllm.training import kernels, optimizers, origin, precision, rematerialisation, state
+from tfllm.training import (
+    hooks,
+    kernels,
+    optimizers,
+    origin,
+    precision,
+    rematerialisation,
+    resuming,
+    strategies,
+)
+from tfllm.training.averages import Averages
 from tfllm.training.callbacks import Keeper, check_best, signals
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
 from tfllm.training.model import TrainingModel
 from tfllm.training.progress import Bar
 from tfllm.training.recipe import Recipe, TrainSettings
-from tfllm.training.state import Place
+from tfllm.training.strategies import Devices
 
 DEFAULT_EPOCHS = 3
 
@@ -53,39 +65,76 @@ def train(
     `output` is runs/NAME where unset. `resume` goes on from the newest state in it, exactly.
     `measure(task, answers, examples)` adds measures to the task's own Keras metrics; `callbacks`
     are called in `model.fit` after the run's own. Ctrl-C and SIGTERM save the state and return.
-    Raises InputError before anything is written, TrainingFailed when the loss is no number.
+    Raises InputError before anything is written, TrainingFailed when the loss is no number or a
+    worker was lost. Of several workers (`tfllm.training.cluster`) the chief alone writes.
     """
     directory = Path(output or Path("runs") / recipe.name)
+    devices = strategies.choose(recipe.train.strategy)
+    with strategies.losses_told(devices, directory):
+        opening = _opening(directory, resume) if devices.is_chief else {}
+        opening = json.loads(devices.of_chief(json.dumps(opening).encode()))
+        if opening["summary"] is not None:
+            return Run(directory, opening["summary"])
+        return _train(
+            recipe, directory, opening["resume"], devices, measure, progress, callbacks
+        )  # fmt: skip
+
+
+def _opening(directory: Path, resume: bool) -> dict[str, Any]:
+    """What the chief finds in the directory: a run to resume, or one that is done."""
     files.check_free(directory, resume)
-    if resume and (directory / files.SUMMARY).is_file():
-        return Run(directory, json.loads((directory / files.SUMMARY).read_text()))
+    resume = resume and (directory / files.RECIPE).is_file()
+    done = resume and (directory / files.SUMMARY).is_file()
+    return {
+        "resume": resume,
+        "summary": json.loads((directory / files.SUMMARY).read_text()) if done else None,
+    }
+
+
+def _train(
+    recipe: Recipe,
+    directory: Path,
+    resume: bool,
+    devices: Devices,
+    measure: Measure | None,
+    progress: bool,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> Run:
     settings = recipe.train
     kind = precision.choose(settings.precision)
     keras.utils.set_random_seed(settings.seed)
-    strategy = precision.strategy(settings.strategy)
-    with strategy.scope(), precision.policy(kind):
+    with devices.strategy.scope(), precision.policy(kind):
         examples = train_examples(recipe.data)
         start = origin.start(recipe, examples, directory / files.TOKENIZER if resume else None)
-        if resume:
+        if resume and devices.is_chief:
             files.check_same(directory, start.resolved(recipe))
         features = _features(start.task, examples, start.tokenizer)
-        batches = _batches(settings, features, strategy.num_replicas_in_sync)
+        batches = _batches(settings, features, devices.replicas)
         steps = _total_steps(settings, batches)
         model = _model(start, settings.model_copy(update={"precision": kind}), steps, features)
+    if devices.replicas > 1:
+        hooks.fold_replica_into_dropout(model)
     validation = _validation(recipe, start, measure)
     check_best(recipe.evaluate.best, validation, model)
-    place = _place(directory if resume else None, model, features)
-    files.write_text(directory / files.RECIPE, config.dump(start.resolved(recipe)))
-    if origin.is_learned(recipe.tokenizer) and not resume:
-        start.tokenizer.save(directory / files.TOKENIZER)
-    log = Log(directory, place.step)
-    with Bar(steps, place.step, progress) as bar, signals() as stop:
+    place = resuming.place(directory if resume else None, model, _fingerprint(features), devices)
+    log = None
+    if devices.is_chief:
+        if origin.is_learned(recipe.tokenizer) and not resume:
+            start.tokenizer.save(directory / files.TOKENIZER)
+        files.write_text(directory / files.RECIPE, config.dump(start.resolved(recipe)))
+        log = Log(directory, place.step)
+    with Bar(steps, place.step, progress and devices.is_chief) as bar, signals() as stop:
         keeper = Keeper(
             recipe, directory, place, batches, steps, log, bar, stop,
-            lambda: start.save(directory), validation,
+            lambda: start.save(directory), validation, devices.of_chief,
+            lambda rows: resuming.named(rows, features, examples),
         )  # fmt: skip
-        _fit(model, start.task, features, keeper, callbacks)
-        log.close()
+        with contextlib.ExitStack() as last:
+            last.callback(keeper.writer.settle)
+            _fit(model, start.task, features, keeper, callbacks, devices)
+            keeper.writer.wait()
+        if log is not None:
+            log.close()
         if stop.signal is not None and place.step < steps and not place.stopped_early:
             return Run(directory, {}, stop.signal)
         return _finish(keeper, start, model, kind)
@@ -106,15 +155,17 @@ def _batches(settings: TrainSettings, features: Features, replicas: int) -> batc
         raise SettingError(
             "train.accumulate must be 1 for this task: its loss compares all examples of a batch."
         )
-    parts = settings.accumulate * replicas
+    if features.group > 1 and replicas > 1:
+        raise SettingError(
+            f"train.strategy: {replicas} devices would each compare only their own part of a "
+            "batch, and this task's loss compares all examples of it. Use train.strategy=one."
+        )
     return batching.Batches(
         features.lengths,
         features.units,
         settings.batch_size,
         settings.batch_tokens,
         settings.seed,
-        # Every device and micro-batch needs an example; devices need equally many.
-        smallest=min(settings.batch_size if replicas > 1 else parts, len(features.units)),
     )
 
 
@@ -140,6 +191,8 @@ def _model(
         )
     model.micro_batches = settings.accumulate
     model.clip_norm = settings.clip_norm
+    if settings.ema is not None:
+        model.averages = Averages(model.trainable_variables, settings.ema)
     weights = settings.class_weights
     if weights == "balanced":
         weights = balanced_weights(start.task, features)
@@ -183,23 +236,17 @@ def _validation(recipe: Recipe, start: origin.Start, measure: Measure | None) ->
     )  # fmt: skip
 
 
-def _place(directory: Path | None, model: TrainingModel, features: Features) -> Place:
-    """The start, or the place of the newest state, with model and optimizer as they were."""
+def _fingerprint(features: Features) -> str:
+    """Names the training rows, to know them again."""
+    return _digest(features)
+
+
+def _digest(features: Features) -> str:
+    """Names the rows' tokens."""
     digest = hashlib.sha256(features.lengths.tobytes())
     for ids in features.token_ids:
         digest.update(ids.tobytes())
-    data = digest.hexdigest()[:16]
-    newest = state.newest(directory / files.STATE) if directory else None
-    if newest is None:
-        return Place(data=data)
-    place = state.read_place(newest)
-    if place.data != data:
-        raise DataError(
-            "The training data is not what the run was started with. Put the old files back, or "
-            "start a new run with another --output."
-        )
-    state.restore(newest, model)
-    return place
+    return digest.hexdigest()[:16]
 
 
 def _fit(
@@ -208,6 +255,7 @@ def _fit(
     features: Features,
     keeper: Keeper,
     callbacks: Sequence[keras.callbacks.Callback],
+    devices: Devices,
 ) -> None:
     place, steps = keeper.place, keeper.total_steps
     if place.step >= steps or place.stopped_early:
@@ -219,10 +267,15 @@ def _fit(
         input_names(model),
         place.epoch,
         place.epoch_step,
+        feeding.Split(devices.replicas, devices.own_replicas),
     )
+    model.steps_per_call = keeper.steps_ahead
+    if devices.cluster is not None:
+        model.stop_flag = tf.Variable(0.0, trainable=False)
+        model.log_names = (*model.log_names, "stop")
     # One Keras "epoch" is the whole run: the place, epochs included, is the keeper's.
     model.fit(
-        dataset,
+        feeding.distributed(devices.strategy, dataset),
         epochs=1,
         steps_per_epoch=steps - place.step,
         shuffle=False,  # the batches are
@@ -234,8 +287,9 @@ def _fit(
 def _finish(keeper: Keeper, start: origin.Start, model: TrainingModel, kind: str) -> Run:
     """Writes the last checkpoint, if no best one is kept, and the summary."""
     recipe, place = keeper.recipe, keeper.place
-    if recipe.evaluate.best is None or place.best is None:
-        start.save(keeper.directory)
+    if keeper.log is not None and (recipe.evaluate.best is None or place.best is None):
+        with model.averaged():
+            start.save(keeper.directory)
     summary = {
         "name": recipe.name,
         "task": start.task.kind,
@@ -250,6 +304,7 @@ def _finish(keeper: Keeper, start: origin.Start, model: TrainingModel, kind: str
             sum(np.prod(weight.shape) for weight in model.trainable_weights)
         ),
         "precision": kind,
+        "replicas": place.replicas,
         "seed": recipe.train.seed,
         "validation": place.measured or None,
         "best": (
@@ -259,6 +314,7 @@ def _finish(keeper: Keeper, start: origin.Start, model: TrainingModel, kind: str
         ),
         **files.surroundings(),
     }
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    files.write_text(keeper.directory / files.SUMMARY, text)
+    if keeper.log is not None:
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        files.write_text(keeper.directory / files.SUMMARY, text)
     return Run(keeper.directory, summary)

@@ -1,13 +1,15 @@
 """All that a run needs to go on as if it had not stopped: weights, moments, seeds and the place.
 
-`state/step-00000120/` holds variables.safetensors and place.json; it is written under a temporary
-name and renamed, and older ones are removed after it. The seeds of dropout are among the model's
-variables, which is why neither Keras' weights file nor tf.train.Checkpoint would do.
+`state/step-00000120/` holds variables.safetensors, place.json and checksums.json. It is written
+under a temporary name and renamed; older ones are removed after it. The seeds of dropout are among
+the model's variables, which is why neither Keras' weights file nor tf.train.Checkpoint would do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,7 +22,11 @@ import numpy as np
 from tfllm.errors import CheckpointError, StorageError
 
 COUNT = re.compile(r"_\d+(?=/|$)")
-VARIABLES, PLACE = "variables.safetensors", "place.json"
+VARIABLES, PLACE, CHECKSUMS = "variables.safetensors", "place.json", "checksums.json"
+STATES, DAMAGED, HALF = "step-*", "damaged-", ".step-*.tmp"
+KEEP = 2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,6 +48,8 @@ class Place:
     """The last validation measures."""
     data: str = ""
     """Fingerprint of the training rows."""
+    replicas: int = 1
+    """Devices that the steps so far were computed on."""
 
     @property
     def padding(self) -> float:
@@ -50,35 +58,50 @@ class Place:
 
 
 def variables(model: Any) -> dict[str, Any]:
-    """Model and optimizer variables, seeds included, by "number path".
+    """Model and optimizer variables, seeds and averages included, by "number path".
 
     Keras counts nameless things up through a process, so such counts are left out of the path.
     """
-    ordered = [*model.variables, *model.optimizer.variables]
+    averages = getattr(model, "averages", None)
+    ordered = [*model.variables, *model.optimizer.variables, *(averages.values if averages else [])]
     return {
         f"{index:05d} {COUNT.sub('', variable.path)}": variable
         for index, variable in enumerate(ordered)
     }
 
 
-def save(directory: Path, model: Any, place: Place) -> Path:
-    """Writes `directory/step-N`, then removes older ones; StorageError when it cannot."""
+def snapshot(model: Any) -> dict[str, np.ndarray]:
+    """Copies of all variables by name, which the next step does not change."""
+    return {
+        name: np.array(variable.numpy(), order="C") for name, variable in variables(model).items()
+    }
+
+
+def save(directory: Path, model: Any, place: Place, keep: int = KEEP) -> Path:
+    """Writes `directory/step-N`, then removes all but the newest `keep`."""
+    return write(directory, snapshot(model), place, keep)
+
+
+def write(directory: Path, arrays: dict[str, np.ndarray], place: Place, keep: int = KEEP) -> Path:
+    """The same from copies; StorageError when it cannot, with the state before it whole."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     target = directory / f"step-{place.step:08d}"
     temporary = directory / f".{target.name}.tmp"
-    arrays = {
-        name: np.array(variable.numpy(), order="C") for name, variable in variables(model).items()
-    }
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for half in directory.glob(HALF):  # of a process that was killed
+            shutil.rmtree(half, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(arrays, temporary / VARIABLES)
         (temporary / PLACE).write_text(json.dumps(asdict(place)))
-        _sync(temporary / VARIABLES)
+        sums = {name: digest(temporary / name) for name in (VARIABLES, PLACE)}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums))
+        for name in (*sums, CHECKSUMS):
+            _sync(temporary / name)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(temporary, target)
+        _sync(directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = newest(directory)
@@ -87,16 +110,64 @@ def save(directory: Path, model: Any, place: Place) -> Path:
             + (f"The state of {kept.name} is whole. " if kept else "")
             + "Free some space and go on with --resume."
         ) from None
-    for old in directory.glob("step-*"):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
+    for old in whole(directory)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
+def whole(directory: Path) -> list[Path]:
+    """The states that were written to their end, the newest first."""
+    paths = [path for path in directory.glob(STATES) if (path / PLACE).is_file()]
+    return sorted(paths, reverse=True)
+
+
 def newest(directory: Path) -> Path | None:
-    """The newest whole state, or None."""
-    whole = [path for path in directory.glob("step-*") if (path / PLACE).is_file()]
-    return max(whole, default=None)
+    """The newest state that was written to its end, or None."""
+    return next(iter(whole(directory)), None)
+
+
+def newest_undamaged(directory: Path) -> Path | None:
+    """The newest state whose checksums are right; None where there is no state at all.
+
+    Damaged ones are renamed and told. Raises CheckpointError when none is left.
+    """
+    states = whole(directory)
+    for number, path in enumerate(states):
+        try:
+            check(path)
+        except CheckpointError as error:
+            aside = path.with_name(DAMAGED + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            before = states[number + 1] if number + 1 < len(states) else None
+            log.warning(
+                "%s It is now '%s'; going on from %s.",
+                error, aside.name, before.name if before else "nothing",
+            )  # fmt: skip
+            continue
+        return path
+    if states:
+        raise CheckpointError(
+            f"No state in '{directory}' is undamaged. Start again with another --output."
+        )
+    return None
+
+
+def check(path: Path) -> None:
+    """Raises CheckpointError when a file of a state is not what was written."""
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text())
+        wrong = [name for name, value in sums.items() if digest(path / name) != value]
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{path}' is damaged ({reason(error)}).") from None
+    if wrong or set(sums) != {VARIABLES, PLACE}:
+        raise CheckpointError(f"'{path / (wrong or [CHECKSUMS])[0]}' is damaged (checksum).")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_place(path: Path) -> Place:
@@ -139,5 +210,9 @@ def reason(error: Exception) -> str:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Waits until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

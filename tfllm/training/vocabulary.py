@@ -21,6 +21,7 @@ def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> To
     options = Options(
         vocabulary_size=settings.vocabulary_size or sys.maxsize,
         special_tokens=settings.special_tokens,
+        lowercase=settings.lowercase,
         end_of_text=False,  # the recipe names all of its special tokens
     )
     try:

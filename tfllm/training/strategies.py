@@ -1,0 +1,205 @@
+"""Which devices a run computes on (`train.strategy`), and which part of it is this process's.
+
+TPU is written to TensorFlow's documented interface and has never been run: no machine with one was
+at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfllm.errors import SettingError, TrainingFailed, did_you_mean
+from tfllm.training import cluster as clusters
+from tfllm.training.cluster import Cluster
+
+log = logging.getLogger(__name__)
+
+STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
+# On Keras' JAX backend alone.
+JAX_STRATEGIES = ("data_parallel", "model_parallel")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of a run, of all workers, as a `tf.distribute` strategy."""
+
+    strategy: Any
+    cluster: Cluster | None = None
+    """The workers; None for a run of one process."""
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model, over all workers; each takes its part of every batch."""
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def own_replicas(self) -> range:
+        """The numbers of the replicas that this process feeds."""
+        own = self.replicas // (len(self.cluster) if self.cluster else 1)
+        first = own * (self.cluster.index if self.cluster else 0)
+        return range(first, first + own)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run directory."""
+        return self.cluster is None or self.cluster.is_chief
+
+    def of_chief(self, data: bytes = b"") -> bytes:
+        """The bytes that the chief gives; every worker must call it at the same place."""
+        if self.cluster is None:
+            return data
+        data = data if self.is_chief else b""
+        size = int(self._sum(np.array([len(data)], np.int32))[0])
+        padded = np.zeros(-(-size // 4), np.int32)
+        padded.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+        return self._sum(padded).tobytes()[:size]
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """int32 [N] added up over the workers."""
+        return _summing(self.strategy)(values).numpy()
+
+
+@functools.cache
+def _summing(strategy: Any) -> Any:
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
+    def total(values: Any) -> Any:
+        def of_replica(values: Any) -> Any:
+            context = tf.distribute.get_replica_context()
+            # One replica of a worker speaks for all of it.
+            local = context.replica_id_in_sync_group % len(strategy.extended.worker_devices)
+            own = tf.where(local == 0, values, tf.zeros_like(values))
+            return context.all_reduce("SUM", own)
+
+        return strategy.experimental_local_results(strategy.run(of_replica, args=(values,)))[0]
+
+    return total
+
+
+def choose(name: str) -> Devices:
+    """The devices of `train.strategy`. Raises SettingError where the machine has no such ones."""
+    import tensorflow as tf
+
+    check(name)
+    cluster = clusters.found(os.environ)
+    gpus = tf.config.list_logical_devices("GPU") if cluster is None else []
+    if name == "tpu":
+        return Devices(_tpu())
+    if name == "multi_worker" or (name == "auto" and cluster is not None):
+        return _multi_worker(cluster)
+    if cluster is not None:
+        raise SettingError(
+            f"train.strategy: {name}, but {clusters.VARIABLE} or Slurm names {len(cluster)} "
+            "workers, which would each train a model of their own. Use train.strategy=multi_worker."
+        )
+    if name == "one" or (name == "auto" and len(gpus) < 2):
+        return Devices(tf.distribute.get_strategy())
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        raise SettingError(
+            "train.strategy: mirrored needs two devices or more, this machine shows one. "
+            "Use train.strategy=one."
+        )
+    return Devices(tf.distribute.MirroredStrategy([device.name for device in devices]))
+
+
+def check(name: str) -> None:
+    """Raises SettingError for a strategy that does not exist, or not on this Keras backend."""
+    backend = keras.backend.backend()
+    if name in JAX_STRATEGIES and backend != "jax":
+        raise SettingError(
+            f"train.strategy: {name} is Keras' own distribution (keras.distribution), which on the "
+            f"backend '{backend}' changes nothing and says nothing: everything would run on one "
+            "device. Set KERAS_BACKEND=jax, or use train.strategy=mirrored."
+        )
+    if name not in (*STRATEGIES, *JAX_STRATEGIES):
+        known = (*STRATEGIES, *JAX_STRATEGIES)
+        raise SettingError(
+            f"train.strategy: '{name}' is not available. {did_you_mean(name, known)} "
+            f"Use one of: {', '.join(known)}."
+        )
+
+
+@contextlib.contextmanager
+def losses_told(devices: Devices, directory: Path) -> Iterator[None]:
+    """Inside, the loss of another worker is raised as TrainingFailed, with the way to go on."""
+    import tensorflow as tf
+
+    if devices.cluster is None:
+        yield
+        return
+    try:
+        yield
+    except tf.errors.OpError as error:
+        text = error.message or type(error).__name__
+        if not isinstance(error, _lost()) and "ollective" not in text:
+            raise
+        raise TrainingFailed(
+            f"Worker {devices.cluster.index} of {len(devices.cluster)} stops: another worker has "
+            f"gone ({text.strip().splitlines()[0][:200]}). "
+            f"Start all of them again with --output {directory} --resume."
+        ) from None
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """What TensorFlow raises when the other end of a collective operation has gone."""
+    import tensorflow as tf
+
+    errors = tf.errors
+    return (
+        errors.UnavailableError, errors.AbortedError, errors.CancelledError,
+        errors.DeadlineExceededError,
+    )  # fmt: skip
+
+
+def _multi_worker(cluster: Cluster | None) -> Devices:
+    if cluster is None:
+        raise SettingError(
+            f"train.strategy: multi_worker needs the workers' addresses in {clusters.VARIABLE}, or "
+            "Slurm's variables with more than one task. On one machine, start them with: "
+            "tfllm launch --workers 2 RECIPE"
+        )
+    return _connected(cluster)
+
+
+@functools.cache
+def _connected(cluster: Cluster) -> Devices:
+    """One strategy for all runs of a process: workers connect once."""
+    import tensorflow as tf
+
+    os.environ[clusters.VARIABLE] = cluster.tf_config()
+    log.warning(
+        "worker %d of %d (%s): waiting for the others",
+        cluster.index, len(cluster), cluster.addresses[cluster.index],
+    )  # fmt: skip
+    return Devices(tf.distribute.MultiWorkerMirroredStrategy(), cluster)
+
+
+def _tpu() -> Any:
+    """TPUStrategy as https://www.tensorflow.org/guide/tpu starts it. Not run."""
+    import tensorflow as tf
+
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            tpu=os.environ.get("TPU_NAME", "local")
+        )
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (tf.errors.OpError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingError(
+            f"train.strategy: tpu, but no TPU answers ({reason}). Run on a TPU host with a "
+            "TensorFlow that has its runtime (libtpu), or use train.strategy=auto."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
