@@ -60,19 +60,37 @@ def encoded(
     unknown_id: int | None = None,
 ) -> Encoded:
     """Records of documents, each a list of sentences of ids. Every sentence has a token."""
+    return joined(
+        [[np.array(sentence, dtype).tobytes() for sentence in document] for document in documents],
+        dtype,
+        ordinals,
+        characters,
+        unknown_id,
+    )
+
+
+def joined(
+    documents: Iterable[Sequence[bytes]],
+    dtype: np.dtype,
+    ordinals: Sequence[int] | None = None,
+    characters: Sequence[int] | None = None,
+    unknown_id: int | None = None,
+) -> Encoded:
+    """`encoded` for sentences whose ids are the bytes of `dtype` already."""
     records: list[bytes] = []
     sizes, payloads, counts, unknown = list[int](), list[int](), list[int](), list[int]()
     lengths: list[int] = []
     for sentences in documents:
-        ids = np.array([i for sentence in sentences for i in sentence], dtype)
-        here = [len(sentence) for sentence in sentences]
+        ids = b"".join(sentences)
+        here = [len(sentence) // dtype.itemsize for sentence in sentences]
         frame, payload = record(ids, here)
         records.append(frame)
         sizes.append(len(frame))
         payloads.append(payload)
         counts.append(len(here))
         lengths.extend(here)
-        unknown.append(0 if unknown_id is None else int((ids == unknown_id).sum()))
+        found = 0 if unknown_id is None else (np.frombuffer(ids, dtype) == unknown_id).sum()
+        unknown.append(int(found))
     count = len(records)
     return Encoded(
         b"".join(records),
@@ -86,14 +104,11 @@ def encoded(
     )
 
 
-def record(ids: np.ndarray, sentence_lengths: Sequence[int]) -> tuple[bytes, int]:
-    """One framed record, and where its tokens begin.
-
-    `ids`: little-endian, [T]; T is the sum of the lengths.
-    """
+def record(ids: bytes, sentence_lengths: Sequence[int]) -> tuple[bytes, int]:
+    """One framed record, and where its tokens begin. `ids`: T little-endian numbers."""
     packed = _varints(sentence_lengths)
     numbers = _field(FIELD_3, _field(FIELD_1, packed))  # Feature.int64_list.value, packed
-    texts = _field(FIELD_1, _field(FIELD_1, ids.tobytes()))  # Feature.bytes_list.value
+    texts = _field(FIELD_1, _field(FIELD_1, ids))  # Feature.bytes_list.value
     # The map's entries: key and value. What stands last ends where the example ends.
     entries = _field(
         FIELD_1, _field(FIELD_1, b"sentence_lengths") + _field(FIELD_2, numbers)
@@ -101,7 +116,7 @@ def record(ids: np.ndarray, sentence_lengths: Sequence[int]) -> tuple[bytes, int
     data = _field(FIELD_1, entries)
     length = struct.pack("<Q", len(data))
     frame = length + _masked_checksum(length) + data + _masked_checksum(data)
-    return frame, len(frame) - FOOTER_BYTES - ids.nbytes
+    return frame, len(frame) - FOOTER_BYTES - len(ids)
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
