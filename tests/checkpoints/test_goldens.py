@@ -25,7 +25,6 @@ CASES = [
 KINDS = {
     "regression": "classification",
     "multi_label": "classification",
-    "pretraining": "masked_lm",
 }
 
 
@@ -36,6 +35,11 @@ def assert_same_tensors(first: Path, second: Path):
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype, name
         assert ours[name].tobytes() == tensor.tobytes(), name
+
+
+def scores(outputs):
+    """Of tokens, where the model has several outputs: the goldens have no others."""
+    return outputs["tokens"] if isinstance(outputs, dict) else outputs
 
 
 def assert_equal_scores(ours, theirs, inputs):
@@ -49,11 +53,11 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(golden, tmp_path, fa
     directory, inputs, logits = golden(family, head)
     checkpoint = store.load(directory)
     assert checkpoint.task.kind == KINDS.get(head, head)
-    assert_equal_scores(checkpoint.model(inputs), logits, inputs)
+    assert_equal_scores(scores(checkpoint.model(inputs)), logits, inputs)
 
     store.save(checkpoint, tmp_path / "ours")
     again = store.load(tmp_path / "ours")
-    np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
+    np.testing.assert_array_equal(scores(again.model(inputs)), scores(checkpoint.model(inputs)))
     huggingface.write(again, tmp_path / "back")
     assert_same_tensors(directory, tmp_path / "back")
     config = json.loads((directory / "config.json").read_text())

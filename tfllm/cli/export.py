@@ -66,6 +66,8 @@ def export(
     from tfllm.export import export as write
 
     checkpoint = store.load(model)
+    if (task := checkpoint.task.to_export()) is not checkpoint.task:
+        checkpoint = store.load(model, task=task)
     checks: list[Any] = []
     try:
         artifact = write(checkpoint, settings, output, examples, seen=checks.append)

@@ -39,6 +39,21 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray | None:
     return np.array(starts) | np.isin(np.arange(len(starts)), list(special))
 
 
+def ideographs(tokenizer: Tokenizer) -> np.ndarray:
+    """bool [vocabulary]: the token is made of ideographs alone, behind its vocabulary's marks."""
+    return np.array(
+        [all(map(is_ideograph, bare)) and bare != "" for bare in _bare(tokenizer)], dtype=bool
+    )
+
+
+def _bare(tokenizer: Tokenizer) -> list[str]:
+    """The tokens without the marks of words."""
+    if isinstance(tokenizer, BytePair):
+        return [token.decode(errors="replace").lstrip() for token in tokenizer.token_bytes()]
+    mark = PREFIX if tokenizer.kind == "wordpiece" else SPACE_MARK
+    return [token.removeprefix(mark) for token in tokenizer.vocabulary]
+
+
 def _begins(token: str, marks: tuple[str, ...]) -> bool:
     return token.startswith(marks) or is_ideograph(token[:1])
 

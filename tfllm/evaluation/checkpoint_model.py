@@ -26,14 +26,17 @@ def open_checkpoint(source: str | Checkpoint) -> RowPredictor | LanguagePredicto
         input_signature=[{name: tf.TensorSpec([None, None], tf.int32, name) for name in names}],
     )
 
-    def call(inputs: Inputs) -> np.ndarray:
-        return forward({name: tf.constant(inputs[name]) for name in names}).numpy()
+    def call(inputs: Inputs) -> Any:
+        outputs = forward({name: tf.constant(inputs[name]) for name in names})
+        return tf.nest.map_structure(lambda output: output.numpy(), outputs)
 
     return RowPredictor(
         task=checkpoint.task,
         tokenizer=checkpoint.tokenizer,
         facts=_facts(source, checkpoint),
-        row_values=values_per_row(model.output.shape, checkpoint.task.max_length),
+        row_values=sum(
+            values_per_row(output.shape, checkpoint.task.max_length) for output in model.outputs
+        ),
         call=call,
     )
 

@@ -25,6 +25,7 @@ GOLD: dict[str, tuple[str, ...]] = {
     "question_answering": ("answers",),
     "embedding": ("text_pair",),
     "masked_lm": (),
+    "pretraining": (),
     "causal_lm": (),
 }
 
@@ -103,7 +104,7 @@ def measured_answers(
         raise DataError("There are no examples to measure on. Give a file with at least one.")
     check_gold(examples, task)
     start = time.perf_counter()
-    if task.kind == "masked_lm":
+    if task.kind in ("masked_lm", "pretraining"):
         answers = _hidden_tokens(predictor, examples, batch_size, progress)
     elif task.kind == "causal_lm":
         given = {name: options[name] for name in ("stride", "measure") if name in options}

@@ -31,6 +31,7 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "question_answering": (("question", "context"),),
     "embedding": (("text",),),
     "masked_lm": (("text",),),
+    "pretraining": (("text",),),
     "next_sentence": (("text", "text_pair"),),
     "causal_lm": (("text",), ("prompt",), ("messages",)),
 }

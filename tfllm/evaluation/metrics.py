@@ -38,6 +38,16 @@ def masked_lm(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, An
     }
 
 
+def pretraining(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> dict:
+    """Those of masked_lm, and over all pairs: whether the second text was rightly said to follow.
+
+    `answers` as for masked_lm, with {"next_sentence": whether it was}; one per row of the task.
+    """
+    right = [answer["next_sentence"] for answer in answers]
+    share = sum(right) / len(right) if right else None
+    return {**masked_lm(answers, examples), "next_sentence_accuracy": share, "pairs": len(right)}
+
+
 METRICS: dict[str, Measure] = {
     "single_label": single_label,
     "multi_label": multi_label,
@@ -46,6 +56,7 @@ METRICS: dict[str, Measure] = {
     "question_answering": question_answering,
     "embedding": embedding,
     "masked_lm": masked_lm,
+    "pretraining": pretraining,
     "next_sentence": single_label,
     "causal_lm": language,
 }
@@ -59,6 +70,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "question_answering": ("f1",),
     "embedding": ("spearman", "mrr"),
     "masked_lm": ("accuracy_at_1",),
+    "pretraining": ("accuracy_at_1",),
     "next_sentence": ("accuracy",),
     "causal_lm": ("last_word_accuracy", "next_token_accuracy"),
 }

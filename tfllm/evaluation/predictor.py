@@ -59,7 +59,7 @@ class RowPredictor:
     tokenizer: Tokenizer
     facts: dict[str, Any]
     row_values: int  # numbers that the model gives for the longest row
-    call: Callable[[Inputs], np.ndarray]  # int32 [B, T] -> [B, ...]
+    call: Callable[[Inputs], Any]  # int32 [B, T] -> [B, ...], or several such by name
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -97,15 +97,24 @@ class RowPredictor:
         return rows_of(
             features,
             self._finite,
-            lambda row, output: _told(output, targets[row]),
+            lambda row, output: self._told(output, targets[row]),
             batch_size,
             progress,
         )
 
-    def _finite(self, inputs: Inputs) -> np.ndarray:
+    def _told(self, output: Any, target: np.ndarray) -> Answer:
+        """One row's hidden tokens and, where the model tells it, whether its pair is one."""
+        if not isinstance(output, dict):
+            return _told(output, target)
+        tokens = np.concatenate([[IGNORED], target[1:]])
+        right = int(np.argmax(output["next_sentence"])) == target[0]
+        return {**_told(output["tokens"], tokens), "next_sentence": bool(right)}
+
+    def _finite(self, inputs: Inputs) -> Any:
         """The model's output, which must be numbers."""
         output = self.call(inputs)
-        check_finite(output, self.facts.get("path"))
+        for values in output.values() if isinstance(output, dict) else [output]:
+            check_finite(values, self.facts.get("path"))
         return output
 
     def _chunks(self, examples: Sequence[Example], batch_size: int):
@@ -127,8 +136,8 @@ def check_finite(values: np.ndarray, path: Any) -> None:
 
 def rows_of(
     features: Features,
-    call: Callable[[Inputs], np.ndarray],
-    keep: Callable[[int, np.ndarray], Any],
+    call: Callable[[Inputs], Any],
+    keep: Callable[[int, Any], Any],
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[Any]:
@@ -143,14 +152,21 @@ def rows_of(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         inputs, _ = features.batch(rows)
-        for row, output in zip(rows, call(inputs), strict=True):
+        for row, output in zip(rows, _each(call(inputs)), strict=True):
             kept[row] = keep(row, output)
         if progress:
             progress(examples * len(rows) / len(features))
     return kept
 
 
-def _whole(row: int, output: np.ndarray) -> np.ndarray:
+def _each(outputs: Any) -> Any:
+    """The outputs of a batch, row by row."""
+    if not isinstance(outputs, dict):
+        return outputs
+    return (dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True))
+
+
+def _whole(row: int, output: Any) -> Any:
     return output
 
 

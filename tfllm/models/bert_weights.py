@@ -46,6 +46,12 @@ def _distilbert(prefix: str) -> Table:
 
 
 POOLER = linear("pooler", "bert.pooler.dense")
+NEXT_SENTENCE = linear("next_sentence", "cls.seq_relationship")
+PREDICTIONS: Table = {
+    **linear("transform", "cls.predictions.transform.dense"),
+    **norm("transform_norm", "cls.predictions.transform.LayerNorm"),
+    "token_bias/bias": "cls.predictions.bias",
+}
 CLASSIFIER = linear("classifier", "classifier")
 SPAN = linear("span", "qa_outputs")
 
@@ -93,20 +99,18 @@ WEIGHTS: dict[str, Weights] = {
             "classification": {**POOLER, **CLASSIFIER},
             "token_classification": CLASSIFIER,
             "question_answering": SPAN,
-            "masked_lm": {
-                **linear("transform", "cls.predictions.transform.dense"),
-                **norm("transform_norm", "cls.predictions.transform.LayerNorm"),
-                "token_bias/bias": "cls.predictions.bias",
-            },
-            "next_sentence": {**POOLER, **linear("next_sentence", "cls.seq_relationship")},
+            "masked_lm": PREDICTIONS,
+            "next_sentence": {**POOLER, **NEXT_SENTENCE},
+            "pretraining": {**PREDICTIONS, **POOLER, **NEXT_SENTENCE},
         },
         architectures={
             "embedding": ("BertModel",),
             "classification": ("BertForSequenceClassification",),
             "token_classification": ("BertForTokenClassification",),
             "question_answering": ("BertForQuestionAnswering",),
-            "masked_lm": ("BertForMaskedLM", "BertForPreTraining"),
+            "masked_lm": ("BertForMaskedLM",),
             "next_sentence": ("BertForNextSentencePrediction",),
+            "pretraining": ("BertForPreTraining",),
         },
         tied={
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",

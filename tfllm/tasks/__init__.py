@@ -15,7 +15,9 @@ from tfllm.tasks.classification import Classification
 from tfllm.tasks.embedding import Embedding
 from tfllm.tasks.masked_lm import MaskedLM
 from tfllm.tasks.next_sentence import NextSentence
+from tfllm.tasks.pretraining import Pretraining
 from tfllm.tasks.question_answering import QuestionAnswering
+from tfllm.tasks.seq2seq import Seq2Seq
 from tfllm.tasks.token_classification import TokenClassification
 
 __all__ = ["METHODS", "TASKS", "AnyTask", "Features", "Task", "build"]
@@ -27,7 +29,9 @@ TASKS: dict[str, type[Task]] = {
     "embedding": Embedding,
     "masked_lm": MaskedLM,
     "next_sentence": NextSentence,
+    "pretraining": Pretraining,
     "causal_lm": CausalLM,
+    "seq2seq": Seq2Seq,
 }
 
 # The SignatureDef method_name that TF Serving asks of these signatures; all others are predict.
@@ -64,6 +68,8 @@ AnyTask = Annotated[
     | Embedding
     | MaskedLM
     | NextSentence
-    | CausalLM,
+    | Pretraining
+    | CausalLM
+    | Seq2Seq,
     Discriminator("kind"),
 ]

@@ -79,6 +79,24 @@ class Rows(Sequence[np.ndarray]):
 
 
 @dataclass(frozen=True)
+class Made(Sequence[np.ndarray]):
+    """`size` arrays, each made by its number when asked for."""
+
+    size: int
+    make: Callable[[int], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, row):
+        if isinstance(row, slice):
+            return [self.make(number) for number in range(*row.indices(self.size))]
+        if not -self.size <= row < self.size:
+            raise IndexError(row)
+        return self.make(int(row) % self.size)
+
+
+@dataclass(frozen=True)
 class Features:
     """Tokenised rows with their targets. Rows of one example follow one another.
 
@@ -99,6 +117,8 @@ class Features:
     per_token: bool = False  # targets are [T_i]: padded with IGNORED
     segments: Sequence[np.ndarray] | None = None  # int32 [T_i]: documents of a row; None: all 1
     shift: int = 0  # rows may be moved along their text by less than this, anew in every epoch
+    row_lengths: np.ndarray | None = None  # int [rows], where counting them would make the rows
+    digest: str | None = None  # names the data, where reading all tokens would take long
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -106,6 +126,8 @@ class Features:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of every row: int [rows]."""
+        if self.row_lengths is not None:
+            return self.row_lengths
         if isinstance(self.token_ids, Rows):
             return self.token_ids.lengths
         return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
@@ -184,6 +206,17 @@ class Task(Settings):
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Backbone and head: functional, the backbone's inputs, one float32 output."""
         raise NotImplementedError
+
+    def to_train(self, model: keras.Model) -> keras.Model:
+        """The model as it is trained: itself, or the same layers with other inputs and outputs.
+
+        `loss` and `metrics` know both.
+        """
+        return model
+
+    def to_export(self) -> Task:
+        """The task that a model of this one is exported for: itself, or one that can be served."""
+        return self
 
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True

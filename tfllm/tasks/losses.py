@@ -55,6 +55,71 @@ class CrossEntropy(keras.losses.Loss):
         return weighted_mean(losses, counts)
 
 
+class MaskedCrossEntropy(CrossEntropy):
+    """Cross entropy of hidden tokens: targets int [B, T]; outputs [B, T, V], or the dict of a model
+    that gives scores at some places only (`tfllm.layers.heads.at_positions`)."""
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return super().call(*at_positions(y_true, y_pred))
+
+
+class PretrainingLoss(keras.losses.Loss):
+    """The mean over hidden tokens plus the mean over pairs (Devlin et al. 2019, appendix A.2).
+
+    Targets int [B, T]: the pair's label at the first token, hidden tokens at theirs, -100
+    elsewhere. Outputs: `tokens` [B, T, V] or at positions, `next_sentence` [B, 2].
+    """
+
+    def __init__(self):
+        super().__init__(name="pretraining")
+        self.cross_entropy = CrossEntropy()
+
+    def counts(self, y_true: Any) -> dict[str, Any]:
+        """What counts in each of the two means."""
+        targets = pretraining_targets(y_true)
+        return {name: self.cross_entropy.counts(part) for name, part in targets.items()}
+
+    def parts(self, y_true: Any, y_pred: Any) -> dict[str, Any]:
+        """Both means, of which the loss is the sum."""
+        targets = pretraining_targets(y_true)
+        return {
+            "tokens": self.cross_entropy.call(*at_positions(targets["tokens"], y_pred)),
+            "next_sentence": self.cross_entropy.call(
+                targets["next_sentence"], y_pred["next_sentence"]
+            ),
+        }
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return self.call(y_true, y_pred)  # Keras' own wants a target for every output
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return sum(self.parts(y_true, y_pred).values())
+
+
+def pretraining_targets(y_true: Any) -> dict[str, Any]:
+    """Targets of both kinds, of one array [B, T]: `tokens` [B, T] and `next_sentence` [B]."""
+    targets = ops.cast(y_true, "int32")
+    nothing = ops.full_like(targets[:, :1], IGNORED)
+    return {
+        "tokens": ops.concatenate([nothing, targets[:, 1:]], axis=1),
+        "next_sentence": targets[:, 0],
+    }
+
+
+def at_positions(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Targets and scores of tokens, at the places where there are scores.
+
+    Targets [B, T] with outputs [B, T, V], or with `tokens` [B, P, V] and `positions` [B, P]: then
+    targets [B, P].
+    """
+    if not isinstance(y_pred, dict):
+        return y_true, y_pred
+    if "positions" in y_pred:
+        targets = ops.cast(y_true, "int32")
+        y_true = ops.take_along_axis(targets, ops.cast(y_pred["positions"], "int32"), axis=1)
+    return y_true, y_pred["tokens"]
+
+
 class SigmoidCrossEntropy(keras.losses.Loss):
     """Every label is its own yes or no: targets float [B, C] of 0 and 1, outputs [B, C].
 

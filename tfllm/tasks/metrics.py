@@ -11,14 +11,18 @@ import keras
 from keras import ops
 
 from tfllm.tasks.base import IGNORED
-from tfllm.tasks.losses import pair_cosines
+from tfllm.tasks.losses import at_positions, pair_cosines, pretraining_targets
 
 
 class TokenMean(keras.metrics.Metric):
-    """The mean of `value` over all targets that are not -100."""
+    """The mean of `value` over all targets that are not -100.
 
-    def __init__(self, name: str):
+    `of`: which targets of PretrainingLoss, "tokens" or "next_sentence".
+    """
+
+    def __init__(self, name: str, of: str | None = None):
         super().__init__(name=name)
+        self.of = of
         self.total = self.add_variable((), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
@@ -27,6 +31,12 @@ class TokenMean(keras.metrics.Metric):
         raise NotImplementedError
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        if self.of is not None:
+            y_true = pretraining_targets(y_true)[self.of]
+        if self.of == "next_sentence":
+            y_pred = y_pred["next_sentence"]
+        else:
+            y_true, y_pred = at_positions(y_true, y_pred)
         targets = ops.cast(y_true, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
         values = self.value(ops.where(ops.equal(targets, IGNORED), 0, targets), y_pred)
@@ -40,8 +50,8 @@ class TokenMean(keras.metrics.Metric):
 class Accuracy(TokenMean):
     """Share of targets that have the highest score."""
 
-    def __init__(self, name: str = "accuracy"):
-        super().__init__(name)
+    def __init__(self, name: str = "accuracy", of: str | None = None):
+        super().__init__(name, of)
 
     def value(self, targets: Any, outputs: Any) -> Any:
         return ops.equal(targets, ops.cast(ops.argmax(outputs, axis=-1), "int32"))
@@ -50,8 +60,8 @@ class Accuracy(TokenMean):
 class Perplexity(TokenMean):
     """e to the mean cross entropy of the targets."""
 
-    def __init__(self, name: str = "perplexity"):
-        super().__init__(name)
+    def __init__(self, name: str = "perplexity", of: str | None = None):
+        super().__init__(name, of)
 
     def value(self, targets: Any, outputs: Any) -> Any:
         return ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)

@@ -35,9 +35,11 @@ from tfllm.training.callbacks import Keeper, check_best, signals
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
 from tfllm.training.model import TrainingModel
+from tfllm.training.profiling import Profile
 from tfllm.training.progress import Bar
 from tfllm.training.recipe import Recipe, TrainSettings
 from tfllm.training.strategies import Devices
+from tfllm.training.watching import Watch, target_share
 
 DEFAULT_EPOCHS = 3
 
@@ -124,11 +126,15 @@ def _train(
         files.write_text(directory / files.RECIPE, config.dump(start.resolved(recipe)))
         log = Log(directory, place.step)
     with Bar(steps, place.step, progress and devices.is_chief) as bar, signals() as stop:
+        watch = Watch(model, kind, devices.replicas, target_share(start.task), settings)
         keeper = Keeper(
             recipe, directory, place, batches, steps, log, bar, stop,
             lambda: start.save(directory), validation, devices.of_chief,
-            lambda rows: resuming.named(rows, features, examples),
+            lambda rows: resuming.named(rows, features, examples), watch,
         )  # fmt: skip
+        if settings.profile is not None and log is not None:
+            profile = Profile(*settings.profile, directory / files.LOGS, place.step)
+            callbacks = (*callbacks, profile)
         with contextlib.ExitStack() as last:
             last.callback(keeper.writer.settle)
             _fit(model, start.task, features, keeper, callbacks, devices)
@@ -180,7 +186,8 @@ def _model(
     start: origin.Start, settings: TrainSettings, steps: int, features: Features
 ) -> TrainingModel:
     """The model compiled with loss and optimizer."""
-    model = TrainingModel(start.model.input, start.model.output)
+    trained = start.task.to_train(start.model)
+    model = TrainingModel(trained.input, trained.output)
     chosen = kernels.choose(settings.kernels)
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
@@ -238,7 +245,7 @@ def _validation(recipe: Recipe, start: origin.Start, measure: Measure | None) ->
 
 def _fingerprint(features: Features) -> str:
     """Names the training rows, to know them again."""
-    return _digest(features)
+    return features.digest or _digest(features)
 
 
 def _digest(features: Features) -> str:
@@ -312,6 +319,7 @@ def _finish(keeper: Keeper, start: origin.Start, model: TrainingModel, kind: str
             if place.best is not None
             else None
         ),
+        **(keeper.watch.summary() if keeper.watch is not None else {}),
         **files.surroundings(),
     }
     if keeper.log is not None:

@@ -1,0 +1,130 @@
+"""BERT's own objective: hidden tokens, and whether the second text follows the first.
+
+Devlin et al. 2019, section 3.1: both tasks on the same rows, [CLS] A [SEP] B [SEP], and the sum of
+both means as the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from tfllm.tasks import documents, masking, next_sentence, sentence_pairs
+from tfllm.tasks.base import ClassWeights, Example, Features, Made, encoded
+from tfllm.tasks.classification import softmax
+from tfllm.tasks.masked_lm import MaskedLM, Masking, rows_to_fill
+from tfllm.tasks.masked_rows import MaskedFeatures, Plain, drawn
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfllm.tokenizers.base import Tokenizer
+
+
+class Pretraining(Masking):
+    """Scores over the vocabulary for every token, and of two for the pair.
+
+    To learn, an example is a document (`text`), of which sentences are made; to answer, a text with
+    [MASK]s, or two (`text_pair`).
+    """
+
+    kind: Literal["pretraining"] = "pretraining"
+
+    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+        """Raw scores `tokens` float32 [B, T, V] and `next_sentence` float32 [B, 2]."""
+        import keras
+
+        from tfllm.layers import heads
+
+        scores = {
+            "tokens": heads.masked(backbone.output, config, backbone),
+            "next_sentence": heads.next_sentence(backbone.output, config),
+        }
+        return keras.Model(backbone.input, scores, name=self.kind)
+
+    def to_export(self) -> MaskedLM:
+        """A masked language model: the pairs' head is only there to learn by."""
+        return MaskedLM(**self.model_dump(exclude={"kind"}))
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """Rows of pairs made of documents; without `targets` a row per example, as it is."""
+        if not targets:
+            encodings = encoded(examples, tokenizer, self.max_length)
+            return rows_to_fill(examples, encodings, tokenizer, self)
+        return self.pairs(documents.documents(examples, tokenizer), tokenizer)
+
+    def pairs(self, sentences: Any, tokenizer: Tokenizer) -> MaskedFeatures:
+        """Rows over documents that are tokenized already; `for_epoch` draws what is in them."""
+        form = tokenizer.form
+        plan = sentence_pairs.plan(sentences, self.max_length - form.pair_specials)
+
+        def plain(row: int, chance: np.random.Generator) -> Plain:
+            pair = plan.pair(row, chance)
+            parts = [
+                np.asarray(form.start, np.int32), sentences.tokens(*pair.first),
+                np.asarray(form.between, np.int32), sentences.tokens(*pair.second),
+                np.asarray(form.end, np.int32),
+            ]  # fmt: skip
+            sizes = [len(part) for part in parts]
+            types = np.zeros(sum(sizes), np.int32)
+            types[sum(sizes[:3]) :] = form.second_type
+            free = np.repeat([False, True, False, True, False], sizes)
+            label = next_sentence.LABELS.index("is_next" if pair.is_next else "not_next")
+            return Plain(np.concatenate(parts), types, free, label)
+
+        lengths = plan.total + form.pair_specials
+        nothing = Made(len(plan), lambda row: np.zeros(int(lengths[row]), np.int32))
+        return MaskedFeatures(
+            token_ids=nothing,
+            token_types=None,
+            example=plan.document,
+            targets=None,
+            details=[],
+            pad_id=tokenizer.pad_id,
+            row_lengths=lengths,
+            digest=sentences.digest,
+            plain=plain,
+            rule=masking.rule(tokenizer, self.mask_probability, self.whole_word),
+        )
+
+    def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
+        """Pairs and masks drawn as a function of (seed, epoch, row); targets int [T].
+
+        The pair's label is the target of the first token: 0 follows, 1 does not.
+        """
+        assert isinstance(features, MaskedFeatures)
+        return drawn(features, seed, epoch)
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """The mean over the hidden tokens plus the mean over the pairs."""
+        from tfllm.tasks import losses
+
+        losses.refuse(self.kind, class_weights=class_weights, label_smoothing=label_smoothing)
+        return losses.PretrainingLoss()
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Accuracy and perplexity over the hidden tokens, accuracy over the pairs."""
+        from tfllm.tasks import metrics
+
+        return [
+            metrics.Accuracy("masked_accuracy", of="tokens"),
+            metrics.Perplexity("perplexity", of="tokens"),
+            metrics.Accuracy("next_sentence_accuracy", of="next_sentence"),
+        ]
+
+    def answers(self, outputs: Sequence[Any], features: Features) -> list[dict[str, Any]]:
+        """Those of masked_lm; where an example has two texts, those of next_sentence as well."""
+        found = []
+        for output, detail in zip(outputs, features.details, strict=True):
+            answer = self.filled(np.asarray(output["tokens"]), detail)
+            if detail["pair"]:
+                scores = np.asarray(output["next_sentence"], np.float32)
+                answer |= next_sentence.named(softmax(scores))
+            found.append(answer)
+        return found
