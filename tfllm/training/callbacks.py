@@ -21,11 +21,13 @@ from tfllm.errors import SettingError, TrainingFailed, did_you_mean
 from tfllm.training import state
 from tfllm.training.background import Writer
 from tfllm.training.directory import STATE
+from tfllm.training.hooks import INPUT_WAIT
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Validation, is_better
 from tfllm.training.progress import Bar
 from tfllm.training.recipe import Recipe
 from tfllm.training.state import Place
+from tfllm.training.watching import Watch, write_samples
 
 SHOWN_MEASURES = 5  # in a line for people; metrics.jsonl has all
 
@@ -81,6 +83,8 @@ class Keeper(keras.callbacks.Callback):
     """The bytes that the chief gives, for all workers."""
     name_rows: Callable[[Any], str] = str
     """The examples that rows of the training data came from, for people."""
+    watch: Watch | None = None
+    """Counts what is told of the run beside its losses."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -133,6 +137,8 @@ class Keeper(keras.callbacks.Callback):
         place.examples += len(current.rows) // self.batches.units.shape[1]
         place.seconds = time.monotonic() - self._started
         self._since.add(logs, current)
+        if self.watch is not None:
+            self.watch.add(current, logs[INPUT_WAIT])
         self.bar.advance()
         epoch_ended = place.epoch_step == len(self._plan)
         epoch = place.epoch + place.epoch_step / len(self._plan)
@@ -170,7 +176,10 @@ class Keeper(keras.callbacks.Callback):
                 )
 
     def _write_line(self, epoch: float) -> None:
-        values = self._since.values(time.monotonic())
+        now = time.monotonic()
+        values = self._since.values(now)
+        if self.watch is not None:
+            values |= self.watch.values(now - self._since.started)
         schedule = self.model.optimizer
         values["learning_rate"] = float(schedule.learning_rate)
         self._write(values, epoch)
@@ -211,6 +220,8 @@ class Keeper(keras.callbacks.Callback):
         if self.log is not None:
             with self.model.averaged():
                 text = json.dumps(validation(self.model)).encode()
+                count = self.recipe.train.samples
+                write_samples(self.log, self.place.step, validation, self.model, count)
         return json.loads(self.share(text))
 
 

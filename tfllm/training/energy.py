@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Meter:
         self._counters: Counters | None = None
         self._problem = ""
         self._stopped = threading.Event()
+        self._started = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
 
     def start(self) -> Meter:
@@ -74,7 +76,8 @@ class Meter:
         return self
 
     def stop(self) -> dict[str, Any]:
-        """For summary.json: kilowatt_hours, co2_grams (or None), method, note."""
+        """For summary.json: kilowatt_hours, co2_grams (or None), method, seconds, note."""
+        seconds = time.monotonic() - self._started
         self._stopped.set()
         self._thread.join(STARTING_SECONDS)
         try:
@@ -92,9 +95,10 @@ class Meter:
             "kilowatt_hours": used,
             "co2_grams": used * self.intensity,
             "grams_per_kilowatt_hour": self.intensity,
+            "seconds": round(seconds, 1),
             "method": method,
-            "note": "An estimate, of this process or processor alone: no cooling, no network, "
-            "no making of the machine.",
+            "note": "An estimate, of this process or processor alone, since the run's start or its "
+            "last --resume: no cooling, no network, no making of the machine.",
         }
 
     def _used(self) -> tuple[float | None, str | None]:
@@ -121,11 +125,11 @@ class Meter:
 
 def _codecarbon() -> Any:
     """A started tracker of this process, offline; None where the package is not installed."""
-    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
     try:
         from codecarbon import OfflineEmissionsTracker
     except ImportError:
         return None
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
     tracker = OfflineEmissionsTracker(
         country_iso_code="USA",  # must be given; CO2 is reckoned here, by train.carbon_intensity
         measure_power_secs=SECONDS_BETWEEN_READINGS,

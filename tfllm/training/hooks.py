@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import tree
 
 # The tested range, as in setup.cfg: from the first, below the second.
 KERAS = ("3.15", "3.17")
@@ -19,6 +20,9 @@ KERAS = ("3.15", "3.17")
 # Replica ids are multiplied by it before they are added to a dropout's seed: odd and large, so that
 # seeds of other layers are not met.
 REPLICA_SEED = 0x9E3779B1
+
+# A log beside those of `train_step`: the seconds that this process waited for the step's batch.
+INPUT_WAIT = "input_wait"
 
 Logs = dict[str, Any]
 
@@ -34,7 +38,7 @@ class ReplicatedModel(keras.Model):
     steps_per_call: Callable[[], int] | None = None
     """How many steps the next call of `fit`'s function does; None: one."""
     step_logs: Logs = {}
-    """The logs of the last call's steps, each [steps]."""
+    """The logs of the last call's steps, each [steps], and INPUT_WAIT."""
     train_function: Any
     log_names: tuple[str, ...] = ("loss", "gradient_norm")
     """The keys that `train_step` returns, each a float32 scalar."""
@@ -46,15 +50,20 @@ class ReplicatedModel(keras.Model):
         if self.train_function is not None and not force:
             return
         strategy = self.distribute_strategy
+        local = strategy.experimental_local_results
 
         def one(iterator: Any) -> list[Any]:
-            logs = strategy.run(self.train_step, args=(next(iterator),))
+            asked = tf.timestamp()
+            with tf.control_dependencies([asked]):
+                data = next(iterator)
+            parts = [part for one in tree.flatten(data) for part in local(one)]
+            with tf.control_dependencies(parts):
+                waited = tf.timestamp() - asked
+            logs = strategy.run(self.train_step, args=(data,))
             assert set(logs) == set(self.log_names), logs
             # Every replica has the same values: those of the first that is here.
-            return [
-                tf.cast(strategy.experimental_local_results(logs[name])[0], tf.float32)
-                for name in self.log_names
-            ]
+            values = [local(logs[name])[0] for name in self.log_names]
+            return [tf.cast(value, tf.float32) for value in (*values, waited)]
 
         def single(iterator: Any) -> list[Any]:
             return [value[None] for value in one(iterator)]
@@ -64,7 +73,8 @@ class ReplicatedModel(keras.Model):
                 values = zip(results, one(iterator), strict=True)
                 return step + 1, [result.write(step, value) for result, value in values]
 
-            empty = [tf.TensorArray(tf.float32, size=count) for _ in self.log_names]
+            names = (*self.log_names, INPUT_WAIT)
+            empty = [tf.TensorArray(tf.float32, size=count) for _ in names]
             _, results = tf.while_loop(
                 lambda step, _: step < count, body, (0, empty), parallel_iterations=1
             )
@@ -80,8 +90,8 @@ class ReplicatedModel(keras.Model):
                 rows = single(iterator) if count == 1 else several(iterator, tf.constant(count))
             except tf.errors.OutOfRangeError:
                 raise StopIteration from None
-            self.step_logs = dict(zip(self.log_names, rows, strict=True))
-            return {name: values[-1] for name, values in self.step_logs.items()}
+            self.step_logs = dict(zip((*self.log_names, INPUT_WAIT), rows, strict=True))
+            return {name: self.step_logs[name][-1] for name in self.log_names}
 
         self.train_function = function
 

@@ -59,19 +59,22 @@ def work(model: keras.Model, target_share: float = 1.0) -> Work | None:
     per_token = per_row = per_pair = 0.0
     for layer in model._flatten_layers():
         if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
-            flops = _flops(layer.kernel)
+            flops = _flops(layer, "kernel")
             if layer.name in single:
                 per_row += flops
             else:
                 per_token += flops * (scored if layer.name == "transform" else 1.0)
         elif isinstance(layer, keras.layers.ReversibleEmbedding) and len(layer._inbound_nodes) > 1:
-            per_token += _flops(layer.embeddings) * scored
+            per_token += _flops(layer, "embeddings") * scored
         elif width := _attention_width(layer):
             per_pair += 2 * (FORWARD + BACKWARD) * width  # scores, and values by weights
     return Work(per_token, per_row, per_pair)
 
 
-def _flops(matrix: Any) -> float:
+def _flops(layer: Any, name: str) -> float:
+    # With LoRA, the name without underscore is a sum; the adapters' own products are small.
+    matrix = getattr(layer, f"_{name}", None)
+    matrix = getattr(layer, name) if matrix is None else matrix
     size = 1
     for length in matrix.shape:
         size *= length

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.data.batching import Batch
+from tfllm.tasks.base import Task
 from tfllm.training.energy import Meter
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Validation
+from tfllm.training.recipe import TrainSettings
 from tfllm.training.samples import markdown, samples
 from tfllm.training.utilisation import matrix_rate, work
 
@@ -24,28 +26,26 @@ class Watch:
         self,
         model: Any,
         precision: str,
-        replicas: int = 1,
-        target_share: float = 1.0,
-        grams_per_kilowatt_hour: float = 0.0,
+        replicas: int,
+        target_share: float,
+        settings: TrainSettings,
     ):
         """`target_share`: the part of the tokens that a model with the input `positions` scores."""
         self.work = work(model, target_share)
         self.rate = matrix_rate(precision, bool(_gpus())) * (replicas if _gpus() else 1)
-        self._meter = Meter(grams_per_kilowatt_hour).start()
+        self._meter = Meter(settings.carbon_intensity).start()
         self._flops = self._waited = 0.0
         self._whole_flops = self._whole_waited = self._whole_seconds = 0.0
 
-    def add(self, batch: Batch) -> None:
-        """One step's batch."""
+    def add(self, batch: Batch, waited: float) -> None:
+        """One step's batch, and the seconds that the step waited for it."""
         if self.work is not None:
             self._flops += self.work.of(batch.tokens, len(batch.rows))
-
-    def waited(self, seconds: float) -> None:
-        """The step waited this long for its batch."""
-        self._waited += seconds
+        self._waited += float(waited)
 
     def values(self, seconds: float) -> dict[str, float]:
         """Of the `seconds` since the last call: mfu, input_wait (0 to 1), memory_gigabytes."""
+        seconds = max(seconds, 1e-9)
         values = {"input_wait": self._waited / seconds, "memory_gigabytes": memory() / GIGABYTE}
         if self.work is not None:
             values = {"mfu": self._flops / seconds / self.rate, **values}
@@ -65,6 +65,11 @@ class Watch:
             "peak_memory_gigabytes": peak_memory() / GIGABYTE,
             "energy": self._meter.stop(),
         }
+
+
+def target_share(task: Task) -> float:
+    """The part of the tokens that a task's model scores where it is trained on some alone."""
+    return getattr(task, "mask_probability", 1.0)
 
 
 def write_samples(log: Log, step: int, validation: Validation, model: Any, count: int) -> None:
