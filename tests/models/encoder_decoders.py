@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfllm.layers import heads
-from tfllm.models import FAMILIES, transformer
+from tfllm.models import FAMILIES, bart, t5, transformer
 from tfllm.models.encoder_decoder import EncoderDecoder, encoder_decoder
 
 SHAPE = {
@@ -27,6 +27,16 @@ CONFIGS = {
     "transformer apart": transformer.Config(
         max_sequence_length=16, share_embeddings=False, source_vocabulary_size=30,
         activation="swish", pad_id=39, **UNEQUAL, **SHAPE,
+    ),
+    "t5": t5.Config(num_buckets=8, max_distance=6, **SHAPE),
+    "t5 gated": t5.Config(
+        num_encoder_layers=1, head_dim=6, gated=True, activation="gelu_new", tie_embeddings=False,
+        scale_logits=False, **SHAPE,
+    ),
+    "t5 mt5": t5.Config(variant="mt5", scale_logits=False, **SHAPE),
+    "bart": bart.Config(max_sequence_length=16, **UNEQUAL, **SHAPE),
+    "bart mbart": bart.Config(
+        variant="mbart", scale_embeddings=True, max_sequence_length=16, **SHAPE
     ),
 }  # fmt: skip
 SOURCES, TARGETS = (7, 4, 9), (5, 9, 2)  # tokens of each row

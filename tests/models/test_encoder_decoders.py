@@ -128,6 +128,7 @@ def test_a_copy_by_keras_is_the_same_model(name):
     np.testing.assert_allclose(copy(inputs), model(inputs), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["transformer", "t5 gated"])
 def test_it_trains_with_low_rank_updates_too(name):
     model, _ = made_for.new_model(name)
     model.get_layer("layer_0").cross_attention.query.enable_lora(2)

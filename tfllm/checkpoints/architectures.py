@@ -29,6 +29,7 @@ POOLING_KEYS = {
     "max": "pooling_mode_max_tokens",
 }
 CAUSAL_WINDOW = 1024  # tokens: what perplexities are mostly published for
+SOURCE_WINDOW = 512  # tokens: what T5 and Marian were made for; BART takes 1024
 SENTENCE_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -68,6 +69,8 @@ def task_of(
         )
     if kind == "causal_lm":
         return TASKS[kind](kind=kind, max_length=min(CAUSAL_WINDOW, positions))
+    if kind == "seq2seq":
+        return TASKS[kind](kind=kind, max_length=min(SOURCE_WINDOW, positions))
     length = min(Classification().max_length, positions)
     if kind not in ("classification", "token_classification"):
         return TASKS[kind](kind=kind, max_length=length)
@@ -122,6 +125,9 @@ def head_config(task: Task, before: Mapping[str, Any], tokenizer: Any) -> dict[s
     if task.kind == "causal_lm" and not before:
         # Without them transformers takes its own numbers, which stand for other tokens here.
         return {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+    if task.kind == "seq2seq" and not before:
+        named = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+        return {**named, "forced_eos_token_id": tokenizer.end_id}
     if not isinstance(task, Classification | TokenClassification):
         return {}
     labels = task.labels
@@ -138,6 +144,17 @@ def head_config(task: Task, before: Mapping[str, Any], tokenizer: Any) -> dict[s
         if before.get("problem_type") is not None or task.problem != implied:
             added["problem_type"] = PROBLEMS[task.problem]
     return added
+
+
+def generation_of(task: Task, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`generation_config.json` for a model that has none, from its `config.json`."""
+    if task.kind != "seq2seq":
+        return {}
+    keys = ("bos", "eos", "pad", "decoder_start", "forced_bos", "forced_eos")
+    found = {f"{key}_token_id": config.get(f"{key}_token_id") for key in keys}
+    found = {key: value for key, value in found.items() if value is not None}
+    pad = config.get("pad_token_id")
+    return {**found, **({"bad_words_ids": [[pad]]} if pad is not None else {})}
 
 
 def _embedding(directory: Path, positions: int) -> Embedding:

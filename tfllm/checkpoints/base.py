@@ -65,10 +65,23 @@ class Checkpoint:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a generated text: as Hugging Face's files say, else the tokenizer's end."""
-        for settings in (self.generation, self.origin.config if self.origin else {}):
-            if (named := settings.get("eos_token_id")) is not None:
-                return tuple(named) if isinstance(named, list) else (named,)
+        if (named := self.for_generation("eos_token_id")) is not None:
+            return tuple(named) if isinstance(named, list) else (named,)
         return () if self.tokenizer.end_id is None else (self.tokenizer.end_id,)
+
+    @property
+    def start_id(self) -> int | None:
+        """The decoder's first token of an encoder-decoder; None for any other model."""
+        named = self.for_generation("decoder_start_token_id")
+        return getattr(self.config, "start_id", None) if named is None else named
+
+    def for_generation(self, key: str) -> Any:
+        """What Hugging Face's files say of generation under `key` (`forced_bos_token_id`,
+        `num_beams`, `length_penalty`, `bad_words_ids`, ...), or None."""
+        for settings in (self.generation, self.origin.config if self.origin else {}):
+            if (named := settings.get(key)) is not None:
+                return named
+        return None
 
 
 def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.Model]:

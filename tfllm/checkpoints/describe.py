@@ -10,7 +10,7 @@ from typing import Any
 
 from tfllm.checkpoints import architectures, finding, llama2c, names, sources, store
 from tfllm.checkpoints.files import read_json, tensor_shapes
-from tfllm.models import FAMILIES, weights_of
+from tfllm.models import config_of, weights_of
 from tfllm.models.rows import Row
 from tfllm.tokenizers import files as tokenizer_files
 
@@ -68,15 +68,17 @@ def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     source = directory / "config.json"
     hf_config = read_json(source)
     family, _ = sources.model_type_of(hf_config, str(source))
-    config = FAMILIES[family].from_hf(hf_config)
-    table = weights_of(family, config)
     shapes = sources.shapes_of(directory)
+    config = config_of(family, hf_config, shapes)
+    table = weights_of(family, config)
     canonical = names.canonical(shapes, table)
     kind = architectures.kind_of(hf_config, table, str(source))
     row = table.heads[kind].get("classifier/kernel")
     size = shapes[row.name][0][0] if isinstance(row, Row) and row.name in shapes else None
     task = architectures.task_of(kind, hf_config, directory, size, config.max_sequence_length)
-    tied = table.tied if getattr(config, "tie_embeddings", True) else {}
+    tied = set(table.tied)
+    if not getattr(config, "tie_embeddings", True):
+        tied -= {row.name for row in table.heads[kind].values() if isinstance(row, Row)}
     left_out = {*tied, *table.buffers}
     counted = {
         name: shapes[name] for name in names.kept(shapes, table) if canonical[name] not in left_out

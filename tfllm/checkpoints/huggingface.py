@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from tfllm.checkpoints import architectures, names, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, new_model
 from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
-from tfllm.checkpoints.sources import TENSORS, model_type_of, tensor_files
+from tfllm.checkpoints.sources import TENSORS, model_type_of, shapes_of, tensor_files
 from tfllm.errors import CheckpointError
-from tfllm.models import FAMILIES, weights_of
+from tfllm.models import FAMILIES, config_of, weights_of
 from tfllm.models.rows import Weights
 from tfllm.tasks import Task
 from tfllm.tasks.embedding import Embedding
@@ -32,7 +32,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     hf_config = read_json(directory / "config.json")
     source = str(directory / "config.json")
     family, _ = model_type_of(hf_config, source)
-    config = FAMILIES[family].from_hf(hf_config)
+    config = config_of(family, hf_config, shapes_of(directory))
     table = weights_of(family, config)
     raw = _all_tensors(directory, table)
     own = _own_task(hf_config, table, raw, directory, config, needed=task is None)
@@ -297,9 +297,10 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         for name, tensor in tensors.items()
     }
     write_tensors(directory / TENSORS, {**in_file, **checkpoint.carried})
-    write_json(directory / "config.json", _config(checkpoint, origin, shape, table, dtype))
-    if checkpoint.generation:
-        write_json(directory / GENERATION, checkpoint.generation)
+    config = _config(checkpoint, origin, shape, in_file, dtype)
+    write_json(directory / "config.json", config)
+    if generation := checkpoint.generation or architectures.generation_of(checkpoint.task, config):
+        write_json(directory / GENERATION, generation)
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):
         width = checkpoint.config.hidden_dim
@@ -324,13 +325,17 @@ def _in_source_dtype(
 
 
 def _config(
-    checkpoint: Checkpoint, origin: Origin, shape: dict[str, Any], table: Weights, dtype: str
+    checkpoint: Checkpoint,
+    origin: Origin,
+    shape: dict[str, Any],
+    tensors: Collection[str],
+    dtype: str,
 ) -> dict[str, Any]:
-    """`config.json`: the source's, with what has changed since."""
-    module = FAMILIES[checkpoint.family]
+    """`config.json`: the source's, with what has changed since. `tensors`: names in the file."""
     config = dict(origin.config)
-    if not config or module.from_hf(config) != checkpoint.config:
+    if not config or config_of(checkpoint.family, config, tensors) != checkpoint.config:
         config |= shape
+    table = weights_of(checkpoint.family, checkpoint.config)
     known = table.architectures[origin.kind]
     if not set(config.get("architectures") or []) & set(known):
         config["architectures"] = [known[0]]

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bert, gpt2, llama, transformer
+from tfllm.models import bart, bert, gpt2, llama, t5, transformer
 from tfllm.models.rows import Weights
 
-FAMILIES: dict[str, Any] = {"bert": bert, "gpt2": gpt2, "llama": llama, "transformer": transformer}
+FAMILIES: dict[str, Any] = {
+    "bert": bert,
+    "gpt2": gpt2,
+    "llama": llama,
+    "transformer": transformer,
+    "t5": t5,
+    "bart": bart,
+}
 
 
 def weights_of(family: str, config: Any) -> Weights:
     """The rows between a model of this shape and Hugging Face's tensors."""
     key = getattr(config, "layout", None) or getattr(config, "variant", family)
     return FAMILIES[family].WEIGHTS[key]
+
+
+def config_of(family: str, hf_config: Mapping[str, Any], tensors: Collection[str]) -> Any:
+    """The config for a Hugging Face `config.json` beside tensors of these names. Raises
+    CheckpointError."""
+    module = FAMILIES[family]
+    config = module.from_hf(hf_config)
+    return module.with_tensors(config, tensors) if hasattr(module, "with_tensors") else config
 
 
 def is_encoder_decoder(family: str) -> bool:

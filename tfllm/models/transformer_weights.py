@@ -10,6 +10,11 @@ LOGITS = {
     "token_bias/bias": Row("final_logits_bias", 1),
 }
 SHARED = "model.shared.weight"
+TIED = {
+    "model.encoder.embed_tokens.weight": SHARED,
+    "model.decoder.embed_tokens.weight": SHARED,
+    "lm_head.weight": SHARED,
+}
 
 
 def blocks() -> Table:
@@ -47,14 +52,7 @@ def _marian(embeddings: Table, tied: dict[str, str]) -> Weights:
 
 
 WEIGHTS = {
-    "marian": _marian(
-        {"token_embedding/embeddings": SHARED},
-        {
-            "model.encoder.embed_tokens.weight": SHARED,
-            "model.decoder.embed_tokens.weight": SHARED,
-            "lm_head.weight": SHARED,
-        },
-    ),
+    "marian": _marian({"token_embedding/embeddings": SHARED}, TIED),
     "marian_apart": _marian(
         {
             "token_embedding/embeddings": "model.decoder.embed_tokens.weight",

@@ -1,0 +1,277 @@
+"""T5 (Raffel et al. 2020): a pre-norm encoder-decoder with relative positions and no biases.
+
+T5 1.1 and Flan-T5 (Chung et al. 2022) gate the feed-forward part and have a head of their own; mT5
+(Xue et al. 2021) is T5 1.1 with another vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import keras
+
+from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.layers.relative import RelativeBias
+from tfllm.models import hf_config as hf
+from tfllm.models import transformer_graph, transformer_layers
+from tfllm.models.rows import Row, Table, Weights, scale
+from tfllm.models.transformer_graph import ENCODER, cross, encode, forward
+
+__all__ = [
+    "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross", "encode", "forward", "from_hf",
+    "to_hf", "with_tensors",
+]  # fmt: skip
+
+Variant = Literal["t5", "mt5"]
+VARIANTS = ("t5", "mt5")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of one encoder-decoder; the defaults are T5-small."""
+
+    variant: Variant = "t5"
+    """Under which name Hugging Face knows the graph."""
+    vocabulary_size: int = 32128
+    num_layers: int = 6
+    """Of the decoder."""
+    num_encoder_layers: int = 0
+    """0 is `num_layers`."""
+    num_heads: int = 8
+    head_dim: int = 0
+    """Width of one head; 0 is hidden_dim / num_heads."""
+    hidden_dim: int = 512
+    intermediate_dim: int = 0
+    """Width inside the feed-forward parts; 0 is four times `hidden_dim`."""
+    max_sequence_length: int = 2048
+    """Tokens of a source, and of a target, that are taken: positions have no end of their own."""
+    num_buckets: int = 32
+    """Numbers that a head has for distances between tokens; see `layers.relative`."""
+    max_distance: int = 128
+    """From this distance on, all tokens are equally far."""
+    activation: str = "relu"
+    gated: bool = False
+    """Multiplies the activated half of the feed-forward part by a linear one (Shazeer 2020)."""
+    tie_embeddings: bool = True
+    """Whether the token embeddings also give the logits."""
+    scale_logits: bool = True
+    """Multiplies by hidden_dim**-0.5 before the logits. T5 1.1, Flan-T5 and mT5: false, and
+    `tie_embeddings` false too."""
+    layer_norm_epsilon: float = 1e-6
+    dropout: float = 0.1
+    pad_id: int = 0
+    start_id: int | None = None
+    """The decoder's first token; None is `pad_id`."""
+
+    share_embeddings: ClassVar[bool] = True
+    scale_embeddings: ClassVar[bool] = False
+    pre_norm: ClassVar[bool] = True
+    position_offset: ClassVar[int] = 0
+    initializer_range: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            known = did_you_mean(self.variant, VARIANTS)
+            raise SettingError(f"There is no variant '{self.variant}' of t5. {known}")
+        transformer_graph.complete(
+            self,
+            num_encoder_layers=self.num_layers,
+            intermediate_dim=4 * self.hidden_dim,
+            start_id=self.pad_id,
+        )
+        if not self.head_dim:
+            transformer_graph.check_heads(self)
+            object.__setattr__(self, "head_dim", self.hidden_dim // self.num_heads)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def num_encoder_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def encoder_head_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def encoder_intermediate_dim(self) -> int:
+        return self.intermediate_dim
+
+    @property
+    def source_vocabulary_size(self) -> int:
+        return self.vocabulary_size
+
+    @property
+    def logits_scale(self) -> float:
+        return self.hidden_dim**-0.5 if self.scale_logits else 1.0
+
+    @property
+    def layout(self) -> str:
+        """The key in WEIGHTS."""
+        return f"{self.variant}_gated" if self.gated else self.variant
+
+
+def backbone(config: Config) -> keras.Model:
+    """See `transformer_graph.backbone`."""
+    attention = {
+        "dropout": config.dropout,
+        "qkv_bias": False,
+        "output_bias": False,
+        "initializer_range": "fan_in",
+        "residual_range": "fan_in",
+        "scaled": False,
+    }
+    block = {
+        "activation": config.activation,
+        "norm": "rms",
+        "norm_epsilon": config.layer_norm_epsilon,
+        "gated": config.gated,
+        "inner_dropout": config.dropout,
+    }
+
+    def own(side: str) -> list[keras.layers.Layer]:
+        return [
+            RelativeBias(
+                config.num_heads,
+                config.num_buckets,
+                config.max_distance,
+                bidirectional=side == ENCODER,
+                initializer_range=config.hidden_dim**-0.5,
+                name=f"{side}position_bias",
+            ),
+            keras.layers.Dropout(config.dropout, name=f"{side}final_dropout"),
+        ]
+
+    layers = transformer_layers.layers_of(config, attention, block, 1.0, own)
+    return transformer_graph.backbone(layers, config, config.variant)
+
+
+MODEL_TYPES = VARIANTS
+"""Hugging Face's names for what this file builds."""
+
+# Config field: Hugging Face key.
+KEYS = {
+    "vocabulary_size": "vocab_size",
+    "num_layers": "num_decoder_layers",
+    "num_encoder_layers": "num_layers",
+    "num_heads": "num_heads",
+    "head_dim": "d_kv",
+    "hidden_dim": "d_model",
+    "intermediate_dim": "d_ff",
+    "num_buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+    "dropout": "dropout_rate",
+    "tie_embeddings": "tie_word_embeddings",
+    "pad_id": "pad_token_id",
+    "start_id": "decoder_start_token_id",
+}
+# What transformers takes where a key is not written.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "t5": {"head_dim": 64, "intermediate_dim": 2048},
+    "mt5": {
+        "vocabulary_size": 250112, "num_encoder_layers": 8, "num_heads": 6, "head_dim": 64,
+        "intermediate_dim": 1024,
+    },
+}  # fmt: skip
+FEED_FORWARD = {"t5": "relu", "mt5": "gated-gelu"}
+GATED_GELU = "gated-gelu", "gelu_new"  # by an old habit of transformers not its exact "gelu"
+REFUSED: hf.Refused = (("is_decoder", False, "a decoder alone"),)
+
+
+def from_hf(hf_config: Mapping[str, Any]) -> Config:
+    """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
+    variant = hf_config["model_type"]
+    hf.refuse(hf_config, variant, REFUSED)
+    fields = hf.fields_of(hf_config, KEYS, DEFAULTS[variant])
+    fields.setdefault("num_layers", fields.get("num_encoder_layers", 6))
+    named = str(hf_config.get("feed_forward_proj") or FEED_FORWARD[variant])
+    fields["gated"] = named.startswith("gated-")
+    fields["activation"] = GATED_GELU[1] if named == GATED_GELU[0] else named.split("-")[-1]
+    tied = hf_config.get("tie_word_embeddings") is not False
+    fields["scale_logits"] = variant == "t5" and hf_config.get("scale_decoder_outputs", tied)
+    return hf.built(Config, {"variant": variant, **fields})
+
+
+def with_tensors(config: Config, names: Collection[str]) -> Config:
+    """The config for a file that holds these tensors: with a head of its own where there is one.
+
+    `config.json` does not tell: transformers 5 writes `tie_word_embeddings: true` in any case.
+    """
+    return dataclasses.replace(config, tie_embeddings="lm_head.weight" not in names)
+
+
+def to_hf(config: Config) -> dict[str, Any]:
+    """The `config.json` of Hugging Face for this shape, without anything about a head. Raises
+    CheckpointError for a shape that it has no model for."""
+    if config.variant == "mt5" and config.scale_logits:
+        raise CheckpointError(
+            "Hugging Face's mt5 does not scale before the logits, and this model does "
+            "(scale_logits). Keep it in tfllm's own form, or make it variant: t5."
+        )
+    if config.gated and config.activation == "gelu":
+        raise CheckpointError(
+            "Hugging Face's t5 means gelu_new by a gated gelu, and this model has the exact one. "
+            "Keep it in tfllm's own form."
+        )
+    gate = "gated-" if config.gated else ""
+    named = gate + config.activation
+    return {
+        "model_type": config.variant,
+        "is_encoder_decoder": True,
+        "feed_forward_proj": GATED_GELU[0] if named == f"gated-{GATED_GELU[1]}" else named,
+        **({"scale_decoder_outputs": config.scale_logits} if config.variant == "t5" else {}),
+        **{key: getattr(config, field) for field, key in KEYS.items()},
+    }
+
+
+def _weights(architecture: str, gated: bool) -> Weights:
+    rows: dict[str, str | Row] = {"token_embedding/embeddings": "shared.weight"}
+    for side, theirs, last in (("encoder_", "encoder", 1), ("", "decoder", 2)):
+        ours, block = f"{side}layer_{{i}}", f"{theirs}.block.{{i}}.layer"
+        rows |= _attention(f"{ours}/attention/", f"{block}.0.SelfAttention", "qkvo")
+        rows |= scale(f"{ours}/attention_norm", f"{block}.0.layer_norm")
+        feed = f"{block}.{last}.DenseReluDense"
+        names = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
+        for name, short in {**names, "down": "wo"}.items():
+            rows[f"{ours}/{name}/kernel"] = Row(f"{feed}.{short}.weight", 1)
+        rows |= scale(f"{ours}/feedforward_norm", f"{block}.{last}.layer_norm")
+        rows |= scale(f"{side}final_norm", f"{theirs}.final_layer_norm")
+        rows[f"{side}position_bias/embeddings"] = (
+            f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        )
+    source = "decoder.block.{i}.layer.1"
+    rows |= _attention("layer_{i}/cross_attention/", f"{source}.EncDecAttention", "qo")
+    rows |= _attention("cross_{i}/", f"{source}.EncDecAttention", "kv")
+    rows |= scale("layer_{i}/cross_norm", f"{source}.layer_norm")
+    return Weights(
+        prefix="",
+        backbone=rows,
+        heads={"seq2seq": {"logits/kernel": Row("lm_head.weight", 1)}},
+        architectures={"seq2seq": (architecture,)},
+        tied={
+            "encoder.embed_tokens.weight": "shared.weight",
+            "decoder.embed_tokens.weight": "shared.weight",
+            "lm_head.weight": "shared.weight",
+        },
+        # Of the first files; nothing ever used it.
+        ignored=(f"{source}.EncDecAttention.relative_attention_bias.weight",),
+    )
+
+
+def _attention(ours: str, theirs: str, letters: str) -> Table:
+    names = {"q": "query", "k": "key", "v": "value", "o": "attention_output"}
+    return {f"{ours}{names[x]}/kernel": Row(f"{theirs}.{x}.weight", 1) for x in letters}
+
+
+WEIGHTS = {
+    "t5": _weights("T5ForConditionalGeneration", gated=False),
+    "t5_gated": _weights("T5ForConditionalGeneration", gated=True),
+    "mt5": _weights("MT5ForConditionalGeneration", gated=False),
+    "mt5_gated": _weights("MT5ForConditionalGeneration", gated=True),
+}
