@@ -191,6 +191,25 @@ def test_ctrl_c_while_streaming_keeps_what_is_printed(tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
+def test_a_terminated_command_leaves_no_file_under_a_temporary_name(tmp_path):
+    store.save(models.checkpoint(), tmp_path / "m")
+    (tmp_path / "prompts.txt").write_text("Hello\n" * 1000)
+    (tmp_path / "out").mkdir()
+    options = ("--input", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out/texts"))
+    command = [sys.executable, "-c", SLOWLY, "generate", str(tmp_path / "m"), *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list((tmp_path / "out").iterdir())
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "out").iterdir())
+
+
 # The command with a pause after every step, so that there is time to stop it.
 SLOWLY = """
 import sys, time

@@ -66,7 +66,7 @@ def to_variables(rows: Mapping[str, Row], variables: Mapping[str, Any], tensors:
         value = tensors[row.name]
         if row.parts > 1:
             value = np.split(value, row.parts, row.part_axis)[row.part]
-        value = value.astype(np.float32)
+        value = value.astype(np.float32, copy=False)
         value = value.T if row.inputs > 0 else value
         variables[path].assign(value.reshape(variables[path].shape))
 

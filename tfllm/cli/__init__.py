@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -19,7 +20,10 @@ VERBS = {
     "quickstart": "Fine-tune a small encoder, export it, serve it, ask it: five minutes.",
     "inspect": "Say what a checkpoint or an artifact is and holds.",
     "tokenizer": "Encode, decode and check tokenizers.",
+    "prepare": "Turn texts into a corpus: shards of token ids that training reads in place.",
     "train": "Train a model from a recipe.",
+    "launch": "Train a model from a recipe in several processes at once.",
+    "tune": "Search for a recipe's best settings.",
     "evaluate": "Measure a checkpoint or an artifact on a data file.",
     "predict": "Answers, one JSON line per input.",
     "generate": "Texts that go on from prompts.",
@@ -31,6 +35,7 @@ VERBS = {
 }
 
 INTERRUPTED = 130  # the shell's status for a command stopped by Ctrl-C
+TERMINATED = 143  # and by SIGTERM
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -55,6 +60,9 @@ def _run(verb: str, arguments: list[str]) -> int:
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     quiet.install()
+    # As an exception, so that files under temporary names are removed; train and serve have their
+    # own way to stop.
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         _application(verb)(arguments, prog_name=f"tfllm {verb}")
     except SystemExit as stop:
@@ -71,6 +79,10 @@ def _run(verb: str, arguments: list[str]) -> int:
             raise
         _fail(f"cannot write '{error.filename or 'the output'}': {error.strerror}.", 2)
     return 0
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(TERMINATED)
 
 
 def _application(verb: str):
