@@ -228,6 +228,17 @@ class Task(Settings):
         """
         raise NotImplementedError
 
+    def rows(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
+        """`features` of examples, or of the prepared corpus that they stand for."""
+        corpus = getattr(examples, "corpus", None)
+        if corpus is None:
+            return self.features(examples, tokenizer)
+        return self.corpus_features(corpus, tokenizer)
+
+    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
+        """Rows over a `tfllm.data.corpus.Corpus`, made when asked for. Not of every task."""
+        raise NotImplementedError
+
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
         """The features as training (and validation, with epoch 0) sees them in one epoch.
 

@@ -13,6 +13,8 @@ from pydantic import Field
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import packing
 from tfllm.tasks.base import ClassWeights, Example, Features, Rows, Task, text_of, where
+from tfllm.tasks.corpus_stream import CorpusStream
+from tfllm.tasks.packing import Stream
 
 if TYPE_CHECKING:
     import keras
@@ -78,8 +80,21 @@ class CausalLM(Task):
                 f"{where(examples[0]) if examples else ''}the texts have {len(stream)} tokens, and "
                 "the next token needs one before it. Give longer texts."
             )
+        features = self._of_stream(stream, tokenizer, whole=chat)
+        return features if targets else replace(features, targets=None)
+
+    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
+        """Rows over a prepared corpus, as over texts; read from the disk when asked for."""
+        start, end = _specials(tokenizer) if self.documents else ([], [])
+        stream = CorpusStream(corpus, tuple(start), tuple(end), self.documents)
+        return replace(self._of_stream(stream, tokenizer), digest=corpus.digest)
+
+    def _of_stream(
+        self, stream: Stream | CorpusStream, tokenizer: Tokenizer, whole: bool = False
+    ) -> Features:
+        """Rows of a stream; `whole`: none may hold a part of a document."""
         bounds = (stream.starts, len(stream), self.max_length)
-        if chat or not self.packing:
+        if whole or not self.packing:
             begins, lengths = packing.whole(*bounds) if self.packing else packing.alone(*bounds)
         else:
             begins, lengths = packing.windows(len(stream), self.max_length)
@@ -87,12 +102,12 @@ class CausalLM(Task):
             token_ids=Rows(begins, lengths, stream.tokens),
             token_types=None,
             example=np.arange(len(begins)),
-            targets=Rows(begins, lengths, stream.targets) if targets else None,
+            targets=Rows(begins, lengths, stream.targets),
             details=[],
             pad_id=tokenizer.pad_id,
             per_token=True,
             segments=Rows(begins, lengths, stream.segments),
-            shift=0 if chat or not self.packing else self.max_length,
+            shift=0 if whole or not self.packing else self.max_length,
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
@@ -126,8 +141,7 @@ class CausalLM(Task):
         if not self.documents:
             yield np.concatenate(list(_joined(examples, tokenizer))), None
             return
-        start = [] if tokenizer.start_id is None else [tokenizer.start_id]
-        end = [] if tokenizer.end_id is None else [tokenizer.end_id]
+        start, end = _specials(tokenizer)
         for group in _groups([lines_of(example) for example in examples]):
             parts = [list(packing.pieces(text)) for text in group]
             found = iter(_ids([part for several in parts for part in several], tokenizer))
@@ -190,6 +204,12 @@ def messages_of(example: Example) -> list[dict[str, str]]:
         f"{where(example)}the field 'messages' is not a conversation. Write it as "
         '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
     )
+
+
+def _specials(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids before and after a document, as far as the vocabulary has them."""
+    start, end = tokenizer.start_id, tokenizer.end_id
+    return [] if start is None else [start], [] if end is None else [end]
 
 
 def _joined(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

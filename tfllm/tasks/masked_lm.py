@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tfllm.tasks import masking
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made, text_of
+from tfllm.tasks import documents, masking, packing
+from tfllm.tasks.base import ClassWeights, Example, Features, Made, Task, encoded, made, text_of
+from tfllm.tasks.corpus_stream import CorpusStream
 from tfllm.tasks.masked_rows import MaskedFeatures, Plain, drawn
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class MaskedLM(Masking):
     """Scores over the vocabulary for every token."""
 
     kind: Literal["masked_lm"] = "masked_lm"
+    packing: bool = False
+    """Training: every row is full, with the texts one after another (RoBERTa's full sentences), cut
+    elsewhere in every epoch; a prepared corpus is always read so. false: a row for every text."""
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores [B, T, V]."""
@@ -68,9 +72,45 @@ class MaskedLM(Masking):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per text, or pair of texts, as it is, without targets: `for_epoch` draws them."""
+        """One row per text, or pair of texts, as it is, without targets: `for_epoch` draws them.
+
+        With `packing` rows are full windows of the texts, each followed by the end token.
+        """
+        if targets and self.packing:
+            return self.corpus_features(documents.documents(examples, tokenizer), tokenizer)
         encodings = encoded(examples, tokenizer, self.max_length)
         return rows_to_fill(examples, encodings, tokenizer, self)
+
+    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
+        """Full windows of documents one after another (Liu et al. 2019, 4.2: full sentences)."""
+        form = tokenizer.form
+        start, end = np.asarray(form.start, np.int32), np.asarray(form.end, np.int32)
+        stream = CorpusStream(corpus, after=form.end)
+        room = self.max_length - form.single_specials
+        begins, lengths = packing.windows(len(stream), room)
+
+        def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
+            begin = int(begins[row]) + moved
+            tokens = stream.tokens(np.arange(begin, begin + int(lengths[row])))
+            ids = np.concatenate([start, tokens, end])
+            free = ~np.isin(ids, form.end)
+            free[: len(start)] = False
+            return Plain(ids, np.zeros(len(ids), np.int32), free)
+
+        sizes = lengths + form.single_specials
+        return MaskedFeatures(
+            token_ids=Made(len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids),
+            token_types=None,
+            example=stream.document_of(begins),
+            targets=None,
+            details=[],
+            pad_id=tokenizer.pad_id,
+            row_lengths=sizes,
+            digest=corpus.digest,
+            shift=room,
+            plain=plain,
+            rule=masking.rule(tokenizer, self.mask_probability, self.whole_word),
+        )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
         """The rows with masks drawn as a function of (seed, epoch, row); targets int [T].
@@ -133,7 +173,7 @@ def rows_to_fill(
     token_ids, types = rows.token_ids, rows.token_types
     assert types is not None
 
-    def plain(row: int, chance: np.random.Generator) -> Plain:
+    def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
         return Plain(token_ids[row], types[row], ~fixed[row])
 
     return MaskedFeatures(

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from tfllm.tasks import masking
+from tfllm.tasks import masking, packing
 from tfllm.tasks.base import Features, Made
 
 
@@ -43,16 +42,19 @@ class MaskedFeatures(Features):
     that is trained computes scores there only (`tfllm.layers.heads.at_positions`).
     """
 
-    plain: Callable[[int, np.random.Generator], Plain] | None = None
+    plain: Callable[[int, np.random.Generator, int], Plain] | None = None
+    """A row by its number; chance that the row may use; and places that windows are moved by."""
     rule: masking.Rule | None = None
     draw: tuple[int, int] | None = None
     """(seed, epoch); None: nothing is hidden"""
+    moved: int = 0
+    """places that windows are moved by in this epoch"""
 
     def hidden(self, row: int) -> Hidden:
         """The row of this epoch."""
         assert self.plain is not None and self.rule is not None and self.draw is not None
         chance = np.random.default_rng((*self.draw, int(row)))
-        plain = self.plain(int(row), chance)
+        plain = self.plain(int(row), chance, self.moved)
         places = masking.chosen(plain.ids, plain.free, self.rule, chance)
         ids, target = masking.hidden(plain.ids, places, self.rule, chance)
         if plain.label is not None:
@@ -86,8 +88,13 @@ class MaskedFeatures(Features):
 def drawn(features: MaskedFeatures, seed: int, epoch: int) -> MaskedFeatures:
     """The features with masks drawn by (seed, epoch, row)."""
     count = len(features)
-    changes: dict[str, Any] = {"draw": (seed, epoch), "per_token": True}
-    changed = replace(features, **changes, row_lengths=features.lengths)
+    changed = replace(
+        features,
+        draw=(seed, epoch),
+        moved=packing.shift(features.shift, seed, epoch) if features.shift else 0,
+        per_token=True,
+        row_lengths=features.lengths,
+    )
     return replace(
         changed,
         token_ids=Made(count, lambda row: changed.hidden(row).ids),

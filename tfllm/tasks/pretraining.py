@@ -55,14 +55,14 @@ class Pretraining(Masking):
         if not targets:
             encodings = encoded(examples, tokenizer, self.max_length)
             return rows_to_fill(examples, encodings, tokenizer, self)
-        return self.pairs(documents.documents(examples, tokenizer), tokenizer)
+        return self.corpus_features(documents.documents(examples, tokenizer), tokenizer)
 
-    def pairs(self, sentences: Any, tokenizer: Tokenizer) -> MaskedFeatures:
+    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
         """Rows over documents that are tokenized already; `for_epoch` draws what is in them."""
-        form = tokenizer.form
+        form, sentences = tokenizer.form, corpus
         plan = sentence_pairs.plan(sentences, self.max_length - form.pair_specials)
 
-        def plain(row: int, chance: np.random.Generator) -> Plain:
+        def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
             pair = plan.pair(row, chance)
             parts = [
                 np.asarray(form.start, np.int32), sentences.tokens(*pair.first),

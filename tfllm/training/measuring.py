@@ -40,7 +40,7 @@ class Validation:
         self.task, self.examples = task, examples
         self.measure = None if task.kind in WHOLE_VOCABULARY else measure
         self.tokenizer = tokenizer
-        self.features = task.for_epoch(task.features(examples, tokenizer), seed, 0)
+        self.features = task.for_epoch(task.rows(examples, tokenizer), seed, 0)
         group = self.features.group
         self.batches = Batches(
             self.features.lengths,

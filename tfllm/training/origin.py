@@ -65,12 +65,15 @@ def start(
 
     `tokenizer`: the directory of the one that a run to resume has learned.
     """
+    if type(recipe.task).corpus_features is Task.corpus_features:
+        _refuse_corpus(recipe.task, examples)
     task = recipe.task.completed(examples)
     checkpoint = (
         _from_nothing(recipe, task, examples, tokenizer)
         if recipe.model.family
         else _loaded(recipe, task)
     )
+    check_corpus(examples, checkpoint.tokenizer)
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)
     adapted = store.create(
@@ -80,6 +83,15 @@ def start(
     settings = recipe.model.lora
     lora.enable(adapted, settings.rank, settings.targets, settings.alpha)
     return Start(checkpoint, adapted, settings)
+
+
+def _refuse_corpus(task: Task, examples: Sequence[dict[str, Any]]) -> None:
+    """Raises SettingError where a task that reads no corpora is given one."""
+    if (corpus := getattr(examples, "corpus", None)) is not None:
+        raise SettingError(
+            f"data.train: '{corpus.directory}' is a prepared corpus, text alone, and the task "
+            f"{task.kind} learns from more. Name a file of examples."
+        )
 
 
 def _loaded(recipe: Recipe, task: Task) -> Checkpoint:
@@ -92,15 +104,42 @@ def _loaded(recipe: Recipe, task: Task) -> Checkpoint:
 def _from_nothing(
     recipe: Recipe, task: Task, examples: Sequence[dict[str, Any]], learned: Path | None
 ) -> Checkpoint:
+    if (corpus := getattr(examples, "corpus", None)) is not None:
+        return _new(recipe, _tokenizer_of(corpus, recipe.tokenizer), task)
     if recipe.tokenizer is None:
         raise SettingError(
             "tokenizer: a model from nothing (model.family) needs one. Give a directory, or "
             "a vocab.txt: tokenizer: {path: vocab.txt}, or learn one: tokenizer: {kind: characters}"
         )
-    tokenizer = read_tokenizer(recipe.tokenizer, examples, learned)
+    return _new(recipe, read_tokenizer(recipe.tokenizer, examples, learned), task)
+
+
+def _new(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
     family = str(recipe.model.family)
     config = family_config(recipe.model, tokenizer, task)
     return store.create(family, config, tokenizer, task)
+
+
+def _tokenizer_of(corpus: Any, settings: TokenizerSettings | str | None) -> Tokenizer:
+    """The tokenizer that a corpus was prepared with; `check_corpus` compares one that is named."""
+    if settings is None or is_learned(settings):
+        found = tokenizer_files.load(corpus.tokenizer_directory)
+        template = settings.chat_template if isinstance(settings, TokenizerSettings) else None
+        return vocabulary.with_template(found, template)
+    return read_tokenizer(settings)
+
+
+def check_corpus(examples: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> None:
+    """Raises SettingError where the examples are a corpus of another vocabulary's tokens."""
+    corpus = getattr(examples, "corpus", None)
+    if corpus is None:
+        return
+    theirs = tokenizer_files.load(corpus.tokenizer_directory)
+    if theirs.vocabulary != tokenizer.vocabulary:
+        raise SettingError(
+            f"'{corpus.directory}' was prepared with another vocabulary than the model's. Prepare "
+            "it with the model's (tokenizer.path, or model.from), or name its text files."
+        )
 
 
 def is_learned(settings: TokenizerSettings | str | None) -> bool:

@@ -146,8 +146,8 @@ def _train(
         return _finish(keeper, start, model, kind)
 
 
-def _features(task: Task, examples: list[dict[str, Any]], tokenizer: Any) -> Features:
-    features = task.features(examples, tokenizer)
+def _features(task: Task, examples: Sequence[dict[str, Any]], tokenizer: Any) -> Features:
+    features = task.rows(examples, tokenizer)
     if task.for_epoch(features).targets is None:
         raise DataError(
             f"{examples[0]['_where']}: the examples have no labels to train on. "
@@ -237,6 +237,7 @@ def _validation(recipe: Recipe, start: origin.Start, measure: Measure | None) ->
     examples = validation_examples(recipe.data)
     if not examples:
         return None
+    origin.check_corpus(examples, start.tokenizer)
     return Validation(
         start.task, examples, start.tokenizer, recipe.evaluate.batch_size, measure,
         recipe.train.seed,
