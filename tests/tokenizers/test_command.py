@@ -115,7 +115,7 @@ def test_train(capsys, tmp_path):
         (b"a b\n", ["--kind", "wordpeice"], "Did you mean 'wordpiece'"),
         (b"a b\n", ["--vocabulary-size", "3"], "at least 10"),
         (b"\n \n", [], "no text"),
-        (b"a\nb\xff\n", [], "corpus.txt:2: not UTF-8"),
+        (b"a\nb\xff\n", [], "corpus.txt:2: byte 2 of the line is not UTF-8"),
     ],
 )
 def test_train_names_what_is_wrong(capsys, tmp_path, content, options, said):

@@ -2,15 +2,25 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
+from tfllm.data.texts import Lines
 from tfllm.errors import DataError, SettingError
 from tfllm.tokenizers import files
-from tfllm.tokenizers.train import KINDS, Options, train
+from tfllm.tokenizers import train as module
+from tfllm.tokenizers.train import KINDS, Options, learned
 
 TEXT = "The cat sat on the mat.\nÜber den Wolken, 你好 1974.\n" * 30
 SIZES = {"wordpiece": 120, "bpe": 300, "unigram": 300, "characters": 60}
+
+
+def train(paths, kind, options, column=None):
+    lines = Lines([str(path) for path in paths], column, lambda *_: None)
+    return learned(lines, kind, options, "corpus")
 
 
 @pytest.fixture
@@ -21,44 +31,96 @@ def corpus(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_learned_twice_is_learned_the_same(kind, corpus, tmp_path):
+def test_learned_is_read_back(kind, corpus, tmp_path):
     options = Options(SIZES[kind], ("<|user|>",))
-    learned = train([corpus], kind, options)
-    assert learned.vocabulary_size <= SIZES[kind]
-    if kind != "wordpiece":  # the package numbers its letters in no certain order
-        assert learned == train([corpus], kind, options)
-    learned.save(tmp_path / "saved")
+    tokenizer = train([corpus], kind, options)
+    assert tokenizer.vocabulary_size <= SIZES[kind]
+    assert tokenizer == train([corpus], kind, options)
+    tokenizer.save(tmp_path / "saved")
     again = files.load(tmp_path / "saved")
-    assert again.vocabulary == learned.vocabulary
+    assert again.vocabulary == tokenizer.vocabulary
     ids = again.encode("<|user|>the cat").ids
     assert again.token_id("<|user|>") in ids
-    assert learned.kind == {"bpe": "bytepair", "unigram": "sentencepiece"}.get(kind, kind)
+    assert tokenizer.kind == {"bpe": "bytepair", "unigram": "sentencepiece"}.get(kind, kind)
+
+
+# Prints digests of vocabularies of words whose pairs have many equal counts.
+TWICE = """
+import hashlib, random, sys
+from tfllm.tokenizers.train import Options, learned
+random.seed(1)
+letters = "abcdefghijklmnopqrstuvwxyzäöüéèñçşğ中文字符测试"
+words = ["".join(random.choices(letters, k=random.randint(2, 9))) for _ in range(300)]
+texts = [" ".join(random.choices(words, k=12)) for _ in range(400)]
+for kind in ("wordpiece", "bpe", "unigram"):
+    vocabulary = learned(texts, kind, Options(600), "texts").vocabulary
+    print(kind, len(vocabulary), hashlib.sha256("\\n".join(vocabulary).encode()).hexdigest())
+"""
+
+
+def test_every_process_and_any_threads_learn_the_same():
+    def printed(threads):
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, "-c", TWICE]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        return done.stdout
+
+    first = printed("1")
+    assert first.count("\n") == 3
+    assert first == printed("1") == printed("4") == printed("2")
+
+
+def test_wordpiece_has_every_letter_alone_and_inside_words(corpus):
+    tokens = train([corpus], "wordpiece", Options(120)).vocabulary
+    assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert {"t", "##t", "1", "##1", ".", "你", "u", "##u"} <= set(tokens)
+    assert not {"##.", "##你", "Ü", "##Ü"} & set(tokens)
+
+
+def test_of_too_much_text_an_even_sample_is_read(corpus, monkeypatch):
+    lines = [f"line {number}" for number in range(1000)]
+    counts = module.count(lines)
+    assert counts.sum() == sum(len(line) + 1 for line in lines)
+    monkeypatch.setitem(module.MOST_CHARACTERS, "bpe", int(counts.sum()) // 4)
+    kept = list(module._sample(lines, counts, "bpe"))
+    assert 200 < len(kept) < 300 and kept == list(module._sample(lines, counts, "bpe"))
+    assert 40 < sum(int(line.split()[1]) < 200 for line in kept) < 60
+
+
+def test_long_lines_are_cut_and_not_left_out():
+    text = "word " * 3000 + "中" * 5000
+    parts = list(module._cut([text]))
+    assert "".join(parts) == text and max(map(len, parts)) <= module.LONGEST_SENTENCE
+    tokenizer = learned([text, "short"], "unigram", Options(300), "texts")
+    assert any("中" in token for token in tokenizer.vocabulary)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "characters"])
 def test_texts_come_back_whole(kind, corpus):
-    learned = train([corpus], kind, Options(SIZES[kind]))
+    tokenizer = train([corpus], kind, Options(SIZES[kind]))
     for line in (TEXT[:60], "  cat\n\n the  ", "1974, Über"):
-        assert learned.decode(learned.encode(line).ids) == line
+        assert tokenizer.decode(tokenizer.encode(line).ids) == line
 
 
 def test_every_character_is_a_token(corpus):
-    learned = train([corpus], "characters", Options(1000))
-    assert learned.vocabulary == sorted(set(TEXT))
+    tokenizer = train([corpus], "characters", Options(1000))
+    assert tokenizer.vocabulary == sorted(set(TEXT))
     few = train([corpus], "characters", Options(8))
     assert few.vocabulary_size == 8 and few.vocabulary[0] == "<unk>"
     assert few.encode("\u9999").ids == [few.unknown_id]
 
 
 def test_the_characters_of_nanogpt(data):
-    learned = train([data / "tinyshakespeare" / "input.txt"], "characters", Options(100))
-    assert learned.vocabulary_size == 65
-    assert learned.encode("hii there").ids == [46, 47, 47, 1, 58, 46, 43, 56, 43]
+    tokenizer = train([data / "tinyshakespeare" / "input.txt"], "characters", Options(100))
+    assert tokenizer.vocabulary_size == 65
+    assert tokenizer.encode("hii there").ids == [46, 47, 47, 1, 58, 46, 43, 56, 43]
 
 
 def test_roberta_tokens_make_roberta_rows(corpus):
-    learned = train([corpus], "bpe", Options(300, ("<s>", "<pad>", "</s>", "<unk>", "<mask>")))
-    tokens = [learned.vocabulary[i] for i in learned.encode("cat", "mat").ids]
+    tokenizer = train([corpus], "bpe", Options(300, ("<s>", "<pad>", "</s>", "<unk>", "<mask>")))
+    tokens = [tokenizer.vocabulary[i] for i in tokenizer.encode("cat", "mat").ids]
     assert tokens[0] == "<s>" and tokens.count("</s>") == 3
 
 
@@ -66,10 +128,13 @@ def test_a_column_of_json_lines(tmp_path):
     path = tmp_path / "poems.jsonl"
     poems = [{"title": "x", "paragraphs": ["床前明月光", "疑是地上霜"]}, {"paragraphs": "光"}]
     path.write_text("\n".join(json.dumps(poem) for poem in poems))
-    learned = train([path], "characters", Options(100, column="paragraphs"))
-    assert set(learned.vocabulary) == set("床前明月光疑是地上霜\n")
-    with pytest.raises(DataError, match="poems.jsonl:2: there is no field 'title'"):
-        train([path], "bpe", Options(300, column="title"))
+    tokenizer = train([path], "characters", Options(100), "paragraphs")
+    assert set(tokenizer.vocabulary) == set("床前明月光疑是地上霜\n")
+    with pytest.raises(DataError, match="poems.jsonl:2: no column 'title'"):
+        train([path], "bpe", Options(300), "title")
+    table = tmp_path / "poems.tsv"
+    table.write_text("a\ttext\nx\t床前\n")
+    assert set(train([table], "characters", Options(100), "text").vocabulary) == set("床前\n")
 
 
 @pytest.mark.parametrize("kind", KINDS)

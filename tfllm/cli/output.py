@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tfllm.errors import StorageError
 
@@ -43,6 +43,53 @@ def result_file(path: str | None) -> Iterator[IO[str]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for stages of reading: call it with (stage, bytes done, bytes in all).
+
+    Shows the rate and the time left; without a terminal a line at the end of every stage.
+    """
+    import time
+
+    begun: dict[str, float] = {}
+
+    def rate(stage: str, done: int) -> str:
+        seconds = time.monotonic() - begun.setdefault(stage, time.monotonic())
+        return f"{done / 1e6 / seconds:.1f} MB/s" if seconds > 0.1 else ""
+
+    if not sys.stderr.isatty():
+
+        def line(stage: str, done: int, total: int) -> None:
+            shown = rate(stage, done)
+            if done >= total:
+                parts = [f"{stage}: {total / 1e6:,.1f} MB", shown]
+                print(" at ".join(filter(None, parts)), file=sys.stderr, flush=True)
+                begun.pop(stage)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TaskProgressColumn(),
+               TextColumn("{task.fields[rate]}"), Elapsed(), TextColumn("left"),
+               Remaining())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def bar(stage: str, done: int, total: int) -> None:
+            shown = rate(stage, done)
+            if stage not in tasks:
+                for other in tasks.values():
+                    progress.update(other, visible=False)
+                tasks[stage] = progress.add_task("", total=total, stage=stage, rate="")
+            progress.update(tasks[stage], completed=done, rate=shown)
+
+        yield bar
 
 
 @contextmanager

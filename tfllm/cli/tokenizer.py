@@ -105,7 +105,10 @@ def check(
 
 
 def train(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="UTF-8 text; .gz too.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="UTF-8 text, JSON lines, TSV, CSV, Parquet; .gz."),
+    ],
     vocabulary_size: Annotated[int, typer.Option(help="Tokens, the special ones included.")],
     output: Annotated[str, typer.Option(help="Directory to write the tokenizer's files to.")],
     kind: Annotated[
@@ -116,7 +119,8 @@ def train(
         typer.Option("--special-token", help="A further special token; may be repeated."),
     ] = None,
     column: Annotated[
-        str | None, typer.Option(help="FILE is JSON lines; the field with the text.")
+        str | None,
+        typer.Option(help="The field or column with the text; FILE is JSON lines or a table."),
     ] = None,
     lowercase: Annotated[
         bool | None, typer.Option("--lowercase/--cased", help="WordPiece; lower-cased by default.")
@@ -125,24 +129,24 @@ def train(
         int | None, typer.Option(min=1, help="Rarer pairs or characters are left out.")
     ] = None,
 ) -> None:
-    """Learns a vocabulary, streaming."""
-    from tfllm.cli.output import progress_bar
-    from tfllm.errors import DataError
-    from tfllm.tokenizers.train import Options
-    from tfllm.tokenizers.train import train as learn
+    """Learns a vocabulary, streaming; the same files and options give the same one.
 
-    missing = [file for file in files if not Path(file).is_file()]
-    if missing:
-        raise DataError(f"There is no file '{missing[0]}'. Check the path.")
-    with progress_bar("read", sum(Path(file).stat().st_size for file in files)) as advance:
-        options = Options(
-            vocabulary_size,
-            tuple(special_tokens or ()),
-            lowercase=lowercase,
-            min_frequency=min_frequency,
-            column=column,
-        )
-        tokenizer = learn(files, kind, options, progress=advance)
+    Without --column every line is text, whatever the file.
+    """
+    from tfllm.cli.output import stage_bar
+    from tfllm.data.texts import Lines
+    from tfllm.tokenizers.train import Options, learned
+
+    _check_free(Path(output))
+    options = Options(
+        vocabulary_size,
+        tuple(special_tokens or ()),
+        lowercase=lowercase,
+        min_frequency=min_frequency,
+    )
+    with stage_bar() as progress:
+        texts = Lines(tuple(files), column, lambda *done: progress("read", *done))
+        tokenizer = learned(texts, kind, options, ", ".join(files))
     _write(tokenizer, Path(output))
     print(f"{output}: {tokenizer.vocabulary_size} tokens")
 
@@ -173,16 +177,19 @@ def _folder(model: str) -> Path:
     return path
 
 
+def _check_free(output: Path) -> None:
+    from tfllm.errors import StorageError
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StorageError(f"--output: '{output}' exists. Name a new directory.")
+
+
 def _write(tokenizer: Tokenizer, output: Path) -> None:
     """Under a temporary name beside the output, then renamed: nothing is ever half written."""
     import os
     import shutil
     import tempfile
 
-    from tfllm.errors import StorageError
-
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise StorageError(f"--output: '{output}' exists. Name a new directory.")
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:

@@ -31,6 +31,9 @@ class Watch:
     A reader whose watch returns from `fault` goes on after the line that cannot be used.
     """
 
+    faults = 0
+    """How many there were."""
+
     def opened(self, path: str | Path, file: BinaryIO) -> None:
         """A file as it lies on the disk: its `tell()` says how far the reading is."""
 
@@ -103,7 +106,7 @@ def read_lines(path: str | Path, watch: Watch = RAISING) -> Iterator[tuple[int, 
             while len(raw) > LONGEST_LINE_BYTES and not raw.endswith(b"\n"):
                 raw = _next_line(file, path)  # what is left of the line
     if number == 0:
-        raise DataError(f"{path}: the file is empty. Give a file with at least one example.")
+        watch.fault(DataError(f"{path}: the file is empty. Give a file with at least one example."))
 
 
 def read_all(path: str | Path) -> str:

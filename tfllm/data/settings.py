@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
+from tfllm.data.corpus import Corpus, is_corpus, open_corpus
+from tfllm.data.lines import resolve
+from tfllm.data.preparation_settings import PrepareSettings
 from tfllm.data.sources import Reading, read
 from tfllm.errors import DataError, SettingError
 
 Paths = str | tuple[str, ...]
+
+# Where `tfllm prepare` puts what is held out, inside the corpus.
+VALIDATION = "validation"
 
 HELD_OUT = ("validation", "validation_share", "validation_tail")
 
@@ -19,9 +27,9 @@ class DataSettings(Reading):
     """Files relative to the working directory, absolute, or under `${TFLLM_DATA}`."""
 
     train: Paths
-    """Training files, read in this order."""
+    """Training files, read in this order; or one corpus that `tfllm prepare` has made."""
     validation: Paths | None = None
-    """Files to measure on while training and after it."""
+    """Files to measure on while training and after it, or a prepared corpus."""
     validation_share: float | None = Field(default=None, gt=0, lt=1)
     """The part of the training files to hold out, where there is no validation file: the examples
     whose text hashes below it, so that every reading and every machine holds out the same."""
@@ -32,10 +40,60 @@ class DataSettings(Reading):
     """Read at most this many training examples (the first ones)."""
     both_orders: bool = False
     """Train on every pair in both orders: for questions where the order means nothing."""
+    prepare: PrepareSettings | None = None
+    """How `tfllm prepare` makes a corpus of the training files."""
 
 
-def train_examples(settings: DataSettings) -> list[dict]:
+class CorpusDocuments(Sequence[dict]):
+    """The documents of a prepared corpus as examples that have a name only: tasks that learn from
+    texts read the tokens of `corpus` (`Task.rows`)."""
+
+    def __init__(self, corpus: Corpus):
+        self.corpus = corpus
+
+    def __len__(self) -> int:
+        return len(self.corpus.document_starts) - 1
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return {"_where": f"{self.corpus.directory}: document {number % len(self) + 1}"}
+
+
+def corpus_of(paths: Paths) -> CorpusDocuments | None:
+    """The prepared corpus that is named, or None for other files. Raises DataError."""
+    named = [paths] if isinstance(paths, str) else list(paths)
+    found = [path for path in named if is_corpus(resolve(path))]
+    if not found:
+        return None
+    if len(named) > 1:
+        raise SettingError(
+            f"data: '{found[0]}' is a prepared corpus, which must be named alone. Prepare one of "
+            "all texts."
+        )
+    return CorpusDocuments(open_corpus(resolve(found[0])))
+
+
+def _check_for_corpus(settings: DataSettings, documents: CorpusDocuments) -> None:
+    """Raises SettingError for keys that a corpus cannot follow."""
+    for name in ("validation_tail", "both_orders", "label_separator"):
+        if getattr(settings, name):
+            raise SettingError(f"data.{name} is not for a prepared corpus. Remove the key.")
+    if settings.limit is not None and settings.limit < len(documents):
+        raise SettingError(
+            f"data.limit is {settings.limit}, and the corpus has {len(documents)} documents. "
+            "Prepare a smaller one, or remove the key."
+        )
+
+
+def train_examples(settings: DataSettings) -> Sequence[dict]:
     """The training examples, without those held out."""
+    documents = corpus_of(settings.train)
+    if documents is not None:
+        _check_for_corpus(settings, documents)
+        return documents
     examples = _read_all(settings, settings.train)
     if settings.validation_share and not settings.validation:
         examples = (
@@ -65,8 +123,11 @@ def swapped(example: dict) -> dict:
     return {**example, "text": example["text_pair"], "text_pair": example["text"]}
 
 
-def validation_examples(settings: DataSettings) -> list[dict]:
-    """The examples to measure on; empty where the recipe names none."""
+def validation_examples(settings: DataSettings) -> Sequence[dict]:
+    """The examples to measure on; empty where the recipe names none.
+
+    Of a prepared corpus, where no other is named, what was held out when it was made.
+    """
     given = [name for name in HELD_OUT if getattr(settings, name) is not None]
     if len(given) > 1:
         raise SettingError(
@@ -74,7 +135,10 @@ def validation_examples(settings: DataSettings) -> list[dict]:
             f"{given[-1]} holds out a part of the training files."
         )
     if settings.validation:
-        return list(_read_all(settings, settings.validation))
+        found = corpus_of(settings.validation)
+        return found if found is not None else list(_read_all(settings, settings.validation))
+    if (documents := corpus_of(settings.train)) is not None:
+        return _held_out_documents(settings, documents.corpus.directory / VALIDATION)
     if settings.validation_tail:
         tail = _divided(list(_read_all(settings, settings.train)), settings.validation_tail)[1]
         if not tail:
@@ -87,6 +151,17 @@ def validation_examples(settings: DataSettings) -> list[dict]:
     if not chosen:
         raise DataError(f"{settings.train}: nothing is held out. Raise data.validation_share.")
     return chosen
+
+
+def _held_out_documents(settings: DataSettings, directory: Path) -> Sequence[dict]:
+    if is_corpus(directory):
+        return CorpusDocuments(open_corpus(directory))
+    if settings.validation_share:
+        raise DataError(
+            f"'{directory.parent}' was prepared without data.validation_share: nothing is held "
+            "out. Prepare it again, name data.validation, or remove the key."
+        )
+    return []
 
 
 def _divided(examples: list[dict], share: float) -> tuple[list[dict], list[dict]]:

@@ -84,7 +84,7 @@ def read(
     if not isinstance(settings.header, bool):
         raise SettingError("data.header is true or false.")
     format = settings.format or format_of(path)
-    count = 0
+    count, faults = 0, watch.faults
     for place, row in FORMATS[format](path, settings, watch):
         count += 1
         where = f"{path}:{place}"
@@ -96,8 +96,10 @@ def read(
             continue
         example["_where"] = where
         yield example
-    if count == 0:
-        raise DataError(f"{path}: the file holds no examples. Give a file with at least one.")
+    if count == 0 and watch.faults == faults:
+        watch.fault(
+            DataError(f"{path}: the file holds no examples. Give a file with at least one.")
+        )
 
 
 def format_of(path: str | Path) -> str:

@@ -1,19 +1,27 @@
-"""Learns a vocabulary from text files, streaming."""
+"""Learns a vocabulary from texts, streaming, the same in every process and with any threads.
+
+Texts are gone through twice: first characters are counted, then the kind's own trainer runs. The
+trainers hold what they read, so of very much text they are given an even sample of lines.
+
+WordPiece: the trainer of `tokenizers` (0.23) takes the letters inside words ("##e") in the order of
+a hash map, which is another in every process; merges of equal counts are then decided by these
+numbers, so tokens differ, too. Here letters are counted first and given to it in order.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tfllm.errors import DataError, SettingError, did_you_mean
 from tfllm.tokenizers import bytepair, characters, proto, sentencepiece
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.checking import read_lines
 from tfllm.tokenizers.config_files import Settings
 from tfllm.tokenizers.wordpiece import PREFIX, Normalization, Specials, WordPiece
 
@@ -22,12 +30,17 @@ ALPHABET_SHARE = 3
 MIN_FREQUENCY = 2
 BYTES = 256
 UNIGRAM_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
-# SentencePiece holds these in memory, drawn evenly from a longer text.
-UNIGRAM_SENTENCES = 2_000_000
 UNIGRAM_THREADS = 4  # the sums depend on it, so it is the same everywhere
 SEED = 0
 
-Progress = Callable[[float], None]
+CODE_POINTS = 0x110000
+# Trainers are given about so many characters. Sentences without spaces are hardly ever the same, so
+# that all of them are held: their characters cost more.
+MOST_CHARACTERS = {"wordpiece": 200_000_000, "bpe": 200_000_000, "unigram": 100_000_000}
+IDEOGRAPH_COST = 10
+IDEOGRAPHS = ((0x2E80, 0xA4CF), (0xF900, 0xFAFF), (0x20000, 0x323AF))  # and kana; not Hangul
+COUNTED_AT_ONCE = 1 << 20
+LONGEST_SENTENCE = 2000  # characters; SentencePiece leaves out longer ones, so they are cut
 
 
 @dataclass(frozen=True)
@@ -42,31 +55,18 @@ class Options:
     """of WordPiece only"""
     strip_accents: bool | None = None
     min_frequency: int | None = None
-    column: str | None = None
-    """of JSON lines: the field with the text, a string or a list of strings"""
     end_of_text: bool = True
     """bpe: GPT-2's <|endoftext|>, where the special tokens are not RoBERTa's; False: only the
     special tokens given"""
 
 
-def train(
-    paths: Sequence[str | Path],
-    kind: str,
-    options: Options,
-    *,
-    progress: Progress = lambda _: None,
-) -> Tokenizer:
-    """A tokenizer whose vocabulary is learned from the lines of UTF-8 text files, `.gz` or not.
+def learned(texts: Iterable[str], kind: str, options: Options, source: str) -> Tokenizer:
+    """A tokenizer whose vocabulary is learned from lines of text; `source` names them in errors.
 
-    The same files and options give the same vocabulary. Raises SettingError for a kind that is not
-    known and DataError for files that cannot be used.
+    `texts` is gone through more than once, so it is a list or makes a new iterator each time. The
+    same texts and options give the same vocabulary. Raises SettingError for a kind that is not
+    known, and DataError where there is no text.
     """
-    source = ", ".join(map(str, paths))
-    return learned(_texts(paths, options.column, progress), kind, options, source)
-
-
-def learned(texts: Iterator[str], kind: str, options: Options, source: str) -> Tokenizer:
-    """A tokenizer of texts that are read already; `source` names them in errors."""
     if kind not in KINDS:
         raise SettingError(f"--kind {kind}: no such kind. {did_you_mean(kind, KINDS)}")
     if kind != "wordpiece" and (options.lowercase or options.strip_accents):
@@ -77,11 +77,11 @@ def learned(texts: Iterator[str], kind: str, options: Options, source: str) -> T
     return tokenizer
 
 
-def _wordpiece(lines: Iterator[str], options: Options) -> WordPiece | None:
+def _wordpiece(texts: Iterable[str], options: Options) -> WordPiece | None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     specials = Specials()
-    literal = [*astuple(specials), *options.special_tokens]
+    literal = list(dict.fromkeys([*astuple(specials), *options.special_tokens]))
     lowercase = options.lowercase is not False
     normalization = Normalization(lowercase, options.strip_accents)
     _check_size(options, 2 * len(literal))
@@ -90,27 +90,47 @@ def _wordpiece(lines: Iterator[str], options: Options) -> WordPiece | None:
         lowercase=normalization.lowercase, strip_accents=normalization.strip_accents
     )
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    counts = count(texts, rust.normalizer.normalize_str)
+    alphabet = _alphabet(counts, options.vocabulary_size // ALPHABET_SHARE)
+    if not alphabet:
+        return None
+    # Punctuation and ideographs are words of their own and never stand inside one.
+    inside = [
+        PREFIX + letter
+        for letter in alphabet
+        if len(rust.pre_tokenizer.pre_tokenize_str(f"x{letter}x")) == 1
+        and rust.normalizer.normalize_str(f"x{letter}x") == f"x{letter}x"
+    ]
     trainer = trainers.WordPieceTrainer(
         vocab_size=options.vocabulary_size,
         min_frequency=options.min_frequency or MIN_FREQUENCY,
-        special_tokens=literal,
-        limit_alphabet=options.vocabulary_size // ALPHABET_SHARE,
+        special_tokens=[*literal, *inside],  # numbered in this order
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         continuing_subword_prefix=PREFIX,
         show_progress=False,
     )
-    rust.train_from_iterator(lines, trainer)
+    rust.train_from_iterator(_sample(texts, counts, "wordpiece"), trainer)
     table = rust.get_vocab()
-    if len(table) <= len(literal):
-        return None
+    first = [*literal, *alphabet, *inside]
+    given = set(first)
+    pieces = [token for token in sorted(table, key=table.__getitem__) if token not in given]
     return WordPiece.from_vocabulary(
-        sorted(table, key=table.__getitem__),
+        [*first, *pieces][: options.vocabulary_size],
         lowercase=lowercase,
         strip_accents=options.strip_accents,
         added=options.special_tokens,
     )
 
 
-def _bpe(lines: Iterator[str], options: Options) -> bytepair.BytePair | None:
+def _alphabet(counts: np.ndarray, room: int) -> list[str]:
+    """The most frequent characters that are no white space, in the order of their code points."""
+    codes = [int(code) for code in np.flatnonzero(counts) if not chr(code).isspace()]
+    frequent = sorted(codes, key=lambda code: (-counts[code], code))[:room]
+    return [chr(code) for code in sorted(frequent)]
+
+
+def _bpe(texts: Iterable[str], options: Options) -> bytepair.BytePair | None:
     """GPT-2's, <|endoftext|> first and every byte known; RoBERTa's where its tokens are given."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -127,10 +147,10 @@ def _bpe(lines: Iterator[str], options: Options) -> bytepair.BytePair | None:
         initial_alphabet=sorted(bytepair.byte_characters()),
         show_progress=False,
     )
-    counted = _Counted(lines)
-    rust.train_from_iterator(counted, trainer)
-    if not counted.any:
+    counts = count(texts)
+    if not _has_text(counts):
         return None
+    rust.train_from_iterator(_sample(texts, counts, "bpe"), trainer)
     if not options.end_of_text:  # tokens by name, and none put around texts
         rust.decoder = decoders.ByteLevel()
         return bytepair.BytePair.from_definition(rust.to_str())
@@ -140,17 +160,20 @@ def _bpe(lines: Iterator[str], options: Options) -> bytepair.BytePair | None:
     return bytepair.from_vocabulary(model["vocab"], merges, Settings({}, named), "--kind bpe")
 
 
-def _unigram(lines: Iterator[str], options: Options) -> sentencepiece.SentencePiece | None:
+def _unigram(texts: Iterable[str], options: Options) -> sentencepiece.SentencePiece | None:
     """SentencePiece's unigram model with byte fallback that keeps every text as it is."""
     import sentencepiece as package
 
     _check_size(options, BYTES + len(UNIGRAM_SPECIALS) + len(options.special_tokens) + 1)
+    counts = count(texts)
+    if not _has_text(counts):
+        return None
     written = io.BytesIO()
-    counted = _Counted(lines)
+    sample = _Kept(_cut(_sample(texts, counts, "unigram")))
     package.set_random_generator_seed(SEED)
     try:
         package.SentencePieceTrainer.train(
-            sentence_iterator=iter(counted),
+            sentence_iterator=iter(sample),
             model_writer=written,
             model_type="unigram",
             vocab_size=options.vocabulary_size,
@@ -160,47 +183,40 @@ def _unigram(lines: Iterator[str], options: Options) -> sentencepiece.SentencePi
             remove_extra_whitespaces=False,
             pad_id=UNIGRAM_SPECIALS.index("<pad>"),
             control_symbols=list(options.special_tokens),
-            input_sentence_size=UNIGRAM_SENTENCES,
-            shuffle_input_sentence=True,
+            max_sentence_length=4 * LONGEST_SENTENCE,  # bytes
             num_threads=UNIGRAM_THREADS,
             minloglevel=2,
         )
     except (RuntimeError, OSError, SystemError) as error:
-        if counted.error is not None:
-            raise counted.error from None
-        if not counted.any:
-            return None
+        if sample.error is not None:
+            raise sample.error from None
         raise SettingError(
             f"--vocabulary-size {options.vocabulary_size}: SentencePiece says: {error}"
         ) from None
-    if counted.error is not None:
-        raise counted.error
-    if not counted.any:
-        return None
+    if sample.error is not None:
+        raise sample.error
     return sentencepiece.from_proto(proto.parse(written.getvalue(), "--kind unigram"))
 
 
-def _characters(lines: Iterator[str], options: Options) -> characters.Characters | None:
+def _characters(texts: Iterable[str], options: Options) -> characters.Characters | None:
     """The most frequent characters, line ends too, in the order of their code points."""
-    counts: Counter[str] = Counter()
-    for line in lines:
-        counts.update(line)
-        counts["\n"] += 1
-    if not any(character.strip() for character in counts):
+    counts = count(texts)
+    if not _has_text(counts):
         return None
-    frequent = [c for c, n in counts.items() if n >= (options.min_frequency or 1)]
+    known = np.flatnonzero(counts)
+    frequent = known[counts[known] >= (options.min_frequency or 1)]
     specials = list(dict.fromkeys(options.special_tokens))
     _check_size(options, len(specials) + 2)
     room = options.vocabulary_size - len(specials)
-    left_out = len(frequent) > room or len(frequent) < len(counts)
+    left_out = len(frequent) > room or len(frequent) < len(known)
     if left_out and not set(characters.UNKNOWN_NAMES) & set(specials):
         specials.insert(0, characters.UNKNOWN)
         room -= 1
-    kept = sorted(frequent, key=lambda c: (-counts[c], c))[:room]
-    return characters.from_characters(sorted(kept), specials)
+    kept = frequent[np.argsort(-counts[frequent], kind="stable")][:room]
+    return characters.from_characters([chr(code) for code in sorted(kept)], specials)
 
 
-KINDS: dict[str, Callable[[Iterator[str], Options], Any]] = {
+KINDS: dict[str, Callable[[Iterable[str], Options], Any]] = {
     "wordpiece": _wordpiece,
     "bpe": _bpe,
     "unigram": _unigram,
@@ -208,19 +224,60 @@ KINDS: dict[str, Callable[[Iterator[str], Options], Any]] = {
 }
 
 
-class _Counted:
-    """An iterable that knows whether there was text, and keeps an error that C++ would swallow."""
+def count(texts: Iterable[str], normalize: Callable[[str], str] = str) -> np.ndarray:
+    """int64 [code points]: how often each character comes; a line end after every text, too."""
+    counts = np.zeros(CODE_POINTS, np.int64)
+
+    def add(lines: list[str]) -> None:
+        joined = normalize("\n".join([*lines, ""])).encode("utf-32-le", "surrogatepass")
+        counts[:] += np.bincount(np.frombuffer(joined, np.uint32), minlength=CODE_POINTS)
+
+    waiting, size = list[str](), 0
+    for text in texts:
+        waiting.append(text)
+        size += len(text) + 1
+        if size > COUNTED_AT_ONCE:
+            add(waiting)
+            waiting, size = [], 0
+    if waiting:
+        add(waiting)
+    return counts
+
+
+def _has_text(counts: np.ndarray) -> bool:
+    return any(not chr(code).isspace() for code in np.flatnonzero(counts))
+
+
+def _sample(texts: Iterable[str], counts: np.ndarray, kind: str) -> Iterator[str]:
+    """All lines, or of too much text an even part, chosen by a hash of the line's number."""
+    ideographs = sum(int(counts[low : high + 1].sum()) for low, high in IDEOGRAPHS)
+    share = MOST_CHARACTERS[kind] / (int(counts.sum()) + (IDEOGRAPH_COST - 1) * ideographs)
+    for number, text in enumerate(texts):
+        if share >= 1 or zlib.crc32(number.to_bytes(8, "little")) < share * 2**32:
+            yield text
+
+
+def _cut(texts: Iterable[str]) -> Iterator[str]:
+    """Lines that SentencePiece takes: longer ones in parts, at a space where there is one."""
+    for text in texts:
+        while len(text) > LONGEST_SENTENCE:
+            space = text.rfind(" ", 1, LONGEST_SENTENCE)
+            end = space if space > 0 else LONGEST_SENTENCE
+            yield text[:end]
+            text = text[end:]
+        yield text
+
+
+class _Kept:
+    """An iterable that keeps an error, which SentencePiece's C++ would swallow."""
 
     def __init__(self, lines: Iterable[str]):
         self._lines = lines
-        self.any = False
         self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[str]:
         try:
-            for line in self._lines:
-                self.any = self.any or bool(line.strip())
-                yield line
+            yield from self._lines
         except Exception as error:
             self.error = error
             raise
@@ -231,32 +288,3 @@ def _check_size(options: Options, smallest: int) -> None:
         raise SettingError(
             f"--vocabulary-size {options.vocabulary_size}: give at least {smallest}."
         )
-
-
-def _texts(paths: Sequence[str | Path], column: str | None, progress: Progress) -> Iterator[str]:
-    for path in paths:
-        for number, line in enumerate(read_lines(path, progress), start=1):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: not UTF-8 text (byte {error.start} of the line). "
-                    "Convert the file to UTF-8."
-                ) from None
-            if column is None:
-                yield text
-            elif text.strip():
-                yield from _field(text, column, f"{path}:{number}").split("\n")
-
-
-def _field(line: str, column: str, where: str) -> str:
-    try:
-        value = json.loads(line)[column]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg}. --column is for JSON lines.") from None
-    except (KeyError, TypeError, IndexError):
-        raise DataError(f"{where}: there is no field '{column}'. Name another --column.") from None
-    parts = value if isinstance(value, list) else [value]
-    if not all(isinstance(part, str) for part in parts):
-        raise DataError(f"{where}: the field '{column}' is neither text nor a list of texts.")
-    return "\n".join(parts)

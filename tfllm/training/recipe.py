@@ -68,7 +68,7 @@ class TokenizerSettings(Settings):
     """A directory with tokenizer.json or vocab.txt, or a vocab.txt file. `${NAME}` is replaced."""
     lowercase: bool | None = None
     """Lower-case and strip accents; unset: what the directory says."""
-    kind: Literal["characters", "bpe", "wordpiece"] | None = None
+    kind: Literal["characters", "bpe", "wordpiece", "unigram"] | None = None
     """Learn a vocabulary of this kind before the run; it is kept in the run's tokenizer/."""
     vocabulary_size: Positive | None = None
     """Tokens at most, special ones included; needed but for characters, where unset is all."""

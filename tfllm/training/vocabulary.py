@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tfllm.data.lines import read_all
@@ -17,6 +17,11 @@ from tfllm.training.recipe import TokenizerSettings
 
 def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
     """The tokenizer of `settings.kind` over the texts of all examples."""
+    return learn_from(settings, _Texts(examples))
+
+
+def learn_from(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer of `settings.kind` over texts, which are gone through more than once."""
     assert settings.kind is not None  # else there is a path
     options = Options(
         vocabulary_size=settings.vocabulary_size or sys.maxsize,
@@ -25,7 +30,7 @@ def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> To
         end_of_text=False,  # the recipe names all of its special tokens
     )
     try:
-        tokenizer = learned(_texts(examples), settings.kind, options, "data.train")
+        tokenizer = learned(texts, settings.kind, options, "data.train")
     except SettingError as error:
         raise SettingError(
             str(error).replace("--vocabulary-size", "tokenizer.vocabulary_size is")
@@ -42,9 +47,15 @@ def with_template(tokenizer: Any, chat_template: str | None) -> Tokenizer:
     return dataclasses.replace(tokenizer, chat_template=read_all(chat_template))
 
 
-def _texts(examples: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for example in examples:
-        if "messages" in example:
-            yield from (message["content"] for message in messages_of(example))
-        else:
-            yield lines_of(example)
+class _Texts:
+    """The texts of examples, from the beginning each time."""
+
+    def __init__(self, examples: Sequence[dict[str, Any]]):
+        self._examples = examples
+
+    def __iter__(self) -> Iterator[str]:
+        for example in self._examples:
+            if "messages" in example:
+                yield from (message["content"] for message in messages_of(example))
+            else:
+                yield lines_of(example)

@@ -1,0 +1,86 @@
+"""`tfllm prepare`: a recipe's texts to a corpus on the disk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+  tfllm prepare models/bert/corpus.yaml --output corpora/reviews
+
+  tfllm prepare models/bert/corpus.yaml --set data.prepare.duplicates=near --output corpora/near
+
+  tfllm train RECIPE --set data.train=corpora/reviews
+"""
+
+# What became of the documents, in the order in which it is said.
+SAID = {
+    "bad_lines": "bad lines", "short": "too short", "exact_duplicates": "duplicates",
+    "near_duplicates": "near-duplicates", "held_out": "held out",
+    "without_tokens": "without tokens",
+}  # fmt: skip
+
+
+def prepare(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; its data and tokenizer are used.")],
+    output: Annotated[Path, typer.Option(help="Directory to write the corpus to.")],
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
+    ] = [],  # noqa: B006
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; the machine's cores where unset.")
+    ] = None,
+) -> None:
+    """Texts to TFRecord shards of token ids, with sentences, documents, checksums and statistics.
+
+    Interrupted in any way, the same command goes on after the last finished shard. The result does
+    not depend on that, nor on the number of workers.
+    """
+    from tfllm import config
+    from tfllm.cli.output import stage_bar
+    from tfllm.data.workers import cores
+    from tfllm.training.corpora import CorpusRecipe, prepare_corpus
+
+    settings = config.load(recipe, CorpusRecipe, overrides)
+    try:
+        with stage_bar() as progress:
+            manifest = prepare_corpus(
+                settings, output, workers=workers or cores(), progress=progress, notice=_say
+            )
+    except KeyboardInterrupt:
+        _say("stopped; finished shards are kept. The same command goes on after them.")
+        raise
+    for line in _summary(manifest, output):
+        print(line, file=sys.stderr)
+    print(output)
+
+
+def _say(text: str) -> None:
+    print(f"tfllm: {text}", file=sys.stderr, flush=True)
+
+
+def _summary(manifest: dict[str, Any], output: Path) -> list[str]:
+    read = manifest["read"]
+    lines = [
+        f"{manifest['documents']:,} documents, {manifest['sentences']:,} sentences, "
+        f"{manifest['tokens']:,} tokens in {len(manifest['shards'])} shards"
+    ]
+    left_out = [f"{read[key]:,} {name}" for key, name in SAID.items() if read[key]]
+    if left_out:
+        lines.append(f"left out: {', '.join(left_out)}")
+    if read["bad_lines"]:
+        lines.append(f"bad lines with their places: {output / 'rejected.jsonl'}")
+    if unknown := manifest["unknown_tokens"]:
+        lines.append(f"unknown tokens: {unknown / manifest['tokens']:.3%}")
+    lines.append(f"lengths: {output / 'lengths.png'}")
+    lines.append(f"next: tfllm train RECIPE --set data.train={output}")
+    return lines
+
+
+COMMANDS = {"": prepare}

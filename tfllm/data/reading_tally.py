@@ -1,0 +1,69 @@
+"""What happens while a corpus is read: how far, and which lines cannot be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from tfllm.data.lines import Watch, resolve
+from tfllm.errors import DataError
+
+
+class Tally(Watch):
+    """Counts faults and goes on, up to `most` of them; knows how many bytes are read.
+
+    `file`: gets a JSON line per fault: file, line, why.
+    """
+
+    def __init__(self, paths: Sequence[str], most: int | None = None, file: IO[str] | None = None):
+        self.most = most
+        self.file = file
+        self.faults = 0
+        self.first: str | None = None
+        self.total_bytes = 0
+        self._before: dict[str, int] = {}
+        for path in paths:
+            self._before.setdefault(path, self.total_bytes)
+            self.total_bytes += resolve(path).stat().st_size
+        self._path = paths[0] if paths else ""
+        self._open: BinaryIO | None = None
+
+    def opened(self, path: str | Path, file: BinaryIO) -> None:
+        self._path, self._open = str(path), file
+
+    @property
+    def done_bytes(self) -> int:
+        """Of the files as they lie on the disk."""
+        try:
+            inside = self._open.tell() if self._open else 0
+        except ValueError:  # closed: all of it
+            inside = resolve(self._path).stat().st_size
+        return self._before.get(self._path, 0) + inside
+
+    def fault(self, error: DataError) -> None:
+        """Raises DataError at one fault more than is allowed."""
+        message = str(error)
+        self.faults += 1
+        self.first = self.first or message
+        if self.most is not None and self.faults > self.most:
+            if self.most == 0:
+                raise error
+            raise DataError(
+                f"{message} That is bad line {self.faults}, and data.prepare.max_bad_lines is "
+                f"{self.most}."
+            )
+        if self.file is not None:
+            self.file.write(json.dumps(self._described(message), ensure_ascii=False) + "\n")
+
+    def _described(self, message: str) -> dict[str, Any]:
+        """{"file", "line", "why"}: of a message that begins with "file:line: "."""
+        path = max((path for path in self._before if message.startswith(path)), key=len, default="")
+        return _parts(message, path)
+
+
+def _parts(message: str, path: str) -> dict[str, Any]:
+    place, _, why = message.removeprefix(path).partition(": ")
+    line = place.removeprefix(":")
+    return {"file": path, "line": int(line) if line.isdigit() else line or None, "why": why}

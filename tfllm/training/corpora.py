@@ -1,0 +1,115 @@
+"""A recipe's texts to a prepared corpus: what `tfllm prepare` reads of the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tfllm.data.corpus import TOKENIZER, is_corpus
+from tfllm.data.encoding import Cut
+from tfllm.data.lines import resolve
+from tfllm.data.preparation import Job, Progress, prepare, validation_of
+from tfllm.data.preparation_settings import PrepareSettings
+from tfllm.errors import SettingError
+from tfllm.tasks import AnyTask
+from tfllm.tokenizers import files as tokenizer_files
+from tfllm.tokenizers.base import Tokenizer
+from tfllm.training import origin, vocabulary
+from tfllm.training.recipe import ModelSettings, Recipe, TokenizerSettings
+
+NOT_FOR_CORPORA = ("validation_tail", "both_orders", "labels", "label_separator")
+
+
+class CorpusRecipe(Recipe):
+    """A recipe, of which data and tokenizer are enough to prepare a corpus."""
+
+    name: str = "corpus"
+    model: ModelSettings | None = None  # type: ignore[assignment]
+    task: AnyTask | None = None  # type: ignore[assignment]
+
+
+def prepare_corpus(
+    recipe: CorpusRecipe,
+    output: Path,
+    *,
+    workers: int,
+    progress: Progress = lambda *_: None,
+    notice: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Prepares the training texts at `output`, and those to measure on in its validation/.
+
+    Returns the manifest. Raises SettingError, DataError, TokenizerError, StorageError.
+    """
+    data = recipe.data
+    for name in NOT_FOR_CORPORA:
+        if getattr(data, name):
+            raise SettingError(f"data.{name} is not for corpora. Remove the key.")
+    if data.validation and data.validation_share:
+        raise SettingError("data: give either validation or validation_share. Remove one.")
+    settings = data.prepare or PrepareSettings()
+    train = Job(_paths(data.train), data, settings, _cut(recipe, settings), data.limit,
+                data.validation_share)  # fmt: skip
+    validation = validation_of(train, _paths(data.validation) if data.validation else None)
+    for path in (*train.paths, *(validation.paths if validation else ())):
+        if is_corpus(resolve(path)):
+            raise SettingError(
+                f"data: '{path}' is a prepared corpus already. Name the text files it was made of, "
+                "or train on it: tfllm train RECIPE"
+            )
+    make, identity = _tokenizer(recipe)
+    return prepare(
+        train, validation, output, make, identity, workers=workers, progress=progress, notice=notice
+    )
+
+
+def _cut(recipe: CorpusRecipe, settings: PrepareSettings) -> Cut:
+    if settings.sentences is not None:
+        return settings.sentences
+    return "none" if recipe.task is not None and recipe.task.kind == "causal_lm" else "punctuation"
+
+
+def _tokenizer(
+    recipe: CorpusRecipe,
+) -> tuple[Callable[[Iterable[str]], Tokenizer], dict[str, Any]]:
+    """What makes the tokenizer out of texts, and what tells it from another."""
+    settings = recipe.tokenizer
+    if settings is None:
+        if recipe.model is None or recipe.model.source is None:
+            raise SettingError(
+                "tokenizer: a corpus needs one. Give one, tokenizer: {path: DIR}, or learn one "
+                "from the texts, tokenizer: {kind: wordpiece, vocabulary_size: 8000}"
+            )
+        loaded = tokenizer_files.load(_checkpoint(resolve(str(recipe.model.source))))
+        return lambda _: loaded, _content(loaded)
+    if isinstance(settings, TokenizerSettings) and settings.kind is not None:
+        learned = settings
+        return (
+            lambda texts: vocabulary.learn_from(learned, texts),
+            settings.model_dump(exclude_none=True),
+        )
+    found = origin.read_tokenizer(settings)
+    return lambda _: found, _content(found)
+
+
+def _checkpoint(path: Path) -> Path:
+    """The directory with the tokenizer's files: of a checkpoint, a run or a corpus."""
+    for inner in ("checkpoint", TOKENIZER):
+        if not tokenizer_files.vocabulary_file(path) and (path / inner).is_dir():
+            return path / inner
+    return path
+
+
+def _content(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Kind, size and a digest of the vocabulary."""
+    joined = "\n".join(tokenizer.vocabulary).encode("utf-8", "surrogatepass")
+    return {
+        "kind": tokenizer.kind,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "digest": hashlib.sha256(joined).hexdigest(),
+    }
+
+
+def _paths(paths: Any) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else tuple(paths)
