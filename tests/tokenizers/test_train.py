@@ -79,6 +79,13 @@ def test_wordpiece_has_every_letter_alone_and_inside_words(corpus):
     assert not {"##.", "##你", "Ü", "##Ü"} & set(tokens)
 
 
+def test_room_that_is_left_goes_to_rarer_ideographs():
+    text = "".join(chr(0x4E00 + n) * (1 + n % 3) for n in range(400))
+    tokenizer = learned([text], "wordpiece", Options(300), "texts")
+    assert tokenizer.vocabulary_size == 300
+    assert sum(token in text for token in tokenizer.vocabulary) == 295
+
+
 def test_of_too_much_text_an_even_sample_is_read(corpus, monkeypatch):
     lines = [f"line {number}" for number in range(1000)]
     counts = module.count(lines)

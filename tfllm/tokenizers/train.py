@@ -91,7 +91,8 @@ def _wordpiece(texts: Iterable[str], options: Options) -> WordPiece | None:
     )
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     counts = count(texts, rust.normalizer.normalize_str)
-    alphabet = _alphabet(counts, options.vocabulary_size // ALPHABET_SHARE)
+    letters = _by_frequency(counts)
+    alphabet = sorted(letters[: options.vocabulary_size // ALPHABET_SHARE])
     if not alphabet:
         return None
     # Punctuation and ideographs are words of their own and never stand inside one.
@@ -115,19 +116,20 @@ def _wordpiece(texts: Iterable[str], options: Options) -> WordPiece | None:
     first = [*literal, *alphabet, *inside]
     given = set(first)
     pieces = [token for token in sorted(table, key=table.__getitem__) if token not in given]
+    # Ideographs make no pieces: where there is room left, it is for rarer ones.
+    more = letters[len(alphabet) :]
     return WordPiece.from_vocabulary(
-        [*first, *pieces][: options.vocabulary_size],
+        list(dict.fromkeys([*first, *pieces, *more]))[: options.vocabulary_size],
         lowercase=lowercase,
         strip_accents=options.strip_accents,
         added=options.special_tokens,
     )
 
 
-def _alphabet(counts: np.ndarray, room: int) -> list[str]:
-    """The most frequent characters that are no white space, in the order of their code points."""
+def _by_frequency(counts: np.ndarray) -> list[str]:
+    """The characters that are no white space, the most frequent first."""
     codes = [int(code) for code in np.flatnonzero(counts) if not chr(code).isspace()]
-    frequent = sorted(codes, key=lambda code: (-counts[code], code))[:room]
-    return [chr(code) for code in sorted(frequent)]
+    return [chr(code) for code in sorted(codes, key=lambda code: (-counts[code], code))]
 
 
 def _bpe(texts: Iterable[str], options: Options) -> bytepair.BytePair | None:

@@ -16,7 +16,7 @@ from tfllm.errors import SettingError
 from tfllm.tasks import AnyTask
 from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.training import origin, vocabulary
+from tfllm.training import vocabulary
 from tfllm.training.recipe import ModelSettings, Recipe, TokenizerSettings
 
 NOT_FOR_CORPORA = ("validation_tail", "both_orders", "labels", "label_separator")
@@ -89,7 +89,7 @@ def _tokenizer(
             lambda texts: vocabulary.learn_from(learned, texts),
             settings.model_dump(exclude_none=True),
         )
-    found = origin.read_tokenizer(settings)
+    found = vocabulary.read_tokenizer(settings)
     return lambda _: found, _content(found)
 
 

@@ -16,10 +16,10 @@ from tfllm.models import configured
 from tfllm.tasks import Task
 from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.wordpiece import WordPiece
 from tfllm.training import directory as files
 from tfllm.training import vocabulary
 from tfllm.training.recipe import LoraSettings, ModelSettings, Recipe, TokenizerSettings
+from tfllm.training.vocabulary import is_learned, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -140,41 +140,6 @@ def check_corpus(examples: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> No
             f"'{corpus.directory}' was prepared with another vocabulary than the model's. Prepare "
             "it with the model's (tokenizer.path, or model.from), or name its text files."
         )
-
-
-def is_learned(settings: TokenizerSettings | str | None) -> bool:
-    """Whether a recipe's tokenizer is learned from its training texts."""
-    return isinstance(settings, TokenizerSettings) and settings.kind is not None
-
-
-def read_tokenizer(
-    settings: TokenizerSettings | str,
-    examples: Sequence[dict[str, Any]] = (),
-    learned: Path | None = None,
-) -> Tokenizer:
-    """The tokenizer of a recipe's `tokenizer` key.
-
-    One that is to be learned comes from `examples`, or from the directory `learned` where it has
-    been before.
-    """
-    if isinstance(settings, str):
-        settings = TokenizerSettings(path=settings)
-    if settings.path is None:
-        if learned is not None and learned.is_dir():
-            return tokenizer_files.load(learned)
-        return vocabulary.learn(settings, examples)
-    path = resolve(settings.path)
-    if path.is_file() and path.suffix == ".txt":
-        lowercase = True if settings.lowercase is None else settings.lowercase
-        tokens = tokenizer_files.read_vocabulary(path)
-        return vocabulary.with_template(
-            WordPiece.from_vocabulary(tokens, lowercase=lowercase), settings.chat_template
-        )
-    if settings.lowercase is not None:
-        raise SettingError(
-            "tokenizer.lowercase goes with a vocab.txt; the directory's own files say it."
-        )
-    return vocabulary.with_template(tokenizer_files.load(path), settings.chat_template)
 
 
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:

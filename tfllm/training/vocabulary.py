@@ -1,18 +1,56 @@
-"""A tokenizer that a recipe learns from its own training texts, before the run."""
+"""The tokenizer that a recipe names, or learns from its own training texts before the run."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from tfllm.data.lines import read_all
+from tfllm.data.lines import read_all, resolve
 from tfllm.errors import SettingError
 from tfllm.tasks.causal_lm import lines_of, messages_of
+from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.train import Options, learned
+from tfllm.tokenizers.wordpiece import WordPiece
 from tfllm.training.recipe import TokenizerSettings
+
+
+def is_learned(settings: TokenizerSettings | str | None) -> bool:
+    """Whether a recipe's tokenizer is learned from its training texts."""
+    return isinstance(settings, TokenizerSettings) and settings.kind is not None
+
+
+def read_tokenizer(
+    settings: TokenizerSettings | str,
+    examples: Sequence[dict[str, Any]] = (),
+    learned: Path | None = None,
+) -> Tokenizer:
+    """The tokenizer of a recipe's `tokenizer` key.
+
+    One that is to be learned comes from `examples`, or from the directory `learned` where it has
+    been before.
+    """
+    if isinstance(settings, str):
+        settings = TokenizerSettings(path=settings)
+    if settings.path is None:
+        if learned is not None and learned.is_dir():
+            return tokenizer_files.load(learned)
+        return learn(settings, examples)
+    path = resolve(settings.path)
+    if path.is_file() and path.suffix == ".txt":
+        lowercase = True if settings.lowercase is None else settings.lowercase
+        tokens = tokenizer_files.read_vocabulary(path)
+        return with_template(
+            WordPiece.from_vocabulary(tokens, lowercase=lowercase), settings.chat_template
+        )
+    if settings.lowercase is not None:
+        raise SettingError(
+            "tokenizer.lowercase goes with a vocab.txt; the directory's own files say it."
+        )
+    return with_template(tokenizer_files.load(path), settings.chat_template)
 
 
 def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
