@@ -1,0 +1,194 @@
+"""The file that says what `tfllm tune` may change: dotted recipe keys and their values.
+
+train.learning_rate: {low: 1e-5, high: 1e-3, log: true}
+train.batch_size: {choices: [16, 32, 64]}
+model.num_layers: {low: 2, high: 6, step: 2}     # whole numbers, as both ends are
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from tfllm import config
+from tfllm.config import Settings
+from tfllm.errors import SettingError, did_you_mean
+from tfllm.models import FAMILIES
+from tfllm.training.recipe import ModelSettings, Recipe
+
+Number = int | float
+Scalar = bool | int | float | str | None
+
+# Keys that decide what is compared: with others, two trials' numbers would not mean the same.
+FIXED = (
+    "name", "evaluate.best", "data.validation", "data.validation_share", "data.validation_tail",
+    "data.format", "data.columns",
+)  # fmt: skip
+
+
+class Range(Settings):
+    """All numbers from `low` to `high`, both included; whole ones where both are whole."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    """Every power of ten is as likely as every other."""
+    step: Number | None = Field(default=None, gt=0)
+    """Only low, low + step, low + 2 step, ..."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) is not below high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs a low above 0, not {self.low}")
+        if self.log and self.step is not None:
+            raise ValueError("give either log or step")
+        if self.is_whole and isinstance(self.step, float):
+            raise ValueError(f"step ({self.step}) is no whole number, but low and high are")
+        return self
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def suggest(self, trial: Any, key: str) -> Number:
+        """A value of an `optuna.Trial`; the same again where the trial has one."""
+        if self.is_whole:
+            step = 1 if self.step is None else int(self.step)
+            return trial.suggest_int(key, int(self.low), int(self.high), step=step, log=self.log)
+        return trial.suggest_float(
+            key, float(self.low), float(self.high), step=self.step, log=self.log
+        )
+
+    def tried(self) -> list[Any]:
+        """The values that the recipe is checked with."""
+        return [self.low, self.high] if self.is_whole else [float(self.low), float(self.high)]
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value could be suggested."""
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        if not self.low <= value <= self.high or (self.is_whole and not isinstance(value, int)):
+            return False
+        steps = (value - self.low) / self.step if self.step else 0
+        return abs(steps - round(steps)) < 1e-9
+
+
+class Choices(Settings):
+    """One of several values, between which there is no order."""
+
+    choices: tuple[Scalar, ...] = Field(min_length=2)
+
+    def suggest(self, trial: Any, key: str) -> Scalar:
+        """A value of an `optuna.Trial`; the same again where the trial has one."""
+        return trial.suggest_categorical(key, list(self.choices))
+
+    def tried(self) -> list[Any]:
+        """The values that the recipe is checked with."""
+        return list(self.choices)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value could be suggested."""
+        return any(value == choice and type(value) is type(choice) for choice in self.choices)
+
+
+Parameter = Range | Choices
+Space = dict[str, Parameter]
+
+
+def read(path: str | Path, recipe: Mapping[str, Any]) -> Space:
+    """The space in a YAML file, checked against the plain data of a recipe.
+
+    Every end and every choice must make a recipe that could be trained. Raises SettingError with
+    the file's line.
+    """
+    data, lines = config.read_yaml(path)
+    space: Space = {}
+    for keys, value in _parameters(data):
+        key = ".".join(keys)
+        line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
+        source = f"{path}:{line}" if line else str(path)
+        if key in space:
+            raise SettingError(f"{source}: '{key}' stands twice. Keep one.")
+        space[key] = _parameter(key, value, source)
+        _check(key, space[key], recipe, source)
+    if not space:
+        raise SettingError(f"{path}: no key to tune, such as train.learning_rate.")
+    return space
+
+
+def _parameters(data: Mapping[str, Any], above: tuple[str, ...] = ()) -> Any:
+    """(path in the file, value) of every parameter; mappings may be nested as in a recipe."""
+    for name, value in data.items():
+        keys = (*above, str(name))
+        if isinstance(value, Mapping) and not {"low", "high", "choices"} & set(value):
+            yield from _parameters(value, keys)
+        else:
+            yield keys, value
+
+
+def _parameter(key: str, value: Any, source: str) -> Parameter:
+    if not isinstance(value, Mapping):
+        raise SettingError(
+            f"{source}: {key} is {value!r}. Write {{low: …, high: …}} or {{choices: […]}}."
+        )
+    source = f"{source}: {key}"
+    if "choices" in value:
+        return config.build(value, Choices, source)
+    return config.build(value, Range, source)
+
+
+def _check(key: str, parameter: Parameter, recipe: Mapping[str, Any], source: str) -> None:
+    for fixed in FIXED:
+        if key == fixed or key.startswith(f"{fixed}."):
+            raise SettingError(
+                f"{source}: {key} decides what trials are compared by, so it cannot be tuned."
+            )
+    for value in parameter.tried():
+        built = config.build(with_values(recipe, {key: value}), Recipe, source=source)
+        if built.model.family in FAMILIES:
+            known = _shape(built.model)
+            for name in built.model.shape:
+                if name not in known:
+                    near = did_you_mean(name, known)
+                    raise SettingError(f"{source}: unknown key 'model.{name}'. {near}")
+
+
+def _shape(model: ModelSettings) -> dict[str, Any]:
+    """The fields of the family's Config: the recipe's, and the defaults of all others."""
+    shape = FAMILIES[str(model.family)].Config()
+    names = [field.name for field in dataclasses.fields(shape)]
+    return {name: model.shape.get(name, getattr(shape, name)) for name in names}
+
+
+def with_values(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain data with the values at their dotted keys."""
+    data = dict(recipe)
+    for key, value in values.items():
+        data = config.replaced(data, tuple(key.split(".")), value, f"{key}={value}")
+    return data
+
+
+def suggested(trial: Any, space: Space) -> dict[str, Any]:
+    """The values of an `optuna.Trial`, by key."""
+    return {key: parameter.suggest(trial, key) for key, parameter in space.items()}
+
+
+def own_values(recipe: Recipe, space: Space) -> dict[str, Any] | None:
+    """What the recipe itself says for every key; None where the space does not hold all of it."""
+    found = {}
+    for key, parameter in space.items():
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part, None)
+        if key.startswith("model.") and recipe.model.family is not None:
+            value = _shape(recipe.model).get(key.removeprefix("model."))
+        if not parameter.holds(value):
+            return None
+        found[key] = value
+    return found

@@ -1,0 +1,172 @@
+"""The study of a search: Optuna's SQLite file, which several processes share, and its claims.
+
+A trial belongs to the process that holds the lock of its file. The locks end with their process, so
+a trial whose process was killed is free to be taken up again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tfllm import config
+from tfllm.errors import MissingExtra, SettingError, StorageError
+from tfllm.training import directory as files
+from tfllm.training.measuring import LESS_IS_BETTER
+from tfllm.training.tuning.space import Space, suggested
+from tfllm.training.tuning.trials import Place
+
+DATABASE, RECIPE, SPACE, TRIALS, LOCK = "study.db", "recipe.yaml", "space.yaml", "trials", ".lock"
+NAME = "tfllm"
+WAITING_SECONDS = 60  # for another process that writes to the database
+
+# Trials of the startup: chosen by chance, and never ended early.
+STARTUP_SHARE, STARTUP_LEAST, STARTUP_MOST = 1 / 3, 4, 10
+
+
+class Study:
+    """A search in a directory; made there, or opened where it is."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], space: Space, measure: str, seed: int):
+        self.folder, self.space, self.measure, self.seed = folder, space, measure, seed
+        self.maximize = not measure.endswith(LESS_IS_BETTER)
+        optuna = _optuna()
+        with self.locked():
+            self._same(RECIPE, recipe)
+            self._same(SPACE, {k: p.model_dump(exclude_none=True) for k, p in space.items()})
+            self.optuna = optuna.create_study(
+                storage=optuna.storages.RDBStorage(
+                    f"sqlite:///{(folder / DATABASE).resolve()}",
+                    engine_kwargs={"connect_args": {"timeout": WAITING_SECONDS}},
+                ),
+                study_name=NAME,
+                direction="maximize" if self.maximize else "minimize",
+                load_if_exists=True,
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process claims, makes or reports meanwhile."""
+        with (self.folder / LOCK).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _same(self, name: str, data: dict[str, Any]) -> None:
+        """Writes what is searched, or compares with what was. Raises SettingError."""
+        path = self.folder / name
+        data = yaml.safe_load(yaml.safe_dump(data))  # tuples become lists
+        if not path.exists():
+            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+            files.write_text(path, text)
+            return
+        before, _ = config.read_yaml(path)
+        if before != data:
+            keys = sorted(k for k in {*before, *data} if before.get(k) != data.get(k))
+            raise SettingError(
+                f"The search in '{self.folder}' has another {path.stem} (it differs in "
+                f"{', '.join(keys)}). Give another --output, or what it was started with."
+            )
+
+    def begin(self, own: dict[str, Any] | None) -> None:
+        """Makes the recipe's own values the first trial, in a new study."""
+        with self.locked():
+            if own is not None and not self.optuna.get_trials(deepcopy=False):
+                self.optuna.enqueue_trial(own)
+
+    def claim(self, most: int) -> tuple[Any, Place, int] | None:
+        """The next trial to work on, its files and its lock; None where all `most` are taken.
+
+        One that nobody works on any more comes first.
+        """
+        optuna = _optuna()
+        states = optuna.trial.TrialState
+        with self.locked():
+            trials = self.optuna.get_trials(deepcopy=False)
+            begun = [trial for trial in trials if trial.state != states.WAITING]
+            for trial in begun:
+                if trial.state == states.RUNNING:
+                    lock = self._lock(trial.number)
+                    if lock is not None:
+                        return self._taken(optuna.trial.Trial(self.optuna, trial._trial_id), lock)
+            if len(begun) >= most:
+                return None
+            self._prepare(optuna, len(begun), most)
+            trial = self.optuna.ask()
+            lock = self._lock(trial.number)
+            assert lock is not None, "a new trial is nobody's"
+            return self._taken(trial, lock)
+
+    def _prepare(self, optuna: Any, number: int, most: int) -> None:
+        """The sampler's chance is a function of (seed, trial), so that resuming repeats nothing."""
+        startup = int(min(STARTUP_MOST, max(STARTUP_LEAST, most * STARTUP_SHARE)))
+        self.optuna.sampler = optuna.samplers.TPESampler(
+            seed=(self.seed * 1_000_003 + number) % 2**32,
+            n_startup_trials=startup,
+            constant_liar=True,
+        )
+        self.optuna.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
+
+    def _taken(self, trial: Any, lock: int) -> tuple[Any, Place, int]:
+        suggested(trial, self.space)
+        place = Place(self.folder / TRIALS, trial.number)
+        return trial, place, lock
+
+    def _lock(self, number: int) -> int | None:
+        """An open file with the lock of a trial; None where another process has it."""
+        path = Place(self.folder / TRIALS, number).path(".lock")
+        path.parent.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def finished(self) -> list[Any]:
+        """The trials that have come to an end, in their order."""
+        return [t for t in self.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
+
+    def running(self) -> bool:
+        """Whether a trial has begun and not ended, here or elsewhere."""
+        trials = self.optuna.get_trials(deepcopy=False)
+        return any(trial.state.name == "RUNNING" for trial in trials)
+
+    def complete(self) -> list[Any]:
+        """Those that have a value, the best first."""
+        done = [trial for trial in self.finished() if trial.state.name == "COMPLETE"]
+        return sorted(done, key=lambda t: (-t.value if self.maximize else t.value, t.number))
+
+
+def folder(path: Path) -> Path:
+    """The directory of a study, made where it is not there. Raises StorageError."""
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"'{path}' is a file. Give another --output.")
+    if path.is_dir() and any(path.iterdir()) and not (path / DATABASE).exists():
+        if not (path / LOCK).exists():  # another process may be making it now
+            raise StorageError(
+                f"'{path}' is not empty and holds no search ({DATABASE}). Give another --output."
+            )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"Cannot make '{path}': {error.strerror}.") from None
+    return path
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtra("optuna", "tune") from None
+    optuna.logging.set_verbosity(logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
