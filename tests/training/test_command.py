@@ -53,14 +53,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert f"--set train.log_every=1 --output {output} --resume" in error
     assert list((output / "state").glob("step-*"))
     process = start(recipe, "--set", "train.log_every=1", "--output", output, "--resume")
-    place = next((output / "state").glob("step-*/place.json"))
+    place = max((output / "state").glob("step-*/place.json"))
     before = json.loads(place.read_text())["step"]
     lines = (output / "metrics.jsonl").read_text().splitlines()
     wait_for(lambda: len((output / "metrics.jsonl").read_text().splitlines()) > len(lines), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    place = next((output / "state").glob("step-*/place.json"))
+    assert process.returncode == 0  # as schedulers want it: nothing is lost
+    place = max((output / "state").glob("step-*/place.json"))
     assert json.loads(place.read_text())["step"] > before
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tfllm.cli import INTERRUPTED
 
 if TYPE_CHECKING:
     from tfllm.training.run import Run
@@ -19,9 +23,12 @@ Examples:
   tfllm train models/bert/sst2.yaml --set train.epochs=1 --output runs/sst2
 
   tfllm train models/bert/sst2.yaml --output runs/sst2 --resume
-"""
 
-SIGNAL_STATUS = 128  # a shell's status for a command that a signal ended: 128 + its number
+  tfllm train models/bert/sst2.yaml --set train.strategy=data_parallel
+
+The last one trains with Keras on JAX. Several processes: see tfllm launch --help. With TF_CONFIG in
+the environment, or in a Slurm step of several tasks, the command is one worker of a run.
+"""
 
 
 def train(
@@ -38,7 +45,50 @@ def train(
     ] = False,
 ) -> None:
     """Train a model from a recipe; the run's directory is printed in the end."""
+    import os
+
+    from tfllm.training import cluster as clusters
+
+    cluster = clusters.found(os.environ)
+    if cluster is None:
+        status = _train(recipe, overrides, output, resume)
+    else:
+        # Not the interpreter's own way out, on which TensorFlow's workers wait for one another.
+        os._exit(_worker(lambda: _train(recipe, overrides, output, resume, cluster.is_chief)))
+    if status:
+        raise typer.Exit(status)
+
+
+def _worker(work: Callable[[], int]) -> int:
+    """The exit status of a worker's run, everything printed."""
+    import traceback
+
+    from tfllm.errors import TfllmError
+
+    try:
+        return work()
+    except TfllmError as error:
+        print(f"tfllm: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("tfllm: stopped by Ctrl-C.", file=sys.stderr)
+        return INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _train(
+    recipe: Path, overrides: list[str], output: Path | None, resume: bool, is_chief: bool = True
+) -> int:
+    """Trains and exports; returns the exit status."""
     from tfllm import config
+    from tfllm.training.backend import choose_backend
+
+    choose_backend(recipe, overrides)
     from tfllm.training.recipe import Recipe
 
     settings = config.load(recipe, Recipe, overrides)
@@ -51,7 +101,8 @@ def train(
 
     from tfllm.training import directory as files
 
-    files.check_free(directory, resume)
+    if is_chief:
+        files.check_free(directory, resume)
 
     from tfllm.evaluation.metrics import measure
     from tfllm.training.run import train as run_training
@@ -62,14 +113,21 @@ def train(
         again += [part for override in overrides for part in ("--set", override)]
         again += ["--output", str(directory), "--resume"]
         print(f"tfllm: stopped; the state is saved. Go on with: {' '.join(again)}", file=sys.stderr)
-        raise typer.Exit(SIGNAL_STATUS + run.signal)
-    for name in settings.export:
+        # Ctrl-C is a wish to break off; SIGTERM is how schedulers ask for a clean end.
+        return INTERRUPTED if run.signal == signal.SIGINT else 0
+    if is_chief:
+        _export(settings.export, run)
+        _report(run)
+    return 0
+
+
+def _export(names: Iterable[str], run: Run) -> None:
+    for name in names:
         from tfllm.cli.export import export
 
         # A profile's own file is named by its path: its artifact lies under the file's name.
         folder = Path(name).stem if name.endswith((".yaml", ".yml")) else name
         export(str(run.directory), name, str(run.directory / "export" / folder))
-    _report(run)
 
 
 def _report(run: Run) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -20,13 +21,17 @@ import numpy as np
 
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
 from tfllm.training import cluster as clusters
+from tfllm.training.backend import JAX_STRATEGIES
 from tfllm.training.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
-# On Keras' JAX backend alone.
-JAX_STRATEGIES = ("data_parallel", "model_parallel")
+
+TPU_ADDRESS = "TPU_NAME"  # the variable that names a TPU elsewhere
+
+# What workers send one another goes in blocks of int32 of these sizes: short messages, variables.
+WORD, SMALL, LARGE = 4, 2**10, 2**20
 
 
 @dataclass(frozen=True)
@@ -58,22 +63,30 @@ class Devices:
         """The bytes that the chief gives; every worker must call it at the same place."""
         if self.cluster is None:
             return data
-        data = data if self.is_chief else b""
-        size = int(self._sum(np.array([len(data)], np.int32))[0])
-        padded = np.zeros(-(-size // 4), np.int32)
-        padded.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
-        return self._sum(padded).tobytes()[:size]
+        words = np.zeros(-(-len(data) // WORD) if self.is_chief else 0, np.int32)
+        words.view(np.uint8)[: len(data) if self.is_chief else 0] = np.frombuffer(
+            data if self.is_chief else b"", np.uint8
+        )
+        first = np.concatenate([[len(data) if self.is_chief else 0], words[: SMALL - 1]])
+        received = self._sum(first, SMALL)
+        size, parts = int(received[0]), [received[1:]]
+        for start in range(SMALL - 1, -(-size // WORD), LARGE):
+            parts.append(self._sum(words[start : start + LARGE], LARGE))
+        return np.concatenate(parts).tobytes()[:size]
 
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        """int32 [N] added up over the workers."""
-        return _summing(self.strategy)(values).numpy()
+    def _sum(self, values: np.ndarray, block: int) -> np.ndarray:
+        """int32 values, padded to `block`, added up over the workers."""
+        padded = np.zeros(block, np.int32)
+        padded[: len(values)] = values
+        return _summing(self.strategy, block)(padded).numpy()
 
 
 @functools.cache
-def _summing(strategy: Any) -> Any:
+def _summing(strategy: Any, block: int) -> Any:
+    """Adds up int32 [block] over the workers; TensorFlow's workers crash where sizes change."""
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec([block], tf.int32)])
     def total(values: Any) -> Any:
         def of_replica(values: Any) -> Any:
             context = tf.distribute.get_replica_context()
@@ -111,7 +124,7 @@ def choose(name: str) -> Devices:
             "train.strategy: mirrored needs two devices or more, this machine shows one. "
             "Use train.strategy=one."
         )
-    return Devices(tf.distribute.MirroredStrategy([device.name for device in devices]))
+    return Devices(_mirrored(tuple(device.name for device in devices)))
 
 
 def check(name: str) -> None:
@@ -131,6 +144,15 @@ def check(name: str) -> None:
         )
 
 
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> Any:
+    """One strategy for all runs of a process: a second one's collective operations would be taken
+    for the first one's, which fails as "Shape mismatch in the collective instance"."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(list(devices))
+
+
 @contextlib.contextmanager
 def losses_told(devices: Devices, directory: Path) -> Iterator[None]:
     """Inside, the loss of another worker is raised as TrainingFailed, with the way to go on."""
@@ -147,9 +169,16 @@ def losses_told(devices: Devices, directory: Path) -> Iterator[None]:
             raise
         raise TrainingFailed(
             f"Worker {devices.cluster.index} of {len(devices.cluster)} stops: another worker has "
-            f"gone ({text.strip().splitlines()[0][:200]}). "
+            f"gone ({_cause(text)}). "
             f"Start all of them again with --output {directory} --resume."
         ) from None
+
+
+def _cause(text: str) -> str:
+    """The line that says why, of TensorFlow's many."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    aborted = [line for line in lines if "aborted by" in line]
+    return (aborted or lines or ["no reason given"])[0][:200]
 
 
 def _lost() -> tuple[type[Exception], ...]:
@@ -190,9 +219,14 @@ def _tpu() -> Any:
     """TPUStrategy as https://www.tensorflow.org/guide/tpu starts it. Not run."""
     import tensorflow as tf
 
+    if TPU_ADDRESS not in os.environ and importlib.util.find_spec("libtpu") is None:
+        raise SettingError(
+            "train.strategy: tpu, but this TensorFlow has no TPU runtime (no package libtpu) and "
+            f"{TPU_ADDRESS} names no TPU. Run on a TPU host, or use train.strategy=auto."
+        )
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-            tpu=os.environ.get("TPU_NAME", "local")
+            tpu=os.environ.get(TPU_ADDRESS, "local")
         )
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)

@@ -1,0 +1,186 @@
+"""`tfllm launch`: the workers of one run on this machine, which begin and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from tfllm.cli import INTERRUPTED
+from tfllm.training import cluster as clusters
+from tfllm.training.cluster import Cluster
+
+EXAMPLES = """
+Examples:
+
+  tfllm launch --workers 2 models/bert/sst2.yaml --output runs/sst2
+
+  tfllm launch --workers 2 models/bert/sst2.yaml --output runs/sst2 --resume
+
+What follows the recipe goes to every worker's tfllm train. The first worker's output is shown, that
+of worker N is in OUTPUT/workers/worker-N.log.
+"""
+
+# After one worker has failed, the others have this long to end by themselves.
+GRACE_SECONDS = 5.0
+POLL_SECONDS = 0.2
+SHOWN_LINES = 5  # of a failed worker's file
+LOOPBACK = "127.0.0.1"
+
+
+def launch(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of models/.")],
+    workers: Annotated[int, typer.Option(min=1, help="How many processes train together.")],
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
+    ] = [],  # noqa: B006
+    output: Annotated[
+        Path | None, typer.Option(help="The run's directory; runs/NAME where unset.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the directory, exactly.")
+    ] = False,
+) -> None:
+    """Train a model from a recipe with several worker processes."""
+    from tfllm import config
+    from tfllm.training import directory as files
+    from tfllm.training.recipe import Recipe
+
+    settings = config.load(recipe, Recipe, overrides)
+    directory = output or Path("runs") / settings.name
+    files.check_free(directory, resume)
+    again = ["tfllm", "launch", "--workers", str(workers), str(recipe)]
+    options = [part for override in overrides for part in ("--set", override)]
+    options += ["--output", str(directory)]
+    train = ["train", str(recipe), *options, *(["--resume"] if resume else [])]
+    status = _together(train, workers, directory / files.WORKERS, [*again, *options, "--resume"])
+    if status:
+        raise typer.Exit(status)
+
+
+def _together(arguments: Sequence[str], count: int, folder: Path, again: Sequence[str]) -> int:
+    """Runs the command as `count` workers until all have ended; the exit status."""
+    cluster = Cluster(tuple(f"{LOOPBACK}:{port}" for port in _free_ports(count)), 0)
+    asked: list[int] = []  # signals from outside
+    before = {
+        number: signal.signal(number, lambda number, _: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    processes: list[subprocess.Popen] = []
+    try:
+        for index in range(count):
+            processes.append(_start(arguments, cluster, index, folder))
+        failed = _wait(processes, asked)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked and failed is None:
+        return INTERRUPTED if asked[0] == signal.SIGINT else 0
+    if failed is None:
+        return 0
+    return _told(failed, processes[failed].returncode, folder, again)
+
+
+def _start(
+    arguments: Sequence[str], cluster: Cluster, index: int, folder: Path
+) -> subprocess.Popen:
+    """One worker, in a session of its own: Ctrl-C reaches it through this process alone."""
+    # TensorFlow's own notes about a lost worker would hide the message about it.
+    quiet = {} if os.environ.get("TFLLM_VERBOSE") else {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    log: IO[bytes] | None = None
+    if index:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = (folder / f"worker-{index}.log").open("wb")
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tfllm", *arguments],
+            env={**os.environ, **quiet, clusters.VARIABLE: cluster.tf_config(index)},
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+    finally:
+        if log is not None:
+            log.close()
+
+
+def _end_with_parent() -> None:
+    """Has Linux send this process SIGTERM when its parent is gone, however that ended."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None:
+    """Waits until all have ended; the first that failed, which ends the others, or None."""
+    failed, passed, sent = None, float("inf"), 0
+    while any(process.poll() is None for process in processes):
+        for number in asked[sent:]:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(number)
+        sent = len(asked)
+        if failed is None:
+            failed = _first_failed(processes, asked)
+            passed = time.monotonic() if failed is not None else passed
+        elif time.monotonic() - passed > GRACE_SECONDS:
+            for process in processes:
+                process.kill()
+        time.sleep(POLL_SECONDS)
+    return _first_failed(processes, asked) if failed is None else failed
+
+
+def _first_failed(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None:
+    """The one that has ended with a fault. Killed ones come first: the others follow them."""
+    fine = {None, 0, *([INTERRUPTED] if asked else [])}
+    ended = [i for i, process in enumerate(processes) if process.poll() not in fine]
+    return min(ended, key=lambda i: (processes[i].returncode >= 0, i), default=None)
+
+
+def _told(worker: int, status: int, folder: Path, again: Sequence[str]) -> int:
+    """Says which worker failed and how to go on; the exit status of the whole."""
+    lines: list[str] = []
+    if worker and (folder / f"worker-{worker}.log").is_file():
+        text = (folder / f"worker-{worker}.log").read_text(errors="replace")
+        lines = [f"[worker {worker}] {line}" for line in text.splitlines()[-SHOWN_LINES:]]
+    end = (
+        f"was ended by signal {-status} ({signal.Signals(-status).name})"
+        if status < 0
+        else f"ended with status {status}"
+    )
+    lines.append(
+        f"tfllm: worker {worker} {end}; the others were stopped. "
+        f"Go on from the last state with: {' '.join(again)}"
+    )
+    print("\n".join(lines), file=sys.stderr)
+    return status if status > 0 else 1
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nothing listens to."""
+    import socket
+
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind((LOOPBACK, 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+COMMANDS = {"": launch}
