@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.tasks.base import IGNORED
+from tfllm.tasks.losses import at_positions, pretraining_targets
 from tfllm.training.measuring import WHOLE_VOCABULARY, Validation, input_names
 
 LONGEST = 300  # characters of a field
@@ -42,12 +43,11 @@ def _tokens(validation: Validation, model: Any, count: int) -> list[Row]:
     rows = np.arange(min(count, len(features)))
     inputs, targets = features.batch(rows)
     outputs = _predicted(validation, model, inputs)
-    if isinstance(targets, Mapping):
-        targets = targets["tokens"]
-    if isinstance(outputs, Mapping):
-        outputs = outputs["tokens"]
+    if "next_sentence" in (outputs if isinstance(outputs, Mapping) else ()):
+        targets = pretraining_targets(targets)["tokens"]
+    told, predicted = map(np.asarray, at_positions(targets, outputs))
     found = []
-    for row, scores, target in zip(rows, outputs.numpy(), np.asarray(targets), strict=True):
+    for row, scores, target in zip(rows, predicted, told, strict=True):
         places = np.flatnonzero(target != IGNORED)[-TOKENS:]
         read = np.asarray(inputs["token_ids"][row])[np.asarray(inputs["mask"][row]) > 0]
         expected = [tokenizer.decode([int(target[place])]) for place in places]
