@@ -49,8 +49,8 @@ VARIANTS = {
     "marian": ("MarianMTModel", MARIAN),
     "marian_apart": (
         "MarianMTModel",
-        {**MARIAN, **UNEQUAL, "share_encoder_decoder_embeddings": False, "vocab_size": 30,
-         "decoder_vocab_size": VOCABULARY, "pad_token_id": 29, "decoder_start_token_id": 29},
+        {**MARIAN, **UNEQUAL, "share_encoder_decoder_embeddings": False, "vocab_size": 34,
+         "decoder_vocab_size": VOCABULARY, "pad_token_id": 33, "decoder_start_token_id": 33},
     ),
     "t5": ("T5ForConditionalGeneration", T5),
     "flan_t5": ("T5ForConditionalGeneration", {**GATED, "num_decoder_layers": 1}),

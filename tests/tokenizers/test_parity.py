@@ -55,3 +55,53 @@ def test_xlm_r_as_transformers_numbers_it(tmp_path):
     assert python.vocabulary == theirs.convert_ids_to_tokens(list(range(len(theirs))))
     for text in ("the cat sat", "  Über  den 你好", "1974"):
         assert python.encode(text, "cat").ids == theirs(text, "cat")["input_ids"]
+
+
+def assert_as_transformers(python, theirs, texts):
+    """Rows of sources and of targets, and texts back from targets' rows.
+
+    With two tables transformers takes the sources' ids of special tokens for the targets' too.
+    """
+    python, sources = python.target, python
+    apart = python.vocabulary != sources.vocabulary
+    for text in texts:
+        if apart and any(token in text for token in python.names.present()):
+            continue
+        row = python.encode(text).ids
+        assert theirs(text)["input_ids"] == sources.encode(text).ids, repr(text)
+        assert theirs(text_target=text)["input_ids"] == row, repr(text)
+        for skip in () if apart else (False, True):
+            want = theirs.decode(row, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert python.decode(row, skip_special_tokens=skip) == want, repr(text)
+
+
+@pytest.mark.parametrize("name", ["marian", "marian apart"])
+def test_marian(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tests.tokenizers.translation import CODES
+    from tests.tokenizers.translation import tokenizer as two_sided
+
+    python = two_sided(name)
+    python.save(tmp_path)
+    theirs = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    # transformers reads a code at the start only, and one after a special token elsewhere.
+    assert_as_transformers(python, theirs, [*TRICKY, f"{CODES[0]} the cat", f"{CODES[0]}cat"])
+
+
+@pytest.mark.parametrize("kind", ["MBartTokenizer", "MBart50Tokenizer"])
+def test_mbart(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tests.tokenizers.translation import write_mbart
+
+    write_mbart(tmp_path, kind, src_lang="de_DE", tgt_lang="zh_CN")
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path)
+    python = files.load(tmp_path)
+    texts = ["the cat sat", "Über den Wolken", "1974"]
+    for text in texts:
+        assert python.encode(text).ids == theirs(text)["input_ids"]
+        assert python.target.encode(text).ids == theirs(text_target=text)["input_ids"]
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = files.load(tmp_path / "theirs")
+    for text in texts:
+        assert again.encode(text).ids == theirs(text)["input_ids"]
+        assert again.target.encode(text).ids == theirs(text_target=text)["input_ids"]

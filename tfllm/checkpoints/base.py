@@ -67,7 +67,8 @@ class Checkpoint:
         """Ids that end a generated text: as Hugging Face's files say, else the tokenizer's end."""
         if (named := self.for_generation("eos_token_id")) is not None:
             return tuple(named) if isinstance(named, list) else (named,)
-        return () if self.tokenizer.end_id is None else (self.tokenizer.end_id,)
+        end = self.tokenizer.target.end_id
+        return () if end is None else (end,)
 
     @property
     def start_id(self) -> int | None:
@@ -82,6 +83,16 @@ class Checkpoint:
             if (named := settings.get(key)) is not None:
                 return named
         return None
+
+
+def check_sizes(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
+    """Raises TokenizerError when a table of embeddings is too small for the tokenizer's ids: of
+    targets, which all models write or have alone, and of sources."""
+    from tfllm.tokenizers import files
+
+    files.check_size(tokenizer.target, config.vocabulary_size, source)
+    rows = getattr(config, "source_vocabulary_size", config.vocabulary_size)
+    files.check_size(tokenizer, rows, source)
 
 
 def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.Model]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.checkpoints import architectures, names, weights
-from tfllm.checkpoints.base import Checkpoint, Origin, new_model
+from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
 from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
 from tfllm.checkpoints.sources import TENSORS, model_type_of, shapes_of, tensor_files
 from tfllm.errors import CheckpointError
@@ -37,7 +37,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     raw = _all_tensors(directory, table)
     own = _own_task(hf_config, table, raw, directory, config, needed=task is None)
     tokenizer = tokenizer_files.load(directory)
-    tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
+    check_sizes(tokenizer, config, directory)
 
     _, model = new_model(family, config, task or own)
     loaded = fill(model, table, task, own, raw, directory, hf_config)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tfllm import tasks
 from tfllm.checkpoints import huggingface, llama2c, weights
-from tfllm.checkpoints.base import Checkpoint, Origin, new_model
+from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
 from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
 from tfllm.checkpoints.finding import SETTINGS, TENSORS, find
 from tfllm.errors import CheckpointError, SettingError
@@ -64,11 +64,15 @@ def create(
 ) -> Checkpoint:
     """A new checkpoint with random weights. `config`: the family's Config or its plain fields."""
     config = configured(family, config) if isinstance(config, Mapping) else config
-    if tokenizer.vocabulary_size > config.vocabulary_size:
-        raise SettingError(
-            f"model.vocabulary_size is {config.vocabulary_size}, and the tokenizer has "
-            f"{tokenizer.vocabulary_size} tokens. Make it at least that many."
-        )
+    sides = [("vocabulary_size", tokenizer.target)]
+    if hasattr(config, "source_vocabulary_size"):
+        sides.append(("source_vocabulary_size", tokenizer))
+    for name, side in sides:
+        if side.vocabulary_size > getattr(config, name):
+            raise SettingError(
+                f"model.{name} is {getattr(config, name)}, and the tokenizer has "
+                f"{side.vocabulary_size} tokens. Make it at least that many."
+            )
     _set_seed(seed)
     _, model = new_model(family, config, task)
     return Checkpoint(family=family, config=config, tokenizer=tokenizer, task=task, model=model)
@@ -134,7 +138,7 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
     family, config, own, origin = settings_of(directory)
     tensors = read_tensors(directory / TENSORS)
     tokenizer = tokenizer_files.load(directory)
-    tokenizer_files.check_size(tokenizer, config.vocabulary_size, directory)
+    check_sizes(tokenizer, config, directory)
     backbone, model = new_model(family, config, task or own)
     variables = weights.variables_of(model)
     wanted = set(variables)

@@ -139,6 +139,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def target(self) -> Tokenizer:
+        """The tokenizer of targets, where a task has sources and targets: itself for most."""
+        ...
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja template of conversations (see `tokenizers.chat`)."""
         ...

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import bytepair, config_files, proto, sentencepiece, wordpiece_files
+from tfllm.tokenizers import (
+    bytepair,
+    config_files,
+    languages,
+    marian,
+    proto,
+    sentencepiece,
+    wordpiece_files,
+)
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.characters import Characters
 from tfllm.tokenizers.config_files import Settings, json_file
@@ -30,6 +38,7 @@ ALL_FILES = (
     *MODELS,
     *(name for pair in BYTE_PAIR for name in pair),
     LLAMA2C,
+    *marian.FILES,
     config_files.CHAT_TEMPLATE,
 )
 
@@ -45,7 +54,8 @@ def load(source: str | Path) -> Tokenizer:
     if not path.is_dir():
         raise TokenizerError(f"There is no directory '{path}' with tokenizer files.")
     if found := vocabulary_file(path):
-        return _file(found, config_files.read(path))
+        settings = config_files.read(path)
+        return languages.with_languages(_file(found, settings), settings, found)
     raise TokenizerError(
         f"'{path}' has neither tokenizer.json nor vocab.txt, vocab.json with merges.txt, a .model "
         "file or a tokenizer.bin. Copy the tokenizer's files of the checkpoint into it."
@@ -55,7 +65,7 @@ def load(source: str | Path) -> Tokenizer:
 def vocabulary_file(folder: Path) -> Path | None:
     """The file that `load` reads in a directory, None where there is none."""
     pairs = [first for first, second in BYTE_PAIR if (folder / second).is_file()]
-    for name in ("tokenizer.json", *pairs, *MODELS, "vocab.txt", LLAMA2C):
+    for name in (marian.SOURCE, "tokenizer.json", *pairs, *MODELS, "vocab.txt", LLAMA2C):
         if (folder / name).is_file():
             return folder / name
     return None
@@ -107,6 +117,7 @@ READERS: dict[str, Callable[[Path, Settings], Tokenizer]] = {
     ".txt": _from_text,
     ".model": sentencepiece.read,
     ".bin": _from_llama2c,
+    ".spm": marian.read,
 }
 JSON_KINDS: dict[str, type[RustTokenizer]] = {
     "bytepair": bytepair.BytePair,

@@ -74,6 +74,11 @@ class RowTokenizer:
     def form(self) -> Form:
         raise NotImplementedError
 
+    @property
+    def target(self) -> Any:
+        """The tokenizer of targets, where a task has sources and targets: itself for most."""
+        return self
+
     def _split(self, texts: Sequence[str]) -> Sequence[Tokens]:
         """Tokens of each text, without special tokens around them, uncut."""
         raise NotImplementedError

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from tfllm.tokenizers.config_files import Names
 from tfllm.tokenizers.forms import Form, RowTokenizer
@@ -13,12 +15,21 @@ class NamedTokenizer(RowTokenizer):
 
     names: Names
     row_form: Form
+    target_form: Form | None
+    """Of targets, where it differs."""
     vocabulary: list[str]
     _ids: Mapping[str, int]
 
     @property
     def form(self) -> Form:
         return self.row_form
+
+    @property
+    def target(self) -> Any:
+        if self.target_form is None:
+            return self
+        changed: Any = self
+        return dataclasses.replace(changed, row_form=self.target_form, target_form=None)
 
     @property
     def vocabulary_size(self) -> int:

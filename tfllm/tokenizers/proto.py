@@ -88,8 +88,9 @@ def with_added(model: Any, tokens: Sequence[tuple[str, int]], source: str | Path
     return arranged
 
 
-def fairseq(model: Any, source: str | Path) -> Any:
-    """XLM-R's ids: <s> <pad> </s> <unk>, the pieces from the fourth on, <mask>."""
+def fairseq(model: Any, source: str | Path, codes: Iterable[str] = ()) -> Any:
+    """XLM-R's ids: <s> <pad> </s> <unk>, the pieces from the fourth on, <mask>. mBART has its
+    languages' codes before the last."""
     if [entry.piece for entry in model.pieces[:3]] != ["<unk>", "<s>", "</s>"]:
         raise TokenizerError(f"{source}: XLM-R's model begins with <unk>, <s>, </s>.")
     arranged = type(model)()
@@ -99,6 +100,8 @@ def fairseq(model: Any, source: str | Path) -> Any:
         kind = UNKNOWN if piece == "<unk>" else CONTROL
         arranged.pieces.add(piece=piece, score=0.0, type=kind)
     arranged.pieces.extend(model.pieces[3:])
+    for code in codes:
+        arranged.pieces.add(piece=code, score=0.0, type=CONTROL)
     arranged.pieces.add(piece="<mask>", score=0.0, type=CONTROL)
     arranged.trainer_spec.unk_id = FAIRSEQ.index("<unk>")
     arranged.trainer_spec.bos_id, arranged.trainer_spec.pad_id = 0, 1

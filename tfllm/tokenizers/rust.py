@@ -36,6 +36,7 @@ class RustTokenizer(NamedTokenizer):
     special_ids: frozenset[int] = field(repr=False, compare=False)
     _rust: Any = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
+    target_form: Form | None = None
 
     kind = ""
 

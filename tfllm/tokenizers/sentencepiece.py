@@ -16,6 +16,7 @@ from tfllm.tokenizers import config_files, proto
 from tfllm.tokenizers.base import check_ids
 from tfllm.tokenizers.config_files import Names, Settings
 from tfllm.tokenizers.forms import Form, bert, scalars
+from tfllm.tokenizers.languages import CODES
 from tfllm.tokenizers.named import NamedTokenizer
 
 ALBERT = "AlbertTokenizer"
@@ -26,9 +27,12 @@ FORMS = {
     "GemmaTokenizer": "start",
     "T5Tokenizer": "end",
     ALBERT: "bert",
+    "MT5Tokenizer": "end",
     "XLMRobertaTokenizer": "roberta",
+    **dict.fromkeys(CODES, "end"),  # and a language: see `tokenizers.languages`
 }
-FAIRSEQ_CLASSES = ("XLMRobertaTokenizer",)
+T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
+FAIRSEQ_CLASSES = ("XLMRobertaTokenizer", *CODES)
 FILE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 THREADS = -1  # as many as there are
 
@@ -65,6 +69,7 @@ class SentencePiece(NamedTokenizer):
     special_ids: frozenset[int] = field(repr=False, compare=False)
     _processor: Any = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
+    target_form: Form | None = None
 
     kind = "sentencepiece"
 
@@ -115,10 +120,7 @@ class SentencePiece(NamedTokenizer):
     def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
         pattern = self._pattern()
         parts = [pattern.split(scalars(text)) for text in texts]
-        flat = self._processor.encode(
-            [part for row in parts for part in row[::2]], num_threads=THREADS
-        )
-        ids, found = [], iter(flat)
+        ids, found = [], iter(self._encoded([part for row in parts for part in row[::2]]))
         for row in parts:
             ids.append(
                 [
@@ -128,6 +130,14 @@ class SentencePiece(NamedTokenizer):
                 ]
             )
         return ids
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts in which no special token is looked for."""
+        return self._processor.encode(list(texts), num_threads=THREADS)
+
+    def _number(self, piece: str, number: int) -> int:
+        """The id of a piece that has this number in the model."""
+        return number
 
     def _split_words(self, words: Sequence[str]) -> Any:
         row = Tokens([], [], [])
@@ -149,10 +159,10 @@ class SentencePiece(NamedTokenizer):
                 row.word_ids.append(word)
             elif part:
                 first = True
-                for piece, number, start, stop in _pieces(self._processor, part):
+                for piece, own, start, stop in _pieces(self._processor, part):
                     word += first or piece.startswith(proto.SPACE)
                     first = False
-                    row.ids.append(number)
+                    row.ids.append(self._number(piece, own))
                     row.offsets.append((begin + start, begin + stop))
                     row.word_ids.append(word)
             begin += len(part)
@@ -186,7 +196,9 @@ def from_proto(
             f"{path}: ALBERT lowers letters and strips accents before SentencePiece, which is not "
             "in the .model file. Use a directory with its tokenizer.json."
         )
-    arranged = proto.fairseq(model, path) if kind in FAIRSEQ_CLASSES else model
+    arranged = model
+    if kind in FAIRSEQ_CLASSES:
+        arranged = proto.fairseq(model, path, CODES.get(kind, ()))
     arranged = proto.with_added(arranged, _added(arranged, settings, kind), path)
     table = {entry.piece: number for number, entry in enumerate(arranged.pieces)}
     controls = [
@@ -207,7 +219,7 @@ def from_proto(
         config={**({} if kind else _class_of(form)), **settings.config},
         vocabulary=[entry.piece for entry in arranged.pieces],
         special_ids=frozenset(table[token] for token in special),
-        _processor=_processor(arranged, path),
+        _processor=processor_of(arranged, path),
         _ids=table,
     )
 
@@ -236,7 +248,7 @@ def _class_of(form: Form) -> dict[str, Any]:
     )
 
 
-def _processor(model: Any, path: Path) -> Any:
+def processor_of(model: Any, path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -267,7 +279,7 @@ def _added(model: Any, settings: Settings, kind: str) -> list[tuple[str, int]]:
         found = [(config_files.content(entry), int(number)) for number, entry in listed.items()]
         return [entry for entry in found if entry[0] not in known and entry[1] >= size]
     extra = [token for token in settings.added() if token not in known]
-    if kind == "T5Tokenizer":
+    if kind in T5_CLASSES:
         count = int(settings.config.get("extra_ids", T5_EXTRA_IDS))
         extra = [f"<extra_id_{count - 1 - place}>" for place in range(count)]
     named = [name for name in settings.names(()).present() if name not in known]

@@ -32,6 +32,8 @@ class _Model(tf.saved_model.experimental.TrackableResource):
 class SentencePieceKernel(tf.Module):
     """Texts to ids and back. `model` is a serialized ModelProto."""
 
+    out_type = tf.int32  # tf.string: pieces, which `_numbers` makes ids of
+
     def __init__(self, model: bytes):
         super().__init__()
         with tf.init_scope():
@@ -40,28 +42,32 @@ class SentencePieceKernel(tf.Module):
     def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """UTF-8 string [P] to ids, ragged int32 [P, None]."""
         values, splits = _operations().sentencepiece_tokenize_op(
-            self._resource.resource_handle, texts, *PLAIN, tf.int32
+            self._resource.resource_handle, texts, *PLAIN, self.out_type
         )
-        return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+        return tf.RaggedTensor.from_row_splits(self._numbers(values), splits, validate=False)
 
     def tokenize_with_offsets(
         self, texts: tf.Tensor
     ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
         """UTF-8 string [P] to ids and the bytes where tokens start and end, ragged [P, None]."""
         values, splits, starts, ends = _operations().sentencepiece_tokenize_with_offsets_op(
-            self._resource.resource_handle, texts, *PLAIN, tf.int32
+            self._resource.resource_handle, texts, *PLAIN, self.out_type
         )
         ids, first, last = (
             tf.RaggedTensor.from_row_splits(part, splits, validate=False)
-            for part in (values, starts, ends)
+            for part in (self._numbers(values), starts, ends)
         )
         return ids, first, last
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """Ids int32 [B, None] to UTF-8 string [B]."""
+        """Ids int32 [B, None], or pieces string [B, None], to UTF-8 string [B]."""
         return _operations().sentencepiece_detokenize_op(
             self._resource.resource_handle, ids.flat_values, ids.row_splits, False, False, False
         )
+
+    def _numbers(self, values: tf.Tensor) -> tf.Tensor:
+        """What the operation gives, of `out_type` [M], to ids int32 [M]."""
+        return values
 
 
 def _operations() -> Any:
