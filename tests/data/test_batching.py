@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfllm.data.batching import Batches, ladder, padding_share
+from tfllm.data.batching import Batches, ladder, padded_length, padding_share
 
 LENGTHS = np.random.default_rng(0).gamma(2.0, 8.0, size=1003).astype(int) + 3
 
@@ -74,3 +74,20 @@ def test_any_step_can_be_the_first():
 
 def test_seeds_differ():
     assert batches(seed=1).epoch(0)[0].rows.tolist() != batches(seed=2).epoch(0)[0].rows.tolist()
+
+
+SOURCES = (LENGTHS * np.random.default_rng(1).uniform(0.5, 2.0, size=len(LENGTHS))).astype(int) + 1
+
+
+def test_pairs_are_padded_on_both_sides():
+    made = batches(source_lengths=SOURCES, batch_tokens=600, batch_size=64).epoch(0)
+    for batch in made:
+        rows = batch.rows
+        assert batch.length == padded_length(LENGTHS[rows].max())
+        assert batch.source_length == padded_length(SOURCES[rows].max())
+        assert batch.tokens == LENGTHS[rows].sum() + SOURCES[rows].sum() <= batch.slots
+        assert batch.slots == len(rows) * (batch.length + batch.source_length)
+        assert (batch.slots <= 600 or len(rows) == 1) and len(rows) <= 64
+    assert sorted(np.concatenate([b.rows for b in made])) == list(range(len(LENGTHS)))
+    unsorted = batches(source_lengths=SOURCES, shuffle=False, batch_size=1003).epoch(0)
+    assert padding_share(made) < 0.3 < padding_share(unsorted)

@@ -2,8 +2,9 @@
 
 Rows are shuffled, cut into windows, sorted by length inside each window, cut into batches, and the
 batches shuffled. A batch is padded to the next of a few lengths, so that padding stays small and a
-compiled step meets few shapes. Nothing is remembered between steps: a run that stopped at any step
-goes on with the very batches it would have had.
+compiled step meets few shapes. Rows with a source and a target are sorted by both, and each is
+padded on its own. Nothing is remembered between steps: a run that stopped at any step goes on with
+the very batches it would have had.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def ladder(longest: int) -> list[int]:
     return lengths
 
 
+def padded_length(longest: int) -> int:
+    """The first length of the ladder that holds `longest` tokens."""
+    return ladder(longest)[-1]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Row numbers of one batch and the length that they are padded to."""
@@ -36,12 +42,14 @@ class Batch:
     rows: np.ndarray
     length: int
     tokens: int
-    """Tokens that are not padding."""
+    """Tokens that are not padding, of sources too."""
+    source_length: int = 0
+    """What sources are padded to, where rows have them."""
 
     @property
     def slots(self) -> int:
         """Tokens with padding."""
-        return len(self.rows) * self.length
+        return len(self.rows) * (self.length + self.source_length)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Batches:
 
     A batch has `batch_size` units, the last of an epoch what is left. With `batch_tokens` a batch
     instead has as many units as fit into that number of padded tokens, at most `batch_size`.
-    `smallest`: batches with fewer units are left out.
+    `smallest`: batches with fewer units are left out. `source_lengths` [rows]: of rows that have a
+    source beside their tokens; both count as tokens.
     """
 
     lengths: np.ndarray
@@ -60,6 +69,7 @@ class Batches:
     seed: int = 0
     shuffle: bool = True
     smallest: int = 1
+    source_lengths: np.ndarray | None = None
 
     @cached_property
     def unit_lengths(self) -> np.ndarray:
@@ -68,8 +78,14 @@ class Batches:
     @cached_property
     def steps(self) -> np.ndarray:
         """The padded length of every unit, by the ladder."""
-        edges = np.array(ladder(int(self.unit_lengths.max())))
-        return edges[np.searchsorted(edges, self.unit_lengths)]
+        return _on_ladder(self.unit_lengths)
+
+    @cached_property
+    def source_steps(self) -> np.ndarray:
+        """The padded length of every unit's sources; 0 where there are none."""
+        if self.source_lengths is None:
+            return np.zeros_like(self.steps)
+        return _on_ladder(self.source_lengths[self.units].max(axis=1))
 
     def epoch(self, number: int) -> list[Batch]:
         """The batches of one epoch, counted from 0."""
@@ -91,30 +107,46 @@ class Batches:
     def _windows(self, order: np.ndarray) -> list[np.ndarray]:
         size = self.batch_size * WINDOW_BATCHES if self.shuffle else max(1, len(order))
         windows = [order[start : start + size] for start in range(0, len(order), size)]
-        # A stable sort keeps the shuffled order among equals.
-        return [window[np.argsort(self.steps[window], kind="stable")] for window in windows]
+        return [window[self._sorted(window)] for window in windows]
+
+    def _sorted(self, window: np.ndarray) -> np.ndarray:
+        """By target, then by source: upwards and downwards by turns, so that neighbours are alike.
+
+        The sort is stable: it keeps the shuffled order among equals.
+        """
+        targets, sources = self.steps[window], self.source_steps[window]
+        turns = np.unique(targets, return_inverse=True)[1] % 2
+        return np.lexsort((np.where(turns, -sources, sources), targets))
 
     def _cut(self, window: np.ndarray) -> list[np.ndarray]:
         if self.batch_tokens is None:
             starts = range(0, len(window), self.batch_size)
             return [window[start : start + self.batch_size] for start in starts]
-        batches, start = [], 0
-        row_tokens = self.steps[window] * self.units.shape[1]
-        while start < len(window):
-            end = start + 1
-            while (
-                end < len(window)
-                and end - start < self.batch_size
-                and (end + 1 - start) * row_tokens[end] <= self.batch_tokens
-            ):
-                end += 1
-            batches.append(window[start:end])
-            start = end
+        batches = []
+        start = longest = longest_source = 0
+        sizes = zip(self.steps[window].tolist(), self.source_steps[window].tolist(), strict=True)
+        for end, (length, source) in enumerate(sizes):
+            longest, longest_source = max(longest, length), max(longest_source, source)
+            count = (end + 1 - start) * self.units.shape[1]
+            full = end - start == self.batch_size
+            if end > start and (full or count * (longest + longest_source) > self.batch_tokens):
+                batches.append(window[start:end])
+                start, longest, longest_source = end, length, source
+        batches.append(window[start:])
         return batches
 
     def _batch(self, units: np.ndarray) -> Batch:
         rows = self.units[units].ravel()
-        return Batch(rows, int(self.steps[units].max()), int(self.lengths[rows].sum()))
+        tokens = int(self.lengths[rows].sum())
+        if self.source_lengths is not None:
+            tokens += int(self.source_lengths[rows].sum())
+        lengths = int(self.steps[units].max()), int(self.source_steps[units].max())
+        return Batch(rows, lengths[0], tokens, lengths[1])
+
+
+def _on_ladder(lengths: np.ndarray) -> np.ndarray:
+    edges = np.array(ladder(int(lengths.max())))
+    return edges[np.searchsorted(edges, lengths)]
 
 
 def padding_share(batches: list[Batch]) -> float:

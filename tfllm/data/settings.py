@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ VALIDATION = "validation"
 HELD_OUT = ("validation", "validation_share", "validation_tail")
 
 
+class MoreData(Reading):
+    """Further training files that are read in their own way."""
+
+    train: Paths
+    """The files."""
+    prefix: str | None = None
+    """What stands before the sources of these files, in the place of task.prefix: a language's
+    tag, where one model learns several."""
+    limit: int | None = Field(default=None, gt=0)
+    """Read at most this many of their examples (the first ones)."""
+
+
 class DataSettings(Reading):
     """Files relative to the working directory, absolute, or under `${TFLLM_DATA}`."""
 
@@ -38,6 +51,9 @@ class DataSettings(Reading):
     text, its last characters. For texts that follow one another, as in one book."""
     limit: int | None = Field(default=None, gt=0)
     """Read at most this many training examples (the first ones)."""
+    more: tuple[MoreData, ...] = ()
+    """Further training files with other columns, formats or prefixes; nothing of them is held
+    out."""
     both_orders: bool = False
     """Train on every pair in both orders: for questions where the order means nothing."""
     prepare: PrepareSettings | None = None
@@ -78,7 +94,7 @@ def corpus_of(paths: Paths) -> CorpusDocuments | None:
 
 def _check_for_corpus(settings: DataSettings, documents: CorpusDocuments) -> None:
     """Raises SettingError for keys that a corpus cannot follow."""
-    for name in ("validation_tail", "both_orders", "label_separator"):
+    for name in ("validation_tail", "both_orders", "label_separator", "more"):
         if getattr(settings, name):
             raise SettingError(f"data.{name} is not for a prepared corpus. Remove the key.")
     if settings.limit is not None and settings.limit < len(documents):
@@ -110,7 +126,15 @@ def train_examples(settings: DataSettings) -> Sequence[dict]:
         raise DataError(
             f"{settings.train}: every example is held out. Lower data.validation_share."
         )
-    return chosen + [swapped(example) for example in chosen] if settings.both_orders else chosen
+    if settings.both_orders:
+        chosen += [swapped(example) for example in chosen]
+    return chosen + [example for each in settings.more for example in _more_examples(each)]
+
+
+def _more_examples(settings: MoreData) -> Iterator[dict]:
+    prefix = {} if settings.prefix is None else {"prefix": settings.prefix}
+    for example in itertools.islice(_read_all(settings, settings.train), settings.limit):
+        yield {**example, **prefix}
 
 
 def swapped(example: dict) -> dict:
@@ -180,7 +204,7 @@ def held_out(example: dict, share: float) -> bool:
     Examples that share that text (questions about one paragraph, sentences in several pairs) fall
     on the same side.
     """
-    for field in ("context", "text", "words", "messages"):
+    for field in ("context", "text", "words", "messages", "source"):
         if field in example:
             key = str(example[field])
             break
@@ -190,6 +214,6 @@ def held_out(example: dict, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _read_all(settings: DataSettings, paths: Paths) -> Iterator[dict]:
+def _read_all(settings: Reading, paths: Paths) -> Iterator[dict]:
     for path in [paths] if isinstance(paths, str) else paths:
         yield from read(path, settings)

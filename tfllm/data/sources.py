@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
 from tfllm.config import Settings
-from tfllm.data import documents, tables
+from tfllm.data import documents, parallel, tables
 from tfllm.data.lines import RAISING, Watch
 from tfllm.errors import DataError, SettingError, did_you_mean
 
 FIELDS = (
     "text", "text_pair", "label", "words", "tags", "question", "context", "answers", "id",
-    "messages", "prompt",
+    "messages", "prompt", "source", "target", "prefix",
 )  # fmt: skip
 
 MISSING = object()  # a column that a row does not have; None is a value
@@ -36,6 +36,7 @@ FORMATS = {
     "parquet": tables.read_parquet,
     "squad": documents.read_squad,
     "conll": documents.read_conll,
+    "parallel": parallel.read_parallel,
 }
 
 # The format of a file that the recipe does not name one for, by the ending before `.gz`.
@@ -46,7 +47,7 @@ ENDINGS = {
 
 Format = Literal[
     "text", "paragraphs", "document", "dialogues",
-    "tsv", "csv", "jsonl", "parquet", "squad", "conll",
+    "tsv", "csv", "jsonl", "parquet", "squad", "conll", "parallel",
 ]  # fmt: skip
 
 
@@ -55,7 +56,8 @@ class Reading(Settings):
 
     format: Format | None = None
     """The file's format; by its ending where unset. Plain text is a text a line (text), between
-    blank lines (paragraphs), or a whole file (document); dialogues have __eou__ between turns."""
+    blank lines (paragraphs), or a whole file (document); dialogues have __eou__ between turns.
+    parallel: two text files, named `train.{en,de}.gz`."""
     columns: dict[str, str | int] = Field(default_factory=dict)
     """Canonical field to the file's column: its name, or its index from 0 without a header."""
     header: bool = True
@@ -103,14 +105,23 @@ def read(
 
 
 def format_of(path: str | Path) -> str:
-    """The format by the file's ending; DataError where it says none."""
-    ending = Path(str(path).removesuffix(".gz")).suffix.lower()
-    if ending not in ENDINGS:
+    """The format by the file's name; DataError where it says none."""
+    format = known_format(path)
+    if format is None:
+        ending = Path(str(path).removesuffix(".gz")).suffix
         raise DataError(
             f"'{path}': the ending '{ending}' says no format. "
             f"Set data.format to one of: {', '.join(FORMATS)}."
         )
-    return ENDINGS[ending]
+    return format
+
+
+def known_format(path: str | Path) -> Format | None:
+    """The format that a file's name says: by its ending, or by braces that name two files."""
+    if parallel.pair_of(path):
+        return "parallel"
+    ending = Path(str(path).removesuffix(".gz")).suffix.lower()
+    return cast(Format | None, ENDINGS.get(ending))
 
 
 def _named(row: Mapping[Any, Any], columns: Mapping[str, str | int], where: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.config import Settings
-from tfllm.errors import DataError
+from tfllm.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     import keras
@@ -119,6 +119,7 @@ class Features:
     shift: int = 0  # rows may be moved along their text by less than this, anew in every epoch
     row_lengths: np.ndarray | None = None  # int [rows], where counting them would make the rows
     digest: str | None = None  # names the data, where reading all tokens would take long
+    source_lengths: np.ndarray | None = None  # int [rows]: tokens of sources, where rows have them
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -148,16 +149,16 @@ class Features:
         if length is None:
             length = max((len(self.token_ids[row]) for row in rows), default=1)
         inputs = {
-            "token_ids": _padded([self.token_ids[row] for row in rows], length, self.pad_id or 0),
+            "token_ids": padded([self.token_ids[row] for row in rows], length, self.pad_id or 0),
             "token_types": np.zeros((len(rows), length), np.int32)
             if self.token_types is None
-            else _padded([self.token_types[row] for row in rows], length, 0),
-            "mask": _padded([self._mask(row) for row in rows], length, 0),
+            else padded([self.token_types[row] for row in rows], length, 0),
+            "mask": padded([self._mask(row) for row in rows], length, 0),
         }
         if self.targets is None:
             return inputs, None
         chosen = [self.targets[row] for row in rows]
-        return inputs, _padded(chosen, length, IGNORED) if self.per_token else np.stack(chosen)
+        return inputs, padded(chosen, length, IGNORED) if self.per_token else np.stack(chosen)
 
     def _mask(self, row: int) -> np.ndarray:
         if self.segments is not None:
@@ -180,8 +181,8 @@ def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Fe
     )
 
 
-def _padded(arrays: list[np.ndarray], length: int, value: int) -> np.ndarray:
-    """Arrays [T_i] as one int32 [B, length]."""
+def padded(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
+    """Arrays [T_i], cut to `length`, as one int32 [B, length]."""
     result = np.full((len(arrays), length), value, np.int32)
     for row, array in zip(result, arrays, strict=True):
         row[: len(array)] = array[:length]
@@ -201,6 +202,10 @@ class Task(Settings):
 
     def completed(self, examples: Sequence[Example]) -> Task:
         """A copy in which what the settings leave open (labels) is found in the examples."""
+        return self
+
+    def starting(self, start_id: int | None) -> Task:
+        """A copy that knows the first token of what its model writes, where that is not in rows."""
         return self
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
@@ -229,10 +234,20 @@ class Task(Settings):
         raise NotImplementedError
 
     def rows(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
-        """`features` of examples, or of the prepared corpus that they stand for."""
+        """`features` of examples, or of the prepared corpus that they stand for.
+
+        Raises SettingError for a corpus of another vocabulary's tokens.
+        """
+        from tfllm.tokenizers import files
+
         corpus = getattr(examples, "corpus", None)
         if corpus is None:
             return self.features(examples, tokenizer)
+        if files.load(corpus.tokenizer_directory).vocabulary != tokenizer.vocabulary:
+            raise SettingError(
+                f"'{corpus.directory}' was prepared with another vocabulary than the model's. "
+                "Prepare it with the model's (tokenizer.path, or model.from), or name its texts."
+            )
         return self.corpus_features(corpus, tokenizer)
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:

@@ -1,23 +1,70 @@
-"""Writing a target after a source: translation, summarization."""
+"""Writing a target after a source: translation, summarization; T5's pretraining."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
-from tfllm.tasks.base import Task
+from tfllm.errors import DataError, SettingError
+from tfllm.tasks import pair_rows
+from tfllm.tasks import span_corruption as spans
+from tfllm.tasks.base import ClassWeights, Example, Features, Task, text_of, where
+from tfllm.tasks.pair_rows import Pair, PairFeatures
+from tfllm.tasks.span_pairs import SpanPairs
 
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.tokenizers.base import Tokenizer
+
+log = logging.getLogger(__name__)
+
 
 class Seq2Seq(Task):
-    """Scores of the next token of the target for every token of it (Sutskever et al. 2014)."""
+    """Scores of the next token of the target for every token of it (Sutskever et al. 2014).
+
+    Examples have a `source` and a `target`. A source may be a list of sentences, which are joined
+    by spaces; a target may be a list of texts that are all right, each of which is learned.
+    """
 
     kind: Literal["seq2seq"] = "seq2seq"
     max_length: int = Field(default=128, ge=3)
-    """Tokens of a source, and of a target with its start token."""
+    """Tokens of a target with its end token."""
+    max_source_length: int | None = Field(default=None, ge=2)
+    """Tokens of a source with its special tokens; unset: max_length."""
+    truncate: bool = False
+    """Cuts longer sources and targets to their first tokens; else one is an error."""
+    prefix: str = ""
+    """Stands before every source, such as "translate English to German: " for T5, or a language
+    tag. An example's own field `prefix` stands in its place."""
+    profile: Literal["translate", "summarize"] | None = None
+    """The name that exported signatures have beside the usual ones."""
+    start_id: int | None = None
+    """The decoder's first token; unset: what the checkpoint says."""
+    span_corruption: bool = False
+    """Learns to fill in what is left out of plain texts (Raffel et al. 2020): `data.train` is a
+    prepared corpus, or texts. The vocabulary needs <extra_id_0>, <extra_id_1>, ..."""
+    noise_density: float = Field(default=spans.NOISE_DENSITY, gt=0, lt=1)
+    """With span_corruption: the part of the tokens that is left out."""
+    mean_span: float = Field(default=spans.MEAN_SPAN, ge=1)
+    """With span_corruption: tokens that are left out in one place, on average."""
+
+    @property
+    def source_length(self) -> int:
+        """Tokens of a source at most."""
+        return self.max_source_length or self.max_length
+
+    def starting(self, start_id: int | None) -> Seq2Seq:
+        """A copy whose rows begin with this token, where the settings name none."""
+        if self.start_id is not None or start_id is None:
+            return self
+        return self.model_copy(update={"start_id": start_id})
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores float32 [B, T, V]."""
@@ -25,5 +72,199 @@ class Seq2Seq(Task):
 
         from tfllm.layers import heads
 
+        if self.source_length > config.max_sequence_length:
+            raise SettingError(
+                f"task.max_source_length is {self.source_length}, and the model has positions for "
+                f"{config.max_sequence_length} tokens. Lower it to that."
+            )
         scores = heads.next_token(backbone.output, config, backbone)
         return keras.Model(backbone.input, scores, name=self.kind)
+
+    def features(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
+    ) -> Features:
+        """A row for every target; without `targets` one for every source.
+
+        Where a source or a target is empty there is nothing to learn: such examples are left out,
+        and the log says how many. Raises DataError naming file and line for a target that is
+        missing, and for texts that are too long.
+        """
+        if self.span_corruption:
+            from tfllm.tasks.documents import documents
+
+            return self._corrupted(documents(examples, tokenizer), tokenizer)
+        kept: list[tuple[int, str]] = []  # the example's number, a target
+        left_out: list[Example] = []
+        for number, example in enumerate(examples):
+            texts = targets_of(example) if targets else [""]
+            full = source_of(example).strip() and any(text.strip() for text in texts)
+            if full or not targets:
+                kept += [(number, text) for text in texts if text.strip() or not targets]
+            else:
+                left_out.append(example)
+        self._tell(left_out, len(examples))
+        sources = self.sources(examples, tokenizer)
+        made = self._targets([text for _, text in kept], tokenizer) if targets else None
+        pairs: list[Pair] = []
+        for place, (number, _) in enumerate(kept):
+            target = made[place] if made is not None else np.zeros(0, np.int32)
+            self._check(len(target), self.max_length, "target", "max_length", examples[number])
+            pairs.append((sources[number], target[: self.max_length]))
+        return pair_rows.features(
+            pairs,
+            np.array([len(target) for _, target in pairs], np.int64),
+            np.array([len(source) for source, _ in pairs], np.int64),
+            self._start(tokenizer),
+            tokenizer,
+            example=np.array([number for number, _ in kept], np.int64),
+            targets=targets,
+            digest=_digest(pairs),
+        )
+
+    def sources(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, truncate: bool | None = None
+    ) -> list[np.ndarray]:
+        """Ids of every source, int32 [S_i], prefix and special tokens included.
+
+        `truncate` stands for the setting of that name. Raises DataError naming file and line.
+        """
+        texts = [example.get("prefix", self.prefix) + source_of(example) for example in examples]
+        form = tokenizer.form
+        room = self.source_length - len(form.start) - len(form.end)
+        found = []
+        rows = tokenizer.encode_ids(texts, add_special_tokens=False)
+        for ids, example in zip(rows, examples, strict=True):
+            length = len(ids) + self.source_length - room
+            self._check(
+                length, self.source_length, "source", "max_source_length", example, truncate
+            )
+            found.append(np.array([*form.start, *ids[:room], *form.end], np.int32))
+        return found
+
+    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
+        """Texts with spans taken out, and the spans; drawn anew in every epoch."""
+        if not self.span_corruption:
+            raise SettingError(
+                f"data.train: '{corpus.directory}' is a prepared corpus, text alone. Set "
+                "task.span_corruption: true to learn from it, or name a file of examples."
+            )
+        return self._corrupted(corpus, tokenizer)
+
+    def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
+        """Spans are taken out elsewhere in every epoch."""
+        pairs = getattr(features, "pairs", None)
+        if not isinstance(pairs, SpanPairs):
+            return features
+        assert isinstance(features, PairFeatures)
+        return pair_rows.drawn(features, replace(pairs, draw=(seed, epoch)))
+
+    def loss(
+        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
+    ) -> keras.losses.Loss:
+        """Softmax cross entropy over the tokens of all targets."""
+        from tfllm.tasks import losses
+
+        losses.refuse(self.kind, class_weights=class_weights)
+        return losses.CrossEntropy(label_smoothing)
+
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Accuracy and perplexity over the tokens of all targets."""
+        from tfllm.tasks import metrics
+
+        return [metrics.Accuracy(), metrics.Perplexity()]
+
+    def _start(self, tokenizer: Tokenizer) -> int:
+        start_id = tokenizer.target.pad_id if self.start_id is None else self.start_id
+        if start_id is None:
+            raise SettingError(
+                "task.start_id: the vocabulary has no padding token, which targets usually begin "
+                "with. Give the id of a token that a target begins with."
+            )
+        return start_id
+
+    def _targets(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
+        """Ids of every target, int32 [T_i], end token included. Where `truncate` cuts one, the last
+        is not its end."""
+        form, end_id = tokenizer.target.form, tokenizer.target.end_id
+        if end_id is None:
+            raise SettingError(
+                "tokenizer: the vocabulary has no token that ends a target. Add </s> to its "
+                "special tokens."
+            )
+        end = form.end or (end_id,)
+        rows = tokenizer.target.encode_ids(texts, add_special_tokens=False)
+        return [np.array([*form.start, *ids, *end], np.int32) for ids in rows]
+
+    def _check(
+        self,
+        length: int,
+        room: int,
+        name: str,
+        setting: str,
+        example: Example,
+        truncate: bool | None = None,
+    ) -> None:
+        """Raises DataError for too many tokens, unless they are to be cut."""
+        if length > room and not (self.truncate if truncate is None else truncate):
+            raise DataError(
+                f"{where(example)}the {name} has {length} tokens, and task.{setting} is {room}. "
+                "Raise it, shorten the text, or cut such texts: task.truncate: true (of a trained "
+                "model: --set truncate=true)."
+            )
+
+    def _tell(self, left_out: Sequence[Example], count: int) -> None:
+        """Says how many examples are left out; raises DataError where none is left."""
+        if not left_out:
+            return
+        first = where(left_out[0]).removesuffix(": ") or "the first"
+        if len(left_out) == count:
+            raise DataError(
+                f"{first}: every example has an empty source or target. Check the file."
+            )
+        log.warning(
+            "%d of %d examples have an empty source or target and are left out, such as %s",
+            len(left_out), count, first,
+        )  # fmt: skip
+
+    def _corrupted(self, corpus: Any, tokenizer: Tokenizer) -> Features:
+        rows = spans.rows(corpus, tokenizer, self.source_length, self.noise_density, self.mean_span)
+        longest = SpanPairs(rows).lengths[1].max()
+        if longest > self.max_length:
+            raise SettingError(
+                f"task.max_length is {self.max_length}, and the spans of a source of "
+                f"{self.source_length} tokens are {longest}. Set it to that, or lower "
+                "task.max_source_length."
+            )
+        return self._of_spans(SpanPairs(rows), tokenizer, corpus.digest)
+
+    def _of_spans(self, pairs: SpanPairs, tokenizer: Tokenizer, digest: str) -> Features:
+        source_lengths, lengths = pairs.lengths
+        return pair_rows.features(
+            pairs, lengths, source_lengths, self._start(tokenizer), tokenizer, digest=digest
+        )
+
+
+def source_of(example: Example) -> str:
+    """The field `source`; sentences are joined by spaces. Raises DataError."""
+    return " ".join(_texts(example, "source", example.get("source")))
+
+
+def targets_of(example: Example) -> list[str]:
+    """The field `target`: one text, or several that are all right. Raises DataError."""
+    return _texts(example, "target", example.get("target"))
+
+
+def _texts(example: Example, name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list | tuple) and texts and all(isinstance(t, str) for t in texts):
+        return list(texts)
+    return [text_of(example, name)]  # which says what is wrong
+
+
+def _digest(pairs: Sequence[Pair]) -> str:
+    """Names the tokens of all pairs."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in pair:
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return digest.hexdigest()[:16]

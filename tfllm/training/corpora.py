@@ -19,7 +19,7 @@ from tfllm.tokenizers.base import Tokenizer
 from tfllm.training import vocabulary
 from tfllm.training.recipe import ModelSettings, Recipe, TokenizerSettings
 
-NOT_FOR_CORPORA = ("validation_tail", "both_orders", "labels", "label_separator")
+NOT_FOR_CORPORA = ("validation_tail", "both_orders", "labels", "label_separator", "more")
 
 
 class CorpusRecipe(Recipe):

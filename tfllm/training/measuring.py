@@ -15,7 +15,7 @@ from tfllm.tasks.base import Task
 Measure = Callable[[Task, list[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
 
 # Tasks whose outputs are too many to keep: scores of a whole vocabulary for every token.
-WHOLE_VOCABULARY = ("masked_lm", "pretraining", "causal_lm")
+WHOLE_VOCABULARY = ("masked_lm", "pretraining", "causal_lm", "seq2seq")
 
 # Measures of which less is better end in one of these.
 LESS_IS_BETTER = ("loss", "error", "perplexity")
@@ -47,6 +47,7 @@ class Validation:
             self.features.units,
             max(1, batch_size // group),
             shuffle=False,
+            source_lengths=self.features.source_lengths,
         ).epoch(0)
         self._step: Any = None
 

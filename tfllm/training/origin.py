@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ def start(
         if recipe.model.family
         else _loaded(recipe, task)
     )
+    task = checkpoint.task.starting(checkpoint.start_id)
+    checkpoint = dataclasses.replace(checkpoint, task=task)
     check_corpus(examples, checkpoint.tokenizer)
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)
@@ -111,7 +114,8 @@ def _from_nothing(
             "tokenizer: a model from nothing (model.family) needs one. Give a directory, or "
             "a vocab.txt: tokenizer: {path: vocab.txt}, or learn one: tokenizer: {kind: characters}"
         )
-    return _new(recipe, read_tokenizer(recipe.tokenizer, examples, learned), task)
+    pairs = task.kind == "seq2seq"
+    return _new(recipe, read_tokenizer(recipe.tokenizer, examples, learned, pairs=pairs), task)
 
 
 def _new(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
@@ -145,6 +149,11 @@ def check_corpus(examples: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> No
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:
     """The family's Config from the recipe's shape and the tokenizer's vocabulary."""
     vocabulary = {"vocabulary_size": tokenizer.vocabulary_size, "pad_id": tokenizer.pad_id}
+    if task.kind == "seq2seq" and tokenizer.pad_id is None:
+        raise SettingError(
+            "tokenizer: the vocabulary has no padding token, which a model of sources and targets "
+            "needs. Add <pad> to its special tokens."
+        )
     config = configured(str(settings.family), {**vocabulary, **settings.shape})
     if task.max_length > config.max_sequence_length:
         raise SettingError(

@@ -172,6 +172,7 @@ def _batches(settings: TrainSettings, features: Features, replicas: int) -> batc
         settings.batch_size,
         settings.batch_tokens,
         settings.seed,
+        source_lengths=features.source_lengths,
     )
 
 

@@ -11,11 +11,16 @@ from typing import Any
 from tfllm.data.lines import read_all, resolve
 from tfllm.errors import SettingError
 from tfllm.tasks.causal_lm import lines_of, messages_of
+from tfllm.tasks.seq2seq import source_of, targets_of
 from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.ending import ending
 from tfllm.tokenizers.train import Options, learned
 from tfllm.tokenizers.wordpiece import WordPiece
 from tfllm.training.recipe import TokenizerSettings
+
+# What padding and the decoder's first token are, and what ends sources and targets.
+PAIR_TOKENS = ("<pad>", "</s>")
 
 
 def is_learned(settings: TokenizerSettings | str | None) -> bool:
@@ -27,18 +32,20 @@ def read_tokenizer(
     settings: TokenizerSettings | str,
     examples: Sequence[dict[str, Any]] = (),
     learned: Path | None = None,
+    *,
+    pairs: bool = False,
 ) -> Tokenizer:
     """The tokenizer of a recipe's `tokenizer` key.
 
     One that is to be learned comes from `examples`, or from the directory `learned` where it has
-    been before.
+    been before; with `pairs` it is for sources and targets.
     """
     if isinstance(settings, str):
         settings = TokenizerSettings(path=settings)
     if settings.path is None:
         if learned is not None and learned.is_dir():
             return tokenizer_files.load(learned)
-        return learn(settings, examples)
+        return learn_for_pairs(settings, examples) if pairs else learn(settings, examples)
     path = resolve(settings.path)
     if path.is_file() and path.suffix == ".txt":
         lowercase = True if settings.lowercase is None else settings.lowercase
@@ -56,6 +63,17 @@ def read_tokenizer(
 def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
     """The tokenizer of `settings.kind` over the texts of all examples."""
     return learn_from(settings, _Texts(examples))
+
+
+def learn_for_pairs(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
+    """One vocabulary over sources and targets, whose rows end in `</s>`.
+
+    It has PAIR_TOKENS first, where it is of a kind that has no special tokens of its own.
+    """
+    if settings.kind in ("bpe", "characters"):
+        tokens = tuple(dict.fromkeys([*PAIR_TOKENS, *settings.special_tokens]))
+        settings = settings.model_copy(update={"special_tokens": tokens})
+    return ending(learn(settings, examples))
 
 
 def learn_from(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
@@ -95,5 +113,8 @@ class _Texts:
         for example in self._examples:
             if "messages" in example:
                 yield from (message["content"] for message in messages_of(example))
+            elif "source" in example:
+                yield source_of(example)
+                yield from targets_of(example)
             else:
                 yield lines_of(example)

@@ -1,0 +1,59 @@
+"""Two text files whose lines belong together: sources in one, targets in the other.
+
+Their path names both, as a shell's braces do: `train.{en,de}.gz` is train.en.gz and train.de.gz.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfllm.data.lines import RAISING, Watch, read_lines
+from tfllm.errors import DataError
+
+if TYPE_CHECKING:
+    from tfllm.data.sources import Reading
+
+BRACES = re.compile(r"(?<!\$)\{([^{},]*),([^{},]*)\}")
+
+
+def pair_of(path: str | Path) -> tuple[str, str] | None:
+    """The two paths that a path with braces stands for; None for any other path."""
+    text = str(path)
+    found = BRACES.findall(text)
+    if len(found) != 1:
+        return None
+    first, second = (BRACES.sub(name.replace("\\", r"\\"), text) for name in found[0])
+    return first, second
+
+
+def read_parallel(
+    path: str | Path, settings: Reading, watch: Watch = RAISING
+) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """`source` and `target` of every line; pairs of which both are blank are skipped.
+
+    A line that cannot be read is an error whatever the `watch`: without it all pairs after it
+    would be wrong. So are files of different length, where their ends show it.
+    """
+    names = pair_of(path)
+    if names is None:
+        raise DataError(
+            f"'{path}' is one file, and data.format: parallel reads two whose lines belong "
+            "together. Name both, for example train.{en,de}.gz."
+        )
+    files = [read_lines(name) for name in names]
+    for number, lines in enumerate(itertools.zip_longest(*files), 1):
+        if None in lines:
+            left = 1 + sum(1 for _ in files[lines.index(None) - 1])
+            short, long = number - 1, number - 1 + left
+            counts = (short, long) if lines[0] is None else (long, short)
+            raise DataError(
+                f"{names[0]} has {counts[0]} lines and {names[1]} has {counts[1]}: the lines of "
+                "the two files must belong together. Give files of the same length."
+            )
+        (_, source), (_, target) = lines
+        if source.strip() or target.strip():
+            yield number, {"source": source, "target": target}

@@ -1,0 +1,100 @@
+"""Rows of a source and a target, as a decoder is trained that is told the target so far.
+
+source_ids   the source, with the special tokens of its tokenizer
+targets      y1 y2 ... yn end
+token_ids    start y1 y2 ... yn         (teacher forcing: Williams and Zipser 1989)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tfllm.data.batching import padded_length
+from tfllm.tasks.base import IGNORED, Features, Made, padded
+
+Pair = tuple[np.ndarray, np.ndarray]  # source int32 [S], target int32 [T]
+
+
+@dataclass(frozen=True)
+class PairFeatures(Features):
+    """Features whose `batch` has `source_ids` and `source_mask` int32 [B, S] beside `token_ids` and
+    `mask` int32 [B, T]; S is the next length of `data.batching.ladder`."""
+
+    pairs: Sequence[Pair] = ()
+    start_id: int = 0
+    source_pad_id: int | None = None
+
+    @property
+    def source_ids(self) -> Sequence[np.ndarray]:
+        """int32 [S_i] per row, special tokens included."""
+        return Made(len(self.pairs), lambda row: self.pairs[row][0])
+
+    def batch(
+        self, rows: Sequence[int] | np.ndarray, length: int | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """As Features.batch, every row made once."""
+        pairs = [self.pairs[row] for row in rows]
+        sources = [source for source, _ in pairs]
+        read = [shifted(target, self.start_id) for _, target in pairs]
+        source_length = padded_length(max(map(len, sources)))
+        if length is None:
+            length = max(map(len, read))
+        inputs = {
+            "source_ids": padded(sources, source_length, self.source_pad_id or 0),
+            "source_mask": padded([np.ones(len(ids)) for ids in sources], source_length, 0),
+            "token_ids": padded(read, length, self.pad_id or 0),
+            "mask": padded([np.ones(len(ids)) for ids in read], length, 0),
+        }
+        if self.targets is None:
+            return inputs, None
+        return inputs, padded([target for _, target in pairs], length, IGNORED)
+
+
+def shifted(target: np.ndarray, start_id: int) -> np.ndarray:
+    """What the decoder reads where it shall tell `target`: int32 [T], or [1] of no target."""
+    return np.concatenate([[start_id], target[:-1]]).astype(np.int32)
+
+
+def features(
+    pairs: Sequence[Pair],
+    lengths: np.ndarray,
+    source_lengths: np.ndarray,
+    start_id: int,
+    tokenizer: Any,
+    *,
+    example: np.ndarray | None = None,
+    targets: bool = True,
+    digest: str | None = None,
+) -> PairFeatures:
+    """Features of pairs, which may be made when asked for; `lengths`: tokens of the targets."""
+    none = Made(0, lambda row: np.zeros(0, np.int32))
+    found = PairFeatures(
+        token_ids=none,
+        token_types=None,
+        example=np.arange(len(pairs)) if example is None else example,
+        targets=none if targets else None,
+        details=[],
+        pad_id=tokenizer.target.pad_id,
+        per_token=True,
+        row_lengths=np.maximum(lengths, 1),
+        source_lengths=source_lengths,
+        digest=digest,
+        start_id=start_id,
+        source_pad_id=tokenizer.pad_id,
+    )
+    return drawn(found, pairs)
+
+
+def drawn(features: PairFeatures, pairs: Sequence[Pair]) -> PairFeatures:
+    """The features with other pairs of the same lengths."""
+    count, start_id = len(pairs), features.start_id
+    return replace(
+        features,
+        pairs=pairs,
+        token_ids=Made(count, lambda row: shifted(pairs[row][1], start_id)),
+        targets=None if features.targets is None else Made(count, lambda row: pairs[row][1]),
+    )
