@@ -129,6 +129,29 @@ def test_files_that_hold_one_table_under_all_its_names(source, tmp_path, name):
     assert set(after) == {key for key in before if name != "marian" or "positions" not in key}
 
 
+@pytest.mark.parametrize("name", ["bart", "mbart"])
+def test_a_bare_model_gets_a_head_of_its_embeddings(source, tmp_path, name):
+    """As facebook/bart-base: names without prefix, no bias on the logits."""
+    directory, inputs, logits = source(name)
+    architecture = {"bart": "BartModel", "mbart": "MBartModel"}[name]
+    bias = load_file(directory / "model.safetensors")["final_logits_bias"]
+
+    def bare(tensors):
+        del tensors["final_logits_bias"]
+        bare = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
+        return bare | {"decoder.embed_tokens.weight": bare["shared.weight"].copy()}
+
+    change(directory, bare, architectures=[architecture])
+    checkpoint = store.load(directory)
+    assert_equal_scores(checkpoint, inputs, logits - bias)
+    store.save(checkpoint, tmp_path / "ours")
+    huggingface.write(store.load(tmp_path / "ours"), tmp_path / "back")
+    assert_same_tensors(directory, tmp_path / "back")
+    checkpoint.model.get_layer("token_bias").bias.assign(bias[0])
+    huggingface.write(checkpoint, tmp_path / "trained")
+    assert_equal_scores(store.load(tmp_path / "trained"), inputs, logits)
+
+
 def table_size(name):
     """T5's file decides whether the head is its own: here it is, and counts."""
     return 40 * 8 if name == "t5" else 0
@@ -147,7 +170,7 @@ def test_a_t5_of_transformers_4_is_untied_and_not_scaled(source):
 def test_gaps_leftovers_and_wrong_sizes_are_named(source, name):
     directory, _, _ = source(name)
     gone = {
-        "marian": "final_logits_bias",
+        "marian": "model.decoder.layers.1.encoder_attn.k_proj.bias",
         "t5": "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
         "bart": "model.encoder.embed_positions.weight",
     }[name]

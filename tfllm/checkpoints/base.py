@@ -43,6 +43,8 @@ class Origin:
     """Tensors of another dtype than most."""
     tied: tuple[str, ...] = ()
     """Tied tensors that were written out."""
+    absent: tuple[str, ...] = ()
+    """Optional tensors that it did not have."""
 
 
 @dataclass(frozen=True)

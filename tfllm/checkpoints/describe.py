@@ -40,10 +40,17 @@ def describe(directory: Path) -> dict[str, Any]:
         "vocabulary": {
             "kind": tokenizer.kind,
             "tokens": tokenizer.vocabulary_size,
+            **_targets(tokenizer),
             **({"lowercase": tokenizer.lowercase} if hasattr(tokenizer, "lowercase") else {}),
         },
         "files": files or sizes(directory),
     }
+
+
+def _targets(tokenizer: Any) -> dict[str, int]:
+    """What is said of targets' tokens where they have ids of their own."""
+    same = tokenizer.target.vocabulary == tokenizer.vocabulary
+    return {} if same else {"target_tokens": tokenizer.target.vocabulary_size}
 
 
 def sizes(directory: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -119,6 +120,8 @@ def fill(
         raise CheckpointError(f"{source}: a {kind} model has {weights.listed(fresh)}, which "
                               f"files of {hf_config['model_type']} have not.")  # fmt: skip
 
+    absent = {row.name for row in rows.values()} & set(table.optional) - set(tensors)
+    rows = {path: row for path, row in rows.items() if row.name not in absent}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     weights.check(rows, variables, shapes, known, source)
     used = {row.name for row in rows.values()}
@@ -131,7 +134,8 @@ def fill(
     tied = _tied(table, tensors, used, hf_config, source)
     carried = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
                if name not in used and name not in tied}  # fmt: skip
-    return carried, _origin(kind, table, raw, canonical, used, tied, hf_config)
+    origin = _origin(kind, table, raw, canonical, used, tied, hf_config)
+    return carried, dataclasses.replace(origin, absent=tuple(absent))
 
 
 def same_head(task: Task, own: Task | None) -> bool:
@@ -290,6 +294,7 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
 
     tensors = weights.to_tensors(rows, variables)
     tensors |= {name: tensors[table.tied[name]] for name in origin.tied}
+    tensors = {name: t for name, t in tensors.items() if name not in origin.absent or t.any()}
     tensors, dtype = _in_source_dtype(tensors, origin)
     in_file = {
         origin.names.get(name)

@@ -15,7 +15,7 @@ OLD_NORM_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "L
 def canonical(names: Iterable[str], weights: Weights) -> dict[str, str]:
     """The canonical name of every name in a file: with prefix, norms with weight and bias."""
     prefixed = _templates(weights.backbone, *weights.heads.values()) | set(weights.buffers)
-    prefixed |= set(weights.ignored)
+    prefixed |= {*weights.ignored, *weights.tied}
     prefixed = {name for name in prefixed if name.startswith(weights.prefix)}
     result = {}
     for raw in names:

@@ -17,7 +17,7 @@ from tfllm.models import hf_config as hf
 from tfllm.models import transformer, transformer_graph, transformer_layers
 from tfllm.models.rows import Weights
 from tfllm.models.transformer_graph import cross, encode, forward
-from tfllm.models.transformer_weights import LOGITS, SHARED, TIED, blocks
+from tfllm.models.transformer_weights import LOGITS, LOGITS_BIAS, SHARED, TIED, blocks
 
 __all__ = [
     "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross", "encode", "forward", "from_hf",
@@ -177,7 +177,7 @@ def to_hf(config: Config) -> dict[str, Any]:
     }
 
 
-def _weights(architecture: str) -> Weights:
+def _weights(*architectures: str) -> Weights:
     return Weights(
         prefix="model.",
         backbone={
@@ -187,12 +187,13 @@ def _weights(architecture: str) -> Weights:
             **blocks(),
         },
         heads={"seq2seq": LOGITS},
-        architectures={"seq2seq": (architecture,)},
+        architectures={"seq2seq": architectures},
         tied=TIED,
+        optional=(LOGITS_BIAS,),
     )
 
 
 WEIGHTS = {
-    "bart": _weights("BartForConditionalGeneration"),
-    "mbart": _weights("MBartForConditionalGeneration"),
+    "bart": _weights("BartForConditionalGeneration", "BartModel"),
+    "mbart": _weights("MBartForConditionalGeneration", "MBartModel"),
 }

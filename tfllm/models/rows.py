@@ -73,3 +73,5 @@ class Weights:
     """Counters that old files hold; no weights."""
     ignored: tuple[str, ...] = ()
     """Constants that old files hold and that are large, such as causal masks; they are not kept."""
+    optional: tuple[str, ...] = ()
+    """Tensors that a file may lack: the variable is zero then, as it starts."""

@@ -230,7 +230,7 @@ def to_hf(config: Config) -> dict[str, Any]:
     }
 
 
-def _weights(architecture: str, gated: bool) -> Weights:
+def _weights(gated: bool, *architectures: str) -> Weights:
     rows: dict[str, str | Row] = {"token_embedding/embeddings": "shared.weight"}
     for side, theirs, last in (("encoder_", "encoder", 1), ("", "decoder", 2)):
         ours, block = f"{side}layer_{{i}}", f"{theirs}.block.{{i}}.layer"
@@ -253,7 +253,7 @@ def _weights(architecture: str, gated: bool) -> Weights:
         prefix="",
         backbone=rows,
         heads={"seq2seq": {"logits/kernel": Row("lm_head.weight", 1)}},
-        architectures={"seq2seq": (architecture,)},
+        architectures={"seq2seq": architectures},
         tied={
             "encoder.embed_tokens.weight": "shared.weight",
             "decoder.embed_tokens.weight": "shared.weight",
@@ -269,9 +269,11 @@ def _attention(ours: str, theirs: str, letters: str) -> Table:
     return {f"{ours}{names[x]}/kernel": Row(f"{theirs}.{x}.weight", 1) for x in letters}
 
 
+T5 = ("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model")
+MT5 = ("MT5ForConditionalGeneration", "MT5Model")
 WEIGHTS = {
-    "t5": _weights("T5ForConditionalGeneration", gated=False),
-    "t5_gated": _weights("T5ForConditionalGeneration", gated=True),
-    "mt5": _weights("MT5ForConditionalGeneration", gated=False),
-    "mt5_gated": _weights("MT5ForConditionalGeneration", gated=True),
+    "t5": _weights(False, *T5),
+    "t5_gated": _weights(True, *T5),
+    "mt5": _weights(False, *MT5),
+    "mt5_gated": _weights(True, *MT5),
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tfllm.models.rows import Row, Table, Weights, linear, norm
 
-# (1, tokens) in the file, one axis in the variable.
+LOGITS_BIAS = "final_logits_bias"
 LOGITS = {
     "logits/kernel": Row("lm_head.weight", 1),
-    "token_bias/bias": Row("final_logits_bias", 1),
+    "token_bias/bias": Row(LOGITS_BIAS, 1),  # (1, tokens) in the file, one axis in the variable
 }
 SHARED = "model.shared.weight"
 TIED = {
@@ -48,6 +48,7 @@ def _marian(embeddings: Table, tied: dict[str, str]) -> Weights:
         architectures={"seq2seq": ("MarianMTModel",)},
         tied=tied,
         ignored=("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"),
+        optional=(LOGITS_BIAS,),
     )
 
 
