@@ -73,6 +73,14 @@ def test_batches_are_the_rows(features):
         assert drawn.targets[row].tolist() == made.target.tolist()
 
 
+def test_rows_know_their_examples(tokenizer):
+    empty = [{"text": ""}, *documents(3), {"text": " "}, *documents(2)]
+    for task in (TASK, tasks.MaskedLM(max_length=32, packing=True)):
+        rows = task.features(empty, tokenizer)
+        assert set(rows.example) <= {1, 2, 3, 5, 6}
+        assert rows.example[0] == 1 and (np.diff(rows.example) >= 0).all()
+
+
 def test_the_digest_names_the_texts(tokenizer, features):
     assert TASK.features(documents(), tokenizer).digest == features.digest
     assert TASK.features(documents()[::-1], tokenizer).digest != features.digest

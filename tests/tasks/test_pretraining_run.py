@@ -146,11 +146,15 @@ def test_verbs(folder, run, capsys, tmp_path):
     verb("predict", directory, pair)
     assert json.loads(capsys.readouterr().out)["label"] in ("is_next", "not_next")
 
-    out = tmp_path / "results.json"
-    texts = str(folder / "texts.txt")
-    verb("evaluate", directory, "--data", texts, "--output", str(out))
-    measured = json.loads(out.read_text())["metrics"]
-    assert set(measured) == {
+    recipe = folder / "recipe.yaml"
+    verb("prepare", recipe, "--set", "data.validation_share=null", "--output", folder / "whole")
+    found = []
+    for data in (folder / "texts.txt", folder / "whole"):
+        out = tmp_path / "results.json"
+        verb("evaluate", directory, "--data", data, "--output", out)
+        found.append(json.loads(out.read_text())["metrics"])
+    assert found[0] == found[1]  # from memory and from the disk
+    assert set(found[0]) == {
         "accuracy_at_1", "accuracy_at_5", "perplexity", "tokens", "next_sentence_accuracy", "pairs",
     }  # fmt: skip
 

@@ -17,6 +17,8 @@ tfllm evaluate runs/stsb/checkpoint --data sts.csv.gz --set header=false --set c
 tfllm evaluate runs/shakespeare --data play.txt --set format=document --set stride=16
 
 tfllm evaluate exports/squad/model.tflite --data dev-v2.0.json --limit 500
+
+tfllm evaluate runs/multi30k --data 'val.{en,de}.gz' --set num_beams=4
 """
 
 
@@ -30,9 +32,17 @@ def evaluate(
         typer.Option(
             metavar="KEY=VALUE",
             help="How the file is read (format, columns.FIELD, header, labels.NAME) and measured "
-            "(language of span answers; stride, measure=last_word of language models).",
+            "(language of span answers; stride, measure=last_word of language models; num_beams, "
+            "length_penalty, max_new_tokens of written texts).",
         ),
     ] = None,
+    tokenize: Annotated[
+        str | None,
+        typer.Option(help="Written texts: sacrebleu's words for BLEU; 13a, for Chinese zh."),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Written texts: cut sources that are too long.")
+    ] = False,
     output: Annotated[str | None, typer.Option(help="JSON file for the result.")] = None,
     plots: Annotated[
         str | None, typer.Option(help="Directory for confusion_matrix.png and calibration.png.")
@@ -49,11 +59,15 @@ def evaluate(
 
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.data import sources
+    from tfllm.data.settings import corpus_of
     from tfllm.errors import StorageError
     from tfllm.evaluation.reading import settings_for
 
-    settings = settings_for(model, data, set or [])
-    examples = list(itertools.islice(sources.read(data, settings.reading), limit))
+    overrides = [*(set or []), *([f"tokenize={tokenize}"] if tokenize else [])]
+    settings = settings_for(model, data, [*overrides, *(["truncate=true"] if truncate else [])])
+    examples: Any = corpus_of(data)
+    if examples is None:
+        examples = list(itertools.islice(sources.read(data, settings.reading), limit))
     if plots and Path(plots).is_file():
         raise StorageError(f"--plots: '{plots}' is a file. Name a directory.")
 
@@ -85,12 +99,17 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     width = max((len(name) for name in metrics), default=0)
     for name, value in metrics.items():
-        if not isinstance(value, dict):
+        if not isinstance(value, dict | list):
             lines.append(f"  {name:<{width}}  {_shown(value)}")
     if classes := metrics.get("per_class"):
         columns = list(next(iter(classes.values())))
         rows = [[name, *map(_shown, row.values())] for name, row in classes.items()]
         lines += ["", *_aligned([["class", *columns], *rows])]
+    for sample in metrics.get("samples") or []:
+        targets = sample["target"] if isinstance(sample["target"], list) else [sample["target"]]
+        lines += ["", f"  source  {sample['source']}"]
+        lines += [f"  target  {target}" for target in targets]
+        lines.append(f"  text    {sample['text']}")
     matrix = metrics.get("confusion_matrix")
     if matrix and len(matrix["labels"]) <= WIDEST_MATRIX:
         rows = [
@@ -121,6 +140,8 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 def _shown(value: Any) -> str:
     if value is None:
         return "undefined"
+    if isinstance(value, str):
+        return value
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 

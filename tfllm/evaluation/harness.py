@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfllm.errors import ArtifactError, DataError
+from tfllm.errors import ArtifactError, DataError, SettingError
 from tfllm.evaluation.metrics import headline, measure
 from tfllm.evaluation.predictor import BATCH_SIZE, Answer, Example, Predictor, Progress
 from tfllm.tasks import Task
@@ -27,12 +27,23 @@ GOLD: dict[str, tuple[str, ...]] = {
     "masked_lm": (),
     "pretraining": (),
     "causal_lm": (),
+    "seq2seq": ("source", "target"),
 }
 
-# The options of the measures, by the task's kind.
-OPTIONS = {"question_answering": ("language",), "causal_lm": ("measure",)}
+# Tasks that are measured on tokens that are hidden for it.
+HIDDEN = ("masked_lm", "pretraining")
 
-PACKAGES = ("tfllm", "keras", "tensorflow", "tensorflow-text", "ai-edge-litert", "numpy")
+# The options of the measures, by the task's kind.
+OPTIONS = {
+    "question_answering": ("language",),
+    "causal_lm": ("measure",),
+    "seq2seq": ("tokenize",),
+}
+
+PACKAGES = (
+    "tfllm", "keras", "tensorflow", "tensorflow-text", "ai-edge-litert", "numpy", "sacrebleu",
+    "rouge-score",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The measures of the predictor's task over examples with gold fields (METRICS has them).
 
-    `options`: `language` for span answers; `stride` and `measure` for language models. Raises
+    `options`: `language` for span answers; `stride` and `measure` for language models; `tokenize`
+    and `writing` (settings of generation, and `truncate`) for texts after sources. Raises
     DataError for an example without gold fields.
     """
     measured = measured_answers(
@@ -102,18 +114,31 @@ def measured_answers(
     task = predictor.task
     if not examples:
         raise DataError("There are no examples to measure on. Give a file with at least one.")
+    if getattr(examples, "corpus", None) is not None and task.kind not in HIDDEN:
+        raise DataError(
+            f"A prepared corpus is text alone, and a model for {task.kind.replace('_', ' ')} is "
+            "measured on examples. Name a file of them."
+        )
     check_gold(examples, task)
+    writing = check_writing(options.get("writing", {}), task)
     start = time.perf_counter()
-    if task.kind in ("masked_lm", "pretraining"):
+    if task.kind in HIDDEN:
         answers = _hidden_tokens(predictor, examples, batch_size, progress)
     elif task.kind == "causal_lm":
         given = {name: options[name] for name in ("stride", "measure") if name in options}
         answers = _scored(predictor, examples, batch_size, progress, **given)
+    elif task.kind == "seq2seq":
+        answers = _written(predictor, examples, batch_size, progress, writing)
     else:
         answers = predictor.answers(examples, batch_size, progress)
     seconds = time.perf_counter() - start
     options = {name: options[name] for name in OPTIONS.get(task.kind, ()) if name in options}
-    return Measured(measure(task, answers, examples, **options), answers, examples, seconds)
+    found = measure(task, answers, examples, **options)
+    if hasattr(predictor, "settings"):
+        found["generation"] = predictor.settings(**_settings_of(writing)).model_dump(
+            mode="json", exclude_defaults=True
+        )
+    return Measured(found, answers, examples, seconds)
 
 
 def check_gold(examples: Sequence[Example], task: Task) -> None:
@@ -128,6 +153,17 @@ def check_gold(examples: Sequence[Example], task: Task) -> None:
                 )
         if task.kind == "classification":
             task.target(example)  # type: ignore[attr-defined]  # raises for an unknown label
+
+
+def check_writing(writing: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The settings of writing texts. Raises SettingError for a task that does not take them."""
+    if writing and task.kind != "seq2seq":
+        raise SettingError(
+            f"{next(iter(writing))} is for models that write texts after sources, and this one is "
+            f"for {task.kind.replace('_', ' ')}. Leave it out"
+            + (", or use tfllm generate." if task.kind == "causal_lm" else ".")
+        )
+    return writing
 
 
 def report(measured: Measured, *, model: str, data: str) -> dict[str, Any]:
@@ -163,6 +199,25 @@ def _hidden_tokens(
             "cannot be given. Measure the checkpoint that it was exported from."
         )
     return hidden_tokens(examples, batch_size, progress)
+
+
+def _written(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress | None,
+    writing: dict[str, Any],
+) -> list[Answer]:
+    """Texts and, of what can tell it, how likely the targets are."""
+    answers = predictor.answers(examples, batch_size, progress, **writing)
+    scored = getattr(predictor, "scored", None)
+    if scored is None:
+        return answers
+    return [a | b for a, b in zip(answers, scored(examples, batch_size), strict=True)]
+
+
+def _settings_of(writing: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in writing.items() if name != "truncate"}
 
 
 def _scored(

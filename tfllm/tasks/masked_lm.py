@@ -101,7 +101,7 @@ class MaskedLM(Masking):
         return MaskedFeatures(
             token_ids=Made(len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids),
             token_types=None,
-            example=stream.document_of(begins),
+            example=documents.examples_of(corpus, stream.document_of(begins)),
             targets=None,
             details=[],
             pad_id=tokenizer.pad_id,

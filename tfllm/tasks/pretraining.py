@@ -81,7 +81,7 @@ class Pretraining(Masking):
         return MaskedFeatures(
             token_ids=nothing,
             token_types=None,
-            example=plan.document,
+            example=documents.examples_of(corpus, plan.document),
             targets=None,
             details=[],
             pad_id=tokenizer.pad_id,

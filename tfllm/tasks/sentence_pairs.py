@@ -10,6 +10,7 @@ and a row's length does not depend on the epoch, nor on whether its parts follow
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -114,7 +115,7 @@ def plan(sentences: Sentences, room: int) -> Plan:
 
     Raises DataError for a single document: nothing could be told from what does not follow.
     """
-    starts, places = sentences.document_starts, sentences.token_starts
+    starts, places = map(np.asarray, (sentences.document_starts, sentences.token_starts))
     sizes = np.diff(places[starts])
     if len(sizes) < 2:
         raise DataError(
@@ -122,17 +123,14 @@ def plan(sentences: Sentences, room: int) -> Plan:
             f"{len(sizes)}. Give more documents, or use the task masked_lm."
         )
     chance = np.random.default_rng(LENGTHS_SEED)
-    rows: list[tuple[int, int, int, int]] = []
+    rows = array("q")  # four numbers a row, without an object for each
     for document, (low, high) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
         target = room
         if chance.random() < SHORTER_SHARE:
             target = int(chance.integers(SMALLEST, room + 1))
-        own = places[low : high + 1]
-        rows.extend(
-            (document, int(low) + begin, int(low) + end, total)
-            for begin, end, total in _chunks(own, target, room)
-        )
-    document_of, begin, end, total = np.array(rows, np.int64).reshape(-1, 4).T
+        for begin, end, total in _chunks(places[low : high + 1], target, room):
+            rows.extend((document, int(low) + begin, int(low) + end, total))
+    document_of, begin, end, total = np.frombuffer(rows, np.int64).reshape(-1, 4).T
     by_size = np.argsort(sizes, kind="stable")
     return Plan(sentences, document_of, begin, end, total, by_size, sizes[by_size])
 
