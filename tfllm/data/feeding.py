@@ -96,10 +96,3 @@ def dataset(
         signature = (*signature, tf.TensorSpec((None,), tf.float32))
     made = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return made.prefetch(AHEAD * len(split.own))
-
-
-def distributed(strategy: Any, made: Any) -> Any:
-    """The dataset as `model.fit` takes it: its elements dealt out to this process's replicas."""
-    if strategy.num_replicas_in_sync == 1:
-        return made
-    return strategy.distribute_datasets_from_function(lambda _: made)

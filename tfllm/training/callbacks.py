@@ -112,19 +112,27 @@ class Keeper(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         assert logs is not None
-        steps = {name: np.asarray(value) for name, value in self.model.step_logs.items()}
+        rows = self.model.step_logs or {name: [value] for name, value in logs.items()}
+        steps = {name: np.asarray(value) for name, value in rows.items()}
         for number in range(len(steps["loss"])):
             epoch, epoch_ended = self._step({name: steps[name][number] for name in steps})
         if steps.get("stop", np.zeros(1)).any() and not self.stop.signal:
             self.stop.signal = signal.SIGTERM  # another worker was asked to stop
         stopping = bool(steps["stop"].any()) if "stop" in steps else bool(self.stop.signal)
         last = self.place.step == self.total_steps
+        self._settle_when_read(epoch_ended, last or stopping)
         if self._due(self.recipe.evaluate.every, epoch_ended, last):
             self._measure(epoch)
         if self._due(self.recipe.train.checkpoint_every, epoch_ended, last) or stopping:
             self._save_state()
         if stopping or last:
             self.model.stop_training = True
+
+    def _settle_when_read(self, epoch_ended: bool, ending: bool) -> None:
+        """Brings the variables up to date where something due now reads them."""
+        every = (self.recipe.train.checkpoint_every, self.recipe.evaluate.every)
+        if any(self._due(each, epoch_ended, ending) for each in every):
+            self.model.settle()
 
     def _step(self, logs: dict[str, float]) -> tuple[float, bool]:
         """Counts one step; returns the epochs done, and whether one has ended."""
@@ -138,7 +146,7 @@ class Keeper(keras.callbacks.Callback):
         place.seconds = time.monotonic() - self._started
         self._since.add(logs, current)
         if self.watch is not None:
-            self.watch.add(current, logs[INPUT_WAIT])
+            self.watch.add(current, logs.get(INPUT_WAIT, 0.0))
         self.bar.advance()
         epoch_ended = place.epoch_step == len(self._plan)
         epoch = place.epoch + place.epoch_step / len(self._plan)
@@ -180,6 +188,7 @@ class Keeper(keras.callbacks.Callback):
         values = self._since.values(now)
         if self.watch is not None:
             values |= self.watch.values(now - self._since.started)
+        self.model.settle()
         schedule = self.model.optimizer
         values["learning_rate"] = float(schedule.learning_rate)
         self._write(values, epoch)

@@ -66,7 +66,7 @@ class Validation:
             for metric in metrics:
                 metric.update_state(targets, got)
             if self.measure is not None:
-                for row, output in zip(batch.rows, got.numpy(), strict=True):
+                for row, output in zip(batch.rows, np.asarray(got), strict=True):
                     outputs[row] = output
         measured = {"loss": float(np.average(losses, weights=weights))}
         measured |= {metric.name: float(metric.result()) for metric in metrics}
@@ -85,11 +85,16 @@ class Validation:
         features = self.task.for_epoch(self.task.features(few, self.tokenizer))
         inputs, _ = features.batch(range(len(features)))
         outputs = self.predict(model)({name: inputs[name] for name in input_names(model)})
-        measured = self.measure(self.task, self.task.answers(list(outputs.numpy()), features), few)
+        measured = self.measure(
+            self.task, self.task.answers(list(np.asarray(outputs)), features), few
+        )
         return names + [name for name, value in measured.items() if value is None or number(value)]
 
     def predict(self, model: Any) -> Any:
         """A compiled function from inputs {name: [B, T]} to outputs."""
+        if hasattr(model, "predictor"):  # of Keras on JAX
+            self._step = self._step or model.predictor()
+            return self._step
         if self._step is None:
             signature = {name: tf.TensorSpec((None, None), tf.int32) for name in input_names(model)}
             self._step = tf.function(

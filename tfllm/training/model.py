@@ -67,6 +67,9 @@ class TrainingModel(ReplicatedModel):
             self.averages.update(inner(optimizer).iterations.value)
         return dict(zip(self.log_names, [loss, norm, *stop], strict=True))
 
+    def settle(self) -> None:
+        """Variables are up to the last step here; with Keras on JAX they may not be."""
+
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model has its averaged weights, where the run keeps such."""
         return contextlib.nullcontext() if self.averages is None else self.averages.in_place()

@@ -57,7 +57,9 @@ def is_decayed(variable: Any) -> bool:
 
 def optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
     """AdamW (Loshchilov and Hutter 2019) over `variables`, built, for a run of `steps` steps."""
-    result = AdamW(
+    # The fused one is TensorFlow's.
+    kind = AdamW if keras.backend.backend() == "tensorflow" else keras.optimizers.AdamW
+    result = kind(
         learning_rate=Schedule(
             settings.learning_rate,
             settings.schedule,

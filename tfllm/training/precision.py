@@ -28,6 +28,10 @@ def choose(precision: str) -> str:
 
 def has_bfloat16() -> bool:
     """Whether the GPUs, or without one the CPU, multiply bfloat16 matrices in hardware."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"  # XLA on CPUs makes no use of it
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")

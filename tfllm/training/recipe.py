@@ -138,6 +138,8 @@ class TrainSettings(Settings):
     """one: one device; mirrored: all GPUs of this machine; multi_worker: several processes, named
     by TF_CONFIG or Slurm; tpu; auto: what there is. With Keras on JAX: data_parallel (auto), one,
     model_parallel."""
+    model_devices: Positive | None = None
+    """With model_parallel: how many devices share one copy of the model; unset: all."""
     steps_per_execution: Positive = 1
     """Steps that run without Python between them. What is due in between still happens at its very
     step: less overhead for very short steps, the same results."""

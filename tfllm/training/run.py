@@ -22,6 +22,7 @@ from tfllm.tasks import Features, Task
 from tfllm.training import directory as files
 from tfllm.training import (
     hooks,
+    jax_model,
     kernels,
     optimizers,
     origin,
@@ -32,6 +33,7 @@ from tfllm.training import (
 )
 from tfllm.training.averages import Averages
 from tfllm.training.callbacks import Keeper, check_best, signals
+from tfllm.training.jax_model import JaxModel
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
 from tfllm.training.model import TrainingModel
@@ -71,7 +73,7 @@ def train(
     worker was lost. Of several workers (`tfllm.training.cluster`) the chief alone writes.
     """
     directory = Path(output or Path("runs") / recipe.name)
-    devices = strategies.choose(recipe.train.strategy)
+    devices = strategies.choose(recipe.train.strategy, recipe.train.model_devices)
     with strategies.losses_told(devices, directory):
         opening = _opening(directory, resume) if devices.is_chief else {}
         opening = json.loads(devices.of_chief(json.dumps(opening).encode()))
@@ -183,20 +185,15 @@ def _total_steps(settings: TrainSettings, batches: batching.Batches) -> int:
     return sum(len(batches.epoch(epoch)) for epoch in range(epochs))
 
 
-def _model(
-    start: origin.Start, settings: TrainSettings, steps: int, features: Features
-) -> TrainingModel:
+def _model(start: origin.Start, settings: TrainSettings, steps: int, features: Features) -> Any:
     """The model compiled with loss and optimizer."""
     trained = start.task.to_train(start.model)
-    model = TrainingModel(trained.input, trained.output)
-    chosen = kernels.choose(settings.kernels)
-    if chosen != "plain":
-        kernels.install(model, compiled=chosen == "compiled")
-    if settings.rematerialize and not rematerialisation.install(model):
-        raise SettingError(
-            f"train.rematerialize: '{start.checkpoint.family}' has no blocks that can be "
-            "computed again. Set it to false."
-        )
+    on_jax = keras.backend.backend() == "jax"
+    model: Any = (JaxModel if on_jax else TrainingModel)(trained.input, trained.output)
+    if on_jax:
+        jax_model.check(settings)
+    else:
+        _install(model, start, settings)
     model.micro_batches = settings.accumulate
     model.clip_norm = settings.clip_norm
     if settings.ema is not None:
@@ -207,10 +204,23 @@ def _model(
     model.compile(
         optimizer=optimizers.optimizer(settings, steps, model.trainable_variables),
         loss=start.task.loss(settings.label_smoothing, weights),
-        jit_compile=False,  # XLA on the CPU multiplies bfloat16 several times slower
+        # On a CPU, XLA in TensorFlow multiplies bfloat16 several times slower.
+        jit_compile=on_jax,
         auto_scale_loss=False,
     )
     return model
+
+
+def _install(model: Any, start: origin.Start, settings: TrainSettings) -> None:
+    """Puts in what TensorFlow computes faster, or with less memory."""
+    chosen = kernels.choose(settings.kernels)
+    if chosen != "plain":
+        kernels.install(model, compiled=chosen == "compiled")
+    if settings.rematerialize and not rematerialisation.install(model):
+        raise SettingError(
+            f"train.rematerialize: '{start.checkpoint.family}' has no blocks that can be "
+            "computed again. Set it to false."
+        )
 
 
 def balanced_weights(task: Task, features: Features) -> tuple[float, ...]:
@@ -259,7 +269,7 @@ def _digest(features: Features) -> str:
 
 
 def _fit(
-    model: TrainingModel,
+    model: Any,
     task: Task,
     features: Features,
     keeper: Keeper,
@@ -282,18 +292,19 @@ def _fit(
     if devices.cluster is not None:
         model.stop_flag = tf.Variable(0.0, trainable=False)
         model.log_names = (*model.log_names, "stop")
-    # One Keras "epoch" is the whole run: the place, epochs included, is the keeper's.
-    model.fit(
-        feeding.distributed(devices.strategy, dataset),
-        epochs=1,
-        steps_per_epoch=steps - place.step,
-        shuffle=False,  # the batches are
-        callbacks=[keeper, *callbacks],
-        verbose=0,
-    )
+    with devices.fitting():
+        # One Keras "epoch" is the whole run: the place, epochs included, is the keeper's.
+        model.fit(
+            devices.fed(dataset),
+            epochs=1,
+            steps_per_epoch=steps - place.step,
+            shuffle=False,  # the batches are
+            callbacks=[keeper, *callbacks],
+            verbose=0,
+        )
 
 
-def _finish(keeper: Keeper, start: origin.Start, model: TrainingModel, kind: str) -> Run:
+def _finish(keeper: Keeper, start: origin.Start, model: Any, kind: str) -> Run:
     """Writes the last checkpoint, if no best one is kept, and the summary."""
     recipe, place = keeper.recipe, keeper.place
     if keeper.log is not None and (recipe.evaluate.best is None or place.best is None):

@@ -30,7 +30,7 @@ def samples(validation: Validation, model: Any, count: int) -> list[Row]:
     features = task.for_epoch(task.features(examples, validation.tokenizer))
     inputs, _ = features.batch(range(len(features)))
     outputs = _predicted(validation, model, inputs)
-    answers = task.answers(list(outputs.numpy()), features)
+    answers = task.answers(list(np.asarray(outputs)), features)
     return [
         (_fields(example), _expected(example), _short(json.dumps(answer, ensure_ascii=False)))
         for example, answer in zip(examples, answers, strict=True)

@@ -59,6 +59,24 @@ class Devices:
         """Whether this process writes the run directory."""
         return self.cluster is None or self.cluster.is_chief
 
+    def fitting(self) -> contextlib.AbstractContextManager[None]:
+        """What `fit` must run in."""
+        return self.strategy.scope() if self._on_jax else contextlib.nullcontext()
+
+    def fed(self, dataset: Any) -> Any:
+        """The batches of `tfllm.data.feeding` as `fit` takes them for these devices."""
+        if self._on_jax:
+            from tfllm.training import jax_devices
+
+            return jax_devices.padded(dataset.as_numpy_iterator(), self.strategy.parts)
+        if self.replicas == 1:
+            return dataset
+        return self.strategy.distribute_datasets_from_function(lambda _: dataset)
+
+    @property
+    def _on_jax(self) -> bool:
+        return keras.backend.backend() == "jax"
+
     def of_chief(self, data: bytes = b"") -> bytes:
         """The bytes that the chief gives; every worker must call it at the same place."""
         if self.cluster is None:
@@ -100,11 +118,15 @@ def _summing(strategy: Any, block: int) -> Any:
     return total
 
 
-def choose(name: str) -> Devices:
+def choose(name: str, model_devices: int | None = None) -> Devices:
     """The devices of `train.strategy`. Raises SettingError where the machine has no such ones."""
     import tensorflow as tf
 
     check(name)
+    if keras.backend.backend() == "jax":
+        from tfllm.training import jax_devices
+
+        return Devices(jax_devices.choose(name, model_devices))
     cluster = clusters.found(os.environ)
     gpus = tf.config.list_logical_devices("GPU") if cluster is None else []
     if name == "tpu":

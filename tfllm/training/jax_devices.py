@@ -1,0 +1,123 @@
+"""Keras on JAX over several devices of one process: `keras.distribution`, which only works there.
+
+The arrays of a step are whole batches and whole weights; JAX divides them over the devices, so that
+the sums of a step are over the whole batch without a word about it. Several processes have not been
+tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfllm.errors import MissingExtra, SettingError
+
+BATCH, MODEL = "batch", "model"
+
+# Layers whose matrix is divided by its outputs (heads, inner width), and those that take these as
+# inputs and are divided by them (Shoeybi et al. 2019, section 3).
+BY_OUTPUTS = ("query", "key", "value", "up", "gate")
+BY_INPUTS = ("attention_output", "down")
+BY_ROWS = ("token_embedding",)
+
+
+@dataclass(frozen=True)
+class JaxStrategy:
+    """What the run needs of a `tf.distribute` strategy, over a `keras.distribution`."""
+
+    distribution: Any
+    """None: one device."""
+    num_replicas_in_sync: int = 1
+    """One process feeds whole batches."""
+
+    @property
+    def parts(self) -> int:
+        """A batch is divided into this many equal parts."""
+        if self.distribution is None:
+            return 1
+        mesh = self.distribution.device_mesh
+        return mesh.shape[mesh.axis_names.index(BATCH)]
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Variables made, and steps run, inside are divided over the devices."""
+        before = keras.distribution.distribution()
+        keras.distribution.set_distribution(self.distribution)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(before)
+
+
+def choose(name: str, model_devices: int | None) -> JaxStrategy:
+    """`train.strategy` on JAX: auto, one, data_parallel, model_parallel. Raises SettingError."""
+    try:
+        import jax  # noqa: F401
+    except ImportError:
+        raise MissingExtra("jax", "jax") from None
+    devices = keras.distribution.list_devices()
+    if name == "one" or (name == "auto" and len(devices) < 2):
+        return JaxStrategy(None)
+    if name in ("auto", "data_parallel"):
+        mesh = keras.distribution.DeviceMesh((len(devices),), [BATCH], devices)
+        return JaxStrategy(keras.distribution.DataParallel(device_mesh=mesh))
+    if name != "model_parallel":
+        raise SettingError(
+            f"train.strategy: {name} is TensorFlow's, but KERAS_BACKEND is jax. "
+            "Use one of: auto, one, data_parallel, model_parallel."
+        )
+    share = model_devices or len(devices)
+    if len(devices) % share:
+        raise SettingError(
+            f"train.model_devices: {share} does not divide the {len(devices)} devices of this "
+            "machine. Use a number that does."
+        )
+    mesh = keras.distribution.DeviceMesh((len(devices) // share, share), [BATCH, MODEL], devices)
+    return JaxStrategy(Divided(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name=BATCH))
+
+
+class Divided(keras.distribution.ModelParallel):
+    """Model parallelism by the names of the layers; what does not divide evenly stays whole."""
+
+    def get_variable_layout(self, variable: Any) -> Any:
+        share = self.device_mesh.shape[1]
+        axes = divided_axes(variable.path, tuple(variable.shape), share)
+        return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+
+def divided_axes(path: str, shape: tuple[int, ...], share: int) -> list[str | None]:
+    """Which axis of a weight is divided over the model's devices: all None where none is."""
+    layer, name = ([""] + path.split("/"))[-2:]
+    axis = None
+    if layer in BY_OUTPUTS:
+        axis = 0 if name == "bias" else 1
+    elif layer in (*BY_INPUTS, *BY_ROWS) and name in ("kernel", "embeddings"):
+        axis = 0
+    axes: list[str | None] = [None] * len(shape)
+    if axis is not None and axis < len(shape) and shape[axis] % share == 0:
+        axes[axis] = MODEL
+    return axes
+
+
+def padded(elements: Iterator[tuple[Any, Any]], parts: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Batches whose rows divide by `parts`: inputs, targets, and the number of rows as a shape.
+
+    Rows are added that must not count; the third array, uint8 [rows with them, rows without],
+    tells how many by its shape, which a compiled step knows.
+    """
+    from keras import tree
+
+    for x, y in elements:
+        rows = len(tree.flatten(y)[0])
+        more = -rows % parts
+
+        def longer(array: np.ndarray) -> np.ndarray:
+            return np.concatenate([array, np.repeat(array[:1], more, axis=0)])  # noqa: B023
+
+        x, y = tree.map_structure(longer, (x, y))
+        yield x, y, np.zeros((rows + more, rows), np.uint8)
