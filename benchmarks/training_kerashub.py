@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import clocks
 import keras
 import keras_hub
 import tensorflow as tf
@@ -19,11 +19,18 @@ import workload
 
 PADDED_LENGTH = 64  # SST-2's longest training sentence has 66 word pieces, its 99th percentile 39
 
+BASE = {
+    "vocab_size": 30522, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 768,
+    "intermediate_size": 3072, "max_position_embeddings": 512,
+}  # fmt: skip
 
-def classifier(directory: str, precision: str):
-    """A BertTextClassifier of the checkpoint's shape."""
-    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
-    shape = json.loads((Path(directory) / "config.json").read_text())
+
+def classifier(options):
+    """A BertTextClassifier of the checkpoint's shape, or of BERT-base's."""
+    bfloat16 = options.precision == "bfloat16"
+    keras.config.set_dtype_policy("mixed_bfloat16" if bfloat16 else "float32")
+    directory = Path(options.model or "")
+    shape = BASE if options.base else json.loads((directory / "config.json").read_text())
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=shape["vocab_size"],
         num_layers=shape["num_hidden_layers"],
@@ -32,43 +39,31 @@ def classifier(directory: str, precision: str):
         intermediate_dim=shape["intermediate_size"],
         max_sequence_length=shape["max_position_embeddings"],
     )
-    vocabulary = (Path(directory) / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    path = workload.vocabulary() if options.base else directory / "vocab.txt"
+    vocabulary = path.read_text(encoding="utf-8").splitlines()
     tokenizer = keras_hub.tokenizers.BertTokenizer(vocabulary, lowercase=True)
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, PADDED_LENGTH)
+    length = workload.BASE_LENGTH if options.base else PADDED_LENGTH
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, length)
     return keras_hub.models.BertTextClassifier(backbone, 2, preprocessor)
-
-
-class Clock(keras.callbacks.Callback):
-    """Starts after the warm-up steps."""
-
-    def __init__(self, warm_up_steps: int):
-        super().__init__()
-        self.warm_up_steps, self.start, self.losses = warm_up_steps, 0.0, []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == self.warm_up_steps:
-            self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(float(logs["loss"]))
 
 
 def main() -> None:
     options = workload.arguments()
-    texts, labels = workload.sst2(workload.WARM_UP_EXAMPLES + workload.TRAINING_EXAMPLES)
-    model = classifier(options.model, options.precision)
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    work = workload.training(options)
+    model = classifier(options)
     model.compile(
         optimizer=keras.optimizers.AdamW(2e-5, weight_decay=0.01, global_clipnorm=1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    clock = Clock(workload.WARM_UP_EXAMPLES // options.batch_size)
-    data = tf.data.Dataset.from_tensor_slices((texts, labels)).batch(options.batch_size)
+    clock = clocks.Clock(work.warm_up_steps)
+    data = tf.data.Dataset.from_tensor_slices((work.texts, work.labels)).batch(work.batch_size)
     model.fit(data, verbose=0, callbacks=[clock])
-    seconds = time.perf_counter() - clock.start
     workload.report(
         runner="keras_hub",
         precision=options.precision,
-        examples_per_second=workload.TRAINING_EXAMPLES / seconds,
+        **workload.speed(work, *clock.seconds()),
         last_loss=clock.losses[-1],
         keras=keras.__version__,
         keras_hub=keras_hub.__version__,

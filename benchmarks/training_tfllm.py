@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import clocks
 import keras
 import tensorflow as tf
 import workload
@@ -21,55 +21,44 @@ from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
 
 
-class Clock(keras.callbacks.Callback):
-    """Starts after the warm-up steps, stops with the last step (not with the last checkpoint)."""
-
-    def __init__(self, warm_up_steps: int):
-        super().__init__()
-        self.warm_up_steps, self.start, self.end, self.losses = warm_up_steps, 0.0, 0.0, []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == self.warm_up_steps:
-            self.start = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(float(logs["loss"]))
-        self.end = time.perf_counter()
-
-
 def main() -> None:
     options = workload.arguments()
-    texts, labels = workload.sst2(workload.WARM_UP_EXAMPLES + workload.TRAINING_EXAMPLES)
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    work = workload.training(options)
+    model = {"model": {"from": options.model}}
+    if options.base:
+        model = {"model": {"family": "bert"}, "tokenizer": {"path": str(workload.vocabulary())}}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "train.tsv"
-        rows = (f"{text}\t{label}" for text, label in zip(texts, labels, strict=True))
+        rows = (f"{text}\t{label}" for text, label in zip(work.texts, work.labels, strict=True))
         data.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
         recipe = config.build(
             {
                 "name": "benchmark",
-                "model": {"from": options.model},
+                **model,
                 "task": {
                     "kind": "classification",
                     "labels": ["0", "1"],
-                    "max_length": workload.MAX_LENGTH,
+                    "max_length": work.max_length,
                 },
                 "data": {"train": str(data), "columns": {"text": "sentence", "label": "label"}},
                 "train": {
                     "epochs": 1,
-                    "batch_size": options.batch_size,
+                    "batch_size": work.batch_size,
                     "learning_rate": 2e-5,
                     "precision": options.precision,
+                    "kernels": options.kernels,
                 },
             },
             Recipe,
         )
-        clock = Clock(workload.WARM_UP_EXAMPLES // options.batch_size)
+        clock = clocks.Clock(work.warm_up_steps)
         train(recipe, Path(folder) / "run", progress=False, callbacks=[clock])
-    seconds = clock.end - clock.start
     workload.report(
-        runner="tfllm",
+        runner="tfllm" if options.kernels == "auto" else f"tfllm {options.kernels}",
         precision=options.precision,
-        examples_per_second=workload.TRAINING_EXAMPLES / seconds,
+        **workload.speed(work, *clock.seconds()),
         last_loss=sum(clock.losses[-20:]) / 20,
         keras=keras.__version__,
         tensorflow=tf.__version__,

@@ -208,6 +208,14 @@ def test_a_setting_keeps_texts_out_of_the_log(count, tmp_path):
     assert ("the red" in str(events(tmp_path))) == bool(count)
 
 
+def test_a_fault_in_showing_samples_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "samples", lambda *_: 1 / 0)
+    log = Log(tmp_path)
+    watching.write_samples(log, 3, None, None, 4)
+    log.close()
+    assert "ZeroDivisionError" in str(events(tmp_path))
+
+
 def test_profile_of_chosen_steps(tmp_path):
     model = keras.Sequential([keras.layers.Dense(1)])
     model.compile(loss="mse", jit_compile=False)

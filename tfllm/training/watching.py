@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 from pathlib import Path
@@ -73,9 +74,18 @@ def target_share(task: Task) -> float:
 
 
 def write_samples(log: Log, step: int, validation: Validation, model: Any, count: int) -> None:
-    """The model's answers to the first `count` validation examples, into the log's TensorBoard."""
-    if count:
-        log.text(step, "samples", markdown(samples(validation, model, count)))
+    """The model's answers to the first `count` validation examples, into the log's TensorBoard.
+
+    A fault in showing them ends no run: it is told in their place.
+    """
+    if not count:
+        return
+    try:
+        text = markdown(samples(validation, model, count))
+    except Exception as error:
+        logging.getLogger(__name__).warning("No sample predictions: %r", error)
+        text = f"No sample predictions: {type(error).__name__}"
+    log.text(step, "samples", text)
 
 
 def memory() -> int:

@@ -23,7 +23,8 @@ from tfllm.training.tuning.study import Study
 from tfllm.training.tuning.trials import Place, Process, share, value_of
 
 SECONDS_BETWEEN_LOOKS = 0.2
-FAILURES_BEFORE_GIVING_UP = 3  # in a row, while no trial has succeeded: the recipe itself is wrong
+# Failures in a row that end a search: something else than the chosen values is wrong.
+FAILURES_OF_ALL, FAILURES_AFTER_SUCCESS = 3, 6
 WRONG_INPUT = 2  # exit status of `tfllm train`
 VALIDATION = ("validation", "validation_share", "validation_tail")
 
@@ -87,7 +88,7 @@ def tune(
     with study.locked():
         report.write(study, recipe)
         report.plots(study)
-    if not study.complete() and stop.signal is None:
+    if stop.signal is None and (search.hopeless or not study.complete()):
         search.give_up()
     return _tuned(study, own, stop.signal)
 
@@ -131,15 +132,21 @@ class _Search:
         self.wrong_input = True
         self.last_error = ""
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many trials have failed in a row that more of them would, too."""
+        most = FAILURES_AFTER_SUCCESS if self.study.complete() else FAILURES_OF_ALL
+        return self.failures >= most
+
     def run(self, trials: int, stop: Stop) -> None:
         """Until `trials` trials have ended in all, or a signal comes."""
         waited = False
         while stop.signal is None:
             for slot, running in enumerate(self.slots):
-                if running is None and self.failures < FAILURES_BEFORE_GIVING_UP:
+                if running is None and not self.hopeless:
                     self.slots[slot] = self._next(slot, trials)
             if not any(self.slots):
-                if self.failures >= FAILURES_BEFORE_GIVING_UP or not self.study.running():
+                if self.hopeless or not self.study.running():
                     return
                 # Others work on the last ones; should one of them be lost, we take it up.
                 if not waited:
@@ -161,7 +168,7 @@ class _Search:
         self.slots = [None] * len(self.slots)
 
     def give_up(self) -> None:
-        """Raises for a search without one good trial."""
+        """Raises for a search without one good trial, or that would go on failing."""
         log = f"'{self.study.folder / studies.TRIALS}'"
         if not self.last_error:
             raise TrainingFailed(
@@ -171,7 +178,10 @@ class _Search:
         kind: type[TrainingFailed | InputError] = (
             SettingError if self.wrong_input else TrainingFailed
         )
-        raise kind(f"No trial has succeeded (logs in {log}). The last one says: {self.last_error}")
+        what = "No trial has succeeded"
+        if self.study.complete():
+            what = f"{self.failures} trials in a row have failed; what was found before is kept"
+        raise kind(f"{what} (logs in {log}). The last one says: {self.last_error}")
 
     def _next(self, slot: int, trials: int) -> Running | None:
         claimed = self.study.claim(trials)
@@ -224,10 +234,9 @@ class _Search:
             trial.set_user_attr("error", error)
             told = {"state": "FAIL"}
             text = f"failed: {error}"
-            if not study.complete():
-                self.failures += 1
-                self.last_error = error
-                self.wrong_input = self.wrong_input and status == WRONG_INPUT
+            self.failures += 1
+            self.last_error = error
+            self.wrong_input = self.wrong_input and status == WRONG_INPUT
         self._tell(running, told)
         seconds = time.monotonic() - running.started
         self.say(f"trial {trial.number}  {text}  {seconds:.0f} s{self._best_text()}")
