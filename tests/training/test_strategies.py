@@ -7,14 +7,16 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import load_file
 
 from tests.training import runs, strategy_runs
 from tests.training.strategy_runs import CASES, MASKED
 from tfllm import config
-from tfllm.errors import SettingError
+from tfllm.errors import SettingError, TrainingFailed
 from tfllm.evaluation.metrics import measure
 from tfllm.training import strategies
+from tfllm.training.cluster import Cluster
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
 
@@ -140,6 +142,28 @@ def test_strategies_that_cannot_be_are_refused(folder, tmp_path, monkeypatch, ca
         train(recipe, tmp_path / "run", progress=False)
     assert message in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+LOST = {
+    "connection": tf.errors.UnavailableError(None, None, "x\naborted by: reset by peer\ny"),
+    "collective": tf.errors.InternalError(None, None, "Collective ops is aborted by: gone"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_lost_worker_is_told_with_the_way_to_go_on(tmp_path, case):
+    devices = strategies.Devices(None, Cluster(("a:1", "b:2"), 1))
+    message = "Worker 1 of 2 stops: another worker has gone .*(reset by peer|gone).*--resume"
+    with pytest.raises(TrainingFailed, match=message):
+        with strategies.losses_told(devices, tmp_path):
+            raise LOST[case]
+
+
+def test_other_faults_of_a_worker_stay_what_they_are(tmp_path):
+    devices = strategies.Devices(None, Cluster(("a:1", "b:2"), 1))
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        with strategies.losses_told(devices, tmp_path):
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
 
 def test_one_device_in_a_cluster_is_refused(monkeypatch):

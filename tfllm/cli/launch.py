@@ -24,12 +24,14 @@ Examples:
 
   tfllm launch --workers 2 models/bert/sst2.yaml --output runs/sst2 --resume
 
+  tfllm launch --workers 2 --ray models/bert/sst2.yaml --output /shared/runs/sst2
+
 What follows the recipe goes to every worker's tfllm train. The first worker's output is shown, that
-of worker N is in OUTPUT/workers/worker-N.log.
+of worker N is in OUTPUT/workers/worker-N.log. --ray asks a Ray cluster for the workers.
 """
 
 # After one worker has failed, the others have this long to end by themselves.
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.2
 SHOWN_LINES = 5  # of a failed worker's file
 LOOPBACK = "127.0.0.1"
@@ -48,6 +50,7 @@ def launch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the directory, exactly.")
     ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Let Ray Train place the workers.")] = False,
 ) -> None:
     """Train a model from a recipe with several worker processes."""
     from tfllm import config
@@ -60,6 +63,12 @@ def launch(
     again = ["tfllm", "launch", "--workers", str(workers), str(recipe)]
     options = [part for override in overrides for part in ("--set", override)]
     options += ["--output", str(directory)]
+    if ray:
+        from tfllm.evaluation.metrics import measure
+        from tfllm.training import ray_train
+
+        print(ray_train.run(settings, directory, workers, resume, measure))
+        return
     train = ["train", str(recipe), *options, *(["--resume"] if resume else [])]
     status = _together(train, workers, directory / files.WORKERS, [*again, *options, "--resume"])
     if status:
