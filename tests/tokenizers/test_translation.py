@@ -1,6 +1,5 @@
 """Tokenizers with a side for sources and one for targets, in Python and as TensorFlow ops."""
 
-import dataclasses
 import json
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizers.decoders import CORPUS, TRICKY, tokenizer, trained
+from tests.tokenizers.test_command import run
 from tests.tokenizers.translation import (
     CODES,
     ENGLISH,
@@ -195,12 +195,18 @@ def test_others_have_one_side_and_no_languages():
             languages.between(python, "en_XX", "de_DE")
 
 
-@pytest.mark.parametrize(("kind", "count"), [("T5Tokenizer", 100), ("MT5Tokenizer", 0)])
-def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count):
+@pytest.mark.parametrize(
+    ("kind", "count", "named"),
+    [("T5Tokenizer", 100, True), ("MT5Tokenizer", 0, True), ("T5Tokenizer", 100, False)],
+)
+def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count, named):
     model = trained("unigram", pad_id=-1)
     (tmp_path / "spiece.model").write_bytes(model.SerializeToString())
     settings = {"tokenizer_class": kind, "extra_ids": count}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if named:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    else:  # as the first files were
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     python = files.load(tmp_path)
     ids = python.encode("the <extra_id_0> cat<extra_id_1>").ids
     assert ids[-1] == python.end_id
@@ -209,7 +215,7 @@ def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count):
         assert {python.vocabulary_size - 1, python.vocabulary_size - 2} < set(ids)
     rows = python.graph().encode(tf.constant(["the <extra_id_0> cat<extra_id_1>"])).to_list()
     assert rows == [ids]
-    assert dataclasses.replace(python, row_form=python.form).target is not None
+    assert python.target is python
 
 
 @pytest.mark.slow
@@ -234,3 +240,16 @@ def test_every_line_of_real_text(data, source, target):
             report = check_file(data / name, side, ops)
             assert (report.different, report.examples) == (0, [])
             assert report.lines > 1000
+
+
+def test_the_command_takes_either_side(tmp_path, capsys):
+    python = two_sided("marian apart")
+    model, lines = tmp_path / "model", tmp_path / "lines.txt"
+    python.save(model)
+    lines.write_text("\n".join(OTHERS[:3]) + "\n", encoding="utf-8")
+    for side, options in ((python, ()), (python.target, ("--target",))):
+        ids = side.encode("the cat").ids
+        status, out, _ = run(capsys, "encode", model, "the cat", *options)
+        assert (status, out.split("\n")[0]) == (0, " ".join(map(str, ids)))
+        assert run(capsys, "decode", model, *ids, *options)[:2] == (0, side.decode(ids) + "\n")
+        assert run(capsys, "check", model, lines, *options)[0] == 0

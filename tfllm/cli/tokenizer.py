@@ -26,6 +26,7 @@ tfllm tokenizer train poems.jsonl.gz --column text --kind characters --vocabular
 """
 
 MODEL = typer.Argument(help="A directory with tokenizer files: checkpoint, run, SavedModel.")
+TARGET = typer.Option("--target", help="The tokenizer of targets, where it is another.")
 SHOWN_CHARACTERS = 200
 
 
@@ -36,12 +37,13 @@ def encode(
         typer.Argument(metavar="[TEXT]...", help="Texts; lines of stdin if none."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per text.")] = False,
+    target: Annotated[bool, TARGET] = False,
 ) -> None:
     """Prints the ids and the pieces of each text."""
     import json as json_package
     import sys
 
-    tokenizer = load(model)
+    tokenizer = load(model, target)
     for text in texts or (line.rstrip("\n") for line in sys.stdin):
         row = tokenizer.encode(text)
         pieces = [tokenizer.vocabulary[i] for i in row.ids]
@@ -57,9 +59,10 @@ def decode(
     model: Annotated[str, MODEL],
     ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Token ids.")],
     special: Annotated[bool, typer.Option(help="Print special tokens too.")] = False,
+    target: Annotated[bool, TARGET] = False,
 ) -> None:
     """Prints the text of token ids."""
-    print(load(model).decode(ids, skip_special_tokens=not special))
+    print(load(model, target).decode(ids, skip_special_tokens=not special))
 
 
 def check(
@@ -68,6 +71,7 @@ def check(
         list[str], typer.Argument(metavar="FILE...", help="Text, its lines taken as they are; .gz.")
     ],
     batch_lines: Annotated[int, typer.Option(min=1, help="Lines given to one call.")] = 256,
+    target: Annotated[bool, TARGET] = False,
 ) -> None:
     """Compares the Python tokenizer with the one in the graph, line by line.
 
@@ -81,7 +85,7 @@ def check(
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
         raise DataError(f"There is no file '{missing[0]}'. Check the path.")
-    tokenizer = load(model)
+    tokenizer = load(model, target)
     graph = tokenizer.graph()
     width = max(len("total"), *map(len, files))
     print(
@@ -151,11 +155,13 @@ def train(
     print(f"{output}: {tokenizer.vocabulary_size} tokens")
 
 
-def load(model: str) -> Tokenizer:
-    """The tokenizer of any directory that has one. Raises TokenizerError."""
+def load(model: str, target: bool = False) -> Tokenizer:
+    """The tokenizer of any directory that has one, of its targets if so asked. Raises
+    TokenizerError."""
     from tfllm.tokenizers import files
 
-    return files.load(_folder(model))
+    tokenizer = files.load(_folder(model))
+    return tokenizer.target if target else tokenizer
 
 
 def _folder(model: str) -> Path:

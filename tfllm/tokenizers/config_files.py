@@ -23,6 +23,12 @@ ROLES = {
     "end": ("sep_token", "eos_token"),
     "mask": ("mask_token",),
 }
+# The class of a model's tokenizer where no file names it: first files of T5 lack the settings.
+MODEL_CONFIG = "config.json"
+CLASSES = {
+    "t5": "T5Tokenizer", "mt5": "MT5Tokenizer", "mbart": "MBartTokenizer",
+    "marian": "MarianTokenizer",
+}  # fmt: skip
 # Spellings that are taken where no file names a special token.
 USUAL = {
     "pad": ("<pad>", "[PAD]", "<|padding|>", "<|pad|>", "<|finetune_right_pad_id|>"),
@@ -89,6 +95,9 @@ def read(folder: Path) -> Settings:
     if not folder.is_dir():
         return Settings()
     config = _json_if_there(folder / CONFIG)
+    model_type = _json_if_there(folder / MODEL_CONFIG).get("model_type")
+    if model_type in CLASSES and not config.get("tokenizer_class"):
+        config = {**config, "tokenizer_class": CLASSES[model_type]}
     named = {**_json_if_there(folder / SPECIALS_MAP), **config}
     template = config.get("chat_template")
     if isinstance(template, list):  # several, each with its name
