@@ -75,8 +75,8 @@ def start(
         else _loaded(recipe, task)
     )
     task = checkpoint.task.starting(checkpoint.start_id)
-    checkpoint = dataclasses.replace(checkpoint, task=task)
-    check_corpus(examples, checkpoint.tokenizer)
+    generation = {**checkpoint.generation, **recipe.evaluate.generation.huggingface}
+    checkpoint = dataclasses.replace(checkpoint, task=task, generation=generation)
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)
     adapted = store.create(
@@ -125,25 +125,12 @@ def _new(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
 
 
 def _tokenizer_of(corpus: Any, settings: TokenizerSettings | str | None) -> Tokenizer:
-    """The tokenizer that a corpus was prepared with; `check_corpus` compares one that is named."""
+    """The tokenizer that a corpus was prepared with, or the named one: `Task.rows` compares."""
     if settings is None or is_learned(settings):
         found = tokenizer_files.load(corpus.tokenizer_directory)
         template = settings.chat_template if isinstance(settings, TokenizerSettings) else None
         return vocabulary.with_template(found, template)
     return read_tokenizer(settings)
-
-
-def check_corpus(examples: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> None:
-    """Raises SettingError where the examples are a corpus of another vocabulary's tokens."""
-    corpus = getattr(examples, "corpus", None)
-    if corpus is None:
-        return
-    theirs = tokenizer_files.load(corpus.tokenizer_directory)
-    if theirs.vocabulary != tokenizer.vocabulary:
-        raise SettingError(
-            f"'{corpus.directory}' was prepared with another vocabulary than the model's. Prepare "
-            "it with the model's (tokenizer.path, or model.from), or name its text files."
-        )
 
 
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:
