@@ -75,8 +75,7 @@ def start(
         else _loaded(recipe, task)
     )
     task = checkpoint.task.starting(checkpoint.start_id)
-    generation = {**checkpoint.generation, **recipe.evaluate.generation.huggingface}
-    checkpoint = dataclasses.replace(checkpoint, task=task, generation=generation)
+    checkpoint = dataclasses.replace(checkpoint, task=task)
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)
     adapted = store.create(
