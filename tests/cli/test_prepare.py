@@ -91,13 +91,13 @@ def files(folder):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_ended_by_a_signal_it_goes_on_to_the_same_bytes(number, tmp_path):
     (tmp_path / "a.txt").write_text(
-        "".join(f"document {n} has words. they are {n * 7919 % 9973}.\n" for n in range(300_000))
+        "".join(f"document {n} has words. they are {n * 7919 % 9973}.\n" for n in range(120_000))
     )
     settings = recipe(tmp_path, f"  train: {tmp_path}/a.txt\n  prepare: {{shard_megabytes: 1}}\n")
     command = [sys.executable, "-m", "tfllm", "prepare", str(settings), "--workers", "2"]
     subprocess.run([*command, "--output", str(tmp_path / "whole")], check=True, timeout=300)
     work = tmp_path / "out.unfinished"
-    for shards in (1, 4):
+    for shards in (1, 3):
         process = subprocess.Popen(
             [*command, "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
         )
@@ -106,7 +106,7 @@ def test_ended_by_a_signal_it_goes_on_to_the_same_bytes(number, tmp_path):
         finally:
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
-        assert process.returncode in (-number, 130)
+        assert process.returncode in (-number, 128 + number)
         if number == signal.SIGINT:
             assert "The same command goes on" in err and "Traceback" not in err
     subprocess.run([*command, "--output", str(tmp_path / "out")], check=True, timeout=300)

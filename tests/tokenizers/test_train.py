@@ -91,17 +91,25 @@ def test_of_too_much_text_an_even_sample_is_read(corpus, monkeypatch):
     counts = module.count(lines)
     assert counts.sum() == sum(len(line) + 1 for line in lines)
     monkeypatch.setitem(module.MOST_CHARACTERS, "bpe", int(counts.sum()) // 4)
-    kept = list(module._sample(lines, counts, "bpe"))
-    assert 200 < len(kept) < 300 and kept == list(module._sample(lines, counts, "bpe"))
+    kept = list(module._Sample(lines, "bpe"))
+    assert 200 < len(kept) < 300 and kept == list(module._Sample(lines, "bpe"))
     assert 40 < sum(int(line.split()[1]) < 200 for line in kept) < 60
 
 
 def test_long_lines_are_cut_and_not_left_out():
     text = "word " * 3000 + "中" * 5000
-    parts = list(module._cut([text]))
+    parts = list(module._cut([text], {}))
     assert "".join(parts) == text and max(map(len, parts)) <= module.LONGEST_SENTENCE
     tokenizer = learned([text, "short"], "unigram", Options(300), "texts")
     assert any("中" in token for token in tokenizer.vocabulary)
+
+
+def test_more_characters_than_a_unigram_vocabulary_holds_become_bytes():
+    text = "".join(chr(0x4E00 + n) * (1 + n % 3) for n in range(600))
+    tokenizer = learned([text[n : n + 40] for n in range(0, 1200, 40)], "unigram", Options(400), "")
+    assert tokenizer.vocabulary_size <= 400
+    assert 50 < sum(token in text for token in tokenizer.vocabulary) < 150
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "characters"])
@@ -159,3 +167,16 @@ def test_what_goes_wrong_is_said(kind, tmp_path, corpus):
     if kind != "wordpiece":
         with pytest.raises(SettingError, match="lowercase"):
             train([corpus], kind, Options(300, lowercase=True))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_transformers_reads_what_is_learned(kind, corpus, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = train([corpus], kind, Options(SIZES[kind], ("<|user|>",)))
+    tokenizer.save(tmp_path / "saved")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert len(theirs) == tokenizer.vocabulary_size
+    for text in ("The cat sat.", "Über 你好 1974", "<|user|>the cat", "unseen wörds ☃"):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text).ids
+        assert theirs.convert_tokens_to_ids("<|user|>") == tokenizer.token_id("<|user|>")

@@ -30,6 +30,7 @@ ALPHABET_SHARE = 3
 MIN_FREQUENCY = 2
 BYTES = 256
 UNIGRAM_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
+UNIGRAM_COVERAGE = 0.9995  # of the text, as SentencePiece has it; rarer characters become bytes
 UNIGRAM_THREADS = 4  # the sums depend on it, so it is the same everywhere
 SEED = 0
 
@@ -37,7 +38,7 @@ CODE_POINTS = 0x110000
 # Trainers are given about so many characters. Sentences without spaces are hardly ever the same, so
 # that all of them are held: their characters cost more.
 MOST_CHARACTERS = {"wordpiece": 200_000_000, "bpe": 200_000_000, "unigram": 100_000_000}
-IDEOGRAPH_COST = 10
+IDEOGRAPH_COST = {"wordpiece": 1, "bpe": 70, "unigram": 5}  # measured: docs/tokenizers.md
 IDEOGRAPHS = ((0x2E80, 0xA4CF), (0xF900, 0xFAFF), (0x20000, 0x323AF))  # and kana; not Hangul
 COUNTED_AT_ONCE = 1 << 20
 LONGEST_SENTENCE = 2000  # characters; SentencePiece leaves out longer ones, so they are cut
@@ -90,8 +91,8 @@ def _wordpiece(texts: Iterable[str], options: Options) -> WordPiece | None:
         lowercase=normalization.lowercase, strip_accents=normalization.strip_accents
     )
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    counts = count(texts, rust.normalizer.normalize_str)
-    letters = _by_frequency(counts)
+    sample = _Sample(texts, "wordpiece")
+    letters = _by_frequency(count(sample, rust.normalizer.normalize_str))
     alphabet = sorted(letters[: options.vocabulary_size // ALPHABET_SHARE])
     if not alphabet:
         return None
@@ -111,7 +112,7 @@ def _wordpiece(texts: Iterable[str], options: Options) -> WordPiece | None:
         continuing_subword_prefix=PREFIX,
         show_progress=False,
     )
-    rust.train_from_iterator(_sample(texts, counts, "wordpiece"), trainer)
+    rust.train_from_iterator(iter(sample), trainer)
     table = rust.get_vocab()
     first = [*literal, *alphabet, *inside]
     given = set(first)
@@ -149,10 +150,10 @@ def _bpe(texts: Iterable[str], options: Options) -> bytepair.BytePair | None:
         initial_alphabet=sorted(bytepair.byte_characters()),
         show_progress=False,
     )
-    counts = count(texts)
-    if not _has_text(counts):
+    sample = _Sample(texts, "bpe")
+    if not _has_text(sample.counts):
         return None
-    rust.train_from_iterator(_sample(texts, counts, "bpe"), trainer)
+    rust.train_from_iterator(iter(sample), trainer)
     if not options.end_of_text:  # tokens by name, and none put around texts
         rust.decoder = decoders.ByteLevel()
         return bytepair.BytePair.from_definition(rust.to_str())
@@ -166,12 +167,14 @@ def _unigram(texts: Iterable[str], options: Options) -> sentencepiece.SentencePi
     """SentencePiece's unigram model with byte fallback that keeps every text as it is."""
     import sentencepiece as package
 
-    _check_size(options, BYTES + len(UNIGRAM_SPECIALS) + len(options.special_tokens) + 1)
-    counts = count(texts)
-    if not _has_text(counts):
+    smallest = BYTES + len(UNIGRAM_SPECIALS) + len(options.special_tokens) + 1
+    _check_size(options, smallest)
+    lines = _Sample(texts, "unigram")
+    if not _has_text(lines.counts):
         return None
     written = io.BytesIO()
-    sample = _Kept(_cut(_sample(texts, counts, "unigram")))
+    most = max(1, (options.vocabulary_size - smallest) * 3 // 4)
+    sample = _Kept(_cut(lines, dict.fromkeys(_rare(lines.counts, most), "\n")))
     package.set_random_generator_seed(SEED)
     try:
         package.SentencePieceTrainer.train(
@@ -180,6 +183,7 @@ def _unigram(texts: Iterable[str], options: Options) -> sentencepiece.SentencePi
             model_type="unigram",
             vocab_size=options.vocabulary_size,
             hard_vocab_limit=False,
+            character_coverage=1.0,  # of those that are left
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -197,7 +201,17 @@ def _unigram(texts: Iterable[str], options: Options) -> sentencepiece.SentencePi
         ) from None
     if sample.error is not None:
         raise sample.error
-    return sentencepiece.from_proto(proto.parse(written.getvalue(), "--kind unigram"))
+    # What makes transformers read the .model as SentencePiece does, with <s> before a text.
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
+    parsed = proto.parse(written.getvalue(), "--kind unigram")
+    return sentencepiece.from_proto(parsed, Settings(config, config))
+
+
+def _rare(counts: np.ndarray, most: int) -> list[int]:
+    """Code points that are to become bytes: all but `most`, and but those of nearly all text."""
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    needed = int(np.searchsorted(counts[order].cumsum(), UNIGRAM_COVERAGE * counts.sum())) + 1
+    return order[min(needed, most) :].tolist()
 
 
 def _characters(texts: Iterable[str], options: Options) -> characters.Characters | None:
@@ -250,24 +264,35 @@ def _has_text(counts: np.ndarray) -> bool:
     return any(not chr(code).isspace() for code in np.flatnonzero(counts))
 
 
-def _sample(texts: Iterable[str], counts: np.ndarray, kind: str) -> Iterator[str]:
+class _Sample:
     """All lines, or of too much text an even part, chosen by a hash of the line's number."""
-    ideographs = sum(int(counts[low : high + 1].sum()) for low, high in IDEOGRAPHS)
-    share = MOST_CHARACTERS[kind] / (int(counts.sum()) + (IDEOGRAPH_COST - 1) * ideographs)
-    for number, text in enumerate(texts):
-        if share >= 1 or zlib.crc32(number.to_bytes(8, "little")) < share * 2**32:
-            yield text
+
+    def __init__(self, texts: Iterable[str], kind: str):
+        self.texts = texts
+        self.counts = count(texts)
+        ideographs = sum(int(self.counts[low : high + 1].sum()) for low, high in IDEOGRAPHS)
+        cost = int(self.counts.sum()) + (IDEOGRAPH_COST[kind] - 1) * ideographs
+        self.share = MOST_CHARACTERS[kind] / max(cost, 1)
+
+    def __iter__(self) -> Iterator[str]:
+        for number, text in enumerate(self.texts):
+            if self.share >= 1 or zlib.crc32(number.to_bytes(8, "little")) < self.share * 2**32:
+                yield text
 
 
-def _cut(texts: Iterable[str]) -> Iterator[str]:
-    """Lines that SentencePiece takes: longer ones in parts, at a space where there is one."""
-    for text in texts:
-        while len(text) > LONGEST_SENTENCE:
-            space = text.rfind(" ", 1, LONGEST_SENTENCE)
-            end = space if space > 0 else LONGEST_SENTENCE
-            yield text[:end]
-            text = text[end:]
-        yield text
+def _cut(texts: Iterable[str], ends: dict[int, str]) -> Iterator[str]:
+    """Lines that SentencePiece takes: longer ones in parts, at a space where there is one.
+
+    `ends`: characters that no piece may hold, as line ends.
+    """
+    for part in (part for text in texts for part in text.translate(ends).split("\n")):
+        start = 0
+        while len(part) - start > LONGEST_SENTENCE:
+            space = part.rfind(" ", start + 1, start + LONGEST_SENTENCE)
+            end = space if space > 0 else start + LONGEST_SENTENCE
+            yield part[start:end]
+            start = end
+        yield part[start:]
 
 
 class _Kept:
