@@ -57,7 +57,7 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, na
         assert before == after
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["marian", "flan_t5", "mbart"])
 def test_cached_steps_equal_the_full_pass(source, name):
     """Two rows for one source, which is padded; cross-attention's keys and values made once."""
     directory, inputs, logits = source(name)
@@ -81,7 +81,7 @@ def test_cached_steps_equal_the_full_pass(source, name):
     np.testing.assert_allclose(stepped[:1], logits[1:2], atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["marian", "flan_t5", "mbart"])
+@pytest.mark.parametrize("name", ["marian", "flan_t5"])
 def test_what_generation_needs_is_kept(source, tmp_path, name):
     directory, _, _ = source(name)
     checkpoint = store.load(directory)

@@ -69,11 +69,46 @@ print(worst)
 """
 
 
+ENCODER_DECODERS = """
+import json
+import sys
+import keras
+import numpy as np
+from safetensors.numpy import load
+from tfllm import models
+from tfllm.checkpoints import weights
+from tfllm.layers import heads
+
+assert keras.backend.backend() == sys.argv[2]
+golden = dict(np.load(sys.argv[1]))
+worst = 0.0
+for name, family in (("marian", "transformer"), ("flan_t5", "t5"), ("mbart", "bart")):
+    module = models.FAMILIES[family]
+    tensors = load(golden[f"{name}/tensors"].tobytes())
+    config = models.config_of(family, json.loads(golden[f"{name}/config"].tobytes()), tensors)
+    backbone = module.backbone(config)
+    model = keras.Model(backbone.input, heads.next_token(backbone.output, config, backbone))
+    variables, table = weights.variables_of(model), models.weights_of(family, config)
+    rows = weights.rows_of(variables, {**table.backbone, **table.heads["seq2seq"]})
+    weights.to_variables(rows, variables, tensors)
+    inputs = {key: golden[f"{name}/inputs/{key}"]
+              for key in ("source_ids", "source_mask", "token_ids", "mask")}
+    outputs = keras.ops.convert_to_numpy(model(inputs))
+    apart = np.abs(outputs - golden[f"{name}/logits"])[inputs["mask"] == 1]
+    worst = max(worst, float(apart.max()))
+print(worst)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "golden"),
-    [(RUN, GOLDEN), (DECODERS, GOLDEN.with_name("decoders.npz"))],
-    ids=["encoder", "decoders"],
+    [
+        (RUN, GOLDEN),
+        (DECODERS, GOLDEN.with_name("decoders.npz")),
+        (ENCODER_DECODERS, GOLDEN.with_name("encoder_decoders.npz")),
+    ],
+    ids=["encoder", "decoders", "encoder-decoders"],
 )
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_another_backend_gives_the_golden_scores(backend, run, golden):

@@ -11,6 +11,7 @@ from tfllm.models import FAMILIES, gpt2, transformer, weights_of
 from tfllm.models.decoding import decoder
 from tfllm.models.encoder_decoder import encoder_decoder
 
+ONE_EACH = ("transformer pre-norm", "t5 gated", "bart mbart")
 TOLERANCE = 1e-5  # rounding of float32: sums are taken in another order
 
 
@@ -25,7 +26,7 @@ def policy():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("chunks", [[1] * 9, [5, 1, 1, 2], [9]], ids=str)
+@pytest.mark.parametrize("chunks", [[1] * 9, [5, 1, 1, 2]], ids=str)
 def test_cached_steps_equal_the_full_pass(name, chunks):
     model, made = made_for.model_of(name)
     source, target = made_for.rows()[1]
@@ -99,6 +100,7 @@ def test_alignments_are_shares_of_the_source(name):
     np.testing.assert_allclose(weights[0][0], weights[0][3], atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_every_precision_gives_float32_scores(name, policy):
     policy("mixed_bfloat16")
     model, made = made_for.new_model(name)
@@ -119,6 +121,7 @@ def test_variables_and_weight_table_name_each_other(name):
     assert len({(row.name, row.part) for row in rows.values()}) == len(rows)
 
 
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_a_copy_by_keras_is_the_same_model(name):
     model, _ = made_for.model_of(name)
     copy = keras.models.clone_model(model)
@@ -140,6 +143,7 @@ def test_it_trains_with_low_rank_updates_too(name):
     assert history.history["loss"][-1] < history.history["loss"][0]
 
 
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_equal_seeds_give_equal_models_that_keep_sizes(name):
     family, config = FAMILIES[made_for.family_of(name)], made_for.CONFIGS[name]
     first, second = (
