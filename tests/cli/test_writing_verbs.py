@@ -103,7 +103,7 @@ def test_conversations_of_a_file(tmp_path, capsys):
         (("a", "--temperature", "-1"), "--temperature"),
         (("a", "--num-beams", "2", "--temperature", "1"), "samples"),
         (("a", "--stream", "--json"), "--stream"),
-        (("a", "--truncate", "right"), "left"),
+        (("a", "--truncate", "right"), "--truncate left"),
         (("a", "--early-stopping", "maybe"), "never"),
         (("a", "--stop", ""), "--stop"),
         (("x" * 400,), "--truncate left"),

@@ -1,4 +1,4 @@
-"""tfllm generate: texts that go on from prompts."""
+"""tfllm generate: texts that go on from prompts, or are written after sources."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ tfllm generate gpt2 "The sea" --temperature 0.8 --top-p 0.95 --seed 3 --num-retu
 tfllm generate runs/poems "床前" --num-beams 5 --max-new-tokens 20 --stop "。"
 
 tfllm generate gpt2 --input prompts.jsonl --json --output texts.jsonl
+
+tfllm generate runs/en-de "A dog runs." --num-beams 5 --num-return-sequences 5 --json
+
+tfllm generate t5-small --input articles.txt --truncate right --max-new-tokens 60
 """
 
 CHUNK = 4  # batches of prompts that are read before the first text of them is written
 
 # Options that `tfllm chat` has too, each with its own default.
 Temperature = Annotated[
-    float, typer.Option(help="Higher is bolder; 0 takes the likeliest token each time.")
+    float | None, typer.Option(help="Higher is bolder; 0 takes the likeliest token each time.")
 ]
-TopK = Annotated[int, typer.Option(help="Sample among so many tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Sample among tokens of this joint share.")]
+TopK = Annotated[int | None, typer.Option(help="Sample among so many tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option(help="Sample among tokens of this joint share.")]
 MinP = Annotated[
-    float, typer.Option(help="Sample among tokens of this share of the likeliest one.")
+    float | None, typer.Option(help="Sample among tokens of this share of the likeliest one.")
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option(help="Above 1: less of what prompt and text hold.")
+    float | None, typer.Option(help="Above 1: less of what prompt and text hold.")
 ]
 Precision = Annotated[
     str,
@@ -45,69 +49,92 @@ Precision = Annotated[
 def generate(
     model: Annotated[str, typer.Argument(help="Checkpoint, run, llama2.c .bin or exported model.")],
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help='Texts to go on from; "" too.')
+        list[str] | None,
+        typer.Argument(metavar="[PROMPT]...", help='Texts to go on from ("" too), or sources.'),
     ] = None,
     input: Annotated[
         str | None,
-        typer.Option(help="A prompt a line, or JSON lines with prompt or messages; - is stdin."),
+        typer.Option(
+            help="A prompt or source a line, or JSON lines with prompt, source or messages; - is "
+            "stdin."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="File for the texts; stdout if unset.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to write at most; 64 if unset.")
+    ] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Tokens to write at least.")] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
     presence_penalty: Annotated[
-        float, typer.Option(help="Off the logit of tokens in the text.")
-    ] = 0.0,
+        float | None, typer.Option(help="Off the logit of tokens in the text.")
+    ] = None,
     frequency_penalty: Annotated[
-        float, typer.Option(help="Off the logit, for each time in the text.")
-    ] = 0.0,
+        float | None, typer.Option(help="Off the logit, for each time in the text.")
+    ] = None,
     no_repeat_ngram: Annotated[
-        int, typer.Option(help="No so many tokens in a row twice; 0: off.")
-    ] = 0,
+        int | None, typer.Option(help="No so many tokens in a row twice; 0: off.")
+    ] = None,
     bad_word: Annotated[
         list[str] | None, typer.Option(help="A text that must not appear; may be repeated.")
     ] = None,
-    num_beams: Annotated[int, typer.Option(help="Above 1: beam search of that width.")] = 1,
+    num_beams: Annotated[
+        int | None, typer.Option(help="Above 1: beam search of that width.")
+    ] = None,
     length_penalty: Annotated[
-        float, typer.Option(help="Of beam search: higher favours longer texts.")
-    ] = 1.0,
+        float | None, typer.Option(help="Of beam search: higher favours longer texts.")
+    ] = None,
+    coverage_penalty: Annotated[
+        float | None, typer.Option(help="Of beam search with sources: against what is left out.")
+    ] = None,
     early_stopping: Annotated[
-        str, typer.Option(help="When beam search ends: true, false or never.")
-    ] = "false",
-    num_return_sequences: Annotated[int, typer.Option(help="Texts per prompt.")] = 1,
+        str | None, typer.Option(help="When beam search ends: true, false or never.")
+    ] = None,
+    num_return_sequences: Annotated[int | None, typer.Option(help="Texts per prompt.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random numbers: one seed, one text.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="A text that ends the output; may be repeated.")
     ] = None,
     truncate: Annotated[
-        str | None, typer.Option(help="left: drop the beginning of prompts that are too long.")
+        str | None,
+        typer.Option(
+            help="left: drop the beginning of prompts that are too long; right: the end of sources."
+        ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
     json: Annotated[
         bool,
-        typer.Option("--json", help="JSON lines with prompt, text, token_count and finish_reason."),
+        typer.Option(
+            "--json",
+            help="JSON lines with prompt, text, token_count, finish_reason and a beam's score.",
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written at once.")] = 8,
     precision: Precision = "float32",
 ) -> None:
-    """Texts that go on from prompts, in the order of the prompts, without the prompts."""
+    """Texts that go on from prompts or answer sources, in their order, without them.
+
+    Models that read sources (translation, summarization) take what is unset from their checkpoint.
+    """
     import itertools
 
     from tfllm.cli.output import progress_bar, result_file
 
-    settings = _checked(locals())
+    given = _checked(locals())
     examples = _read(input) if input else ({"prompt": text} for text in prompts or [])
     # The first is read before the model is loaded: a missing file is known at once.
     first = next(examples)
     examples = itertools.chain([first], examples)
 
     generator = open_writer(model, precision)
-    generator.engine.max_rows = batch_size
+    settings = generator.defaults(**given)
+    generator.engine.max_rows = max(batch_size, settings.num_beams)
     if bad_word:
-        settings = settings.model_copy(update={"bad_words": generator.bad_words(bad_word)})
+        words = (*settings.bad_words, *generator.bad_words(bad_word))
+        settings = settings.model_copy(update={"bad_words": words})
     writer = _Writer(generator, settings, tuple(stop or ()), truncate)
     if stream:
         writer.stream(examples)
@@ -121,8 +148,9 @@ def generate(
             advance(len(chunk))
 
 
-def _checked(options: dict[str, Any]) -> GenerationSettings:
-    """The settings that the options make. Raises SettingError for options that do not fit."""
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings among the options that were given. Raises SettingError for what is wrong with
+    any model; whether they fit together depends on what the model itself says."""
     from tfllm.errors import SettingError
     from tfllm.generation.settings import made
 
@@ -131,21 +159,28 @@ def _checked(options: dict[str, Any]) -> GenerationSettings:
         raise SettingError('Give either prompts or --input FILE (- for standard input; "" too).')
     if options["stream"] and (options["json"] or options["output"]):
         raise SettingError("--stream prints plain text as it comes. Leave out --json and --output.")
-    if truncate not in (None, "left"):
-        raise SettingError(f"--truncate: '{truncate}' is not known. The one way is: left.")
-    if early_stopping not in EARLY_STOPPING:
+    if truncate not in (None, "left", "right"):
+        raise SettingError(f"--truncate: '{truncate}' is not known. Write left or right.")
+    if early_stopping not in (None, *EARLY_STOPPING):
         raise SettingError(f"--early-stopping: '{early_stopping}' is not true, false or never.")
     if any(not one for one in options["stop"] or ()):
         raise SettingError("--stop: an empty text would end every text at once. Leave it out.")
-    fields = {name: options[name] for name in SETTINGS}
-    return made(**fields, early_stopping=EARLY_STOPPING[early_stopping])
+    given = {name: options[name] for name in SETTINGS if options[name] is not None}
+    for name, value in given.items():
+        if name not in TOGETHER:
+            made(**{name: value})
+    if early_stopping is not None:
+        given["early_stopping"] = EARLY_STOPPING[early_stopping]
+    return given
 
 
 SETTINGS = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "no_repeat_ngram", "num_beams", "length_penalty",
-    "num_return_sequences", "seed",
+    "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram", "num_beams",
+    "length_penalty", "coverage_penalty", "num_return_sequences", "seed",
 )  # fmt: skip
+TOGETHER = ("coverage_penalty", "num_return_sequences")
+"""Those that are wrong only beside others."""
 EARLY_STOPPING: dict[str, Any] = {"true": True, "false": False, "never": "never"}
 
 
@@ -155,32 +190,31 @@ def open_writer(model: str, precision: str = "float32") -> TextGenerator:
     from tfllm.evaluation.harness import open_model
 
     predictor = open_model(model)
-    if predictor.task.kind != "causal_lm":
+    if predictor.task.kind not in ("causal_lm", "seq2seq"):
         raise SettingError(
             f"'{model}' is for {predictor.task.kind.replace('_', ' ')} and cannot write text. Give "
-            "a causal language model, or use tfllm predict."
+            "a causal language model or one for seq2seq, or use tfllm predict."
         )
     if precision == "float32":
         return predictor.generator  # type: ignore[attr-defined]
 
-    from tfllm.evaluation.language_artifact import LanguageArtifact
-    from tfllm.generation.text import TextGenerator
-
-    if isinstance(predictor, LanguageArtifact):
+    if predictor.describe()["kind"] != "checkpoint":
         raise SettingError(
             f"--precision {precision}: '{model}' is an exported file, which has its own precision. "
             "Leave the option out, or give the checkpoint."
         )
-    return TextGenerator(predictor.checkpoint, precision=precision)  # type: ignore[attr-defined]
+    writer = type(predictor.generator)  # type: ignore[attr-defined]
+    return writer(predictor.checkpoint, precision=precision)  # type: ignore[attr-defined]
 
 
 def _read(path: str) -> Iterator[dict[str, Any]]:
-    """Prompts of a file: `prompt`, or `messages`. Raises DataError naming file and line."""
+    """Prompts or sources of a file: `prompt`, `source`, or `messages`. Raises DataError naming file
+    and line."""
     from tfllm.errors import DataError
     from tfllm.evaluation.inputs import read_inputs
 
     for example in read_inputs(path):
-        prompt = example.get("prompt", example.get("text"))
+        prompt = example.get("prompt", example.get("source", example.get("text")))
         if isinstance(prompt, str):
             yield {**example, "prompt": prompt}
         elif isinstance(example.get("messages"), list):
@@ -220,10 +254,8 @@ class _Writer:
             if "prompt" in example:
                 ids = self.generator.encode(example["prompt"], self.settings, self.truncate)
             else:
-                ids = self.generator.tokenizer.chat(example["messages"])
-                if self.truncate == "left":
-                    ids = self.generator.cut(ids, self.settings)
-            self.generator.engine.check(ids)
+                ids = self.generator.chat(example["messages"], self.settings, self.truncate)
+            self.generator.check(ids)
         except SettingError as error:
             where = example.get("_where")
             raise SettingError(f"{where}: {error}" if where else str(error)) from None
@@ -261,6 +293,7 @@ def _line(text: Text) -> str:
         "text": text.text,
         "token_count": text.token_count,
         "finish_reason": text.finish_reason,
+        **({} if text.score is None else {"score": round(text.score, 6)}),
     }
     return json.dumps(fields, ensure_ascii=False) + "\n"
 

@@ -20,6 +20,7 @@ from tfllm.evaluation.language import Score
 from tfllm.evaluation.language_model import LanguagePredictor
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.settings import GenerationSettings, made
+from tfllm.generation.slots import padded
 from tfllm.tasks import Task
 from tfllm.tasks.base import IGNORED
 from tfllm.tokenizers import files
@@ -140,8 +141,10 @@ class SavedModelEngine(Engine):
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for settings that the signature has not."""
+        self.sources_of(prompts, sources)
         each = self.settings_of(prompts, settings)
         for one in each:
             check_settings(one)
@@ -194,15 +197,6 @@ def heard(number: int, result: Result, on_token: OnToken | None) -> Result:
         if on_token(number, token, value):
             return Result(result.ids[:place], result.log_probabilities[:place], "stop")
     return result
-
-
-def padded(prompts: Sequence[Sequence[int]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [B, P] filled up on the right, lengths int32 [B])."""
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    token_ids = np.zeros([len(prompts), width or int(lengths.max())], np.int32)
-    for row, prompt in enumerate(prompts):
-        token_ids[row, : len(prompt)] = prompt
-    return token_ids, lengths
 
 
 def results_of(found: dict[str, np.ndarray]) -> list[Result]:

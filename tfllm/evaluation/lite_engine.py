@@ -43,8 +43,10 @@ class LiteEngine(Engine):
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for beam search, which needs many caches."""
+        self.sources_of(prompts, sources)
         results: list[Result] = []
         for prompt, one in zip(prompts, self.settings_of(prompts, settings), strict=True):
             if one.num_beams > 1:

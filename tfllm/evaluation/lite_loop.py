@@ -50,8 +50,10 @@ class LoopEngine(Engine):
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for settings that the signature has not."""
+        self.sources_of(prompts, sources)
         each = self.settings_of(prompts, settings)
         for one in each:
             check_settings(one)

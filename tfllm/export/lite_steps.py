@@ -23,7 +23,7 @@ from keras import ops
 
 from tfllm.generation import cache as caches
 from tfllm.generation import loop
-from tfllm.generation.settings import Features, Rows, row_specs
+from tfllm.generation.settings import NO_ID, Features, Rows, row_specs
 from tfllm.models.decoding import Decoder
 
 DECODE = "decode"
@@ -150,6 +150,9 @@ def whole_loop(
             no_repeat_ngram=zeros,
             bad_words=tf.zeros([batch, 0, 1], tf.int32),
             stop_ids=stops,
+            min_new_tokens=zeros,
+            forced_first_id=zeros + NO_ID,
+            forced_last_id=zeros + NO_ID,
             number=zeros,
             limit=lengths + tf.minimum(max_new_tokens, most_new),
         )

@@ -4,7 +4,9 @@ The algorithm is that of transformers 5 (`GenerationMixin._beam_search`), with i
 operations, so that it finds the same texts: K beams run; of their continuations the best 2K (more
 with several stop ids) are kept; those among the first K that end join the K best finished texts,
 and the best K that go on are the next beams. A finished text scores its log-probability divided by
-its length to the power of the length penalty; the stop id counts. When the search ends:
+its length to the power of the length penalty; the stop id counts. An own option of ours adds the
+coverage of Wu et al. 2016 to that: times the penalty, the sum over the source's tokens of
+log(min(attention that they got, 1)). When the search ends:
 
     early_stopping True      as soon as K texts have finished
     early_stopping False     when no running beam, as long as it is now, would beat the worst one
@@ -14,17 +16,9 @@ its length to the power of the length penalty; the stop id counts. When the sear
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
-
-from tfllm.generation import cache as caches
-from tfllm.generation import state as states
-from tfllm.generation.penalties import penalised
-from tfllm.generation.settings import Features, Rows
-
-if TYPE_CHECKING:
-    from tfllm.models.decoding import Decoder
 
 EarlyStopping = bool | Literal["never"]
 
@@ -65,13 +59,17 @@ def search(
     length_penalty: tf.Tensor | float = 1.0,
     early_stopping: EarlyStopping = False,
     change: Change = lambda values, ids, count: values,
+    bonus: Callable[[Any], tf.Tensor] | None = None,
+    shapes: Any = None,
 ) -> Texts:
     """The K best texts of each of B rows, best first.
 
     `logits` float32 [B * K, V] are those of the first new token; the K rows of one text are equal
     then and stand together. `state` is any nest of tensors [B * K, ...]; its rows are picked by
     tf.gather. `limits` int32 [B] are the most new tokens of each row, none above `most_new` = N;
-    `stop_ids` int32 [B, E], filled up with -1.
+    `stop_ids` int32 [B, E], filled up with -1. `bonus` makes of a state what is added to the score
+    of a text that ends now, float32 [B * K] of at most 0. `shapes` are those of `state`, where its
+    tensors grow.
     """
     size = _Size(num_beams, logits.shape[-1], stop_ids.shape[1], early_stopping, length_penalty)
     batch = tf.shape(limits)[0]
@@ -80,10 +78,12 @@ def search(
     running = running._replace(scores=first)
     improvable = tf.ones([batch, 1], tf.bool)
 
-    def pick(count, logits, running, finished, improvable):
+    def pick(count, state, logits, running, finished, improvable):
         found = _continuations(size, count, logits, running, change)
         ended, stopped = _ended(found, count, limits, stop_ids)
-        finished = _with_finished(size, count, found, ended, stopped, finished, improvable)
+        scores = _ended_scores(size, count, found, None if bonus is None else bonus(state))
+        found_ends = found._replace(scores=scores)
+        finished = _with_finished(size, count, found_ends, ended, stopped, finished, improvable)
         running, parents = _next_beams(size, found, ended)
         count = count + 1
         improvable = _improvable(size, count, limits, running, finished, improvable)
@@ -97,72 +97,26 @@ def search(
         state = tf.nest.map_structure(lambda one: tf.gather(one, parents), state)
         newest = tf.reshape(tf.gather(running.ids, count - 1, axis=2), [-1])
         logits, state = step(newest, count - 1, state)
-        count, *rest = pick(count, logits, running, finished, improvable)
+        count, *rest = pick(count, state, logits, running, finished, improvable)
         return count, state, *rest
 
-    count, *rest = pick(tf.constant(0), logits, running, finished, improvable)
+    count, *rest = pick(tf.constant(0), state, logits, running, finished, improvable)
     start = (count, state, *rest)
+    invariants = list(tf.nest.map_structure(lambda one: one.shape, start))
+    if shapes is not None:
+        invariants[1] = shapes
     end = tf.while_loop(
         lambda *values: values[-1],
         body,
         start,
-        shape_invariants=tf.nest.map_structure(lambda one: one.shape, start),
+        shape_invariants=tuple(invariants),
         parallel_iterations=1,
     )
     return end[3]
 
 
-def decode(
-    decoder: Decoder,
-    token_ids: tf.Tensor,
-    lengths: tf.Tensor,
-    rows: Rows,
-    features: Features,
-    most_new: tf.Tensor | int,
-    *,
-    num_beams: int,
-    length_penalty: tf.Tensor | float = 1.0,
-    early_stopping: EarlyStopping = False,
-    writer: caches.Writer = caches.scatter,
-) -> Texts:
-    """Beam search with a decoder-only model: prompts int32 [B, P] of `lengths` [B] to Texts.
-
-    `rows` has B rows; temperature and filters are not used. `most_new` is N.
-    """
-    longest = token_ids.shape[1] or tf.shape(token_ids)[1]
-    logits, cache = states.read(decoder, token_ids, lengths, longest + most_new)
-    wide = tf.nest.map_structure(lambda one: tf.repeat(one, num_beams, axis=0), rows)
-    logits, prompts, starts = (
-        tf.repeat(one, num_beams, axis=0) for one in (logits, token_ids, lengths)
-    )
-    cache = caches.mapped(lambda stored: tf.repeat(stored, num_beams, axis=0), cache)
-
-    def step(newest: tf.Tensor, count: tf.Tensor, cache: caches.Cache):
-        return states.step(decoder, newest, starts + count, cache, writer)
-
-    def change(values: tf.Tensor, new: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        place = tf.range(longest + most_new)[None]
-        column = tf.clip_by_value(place - starts[:, None], 0, most_new - 1)
-        prompt = tf.pad(prompts, [[0, 0], [0, most_new]])
-        ids = tf.where(place < starts[:, None], prompt, tf.gather(new, column, batch_dims=1))
-        return penalised(values, ids, starts + count, starts, wide, features)
-
-    return search(
-        step,
-        cache,
-        logits,
-        num_beams=num_beams,
-        most_new=most_new,
-        limits=rows.limit - lengths,
-        stop_ids=rows.stop_ids,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        change=change,
-    )
-
-
 class _Size(NamedTuple):
-    """What stays the same during one search."""
+    """What stays the same during one search. `length_penalty` is one number or float32 [B, 1]."""
 
     num_beams: int
     vocabulary_size: int
@@ -232,6 +186,16 @@ def _ended(
     return tf.logical_or(stopped, (count + 1 >= limits)[:, None]), stopped
 
 
+def _ended_scores(
+    size: _Size, count: tf.Tensor, found: _Found, bonus: tf.Tensor | None
+) -> tf.Tensor:
+    """Scores of the continuations as texts that end now, float32 [B, M]; `bonus` [B * K]."""
+    scores = found.scores / tf.pow(tf.cast(count + 1, tf.float32), size.length_penalty)
+    if bonus is None:
+        return scores
+    return scores + tf.gather(tf.reshape(bonus, [-1, size.num_beams]), found.parents, batch_dims=1)
+
+
 def _with_finished(
     size: _Size,
     count: tf.Tensor,
@@ -244,8 +208,7 @@ def _with_finished(
     """The best K of the finished texts and of the continuations among the first K that end."""
     first = tf.range(size.kept)[None] < size.num_beams
     ended = tf.logical_and(ended, first)
-    length = tf.cast(count + 1, tf.float32)
-    scores = found.scores / tf.pow(length, size.length_penalty)
+    scores = found.scores
     closed = tf.logical_not(improvable)
     if size.early_stopping is True:
         full = tf.reduce_all(finished.finished, axis=1, keepdims=True)
@@ -294,10 +257,10 @@ def _improvable(
 ) -> tf.Tensor:
     """Whether a running beam may still beat the worst finished text: bool [B, 1]."""
     penalty = tf.convert_to_tensor(size.length_penalty, tf.float32)
-    length = tf.cast(tf.fill(tf.shape(limits), count), tf.float32)
+    length = tf.cast(tf.fill(tf.shape(limits), count), tf.float32)[:, None]
     if size.early_stopping == "never":
-        length = tf.where(penalty > 0, tf.cast(limits, tf.float32), length)
-    best = running.scores[:, :1] / tf.pow(length, penalty)[:, None]
+        length = tf.where(penalty > 0, tf.cast(limits, tf.float32)[:, None], length)
+    best = running.scores[:, :1] / tf.pow(length, penalty)
     worst = tf.reduce_min(finished.scores, axis=1, keepdims=True)
     worst = tf.where(finished.finished, worst, IMPOSSIBLE)
     return tf.logical_and(improvable, tf.reduce_any(best > worst, axis=1, keepdims=True))

@@ -96,6 +96,12 @@ def padded(cache: Cache, size: tf.Tensor) -> Cache:
     return mapped(one, cache)
 
 
+def grown(cache: Cache, places: tf.Tensor) -> Cache:
+    """The cache with room for `places` places, and for some more where it had to grow."""
+    room = tf.shape(cache[0][0])[2]
+    return tf.cond(places > room, lambda: padded(cache, places - 1 + BUCKET), lambda: cache)
+
+
 def mapped(function: Callable[..., Any], *caches: Cache) -> Cache:
     """`function` of every keys tensor and every values tensor of caches of the same layers."""
     return tuple(

@@ -12,31 +12,31 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError
-from tfllm.generation import beam, loop
 from tfllm.generation import cache as caches
+from tfllm.generation import loop
+from tfllm.generation import source as sources
 from tfllm.generation import state as states
+from tfllm.generation.searching import Result, Searcher
 from tfllm.generation.settings import (
     Features,
     GenerationSettings,
     Rows,
-    features,
     row_specs,
-    rows,
 )
 from tfllm.generation.slots import Request, Slots
 from tfllm.generation.state import State
 
 if TYPE_CHECKING:
     from tfllm.models.decoding import Decoder
+    from tfllm.models.encoder_decoder import EncoderDecoder
 
 ROWS = 32  # written at once
 STEPS = 16  # tokens a row between two looks at what has finished, when nobody listens
@@ -45,30 +45,17 @@ STEPS = 16  # tokens a row between two looks at what has finished, when nobody l
 OnToken = Callable[[int, int, float], "bool | None"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One text."""
-
-    ids: list[int]
-    """The new tokens, without the stop id."""
-    log_probabilities: list[float]
-    """Of each token under the model itself, before temperature, filters and penalties."""
-    finish_reason: str
-    """"stop": a stop id, or `on_token` said so; "length": max_new_tokens or the model's window."""
-    score: float | None = None
-    """Of beam search: the log-probability over length to the power of the length penalty."""
-
-
 class Engine:
-    """Writes tokens with one decoder. One thread at a time may use it."""
+    """Writes tokens with one decoder, or after sources with an encoder-decoder. One thread at a
+    time may use it."""
 
-    def __init__(self, decoder: Decoder, *, max_rows: int = ROWS):
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder | EncoderDecoder, *, max_rows: int = ROWS):
+        self.decoder: Any = decoder
         self.max_rows = max_rows
         self.traces = 0
         self._readers: dict[Features, tf.types.experimental.PolymorphicFunction] = {}
         self._writers: dict[Features, tf.types.experimental.PolymorphicFunction] = {}
-        self._searchers: dict[tuple, tf.types.experimental.PolymorphicFunction] = {}
+        self._searcher = Searcher(self)
 
     def generate(
         self,
@@ -77,18 +64,22 @@ class Engine:
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """`num_return_sequences` results for each prompt, in the order of the prompts.
 
         `settings` are for all prompts, or one for each. `on_token` hears every token as it is
         written (not those of beam search, which chooses at the end); `steps` is how many tokens a
-        row may be written between two calls: 1 where tokens should be shown at once. Raises
-        SettingError for a prompt that is empty, longer than the window, or holds unknown ids.
+        row may be written between two calls: 1 where tokens should be shown at once. `sources` are
+        what an encoder-decoder writes after, one for each prompt; its prompts begin with the
+        decoder's start token. Raises SettingError for a prompt or source that is empty, longer than
+        the window, or holds unknown ids.
         """
         each = self.settings_of(prompts, settings)
+        given = self.sources_of(prompts, sources)
         if any(one.num_beams > 1 for one in each):
-            return self._searched(prompts, each)
-        requests = _requests(prompts, each)
+            return self._searched(prompts, each, given)
+        requests = _requests(prompts, each, given)
         results: list[Result | None] = [None] * len(requests)
         waiting = deque(requests)
         slots = Slots(self)
@@ -116,6 +107,34 @@ class Engine:
         for number, prompt in enumerate(prompts):
             self.check(prompt, f"prompt {number + 1}")
         return [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
+
+    def sources_of(
+        self, prompts: Sequence[Sequence[int]], given: Sequence[Sequence[int]] | None
+    ) -> Sequence[Sequence[int]]:
+        """One for each prompt, empty for a decoder alone; they are checked."""
+        if (given is not None) != sources.needed(self.decoder):
+            wanted = "none" if given is not None else "one for each prompt"
+            raise SettingError(f"This model writes after sources: {wanted}.")
+        for number, source in enumerate(given or ()):
+            self.check_source(source, f"source {number + 1}")
+        return [()] * len(prompts) if given is None else given
+
+    def check_source(self, source: Sequence[int], name: str = "the source") -> None:
+        """Raises SettingError for ids that cannot be read."""
+        window = self.decoder.max_sequence_length
+        if not len(source):
+            raise SettingError(f"{name} is empty. Give at least one token.")
+        if len(source) > window:
+            raise SettingError(
+                f"{name} has {len(source):,} tokens, and the model reads {window:,}. Shorten it, "
+                "or cut its end off with --truncate right."
+            )
+        size = self.decoder.source_vocabulary_size
+        if min(source) < 0 or max(source) >= size:
+            raise SettingError(
+                f"{name} holds a token id outside 0 to {size - 1}. Encode it with the tokenizer of "
+                "this model."
+            )
 
     def check(self, prompt: Sequence[int], name: str = "the prompt") -> None:
         """Raises SettingError for ids that cannot be continued."""
@@ -145,11 +164,12 @@ class Engine:
         needs: Features,
         size: int,
         repeats: np.ndarray,
+        source: tuple[np.ndarray, ...] = (),
     ) -> State:
-        """`state.begin` as a graph."""
+        """`state.begin` as a graph. `source` holds ids int32 [U, S] and lengths [U], if any."""
         if needs not in self._readers:
             self._readers[needs] = self._reader(needs)
-        return self._readers[needs](token_ids, lengths, settings, size, repeats)
+        return self._readers[needs](token_ids, lengths, settings, size, repeats, source)
 
     def write(self, state: State, settings: Rows, needs: Features, steps: int) -> State:
         """`loop.run` as a graph."""
@@ -168,13 +188,18 @@ class Engine:
                 row_specs(),
                 tf.TensorSpec([], tf.int32),
                 integers,
+                sources.id_specs(self.decoder),
             ],
         )
-        def read(token_ids, lengths, rows, size, repeats):
+        def read(token_ids, lengths, rows, size, repeats, source):
             self.traces += 1
-            return states.begin(self.decoder, token_ids, lengths, rows, needs, size, repeats)
+            made = self.read_source(source)
+            return states.begin(self.decoder, token_ids, lengths, rows, needs, size, repeats, made)
 
         return read
+
+    def read_source(self, given: tuple[tf.Tensor, ...]) -> sources.AnySource:
+        return sources.read(self.decoder, *given) if given else sources.NOTHING
 
     def _writer(self, needs: Features, dtype: tf.DType):
         @tf.function(
@@ -192,98 +217,50 @@ class Engine:
         return write
 
     def _searched(
-        self, prompts: Sequence[Sequence[int]], each: Sequence[GenerationSettings]
+        self,
+        prompts: Sequence[Sequence[int]],
+        each: Sequence[GenerationSettings],
+        given: Sequence[Sequence[int]],
     ) -> list[Result]:
         """Prompts of which some ask for beam search; neighbours of equal settings share a batch."""
         results: list[Result] = []
-        for settings, group in groupby(zip(prompts, each, strict=True), key=itemgetter(1)):
-            chosen = [prompt for prompt, _ in group]
+        for settings, group in groupby(zip(prompts, each, given, strict=True), key=itemgetter(1)):
+            chosen = [(prompt, source) for prompt, _, source in group]
             if settings.num_beams == 1:
-                results += self.generate(chosen, settings)
+                after = [source for _, source in chosen] if chosen[0][1] else None
+                results += self.generate([prompt for prompt, _ in chosen], settings, sources=after)
                 continue
+            self._check_beams(settings.num_beams)
+            # Those of like length together, so that little is padding.
+            order = sorted(range(len(chosen)), key=lambda row: [*map(len, chosen[row][::-1])])
             together = max(1, self.max_rows // settings.num_beams)
-            for start in range(0, len(chosen), together):
-                results += self._search(chosen[start : start + together], settings)
+            found: dict[int, list[Result]] = {}
+            for start in range(0, len(order), together):
+                some = order[start : start + together]
+                texts = self._searcher.texts([chosen[row] for row in some], settings)
+                found |= dict(zip(some, texts, strict=True))
+            results += [result for row in range(len(chosen)) for result in found[row]]
         return results
 
-    def _search(
-        self, prompts: Sequence[Sequence[int]], settings: GenerationSettings
-    ) -> list[Result]:
-        limits = [self.limit(prompt, settings) for prompt in prompts]
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        token_ids = np.zeros([len(prompts), lengths.max()], np.int32)
-        for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = prompt
-        needs = features(settings)
-        kind = (needs, settings.num_beams, settings.early_stopping, len(settings.stop_ids))
-        if kind not in self._searchers:
-            self._searchers[kind] = self._searcher(*kind)
-        most_new = int((np.array(limits) - lengths).max())
-        found = self._searchers[kind](
-            token_ids,
-            lengths,
-            rows([settings] * len(prompts), limits),
-            most_new,
-            settings.length_penalty,
-        )
-        texts = beam.Texts(*(one.numpy() for one in found))
-        return [
-            _searched_result(texts, row, place)
-            for row in range(len(prompts))
-            for place in range(settings.num_return_sequences)
-        ]
-
-    def _searcher(
-        self, needs: Features, num_beams: int, early_stopping: beam.EarlyStopping, stops: int
-    ):
-        specs = row_specs()._replace(stop_ids=tf.TensorSpec([None, stops], tf.int32))
-
-        @tf.function(
-            autograph=False,
-            input_signature=[
-                tf.TensorSpec([None, None], tf.int32),
-                tf.TensorSpec([None], tf.int32),
-                specs,
-                tf.TensorSpec([], tf.int32),
-                tf.TensorSpec([], tf.float32),
-            ],
-        )
-        def found(token_ids, lengths, rows, most_new, length_penalty):
-            self.traces += 1
-            return beam.decode(
-                self.decoder,
-                token_ids,
-                lengths,
-                rows,
-                needs,
-                most_new,
-                num_beams=num_beams,
-                length_penalty=length_penalty,
-                early_stopping=early_stopping,
+    def _check_beams(self, num_beams: int) -> None:
+        if num_beams > self.decoder.vocabulary_size:
+            raise SettingError(
+                f"--num-beams {num_beams}: the model's vocabulary has only "
+                f"{self.decoder.vocabulary_size} tokens. Lower it."
             )
-
-        return found
-
-
-def _searched_result(texts: beam.Texts, row: int, place: int) -> Result:
-    stopped = bool(texts.stopped[row, place])
-    length = int(texts.lengths[row, place]) - stopped
-    return Result(
-        texts.ids[row, place, :length].tolist(),
-        texts.log_probabilities[row, place, :length].tolist(),
-        "stop" if stopped else "length",
-        float(texts.scores[row, place]),
-    )
 
 
 def _requests(
-    prompts: Sequence[Sequence[int]], each: Sequence[GenerationSettings]
+    prompts: Sequence[Sequence[int]],
+    each: Sequence[GenerationSettings],
+    given: Sequence[Sequence[int]],
 ) -> list[Request]:
     requests: list[Request] = []
-    for prompt, settings in zip(prompts, each, strict=True):
+    for prompt, settings, source in zip(prompts, each, given, strict=True):
         shared = list(prompt)
         for sequence in range(settings.num_return_sequences):
-            requests.append(Request(shared, settings, sequence, number=len(requests)))
+            number = len(requests)
+            requests.append(Request(shared, settings, sequence, number, source=source))
     return requests
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import tensorflow as tf
 
 from tfllm.generation import cache as caches
+from tfllm.generation import source as sources
 from tfllm.generation import state as states
 from tfllm.generation.settings import Features, Rows
 from tfllm.generation.state import RUNNING, STOPPED, State
@@ -43,14 +44,17 @@ def run(
 
     The capacity of the state must have room for them.
     """
+    source = state.source  # no part of the loop's variables: it stays as it is
 
     def unfinished(count: tf.Tensor, now: State) -> tf.Tensor:
         running = tf.reduce_any(tf.equal(now.finished, RUNNING))
         return tf.logical_and(count < steps, running)
 
     def body(count: tf.Tensor, now: State) -> tuple[tf.Tensor, State]:
-        return count + 1, states.advance(decoder, now, rows, features, writer)
+        now = states.advance(decoder, now._replace(source=source), rows, features, writer)
+        return count + 1, now._replace(source=sources.NOTHING)
 
+    state = state._replace(source=sources.NOTHING)
     shapes = tf.nest.map_structure(lambda one: one.shape, state)
     _, state = tf.while_loop(
         unfinished,
@@ -59,7 +63,7 @@ def run(
         shape_invariants=(tf.TensorShape([]), shapes),
         parallel_iterations=1,
     )
-    return state
+    return state._replace(source=source)
 
 
 def generate(
@@ -70,6 +74,7 @@ def generate(
     features: Features,
     most_new: tf.Tensor | int,
     writer: caches.Writer = caches.scatter,
+    source: sources.AnySource = sources.NOTHING,
 ) -> Texts:
     """Prompts to new tokens in one graph.
 
@@ -80,7 +85,8 @@ def generate(
     """
     longest = token_ids.shape[1]
     longest = tf.shape(token_ids)[1] if longest is None else longest
-    state = states.begin(decoder, token_ids, lengths, rows, features, longest + most_new)
+    size = longest + most_new
+    state = states.begin(decoder, token_ids, lengths, rows, features, size, source=source)
     state = run(decoder, state, rows, features, most_new - 1, writer)
     return texts(state, most_new)
 

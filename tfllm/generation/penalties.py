@@ -35,6 +35,12 @@ def penalised(
         logits = no_repeat_ngram(logits, ids, lengths, rows.no_repeat_ngram, features.ngram)
     if features.bad_word:
         logits = bad_words(logits, ids, lengths, rows.bad_words, features.bad_word)
+    if features.forced:
+        written = lengths - prompt_lengths
+        early = tf.logical_and(rows.stop_ids >= 0, (written < rows.min_new_tokens)[:, None])
+        logits = _barred(logits, tf.maximum(rows.stop_ids, 0), early)
+        logits = forced(logits, rows.forced_first_id, tf.equal(written, 0))
+        logits = forced(logits, rows.forced_last_id, tf.equal(lengths + 1, rows.limit))
     return logits
 
 
@@ -99,6 +105,16 @@ def bad_words(
         same = tf.equal(wanted, _from_end(ids, lengths, back)[:, None])
         match = tf.logical_and(match, tf.logical_or(wanted < 0, same))
     return _barred(logits, tf.maximum(last, 0), match)
+
+
+def forced(logits: tf.Tensor, ids: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
+    """The token `ids` int32 [B] alone, with logit 0, in rows that `now` bool [B] names.
+
+    NO_ID forces nothing.
+    """
+    now = tf.logical_and(now, ids >= 0)[:, None]
+    right = tf.equal(tf.range(logits.shape[-1])[None], ids[:, None])
+    return tf.where(now, tf.where(right, 0.0, BARRED), logits)
 
 
 def _from_end(ids: tf.Tensor, lengths: tf.Tensor, back: int) -> tf.Tensor:

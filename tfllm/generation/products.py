@@ -7,8 +7,9 @@ factor. docs/generation.md has the measurements.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -16,30 +17,61 @@ import tensorflow as tf
 
 from tfllm.errors import SettingError
 from tfllm.models.decoding import Decoder
+from tfllm.models.encoder_decoder import Crossed, EncoderDecoder
 
 PRECISIONS = ("float32", "bfloat16")
+BLOCKS = r"((encoder_)?layer|cross)_\d+"
 
 
 @dataclass(frozen=True)
-class LaidOut(Decoder):
-    """The same decoder, for TensorFlow alone: LiteRT has no fast kernel for this order."""
+class _Scores:
+    """Logits of tied embeddings as one product. Mixed in before a class of models."""
 
-    head: tf.Variable | None = None
+    head: tf.Variable | None = field(default=None, kw_only=True)
     """A copy (D, V) of tied embeddings for the logits, the fastest order of all."""
 
     def logits(self, hidden: Any) -> Any:
         """Scores of the next token: (B, D) to float32 (B, vocabulary_size)."""
-        if not self.config.tie_embeddings:
-            return super().logits(hidden)
+        config: Any = self.config  # type: ignore[attr-defined]
+        layers: Any = self.layers  # type: ignore[attr-defined]
+        if not config.tie_embeddings:
+            return super().logits(hidden)  # type: ignore[misc]
+        if (scale := getattr(config, "logits_scale", 1.0)) != 1.0:
+            hidden = hidden * tf.cast(scale, hidden.dtype)
         if self.head is not None:
-            return tf.cast(tf.matmul(tf.cast(hidden, self.head.dtype), self.head), tf.float32)
-        table = tf.convert_to_tensor(self.layers["token_embedding"].embeddings)
-        scores = tf.matmul(table, tf.cast(hidden, table.dtype), transpose_b=True)
-        return tf.cast(tf.transpose(scores), tf.float32)
+            scores = tf.matmul(tf.cast(hidden, self.head.dtype), self.head)
+        else:
+            table = tf.convert_to_tensor(layers["token_embedding"].embeddings)
+            scores = tf.matmul(table, tf.cast(hidden, table.dtype), transpose_b=True)
+            scores = tf.transpose(scores)
+        scores = tf.cast(scores, tf.float32)
+        if getattr(config, "logits_bias", False):
+            scores += tf.convert_to_tensor(layers["token_bias"].bias)
+        return scores
 
 
-def prepared(decoder: Decoder, precision: str = "float32") -> LaidOut:
-    """The fastest decoder on the same weights, which must not change any more.
+@dataclass(frozen=True)
+class LaidOut(_Scores, Decoder):
+    """The same decoder, for TensorFlow alone: LiteRT has no fast kernel for this order."""
+
+
+@dataclass(frozen=True)
+class LaidOutCrossed(_Scores, Crossed):
+    """The same decoder after its sources."""
+
+
+@dataclass(frozen=True)
+class LaidOutPair(_Scores, EncoderDecoder):
+    """The same encoder-decoder."""
+
+    def after(self, crossed: Any, source_mask: Any) -> Decoder:
+        return LaidOutCrossed(
+            self.family, self.config, self.layers, crossed, source_mask, head=self.head
+        )
+
+
+def prepared(decoder: Any, precision: str = "float32") -> Any:
+    """The fastest decoder, or encoder-decoder, on the same weights, which must not change any more.
 
     Tied embeddings are copied for the logits. For "bfloat16" see `in_bfloat16`. Raises
     SettingError for any other precision.
@@ -53,12 +85,13 @@ def prepared(decoder: Decoder, precision: str = "float32") -> LaidOut:
     return replace(made, head=tf.Variable(tf.transpose(table), trainable=False))
 
 
-def laid_out(decoder: Decoder) -> LaidOut:
-    """The decoder on the same weights; only rounding differs."""
-    return LaidOut(**{field.name: getattr(decoder, field.name) for field in fields(Decoder)})
+def laid_out(decoder: Any) -> Any:
+    """The decoder, or encoder-decoder, on the same weights; only rounding differs."""
+    kind = LaidOutPair if isinstance(decoder, EncoderDecoder) else LaidOut
+    return kind(decoder.family, decoder.config, decoder.layers)
 
 
-def in_bfloat16(decoder: Decoder) -> LaidOut:
+def in_bfloat16(decoder: Any) -> Any:
     """The decoder with bfloat16 kernels in its blocks, half of their memory.
 
     The Dense layers of the blocks are changed: they cannot be trained or saved any more.
@@ -69,9 +102,10 @@ def in_bfloat16(decoder: Decoder) -> LaidOut:
         raise SettingError(
             f"--precision bfloat16: this model is {decoder.dtype} already. Leave the option out."
         )
-    for number in range(decoder.num_layers):
-        for layer in _dense(decoder.layers[f"layer_{number}"]):
-            _round(layer)
+    for name, block in decoder.layers.items():
+        if re.fullmatch(BLOCKS, name):
+            for layer in _dense(block):
+                _round(layer)
     return laid_out(decoder)
 
 

@@ -44,10 +44,21 @@ class GenerationSettings(Settings):
     """No sequence of so many tokens appears twice in prompt and text; 0 allows all."""
     bad_words: tuple[TokenIds, ...] = ()
     """Sequences of token ids that must not appear."""
+    min_new_tokens: int = Field(0, ge=0)
+    """Before so many tokens no stop id is written."""
+    forced_first_id: int | None = Field(None, ge=0)
+    """The first token of every text: mBART's language, BART's start."""
+    forced_last_id: int | None = Field(None, ge=0)
+    """The token at the place of `max_new_tokens`, where a text has not ended before."""
     num_beams: int = Field(1, ge=1, le=64)
     """Above 1: beam search of that width."""
     length_penalty: float = Field(1.0, allow_inf_nan=False)
     """Beam search divides a text's log-probability by length to this power."""
+    coverage_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Beam search with sources: so many times the coverage of Wu et al. 2016 is added to a text's
+    score, which is 0 where every token of the source was looked at and below 0 elsewhere."""
+    renormalize: bool = False
+    """Beam search makes probabilities sum to 1 again after penalties have barred tokens."""
     early_stopping: bool | Literal["never"] = False
     """When beam search ends: see docs/generation.md."""
     num_return_sequences: int = Field(1, ge=1, le=1024)
@@ -73,6 +84,11 @@ class GenerationSettings(Settings):
             raise ValueError(
                 f"temperature 0 writes the same text {self.num_return_sequences} times; set a "
                 "temperature above 0, or num_beams to at least num_return_sequences"
+            )
+        if self.num_beams == 1 and self.coverage_penalty > 0:
+            raise ValueError(
+                f"coverage_penalty {self.coverage_penalty:g} changes what beam search finds, and "
+                "num_beams is 1; raise num_beams or set coverage_penalty to 0"
             )
         if any(not word or min(word) < 0 for word in self.bad_words):
             raise ValueError("bad_words must be sequences of at least one token id")
@@ -115,6 +131,12 @@ class Rows(NamedTuple):
     """int32 [B, W, N]: W sequences of at most N ids, filled up with NO_ID from the left"""
     stop_ids: tf.Tensor
     """int32 [B, K], filled up with NO_ID"""
+    min_new_tokens: tf.Tensor
+    """int32 [B]"""
+    forced_first_id: tf.Tensor
+    """int32 [B]; NO_ID: none"""
+    forced_last_id: tf.Tensor
+    """int32 [B]; NO_ID: none"""
     seed: tf.Tensor
     """int32 [B]"""
     number: tf.Tensor
@@ -137,6 +159,8 @@ class Features:
     """The longest n-gram that may be barred from repeating."""
     bad_word: int = 0
     """Ids in the longest bad word."""
+    forced: bool = False
+    """Forced ids and a least number of tokens."""
     log_probabilities: bool = True
 
     def __or__(self, other: Features) -> Features:
@@ -146,24 +170,39 @@ class Features:
             self.penalties or other.penalties,
             max(self.ngram, other.ngram),
             max(self.bad_word, other.bad_word),
+            self.forced or other.forced,
             self.log_probabilities or other.log_probabilities,
         )
 
 
 def features(settings: GenerationSettings) -> Features:
     """What these settings need, in few kinds, so that few graphs are made: greedy, sampling, and
-    everything. Sizes are rounded up."""
+    everything. Sizes are rounded up. Beam search, and forced ids, cost nothing that they need not:
+    their settings are those of a checkpoint, and the same for all its texts."""
     sampling = settings.temperature > 0
+    forced = (
+        settings.forced_first_id is not None,
+        settings.forced_last_id is not None,
+        settings.min_new_tokens > 0,
+    )
     penalties = (
         settings.repetition_penalty != 1,
         settings.presence_penalty != 0,
         settings.frequency_penalty != 0,
-        settings.no_repeat_ngram > 0,
-        bool(settings.bad_words),
     )
-    if not any(penalties):
-        return Features(sampling=sampling, filters=sampling)
+    exact = settings.num_beams > 1 or any(forced)
     longest = max(map(len, settings.bad_words), default=1)
+    if exact:
+        return Features(
+            sampling=sampling,
+            filters=sampling,
+            penalties=any(penalties),
+            ngram=_rounded(settings.no_repeat_ngram) if settings.no_repeat_ngram else 0,
+            bad_word=_rounded(longest) if settings.bad_words else 0,
+            forced=any(forced),
+        )
+    if not any((*penalties, settings.no_repeat_ngram > 0, settings.bad_words)):
+        return Features(sampling=sampling, filters=sampling)
     return Features(
         sampling=True,
         filters=True,
@@ -181,7 +220,8 @@ def _rounded(size: int) -> int:
 FLOATS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
-INTEGERS = ("top_k", "no_repeat_ngram", "seed")
+INTEGERS = ("top_k", "no_repeat_ngram", "min_new_tokens", "seed")
+IDS = ("forced_first_id", "forced_last_id")
 
 
 def rows(
@@ -195,6 +235,9 @@ def rows(
         fields[name] = np.array([getattr(one, name) for one in settings], np.float32)
     for name in INTEGERS:
         fields[name] = np.array([getattr(one, name) for one in settings], np.int32)
+    for name in IDS:
+        given = [getattr(one, name) for one in settings]
+        fields[name] = np.array([NO_ID if one is None else one for one in given], np.int32)
     longest = _rounded(max((len(word) for one in settings for word in one.bad_words), default=1))
     most = max(len(one.bad_words) for one in settings)
     words = np.full((len(settings), most, longest), NO_ID, np.int32)

@@ -39,6 +39,14 @@ class Request:
     """Which of its prompt's texts this is, from 0: with the seed it gives the random numbers."""
     number: int = 0
     """For the caller."""
+    source: Sequence[int] = ()
+    """What it is written after, where the model reads sources; of each prompt its own."""
+
+    @property
+    def reading(self) -> int:
+        """Tokens that are read at once."""
+        return max(len(self.prompt), len(self.source))
+
     ids: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
 
@@ -105,17 +113,21 @@ class Slots:
             self._keep([row for row in range(len(self.requests)) if row != place])
 
     def _read(self, requests: Sequence[Request]) -> tuple[State, list[Request]]:
-        prompts = list({id(one.prompt): one.prompt for one in requests}.values())
-        place = {id(prompt): i for i, prompt in enumerate(prompts)}
-        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        token_ids = np.zeros([len(prompts), lengths.max()], np.int32)
-        for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = prompt
+        first = {id(one.prompt): one for one in requests}
+        place = {name: i for i, name in enumerate(first)}
+        token_ids, lengths = padded([one.prompt for one in first.values()])
+        source = [one.source for one in first.values()]
         repeats = np.array([place[id(one.prompt)] for one in requests], np.int32)
         needs = reduce(or_, (features(one.settings) for one in requests))
         size = caches.capacity(int(lengths.max()) + 1)
         state = self.engine.read(
-            token_ids, lengths, self._settings_of(requests), needs, size, repeats
+            token_ids,
+            lengths,
+            self._settings_of(requests),
+            needs,
+            size,
+            repeats,
+            padded(source) if any(source) else (),
         )
         return state, list(requests)
 
@@ -165,15 +177,24 @@ class Slots:
         return 0 if self._state is None else self._state.ids.shape[1]
 
 
+def padded(rows: Sequence[Sequence[int]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [B, P] filled up on the right, lengths int32 [B]); P is the longest, or `width`."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    token_ids = np.zeros([len(rows), width or int(lengths.max())], np.int32)
+    for row, ids in enumerate(rows):
+        token_ids[row, : len(ids)] = ids
+    return token_ids, lengths
+
+
 def _groups(requests: Sequence[Request]) -> list[list[Request]]:
     """Requests in order of length, cut where prompts become too uneven or too many."""
     groups: list[list[Request]] = []
-    for request in sorted(requests, key=lambda one: len(one.prompt)):
-        length = len(request.prompt)
+    for request in sorted(requests, key=lambda one: one.reading):
+        length = request.reading
         group = groups[-1] if groups else None
         if group is not None:
             prompts = len({id(one.prompt) for one in [*group, request]})
-            even = length <= UNEVEN * max(len(group[0].prompt), caches.BUCKET)
+            even = length <= UNEVEN * max(group[0].reading, caches.BUCKET)
             if even and prompts * length**2 <= PAIRS:
                 group.append(request)
                 continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from tfllm.generation import cache as caches
+from tfllm.generation import source as sources
 from tfllm.generation.penalties import penalised
 from tfllm.generation.samplers import choose
 from tfllm.generation.settings import Features, Rows
@@ -37,6 +38,8 @@ class State(NamedTuple):
     """int32 [B]: RUNNING, STOPPED or FULL"""
     cache: caches.Cache
     """Keys and values of the tokens before the last one"""
+    source: sources.AnySource = sources.NOTHING
+    """What each row writes after, where the model reads sources"""
 
 
 def begin(
@@ -47,19 +50,21 @@ def begin(
     features: Features,
     size: tf.Tensor | int,
     repeats: tf.Tensor | None = None,
+    source: sources.AnySource = sources.NOTHING,
 ) -> State:
     """Reads prompts and chooses the first new token of each row.
 
     `token_ids` int32 [U, P] are U prompts filled up on the right, of `lengths` int32 [U], each at
     least 1. `size` is the room C of a row, more than every length. `repeats` int32 [B] names the
-    prompt of each row where rows share prompts; without it rows are prompts.
+    prompt of each row where rows share prompts; without it rows are prompts. `source` holds the
+    source of each prompt.
     """
     longest = _shape(token_ids)[1]
-    logits, cache = read(decoder, token_ids, lengths, size)
+    logits, cache = read(sources.after(decoder, source), token_ids, lengths, size)
     ids = tf.where(tf.range(longest)[None] < lengths[:, None], token_ids, 0)
     if repeats is not None:
         logits, ids, lengths = (tf.gather(one, repeats) for one in (logits, ids, lengths))
-        cache = caches.mapped(lambda stored: tf.gather(stored, repeats), cache)
+        cache, source = tf.nest.map_structure(lambda one: tf.gather(one, repeats), (cache, source))
     ids = tf.pad(ids, [[0, 0], [0, size - longest]])
     state = State(
         ids=ids,
@@ -68,6 +73,7 @@ def begin(
         prompt_lengths=lengths,
         finished=tf.zeros_like(lengths),
         cache=cache,
+        source=source,
     )
     return _with_next(state, logits, rows, features)
 
@@ -95,6 +101,7 @@ def advance(
 ) -> State:
     """Feeds the last token of each row and chooses the next. Finished rows stay as they are."""
     place = state.lengths - 1
+    decoder = sources.after(decoder, state.source)
     logits, cache = step(decoder, last_ids(state), place, state.cache, writer)
     return _with_next(state._replace(cache=cache), logits, rows, features)
 
@@ -157,12 +164,16 @@ def specs(decoder: Decoder, dtype: tf.DType) -> State:
         prompt_lengths=tf.TensorSpec([None], tf.int32, "prompt_lengths"),
         finished=tf.TensorSpec([None], tf.int32, "finished"),
         cache=caches.specs(decoder, dtype),
+        source=sources.specs(decoder, dtype),
     )
 
 
 def joined(first: State, second: State) -> State:
     """The rows of both; both must have the same capacity."""
-    return tf.nest.map_structure(lambda a, b: tf.concat([a, b], axis=0), first, second)
+    source = sources.joined(first.source, second.source)
+    pair = (one._replace(source=sources.NOTHING) for one in (first, second))
+    both = tf.nest.map_structure(lambda a, b: tf.concat([a, b], axis=0), *pair)
+    return both._replace(source=source)
 
 
 def kept(state: State, rows: tf.Tensor) -> State:

@@ -6,21 +6,21 @@ generator.generate(["Once upon a time"], GenerationSettings(max_new_tokens=50))[
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation import products
-from tfllm.generation.engine import ROWS, Engine, Result
-from tfllm.generation.settings import GenerationSettings
+from tfllm.generation.engine import ROWS, Engine, OnToken, Result
+from tfllm.generation.settings import GenerationSettings, made
 from tfllm.models.decoding import decoder
 from tfllm.tokenizers.streaming import TextStream
 
 # on_text(number of the text, piece): called as soon as a piece is certain.
 OnText = Callable[[int, str], None]
-Truncate = Literal["left"]
+Truncate = Literal["left", "right"]
 
 CONTEXT = 8  # tokens of a prompt that decide how the text after it begins (with a space or not)
 
@@ -40,10 +40,16 @@ class Text:
     """Of each token, under the model itself."""
     score: float | None = None
     """Of beam search."""
+    token_ids: tuple[int, ...] = ()
+    """The tokens that `token_count` counts."""
 
 
 class TextGenerator:
     """Writes texts with the model of one checkpoint. One thread at a time may use it."""
+
+    kind = "causal_lm"
+    given = "after prompts"
+    instead = "Give a causal language model, or use tfllm predict."
 
     def __init__(
         self,
@@ -58,15 +64,15 @@ class TextGenerator:
         `precision` "bfloat16" changes the checkpoint's model: see `products.in_bfloat16`. Raises
         SettingError where the checkpoint's task is not to write text.
         """
-        if checkpoint.task.kind != "causal_lm":
+        if checkpoint.task.kind != self.kind:
             raise SettingError(
                 f"This model is for {checkpoint.task.kind.replace('_', ' ')} and cannot write "
-                "text. Give a causal language model, or use tfllm predict."
+                f"text {self.given}. {self.instead}"
             )
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
         if engine is None:
-            made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+            made = self._model(checkpoint)
             engine = Engine(products.prepared(made, precision), max_rows=max_rows)
         self.engine = engine
 
@@ -103,9 +109,7 @@ class TextGenerator:
             raise SettingError("--stop: an empty text ends every text at once. Leave it out.")
         each = settings.num_return_sequences
         listeners = [
-            Listener(
-                TextStream(self.tokenizer), stop, ids[number // each][-CONTEXT:] if prompts else ()
-            )
+            Listener(self._stream(), stop, self._context(ids[number // each]) if prompts else ())
             for number in range(len(ids) * each)
         ]
 
@@ -116,17 +120,36 @@ class TextGenerator:
             return listeners[number].stopped
 
         listens = on_text is not None or bool(stop)
-        results = self.engine.generate(
+        results = self._written(
             ids,
             self.with_stop_ids(settings),
             on_token if listens else None,
-            steps=1 if on_text else None,
+            1 if on_text else None,
         )
         texts = []
         for number, (listener, result) in enumerate(zip(listeners, results, strict=True)):
             prompt = prompts[number // each] if prompts else ""
             texts.append(self._ended(number, prompt, listener, result, on_text))
         return texts
+
+    def _model(self, checkpoint: Checkpoint) -> Any:
+        return decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+
+    def _stream(self) -> TextStream:
+        return TextStream(self.tokenizer)
+
+    def _context(self, ids: Sequence[int]) -> Sequence[int]:
+        """Tokens before a text that decide how it begins."""
+        return ids[-CONTEXT:]
+
+    def _written(
+        self,
+        ids: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        on_token: OnToken | None,
+        steps: int | None,
+    ) -> list[Result]:
+        return self.engine.generate(ids, settings, on_token, steps=steps)
 
     def encode(
         self, prompt: str, settings: GenerationSettings, truncate: Truncate | None = None
@@ -140,6 +163,11 @@ class TextGenerator:
                     "a prompt of at least one character."
                 )
             ids = [self.tokenizer.start_id]
+        if truncate == "right":
+            raise SettingError(
+                "--truncate right: the end of a prompt is what a text goes on from. Write "
+                "--truncate left."
+            )
         return self.cut(ids, settings) if truncate == "left" else ids
 
     def cut(self, ids: list[int], settings: GenerationSettings) -> list[int]:
@@ -151,6 +179,24 @@ class TextGenerator:
         if room > 1 and ids[0] == self.tokenizer.start_id:
             return [ids[0], *ids[-(room - 1) :]]
         return ids[-room:]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        settings: GenerationSettings,
+        truncate: Truncate | None = None,
+    ) -> list[int]:
+        """A conversation's tokens, as the chat template writes it. Raises TokenizerError."""
+        ids = self.tokenizer.chat(messages)
+        return self.cut(ids, settings) if truncate == "left" else ids
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises SettingError for tokens that cannot be continued."""
+        self.engine.check(ids)
+
+    def defaults(self, **given: Any) -> GenerationSettings:
+        """The settings of `given` fields that are not None. Raises SettingError."""
+        return made(**{name: value for name, value in given.items() if value is not None})
 
     def with_stop_ids(self, settings: GenerationSettings) -> GenerationSettings:
         """The settings with the model's own stop ids."""
@@ -183,6 +229,7 @@ class TextGenerator:
             finish_reason="stop" if listener.stopped else result.finish_reason,
             log_probabilities=result.log_probabilities[: listener.tokens],
             score=result.score,
+            token_ids=tuple(result.ids[: listener.tokens]),
         )
 
 

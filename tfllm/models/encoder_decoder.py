@@ -39,6 +39,11 @@ class EncoderDecoder:
         return self.config.num_heads
 
     @property
+    def num_key_value_heads(self) -> int:
+        """The same: every head has keys and values of its own."""
+        return self.config.num_heads
+
+    @property
     def head_dim(self) -> int:
         return self.config.head_dim
 
@@ -116,6 +121,8 @@ class Crossed(Decoder):
 
     crossed: tuple[KeysAndValues, ...] = ()
     source_mask: Any = None
+    alignments: list[Any] | None = None
+    """Takes, at every call, each layer's weights on the source (R, H, T, S)."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -130,7 +137,7 @@ class Crossed(Decoder):
     ) -> tuple[Any, tuple[KeysAndValues, ...]]:
         return FAMILIES[self.family].forward(
             self.layers, self.config, token_ids, positions, allowed, self.crossed,
-            self.source_mask, cache,
+            self.source_mask, cache, self.alignments,
         )  # fmt: skip
 
 
