@@ -174,6 +174,10 @@ def test_schedules():
     ending = optimizers.Schedule(1.0, "cosine", warmup=2, steps=8, final=0.1)
     assert [round(float(ending(step)), 4) for step in (1, 2, 5, 8, 9)] == [0.5, 1.0, 0.55, 0.1, 0.1]
     assert rates("constant") == [0.0, 0.5, 1.0, 1.0, 1.0]
+    # transformers' get_inverse_sqrt_schedule: the root of warmup / step.
+    assert rates("inverse_sqrt") == [0.0, 0.5, 1.0, 0.6325, 0.5]
+    cold = optimizers.Schedule(1.0, "inverse_sqrt", warmup=0, steps=8)
+    assert [round(float(cold(step)), 4) for step in (0, 30_000)] == [1.0, 0.5]
     assert optimizers.warmup_steps(0.1, 95) == 10
     assert optimizers.warmup_steps(100, 1000) == 100
     assert optimizers.warmup_steps(0.0, 10) == 0

@@ -15,6 +15,8 @@ tfllm predict hf://sentence-transformers/all-MiniLM-L6-v2 --input lines.txt --ou
 tfllm predict exports/squad '{"question": "Who?", "context": "Ada wrote it."}'
 
 cat reviews.txt | tfllm predict exports/sst2/model.tflite --input -
+
+tfllm predict runs/multi30k "A man sleeps on a sofa." --set num_beams=4 --set max_new_tokens=60
 """
 
 
@@ -30,8 +32,15 @@ def predict(
     output: Annotated[str | None, typer.Option(help="File for the lines; stdout if unset.")] = None,
     set: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="How --input is read, e.g. columns.text=sentence."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="How --input is read, e.g. columns.text=sentence; how texts are written after "
+            "sources, e.g. num_beams=4.",
+        ),
     ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Written texts: cut sources that are too long.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs answered at once.")] = 32,
 ) -> None:
     """Answers, one JSON line per input, in the order of the inputs."""
@@ -41,14 +50,16 @@ def predict(
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.errors import SettingError
     from tfllm.evaluation import inputs
-    from tfllm.evaluation.harness import open_model
+    from tfllm.evaluation.harness import check_writing, open_model
     from tfllm.evaluation.reading import settings_for
 
     if bool(texts) == bool(input):
         raise SettingError("Give either texts or --input FILE (- for standard input).")
+    overrides = [*(set or []), *(["truncate=true"] if truncate else [])]
+    settings = settings_for(model, input or "", overrides)
     if input:
-        examples = inputs.read_inputs(input, settings_for(model, input, set or []))
-    elif set:
+        examples = inputs.read_inputs(input, settings)
+    elif settings.reading != settings_for(model, "").reading:
         raise SettingError("--set says how --input is read. Give --input FILE, or leave it out.")
     else:
         examples = inputs.from_texts(texts or [])
@@ -56,9 +67,10 @@ def predict(
     examples = itertools.chain([next(examples)], examples)
     predictor = open_model(model)
     examples = inputs.check(examples, predictor.task)
+    writing = check_writing(settings.writing, predictor.task)
     with result_file(output) as file, progress_bar("answered") as advance:
         while chunk := list(itertools.islice(examples, CHUNK_BATCHES * batch_size)):
-            for answer in predictor.answers(chunk, batch_size, advance):
+            for answer in predictor.answers(chunk, batch_size, advance, **writing):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
             file.flush()
 

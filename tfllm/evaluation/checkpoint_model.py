@@ -10,15 +10,20 @@ from tfllm.checkpoints import store
 from tfllm.checkpoints.store import Checkpoint
 from tfllm.evaluation.language_model import LanguagePredictor
 from tfllm.evaluation.predictor import Inputs, RowPredictor
+from tfllm.evaluation.source_model import SourcePredictor
 
 
-def open_checkpoint(source: str | Checkpoint) -> RowPredictor | LanguagePredictor:
+def open_checkpoint(
+    source: str | Checkpoint,
+) -> RowPredictor | LanguagePredictor | SourcePredictor:
     """The checkpoint at `source` (or already loaded), its model compiled for any length."""
     import tensorflow as tf
 
     checkpoint = store.load(source) if not isinstance(source, Checkpoint) else source
     if checkpoint.task.kind == "causal_lm":
         return LanguagePredictor(checkpoint, _facts(source, checkpoint))
+    if checkpoint.task.kind == "seq2seq":
+        return SourcePredictor(checkpoint, _facts(source, checkpoint))
     model = checkpoint.model
     names = list(model.input)
     forward = tf.function(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from tfllm.data import sources
@@ -34,8 +33,9 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pretraining": (("text",),),
     "next_sentence": (("text", "text_pair"),),
     "causal_lm": (("text",), ("prompt",), ("messages",)),
+    "seq2seq": (("source",), ("text",)),
 }
-GOLD = ("label", "tags", "answers")
+GOLD = ("label", "tags", "answers", "target")
 
 
 def read_inputs(path: str, settings: Reading | None = None) -> Iterator[dict[str, Any]]:
@@ -45,8 +45,7 @@ def read_inputs(path: str, settings: Reading | None = None) -> Iterator[dict[str
     standard input, a beginning "{" means JSON lines and anything else plain text.
     """
     settings = settings or Reading()
-    ending = Path(path.removesuffix(".gz")).suffix.lower()
-    format = settings.format or sources.ENDINGS.get(ending) or _looks_like(path)
+    format = settings.format or sources.known_format(path) or _looks_like(path)
     if format == "text":
         for number, line in read_lines(path):
             yield {"text": line, "_where": f"{path}:{number}"}
@@ -87,7 +86,8 @@ def _check_field(example: dict[str, Any], name: str, task: Task) -> None:
     if name == "messages":
         messages_of(example)
         return
-    texts = value if name == "words" else [value]
+    several = name == "words" or (name == "source" and isinstance(value, list))
+    texts = value if several else [value]
     if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
         if any(SURROGATE.search(text) for text in texts):
             raise DataError(

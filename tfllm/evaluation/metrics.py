@@ -15,6 +15,7 @@ from tfllm.evaluation.embedding import embedding
 from tfllm.evaluation.language import language
 from tfllm.evaluation.span_answers import question_answering
 from tfllm.evaluation.tagging import token_classification
+from tfllm.evaluation.text_to_text import text_to_text
 from tfllm.tasks import Task
 
 Measure = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
@@ -59,9 +60,11 @@ METRICS: dict[str, Measure] = {
     "pretraining": pretraining,
     "next_sentence": single_label,
     "causal_lm": language,
+    "seq2seq": text_to_text,
 }
 
-# The one number that stands for a task where only one can: higher is better, 1 is perfect.
+# The one number that stands for a task where only one can: higher is better, 1 is perfect (of BLEU
+# and chrF 100).
 HEADLINES: dict[str, tuple[str, ...]] = {
     "single_label": ("accuracy",),
     "multi_label": ("f1_micro",),
@@ -73,6 +76,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "pretraining": ("accuracy_at_1",),
     "next_sentence": ("accuracy",),
     "causal_lm": ("last_word_accuracy", "next_token_accuracy"),
+    "seq2seq": ("bleu",),
 }
 
 
@@ -82,7 +86,8 @@ def measure(
     examples: Sequence[dict[str, Any]],
     **options: Any,
 ) -> dict[str, Any]:
-    """The measures of the task's kind. `options` go to it: `language` for question answering."""
+    """The measures of the task's kind. `options` go to it: `language` for question answering,
+    `tokenize` for written texts."""
     return METRICS[_kind(task)](answers, examples, **options)
 
 

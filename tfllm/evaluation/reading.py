@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfllm import config
-from tfllm.data.sources import ENDINGS, Reading
+from tfllm.data.sources import Reading, known_format
 from tfllm.evaluation.span_answers import Language
+from tfllm.evaluation.text_to_text import Tokenize
+from tfllm.generation.given import GivenSettings
 
 
-class Settings(Reading):
-    """The keys of `--set`."""
+class Settings(Reading, GivenSettings):
+    """The keys of `--set`; those of GivenSettings are for texts that are written after sources."""
 
     language: Language = "auto"
     """Rules for span answers: "en" (SQuAD), "zh" (CMRC), or found per example."""
@@ -27,10 +29,21 @@ class Settings(Reading):
     measure: Literal["all", "last_word"] = "all"
     """Language models: all tokens, or the last word of every text (LAMBADA)."""
 
+    tokenize: Tokenize = "auto"
+    """Written texts: what words are for BLEU, as sacrebleu names it; auto: zh or 13a."""
+    truncate: bool | None = None
+    """Written texts: cut sources that are too long; unset: what the model's task says."""
+
     @property
     def options(self) -> dict[str, Any]:
         """What concerns the measures."""
-        return {name: getattr(self, name) for name in ("language", "stride", "measure")}
+        names = ("language", "stride", "measure", "tokenize")
+        return {**{name: getattr(self, name) for name in names}, "writing": self.writing}
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """What concerns how texts are written, as far as it is given."""
+        return self.given | ({} if self.truncate is None else {"truncate": self.truncate})
 
     @property
     def reading(self) -> Reading:
@@ -59,7 +72,7 @@ def _recorded(model: Path, path: str) -> dict[str, Any]:
     }
     if endings:
         return known if _ending(path) in endings else {}
-    return known if known.get("format") in (None, ENDINGS.get(_ending(path))) else {}
+    return known if known.get("format") in (None, known_format(path)) else {}
 
 
 def _of_run(model: Path) -> dict[str, Any]:

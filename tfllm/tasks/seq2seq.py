@@ -208,8 +208,8 @@ class Seq2Seq(Task):
         if length > room and not (self.truncate if truncate is None else truncate):
             raise DataError(
                 f"{where(example)}the {name} has {length} tokens, and task.{setting} is {room}. "
-                "Raise it, shorten the text, or cut such texts: task.truncate: true (of a trained "
-                "model: --set truncate=true)."
+                "Raise it, shorten the text, or cut such texts: task.truncate: true, or of a "
+                "trained model --truncate."
             )
 
     def _tell(self, left_out: Sequence[Example], count: int) -> None:

@@ -131,10 +131,9 @@ def _add_specials(rust: Any, tokens: Sequence[str]) -> None:
 
 def _form(rust: Any, source: str | Path) -> Form:
     """The special tokens that the file's post-processor puts around texts, seen from probes."""
-    first, second = (
-        rust.encode(text, add_special_tokens=False).ids for text in (PROBE, PROBE_PAIR)
-    )
-    single, pair = rust.encode(PROBE), rust.encode(PROBE, PROBE_PAIR)
+    probes = _probes(rust)
+    first, second = (rust.encode(text, add_special_tokens=False).ids for text in probes)
+    single, pair = rust.encode(probes[0]), rust.encode(*probes)
     try:
         before, after = _around(single.ids, first)
         start, rest = _around(pair.ids, first)
@@ -158,6 +157,20 @@ def _form(rust: Any, source: str | Path) -> Form:
         tuple(types[place : place + len(between)]),
         types[place + len(between)] if second else 0,
     )
+
+
+def _probes(rust: Any) -> tuple[str, str]:
+    """Two texts that have tokens: the usual ones, or a small vocabulary's own letter."""
+
+    def length(text: str) -> int:
+        return len(rust.encode(text, add_special_tokens=False).ids)
+
+    if length(PROBE) and length(PROBE_PAIR):
+        return PROBE, PROBE_PAIR
+    special = {token.content for token in rust.get_added_tokens_decoder().values()}
+    letters = (token for token in sorted(rust.get_vocab()) if token not in special)
+    letter = next((token for token in letters if length(token)), None)
+    return (PROBE, PROBE_PAIR) if letter is None else (letter, letter + letter)
 
 
 def _around(row: list[int], inner: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,6 +13,8 @@ from tfllm.training.adamw import AdamW
 if TYPE_CHECKING:
     from tfllm.training.recipe import TrainSettings
 
+ROOT_STEPS = 10_000  # after which an inverse square root without warm-up is at the root of one half
+
 # What carries no weight decay: biases and the scales of normalisations (Devlin et al. 2019 A.3).
 UNDECAYED = ("bias", "beta", "gamma", "scale")
 
@@ -23,9 +25,11 @@ def warmup_steps(warmup: float, steps: int) -> int:
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0, then linear or cosine decay to `final`, or constant.
+    """Linear warm-up from 0, then decay to `final`: linear, cosine, inverse_sqrt, or constant.
 
-    Step n (from 0) of `steps` uses the multiplier of transformers' get_*_schedule_with_warmup.
+    Step n (from 0) of `steps` uses the multiplier of transformers' get_*_schedule_with_warmup; of
+    "inverse_sqrt" the root of warmup / n, which is Vaswani et al. 2017, section 5.3, with `peak` in
+    the place of (hidden_dim * warmup)**-0.5. It does not depend on `steps`.
     """
 
     def __init__(self, peak: float, kind: str, warmup: int, steps: int, final: float = 0.0):
@@ -40,6 +44,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
             fall = 1.0 - done
         elif self.kind == "cosine":
             fall = 0.5 * (1.0 + ops.cos(math.pi * done))
+        elif self.kind == "inverse_sqrt":
+            scale = self.warmup or ROOT_STEPS
+            fall = ops.sqrt(scale / ops.maximum(step - self.warmup + scale, 1.0))
         else:
             fall = ops.ones_like(done)
         decayed = self.final + (self.peak - self.final) * fall

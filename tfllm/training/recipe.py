@@ -106,8 +106,9 @@ class TrainSettings(Settings):
     this number of padded tokens."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """The highest learning rate."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it falls to final_learning_rate after the warm-up."""
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = "linear"
+    """How it falls after the warm-up: to final_learning_rate at the last step, or with the inverse
+    root of the step (Vaswani et al. 2017), whenever the last one is."""
     final_learning_rate: float = Field(default=0.0, ge=0)
     """The learning rate at the last step, where the schedule is not constant."""
     warmup: float = Field(default=0.06, ge=0)

@@ -1,0 +1,99 @@
+"""How good written texts are: BLEU, chrF and TER by sacrebleu, ROUGE, and how likely the targets.
+
+Source: Papineni et al. 2002 (BLEU), Popović 2015 (chrF), Snover et al. 2006 (TER), Post 2018
+(sacrebleu and its signatures).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from tfllm.evaluation.rouge import is_chinese, rouge
+from tfllm.tasks.seq2seq import source_of, targets_of
+
+Tokenize = Literal["auto", "13a", "zh", "char", "intl", "none"]
+
+SAMPLES = 20  # texts that are shown beside their sources and targets
+
+
+def text_to_text(
+    answers: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+    *,
+    tokenize: Tokenize = "auto",
+) -> dict[str, Any]:
+    """Measures of answers `{"text"}` against the field `target` (one text, or several right ones).
+
+    `tokenize` is sacrebleu's of BLEU; "auto" is zh where the targets are Chinese, else 13a. BLEU,
+    chrF and TER are as sacrebleu prints them, 0 to 100; ROUGE is 0 to 1; `length_ratio` is BLEU's:
+    words written per word of the references. Where answers have `log_probability`, `token_count`
+    and `correct` (of the first target's tokens), also `loss`, `perplexity` and `accuracy`. Of the
+    texts, `samples` are SAMPLES at even distances.
+    """
+    measured: dict[str, Any] = {}
+    if "text" in answers[0]:
+        texts = [answer["text"] for answer in answers]
+        references = [targets_of(example) for example in examples]
+        chinese = is_chinese([text for several in references for text in several])
+        if tokenize == "auto":
+            tokenize = "zh" if chinese else "13a"
+        measured |= scores(texts, references, tokenize) | rouge(texts, references, chinese=chinese)
+    if "log_probability" in answers[0]:
+        measured |= likelihood(answers)
+    if "text" in answers[0]:
+        measured["samples"] = samples(answers, examples)
+    return measured
+
+
+def scores(
+    texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str
+) -> dict[str, Any]:
+    """BLEU, chrF and TER of a corpus, each with its signature."""
+    from sacrebleu.metrics import BLEU, CHRF, TER
+
+    most = max(map(len, references))
+    # sacrebleu's streams: the first references of all texts, the second ones, ...
+    streams: Any = [
+        [several[number] if number < len(several) else None for several in references]
+        for number in range(most)
+    ]
+    bleu = BLEU(tokenize=tokenize)
+    found = bleu.corpus_score(list(texts), streams)
+    measured: dict[str, Any] = {"bleu": found.score}
+    signatures = {"bleu": str(bleu.get_signature())}
+    asian = tokenize in ("zh", "char")  # without spaces between words
+    for name, metric in (("chrf", CHRF()), ("ter", TER(normalized=asian, asian_support=asian))):
+        measured[name] = metric.corpus_score(list(texts), streams).score
+        signatures[name] = str(metric.get_signature())
+    measured["length_ratio"] = found.sys_len / max(1, found.ref_len)
+    measured |= {f"{name}_signature": text for name, text in signatures.items()}
+    return measured
+
+
+def likelihood(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Loss, perplexity and accuracy over the tokens of all targets, told one after another."""
+    count = sum(answer["token_count"] for answer in answers)
+    loss = -sum(answer["log_probability"] for answer in answers) / max(1, count)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # beyond, it is no finite number
+        "accuracy": sum(answer["correct"] for answer in answers) / max(1, count),
+    }
+
+
+def samples(
+    answers: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """SAMPLES of the texts with source and target, evenly from the whole file."""
+    count = min(SAMPLES, len(answers))
+    places = [len(answers) * number // count for number in range(count)]
+    return [
+        {
+            "source": source_of(examples[place]),
+            "target": examples[place]["target"],
+            "text": answers[place]["text"],
+        }
+        for place in places
+    ]
