@@ -1,10 +1,13 @@
 """CPU time of one training step with Keras' own, fused and compiled elementwise kernels.
 
     python benchmarks/training_kernels.py --rows 64 --tokens 16
+    python benchmarks/training_kernels.py --layers 2 --width 768 --rows 16 --tokens 128 \
+        --threads 1 --kerashub
 
-The shape is MiniLM's (6 layers of 384) with random weights. The variants take turns, and the least
-CPU time of each, over all threads, is shown: other work on the machine disturbs that less than the
-clock.
+The shape is MiniLM's (6 layers of 384) where no other is given, with random weights. The variants
+take turns in one process, KerasHub's `train_on_batch` among them where it is asked for, and the
+least CPU time of each, over all threads, is shown: other work on the machine disturbs that less
+than the clock.
 """
 
 from __future__ import annotations
@@ -55,6 +58,37 @@ def build(
     return model, tf.function(model.train_step, reduce_retracing=True)
 
 
+def build_kerashub(layers: int, width: int):
+    """The same of KerasHub's BertTextClassifier and Keras' AdamW, on the same batches."""
+    import keras
+    import keras_hub
+    import tensorflow as tf
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=30522,
+        num_layers=layers,
+        num_heads=12 if width == 384 else max(2, width // 64),
+        hidden_dim=width,
+        intermediate_dim=4 * width,
+        max_sequence_length=512,
+    )
+    model = keras_hub.models.BertTextClassifier(backbone, 2, None)
+    keras.config.set_dtype_policy(before)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(5e-5, weight_decay=0.01, global_clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+    def step(data):
+        ids, labels = data[0]["token_ids"], data[1]
+        inputs = {"token_ids": ids, "segment_ids": tf.zeros_like(ids)}
+        return model.train_on_batch({**inputs, "padding_mask": tf.ones_like(ids)}, labels)
+
+    return step
+
+
 def batch(rows: int, tokens: int):
     """Random token ids of one batch, and labels."""
     import numpy as np
@@ -72,13 +106,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--kerashub", action="store_true", help="KerasHub's step beside ours")
     arguments = parser.parse_args()
-    variants = [("plain", "float32"), ("plain", "bfloat16"), ("fused", "bfloat16"),
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
+    variants = [("kerashub", "bfloat16")] if arguments.kerashub else []
+    variants += [("plain", "float32"), ("plain", "bfloat16"), ("fused", "bfloat16"),
                 ("compiled", "bfloat16")]  # fmt: skip
     data = batch(arguments.rows, arguments.tokens)
     steps, seconds = {}, {variant: [] for variant in variants}
     for variant in variants:
-        _, steps[variant] = build(*variant)
+        shape = (arguments.layers, arguments.width)
+        hub = variant[0] == "kerashub"
+        steps[variant] = build_kerashub(*shape) if hub else build(*variant, *shape)[1]
         started = time.process_time()
         steps[variant](data)
         print(f"{variant}: first step {time.process_time() - started:.1f} s", flush=True)
