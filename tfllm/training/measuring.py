@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfllm.data.batching import Batches
 from tfllm.tasks.base import Task
+from tfllm.training.texts import Texts
 
 # From (task, answers, examples) to named measures; nested ones and texts are left out.
 Measure = Callable[[Task, list[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
@@ -18,14 +19,14 @@ Measure = Callable[[Task, list[dict[str, Any]], Sequence[dict[str, Any]]], dict[
 WHOLE_VOCABULARY = ("masked_lm", "pretraining", "causal_lm", "seq2seq")
 
 # Measures of which less is better end in one of these.
-LESS_IS_BETTER = ("loss", "error", "perplexity")
+LESS_IS_BETTER = ("loss", "error", "perplexity", "ter")
 
 
 class Validation:
     """The validation examples, ready to be measured again and again.
 
     `measure` computes more than the task's own Keras metrics do (F1, correlations); the command
-    line passes that of `tfllm.evaluation`.
+    line passes that of `tfllm.evaluation`. `texts` writes texts that are measured by it.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Validation:
         batch_size: int,
         measure: Measure | None = None,
         seed: int = 0,
+        texts: Texts | None = None,
     ):
         self.task, self.examples = task, examples
+        self.texts = texts
         self.measure = None if task.kind in WHOLE_VOCABULARY else measure
         self.tokenizer = tokenizer
         self.features = task.for_epoch(task.rows(examples, tokenizer), seed, 0)
@@ -70,6 +73,9 @@ class Validation:
                     outputs[row] = output
         measured = {"loss": float(np.average(losses, weights=weights))}
         measured |= {metric.name: float(metric.result()) for metric in metrics}
+        if self.texts is not None and self.texts.settings.generate:
+            found = self.texts.while_training()
+            measured |= {name: float(value) for name, value in found.items() if number(value)}
         if self.measure is not None:
             answers = task.answers(outputs, features)
             found = self.measure(task, answers, self.examples)
@@ -79,6 +85,8 @@ class Validation:
     def names(self, model: Any) -> list[str]:
         """The names of the measures, found on a few examples."""
         names = ["loss", *(metric.name for metric in self.task.metrics())]
+        if self.texts is not None and self.texts.settings.generate:
+            names += self.texts.names()
         if self.measure is None:
             return names
         few = self.examples[:8]

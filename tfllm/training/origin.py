@@ -75,7 +75,8 @@ def start(
         else _loaded(recipe, task)
     )
     task = checkpoint.task.starting(checkpoint.start_id)
-    checkpoint = dataclasses.replace(checkpoint, task=task)
+    generation = {**checkpoint.generation, **recipe.evaluate.generation.huggingface}
+    checkpoint = dataclasses.replace(checkpoint, task=task, generation=generation)
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)
     adapted = store.create(

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tfllm.config import Settings
 from tfllm.data.settings import DataSettings
+from tfllm.generation.given import GivenSettings
 from tfllm.tasks import AnyTask
 
 Positive = Annotated[int, Field(gt=0)]
@@ -197,6 +198,11 @@ class EvaluateSettings(Settings):
     """Stop after this many measurements without a better one; needs `best`."""
     batch_size: Positive = 64
     """Rows per batch of predictions."""
+    generate: int | None = Field(default=None, ge=0)
+    """seq2seq: validation examples that texts are written for, and measured (bleu, rouge_l, ...),
+    at every measurement. Unset: at the end of the run alone, for 2,000 of them; 0: never."""
+    generation: GivenSettings = GivenSettings()
+    """seq2seq: how these texts are written, and what the checkpoint keeps as its own settings."""
 
     @model_validator(mode="after")
     def _patience_needs_best(self) -> EvaluateSettings:

@@ -41,6 +41,7 @@ from tfllm.training.profiling import Profile
 from tfllm.training.progress import Bar
 from tfllm.training.recipe import Recipe, TrainSettings
 from tfllm.training.strategies import Devices
+from tfllm.training.texts import texts_of
 from tfllm.training.watching import Watch, target_share
 
 DEFAULT_EPOCHS = 3
@@ -250,7 +251,7 @@ def _validation(recipe: Recipe, start: origin.Start, measure: Measure | None) ->
         return None
     return Validation(
         start.task, examples, start.tokenizer, recipe.evaluate.batch_size, measure,
-        recipe.train.seed,
+        recipe.train.seed, texts_of(start, examples, measure, recipe.evaluate),
     )  # fmt: skip
 
 
@@ -309,6 +310,7 @@ def _finish(keeper: Keeper, start: origin.Start, model: Any, kind: str) -> Run:
     if keeper.log is not None and (recipe.evaluate.best is None or place.best is None):
         with model.averaged():
             start.save(keeper.directory)
+    texts = keeper.validation.texts if keeper.validation and keeper.log is not None else None
     summary = {
         "name": recipe.name,
         "task": start.task.kind,
@@ -331,6 +333,7 @@ def _finish(keeper: Keeper, start: origin.Start, model: Any, kind: str) -> Run:
             if place.best is not None
             else None
         ),
+        **({"texts": texts.at_the_end(keeper.directory)} if texts is not None else {}),
         **(keeper.watch.summary() if keeper.watch is not None else {}),
         **files.surroundings(),
     }
