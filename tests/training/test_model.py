@@ -211,6 +211,23 @@ MIRRORED = """
     two, h2 = t.trained(model)
     t.close(one, two)
     np.testing.assert_allclose(h1["loss"], h2["loss"], rtol=1e-5)
+    # Devices drop different elements, the first those of a single device; and not by chance.
+    from tfllm.training import hooks
+    strategy = strategies.choose("mirrored").strategy
+    def dropped(scope):
+        with scope.scope():
+            layer = keras.layers.Dropout(0.5, seed=3)
+            model = keras.Sequential([keras.Input((64,)), layer])
+        assert hooks.fold_replica_into_dropout(model) == 1
+        step = tf.function(lambda: scope.run(lambda: model(tf.ones((1, 64)), training=True)))
+        return [v.numpy() for _ in range(2) for v in scope.experimental_local_results(step())]
+    single, again = dropped(tf.distribute.get_strategy())
+    first, second, third, fourth = dropped(strategy)
+    np.testing.assert_array_equal(first, single)
+    np.testing.assert_array_equal(third, again)
+    masks = [first, second, third, fourth]
+    assert not any(np.array_equal(masks[i], masks[j]) for i in range(4) for j in range(i))
+    assert all(np.array_equal(a, b) for a, b in zip(masks, dropped(strategy)))
     print("equal")
 """
 

@@ -187,7 +187,9 @@ def test_a_loss_that_is_no_number_names_step_and_last_state(folder, tmp_path):
         folder,
         train={"checkpoint_every": 2, "learning_rate": 1e30, "warmup": 4, "clip_norm": None},
     )
-    with pytest.raises(TrainingFailed, match=r"at step \d+\. .*train.learning_rate"):
+    with pytest.raises(
+        TrainingFailed, match=r"at step \d+\. Its batch: .*train.tsv:\d+.*train.learning_rate"
+    ):
         train(recipe, tmp_path / "run", progress=False)
     for path in (tmp_path / "run" / "state").glob("step-*/variables.safetensors"):
         assert all(np.isfinite(a).all() for a in load_file(path).values() if a.dtype.kind == "f")

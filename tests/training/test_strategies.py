@@ -112,6 +112,27 @@ def test_a_feature_makes_a_difference(trained, case):
 
 
 @pytest.mark.slow
+def test_steps_between_which_python_does_nothing_are_the_same_steps(trained):
+    directory = trained("one", tuple(EQUAL))
+    one, two = directory / "plain", directory / "steps per execution"
+    assert [line.get("loss") for line in lines(one)] == [line.get("loss") for line in lines(two)]
+    assert [path.name for path in sorted((two / "state").iterdir())] == [
+        "step-00000004", "step-00000008",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_checkpoint_has_the_averages(trained):
+    directory = trained("one", tuple(EQUAL)) / "averages"
+    weights = load_file(directory / "checkpoint" / "model.safetensors")
+    state = load_file(directory / "state" / "step-00000008" / "variables.safetensors")
+    averages = [array for name, array in state.items() if " average" in name]
+    assert len(averages) == len(weights)
+    for weight in weights.values():
+        assert any(np.array_equal(weight, average) for average in averages)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", SEVERAL)
 def test_a_run_with_dropout_is_reproducible(folder, tmp_path, strategy):
     both = []
