@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfllm.checkpoints.store import Checkpoint
+    from tfllm.pipelines import Pipeline
 
 __version__ = "0.1.0.dev0"
-__all__ = ["load", "__version__"]
+__all__ = ["load", "pipeline", "__version__"]
 
 
 def load(source: str, **options: Any) -> Checkpoint:
@@ -23,3 +24,10 @@ def load(source: str, **options: Any) -> Checkpoint:
     from tfllm.checkpoints.store import load as load_checkpoint
 
     return load_checkpoint(source, **options)
+
+
+def pipeline(task: str, model: Any = None, **options: Any) -> Pipeline:
+    """A model by the name of transformers' pipelines: see `tfllm.pipelines.pipeline`."""
+    from tfllm.pipelines import pipeline as made
+
+    return made(task, model, **options)

@@ -1,0 +1,38 @@
+"""Every block of docs/migration.md runs, with tiny random models by the names that stand there."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+import tfllm
+from tests.export.models import make
+from tests.generation import models, source_models
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "migration.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+MODELS = {
+    "models/opus-mt-en-de": source_models.checkpoint,
+    "runs/headlines": source_models.checkpoint,
+    "runs/stories": models.checkpoint,
+    "runs/sst2": lambda: make("classification"),
+    "runs/squad": lambda: make("question_answering"),
+    "runs/conll": lambda: make("token_classification"),
+}
+
+
+@functools.cache
+def loaded(name):
+    return MODELS[name]()
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_block(number, monkeypatch, capsys):
+    made = tfllm.pipeline
+    monkeypatch.setattr(
+        tfllm, "pipeline", lambda task, model, **options: made(task, loaded(model), **options)
+    )
+    monkeypatch.setattr(tfllm, "load", loaded)
+    exec(compile(BLOCKS[number], f"{PAGE.name} {number}", "exec"), {"tfllm": tfllm})
+    assert capsys.readouterr().out.strip()

@@ -1,0 +1,82 @@
+"""Pipelines by transformers' names, with tiny random models."""
+
+import dataclasses
+
+import pytest
+
+import tfllm
+from tests.generation import models, source_models
+from tests.generation.source_models import SENTENCES
+from tfllm.errors import SettingError
+from tfllm.generation.text import TextGenerator
+from tfllm.generation.text_to_text import TextToText
+
+
+@pytest.fixture(scope="module")
+def translator():
+    return tfllm.pipeline("translation", model=source_models.checkpoint())
+
+
+def test_translations_are_the_checkpoints_texts(translator):
+    writer = TextToText(source_models.checkpoint())
+    expected = [{"translation_text": text.text} for text in writer.generate(SENTENCES)]
+    assert translator(list(SENTENCES)) == expected
+    assert translator(SENTENCES[0]) == expected[:1]
+    several = translator(list(SENTENCES), num_return_sequences=2)
+    assert [one[0] for one in several] == expected
+    assert len(several[0]) == 2
+    greedy = writer.generate(SENTENCES[:1], writer.defaults(num_beams=1, max_new_tokens=4))
+    short = translator(SENTENCES[0], num_beams=1, max_length=5)
+    assert short == [{"translation_text": greedy[0].text}]
+
+
+def test_summaries_and_texts_have_their_own_names():
+    checkpoint = source_models.checkpoint()
+    for task, name in (
+        ("summarization", "summary_text"),
+        ("text2text-generation", "generated_text"),
+        ("translation_en_to_zh", "translation_text"),
+    ):
+        (answer,) = tfllm.pipeline(task, model=checkpoint, num_beams=1, max_new_tokens=2)("yes")
+        assert list(answer) == [name]
+
+
+def test_a_checkpoints_own_settings_for_a_task_are_taken():
+    checkpoint = source_models.checkpoint()
+    own = {"summarization": {"prefix": "the ", "max_length": 4, "num_beams": 1}}
+    generation = {**checkpoint.generation, "task_specific_params": own}
+    asking = dataclasses.replace(checkpoint, generation=generation)
+    (answer,) = tfllm.pipeline("summarization", model=asking)("film")
+    writer = TextToText(checkpoint)
+    expected = writer.generate(["the film"], writer.defaults(num_beams=1, max_new_tokens=3))
+    assert answer == {"summary_text": expected[0].text}
+
+
+def test_texts_go_on_with_the_prompt_in_front():
+    checkpoint = models.checkpoint()
+    pipe = tfllm.pipeline("text-generation", model=checkpoint, max_new_tokens=5)
+    writer = TextGenerator(checkpoint)
+    expected = writer.generate(["Hello"], writer.defaults(max_new_tokens=5))[0].text
+    assert pipe("Hello") == [{"generated_text": "Hello" + expected}]
+    assert pipe(["Hello"], return_full_text=False) == [[{"generated_text": expected}]]
+    sampled = pipe("Hello", do_sample=True, seed=3, num_return_sequences=2)
+    assert len(sampled) == 2
+    messages = [{"role": "user", "content": "Hi"}]
+    (answer,) = pipe(messages)
+    assert answer["generated_text"][:-1] == messages
+    assert answer["generated_text"][-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "options", "words"),
+    [
+        ("translatoin", "m", {}, "Did you mean 'translation'"),
+        ("translation", None, {}, "needs a model"),
+        ("text-generation", source_models.checkpoint, {}, "and this one is for seq2seq"),
+        ("translation", source_models.checkpoint, {"num_beam": 3}, "Did you mean 'num_beams'"),
+    ],
+    ids=["task", "model", "kind", "option"],
+)
+def test_what_there_is_not_is_named(task, model, options, words):
+    with pytest.raises(SettingError, match=words):
+        tfllm.pipeline(task, model=model() if callable(model) else model, **options)
