@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.test_run import At, same, weights
 from tfllm import config
-from tfllm.checkpoints import store
+from tfllm.checkpoints import huggingface, store
 from tfllm.errors import DataError, SettingError
 from tfllm.evaluation.metrics import measure
 from tfllm.training import optimizers
@@ -115,6 +115,27 @@ def test_adapters_on_attention_to_itself_and_to_the_source(straight, folder, tmp
         "layer_0/attention/query", "layer_0/attention/value",
         "layer_0/cross_attention/query", "cross_0/value",
     }  # fmt: skip
+
+
+def test_from_a_hugging_face_directory(straight, folder, tmp_path):
+    """A Marian that starts its targets with another token, which training takes over."""
+    checkpoint = store.load(straight.directory)
+    huggingface.write(checkpoint, tmp_path / "marian")
+    path = tmp_path / "marian" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "decoder_start_token_id": 1}))
+    path = tmp_path / "marian" / "generation_config.json"
+    settings = {**json.loads(path.read_text()), "decoder_start_token_id": 1, "num_beams": 3}
+    path.write_text(json.dumps(settings))
+    data = json.loads(recipe(folder, train={"steps": 1}).model_dump_json(exclude_none=True))
+    data["model"] = {"from": str(tmp_path / "marian")}
+    data["evaluate"]["generation"] = {"length_penalty": 0.6}
+    del data["tokenizer"]
+    run = train(config.build(data, Recipe), tmp_path / "run", progress=False)
+    trained = store.load(run.directory)
+    assert trained.task.start_id == trained.start_id == 1
+    assert trained.generation["num_beams"] == 3 and trained.generation["length_penalty"] == 0.6
+    text = (run.directory / "recipe.yaml").read_text()
+    assert "start_id: 1" in text, "what the run has learned with is told"
 
 
 def test_spans_of_plain_texts(folder, tmp_path):

@@ -130,6 +130,9 @@ def _export(names: Iterable[str], run: Run) -> None:
         export(str(run.directory), name, str(run.directory / "export" / folder))
 
 
+SHOWN_TEXTS = ("bleu", "chrf", "ter", "rouge_l", "length_ratio")
+
+
 def _report(run: Run) -> None:
     """A few lines about the run on stderr, its directory on stdout."""
     from tfllm.training.callbacks import shown
@@ -143,6 +146,9 @@ def _report(run: Run) -> None:
         lines.append(f"best {best['measure']} {best['value']:.4f} at step {best['step']}")
     elif summary.get("validation"):
         lines.append(f"validation: {shown(summary['validation'])}")
+    if texts := summary.get("texts"):
+        measured = {name: value for name, value in texts.items() if name in SHOWN_TEXTS}
+        lines.append(f"{texts['examples']} texts written: {shown(measured)}")
     lines.append(f"next: tfllm evaluate {run.directory} --data FILE")
     lines.append(f"      tfllm export {run.directory} --to savedmodel --output DIR")
     print("\n".join(lines), file=sys.stderr)
