@@ -13,9 +13,12 @@ from tfllm.checkpoints import huggingface, store
 from tfllm.errors import DataError, SettingError
 from tfllm.evaluation.metrics import measure
 from tfllm.training import optimizers
+from tfllm.training.corpora import CorpusRecipe, prepare_corpus
 from tfllm.training.logs import read as read_log
+from tfllm.training.measuring import Validation
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
+from tfllm.training.samples import samples
 
 WORDS = {"one": "eins", "two": "zwei", "six": "sechs", "ten": "zehn", "nine": "neun"}
 
@@ -77,6 +80,16 @@ def test_a_stopped_run_goes_on_bit_by_bit(straight, folder, tmp_path):
     assert stopped.signal == signal.SIGINT
     train(recipe(folder), tmp_path / "run", resume=True, progress=False)
     same(weights(straight.directory), weights(tmp_path / "run"))
+
+
+def test_samples_show_the_source(straight, folder):
+    checkpoint = store.load(straight.directory)
+    validation = Validation(
+        checkpoint.task, [{"source": "two six", "target": "zwei"}], checkpoint.tokenizer, 8
+    )
+    ((source, expected, answered),) = samples(validation, checkpoint.model, 4)
+    assert source.startswith("two six") and expected == "z · w · e · i · ''"
+    assert answered.count("·") == 4
 
 
 def test_a_checkpoint_that_writes(straight):
@@ -151,6 +164,27 @@ def test_spans_of_plain_texts(folder, tmp_path):
     )  # fmt: skip
     run = train(spans, tmp_path / "run", progress=False)
     assert store.load(run.directory).tokenizer.token_id("<extra_id_0>") == 2
+
+
+def test_spans_of_a_prepared_corpus(folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("one two six ten nine. two ten.\n" * 30)
+    parts = {
+        "name": "corpus",
+        "model": {"family": "t5", "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
+                  "max_sequence_length": 32},
+        "task": {"kind": "seq2seq", "span_corruption": True, "max_source_length": 20,
+                 "max_length": 8},
+        "tokenizer": {"kind": "characters", "special_tokens": ["<extra_id_0>", "<extra_id_1>"]},
+        "data": {"train": str(tmp_path / "texts.txt")},
+        "train": {"steps": 2, "batch_size": 8, "precision": "float32"},
+    }  # fmt: skip
+    prepare_corpus(config.build(parts, CorpusRecipe), tmp_path / "corpus", workers=1)
+    parts["data"] = {"train": str(tmp_path / "corpus")}
+    run = train(config.build(parts, Recipe), tmp_path / "run", progress=False)
+    assert store.load(run.directory).tokenizer.encode_ids(["one"])[0][-1] == 1
+    parts["task"]["span_corruption"] = False
+    with pytest.raises(SettingError, match="task.span_corruption: true"):
+        train(config.build(parts, Recipe), tmp_path / "no", progress=False)
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,10 @@ def _tokenizer(
         return lambda _: loaded, _content(loaded)
     if isinstance(settings, TokenizerSettings) and settings.kind is not None:
         learned = settings
+        pairs = recipe.task is not None and recipe.task.kind == "seq2seq"
+        learn = vocabulary.learn_for_pairs if pairs else vocabulary.learn_from
         return (
-            lambda texts: vocabulary.learn_from(learned, texts),
+            lambda texts: learn(learned, texts),
             settings.model_dump(exclude_none=True),
         )
     found = vocabulary.read_tokenizer(settings)

@@ -38,20 +38,26 @@ def samples(validation: Validation, model: Any, count: int) -> list[Row]:
 
 
 def _tokens(validation: Validation, model: Any, count: int) -> list[Row]:
-    """Of a language model: tokens that should be predicted, beside those that are."""
+    """Of a language model: tokens that should be predicted, beside those that are.
+
+    What it has read is the text, or the source where there is one.
+    """
     features, tokenizer = validation.features, validation.tokenizer
+    target_tokenizer = tokenizer.target
     rows = np.arange(min(count, len(features)))
     inputs, targets = features.batch(rows)
     outputs = _predicted(validation, model, inputs)
     if "next_sentence" in (outputs if isinstance(outputs, Mapping) else ()):
         targets = pretraining_targets(targets)["tokens"]
     told, predicted = map(np.asarray, at_positions(targets, outputs))
+    names = ("source_ids", "source_mask") if "source_ids" in inputs else ("token_ids", "mask")
+    given, mask = (np.asarray(inputs[name]) for name in names)
     found = []
     for row, scores, target in zip(rows, predicted, told, strict=True):
         places = np.flatnonzero(target != IGNORED)[-TOKENS:]
-        read = np.asarray(inputs["token_ids"][row])[np.asarray(inputs["mask"][row]) > 0]
-        expected = [tokenizer.decode([int(target[place])]) for place in places]
-        answered = [tokenizer.decode([int(scores[place].argmax())]) for place in places]
+        read = given[row][mask[row] > 0]
+        expected = [target_tokenizer.decode([int(target[place])]) for place in places]
+        answered = [target_tokenizer.decode([int(scores[place].argmax())]) for place in places]
         text = tokenizer.decode([int(token) for token in read], skip_special_tokens=False)
         found.append((_short(text), _listed(expected), _listed(answered)))
     return found

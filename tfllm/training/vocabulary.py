@@ -45,7 +45,7 @@ def read_tokenizer(
     if settings.path is None:
         if learned is not None and learned.is_dir():
             return tokenizer_files.load(learned)
-        return learn_for_pairs(settings, examples) if pairs else learn(settings, examples)
+        return (learn_for_pairs if pairs else learn_from)(settings, _Texts(examples))
     path = resolve(settings.path)
     if path.is_file() and path.suffix == ".txt":
         lowercase = True if settings.lowercase is None else settings.lowercase
@@ -65,15 +65,16 @@ def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> To
     return learn_from(settings, _Texts(examples))
 
 
-def learn_for_pairs(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
+def learn_for_pairs(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
     """One vocabulary over sources and targets, whose rows end in `</s>`.
 
-    It has PAIR_TOKENS first, where it is of a kind that has no special tokens of its own.
+    It has PAIR_TOKENS first, where it is of a kind that has no special tokens of its own. `texts`
+    are gone through more than once.
     """
     if settings.kind in ("bpe", "characters"):
         tokens = tuple(dict.fromkeys([*PAIR_TOKENS, *settings.special_tokens]))
         settings = settings.model_copy(update={"special_tokens": tokens})
-    return ending(learn(settings, examples))
+    return ending(learn_from(settings, texts))
 
 
 def learn_from(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
