@@ -19,6 +19,7 @@ def test_the_checkpoints_settings_are_the_defaults(writer):
     texts = writer.generate(SENTENCES)
     tokenizer = checkpoint().tokenizer
     assert [text.prompt for text in texts] == list(SENTENCES)
+    assert len({text.text for text in texts}) > 1
     for text in texts:
         assert text.text == tokenizer.target.decode(text.token_ids)
         assert text.score == pytest.approx(text.score)

@@ -171,9 +171,9 @@ class SavedModelEngine(Engine):
         return results_of({name: value.numpy() for name, value in found.items()})
 
 
-def check_settings(settings: GenerationSettings) -> None:
-    """Raises SettingError for what no signature takes."""
-    plain = made()
+def check_settings(settings: GenerationSettings, own: GenerationSettings | None = None) -> None:
+    """Raises SettingError for what no signature takes; `own` settings are in the file."""
+    plain = own or made()
     for name in type(settings).model_fields:
         if name not in SETTINGS_AND_CALLER and getattr(settings, name) != getattr(plain, name):
             raise SettingError(

@@ -27,6 +27,15 @@ class Shape:
     vocabulary_size: int
 
 
+@dataclass(frozen=True)
+class SourceShape(Shape):
+    """The same of a model that reads sources."""
+
+    longest_source: int
+    source_vocabulary_size: int = 2**31 - 1  # the tokenizer beside the file knows it
+    encode: None = None
+
+
 class LiteEngine(Engine):
     """Writes one text after the other; the same samplers and random numbers as the engine."""
 
@@ -34,6 +43,10 @@ class LiteEngine(Engine):
         """`content` is the file's where it lies inside of another one."""
         self.steps = LiteSteps(path, content)
         shape: Any = Shape(self.steps.context, self.steps.vocabulary_size)
+        if self.steps.source_length:
+            shape = SourceShape(
+                self.steps.context, self.steps.vocabulary_size, self.steps.source_length
+            )
         super().__init__(shape, max_rows=1)
 
     def generate(
@@ -46,9 +59,12 @@ class LiteEngine(Engine):
         sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for beam search, which needs many caches."""
-        self.sources_of(prompts, sources)
+        given = self.sources_of(prompts, sources)
         results: list[Result] = []
-        for prompt, one in zip(prompts, self.settings_of(prompts, settings), strict=True):
+        each = self.settings_of(prompts, settings)
+        for prompt, one, source in zip(prompts, each, given, strict=True):
+            if source:
+                self.steps.encode(source)
             if one.num_beams > 1:
                 raise SettingError(
                     "--num-beams: a .tflite file keeps one text at a time. Use the checkpoint."

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.evaluation.language_artifact import check_settings, heard, padded, results_of
-from tfllm.evaluation.lite_engine import Shape
+from tfllm.evaluation.language_artifact import check_settings, heard, results_of
+from tfllm.evaluation.lite_engine import Shape, SourceShape
 from tfllm.evaluation.tflite_model import interpreter_of
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.settings import GenerationSettings
+from tfllm.generation.slots import padded
 
 SIGNATURE = "generate"
 # The file's names for what the SavedModel calls otherwise.
@@ -24,7 +25,8 @@ OUTPUTS = {"ids": "token_ids", "counts": "token_count"}
 class LoopEngine(Engine):
     """One text, or as many as a signature has rows, in each call."""
 
-    def __init__(self, path: Path, vocabulary_size: int):
+    def __init__(self, path: Path, vocabulary_size: int, own: GenerationSettings | None = None):
+        """`own` are the settings in a file that reads sources; they are its prompts then."""
         interpreter = interpreter_of(path)
         self._runners = {
             int(runner.get_input_details()["token_ids"]["shape"][0]): runner
@@ -39,7 +41,10 @@ class LoopEngine(Engine):
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
         self.prompt_length = int(inputs["token_ids"]["shape"][1])
         self.most_new = int(outputs["ids"]["shape"][1])
+        self.own = own
         shape: Any = Shape(self.prompt_length + self.most_new, vocabulary_size)
+        if own is not None:
+            shape = SourceShape(self.most_new + 1, vocabulary_size, self.prompt_length)
         super().__init__(shape, max_rows=max(self._runners))
         self._types = {name: details["dtype"] for name, details in inputs.items()}
 
@@ -53,10 +58,11 @@ class LoopEngine(Engine):
         sources: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """See Engine.generate. Raises SettingError for settings that the signature has not."""
-        self.sources_of(prompts, sources)
+        given = self.sources_of(prompts, sources)
         each = self.settings_of(prompts, settings)
         for one in each:
-            check_settings(one)
+            check_settings(one, self.own)
+        prompts = prompts if sources is None else given
         results: list[Result] = []
         while len(results) < len(prompts):
             start, left = len(results), len(prompts) - len(results)

@@ -19,6 +19,7 @@ from tfllm.errors import ArtifactError, MissingExtra
 from tfllm.evaluation.quiet import quiet, silence
 
 DECODE = "decode"
+ENCODE = "encode"
 PREFILL = "prefill_"
 CACHE = "kv_cache_"
 BARRED = -1e9  # what the mask adds to the scores of places that do not count
@@ -55,7 +56,27 @@ class LiteSteps:
         for name, buffer in self._given.items():  # what is masked must still be a number
             buffer.write(np.zeros([int(size) for size in inputs[name]["shape"]], np.float32))
         self._logits = self._output(DECODE, "logits")
+        self.source_length = 0
+        """Tokens of a source at most; 0: the model reads none."""
+        if ENCODE in signatures:
+            self._open_source()
         self._rows: dict[str, dict[str, Any]] = {}
+
+    def _open_source(self) -> None:
+        details = self._model.get_input_tensor_details(ENCODE)
+        self.source_length = int(details["source_ids"]["shape"][-1])
+        names = self._model.get_output_tensor_details(ENCODE)
+        self._source = {name: self._input(DECODE, name) for name in names}
+        self._given |= self._source
+        self._source_row = {name: self._input(ENCODE, name) for name in details}
+
+    def encode(self, source: Sequence[int]) -> None:
+        """Reads the source that the next texts are written after."""
+        ids = np.zeros([1, self.source_length], np.int32)
+        ids[0, : len(source)] = source
+        self._source_row["source_ids"].write(ids)
+        self._source_row["source_length"].write(np.array([len(source)], np.int32))
+        self._model.run_by_name(ENCODE, self._source_row, self._source)
 
     def read(self, ids: Sequence[int], place: int = 0) -> None:
         """Puts tokens at `place` and the places after it."""
@@ -94,7 +115,8 @@ class LiteSteps:
         if name == DECODE:
             outputs["logits"] = self._logits
         self._model.run_by_name(name, {**row, **self._given}, outputs)
-        self._given, self._taken = self._taken, self._given
+        caches = {one: self._given[one] for one in self._names}
+        self._given, self._taken = {**self._given, **self._taken}, caches
 
     def _input(self, signature: str, name: str) -> Any:
         return self._model.create_input_buffer_by_name(signature, name)

@@ -75,6 +75,10 @@ def open_savedmodel(folder: Path) -> Predictor:
         from tfllm.evaluation.language_artifact import open_language_savedmodel
 
         return open_language_savedmodel(folder, module, description, task, facts)
+    if task.kind == "seq2seq" and {"beam_tokens", "generate_tokens"} <= set(module.signatures):
+        from tfllm.evaluation.source_artifact import open_source_savedmodel
+
+        return open_source_savedmodel(folder, module, description, task, facts)
     return SavedModelPredictor(task, facts, folder, module)
 
 

@@ -65,6 +65,10 @@ def open_tflite(source: Path) -> Predictor:
         from tfllm.evaluation.language_artifact import open_language_tflite
 
         return open_language_tflite(path, description, task, facts)
+    if task.kind == "seq2seq":
+        from tfllm.evaluation.source_artifact import open_source_tflite
+
+        return open_source_tflite(path, description, task, facts)
     takes_text = bool(description.get("profile", {}).get("text"))
     signatures = _signatures(path, takes_text)
     tokenizer = files.load(path.parent)

@@ -38,6 +38,7 @@ PERPLEXITY_RISES = {
     "int4": 0.1,
 }
 
+BEAMS = 4  # of the signature `beam`, where neither checkpoint nor profile say
 LONGEST_CONTEXT = 2048  # tokens of a language model's artifact, where the profile says nothing
 
 # Norms and residual sums lose most when all channels share one int8 scale, and are little work.
@@ -77,6 +78,9 @@ class Generation(Settings):
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    num_beams: int | None = Field(default=None, ge=2, le=64)
+    """Models that read sources: the width of the signature `beam`, and of the others where the
+    checkpoint searches; unset: the checkpoint's own, or BEAMS."""
     most_new_tokens: int | None = Field(default=None, ge=1)
     """What `max_new_tokens` of a request is cut to; unset: what the window has room for."""
 
@@ -250,6 +254,27 @@ def context_of(checkpoint: Any, profile: Profile) -> int:
     return profile.max_length or min(most, LONGEST_CONTEXT)
 
 
+def reads_sources(checkpoint: Any) -> bool:
+    """Whether the checkpoint writes texts after sources."""
+    return checkpoint.task.kind == "seq2seq"
+
+
+def beams_of(checkpoint: Any, profile: Profile) -> int:
+    """The width of the signature `beam`."""
+    from tfllm.generation.defaults import defaults_of
+
+    own = defaults_of(checkpoint).num_beams
+    return profile.generation.num_beams or (own if own > 1 else BEAMS)
+
+
+def own_beams(checkpoint: Any, profile: Profile) -> int:
+    """How wide a SavedModel searches where a request does not say: 1 where its checkpoint does not
+    search, else as the signature `beam`."""
+    from tfllm.generation.defaults import defaults_of
+
+    return beams_of(checkpoint, profile) if defaults_of(checkpoint).num_beams > 1 else 1
+
+
 def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dict[str, Any]:
     """The `tfllm.json` of an artifact: all that `evaluate` and `predict` need beside the graph."""
     from dataclasses import asdict as fields_of
@@ -258,6 +283,17 @@ def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dic
     if is_language_model(checkpoint):
         decoder["context"] = context_of(checkpoint, profile)
         decoder["stop_ids"] = list(checkpoint.stop_ids)
+    if reads_sources(checkpoint):
+        from tfllm.generation.defaults import written_settings
+
+        decoder["context"] = context_of(checkpoint, profile)
+        decoder["stop_ids"] = list(checkpoint.stop_ids)
+        decoder["start_id"] = checkpoint.task.starting(checkpoint.start_id).start_id
+        decoder["num_beams"] = beams_of(checkpoint, profile)
+        own: dict[str, Any] = {"num_beams": own_beams(checkpoint, profile)}
+        if profile.target == "tflite":
+            own = {"num_beams": 1, "do_sample": False}
+        decoder["generation"] = written_settings(checkpoint) | own
     return {
         "format": 1,
         "family": checkpoint.family,

@@ -1,6 +1,7 @@
 """Language models as .tflite files: steps with a cache, or whole texts in one call.
 
     prefill_4, prefill_16, ..., decode      see `lite_steps`: what LiteRT-LM runs, and tfllm
+    encode, decode                          the same of models that read sources
     generate                                with the profile's `prompt_length`
 
 All signatures share one copy of the weights. Only built-in operations.
@@ -14,7 +15,7 @@ import numpy as np
 
 from tfllm.errors import SettingError
 from tfllm.export import convert, flatbuffer, lite_steps, lite_weights
-from tfllm.export.base import Check, Profile, context_of
+from tfllm.export.base import Check, Profile, context_of, reads_sources
 
 QUANTIZATIONS = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}  # of weights that `lite_weights` writes
@@ -38,7 +39,7 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
     if profile.prompt_length is not None:
         if profile.prefill_lengths:
             raise SettingError("profile: prefill_lengths and prompt_length are two kinds of file.")
-        if profile.prompt_length >= context:
+        if profile.prompt_length >= context and not reads_sources(checkpoint):
             raise SettingError(
                 f"profile: prompt_length {profile.prompt_length} leaves no room in the {context} "
                 "tokens of max_length. Lower prompt_length."
@@ -70,19 +71,48 @@ def converted(checkpoint: Any, profile: Profile) -> bytes:
 
 def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     """Signature name -> concrete function."""
+    from tfllm.generation.settings import made as made_settings
     from tfllm.models.decoding import decoder
 
+    if reads_sources(checkpoint):
+        return source_functions(checkpoint, profile)
     made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     if checkpoint.config.tie_embeddings:
         made = lite_steps.Tied(made.family, made.config, made.layers)
     context = context_of(checkpoint, profile)
+    settings = made_settings(stop_ids=tuple(checkpoint.stop_ids))
     if profile.prompt_length is None:
         lengths = profile.prefill_lengths or lite_steps.prefill_lengths(context)
         return lite_steps.steps(made, context, sorted(set(lengths)))
     most_new = context - profile.prompt_length
+    return _loops(profile, made, profile.prompt_length, most_new, settings)
+
+
+def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
+    """The same of a model that reads sources; its loop writes as the checkpoint asks, beams and
+    sampling apart."""
+    from tfllm.generation.defaults import defaults_of
+    from tfllm.models.encoder_decoder import encoder_decoder
+
+    made = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    if checkpoint.config.tie_embeddings:
+        made = lite_steps.TiedPair(made.family, made.config, made.layers)
+    context = context_of(checkpoint, profile)
+    length = min(context, checkpoint.task.source_length)
+    if profile.prompt_length is None:
+        return lite_steps.source_steps(made, context, length)
+    own = defaults_of(checkpoint)
+    settings = own.model_copy(update={"stop_ids": tuple(checkpoint.stop_ids)})
+    most_new = min(own.max_new_tokens, context - 1)
+    start_id = checkpoint.task.starting(checkpoint.start_id).start_id
+    return _loops(profile, made, min(profile.prompt_length, length), most_new, settings, start_id)
+
+
+def _loops(profile: Profile, made: Any, length: int, most_new: int, *more: Any) -> dict[str, Any]:
+    """A signature for each batch size."""
     return {
         lite_steps.GENERATE if size == 1 else f"{lite_steps.GENERATE}_batch_{size}": (
-            lite_steps.whole_loop(made, size, profile.prompt_length, most_new, checkpoint.stop_ids)
+            lite_steps.whole_loop(made, size, length, most_new, *more)
         )
         for size in sorted(set(profile.batch_sizes))
     }

@@ -10,12 +10,18 @@ The new tokens are written from place input_pos[0] on, one after the other: the 
 short row up with tokens whose input_pos is 0, and later writes over what they left. `mask` is added
 to the scores; a place counts where it is above MASKED.
 
-Whole loop: `generate`, token ids and settings in, token ids out. See `generation.loop`.
+Models that read sources have `decode` alone, with a source beside the caches that `encode` gives:
+
+    encode      source_ids int32 [1, S], source_length int32 [1] -> source_mask int32 [1, S],
+                source_k_i and source_v_i float32 [1, H, S, hd] of every layer i
+
+Whole loop: `generate`, token ids and settings in, token ids out. See `generation.loop`. Of models
+that read sources the token ids are the source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -23,10 +29,14 @@ from keras import ops
 
 from tfllm.generation import cache as caches
 from tfllm.generation import loop
-from tfllm.generation.settings import NO_ID, Features, Rows, row_specs
+from tfllm.generation import source as sources
+from tfllm.generation.settings import Features, GenerationSettings, features, row_specs, rows
 from tfllm.models.decoding import Decoder
+from tfllm.models.encoder_decoder import Crossed, EncoderDecoder
 
 DECODE = "decode"
+ENCODE = "encode"
+SOURCE_MASK = "source_mask"
 GENERATE = "generate"
 MASKED = -1.0
 SHORTEST_PREFILL, PREFILL_STEP = 4, 4  # 4, 16, 64, 256, ...
@@ -35,7 +45,7 @@ LONGEST_PREFILL = 1024
 Tensors = dict[str, tf.Tensor]
 
 
-class Tied(Decoder):
+class _OneMatrix:
     """A decoder whose embeddings stay one matrix in the file.
 
     The converter multiplies the scale of the norm before the logits into their weights, which makes
@@ -45,9 +55,25 @@ class Tied(Decoder):
     def __call__(
         self, token_ids: Any, positions: Any, allowed: Any, cache: Any = None
     ) -> tuple[Any, Any]:
-        hidden, new = super().__call__(token_ids, positions, allowed, cache)
+        before: Any = super()
+        hidden, new = before.__call__(token_ids, positions, allowed, cache)
         zero = tf.minimum(token_ids[:, :1, None], 0)  # ids are never below it
         return hidden + tf.cast(zero, hidden.dtype), new
+
+
+class Tied(_OneMatrix, Decoder):
+    """A decoder alone."""
+
+
+class TiedCrossed(_OneMatrix, Crossed):
+    """A decoder after its sources."""
+
+
+class TiedPair(EncoderDecoder):
+    """An encoder-decoder with that decoder."""
+
+    def after(self, crossed: Any, source_mask: Any) -> Decoder:
+        return TiedCrossed(self.family, self.config, self.layers, crossed, source_mask)
 
 
 def prefill(length: int) -> str:
@@ -65,7 +91,7 @@ def prefill_lengths(context: int) -> tuple[int, ...]:
     return tuple(found) or (1,)
 
 
-def cache_names(decoder: Decoder) -> list[str]:
+def cache_names(decoder: Decoder | EncoderDecoder) -> list[str]:
     """kv_cache_k_0, kv_cache_v_0, kv_cache_k_1, ..."""
     return [f"kv_cache_{part}_{i}" for i in range(decoder.num_layers) for part in "kv"]
 
@@ -76,22 +102,66 @@ def steps(decoder: Decoder, context: int, lengths: Sequence[int]) -> dict[str, A
     return {**made, DECODE: _step(decoder, context, 1, True)}
 
 
-def _step(decoder: Decoder, context: int, length: int, with_logits: bool) -> Any:
+def source_steps(pair: EncoderDecoder, context: int, source_length: int) -> dict[str, Any]:
+    """Signature name -> concrete function: `encode` and `decode`."""
+    names = source_names(pair)
+    encode_specs = {
+        "source_ids": tf.TensorSpec([1, source_length], tf.int32, "source_ids"),
+        "source_length": tf.TensorSpec([1], tf.int32, "source_length"),
+    }
+
+    def encode(source_ids: tf.Tensor, source_length: tf.Tensor):
+        source = sources.read(pair, source_ids, source_length)
+        flat = [one for layer in source.crossed for one in layer]
+        return {SOURCE_MASK: source.mask, **dict(zip(names, flat, strict=True))}
+
+    shape = [1, pair.num_heads, source_length, pair.head_dim]
+    specs = {
+        SOURCE_MASK: tf.TensorSpec([1, source_length], tf.int32, SOURCE_MASK),
+        **{name: tf.TensorSpec(shape, tf.float32, name) for name in names},
+    }
+    made = tf.function(encode, autograph=False).get_concrete_function(**encode_specs)
+    return {ENCODE: made, DECODE: _step(pair, context, 1, True, specs)}
+
+
+def source_names(pair: EncoderDecoder) -> list[str]:
+    """source_k_0, source_v_0, source_k_1, ..."""
+    return [f"source_{part}_{i}" for i in range(pair.num_layers) for part in "kv"]
+
+
+def _after(decoder: Any, given: Tensors) -> Decoder:
+    """The decoder after the source among the tensors, if it reads one."""
+    if not sources.needed(decoder):
+        return decoder
+    flat = [given[name] for name in source_names(decoder)]
+    crossed = tuple(zip(flat[::2], flat[1::2], strict=True))
+    return sources.after(decoder, sources.Source(given[SOURCE_MASK], crossed))
+
+
+def _step(
+    decoder: Any,
+    context: int,
+    length: int,
+    with_logits: bool,
+    source: Mapping[str, tf.TensorSpec] = {},
+) -> Any:
     shape = [1, decoder.num_key_value_heads, context, decoder.head_dim]
     specs = {
         "tokens": tf.TensorSpec([1, length], tf.int32, "tokens"),
         "input_pos": tf.TensorSpec([length], tf.int32, "input_pos"),
         "mask": tf.TensorSpec([1, 1, length, context], tf.float32, "mask"),
         **{name: tf.TensorSpec(shape, tf.float32, name) for name in cache_names(decoder)},
+        **source,
     }
 
     def step(tokens: tf.Tensor, input_pos: tf.Tensor, mask: tf.Tensor, **cache: tf.Tensor):
         written: Tensors = {}
         writers: Any = tuple(_writers(decoder, cache, written, input_pos[0]))
         positions = input_pos[None]
-        allowed = decoder.narrowed(mask[:, 0] > MASKED, positions, tf.range(context)[None])
-        hidden, _ = decoder(tokens, positions, allowed, writers)
-        return {**written, "logits": decoder.logits(hidden)} if with_logits else written
+        made = _after(decoder, cache)
+        allowed = made.narrowed(mask[:, 0] > MASKED, positions, tf.range(context)[None])
+        hidden, _ = made(tokens, positions, allowed, writers)
+        return {**written, "logits": made.logits(hidden)} if with_logits else written
 
     return tf.function(step, autograph=False).get_concrete_function(**specs)
 
@@ -121,9 +191,15 @@ LOOP_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
 def whole_loop(
-    decoder: Decoder, batch: int, prompt_length: int, most_new: int, stop_ids: Sequence[int]
+    decoder: Any,
+    batch: int,
+    prompt_length: int,
+    most_new: int,
+    settings: GenerationSettings,
+    start_id: int = 0,
 ) -> Any:
-    """The concrete function `generate` of B rows.
+    """The concrete function `generate` of B rows. What is no LOOP_SETTING is as `settings` say, the
+    stop ids too; texts after sources begin with `start_id`.
 
     token_ids int32 [B, P] filled up on the right, lengths int32 [B], max_new_tokens int32 [B] of at
     most N, and LOOP_SETTINGS [B] -> ids int32 [B, N], counts int32 [B], log_probabilities float32
@@ -137,26 +213,21 @@ def whole_loop(
         "max_new_tokens": tf.TensorSpec([batch], tf.int32, "max_new_tokens"),
         **{name: tf.TensorSpec([batch], types[name].dtype, name) for name in LOOP_SETTINGS},
     }
-    stops = tf.constant([list(stop_ids)] * batch, tf.int32, [batch, len(stop_ids)])
     needs = Features(sampling=True, filters=True)
+    if sources.needed(decoder):
+        needs |= features(settings.model_copy(update={"num_beams": 2}))  # exactly what is needed
+    plain = rows([settings] * batch, [0] * batch)
 
     def generate(token_ids: tf.Tensor, lengths: tf.Tensor, max_new_tokens: tf.Tensor, **given: Any):
-        zeros = tf.zeros([batch], tf.int32)
-        rows = Rows(
-            **{name: given[name] for name in LOOP_SETTINGS},
-            repetition_penalty=tf.ones([batch]),
-            presence_penalty=tf.zeros([batch]),
-            frequency_penalty=tf.zeros([batch]),
-            no_repeat_ngram=zeros,
-            bad_words=tf.zeros([batch, 0, 1], tf.int32),
-            stop_ids=stops,
-            min_new_tokens=zeros,
-            forced_first_id=zeros + NO_ID,
-            forced_last_id=zeros + NO_ID,
-            number=zeros,
-            limit=lengths + tf.minimum(max_new_tokens, most_new),
+        source: sources.AnySource = sources.NOTHING
+        if sources.needed(decoder):
+            source = sources.read(decoder, token_ids, lengths)
+            token_ids, lengths = tf.fill([batch, 1], start_id), tf.ones([batch], tf.int32)
+        limit = lengths + tf.minimum(max_new_tokens, most_new)
+        made = tf.nest.map_structure(tf.constant, plain)._replace(limit=limit, **given)
+        found = loop.generate(
+            decoder, token_ids, lengths, made, needs, most_new, caches.select, source
         )
-        found = loop.generate(decoder, token_ids, lengths, rows, needs, most_new, caches.select)
         return found._asdict()
 
     return tf.function(generate, autograph=False).get_concrete_function(**specs)

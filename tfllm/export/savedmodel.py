@@ -18,7 +18,15 @@ from typing import Any
 
 from tfllm.errors import SettingError, StorageError
 from tfllm.export import oplint, warmup
-from tfllm.export.base import Check, Profile, context_of, described, is_language_model, stated
+from tfllm.export.base import (
+    Check,
+    Profile,
+    context_of,
+    described,
+    is_language_model,
+    reads_sources,
+    stated,
+)
 from tfllm.tasks import METHODS
 
 PRECISIONS = ("float32", "bfloat16")
@@ -42,6 +50,8 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
             "The tflite profiles have it."
         )
     if is_language_model(checkpoint):
+        context_of(checkpoint, profile)
+    elif reads_sources(checkpoint) and not profile.xla:
         context_of(checkpoint, profile)
     elif profile.xla:
         raise SettingError("profile: xla is for language models. Remove it.")
@@ -76,7 +86,9 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     module = tf.Module()
     module.weights = [weight._value for weight in model.weights]
     module.tokenizer = checkpoint.tokenizer.graph()
-    functions = signatures(checkpoint, model, module.tokenizer, profile)
+    if reads_sources(checkpoint):
+        module.target_tokenizer = _target_graph(checkpoint.tokenizer, module.tokenizer)
+    functions = signatures(checkpoint, model, module, profile)
     try:
         tf.saved_model.save(module, str(folder), signatures=functions)
     except tf.errors.OpError as error:  # how TensorFlow reports a full disk
@@ -88,8 +100,21 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     warmup.write(folder, list(warmup.requests(definitions, profile.warmup_batch_sizes)))
 
 
-def signatures(checkpoint: Any, model: Any, tokenizer: Any, profile: Profile) -> dict[str, Any]:
-    """The task's signatures; those of a language model need generation, which tasks cannot know."""
+def _target_graph(tokenizer: Any, source_graph: Any) -> Any:
+    """The tokenizer of targets as operations: the same where both sides have one vocabulary."""
+    sides = tokenizer.vocabulary, tokenizer.target.vocabulary
+    same = type(tokenizer.target) is type(tokenizer) and sides[0] == sides[1]
+    one_model = getattr(tokenizer, "model", None) == getattr(tokenizer.target, "model", None)
+    return source_graph if same and one_model else tokenizer.target.graph()
+
+
+def signatures(checkpoint: Any, model: Any, module: Any, profile: Profile) -> dict[str, Any]:
+    """The task's signatures; those that write texts need generation, which tasks cannot know."""
+    tokenizer = module.tokenizer
+    if reads_sources(checkpoint):
+        from tfllm.export import seq2seq
+
+        return seq2seq.signatures(checkpoint, model, (tokenizer, module.target_tokenizer), profile)
     if is_language_model(checkpoint):
         from tfllm.export import causal_lm
 

@@ -21,7 +21,14 @@ import numpy as np
 
 from tfllm.errors import SettingError
 from tfllm.export import convert, flatbuffer, lite_decoder, text_graph
-from tfllm.export.base import Check, Profile, described, is_language_model, stated
+from tfllm.export.base import (
+    Check,
+    Profile,
+    described,
+    is_language_model,
+    reads_sources,
+    stated,
+)
 from tfllm.export.int8 import ScaledChannels
 from tfllm.export.savedmodel import write_files
 from tfllm.export.sentences import examples as own_examples
@@ -43,7 +50,7 @@ def place(output: Path) -> Path:
 
 def refuse(checkpoint: Any, profile: Profile) -> None:
     """Raises SettingError for what cannot be written."""
-    if is_language_model(checkpoint):
+    if is_language_model(checkpoint) or reads_sources(checkpoint):
         return lite_decoder.refuse(checkpoint, profile)
     if profile.quantization not in convert.WEIGHT_BYTES:
         raise SettingError(
@@ -83,7 +90,7 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
 
 def converted(checkpoint: Any, profile: Profile) -> bytes:
     """The file's bytes."""
-    if is_language_model(checkpoint):
+    if is_language_model(checkpoint) or reads_sources(checkpoint):
         return lite_decoder.converted(checkpoint, profile)
     if profile.text:
         return text_graph.converted(checkpoint, profile)
@@ -178,7 +185,7 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
 
 def weights_present(checkpoint: Any, profile: Profile, content: bytes) -> Check:
     """The file holds every weight, and holds it once."""
-    if is_language_model(checkpoint):
+    if is_language_model(checkpoint) or reads_sources(checkpoint):
         return lite_decoder.weights_present(checkpoint, profile, content)
     longest = lengths(checkpoint, profile)[0]
     # A fixed length needs only so many rows of the position table.

@@ -22,7 +22,15 @@ import numpy as np
 
 from tfllm.errors import CheckFailed
 from tfllm.export import tflite, warmup
-from tfllm.export.base import Check, Profile, at_least, at_most, is_language_model, stated
+from tfllm.export.base import (
+    Check,
+    Profile,
+    at_least,
+    at_most,
+    is_language_model,
+    reads_sources,
+    stated,
+)
 from tfllm.export.sentences import examples as own_examples
 
 # Examples of the data file that raw outputs and answers are compared on; the metric takes all.
@@ -42,6 +50,11 @@ def checks(
         from tfllm.export import verify_decoder
 
         yield from verify_decoder.checks(checkpoint, profile, folder, examples)
+        return
+    if reads_sources(checkpoint):
+        from tfllm.export import verify_seq2seq
+
+        yield from verify_seq2seq.checks(checkpoint, profile, folder, examples)
         return
     from tfllm.evaluation.checkpoint_model import open_checkpoint
 

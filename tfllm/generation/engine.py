@@ -121,7 +121,7 @@ class Engine:
 
     def check_source(self, source: Sequence[int], name: str = "the source") -> None:
         """Raises SettingError for ids that cannot be read."""
-        window = self.decoder.max_sequence_length
+        window = getattr(self.decoder, "longest_source", self.decoder.max_sequence_length)
         if not len(source):
             raise SettingError(f"{name} is empty. Give at least one token.")
         if len(source) > window:

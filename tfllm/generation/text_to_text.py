@@ -84,7 +84,8 @@ class TextToText(TextGenerator):
     @property
     def longest_source(self) -> int:
         """Tokens of a source that are read at most: as the task says."""
-        window = self.engine.decoder.max_sequence_length
+        model = self.engine.decoder
+        window = getattr(model, "longest_source", model.max_sequence_length)
         return min(window, getattr(self.checkpoint.task, "source_length", window))
 
     def alignments(

@@ -1,0 +1,70 @@
+"""Encoder-decoders as .tflite files: encode and decode with caches, and whole loops."""
+
+import pytest
+
+pytest.importorskip("ai_edge_litert")
+
+from tests.generation.source_models import SENTENCES, checkpoint
+from tfllm.errors import SettingError
+from tfllm.evaluation.harness import open_model
+from tfllm.export import export, lite_decoder, tflite
+from tfllm.export.base import profile
+from tfllm.generation.text_to_text import TextToText
+
+SOURCES = [*SENTENCES, "yes"]
+LOOP = "prompt_length=72"
+
+
+@pytest.fixture(scope="module")
+def writer():
+    return TextToText(checkpoint())
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """`opened(overrides)`: the predictor of the float32 file."""
+
+    def open_file(*overrides):
+        folder = tmp_path_factory.mktemp("lite")
+        settings = profile("tflite-float32", list(overrides))
+        tflite.refuse(checkpoint(), settings)
+        tflite.write(checkpoint(), settings, folder)
+        checks = tflite.checks(checkpoint(), settings, folder)
+        assert [str(check) for check in checks if not check.passed] == []
+        tflite.finish(checkpoint(), settings, folder, checks)
+        return open_model(folder)
+
+    return open_file
+
+
+@pytest.mark.parametrize("overrides", [(), (LOOP,)], ids=["steps", "loop"])
+def test_texts_equal_the_checkpoints(opened, writer, overrides):
+    predictor = opened(*overrides)
+    file = predictor.generator
+    greedy = writer.generate(SOURCES, writer.defaults(num_beams=1))
+    assert [one["text"] for one in predictor.answers([{"text": text} for text in SOURCES])] == [
+        one.text for one in greedy
+    ]
+    sampled = {"temperature": 0.9, "seed": 3, "max_new_tokens": 6}
+    found = file.generate(SOURCES, file.defaults(**sampled))
+    wanted = [writer.generate([text], writer.defaults(**sampled))[0] for text in SOURCES]
+    assert [one.text for one in found] == [one.text for one in wanted]
+    with pytest.raises(SettingError, match="--num-beams"):
+        file.generate(["yes"], file.defaults(num_beams=3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tflite-float16", "tflite-int8"])
+@pytest.mark.parametrize("overrides", [(), (LOOP,)], ids=["steps", "loop"])
+def test_smaller_files_pass_their_checks(tmp_path, name, overrides):
+    seen = []
+    export(checkpoint(), profile(name, list(overrides)), tmp_path / "out", seen=seen.append)
+    assert any("greedy texts" in check.name for check in seen)
+
+
+def test_signatures_have_the_names_that_are_documented():
+    functions = lite_decoder.functions_of(checkpoint(), profile("tflite-float32"))
+    assert list(functions) == ["encode", "decode"]
+    assert set(functions["encode"].structured_outputs) == {
+        "source_mask", "source_k_0", "source_v_0",
+    }  # fmt: skip
