@@ -130,6 +130,7 @@ def test_adapters_on_attention_to_itself_and_to_the_source(straight, folder, tmp
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_a_hugging_face_directory(straight, folder, tmp_path):
     """A Marian that starts its targets with another token, which training takes over."""
     checkpoint = store.load(straight.directory)
@@ -151,6 +152,7 @@ def test_from_a_hugging_face_directory(straight, folder, tmp_path):
     assert "start_id: 1" in text, "what the run has learned with is told"
 
 
+@pytest.mark.slow
 def test_spans_of_plain_texts(folder, tmp_path):
     (tmp_path / "texts.txt").write_text("one two six ten nine\n" * 30)
     spans = recipe(
