@@ -37,6 +37,7 @@ def write(name: str, folder: Path) -> Path:
         for key, written in FILES.items():
             (folder / written).write_bytes(file[f"{name}/{key}"].tobytes())
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     return folder
 
 
