@@ -19,6 +19,7 @@ from tfllm.export.base import profile
 from tfllm.generation.text_to_text import TextToText
 
 SCORES = 1e-4  # sums of some float32 log-probabilities, in another batch
+SECONDS = 300.0  # for a server to warm up six signatures
 SOURCES = [*SENTENCES, "yes", "é€ 😀"]
 
 
@@ -194,16 +195,18 @@ def test_a_server_answers_with_it(version, module):
     """REST of tfllm serve."""
     httpx = pytest.importorskip("httpx")
 
-    from tests.serving.conftest import serving
+    from tests.serving.conftest import serving, until
     from tfllm.serving.schema import ModelEntry
 
     expected = asked(module, "translate", SOURCES)
-    with serving([ModelEntry(name="en-de", base_path=str(version.parent))]) as running:
+    entry = ModelEntry(name="en-de", base_path=str(version.parent))
+    with serving([entry], ready=False) as running:
+        until(lambda: running.server.ready, SECONDS)
         body = {
             "signature_name": "translate",
             "instances": [{"prompt": text} for text in SOURCES],
         }
-        answer = httpx.post(f"{running.url}/v1/models/en-de:predict", json=body, timeout=60)
+        answer = httpx.post(f"{running.url}/v1/models/en-de:predict", json=body, timeout=SECONDS)
         rows = answer.json()["predictions"]
         assert [row["text"] for row in rows] == texts_of(expected)
         np.testing.assert_allclose([row["score"] for row in rows], expected["score"], atol=SCORES)
