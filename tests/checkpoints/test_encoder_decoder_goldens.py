@@ -31,6 +31,8 @@ def source(golden):
         with np.load(GOLDEN / "encoder_decoders.npz") as file:
             generation = file[f"{name}/generation"].tobytes()
         (directory / "generation_config.json").write_bytes(generation)
+        # The goldens' vocabulary is no mBART's, which would be looked for languages.
+        (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
         return directory, inputs, logits
 
     return make
