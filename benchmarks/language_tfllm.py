@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import clocks
 import keras
 import tensorflow as tf
 import workload
@@ -23,23 +23,6 @@ from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
 
 RECIPE = Path(__file__).parent.parent / "models" / "gpt2" / "shakespeare.yaml"
-
-
-class Clock(keras.callbacks.Callback):
-    """Starts after the warm-up steps, stops with the last step."""
-
-    def __init__(self, warm_up_steps: int):
-        super().__init__()
-        self.warm_up_steps, self.losses = warm_up_steps, []
-        self.start = self.end = (0.0, 0.0)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == self.warm_up_steps:
-            self.start = (time.perf_counter(), time.process_time())
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(float(logs["loss"]))
-        self.end = (time.perf_counter(), time.process_time())
 
 
 def main() -> None:
@@ -60,10 +43,10 @@ def main() -> None:
         "data.validation_tail=null",
     ]
     recipe = config.load(RECIPE, Recipe, overrides)
-    clock = Clock(workload.LANGUAGE_WARM_UP_STEPS)
+    clock = clocks.Clock(workload.LANGUAGE_WARM_UP_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, Path(folder) / "run", progress=False, callbacks=[clock])
-    wall, cpu = (end - start for start, end in zip(clock.start, clock.end, strict=True))
+    wall, cpu = clock.seconds()
     tokens = options.steps * recipe.train.batch_size * recipe.task.max_length
     workload.report(
         runner="tfllm",

@@ -35,6 +35,21 @@ def assert_equal_scores(checkpoint, inputs, logits):
     )
 
 
+def assert_comes_back(checkpoint, directory, inputs, folder):
+    """Through our own form to Hugging Face's: the same tensors and settings."""
+    store.save(checkpoint, folder / "ours")
+    again = store.load(folder / "ours")
+    assert again.config == checkpoint.config
+    np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
+    huggingface.write(again, folder / "back")
+    assert_same_tensors(directory, folder / "back")
+    for file in ("config.json", "generation_config.json"):
+        before, after = (
+            json.loads((place / file).read_text()) for place in (directory, folder / "back")
+        )
+        assert before == after
+
+
 def change(directory, edit=dict, **config):
     path = directory / "model.safetensors"
     save_file(edit(load_file(path)), path, metadata={"format": "pt"})
@@ -50,18 +65,7 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, na
     assert (checkpoint.family, checkpoint.task.kind) == (FAMILIES[name], "causal_lm")
     assert (checkpoint.task.max_length, checkpoint.stop_ids) == (16, (2, 4))
     assert_equal_scores(checkpoint, inputs, logits)
-
-    store.save(checkpoint, tmp_path / "ours")
-    again = store.load(tmp_path / "ours")
-    assert again.config == checkpoint.config
-    np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
-    huggingface.write(again, tmp_path / "back")
-    assert_same_tensors(directory, tmp_path / "back")
-    for file in ("config.json", "generation_config.json"):
-        before, after = (
-            json.loads((folder / file).read_text()) for folder in (directory, tmp_path / "back")
-        )
-        assert before == after
+    assert_comes_back(checkpoint, directory, inputs, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2_untied"])

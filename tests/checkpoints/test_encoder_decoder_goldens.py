@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.checkpoints.conftest import GOLDEN, VOCABULARY
-from tests.checkpoints.test_decoder_goldens import assert_equal_scores, change
+from tests.checkpoints.test_decoder_goldens import assert_comes_back, assert_equal_scores, change
 from tests.checkpoints.test_goldens import TOLERANCE, assert_same_tensors
 from tfllm.checkpoints import huggingface, store
 from tfllm.checkpoints.describe import describe
@@ -45,18 +45,7 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, na
     assert (checkpoint.family, checkpoint.task.kind) == (FAMILIES[name], "seq2seq")
     assert not checkpoint.carried
     assert_equal_scores(checkpoint, inputs, logits)
-
-    store.save(checkpoint, tmp_path / "ours")
-    again = store.load(tmp_path / "ours")
-    assert again.config == checkpoint.config
-    np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
-    huggingface.write(again, tmp_path / "back")
-    assert_same_tensors(directory, tmp_path / "back")
-    for file in ("config.json", "generation_config.json"):
-        before, after = (
-            json.loads((folder / file).read_text()) for folder in (directory, tmp_path / "back")
-        )
-        assert before == after
+    assert_comes_back(checkpoint, directory, inputs, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["marian", "flan_t5", "mbart"])

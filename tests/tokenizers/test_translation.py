@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.tokenizers.decoders import CORPUS, TRICKY, tokenizer, trained
 from tests.tokenizers.test_command import run
+from tests.tokenizers.test_decoder_graphs import assert_same
 from tests.tokenizers.translation import (
     CODES,
     ENGLISH,
@@ -27,24 +28,11 @@ NAMES = ("marian", "marian apart")
 TEXTS = [*CORPUS[:7], *TRICKY, f"{CODES[0]} the cat", f"{CODES[0]}the cat", "a >>xyz<< b", "</s>a"]
 
 
-def assert_equal(python, ops, texts):
-    ids, starts, ends = ops.tokenize_with_offsets(tf.constant(texts, tf.string))
-    assert ops.tokenize(tf.constant(texts, tf.string)).to_list() == ids.to_list()
-    rows = zip(texts, ids.to_list(), starts.to_list(), ends.to_list(), strict=True)
-    for text, row, first, last in rows:
-        expected = python.encode(text, add_special_tokens=False)
-        assert row == expected.ids, repr(text)
-        assert list(zip(first, last, strict=True)) == expected.offsets, repr(text)
-        assert python.encode_ids([text], add_special_tokens=False) == [row]
-    written = ops.detokenize(ids).numpy()
-    assert [text.decode() for text in written] == [python.decode(row) for row in ids.to_list()]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_graph_gives_the_same_on_both_sides(name):
     python = two_sided(name)
     for side, ops in zip((python, python.target), graphs(name), strict=True):
-        assert_equal(side, ops, TEXTS)
+        assert_same(side, ops, TEXTS)
         rows = ops.encode(tf.constant(TEXTS[:3])).to_list()
         assert rows == [side.encode(text).ids for text in TEXTS[:3]]
 
@@ -62,7 +50,7 @@ ALPHABET = st.one_of(
 def test_random_texts(name, texts):
     python = two_sided(name)
     for side, ops in zip((python, python.target), graphs(name), strict=True):
-        assert_equal(side, ops, texts)
+        assert_same(side, ops, texts)
 
 
 def test_pieces_have_the_ids_of_the_table():
@@ -119,7 +107,7 @@ def test_bpe_models_serve_as_well():
 
     table = table_of(models)
     python = marian.made(models, (table, table))
-    assert_equal(python, python.graph(), TEXTS[:8])
+    assert_same(python, python.graph(), TEXTS[:8])
 
 
 @pytest.mark.parametrize(

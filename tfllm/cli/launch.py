@@ -14,6 +14,7 @@ from typing import IO, Annotated
 import typer
 
 from tfllm.cli import INTERRUPTED
+from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
 from tfllm.training import cluster as clusters
 from tfllm.training.cluster import Cluster
 
@@ -38,18 +39,11 @@ LOOPBACK = "127.0.0.1"
 
 
 def launch(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of models/.")],
+    recipe: RecipeFile,
     workers: Annotated[int, typer.Option(min=1, help="How many processes train together.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
-    ] = [],  # noqa: B006
-    output: Annotated[
-        Path | None, typer.Option(help="The run's directory; runs/NAME where unset.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the directory, exactly.")
-    ] = False,
+    overrides: Overrides = [],  # noqa: B006
+    output: RunDirectory = None,
+    resume: Resume = False,
     ray: Annotated[bool, typer.Option("--ray", help="Let Ray Train place the workers.")] = False,
 ) -> None:
     """Train a model from a recipe with several worker processes."""

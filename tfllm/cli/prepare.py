@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tfllm.cli.options import Overrides
+
 EXAMPLES = """
 Examples:
 
@@ -29,10 +31,7 @@ SAID = {
 def prepare(
     recipe: Annotated[Path, typer.Argument(help="A recipe; its data and tokenizer are used.")],
     output: Annotated[Path, typer.Option(help="Directory to write the corpus to.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
-    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; the machine's cores where unset.")
     ] = None,

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tfllm.cli.options import Overrides
+
 EXAMPLES = """
 Examples:
 
@@ -40,10 +42,7 @@ SERVER_STOP_SECONDS = 30
 def quickstart(
     output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
     recipe: Annotated[Path, typer.Option(help="The recipe to train.")] = RECIPE,
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
-    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Fine-tune a small encoder on English and Chinese reviews, export it, serve it, ask it."""
     from tfllm import config

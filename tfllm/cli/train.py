@@ -6,11 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from tfllm.cli import INTERRUPTED
+from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
 
 if TYPE_CHECKING:
     from tfllm.training.run import Run
@@ -32,17 +33,10 @@ the environment, or in a Slurm step of several tasks, the command is one worker 
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of models/.")],
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
-    ] = [],  # noqa: B006
-    output: Annotated[
-        Path | None, typer.Option(help="The run's directory; runs/NAME where unset.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the directory, exactly.")
-    ] = False,
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    output: RunDirectory = None,
+    resume: Resume = False,
 ) -> None:
     """Train a model from a recipe; the run's directory is printed in the end."""
     import os

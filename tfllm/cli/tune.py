@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tfllm.cli.options import Overrides, RecipeFile
+
 if TYPE_CHECKING:
     from tfllm.training.tuning.search import Tuned
 
@@ -27,7 +29,7 @@ SIGNAL_STATUS = 128  # a shell's status for a command that a signal ended: 128 +
 
 
 def tune(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file of models/.")],
+    recipe: RecipeFile,
     space: Annotated[
         Path, typer.Option(help="What may change: a YAML file of recipe keys and their ranges.")
     ],
@@ -38,10 +40,7 @@ def tune(
         Path | None, typer.Option(help="The search's directory; runs/NAME-tune where unset.")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Trials to train at once.")] = 1,
-    overrides: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
-    ] = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Search for a recipe's best settings; the best recipe's path is printed in the end.
 

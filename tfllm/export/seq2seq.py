@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from tfllm.export.base import Profile, beams_of, context_of, own_beams
+from tfllm.export.causal_lm import SETTINGS
 from tfllm.generation import loop, searching
 from tfllm.generation import source as sources
 from tfllm.generation.settings import GenerationSettings, Rows, features, rows
@@ -37,13 +38,6 @@ from tfllm.tasks import graph
 if TYPE_CHECKING:
     import keras
 
-SETTINGS = {
-    "max_new_tokens": tf.int32,
-    "temperature": tf.float32,
-    "top_k": tf.int32,
-    "top_p": tf.float32,
-    "seed": tf.int32,
-}
 BEAM_SETTINGS = {"max_new_tokens": tf.int32, "length_penalty": tf.float32}
 
 

@@ -106,20 +106,7 @@ class Config:
 def backbone(config: Config) -> keras.Model:
     """See `transformer_graph.backbone`."""
     spread, epsilon = config.initializer_range, config.layer_norm_epsilon
-    attention = {
-        "dropout": config.attention_dropout,
-        "qkv_bias": True,
-        "output_bias": True,
-        "initializer_range": spread,
-        "residual_range": spread,
-    }
-    block = {
-        "activation": config.activation,
-        "norm": "layer",
-        "norm_epsilon": epsilon,
-        "bias": True,
-        "inner_dropout": config.inner_dropout,
-    }
+    attention, block = transformer_layers.biased(config, spread)
 
     def own(side: str) -> list[keras.layers.Layer]:
         return [

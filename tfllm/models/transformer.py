@@ -109,20 +109,7 @@ class Config:
 def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
     """New layers by name."""
     spread: Spread = config.initializer_range or "glorot"
-    attention = {
-        "dropout": config.attention_dropout,
-        "qkv_bias": True,
-        "output_bias": True,
-        "initializer_range": spread,
-        "residual_range": spread,
-    }
-    block = {
-        "activation": config.activation,
-        "norm": "layer",
-        "norm_epsilon": config.layer_norm_epsilon,
-        "bias": True,
-        "inner_dropout": config.inner_dropout,
-    }
+    attention, block = transformer_layers.biased(config, spread)
     length, width = config.max_sequence_length, config.hidden_dim
     return transformer_layers.layers_of(
         config,

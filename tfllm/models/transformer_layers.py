@@ -9,8 +9,28 @@ import keras
 
 from tfllm.layers.causal import CausalBlock
 from tfllm.layers.cross import CrossBlock, CrossKeysAndValues
-from tfllm.layers.projections import initializer, norm_named
+from tfllm.layers.projections import Spread, initializer, norm_named
 from tfllm.models.transformer_graph import DECODER, ENCODER
+
+
+def biased(config: Any, spread: Spread) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`attention` and `block` of `layers_of` as Vaswani et al. have them: biases everywhere, layer
+    norms, one deviation of all new weights."""
+    attention = {
+        "dropout": config.attention_dropout,
+        "qkv_bias": True,
+        "output_bias": True,
+        "initializer_range": spread,
+        "residual_range": spread,
+    }
+    block = {
+        "activation": config.activation,
+        "norm": "layer",
+        "norm_epsilon": config.layer_norm_epsilon,
+        "bias": True,
+        "inner_dropout": config.inner_dropout,
+    }
+    return attention, block
 
 
 def layers_of(

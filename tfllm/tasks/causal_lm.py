@@ -12,8 +12,9 @@ from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import packing
-from tfllm.tasks.base import ClassWeights, Example, Features, Rows, Task, text_of, where
+from tfllm.tasks.base import Example, Features, Rows, text_of, where
 from tfllm.tasks.corpus_stream import CorpusStream
+from tfllm.tasks.next_token import NextToken
 from tfllm.tasks.packing import Stream
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ GROUP_CHARACTERS = 2**20
 Document = tuple[np.ndarray, np.ndarray | None]  # ids [n]; which are learned, None: all
 
 
-class CausalLM(Task):
+class CausalLM(NextToken):
     """Scores of the next token for every token (Radford et al. 2019).
 
     Examples are texts (`text`), or conversations (`messages`: a list of `role` and `content`), of
@@ -120,21 +121,6 @@ class CausalLM(Task):
             if isinstance(found := getattr(features, name), Rows):
                 rows[name] = replace(found, begins=found.begins + moved)
         return replace(features, **rows)
-
-    def loss(
-        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
-    ) -> keras.losses.Loss:
-        """Softmax cross entropy over the learned tokens of the batch."""
-        from tfllm.tasks import losses
-
-        losses.refuse(self.kind, class_weights=class_weights)
-        return losses.CrossEntropy(label_smoothing)
-
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Accuracy and perplexity over the learned tokens."""
-        from tfllm.tasks import metrics
-
-        return [metrics.Accuracy(), metrics.Perplexity()]
 
     def _texts(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[Document]:
         """The tokens of every text, or of all as one."""

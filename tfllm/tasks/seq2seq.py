@@ -14,7 +14,8 @@ from pydantic import Field
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import pair_rows
 from tfllm.tasks import span_corruption as spans
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, text_of, where
+from tfllm.tasks.base import Example, Features, text_of, where
+from tfllm.tasks.next_token import NextToken
 from tfllm.tasks.pair_rows import Pair, PairFeatures
 from tfllm.tasks.span_pairs import SpanPairs
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Seq2Seq(Task):
+class Seq2Seq(NextToken):
     """Scores of the next token of the target for every token of it (Sutskever et al. 2014).
 
     Examples have a `source` and a `target`. A source may be a list of sentences, which are joined
@@ -157,21 +158,6 @@ class Seq2Seq(Task):
             return features
         assert isinstance(features, PairFeatures)
         return pair_rows.drawn(features, replace(pairs, draw=(seed, epoch)))
-
-    def loss(
-        self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
-    ) -> keras.losses.Loss:
-        """Softmax cross entropy over the tokens of all targets."""
-        from tfllm.tasks import losses
-
-        losses.refuse(self.kind, class_weights=class_weights)
-        return losses.CrossEntropy(label_smoothing)
-
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Accuracy and perplexity over the tokens of all targets."""
-        from tfllm.tasks import metrics
-
-        return [metrics.Accuracy(), metrics.Perplexity()]
 
     def _start(self, tokenizer: Tokenizer) -> int:
         start_id = tokenizer.target.pad_id if self.start_id is None else self.start_id

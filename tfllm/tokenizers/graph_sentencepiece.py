@@ -12,7 +12,14 @@ import tensorflow as tf
 from tfllm.errors import SettingError
 from tfllm.tokenizers import proto
 from tfllm.tokenizers.graph_base import TextGraph, without
-from tfllm.tokenizers.literals import REPLACEMENT, Literal, Pieces, Tokens, rows_of, without_offsets
+from tfllm.tokenizers.literals import (
+    REPLACEMENT,
+    Pieces,
+    Tokens,
+    plain_literals,
+    rows_of,
+    without_offsets,
+)
 from tfllm.tokenizers.sentencepiece_kernel import SentencePieceKernel
 
 if TYPE_CHECKING:
@@ -24,12 +31,7 @@ class SentencePieceGraph(TextGraph):
 
     def __init__(self, tokenizer: SentencePiece, profile: str = "reference"):
         check_profile(profile)
-        literals = [
-            Literal(token, number)
-            for token in tokenizer.literal_tokens
-            if (number := tokenizer.token_id(token)) is not None
-        ]
-        super().__init__(tokenizer, literals)
+        super().__init__(tokenizer, plain_literals(tokenizer))
         self._model = SentencePieceKernel(tokenizer.model)
         model = proto.parse(tokenizer.model, tokenizer.file_name)
         spec, special = model.normalizer_spec, tokenizer.special_ids

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -33,6 +33,15 @@ class Literal(NamedTuple):
         """As a regular expression of RE2."""
         before, after = (SPACES if strip else "" for strip in (self.lstrip, self.rstrip))
         return f"{before}{re.escape(self.content)}{after}"
+
+
+def plain_literals(tokenizer: Any) -> list[Literal]:
+    """The literal tokens of a tokenizer that its vocabulary has, without white space of theirs."""
+    return [
+        Literal(token, number)
+        for token in tokenizer.literal_tokens
+        if (number := tokenizer.token_id(token)) is not None
+    ]
 
 
 class Pieces(NamedTuple):

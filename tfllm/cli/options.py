@@ -1,0 +1,20 @@
+"""Options that several verbs have, with one name and one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file of models/.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value for a key of the recipe."),
+]
+RunDirectory = Annotated[
+    Path | None, typer.Option(help="The run's directory; runs/NAME where unset.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in the directory, exactly.")
+]
