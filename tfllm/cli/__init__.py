@@ -36,6 +36,7 @@ VERBS = {
 
 INTERRUPTED = 130  # the shell's status for a command stopped by Ctrl-C
 TERMINATED = 143  # and by SIGTERM
+AGAIN_SECONDS = 2.0  # until a SIGTERM that was not heard is told again
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -66,6 +67,8 @@ def _run(verb: str, arguments: list[str]) -> int:
     try:
         _application(verb)(arguments, prog_name=f"tfllm {verb}")
     except SystemExit as stop:
+        if stop.code == TERMINATED:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except TfllmError as error:
         _fail(str(error), error.exit_status)
@@ -82,6 +85,10 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
+    """Ends the command; and again as long as nothing has heard of it: C++ that calls Python, while
+    it traces a function for one, may drop what Python raises."""
+    signal.signal(signal.SIGALRM, _terminated)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
     sys.exit(TERMINATED)
 
 
