@@ -42,21 +42,25 @@ def prompts(batch_size: int) -> list[list[int]]:
     return random.integers(0, VOCABULARY_SIZE, [batch_size, PROMPT_TOKENS]).tolist()
 
 
-def rate(call: Callable[[list[list[int]]], list[list[int]]], batch_size: int, repeats: int) -> dict:
+def rate(
+    call: Callable[[list[list[int]]], list[list[int]]],
+    ids: list[list[int]],
+    repeats: int,
+    new_tokens: int = NEW_TOKENS,
+) -> dict:
     """New tokens per second of wall and of processor time, prompt included; medians of repeats.
 
-    `call` gives the new ids of every row.
+    `call` gives the new ids of every row, `new_tokens` each.
     """
-    ids = prompts(batch_size)
     new = call(ids)  # compiles, packs, allocates
-    assert [len(row) for row in new] == [NEW_TOKENS] * batch_size, [len(row) for row in new]
+    assert [len(row) for row in new] == [new_tokens] * len(ids), [len(row) for row in new]
     walls, processor = [], []
     for _ in range(repeats):
         wall, used = time.perf_counter(), time.process_time()
         call(ids)
         walls.append(time.perf_counter() - wall)
         processor.append(time.process_time() - used)
-    tokens = batch_size * NEW_TOKENS
+    tokens = len(ids) * new_tokens
     return {
         "tokens_per_second": tokens / statistics.median(walls),
         "tokens_per_processor_second": tokens / statistics.median(processor),

@@ -42,7 +42,7 @@ def main() -> None:
     workload.report(
         runner="CTranslate2",
         precision=options.precision,
-        **generation.rate(call, options.batch_size, options.repeats),
+        **generation.rate(call, generation.prompts(options.batch_size), options.repeats),
         ctranslate2=ctranslate2.__version__,
     )
 

@@ -42,7 +42,7 @@ def main() -> None:
     workload.report(
         runner="keras_hub",
         precision=options.precision,
-        **generation.rate(call, options.batch_size, options.repeats),
+        **generation.rate(call, generation.prompts(options.batch_size), options.repeats),
         keras=keras.__version__,
         keras_hub=keras_hub.__version__,
     )

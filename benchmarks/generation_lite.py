@@ -31,7 +31,7 @@ def main() -> None:
         precision=Path(options.artifact).name,
         **generation.rate(
             lambda ids: [result.ids for result in engine.generate(ids, settings)],
-            options.batch_size,
+            generation.prompts(options.batch_size),
             options.repeats,
         ),
         ai_edge_litert=importlib.metadata.version("ai-edge-litert"),

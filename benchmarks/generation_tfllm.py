@@ -30,7 +30,7 @@ def main() -> None:
     workload.report(
         runner="tfllm engine",
         precision=options.precision,
-        **generation.rate(call, options.batch_size, options.repeats),
+        **generation.rate(call, generation.prompts(options.batch_size), options.repeats),
         keras=keras.__version__,
         tensorflow=tf.__version__,
     )

@@ -31,7 +31,7 @@ def main() -> None:
     workload.report(
         runner="transformers",
         precision=options.precision,
-        **generation.rate(call, options.batch_size, options.repeats),
+        **generation.rate(call, generation.prompts(options.batch_size), options.repeats),
         torch=torch.__version__,
         transformers=transformers.__version__,
     )

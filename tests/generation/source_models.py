@@ -1,4 +1,5 @@
-"""A tiny random Marian: two SentencePiece models, one table of ids, a Transformer of one layer."""
+"""A tiny random Marian: two SentencePiece models, one table of ids, a Transformer of one layer; and
+T5 and BART with the same tokenizer."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ import numpy as np
 from tests.tokenizers.translation import ENGLISH, tokenizer
 from tfllm.checkpoints import store
 from tfllm.checkpoints.base import Checkpoint
-from tfllm.models import transformer
 from tfllm.tasks.seq2seq import Seq2Seq
 
 WINDOW, LONGEST = 96, 72  # tokens
@@ -17,15 +17,15 @@ SENTENCES = tuple(dict.fromkeys(ENGLISH))
 
 
 @functools.cache
-def checkpoint(**task) -> Checkpoint:
+def checkpoint(family: str = "transformer", **task) -> Checkpoint:
     """It asks for beam search of width 3, as Marian's files do; `task` are fields of Seq2Seq."""
     made = tokenizer("marian")
     pad = made.pad_id
-    config = transformer.Config(
-        vocabulary_size=made.vocabulary_size, num_layers=1, num_heads=2, hidden_dim=16,
-        dropout=0.0, max_sequence_length=WINDOW, pad_id=pad,
-    )  # fmt: skip
-    created = store.create("transformer", config, made, Seq2Seq(max_length=LONGEST, **task), seed=5)
+    shape = {
+        "vocabulary_size": made.vocabulary_size, "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
+        "dropout": 0.0, "max_sequence_length": WINDOW, "pad_id": pad,
+    }  # fmt: skip
+    created = store.create(family, shape, made, Seq2Seq(max_length=LONGEST, **task), seed=5)
     draw = np.random.default_rng(2)
     for weight in created.model.weights:  # norms of both signs, or it repeats one token
         spread = 1.4 if weight.path.endswith(("gamma", "scale")) else 0.7

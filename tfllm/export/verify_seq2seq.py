@@ -126,9 +126,10 @@ def lite(
     predictor: Any = open_model(folder)
     file = predictor.generator
     longest = file.longest_source
+    most = file.engine.decoder.max_sequence_length - 1  # a file of whole texts may hold fewer
     ids = [writer.tokenizer.encode(text, max_length=longest).ids for text in texts[:LITE_SOURCES]]
     for name, given in (("greedy", {}), ("sampled", {"seed": 11, **SAMPLING})):
-        settings = file.defaults(max_new_tokens=NEW_TOKENS, **given)
+        settings = file.defaults(max_new_tokens=min(NEW_TOKENS, most), **given)
         found, wanted = (
             [text.text for text in one.continued(ids, settings)] for one in (file, writer)
         )

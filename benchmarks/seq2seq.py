@@ -1,0 +1,75 @@
+"""What the seq2seq runners do: the Transformer-base shape, sources of 32 tokens, 32 new ones.
+
+    python benchmarks/seq2seq.py --model runs/bench/bart         # writes the model: random weights
+
+BART's architecture, because all four programs have it: 6 and 6 layers of 512, 8 heads, 2,048
+inside, 32,000 tokens in one table. Weights are random, and every row has its 32 tokens: the model
+forbids an end before them (`min_new_tokens`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+SOURCE_TOKENS = 32
+NEW_TOKENS = 32
+REPEATS = 5
+VOCABULARY_SIZE = 32000
+START, PAD, END = 0, 1, 2  # <s>, <pad> and </s>, as in BART
+SHAPE = {
+    "vocab_size": VOCABULARY_SIZE, "d_model": 512, "encoder_layers": 6, "decoder_layers": 6,
+    "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 2048,
+    "decoder_ffn_dim": 2048, "max_position_embeddings": 512, "forced_eos_token_id": None,
+    "normalize_before": False,  # CTranslate2's converter asks for it
+}  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True, help="the directory of the model")
+    parser.add_argument("--artifact", help="the directory of an exported file")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    return parser.parse_args()
+
+
+def sources(batch_size: int) -> list[list[int]]:
+    """The same ids for every runner, with <s> and </s>."""
+    random = np.random.default_rng(1)
+    words = random.integers(END + 2, VOCABULARY_SIZE - 1, [batch_size, SOURCE_TOKENS - 2])
+    return [[START, *row, END] for row in words.tolist()]
+
+
+def write_model(directory: Path) -> None:
+    """Random weights as a Hugging Face directory, with a tokenizer of its size."""
+    import tokenizers
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**SHAPE))
+    model.generation_config.update(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+    model.save_pretrained(directory)
+    # Ids only are measured, but converters and exporters read a vocabulary: bytes, and no merges.
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    rest = [f"token{number}" for number in range(VOCABULARY_SIZE - len(letters) - len(special) - 1)]
+    tokens = [*special, *letters, *rest, "<mask>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BartTokenizer", "model_max_length": 512})
+    )
+
+
+if __name__ == "__main__":
+    write_model(Path(arguments().model))

@@ -1,0 +1,50 @@
+"""New tokens per second after sources: tfllm's engine, ids in and out."""
+
+from __future__ import annotations
+
+import generation
+import keras
+import seq2seq
+import tensorflow as tf
+import workload
+
+from tfllm.checkpoints import store
+from tfllm.generation import products
+from tfllm.generation.engine import Engine
+from tfllm.generation.settings import made
+from tfllm.models.encoder_decoder import encoder_decoder
+
+
+def main() -> None:
+    options = seq2seq.arguments()
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    checkpoint = store.load(options.model)
+    model = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    engine = Engine(products.prepared(model, options.precision))
+    engine.max_rows = options.batch_size * options.beams
+    start = [checkpoint.start_id]
+    del checkpoint
+    settings = made(
+        max_new_tokens=seq2seq.NEW_TOKENS,
+        min_new_tokens=seq2seq.NEW_TOKENS,
+        num_beams=options.beams,
+        stop_ids=(seq2seq.END,),
+    )
+
+    def call(sources: list[list[int]]) -> list[list[int]]:
+        results = engine.generate([start] * len(sources), settings, sources=sources)
+        return [result.ids for result in results]
+
+    sources = seq2seq.sources(options.batch_size)
+    workload.report(
+        runner="tfllm engine",
+        precision=options.precision,
+        **generation.rate(call, sources, options.repeats, seq2seq.NEW_TOKENS),
+        keras=keras.__version__,
+        tensorflow=tf.__version__,
+    )
+
+
+if __name__ == "__main__":
+    main()
