@@ -39,6 +39,11 @@ INT8_SETTINGS = {
         *("--set", "prompt_length=32", "--set", "max_length=96"),
     ],
 }
+BART_INT8 = "bart-int8-loop"
+BART_SETTINGS = [
+    *("tflite-loop", "--set", "quantization=int8", "--set", "batch_sizes=[1, 32]"),
+    *("--set", "prompt_length=32"),
+]
 
 
 def cases(work: Path) -> dict[str, list[list[str]]]:
@@ -71,6 +76,20 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
             ["generation_ctranslate2.py", *batch, "--precision", "int8"],
         ]
 
+    def seq2seq(batch_size: int, beams: int) -> list[list[str]]:
+        batch = ["--model", str(work / "bart"), "--batch-size", str(batch_size)]
+        batch += ["--beams", str(beams)]
+        commands = [
+            ["seq2seq_tfllm.py", *batch],
+            ["seq2seq_transformers.py", *batch],
+            ["seq2seq_kerashub.py", *batch],
+            ["seq2seq_ctranslate2.py", *batch],
+            ["seq2seq_ctranslate2.py", *batch, "--precision", "int8"],
+        ]
+        if beams == 1:
+            commands.append(["seq2seq_lite.py", *batch, "--artifact", str(work / BART_INT8)])
+        return commands
+
     return {
         "training": [
             ["training_tfllm.py", *hub],
@@ -93,19 +112,24 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
         "tokenization": [["tokenization.py", *hub]],
         "generation, batch 1": generation(1),
         "generation, batch 8": generation(8),
+        **{
+            f"seq2seq, batch {batch_size}, {beams} beams": seq2seq(batch_size, beams)
+            for batch_size in (1, 32)
+            for beams in (1, 4)
+        },
         "server": [["server.py", "--artifact", str(work / "savedmodel")]],
     }
 
 
-def prepare_generation(work: Path) -> None:
-    """A model of GPT-2's shape with random weights, and its int8 files, made once."""
-    if not (work / "gpt2").exists():
-        command = [sys.executable, str(HERE / "generation.py"), "--model", str(work / "gpt2")]
+def prepare_model(work: Path, name: str, script: str, files: dict[str, list[str]]) -> None:
+    """A model with random weights, and its exported files (name -> settings), made once."""
+    if not (work / name).exists():
+        command = [sys.executable, str(HERE / script), "--model", str(work / name)]
         subprocess.run(command, check=True)
-    for name, settings in INT8_SETTINGS.items():
-        if not (work / name).exists():
-            command = [sys.executable, "-m", "tfllm", "export", str(work / "gpt2")]
-            command += ["--to", *settings, "--output", str(work / name)]
+    for file, settings in files.items():
+        if not (work / file).exists():
+            command = [sys.executable, "-m", "tfllm", "export", str(work / name)]
+            command += ["--to", *settings, "--output", str(work / file)]
             subprocess.run(command, check=True)
 
 
@@ -205,10 +229,12 @@ def main() -> None:
         for name, commands in cases(work).items()
         if options.only is None or any(name.startswith(only) for only in options.only)
     }
-    generating = [name for name in chosen if name.startswith("generation")]
-    if generating:
-        prepare_generation(work)
-    if any(not name.startswith(("generation", "BERT-base", "language")) for name in chosen):
+    if any(name.startswith("generation") for name in chosen):
+        prepare_model(work, "gpt2", "generation.py", INT8_SETTINGS)
+    if any(name.startswith("seq2seq") for name in chosen):
+        prepare_model(work, "bart", "seq2seq.py", {BART_INT8: BART_SETTINGS})
+    own = ("generation", "seq2seq", "BERT-base", "language")
+    if any(not name.startswith(own) for name in chosen):
         prepare(options.run, work)
     measured = {}
     for name, commands in chosen.items():

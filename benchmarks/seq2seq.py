@@ -54,6 +54,7 @@ def write_model(directory: Path) -> None:
     import torch
     import transformers
 
+    directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
     model = transformers.BartForConditionalGeneration(transformers.BartConfig(**SHAPE))
     model.generation_config.update(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
