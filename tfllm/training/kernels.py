@@ -1,10 +1,10 @@
-"""Elementwise parts of a training step as fused kernels, put into a built model from outside.
+"""Parts of a training step as faster kernels, put into a built model from outside.
 
 On a CPU in bfloat16, GELU, layer normalisation and dropout take as long as the matrix products when
 every operation in them passes over memory. "fused" writes their gradients by hand in float32;
-"compiled" has XLA make one pass of each formula, at a fraction of a second for every batch shape,
-and has not been measured quicker than "fused" so far. Matrix products stay TensorFlow's, which are
-faster than XLA's on CPUs. The layers' own `keras.ops` forms are the reference of the tests.
+"compiled" has XLA make one pass of each formula, at a fraction of a second for every batch shape.
+Matrix products stay TensorFlow's, which are faster than XLA's on CPUs; those of attention's
+projections get two dimensions. The layers' own `keras.ops` forms are the reference of the tests.
 docs/training.md has the numbers.
 """
 
@@ -108,8 +108,11 @@ def dropped_bytes(rate: float) -> int:
     return round(rate * BYTE_VALUES)
 
 
-def dropout(x: Any, rate: float, seed: Any) -> Any:
-    """Inverted dropout at the nearest multiple of 1/256: four elements per random word."""
+def dropout(x: Any, rate: float, seed: Any, compiled: bool = False) -> Any:
+    """Inverted dropout, at the nearest multiple of 1/256 where it is not compiled: there four
+    elements share a random word."""
+    if compiled:
+        return _hashed_dropout(x, rate, seed)
     dropped = dropped_bytes(rate)
     size = tf.size(x)
     words = tf.random.stateless_uniform(
@@ -118,6 +121,39 @@ def dropout(x: Any, rate: float, seed: Any) -> Any:
     random = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size], tf.shape(x))
     factor = tf.constant(BYTE_VALUES / (BYTE_VALUES - dropped), x.dtype)
     return x * (tf.cast(random >= dropped, x.dtype) * factor)
+
+
+def _hashed_dropout(x: Any, rate: float, seed: Any) -> Any:
+    """The mask is a function of seed and place, so that the gradient draws it again."""
+    threshold = tf.constant(int(rate * 2**32), tf.uint32)
+    scale = tf.constant(1 / (1 - rate), x.dtype)
+
+    @tf.custom_gradient
+    def apply(x: Any) -> Any:
+        def masked(values: Any) -> Any:
+            of_values = kernel(_masked, True)(tf.reshape(values, [-1]), seed, threshold, scale)
+            return tf.reshape(of_values, tf.shape(values))
+
+        return masked(x), masked
+
+    return apply(x)
+
+
+def _masked(x: Any, seed: Any, threshold: Any, scale: Any) -> Any:
+    """x [N] times `scale` where the hash of the place is at least `threshold`, else 0."""
+    seed = tf.bitcast(tf.cast(seed, tf.int32), tf.uint32)
+    start = mixed(tf.bitwise.bitwise_xor(mixed(seed[0]), seed[1]))
+    random = mixed(tf.bitcast(tf.range(tf.size(x)), tf.uint32) + start)
+    return tf.where(random >= threshold, x * scale, tf.zeros([], x.dtype))
+
+
+def mixed(bits: Any) -> Any:
+    """A hash of uint32 in which every bit of the input changes every other one half of the time:
+    C. Wellons' "lowbias32" (2018)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        shifted = tf.bitwise.right_shift(bits, tf.constant(shift, tf.uint32))
+        bits = tf.bitwise.bitwise_xor(bits, shifted) * tf.constant(factor, tf.uint32)
+    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(16, tf.uint32)))
 
 
 def choose(kernels: str) -> str:
@@ -136,7 +172,9 @@ def install(model: Any, compiled: bool = False) -> int:
         elif type(layer) is keras.layers.LayerNormalization and _is_plain(layer):
             layer.call = functools.partial(_call_normalization, layer, compiled=compiled)
         elif type(layer) is keras.layers.Dropout and dropped_bytes(layer.rate):
-            layer.call = functools.partial(_call_dropout, layer)
+            layer.call = functools.partial(_call_dropout, layer, compiled=compiled)
+        elif type(layer) is keras.layers.EinsumDense and _is_projection(layer):
+            layer.call = functools.partial(_call_projection, layer)
         else:
             continue
         count += 1
@@ -161,7 +199,35 @@ def _call_normalization(layer: Any, inputs: Any, compiled: bool = False) -> Any:
     return normalize(inputs, gamma, beta, layer.epsilon, compiled)
 
 
-def _call_dropout(layer: Any, inputs: Any, training: bool = False) -> Any:
+def _call_dropout(layer: Any, inputs: Any, training: bool = False, compiled: bool = False) -> Any:
     if not training or layer.noise_shape is not None:
         return inputs if not training else type(layer).call(layer, inputs, training=True)
-    return dropout(inputs, layer.rate, layer.seed_generator.next())
+    return dropout(inputs, layer.rate, layer.seed_generator.next(), compiled)
+
+
+# Attention's projections: to heads (one axis of the kernel is summed over), and from them (two).
+PROJECTIONS = {"abc,cde->abde": 1, "abcd,cde->abe": 2}
+
+
+def _is_projection(layer: Any) -> bool:
+    plain = layer.activation is keras.activations.linear and not layer.lora_enabled
+    return plain and layer.equation in PROJECTIONS and layer.quantization_mode is None
+
+
+def _call_projection(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+    """One product of matrices in place of one for every row, whose gradients are summed up after.
+
+    The bias is added to three dimensions: right after a matrix product TensorFlow joins the two in
+    a kernel of half the speed.
+    """
+    weights = tf.cast(layer.kernel.value, layer.compute_dtype)
+    summed = PROJECTIONS[layer.equation]
+    outputs = weights.shape[summed:]
+    width, size = math.prod(weights.shape[:summed]), math.prod(outputs)
+    lead = tf.shape(inputs)[:2]
+    x = tf.reshape(tf.cast(inputs, layer.compute_dtype), [-1, width])
+    product = tf.matmul(x, tf.reshape(weights, [width, size]))
+    y = tf.reshape(product, tf.concat([lead, [size]], 0))
+    if layer.bias is not None:
+        y = tf.nn.bias_add(y, tf.reshape(tf.cast(layer.bias.value, y.dtype), [size]))
+    return tf.reshape(y, tf.concat([lead, outputs], 0))
