@@ -10,8 +10,8 @@ from tfllm.layers.activations import exact_gelu
 from tfllm.models import bert
 from tfllm.training import kernels
 
-# Of the largest value, or of 1: sums of some hundred products, in another order. The gradient of the
-# keys' bias is nothing but what such sums leave over.
+# Of the largest value, or of 1: sums of some hundred products, in another order. The gradient of
+# the keys' bias is nothing but what such sums leave over.
 PROJECTED = {"float32": 1e-5, "bfloat16": 0.05}
 
 
