@@ -46,6 +46,12 @@ def test_tricky_texts(name):
     assert graph(name).tokenize(tf.constant([], tf.string)).to_list() == []
 
 
+@pytest.mark.parametrize("name", ["roberta", "roberta with a space"])
+def test_offsets_of_tokens_that_take_white_space(name):
+    before, after = ("", " ", "  ", "\t", "a ", " a ", "a\u00a0"), ("", " ", " b", "<mask>")
+    assert_equal(name, [f"{start}<mask>{end}" for start in before for end in after])
+
+
 ALPHABET = st.one_of(
     st.characters(codec="utf-8"),
     st.sampled_from(list("abc  \n\r\t'\"sStTrReEvVlLmMdD0123.,!-") + ["'s", "'ll", "\u00a0", "ſ"]),

@@ -24,6 +24,8 @@ class TextGraph(tf.Module):
     """Whether offsets, too, equal the Python tokenizer's."""
     trims_offsets = False
     """Whether white space at a token's ends is not in its offsets."""
+    prefix_space = False
+    """Whether a space is put before texts that begin without one."""
 
     def __init__(self, tokenizer: Any, literals: Sequence[Literal]):
         super().__init__()
@@ -112,7 +114,7 @@ class TextGraph(tf.Module):
         if self._cut:
             tokens = tf.cond(
                 tf.reduce_any(pieces.literal_ids >= 0),
-                lambda: with_literals(tokens, pieces, self.trims_offsets),
+                lambda: with_literals(tokens, pieces, self.trims_offsets, self.prefix_space),
                 lambda: tokens,
             )
         splits = tf.gather(tokens.splits, pieces.text_splits)

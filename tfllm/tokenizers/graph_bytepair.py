@@ -73,6 +73,7 @@ class BytePairGraph(TextGraph):
             self._kept = tf.constant([i not in special for i in range(len(token_bytes))])
             self._trims: Any = _trims(tokenizer, described)
         self.trims_offsets = self._trims is not None
+        self.prefix_space = self._style.prefix_space
         with tf.init_scope():
             self._whole = _lookup(direct) if direct else None
 

@@ -153,10 +153,13 @@ def _characters(strings: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.strings.length(strings, unit="UTF8_CHAR"), tf.int64)
 
 
-def with_literals(tokens: Tokens, pieces: Pieces, trimmed: bool = False) -> Tokens:
+def with_literals(
+    tokens: Tokens, pieces: Pieces, trimmed: bool = False, prefix_space: bool = False
+) -> Tokens:
     """The tokens with the literal ones put between, offsets counted from each text's start.
 
-    `trimmed`: the white space that a literal token took is not in its offsets.
+    `trimmed`: the white space that a literal token took is not in its offsets; with `prefix_space`
+    a single one that begins the text is, as if it had been put there.
     """
     literal_ids, text_splits = pieces.literal_ids, pieces.text_splits
     is_literal = literal_ids >= 0
@@ -176,7 +179,10 @@ def with_literals(tokens: Tokens, pieces: Pieces, trimmed: bool = False) -> Toke
     literal_end = of_literal + tf.cast(tf.gather(pieces.literal_lengths, literal), tf.int32)
     if trimmed:
         spaces = tf.cast(tf.gather(pieces.literal_spaces, literal), tf.int32)
-        of_literal, literal_end = of_literal + spaces[:, 0], literal_end - spaces[:, 1]
+        lead = spaces[:, 0]
+        if prefix_space:
+            lead = tf.where((of_literal == 0) & (lead == 1), 0, lead)
+        of_literal, literal_end = of_literal + lead, literal_end - spaces[:, 1]
 
     def merged(own: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         return tf.dynamic_stitch([tf.cast(place, tf.int32) for place in places], [own, others])
