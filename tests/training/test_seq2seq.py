@@ -100,9 +100,18 @@ def test_a_checkpoint_that_writes(straight):
 
 
 def test_texts_are_written_measured_and_chosen_by(folder, tmp_path):
+    asked = []
+
+    def measure_noting(task, answers, examples):
+        asked.append([example["source"] for example in examples])
+        return measure(task, answers, examples)
+
     evaluate = {"every": 2, "generate": 3, "best": "chrf", "generation": {"max_new_tokens": 9}}
     chosen = recipe(folder, train={"steps": 4, "ema": 0.9}, evaluate=evaluate)
-    run = train(chosen, tmp_path / "run", progress=False, measure=measure)
+    run = train(chosen, tmp_path / "run", progress=False, measure=measure_noting)
+    whole = max(asked, key=len)
+    assert len(whole) == 8
+    assert [whole[0], whole[2], whole[5]] in asked  # evenly spread: a file may be sorted
     lines = [
         line for line in read_log(run.directory / "metrics.jsonl") if "validation_chrf" in line
     ]

@@ -23,7 +23,7 @@ FINAL_TEXTS = 2000  # validation examples that texts are written for in the end
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Writes texts for validation examples, from the first on, and measures them."""
+    """Writes texts for validation examples and measures them."""
 
     start: Start
     examples: Sequence[dict[str, Any]]
@@ -31,18 +31,19 @@ class Texts:
     settings: EvaluateSettings
 
     def measured(self, checkpoint: Checkpoint, count: int) -> dict[str, Any]:
-        """The measures of the first `count` examples' texts."""
+        """The measures of the texts for `count` examples, evenly spread: files may be sorted."""
         from tfllm.generation.text_to_text import TextToText
         from tfllm.generation.written import written
 
-        few = self.examples[:count]
+        count = min(count, len(self.examples))
+        few = [self.examples[index * len(self.examples) // count] for index in range(count)]
         writer = TextToText(checkpoint)  # a new one: it copies weights
         settings = writer.defaults(**self.settings.generation.given)
         answers = written(writer, few, settings, truncate=True, batch_size=self.settings.batch_size)
         return self.measure(checkpoint.task, answers, few)
 
     def while_training(self) -> dict[str, Any]:
-        """Of the first `evaluate.generate` examples, with the model as it is now."""
+        """Of `evaluate.generate` examples, with the model as it is now."""
         now = dataclasses.replace(self.start.checkpoint, model=self.start.model)
         return self.measured(now, self.settings.generate or 0)
 
