@@ -25,7 +25,8 @@ REPEATS = 5
 VOCABULARY_SIZE = 50257
 
 
-def arguments() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """The options of every runner."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True, help="the directory of the model")
     parser.add_argument("--artifact", help="the directory of an exported file")
@@ -33,7 +34,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=REPEATS)
-    return parser.parse_args()
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    return parser().parse_args()
 
 
 def prompts(batch_size: int) -> list[list[int]]:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
+import generation
 import numpy as np
 
 SOURCE_TOKENS = 32
 NEW_TOKENS = 32
-REPEATS = 5
 VOCABULARY_SIZE = 32000
 START, PAD, END = 0, 1, 2  # <s>, <pad> and </s>, as in BART
 SHAPE = {
@@ -30,14 +29,8 @@ SHAPE = {
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", required=True, help="the directory of the model")
-    parser.add_argument("--artifact", help="the directory of an exported file")
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser = generation.parser()
     parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=REPEATS)
     return parser.parse_args()
 
 
