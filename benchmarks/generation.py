@@ -76,22 +76,33 @@ def rate(
 
 def write_model(directory: Path) -> None:
     """Random weights as a Hugging Face directory, with a tokenizer of its size."""
-    import tokenizers
     import torch
     import transformers
 
     torch.manual_seed(1)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     model.save_pretrained(directory)
-    # Ids only are measured, but converters and exporters read a vocabulary: bytes, and no merges.
+    write_tokenizer(directory, VOCABULARY_SIZE, [], "<|endoftext|>", "GPT2Tokenizer", 1024)
+
+
+def write_tokenizer(
+    directory: Path, size: int, first: list[str], last: str, kind: str, window: int
+) -> None:
+    """Bytes, and no merges: ids only are measured, but converters and exporters read a vocabulary.
+
+    `first` and `last` are the tokens that have the first ids and the last one.
+    """
+    import tokenizers
+
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    rest = [f"token{number}" for number in range(len(letters), VOCABULARY_SIZE - 1)]
-    tokens = [*letters, *rest, "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
+    start = [*first, *letters]
+    # Names of no meaning up to the vocabulary's size.
+    rest = [f"token{number}" for number in range(size - len(start) - 1)]
+    vocabulary = {token: number for number, token in enumerate([*start, *rest, last])}
     (directory / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
     (directory / "merges.txt").write_text("#version: 0.2\n")
     (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024})
+        json.dumps({"tokenizer_class": kind, "model_max_length": window})
     )
 
 

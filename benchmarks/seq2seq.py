@@ -10,7 +10,6 @@ forbids an end before them (`min_new_tokens`).
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import generation
@@ -43,7 +42,6 @@ def sources(batch_size: int) -> list[list[int]]:
 
 def write_model(directory: Path) -> None:
     """Random weights as a Hugging Face directory, with a tokenizer of its size."""
-    import tokenizers
     import torch
     import transformers
 
@@ -52,17 +50,8 @@ def write_model(directory: Path) -> None:
     model = transformers.BartForConditionalGeneration(transformers.BartConfig(**SHAPE))
     model.generation_config.update(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
     model.save_pretrained(directory)
-    # Ids only are measured, but converters and exporters read a vocabulary: bytes, and no merges.
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    rest = [f"token{number}" for number in range(VOCABULARY_SIZE - len(letters) - len(special) - 1)]
-    tokens = [*special, *letters, *rest, "<mask>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    (directory / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
-    (directory / "merges.txt").write_text("#version: 0.2\n")
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "BartTokenizer", "model_max_length": 512})
-    )
+    generation.write_tokenizer(directory, VOCABULARY_SIZE, special, "<mask>", "BartTokenizer", 512)
 
 
 if __name__ == "__main__":

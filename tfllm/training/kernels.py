@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfllm.generation import random
 from tfllm.layers.activations import SQRT_HALF, exact_gelu
 
 DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution
@@ -140,20 +141,10 @@ def _hashed_dropout(x: Any, rate: float, seed: Any) -> Any:
 
 
 def _masked(x: Any, seed: Any, threshold: Any, scale: Any) -> Any:
-    """x [N] times `scale` where the hash of the place is at least `threshold`, else 0."""
-    seed = tf.bitcast(tf.cast(seed, tf.int32), tf.uint32)
-    start = mixed(tf.bitwise.bitwise_xor(mixed(seed[0]), seed[1]))
-    random = mixed(tf.bitcast(tf.range(tf.size(x)), tf.uint32) + start)
-    return tf.where(random >= threshold, x * scale, tf.zeros([], x.dtype))
-
-
-def mixed(bits: Any) -> Any:
-    """A hash of uint32 in which every bit of the input changes every other one half of the time:
-    C. Wellons' "lowbias32" (2018)."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        shifted = tf.bitwise.right_shift(bits, tf.constant(shift, tf.uint32))
-        bits = tf.bitwise.bitwise_xor(bits, shifted) * tf.constant(factor, tf.uint32)
-    return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(16, tf.uint32)))
+    """x [N] times `scale` where the random bits of the place are at least `threshold`, else 0."""
+    seed = tf.cast(seed, tf.int32)
+    drawn = random.bits(seed[0], seed[1], tf.range(tf.size(x)))
+    return tf.where(drawn >= threshold, x * scale, tf.zeros([], x.dtype))
 
 
 def choose(kernels: str) -> str:
