@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import signal
 import sys
 from typing import NoReturn
 
@@ -35,8 +34,6 @@ VERBS = {
 }
 
 INTERRUPTED = 130  # the shell's status for a command stopped by Ctrl-C
-TERMINATED = 143  # and by SIGTERM
-AGAIN_SECONDS = 2.0  # until a SIGTERM that was not heard is told again
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -57,18 +54,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    from tfllm.cli import quiet
+    from tfllm.cli import quiet, termination
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     quiet.install()
-    # As an exception, so that files under temporary names are removed; train and serve have their
-    # own way to stop.
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        _application(verb)(arguments, prog_name=f"tfllm {verb}")
+        with termination.as_exit():  # train and serve have their own way to stop
+            _application(verb)(arguments, prog_name=f"tfllm {verb}")
     except SystemExit as stop:
-        if stop.code == TERMINATED:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except TfllmError as error:
         _fail(str(error), error.exit_status)
@@ -82,14 +75,6 @@ def _run(verb: str, arguments: list[str]) -> int:
             raise
         _fail(f"cannot write '{error.filename or 'the output'}': {error.strerror}.", 2)
     return 0
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    """Ends the command; and again as long as nothing has heard of it: C++ that calls Python, while
-    it traces a function for one, may drop what Python raises."""
-    signal.signal(signal.SIGALRM, _terminated)
-    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-    sys.exit(TERMINATED)
 
 
 def _application(verb: str):

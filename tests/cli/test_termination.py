@@ -1,0 +1,62 @@
+"""SIGTERM ends a command with 143 and nothing on stderr, whatever Python was doing when it came."""
+
+import subprocess
+import sys
+
+import pytest
+
+# What happens in the command, and what it prints before it ends.
+PLACES = {
+    "in the open": ("stop()", ""),
+    "dropped by C++": (
+        "try:\n    stop()\nexcept SystemExit:\n    print('not heard', flush=True)\ntime.sleep(50)",
+        "not heard\n",
+    ),
+    "made another exception by C++": (
+        "try:\n    stop()\nexcept SystemExit:\n    raise RuntimeError('in a traced function')",
+        "",
+    ),
+    "in a finalizer": (
+        "class Last:\n    def __del__(self):\n        stop()\nLast()\n"
+        "print('collected', flush=True)\ntime.sleep(50)",
+        "collected\n",
+    ),
+    "while files are removed for longer than it waits": (
+        "try:\n    stop()\nfinally:\n    time.sleep(3)\n    print('removed', flush=True)",
+        "removed\n",
+    ),
+}
+COMMAND = """
+import os, signal, sys, time
+from tfllm import cli
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+def verb(arguments, prog_name):
+    exec(sys.argv[1], globals())
+cli._application = lambda name: verb
+cli.main(['inspect'])
+"""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_arrives(place):
+    happens, printed = PLACES[place]
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMAND, happens],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, printed, "")
+
+
+def test_a_fault_without_it_stays_a_fault():
+    ended = subprocess.run(
+        [sys.executable, "-c", COMMAND, "raise RuntimeError('ours')"],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert ended.returncode == 1 and "RuntimeError: ours" in ended.stderr
