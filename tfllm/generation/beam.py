@@ -20,6 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
+from tfllm.generation.largest import largest
+
 EarlyStopping = bool | Literal["never"]
 
 IMPOSSIBLE = -1e9  # a score that nothing real has
@@ -163,7 +165,7 @@ def _continuations(
     changed = change(own, tf.reshape(running.ids, [-1, most_new]), count)
     total = tf.reshape(changed, [-1, beams, vocabulary_size]) + running.scores[:, :, None]
     total = tf.reshape(total, [-1, beams * vocabulary_size])
-    scores, places = tf.math.top_k(total, size.kept)
+    scores, places = largest(total, size.kept)
     own = tf.reshape(own, [-1, beams * vocabulary_size])
     parents, newest = places // vocabulary_size, places % vocabulary_size
     here = tf.equal(tf.range(most_new), count)[None, None]

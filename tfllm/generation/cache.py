@@ -15,6 +15,7 @@ Cache = tuple[tuple[tf.Tensor, tf.Tensor], ...]
 Writer = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 BUCKET = 64  # places
+GROWTH = 16  # places at once where every step copies the whole cache, as in beam search
 
 
 def capacity(places: int) -> int:
@@ -99,7 +100,7 @@ def padded(cache: Cache, size: tf.Tensor) -> Cache:
 def grown(cache: Cache, places: tf.Tensor) -> Cache:
     """The cache with room for `places` places, and for some more where it had to grow."""
     room = tf.shape(cache[0][0])[2]
-    return tf.cond(places > room, lambda: padded(cache, places - 1 + BUCKET), lambda: cache)
+    return tf.cond(places > room, lambda: padded(cache, places - 1 + GROWTH), lambda: cache)
 
 
 def mapped(function: Callable[..., Any], *caches: Cache) -> Cache:

@@ -27,18 +27,19 @@ def penalised(
     if features.penalties:
         seen = counts(ids, tf.zeros_like(lengths), lengths, vocabulary_size) > 0
         logits = repetition(logits, seen, rows.repetition_penalty)
-        written = counts(ids, prompt_lengths, lengths, vocabulary_size)
+        times = counts(ids, prompt_lengths, lengths, vocabulary_size)
         logits = presence_and_frequency(
-            logits, written, rows.presence_penalty, rows.frequency_penalty
+            logits, times, rows.presence_penalty, rows.frequency_penalty
         )
     if features.ngram:
         logits = no_repeat_ngram(logits, ids, lengths, rows.no_repeat_ngram, features.ngram)
     if features.bad_word:
         logits = bad_words(logits, ids, lengths, rows.bad_words, features.bad_word)
-    if features.forced:
-        written = lengths - prompt_lengths
+    written = lengths - prompt_lengths
+    if features.least:
         early = tf.logical_and(rows.stop_ids >= 0, (written < rows.min_new_tokens)[:, None])
         logits = _barred(logits, tf.maximum(rows.stop_ids, 0), early)
+    if features.forced:
         logits = forced(logits, rows.forced_first_id, tf.equal(written, 0))
         logits = forced(logits, rows.forced_last_id, tf.equal(lengths + 1, rows.limit))
     return logits

@@ -160,7 +160,9 @@ class Features:
     bad_word: int = 0
     """Ids in the longest bad word."""
     forced: bool = False
-    """Forced ids and a least number of tokens."""
+    """Forced ids."""
+    least: bool = False
+    """A least number of tokens."""
     log_probabilities: bool = True
 
     def __or__(self, other: Features) -> Features:
@@ -171,6 +173,7 @@ class Features:
             max(self.ngram, other.ngram),
             max(self.bad_word, other.bad_word),
             self.forced or other.forced,
+            self.least or other.least,
             self.log_probabilities or other.log_probabilities,
         )
 
@@ -180,17 +183,14 @@ def features(settings: GenerationSettings) -> Features:
     everything. Sizes are rounded up. Beam search, and forced ids, cost nothing that they need not:
     their settings are those of a checkpoint, and the same for all its texts."""
     sampling = settings.temperature > 0
-    forced = (
-        settings.forced_first_id is not None,
-        settings.forced_last_id is not None,
-        settings.min_new_tokens > 0,
-    )
+    forced = settings.forced_first_id is not None or settings.forced_last_id is not None
+    least = settings.min_new_tokens > 0
     penalties = (
         settings.repetition_penalty != 1,
         settings.presence_penalty != 0,
         settings.frequency_penalty != 0,
     )
-    exact = settings.num_beams > 1 or any(forced)
+    exact = settings.num_beams > 1 or forced or least
     longest = max(map(len, settings.bad_words), default=1)
     if exact:
         return Features(
@@ -199,7 +199,8 @@ def features(settings: GenerationSettings) -> Features:
             penalties=any(penalties),
             ngram=_rounded(settings.no_repeat_ngram) if settings.no_repeat_ngram else 0,
             bad_word=_rounded(longest) if settings.bad_words else 0,
-            forced=any(forced),
+            forced=forced,
+            least=least,
         )
     if not any((*penalties, settings.no_repeat_ngram > 0, settings.bad_words)):
         return Features(sampling=sampling, filters=sampling)
