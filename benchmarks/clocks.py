@@ -8,7 +8,8 @@ import keras
 
 
 class Clock(keras.callbacks.Callback):
-    """Starts after the warm-up steps, stops with the last step (not with the last checkpoint)."""
+    """Starts after the warm-up steps, stops where the last step begins: a run ends with its state
+    written, which is no part of a step."""
 
     def __init__(self, warm_up_steps: int):
         super().__init__()
@@ -16,12 +17,12 @@ class Clock(keras.callbacks.Callback):
         self.start = self.end = (0.0, 0.0)
 
     def on_train_batch_begin(self, batch, logs=None):
+        self.end = (time.perf_counter(), time.process_time())
         if batch == self.warm_up_steps:
-            self.start = (time.perf_counter(), time.process_time())
+            self.start = self.end
 
     def on_train_batch_end(self, batch, logs=None):
         self.losses.append(float(logs["loss"]))
-        self.end = (time.perf_counter(), time.process_time())
 
     def seconds(self) -> list[float]:
         """Of the clock, and of all threads of the process."""

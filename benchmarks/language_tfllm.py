@@ -35,7 +35,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     overrides = [
-        f"train.steps={workload.LANGUAGE_WARM_UP_STEPS + options.steps}",
+        f"train.steps={workload.LANGUAGE_WARM_UP_STEPS + options.steps + 1}",
         f"train.precision={options.precision}",
         f"train.kernels={options.kernels}",
         "train.checkpoint_every=null",

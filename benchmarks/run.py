@@ -28,7 +28,7 @@ MEASURES = (
     "requests_per_second",
     "tokens_per_second",
 )
-
+LIMIT_SECONDS = 300  # for one runner
 
 # The int8 files of the generation cases, by batch size: steps with a cache, and whole texts.
 INT8 = {1: "gpt2-int8", 8: "gpt2-int8-loop"}
@@ -84,6 +84,8 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
             ["seq2seq_transformers.py", *batch],
             ["seq2seq_kerashub.py", *batch],
             ["seq2seq_ctranslate2.py", *batch],
+            ["seq2seq_tfllm.py", *batch, "--precision", "bfloat16"],
+            ["seq2seq_transformers.py", *batch, "--precision", "bfloat16"],
             ["seq2seq_ctranslate2.py", *batch, "--precision", "int8"],
         ]
         if beams == 1:
@@ -98,7 +100,7 @@ def cases(work: Path) -> dict[str, list[list[str]]]:
         ],
         "BERT-base training, 16 x 128": [
             ["training_tfllm.py", "--base"],
-            ["training_tfllm.py", "--base", "--kernels", "compiled"],
+            ["training_tfllm.py", "--base", "--kernels", "fused"],
             ["training_transformers.py", "--base"],
             ["training_kerashub.py", "--base"],
         ],
@@ -154,9 +156,15 @@ def prepare(run: str | None, work: Path) -> None:
 def measure(arguments: list[str]) -> list[dict]:
     """Runs one runner; its result lines, or the reason why there is none."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=HERE, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=HERE, env=environment, capture_output=True, text=True,
+            timeout=LIMIT_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        print(f"  {arguments[0]}: not within {LIMIT_SECONDS} s", file=sys.stderr)
+        return []
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -241,6 +249,7 @@ def main() -> None:
         print(name, file=sys.stderr)
         measured[name] = collect(commands, options.rounds)
     date = datetime.date.today().isoformat()
+    stem = "-".join([date, *(only.split(",")[0].replace(" ", "-") for only in options.only or ())])
     versions = {
         key: value
         for results in measured.values()
@@ -256,8 +265,8 @@ def main() -> None:
         text += [f"## {name}", "", *(table(results) if results else ["no result"]), ""]
     results_folder = HERE / "results"
     results_folder.mkdir(exist_ok=True)
-    (results_folder / f"{date}.json").write_text(json.dumps(measured, indent=1))
-    (results_folder / f"{date}.md").write_text("\n".join(text))
+    (results_folder / f"{stem}.json").write_text(json.dumps(measured, indent=1))
+    (results_folder / f"{stem}.md").write_text("\n".join(text))
     print("\n".join(text))
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     encoded = tokenizer(texts, truncation=True, max_length=work.max_length)["input_ids"]
     model.train()
     start, losses = (0.0, 0.0), []
-    for first in range(0, len(texts), work.batch_size):
+    for first in range(0, len(texts) - work.batch_size, work.batch_size):
         if first == work.warm_up_steps * work.batch_size:
             start = time.perf_counter(), time.process_time()
         rows = {"input_ids": encoded[first : first + work.batch_size]}

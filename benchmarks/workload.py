@@ -26,7 +26,7 @@ MAX_LENGTH = 128
 LANGUAGE_STEPS, LANGUAGE_WARM_UP_STEPS = 100, 20  # of 12 rows of 64 tokens
 
 # BERT-base at 16 rows of 128 tokens, none of them padding: WikiText-2's validation text in pieces.
-BASE_BATCH_SIZE, BASE_LENGTH, BASE_STEPS, BASE_WARM_UP_STEPS = 16, 128, 6, 3
+BASE_BATCH_SIZE, BASE_LENGTH, BASE_STEPS, BASE_WARM_UP_STEPS = 16, 128, 12, 3
 BASE_CHARACTERS = 1200  # of a piece: more than 128 word pieces
 
 
@@ -61,7 +61,8 @@ class Training:
 
     @property
     def measured_steps(self) -> int:
-        return len(self.texts) // self.batch_size - self.warm_up_steps
+        """All but those before, and the last one, in which a run writes its state."""
+        return len(self.texts) // self.batch_size - self.warm_up_steps - 1
 
     @property
     def measured_texts(self) -> int:
@@ -71,11 +72,11 @@ class Training:
 def training(options: argparse.Namespace) -> Training:
     """SST-2 for a fine-tuned MiniLM, or whole rows of WikiText-2 for BERT-base."""
     if options.base:
-        count = (BASE_WARM_UP_STEPS + BASE_STEPS) * BASE_BATCH_SIZE
+        count = (BASE_WARM_UP_STEPS + BASE_STEPS + 1) * BASE_BATCH_SIZE
         texts = wikitext()[:count]
         labels = [index % 2 for index in range(count)]
         return Training(texts, labels, BASE_BATCH_SIZE, BASE_WARM_UP_STEPS, BASE_LENGTH)
-    texts, labels = sst2(WARM_UP_EXAMPLES + TRAINING_EXAMPLES)
+    texts, labels = sst2(WARM_UP_EXAMPLES + TRAINING_EXAMPLES + options.batch_size)
     warm_up = WARM_UP_EXAMPLES // options.batch_size
     return Training(texts, labels, options.batch_size, warm_up, MAX_LENGTH)
 

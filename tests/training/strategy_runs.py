@@ -32,6 +32,7 @@ CASES = {
     "steps per execution": {"train": {"steps_per_execution": 3, "checkpoint_every": 4}},
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "float16": {"train": {"precision": "float16"}},
+    "compiled kernels": {"train": {"kernels": "compiled"}},
     "masked loss": MASKED,
     "class weights": {"train": {"class_weights": {"good": 1.0, "bad": 5.0}}},
     "all together": {

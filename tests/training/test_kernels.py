@@ -162,7 +162,9 @@ def test_installed_kernels_change_no_output():
 
 
 def test_choice_of_kernels():
-    assert kernels.choose("plain") == "plain"
-    assert kernels.choose("compiled") == "compiled"
+    few, many = kernels.COMPILED_FROM - 1, kernels.COMPILED_FROM
+    assert kernels.choose("plain", many) == "plain"
+    assert kernels.choose("compiled", few) == "compiled"
     if not tf.config.list_physical_devices("GPU"):
-        assert kernels.choose("auto") == "fused"
+        assert kernels.choose("auto", few) == "fused"
+        assert kernels.choose("auto", many) == "compiled"

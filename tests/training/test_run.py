@@ -113,18 +113,22 @@ def test_a_stopped_run_goes_on_bit_by_bit(straight, folder, tmp_path, step):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_state(straight, folder, tmp_path):
+@pytest.mark.parametrize("kernels", ["auto", "compiled"])
+def test_a_killed_run_goes_on_from_its_last_state(straight, folder, tmp_path, kernels):
     class Killed(Exception):
         pass
 
     def kill():
         raise Killed
 
-    recipe = runs.recipe(folder, train={"checkpoint_every": 4})
+    recipe = runs.recipe(folder, train={"checkpoint_every": 4, "kernels": kernels})
+    whole = straight.directory
+    if kernels == "compiled":
+        whole = train(recipe, tmp_path / "whole", progress=False).directory
     with pytest.raises(Killed):
         train(recipe, tmp_path / "run", progress=False, callbacks=[At(11, kill)])
     train(recipe, tmp_path / "run", resume=True, progress=False)
-    same(weights(straight.directory), weights(tmp_path / "run"))
+    same(weights(whole), weights(tmp_path / "run"))
 
 
 def test_resume_after_the_end_changes_nothing(straight, folder):

@@ -99,7 +99,8 @@ def test_each_feature_gives_the_same_run(trained, strategy, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in EQUAL if case not in (
-    "plain", "steps per execution", "validation and best", *LOW_PRECISION_LOSS)])  # fmt: skip
+    "plain", "steps per execution", "validation and best", "compiled kernels",
+    *LOW_PRECISION_LOSS)])  # fmt: skip
 def test_a_feature_makes_a_difference(trained, case):
     """Or the tests above would compare plain runs."""
     names = tuple(EQUAL)

@@ -26,6 +26,10 @@ DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution
 # Dropout compares one random byte per element, so its rate is a multiple of 1/256.
 BYTE_VALUES = 256
 
+# Trained parameters from which a step takes a second and more of two cores: XLA's fraction of a
+# second for every new batch shape is soon won back.
+COMPILED_FROM = 50_000_000
+
 
 def _gelu_gradient(x: Any, upstream: Any) -> Any:
     """d/dx x P(x) = P(x) + x p(x), with P and p of the standard normal distribution."""
@@ -147,11 +151,13 @@ def _masked(x: Any, seed: Any, threshold: Any, scale: Any) -> Any:
     return tf.where(drawn >= threshold, x * scale, tf.zeros([], x.dtype))
 
 
-def choose(kernels: str) -> str:
-    """`train.kernels` with "auto" resolved by the devices."""
+def choose(kernels: str, parameters: int) -> str:
+    """`train.kernels` with "auto" resolved by the devices and the number of trained parameters."""
     if kernels != "auto":
         return kernels
-    return "plain" if tf.config.list_physical_devices("GPU") else "fused"
+    if tf.config.list_physical_devices("GPU"):
+        return "plain"
+    return "compiled" if parameters >= COMPILED_FROM else "fused"
 
 
 def install(model: Any, compiled: bool = False) -> int:

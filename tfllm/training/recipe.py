@@ -132,7 +132,8 @@ class TrainSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the layers' arithmetic; weights stay float32. auto: bfloat16 where the hardware has it."""
     kernels: Literal["auto", "plain", "fused", "compiled"] = "auto"
-    """Elementwise parts on a CPU: Keras' own, hand-written (auto), or compiled by XLA."""
+    """Elementwise parts: Keras' own, hand-written, or compiled by XLA. auto: plain with a GPU;
+    compiled from 50 million trained parameters; else fused."""
     rematerialize: bool = False
     """Keep only the input of every block for the backward pass and compute the block again there:
     the same gradients with less memory, for about a third more time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,8 @@ def _model(start: origin.Start, settings: TrainSettings, steps: int, features: F
 
 def _install(model: Any, start: origin.Start, settings: TrainSettings) -> None:
     """Puts in what TensorFlow computes faster, or with less memory."""
-    chosen = kernels.choose(settings.kernels)
+    parameters = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    chosen = kernels.choose(settings.kernels, parameters)
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
     if settings.rematerialize and not rematerialisation.install(model):

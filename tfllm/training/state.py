@@ -72,8 +72,9 @@ def variables(model: Any) -> dict[str, Any]:
 
 def snapshot(model: Any) -> dict[str, np.ndarray]:
     """Copies of all variables by name, which the next step does not change."""
+    # `numpy()` has copied already.
     return {
-        name: np.array(variable.numpy(), order="C") for name, variable in variables(model).items()
+        name: np.asarray(variable.numpy(), order="C") for name, variable in variables(model).items()
     }
 
 
