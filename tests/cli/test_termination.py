@@ -38,25 +38,23 @@ cli.main(['inspect'])
 """
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_it_arrives(place):
-    happens, printed = PLACES[place]
-    ended = subprocess.run(
+def ended(happens):
+    return subprocess.run(
         [sys.executable, "-c", COMMAND, happens],
         capture_output=True,
         text=True,
         timeout=40,
         check=False,
     )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (143, printed, "")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_arrives(place):
+    happens, printed = PLACES[place]
+    process = ended(happens)
+    assert (process.returncode, process.stdout, process.stderr) == (143, printed, "")
 
 
 def test_a_fault_without_it_stays_a_fault():
-    ended = subprocess.run(
-        [sys.executable, "-c", COMMAND, "raise RuntimeError('ours')"],
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
-    assert ended.returncode == 1 and "RuntimeError: ours" in ended.stderr
+    process = ended("raise RuntimeError('ours')")
+    assert process.returncode == 1 and "RuntimeError: ours" in process.stderr

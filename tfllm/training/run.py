@@ -215,8 +215,7 @@ def _model(start: origin.Start, settings: TrainSettings, steps: int, features: F
 
 def _install(model: Any, start: origin.Start, settings: TrainSettings) -> None:
     """Puts in what TensorFlow computes faster, or with less memory."""
-    parameters = sum(math.prod(weight.shape) for weight in model.trainable_weights)
-    chosen = kernels.choose(settings.kernels, parameters)
+    chosen = kernels.choose(settings.kernels, _parameters(model.trainable_weights))
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
     if settings.rematerialize and not rematerialisation.install(model):
@@ -322,10 +321,8 @@ def _finish(keeper: Keeper, start: origin.Start, model: Any, kind: str) -> Run:
         "tokens": place.tokens,
         "padding": place.padding,
         "seconds": round(place.seconds, 3),
-        "parameters": int(sum(np.prod(weight.shape) for weight in model.weights)),
-        "trainable_parameters": int(
-            sum(np.prod(weight.shape) for weight in model.trainable_weights)
-        ),
+        "parameters": _parameters(model.weights),
+        "trainable_parameters": _parameters(model.trainable_weights),
         "precision": kind,
         "replicas": place.replicas,
         "seed": recipe.train.seed,
@@ -343,3 +340,8 @@ def _finish(keeper: Keeper, start: origin.Start, model: Any, kind: str) -> Run:
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         files.write_text(keeper.directory / files.SUMMARY, text)
     return Run(keeper.directory, summary)
+
+
+def _parameters(weights: Sequence[Any]) -> int:
+    """How many numbers the weights hold."""
+    return sum(math.prod(weight.shape) for weight in weights)
