@@ -37,7 +37,7 @@ def as_exit() -> Iterator[None]:
             show(exception)
 
     show, sys.unraisablehook = sys.unraisablehook, ignored
-    signal.signal(signal.SIGTERM, tell)
+    before = signal.signal(signal.SIGTERM, tell)
     try:
         yield
     except BaseException as error:
@@ -47,3 +47,5 @@ def as_exit() -> Iterator[None]:
     finally:
         if told:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = show
