@@ -106,6 +106,12 @@ def test_a_fresh_process_gives_the_same_numbers(version, scores):
     np.testing.assert_allclose(result["outputs"][0]["scores"], scores, atol=TOLERANCE)
 
 
+def test_an_input_that_a_signature_has_not_is_named(version):
+    requests = [{"signature": "serving_default", "inputs": {"text": ["a"], "other": ["b"]}}]
+    with pytest.raises(verify.CheckFailed, match="serving_default has no input other, only text"):
+        verify.in_fresh_process(version, requests)
+
+
 def test_compilation_by_xla_would_be_refused(tmp_path):
     """The switch that the fresh process turns is the server's: a compiled signature fails."""
     module = tf.Module()

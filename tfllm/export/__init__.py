@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfllm.errors import CheckFailed
+from tfllm.errors import CheckFailed, SettingError
 from tfllm.export import litertlm, mediapipe, savedmodel, tflite
 from tfllm.export.base import Artifact, Check, Profile, sizes
 
@@ -48,6 +48,11 @@ def export(
     from tfllm.evaluation.harness import check_gold
 
     target = TARGETS[profile.target]
+    if (task := checkpoint.task.to_export()) is not checkpoint.task:
+        raise SettingError(
+            f"A {checkpoint.task.kind} model is exported as {task.kind}. Load it with "
+            "task=checkpoint.task.to_export(), as the command does."
+        )
     target.refuse(checkpoint, profile)
     check_gold(examples, checkpoint.task)
     output = Path(output)

@@ -20,6 +20,7 @@ from tfllm.export.sentences import VARIED
 
 INPUTS = ("token_ids", "mask", "token_types")  # MediaPipe gives all three, always
 TASKS = ("classification", "embedding")
+TOKENIZER = "wordpiece"
 
 place = tflite.place
 finish = tflite.finish
@@ -32,6 +33,11 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
         raise SettingError(
             "mediapipe: its text tasks are classification and embedding of one text; this model is "
             f"for {task.kind}{' of pairs' if task.kind in TASKS else ''}. Export it to tflite."
+        )
+    if checkpoint.tokenizer.kind != TOKENIZER:
+        raise SettingError(
+            f"mediapipe: its text tasks have a {TOKENIZER} tokenizer, and this model's is "
+            f"{checkpoint.tokenizer.kind}. Export it to tflite, and give it token ids."
         )
     if getattr(task, "problem", "") == "regression":
         raise SettingError("mediapipe: a classifier needs labels, and this model gives a number.")

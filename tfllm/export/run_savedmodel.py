@@ -65,6 +65,9 @@ def main(version_folder, requests, answers, xla=""):
             signature = signatures[request["signature"]]
             feed = {}
             for name, value in request["inputs"].items():
+                if name not in signature.inputs:  # reading it would add it, without a type
+                    known = ", ".join(sorted(signature.inputs))
+                    raise ValueError(f"{request['signature']} has no input {name}, only {known}")
                 info = signature.inputs[name]
                 kind = tf.dtypes.as_dtype(info.dtype)
                 feed[info.name] = np.array(fed(value), kind.as_numpy_dtype)

@@ -17,14 +17,20 @@ from tfllm.export.sentences import SENTENCES
 
 OPERATIONS = ("FastBertNormalize", "FastWordpieceTokenizeWithOffsets")
 TASKS = ("classification", "embedding", "next_sentence")
+TOKENIZER = "wordpiece"  # the only kind that the operations know
 
 
 def refuse(checkpoint: Any) -> None:
-    """Raises SettingError for tasks whose answers point into the text."""
+    """Raises SettingError for tasks whose answers point into the text, and for other tokenizers."""
     if checkpoint.task.kind not in TASKS:
         raise SettingError(
             f"profile: a file that takes text can do {', '.join(TASKS)}, not "
             f"{checkpoint.task.kind}, which needs its tokens' offsets. Export with text: false."
+        )
+    if checkpoint.tokenizer.kind != TOKENIZER:
+        raise SettingError(
+            f"profile: a file that takes text has a {TOKENIZER} tokenizer inside, and this model's "
+            f"is {checkpoint.tokenizer.kind}. Export with text: false, and give it token ids."
         )
 
 

@@ -1,0 +1,103 @@
+"""Every encoder family with every encoder task, in every form that it is exported to.
+
+Families differ in their inputs (DistilBERT, RoBERTa and XLM-R have no token types) and in their
+tokenizers; an artifact takes what its model takes.
+"""
+
+import pytest
+
+from tests.export.models import SHAPE, TASKS, VOCABULARY
+from tests.tokenizers import decoders
+from tfllm import tasks
+from tfllm.checkpoints import store
+from tfllm.errors import SettingError
+from tfllm.evaluation.harness import open_model
+from tfllm.export import export, savedmodel
+from tfllm.export.base import profile
+from tfllm.models.bert import SUMMARY_ACTIVATION
+from tfllm.tokenizers.wordpiece import WordPiece
+
+TYPES = {"bert": 2, "electra": 2, "distilbert": 0, "roberta": 1, "xlm-roberta": 1}
+TOKENIZERS = {"roberta": "roberta", "xlm-roberta": "xlm-r"}
+KINDS = [
+    "classification", "token_classification", "question_answering", "embedding", "masked_lm",
+    "next_sentence",
+]  # fmt: skip
+# Words of byte-level and SentencePiece models are not those of the graph yet.
+WITHOUT_WORDS = [(family, "token_classification") for family in TOKENIZERS]
+QUICK = [("distilbert", "classification"), ("roberta", "embedding")]
+PAIRS = [
+    pytest.param(family, kind, marks=() if (family, kind) in QUICK else pytest.mark.slow)
+    for family in SUMMARY_ACTIVATION
+    for kind in KINDS
+]
+ONE_RECORD = "warmup_batch_sizes=[1]"
+# Random weights have no clear answers: here it only matters that files run and say something.
+ANY_ANSWER = "tolerance.agreement=0.0"
+LITE = [("tflite-float32", ()), ("tflite-int8", (ANY_ANSWER,)), ("tflite-int8-full", (ANY_ANSWER,))]
+
+
+def make(family, kind):
+    """A checkpoint of a tiny random encoder with the family's kind of tokenizer."""
+    tokenizer = WordPiece.from_vocabulary(VOCABULARY)
+    if family in TOKENIZERS:
+        tokenizer = decoders.tokenizer(TOKENIZERS[family])
+    shape = {
+        "variant": family, "num_token_types": TYPES[family], "pad_id": tokenizer.pad_id or 0,
+        "vocabulary_size": tokenizer.vocabulary_size,
+    }  # fmt: skip
+    task = tasks.build({"kind": kind, "max_length": 32, **TASKS.get(kind, {})})
+    return store.create("bert", {**SHAPE, **shape}, tokenizer, task, seed=3)
+
+
+def examples(kind):
+    if kind == "question_answering":
+        return [{"question": "who built it?", "context": "the lighthouse was built"}]
+    pair = {"text_pair": "it was good"} if kind == "next_sentence" else {}
+    return [{"text": "the film was good", **pair}, {"text": "", **pair}]
+
+
+@pytest.mark.parametrize(("family", "kind"), PAIRS)
+def test_a_savedmodel_takes_what_its_model_takes(family, kind, tmp_path):
+    if (family, kind) in WITHOUT_WORDS:
+        pytest.skip("words of such tokenizers: see tests of tagging")
+    checkpoint = make(family, kind)
+    artifact = export(checkpoint, profile("savedmodel", [ONE_RECORD]), tmp_path / "served")
+    assert artifact.failed == []
+    inputs = set(savedmodel.signatures_of(artifact.path)["tokens"].inputs)
+    assert inputs == set(checkpoint.model.input)
+    assert ("token_types" in inputs) == (TYPES[family] > 1)
+    assert len(open_model(artifact.path).answers(examples(kind))) == len(examples(kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings"), LITE)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", SUMMARY_ACTIVATION)
+def test_a_tflite_file_takes_what_its_model_takes(family, kind, name, settings, tmp_path):
+    artifact = export(make(family, kind), profile(name, settings), tmp_path / "lite")
+    assert artifact.failed == []
+    assert len(open_model(artifact.path).answers(examples(kind))) == len(examples(kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tflite-text", "mediapipe"])
+@pytest.mark.parametrize("kind", ["classification", "embedding"])
+@pytest.mark.parametrize("family", ["bert", "electra", "distilbert"])
+def test_files_with_a_tokenizer_inside(family, kind, name, tmp_path):
+    assert export(make(family, kind), profile(name), tmp_path / "lite").failed == []
+
+
+@pytest.mark.parametrize("name", ["tflite-text", "mediapipe"])
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_files_with_a_tokenizer_inside_know_wordpiece_only(family, name, tmp_path):
+    with pytest.raises(SettingError, match=r"wordpiece tokenizer.*(bytepair|sentencepiece).*ids"):
+        export(make(family, "classification"), profile(name), tmp_path / "lite")
+    assert not (tmp_path / "lite").exists()
+
+
+@pytest.mark.parametrize("name", ["savedmodel", "tflite-float32"])
+def test_a_pretraining_model_is_exported_for_its_masked_tokens(name, tmp_path):
+    with pytest.raises(SettingError, match=r"exported as masked_lm.*to_export\(\)"):
+        export(make("bert", "pretraining"), profile(name), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
