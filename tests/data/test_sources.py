@@ -263,3 +263,111 @@ def test_a_field_inside_a_field(tmp_path):
     watch = Noting()
     assert rows(path, columns={"text": "translation.hau"}, watch=watch) == [{"text": "y"}]
     assert "no column 'translation.hau'" in watch.faults[0]
+
+
+def test_rows_without_content_are_skipped_and_counted(tmp_path, caplog):
+    path = write(tmp_path, "a.csv", "text,label\ngood,pos\n,\nbad,neg\n, ,\n,\n")
+    assert [row["label"] for row in rows(path)] == ["pos", "neg"]
+    assert f"{path}: skipped 3 rows without content, the first in line 3." in caplog.text
+    path = write(tmp_path, "b.csv", "good,pos\n,\n")
+    assert len(rows(path, columns={"text": 0, "label": 1}, header=False)) == 1
+    with pytest.raises(DataError, match="no examples"):
+        rows(write(tmp_path, "c.csv", "text,label\n,\n,\n"))
+
+
+def test_blanks_around_header_names_are_around_fields_too(tmp_path):
+    path = write(tmp_path, "a.csv", 'text, label\n"a, b", pos\nc, "neg, or so"\n')
+    assert rows(path) == [{"text": "a, b", "label": "pos"}, {"text": "c", "label": "neg, or so"}]
+    path = write(tmp_path, "a.tsv", "text \tlabel\n a \tpos\n")
+    assert rows(path) == [{"text": "a", "label": "pos"}]
+    path = write(tmp_path, "b.tsv", "text\tlabel\n a \tpos\n")  # the header has none: text
+    assert rows(path) == [{"text": " a ", "label": "pos"}]
+
+
+def test_columns_without_a_name_are_left_out(tmp_path):
+    path = write(tmp_path, "a.csv", ",text,label,,\n0,a,pos,,\n1,b,neg,,\n")
+    assert rows(path) == [{"text": "a", "label": "pos"}, {"text": "b", "label": "neg"}]
+
+
+REPEATED = {
+    "csv": "text,label,text\na,pos,b\n",
+    "tsv": "text\tlabel\ttext\na\tpos\tb\n",
+    "jsonl": '{"text": "a", "label": "pos", "text": "b"}\n',
+}
+
+
+@pytest.mark.parametrize("format", REPEATED)
+def test_a_column_that_stands_twice_is_a_fault_in_every_format(format, tmp_path):
+    with pytest.raises(DataError, match="'text' stands twice"):
+        rows(write(tmp_path, f"a.{format}", REPEATED[format]))
+
+
+def test_a_column_that_stands_twice_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    parquet.write_table(table, path)
+    with pytest.raises(DataError, match="'text' stands twice"):
+        rows(path)
+
+
+ANSWERS = {
+    "Hugging Face": {"text": ["C", "C"], "answer_start": [0, 4]},
+    "ours": {"text": ["C", "C"], "start": [0, 4]},
+    "SQuAD": [{"text": "C", "answer_start": 0}, {"text": "C", "answer_start": 4}],
+}
+
+
+@pytest.mark.parametrize("layout", ANSWERS)
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_answers_have_one_layout_whatever_the_file_has(format, layout, tmp_path):
+    row = {"question": "Q", "context": "C = C", "answers": ANSWERS[layout]}
+    path = tmp_path / f"a.{format}"
+    if format == "jsonl":
+        path.write_text(json.dumps(row))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist([row]), path)
+    assert rows(path)[0]["answers"] == {"text": ["C", "C"], "start": [0, 4]}
+
+
+CHINESE = (
+    "text\tlabel\n这家酒店的服务态度非常好，下次还会来住。\t1\n房间有点小，隔音也不太好。\t0\n"
+)
+OTHER_ENCODINGS = {
+    "gb18030": (CHINESE, "GB18030"),
+    "big5": ("這家飯店的服務態度非常好，下次還會來住。\n", "BIG5"),
+    "shift_jis": ("このホテルはとても良かったです。また来たいと思います。\n", "CP932"),
+    "euc_kr": ("이 호텔은 정말 좋았습니다. 다음에도 오고 싶어요.\n", "CP949"),
+    "cp1251": ("Этот отель очень хороший, мы обязательно вернёмся сюда.\n", "WINDOWS-1251"),
+    "cp1252": ("Le café était très bon, les serveurs étaient agréables.\n", "WINDOWS-1252"),
+    "utf-16": (CHINESE, "UTF-16"),
+    "utf-16-le": ("text\tlabel\ngood\t1\nbad\t0\n", "UTF-16LE"),
+    "utf-16-be": ("text\tlabel\ngood\t1\nbad\t0\n", "UTF-16BE"),
+}
+
+
+@pytest.mark.parametrize("encoding", OTHER_ENCODINGS)
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz", "a.json", "a.txt"])
+def test_another_encoding_is_named(name, encoding, tmp_path):
+    text, iconv_name = OTHER_ENCODINGS[encoding]
+    with pytest.raises(DataError) as error:
+        rows(write(tmp_path, name, text.encode(encoding)))
+    assert f"iconv -f {iconv_name} -t UTF-8 FILE > NEW" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.jsonl"])
+def test_lines_that_end_in_a_carriage_return_alone_are_named(name, tmp_path):
+    with pytest.raises(DataError, match="carriage return alone"):
+        rows(write(tmp_path, name, b'text,label\r"a",pos\r"b",neg\r'))
+
+
+def test_a_file_of_one_column_has_words_and_no_tags(tmp_path):
+    path = write(tmp_path, "a.conll", "Ada\nran\n\nHi\n")
+    assert rows(path) == [{"words": ["Ada", "ran"]}, {"words": ["Hi"]}]
+
+
+def test_label_names_are_known_by_the_value_of_a_number(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\nx,1.0\ny,0\n")
+    assert [row["label"] for row in rows(path, labels={"0": "neg", "1": "pos"})] == ["pos", "neg"]

@@ -75,10 +75,27 @@ def read_jsonl(path: str | Path, settings: Reading, watch: Watch = RAISING) -> I
         except DataError as error:
             watch.fault(error)
             continue
-        if isinstance(row.get("answers"), dict) and "answer_start" in row["answers"]:
-            starts = row["answers"]["answer_start"]
-            row["answers"] = {"text": row["answers"].get("text", []), "start": starts}
         yield number, row
+
+
+def answers_of(answers: Any) -> Any:
+    """Return answers as `{"text": [...], "start": [...]}`, from any layout that SQuAD is given in.
+
+    Hugging Face's `{"text": [...], "answer_start": [...]}`, SQuAD's own list of
+    `{"text", "answer_start"}`, and one answer that is not in a list. Anything else is returned as
+    it is, for the task to refuse.
+    """
+    if isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers):
+        if not all("text" in answer for answer in answers):
+            return answers
+        starts = [answer.get("answer_start", answer.get("start")) for answer in answers]
+        return {"text": [answer["text"] for answer in answers], "start": starts}
+    if not isinstance(answers, dict):
+        return answers
+    renamed = {"start" if name == "answer_start" else name: part for name, part in answers.items()}
+    if isinstance(renamed.get("text"), str):
+        renamed = {name: [part] for name, part in renamed.items()}
+    return renamed
 
 
 def read_squad(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
@@ -102,10 +119,10 @@ def read_squad(path: str | Path, settings: Reading, watch: Watch = RAISING) -> I
 def read_conll(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
     """One word and its columns a line, a blank line after each sentence.
 
-    `data.columns` gives the indices of words and tags; the first and the last where unset. The
-    place is the sentence's first line.
+    `data.columns` gives the indices of words and tags; the first and the last where unset. A file
+    of one column has words and no tags. The place is the sentence's first line.
     """
-    columns = {"words": 0, "tags": -1, **settings.columns}
+    columns: dict[str, str | int] = {"words": 0, "tags": -1, **settings.columns}
     start, width = 0, 0
     sentence: list[list[str]] = []
     for number, line in read_lines(path, watch):
@@ -116,7 +133,11 @@ def read_conll(path: str | Path, settings: Reading, watch: Watch = RAISING) -> I
             sentence = []
             continue
         if not sentence:
-            start, width = number, width or len(fields)
+            start = number
+        if not width:
+            width = len(fields)
+            if width == 1 and "tags" not in settings.columns:
+                del columns["tags"]  # words alone
         if len(fields) != width:
             raise DataError(
                 f"{path}:{number}: {len(fields)} columns, but the lines before have {width}. "
@@ -149,10 +170,7 @@ def _squad_example(question: dict, context: str) -> Row:
         "id": str(question["id"]),
         "question": question["question"],
         "context": context,
-        "answers": {
-            "text": [answer["text"] for answer in answers],
-            "start": [answer["answer_start"] for answer in answers],
-        },
+        "answers": answers_of([{**answer, "text": answer["text"]} for answer in answers]),
     }
 
 
@@ -168,7 +186,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _without_repeats(pairs, where))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: not JSON: {error.msg} at character {error.pos + 1}. Correct the line, "
@@ -176,6 +194,16 @@ def _parse(text: str, where: str) -> Any:
         ) from None
     except RecursionError:
         raise DataError(f"{where}: the JSON is nested too deeply to be an example.") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """The object of these pairs. Raises DataError for a key that stands in it twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{where}: the key '{twice}' stands twice in one object. Remove one.")
+    return found
 
 
 def _missing(error: Exception) -> str:

@@ -22,6 +22,16 @@ LONGEST_LINE_BYTES = 8 * 2**20
 
 STANDARD_INPUT = "-"
 
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+GUESSED_BYTES = 2**16  # of a file's beginning, for guessing its encoding
+
+# Encodings that data files which are not UTF-8 are in, by Python's names, and iconv's names of
+# them. Others are never guessed: of short texts the guesses are wrong.
+ENCODINGS = {
+    "gb18030": "GB18030", "big5": "BIG5", "cp1252": "WINDOWS-1252", "cp932": "CP932",
+    "euc_jp": "EUC-JP", "cp949": "CP949", "cp1251": "WINDOWS-1251", "koi8_r": "KOI8-R",
+}  # fmt: skip
+
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -121,22 +131,79 @@ def read_all(path: str | Path) -> str:
 
 def decode(raw: bytes, path: str | Path, number: int) -> str:
     """UTF-8 bytes to text; a DataError where they are something else."""
-    if b"\x00" in raw:
+    if number == 1 and raw.startswith(UTF16_MARKS):
         raise DataError(
-            f"{path}:{number}: this is binary data, not text. "
-            "Give a text file, or set data.format if it is a Parquet file."
+            f"{path}: the file is UTF-16. {_convert('UTF-16')} Spreadsheets write UTF-8 as "
+            "'CSV UTF-8'."
+        )
+    if b"\x00" in raw:
+        guess = f" {_convert(wide)}" if (wide := _wide_encoding(raw)) else ""
+        raise DataError(
+            f"{path}:{number}: this is {'UTF-16' if guess else 'binary data'}, not UTF-8 text."
+            + (guess or " Give a text file, or set data.format if it is a Parquet file.")
         )
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8. Convert the file "
-            "first, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW"
-        ) from None
+        fault = f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8."
+    likely = likely_encodings(_beginning(path, raw))
+    if not likely:
+        raise DataError(f"{fault} It is no text in a known encoding. Give a text file.")
+    raise DataError(f"{fault} The file looks like {' or '.join(likely)}. {_convert(likely[0])}")
+
+
+def likely_encodings(raw: bytes) -> list[str]:
+    """Return the encodings that text which is not UTF-8 is likely in, by iconv's names.
+
+    Several, the more common ones first, where the bytes make equally good text in them; none where
+    they make text in no encoding.
+    """
+    import charset_normalizer
+
+    matches = list(charset_normalizer.from_bytes(raw, cp_isolation=list(ENCODINGS)))
+    best = [
+        match.encoding
+        for match in matches
+        if (match.chaos, match.coherence) == (matches[0].chaos, matches[0].coherence)
+    ]
+    return [name for encoding, name in ENCODINGS.items() if encoding in best]
+
+
+def _wide_encoding(raw: bytes) -> str | None:
+    """UTF-16LE or UTF-16BE where every second byte is zero, as in Latin text without a mark."""
+    for name, start in (("UTF-16LE", 1), ("UTF-16BE", 0)):
+        zeros = raw[start::2].count(0)
+        if (
+            len(raw) >= 8
+            and zeros > 0.4 * len(raw) / 2
+            and zeros > 4 * raw[1 - start :: 2].count(0)
+        ):
+            return name
+    return None
+
+
+def _beginning(path: str | Path, line: bytes) -> bytes:
+    """The first bytes of a file from which its encoding shows, with the line itself."""
+    if str(path) == STANDARD_INPUT:
+        return line
+    try:
+        with open_file(path) as file:
+            return file.read(GUESSED_BYTES) + b"\n" + line[:GUESSED_BYTES]
+    except (OSError, EOFError, zlib.error, DataError):
+        return line
+
+
+def _convert(encoding: str) -> str:
+    return f"Convert it first: iconv -f {encoding} -t UTF-8 FILE > NEW"
 
 
 def _line(raw: bytes, path: str | Path, number: int) -> str:
     """The text of a line, without its end."""
+    if number == 1 and b"\r" in raw.rstrip(b"\r\n") and not raw.endswith(b"\n"):
+        raise DataError(
+            f"{path}: the lines end in a carriage return alone, as on an old Macintosh. Convert "
+            "the file first: tr '\\r' '\\n' < FILE > NEW"
+        )
     if len(raw) > LONGEST_LINE_BYTES:
         raise DataError(
             f"{path}:{number}: the line is longer than {LONGEST_LINE_BYTES // 2**20} MiB. "

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from tfllm.config import Settings
 from tfllm.data import documents, parallel, tables
+from tfllm.data.label_numbers import as_number
 from tfllm.data.lines import RAISING, Watch
 from tfllm.errors import DataError, SettingError, did_you_mean
 
@@ -93,6 +94,8 @@ def read(
         try:
             example = _named(row, settings.columns, where)
             _name_labels(example, settings, where)
+            if "answers" in example:
+                example["answers"] = documents.answers_of(example["answers"])
         except DataError as error:
             watch.fault(error)
             continue
@@ -175,6 +178,8 @@ def _label_name(label: Any, settings: Reading, where: str) -> str | float:
     name = settings.labels.get(str(label))
     if name is None and label in settings.labels.values():
         name = label
+    if name is None and (value := as_number(label)) is not None:
+        name = next((to for of, to in settings.labels.items() if as_number(of) == value), None)
     if name is None:
         raise DataError(
             f"{where}: the label '{label}' is not in data.labels. "

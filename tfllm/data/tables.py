@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import functools
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from tfllm.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
     from tfllm.data.sources import Reading
+
+log = logging.getLogger(__name__)
 
 Row = tuple[Any, dict[Any, Any]]
 
@@ -38,6 +42,7 @@ def read_parquet(path: str | Path, settings: Reading, watch: Watch = RAISING) ->
     number = 0
     try:
         file = parquet.ParquetFile(open_file(path, watch))
+        _check_repeated(file.schema_arrow.names, str(path))
         columns = sorted(wanted) if wanted and wanted <= set(file.schema_arrow.names) else None
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
             for row in batch.to_pylist():
@@ -51,13 +56,24 @@ def read_parquet(path: str | Path, settings: Reading, watch: Watch = RAISING) ->
 def _read_table(
     path: str | Path, settings: Reading, delimiter: str, quoting: bool, watch: Watch
 ) -> Iterator[Row]:
-    split = _quoted_rows if quoting else _plain_rows
-    names: list[Any] | None = None
+    """Rows without content, as spreadsheets leave at a table's end, are skipped and counted.
+
+    Fields are stripped of blanks where the header's names have blanks around them. A column
+    without a name is no column.
+    """
+    split = functools.partial(_quoted_rows, header=settings.header) if quoting else _plain_rows
+    names: list[str] | None = None
+    spaced = False
+    count, blank = 0, list[int]()
     for number, fields in split(path, delimiter, watch):
-        if not settings.header:
-            yield number, dict(enumerate(fields))
+        count += 1
+        if settings.header and names is None:
+            names = _header(fields, path, number, settings)
+            spaced = any(name != name.strip() for name in fields)
+        elif not any(map(str.strip, fields)):
+            blank.append(number)
         elif names is None:
-            names = _header(fields, path, number, delimiter, settings)
+            yield number, dict(enumerate(fields))
         elif len(fields) != len(names):
             watch.fault(
                 DataError(
@@ -67,18 +83,18 @@ def _read_table(
                 )
             )
         else:
-            yield number, dict(zip(names, fields, strict=True))
-    if names is not None and number == 1:
+            values = map(str.strip, fields) if spaced else fields
+            yield number, {name: value for name, value in zip(names, values, strict=True) if name}
+    if blank:
+        rows = f"{len(blank)} row" + ("s" if len(blank) > 1 else "")
+        log.warning("%s: skipped %s without content, the first in line %d.", path, rows, blank[0])
+    if names is not None and count == 1:
         raise DataError(f"{path}: only a header line and no examples. Give at least one row.")
 
 
-def _header(
-    fields: list[str], path: str | Path, number: int, delimiter: str, settings: Reading
-) -> list[str]:
+def _header(fields: list[str], path: str | Path, number: int, settings: Reading) -> list[str]:
     names = [name.strip() for name in fields]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}:{number}: the column '{twice[0]}' stands twice in the header.")
+    _check_repeated([name for name in names if name], f"{path}:{number}")
     by_index = [column for column in settings.columns.values() if isinstance(column, int)]
     if by_index:
         raise DataError(
@@ -88,13 +104,24 @@ def _header(
     return names
 
 
+def _check_repeated(names: Sequence[str], where: str) -> None:
+    """Raise DataError for a column name that stands twice."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{where}: the column '{twice[0]}' stands twice in the header. Rename one of the two."
+        )
+
+
 def _plain_rows(path: str | Path, delimiter: str, watch: Watch) -> Iterator[tuple[int, list[str]]]:
     for number, line in read_lines(path, watch):
         if line.strip():
             yield number, line.split(delimiter)
 
 
-def _quoted_rows(path: str | Path, delimiter: str, watch: Watch) -> Iterator[tuple[int, list[str]]]:
+def _quoted_rows(
+    path: str | Path, delimiter: str, watch: Watch, header: bool
+) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(LONGEST_LINE_BYTES)
     numbers: list[int] = []  # of the lines that the row takes
 
@@ -103,7 +130,8 @@ def _quoted_rows(path: str | Path, delimiter: str, watch: Watch) -> Iterator[tup
             numbers.append(number)
             yield line + "\n"
 
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    rows = lines()
+    reader = csv.reader(rows, delimiter=delimiter, strict=True)
     while True:
         numbers.clear()
         try:
@@ -117,6 +145,10 @@ def _quoted_rows(path: str | Path, delimiter: str, watch: Watch) -> Iterator[tup
                 "quotes, double those inside a field, or set data.quoting: false."
             )
         else:
+            if header and any(name.startswith(" ") for name in fields):
+                # A blank after each delimiter: a quote after it opens a field all the same.
+                reader = csv.reader(rows, delimiter=delimiter, strict=True, skipinitialspace=True)
+            header = False
             if fields:
                 yield numbers[0], fields
             continue

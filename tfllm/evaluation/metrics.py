@@ -88,6 +88,8 @@ def measure(
 ) -> dict[str, Any]:
     """The measures of the task's kind. `options` go to it: `language` for question answering,
     `tokenize` for written texts."""
+    if task.kind == "token_classification":
+        options["labels"] = task.labels  # type: ignore[attr-defined]
     return METRICS[_kind(task)](answers, examples, **options)
 
 

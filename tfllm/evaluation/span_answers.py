@@ -61,7 +61,7 @@ def gold_texts(example: dict[str, Any]) -> list[str]:
     """The gold answers of an example; none when the question has no answer."""
     answers = example.get("answers") or {}
     texts = answers.get("text", []) if isinstance(answers, dict) else answers
-    return [texts] if isinstance(texts, str) else list(texts)
+    return [texts] if isinstance(texts, str) else [text for text in texts if text is not None]
 
 
 def is_chinese(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,35 +10,52 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import DataError
+from tfllm.tasks import label_names
+from tfllm.tasks.words import bio_tags
 
 
 def token_classification(
-    answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
+    answers: Sequence[dict[str, Any]],
+    examples: Sequence[dict[str, Any]],
+    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Precision, recall and F1 of whole entities, per kind too; accuracy of the words' tags.
 
     `answers`: {"entities": [{"label", "start", "end"}]}, characters of the words joined by one
     space, or {"tags": [...]} with one tag per word. `examples`: {"words": [...], "tags": [...]}.
-    An entity counts when its kind and both its ends are right.
+    An entity counts when its kind and both its ends are right; what an entity is in the tags says
+    `tfllm.tasks.words.spans`, as it does for predictions: a tag without a prefix, as of parts of
+    speech, is an entity of one word. `labels`: the model's tags, for gold tags that are numbers.
+    Where neither side has an entity, the measures of entities are None.
     """
     from seqeval import metrics as seqeval
 
-    gold = [_gold_tags(example) for example in examples]
+    gold = [_gold_tags(example, labels) for example in examples]
     predicted = [
         list(answer["tags"]) if "tags" in answer else tags(example["words"], answer["entities"])
         for answer, example in zip(answers, examples, strict=True)
     ]
+    gold_entities = [bio_tags(row) for row in gold]
+    predicted_entities = [bio_tags(row) for row in predicted]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tags without a prefix, kinds that never occur
-        report = seqeval.classification_report(gold, predicted, output_dict=True, zero_division=0)
-        accuracy = float(seqeval.accuracy_score(gold, predicted))
-    overall = report["micro avg"]
+        warnings.simplefilter("ignore")  # kinds that never occur
+        report = seqeval.classification_report(
+            gold_entities, predicted_entities, output_dict=True, zero_division=0
+        )
+        # Entities have no scheme of tags, so that they are compared in one scheme.
+        accuracy = seqeval.accuracy_score(
+            *((gold, predicted) if _all_tagged(answers) else (gold_entities, predicted_entities))
+        )
+    some = any(
+        tag != "O" for rows in (gold_entities, predicted_entities) for r in rows for tag in r
+    )
+    overall = report["micro avg"] if some else {}
     return {
-        "precision": float(overall["precision"]),
-        "recall": float(overall["recall"]),
-        "f1": float(overall["f1-score"]),
-        "f1_macro": float(report["macro avg"]["f1-score"]),
-        "token_accuracy": accuracy,
+        "precision": _number(overall.get("precision")),
+        "recall": _number(overall.get("recall")),
+        "f1": _number(overall.get("f1-score")),
+        "f1_macro": _number(report["macro avg"]["f1-score"]) if some else None,
+        "token_accuracy": _number(accuracy),
         "per_class": {
             label: {
                 "precision": float(row["precision"]),
@@ -69,11 +87,20 @@ def tags(words: Sequence[str], entities: Sequence[dict[str, Any]]) -> list[str]:
     return result
 
 
-def _gold_tags(example: dict[str, Any]) -> list[str]:
+def _all_tagged(answers: Sequence[dict[str, Any]]) -> bool:
+    return all("tags" in answer for answer in answers)
+
+
+def _number(value: float | None) -> float | None:
+    """None for what the data leaves undefined."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _gold_tags(example: dict[str, Any], labels: Sequence[str]) -> list[str]:
     words, gold = example.get("words"), example.get("tags")
     where = f"{example['_where']}: " if "_where" in example else ""
     if not isinstance(words, list | tuple) or not isinstance(gold, list | tuple):
         raise DataError(f"{where}needs the fields 'words' and 'tags', both lists. Add them.")
     if len(words) != len(gold):
         raise DataError(f"{where}{len(words)} words but {len(gold)} tags. Give every word one tag.")
-    return [str(tag) for tag in gold]
+    return [label_names.name_of(tag, labels) for tag in gold]

@@ -48,8 +48,9 @@ class Classification(Task):
             and self.problem != "regression"
             and label_names.given(examples, "label")
         ):
-            values = [_listed(example["label"]) for example in examples]
-            changes["labels"] = label_names.found(value for several in values for value in several)
+            changes["labels"] = label_names.found(
+                (example, label) for example in examples for label in _listed(example["label"])
+            )
         if examples and not self.pair:
             changes["pair"] = label_names.given(examples, "text_pair")
         return self.model_copy(update=changes)

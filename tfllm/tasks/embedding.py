@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from tfllm.errors import DataError
 from tfllm.tasks import label_names
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_of
+from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_of, where
 
 if TYPE_CHECKING:
     import keras
 
     from tfllm.tokenizers.base import Tokenizer
+
+log = logging.getLogger(__name__)
+
+SHOWN_LABELS = 5
 
 
 class Embedding(Task):
@@ -29,7 +35,16 @@ class Embedding(Task):
     """Training: factor of the cosines before the softmax over the batch."""
     score_range: tuple[float, float] | None = None
     """Training on pairs with a number as `label` (how alike they are): the numbers that stand for
-    cosines 0 and 1. Unset: pairs are positive examples, without numbers."""
+    cosines 0 and 1, the lower one first. Unset: pairs are positive examples, without numbers."""
+
+    @field_validator("score_range")
+    @classmethod
+    def _check_range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not (np.isfinite(value).all() and value[0] < value[1]):
+            raise ValueError(
+                "give the lower number first and a higher one second, for example [0, 5]"
+            )
+        return value
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Vectors [B, D]."""
@@ -68,12 +83,34 @@ class Embedding(Task):
     def _targets(self, examples: Sequence[Example]) -> list[np.ndarray] | None:
         """One per row, so two per pair; None where scores are asked for and not given."""
         if self.score_range is None:
+            self._say_labels_unused(examples)
             return [np.zeros((), np.int32)] * (2 * len(examples))
         if not label_names.given(examples, "label"):
             return None
-        low, high = self.score_range
-        cosines = [(label_names.numbers(example, 1) - low) / (high - low) for example in examples]
+        cosines = [self._cosine(example) for example in examples]
         return [np.asarray(cosine, np.float32) for cosine in cosines for _ in range(2)]
+
+    def _cosine(self, example: Example) -> np.ndarray:
+        """The cosine that the label asks for, between 0 and 1."""
+        low, high = self.score_range or (0.0, 1.0)
+        number = label_names.numbers(example, 1)
+        if not low <= number <= high:
+            raise DataError(
+                f"{where(example)}the label {example['label']} lies outside task.score_range "
+                f"[{low:g}, {high:g}]. Correct the line, or widen the range."
+            )
+        return (number - low) / (high - low)
+
+    @staticmethod
+    def _say_labels_unused(examples: Sequence[Example]) -> None:
+        labels = {str(example["label"]) for example in examples if example.get("label") is not None}
+        if len(labels) > 1:
+            log.warning(
+                "The pairs have labels (%s), which nothing reads: every pair is learned as two "
+                "texts that belong together. Set task.score_range to learn the labels, or leave "
+                "out the pairs that do not belong together.",
+                ", ".join(sorted(labels)[:SHOWN_LABELS]),
+            )
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None

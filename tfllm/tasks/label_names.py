@@ -2,38 +2,73 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from decimal import Decimal
+from typing import Any, cast
 
 import numpy as np
 
+from tfllm.data.label_numbers import as_number
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks.base import Example, where
 
 SHOWN_LABELS = 20
 
 
-def found(values: Iterable[Any]) -> tuple[str, ...]:
-    """The different labels in a fixed order: as numbers where all are numbers, else as texts."""
-    names = {str(value) for value in values}
-    return tuple(sorted(names, key=float) if all(map(_is_number, names)) else sorted(names))
+def found(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
+    """Return the different labels in a fixed order: by value where all are numbers, else by name.
+
+    Args:
+        labelled: Pairs of an example and a label of it.
+
+    Numbers of one value, such as `1` and `1.0`, are one label, under its shortest name.
+    Raises DataError, naming file and line, for an empty label and for a missing number (NaN).
+    """
+    first: dict[str, Example] = {}
+    for example, label in labelled:
+        first.setdefault(_checked_name(label, example), example)
+    values = {name: as_number(name) for name in first}
+    missing = [name for name in first if name.lower() == "nan"]
+    if missing and all(values[name] is not None for name in first if name not in missing):
+        raise _missing_label(first[missing[0]], missing[0])
+    if not all(value is not None for value in values.values()):
+        return tuple(sorted(first))
+    shortest: dict[Decimal, str] = {}
+    for name in sorted(first, key=lambda name: (len(name), name), reverse=True):
+        shortest[cast(Decimal, values[name])] = name
+    return tuple(shortest[value] for value in sorted(shortest))
 
 
 def index(label: Any, labels: Sequence[str], example: Example, what: str = "label") -> int:
     """The place of a label given by its name, or by its place where no name is a number.
 
-    Raises DataError naming file and line, the label and the known ones.
+    A number is known by its value: `1.0` is the label named `1`. Raises DataError naming file and
+    line, the label and the known ones.
     """
     name = str(label)
     if name in labels:
         return labels.index(name)
-    if name.isdecimal() and int(name) < len(labels) and not any(map(_is_number, labels)):
-        return int(name)
+    place = _place_of_number(name, tuple(labels))
+    if place is not None:
+        return place
     shown = ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else "")
     raise DataError(
         f"{where(example)}unknown {what} '{name}'. Known: {shown}. "
         "Correct the line, or add it to task.labels."
     )
+
+
+def name_of(label: Any, labels: Sequence[str]) -> str:
+    """Return the name of a label that may be given by its place; an unknown one as it is."""
+    name = str(label)
+    place = None if name in labels else _place_of_number(name, tuple(labels))
+    return name if place is None else labels[place]
+
+
+def are_numbers(labels: Sequence[str]) -> bool:
+    """Whether every label is written as a number, so that none has a name."""
+    return bool(labels) and all(as_number(label) is not None for label in labels)
 
 
 def given(examples: Sequence[Example], field: str) -> bool:
@@ -74,9 +109,34 @@ def numbers(example: Example, size: int) -> np.ndarray:
     return value
 
 
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
+def _checked_name(label: Any, example: Example) -> str:
+    """The label as text. Raises DataError where there is none."""
+    name = str(label)
+    if not name.strip() or (isinstance(label, float) and label != label):
+        raise _missing_label(example, name)
+    return name
+
+
+def _missing_label(example: Example, name: str) -> DataError:
+    shown = f"'{name}'" if name.strip() else "empty"
+    return DataError(
+        f"{where(example)}the label is {shown}, so the example has none. Give it a label, or "
+        "remove the line."
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _by_value(labels: tuple[str, ...]) -> dict[Decimal, int]:
+    """The place of every label that is a number, by its value."""
+    values = [(as_number(label), place) for place, label in enumerate(labels)]
+    return {value: place for value, place in reversed(values) if value is not None}
+
+
+def _place_of_number(name: str, labels: tuple[str, ...]) -> int | None:
+    """The place of the label with this value, or the place itself where no label is a number."""
+    value = as_number(name)
+    if value is None:
+        return None
+    if by_value := _by_value(labels):
+        return by_value.get(value)
+    return int(value) if value == int(value) and 0 <= value < len(labels) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from tfllm.tasks.base import Example, where
 def gold(example: Example) -> tuple[int, int] | None:
     """The first gold answer as characters (start, end) of the context; None for no answer.
 
-    Where the answer's text does not stand at its start, the nearest place where it does is taken.
-    Raises DataError when the context does not hold it.
+    Where the answer's text does not stand at its start, the nearest place where it does is taken;
+    the first one where no start is given (null). Raises DataError when the context does not hold
+    it, or a start is no whole number.
     """
     answers = example["answers"]
     texts = answers.get("text") if isinstance(answers, dict) else None
@@ -28,7 +30,7 @@ def gold(example: Example) -> tuple[int, int] | None:
     if not texts or not texts[0]:
         return None
     text, context = str(texts[0]), example["context"]
-    start = int(starts[0]) if starts else 0
+    start = _start(starts[0], example) if starts else 0
     if not context.startswith(text, start) or start < 0:
         start = _nearest(context, text, start)
     if start < 0:
@@ -102,6 +104,19 @@ def best(
         {"answer": context[start:end], "start": start, "end": end, "score": score}
         for (start, end), score in ranked
     ]
+
+
+def _start(start: Any, example: Example) -> int:
+    """The start of an answer; 0 where it is null, as Parquet and pandas (NaN) write it."""
+    if start is None or start != start:
+        return 0
+    try:
+        return operator.index(int(start) if float(start) == int(start) else start)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"{where(example)}the answer's start {start!r} is no whole number. Give the character "
+            "at which it begins, counted from 0, or null where it is not known."
+        ) from None
 
 
 def _nearest(context: str, text: str, start: int) -> int:

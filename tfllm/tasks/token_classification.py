@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from tfllm.tokenizers.base import Encoding, Tokenizer
 
+log = logging.getLogger(__name__)
+
 
 class TokenClassification(Task):
     """A head on every token; a word's label stands at its first piece."""
@@ -38,8 +41,15 @@ class TokenClassification(Task):
         """Labels from the examples where none are named: O first, then B and I of each kind."""
         if self.labels or not label_names.given(examples, "tags"):
             return self
-        tags = {str(tag) for example in examples for tag in example["tags"]}
-        order = sorted(tags, key=lambda tag: (tag != "O", tag[2:], tag) if "-" in tag else (0, tag))
+        tags = label_names.found((example, tag) for example in examples for tag in example["tags"])
+        if label_names.are_numbers(tags):
+            log.warning(
+                "The tags are numbers (%s), so no entity has a name. Name them in their order: "
+                "task.labels: [O, B-PER, I-PER, ...]",
+                ", ".join(tags[: label_names.SHOWN_LABELS]),
+            )
+            return self.model_copy(update={"labels": tags})
+        order = sorted(tags, key=lambda tag: (tag != "O", words.entity_label(tag), tag))
         return self.model_copy(update={"labels": tuple(order)})
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:

@@ -88,6 +88,20 @@ def entities(
     return result
 
 
+def entity_label(tag: str) -> str:
+    """Return what a tag names: `PER` of `B-PER`, `NOUN` of `NOUN`."""
+    match = PREFIXED.fullmatch(tag)
+    return match[1] if match else tag
+
+
+def bio_tags(tags: Sequence[str]) -> list[str]:
+    """Return the BIO tags of the entities in tags of any scheme (see `spans`)."""
+    result = ["O"] * len(tags)
+    for label, first, stop in spans(tags):
+        result[first:stop] = [f"B-{label}", *[f"I-{label}"] * (stop - first - 1)]
+    return result
+
+
 def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """(label, first word, word after the last) of every entity in BIO or BIOES/BMES tags.
 
