@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tfllm.errors import DataError
+from tfllm.evaluation.span_answers import gold_texts
 from tfllm.tasks import Classification, Embedding, TokenClassification, label_names, spans
 
 
@@ -118,3 +119,17 @@ def test_a_start_that_is_no_whole_number_is_named(start):
     }  # fmt: skip
     with pytest.raises(DataError, match=r"q\.jsonl:7: the answer's start"):
         spans.gold(example)
+
+
+@pytest.mark.parametrize("task", [Classification, TokenClassification])
+@pytest.mark.parametrize("labels", [("a", "b", "a"), ("0", "1", "1.0")])
+def test_a_label_that_is_named_twice_is_refused(task, labels):
+    with pytest.raises(ValueError, match="are the same label"):
+        task(labels=labels)
+
+
+@pytest.mark.parametrize("text", [None, [], [None]])
+def test_a_question_may_have_no_answer_in_every_way_of_writing_it(text):
+    example = {"context": "C", "answers": {"text": text or [], "start": []}}
+    assert spans.gold(example) is None
+    assert gold_texts({"answers": {"text": text, "start": None}}) == []

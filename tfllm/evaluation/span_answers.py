@@ -60,7 +60,7 @@ def question_answering(
 def gold_texts(example: dict[str, Any]) -> list[str]:
     """The gold answers of an example; none when the question has no answer."""
     answers = example.get("answers") or {}
-    texts = answers.get("text", []) if isinstance(answers, dict) else answers
+    texts = (answers.get("text") or []) if isinstance(answers, dict) else answers
     return [texts] if isinstance(texts, str) else [text for text in texts if text is not None]
 
 

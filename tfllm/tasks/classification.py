@@ -22,7 +22,7 @@ class Classification(Task):
     """A head on the summary of the first token (Devlin et al. 2019, section 3.2)."""
 
     kind: Literal["classification"] = "classification"
-    labels: tuple[str, ...] = ()
+    labels: label_names.Labels = ()
     """Names in the order of the outputs; empty: found in the training data, sorted."""
     problem: Problem = "single_label"
     """Exactly one label, any number of them, or a number."""

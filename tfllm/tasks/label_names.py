@@ -5,15 +5,33 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
+from pydantic import AfterValidator
 
 from tfllm.data.label_numbers import as_number
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks.base import Example, where
 
 SHOWN_LABELS = 20
+
+
+def check_distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the labels. Raises ValueError where two of them are one, by name or by value."""
+    known: dict[Any, str] = {}
+    for label in labels:
+        value = as_number(label)
+        key = label if value is None else value
+        if key in known:
+            raise ValueError(
+                f"'{known[key]}' and '{label}' are the same label; name each label once"
+            )
+        known[key] = label
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], AfterValidator(check_distinct)]
 
 
 def found(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:

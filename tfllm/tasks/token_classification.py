@@ -34,7 +34,7 @@ class TokenClassification(Task):
     """A head on every token; a word's label stands at its first piece."""
 
     kind: Literal["token_classification"] = "token_classification"
-    labels: tuple[str, ...] = ()
+    labels: label_names.Labels = ()
     """Tags (`O`, `B-PER`, `I-PER`, ...) in the order of the outputs; empty: from the data."""
 
     def completed(self, examples: Sequence[Example]) -> TokenClassification:
