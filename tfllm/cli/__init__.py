@@ -17,6 +17,7 @@ from tfllm.errors import TfllmError, did_you_mean
 
 VERBS = {
     "quickstart": "Fine-tune a small encoder, export it, serve it, ask it: five minutes.",
+    "doctor": "Say what is installed, what this machine can do, and what does not fit.",
     "inspect": "Say what a checkpoint or an artifact is and holds.",
     "tokenizer": "Encode, decode and check tokenizers.",
     "prepare": "Turn texts into a corpus: shards of token ids that training reads in place.",
