@@ -34,9 +34,9 @@ def until(condition, seconds: float = PATIENCE_SECONDS):
 class Running:
     """A Server in its own thread and event loop."""
 
-    def __init__(self, server):
+    def __init__(self, server, new_event_loop=asyncio.new_event_loop):
         self.server = server
-        self.loop = asyncio.new_event_loop()
+        self.loop = new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
@@ -59,13 +59,14 @@ class Running:
 
 
 @contextmanager
-def serving(entries, *, ready=True, load=None, config_file=None, **options):
+def serving(entries, *, ready=True, load=None, config_file=None, new_event_loop=None, **options):
     """A running server; stopped at the end."""
     from tfllm.serving.server import Server
 
     settings = {"rest_port": 0, "grpc_port": 0, "poll_seconds": 0.05, **options}
     extra = {"load": load} if load else {}
-    running = Running(Server(entries, ServerOptions(**settings), config_file, **extra))
+    server = Server(entries, ServerOptions(**settings), config_file, **extra)
+    running = Running(server, new_event_loop or asyncio.new_event_loop)
     try:
         running.call(running.server.start())
         try:

@@ -167,13 +167,13 @@ def test_ten_thousand_mutations():
 
 
 def test_gzip_is_read_up_to_the_limit():
-    from tfllm.serving.rest import _decompressed
+    from tfllm.serving.rest import decompressed
 
-    assert _decompressed(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
+    assert decompressed(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
     with pytest.raises(RequestError) as error:
-        _decompressed(gzip.compress(b"\0" * (100 << 20)), 1 << 20)
+        decompressed(gzip.compress(b"\0" * (100 << 20)), 1 << 20)
     assert error.value.status == 413
     for wrong in (b"not gzip", gzip.compress(b"x" * 1000)[:-9]):
         with pytest.raises(RequestError) as error:
-            _decompressed(wrong, 10_000)
+            decompressed(wrong, 10_000)
         assert error.value.status == 400

@@ -59,12 +59,12 @@ def test_an_endless_body_is_cut_off(running):
         )
         sent = 0
         try:
-            while sent < 64 * MIB:
+            while sent < 512 * MIB:
                 connection.sendall(b"x" * 65_536)
                 sent += 65_536
         except OSError:
             pass
-        assert sent < 32 * MIB
+        assert sent < 160 * MIB  # MOST_DISCARDED, and what buffers hold
 
 
 def test_gzip(client):

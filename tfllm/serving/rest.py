@@ -8,6 +8,7 @@ GET  /healthz  /readyz  /metrics  /monitoring/prometheus/metrics
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -22,10 +23,8 @@ from urllib.parse import unquote_to_bytes
 
 import anyio
 from google.protobuf.json_format import MessageToJson
-from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from tfllm.serving import observe
@@ -48,8 +47,8 @@ INT64_MAX = 2**63 - 1
 JSON = "application/json"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 RETRY_AFTER = {429: "1", 503: "5"}
-CLOSE_AFTER = (408, 413)
-DISCARDED_PER_LIMIT = 4  # of a body that is too long, so that its sender reads the answer
+GZIP_PIECE = 4096  # small, because zlib copies what follows a member's end
+BODY_READ = "body_read"  # in a request's state: its body was read to the end
 
 
 @dataclass(frozen=True)
@@ -84,39 +83,72 @@ def read_path(verb: str, path: str) -> Call:
     return Call(target, "metadata" if method == "metadata" else "status")
 
 
-def application(
-    service: Service, ready: Callable[[], bool], token: str | None = None, access_log: bool = False
-) -> Starlette:
-    """The ASGI application. `ready` answers /readyz; health needs no token."""
+class Application:
+    """The ASGI application: every answer is JSON but the metrics, whatever goes wrong.
 
-    async def health(request: Request) -> Response:
+    Args:
+        service: Answers the calls.
+        ready: Answers /readyz.
+        token: The bearer token that all but the health pages need; None for none.
+        access_log: Whether each request is a line in the log.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        ready: Callable[[], bool],
+        token: str | None = None,
+        access_log: bool = False,
+    ):
+        self.service = service
+        self.ready = ready
+        self.token = token
+        self.access_log = access_log
+        self._pages = {
+            "/healthz": self._health,
+            "/readyz": self._readiness,
+            "/metrics": self._metrics,
+            "/monitoring/prometheus/metrics": self._metrics,
+        }
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request; cancelled, it says that the server stops (to whom still listens)."""
+        request = Request(scope, receive)
+        try:
+            response = await self._respond(request)
+        except asyncio.CancelledError:
+            response = _refusal(RequestError(Code.UNAVAILABLE, "The server stops."))
+        except Exception as error:
+            response = _refusal(_fault(error, "a page"))
+        if _announces_body(request) and not request.scope["state"].get(BODY_READ):
+            response.headers["connection"] = "close"  # the rest of the body is not waited for
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        path = request.scope.get("raw_path", b"").decode("latin-1").split("?", 1)[0]
+        if page := self._pages.get(path):
+            if request.method not in ("GET", "HEAD"):
+                error = invalid(f"Malformed request: {request.method} {path}")
+                return _refusal(RequestError(error.code, error.message, 405))
+            return page(request)
+        if not path.lower().startswith(API_START):
+            return _refusal(RequestError(Code.NOT_FOUND, f"There is nothing at {path[:200]}."))
+        return await _answer(self.service, request, path, self.token, self.access_log)
+
+    def _health(self, request: Request) -> Response:
         return Response(b'{"status": "alive"}\n', media_type=JSON)
 
-    async def readiness(request: Request) -> Response:
-        state = {model.entry.name: model.available() for model in service.models.models.values()}
-        body = json.dumps({"ready": ready(), "available": state}) + "\n"
-        return Response(body, 200 if ready() else 503, media_type=JSON)
+    def _readiness(self, request: Request) -> Response:
+        models = self.service.models.models.values()
+        state = {model.entry.name: model.available() for model in models}
+        ready = self.ready()
+        body = json.dumps({"ready": ready, "available": state}) + "\n"
+        return Response(body, 200 if ready else 503, media_type=JSON)
 
-    async def metrics(request: Request) -> Response:
-        if not authorized(request.headers.get("authorization"), token):
+    def _metrics(self, request: Request) -> Response:
+        if not authorized(request.headers.get("authorization"), self.token):
             return _refusal(RequestError(Code.UNAUTHENTICATED, "A bearer token is needed."))
-        return Response(service.metrics.page(), media_type=PROMETHEUS)
-
-    async def api(request: Request) -> Response:
-        path = request.scope.get("raw_path", b"").decode("latin-1").split("?", 1)[0]
-        if not path.lower().startswith(API_START):
-            return Response(status_code=404)
-        return await _answer(service, request, path, token, access_log)
-
-    return Starlette(
-        routes=[
-            Route("/healthz", health),
-            Route("/readyz", readiness),
-            Route("/metrics", metrics),
-            Route("/monitoring/prometheus/metrics", metrics),
-            Route("/{path:path}", _AnyMethod(api)),
-        ]
-    )
+        return Response(self.service.metrics.page(), media_type=PROMETHEUS)
 
 
 def authorized(header: str | None, token: str | None) -> bool:
@@ -126,17 +158,6 @@ def authorized(header: str | None, token: str | None) -> bool:
     scheme, _, given = (header or "").partition(" ")
     same = hmac.compare_digest(given.strip().encode(), token.encode())
     return same and scheme.lower() == "bearer"
-
-
-class _AnyMethod:
-    """An ASGI endpoint for every HTTP method: TF Serving answers all of them itself."""
-
-    def __init__(self, function: Callable[[Request], Any]):
-        self.function = function
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        response = await self.function(Request(scope, receive))
-        await response(scope, receive, send)
 
 
 async def _answer(
@@ -160,10 +181,8 @@ async def _answer(
             response = Response(await _call(service, call, request), media_type=JSON)
     except RequestError as error:
         response = _refusal(error)
-    except Exception as error:  # a fault of ours: the place is logged, the text is not
-        place = "".join(traceback.format_tb(error.__traceback__)[-3:])
-        log.error("%s while answering %s:\n%s", type(error).__name__, method, place)
-        response = _refusal(RequestError(Code.INTERNAL, "Internal error; the log has its place."))
+    except Exception as error:
+        response = _refusal(_fault(error, method))
     identifier = observe.request_id(request.headers.get("x-request-id"))
     response.headers["x-request-id"] = identifier
     if access_log:
@@ -197,12 +216,26 @@ async def _call(service: Service, call: Call, request: Request) -> bytes:
     return await service.examples_body(call.target, call.method, body)
 
 
+def _announces_body(request: Request) -> bool:
+    headers = request.headers
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+
+
+def _fault(error: Exception, method: str) -> RequestError:
+    """A fault of ours: its place is logged, the text of the request is not."""
+    place = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    log.error("%s while answering %s:\n%s", type(error).__name__, method, place)
+    return RequestError(Code.INTERNAL, "Internal error; the log has its place.")
+
+
 def _refusal(error: RequestError) -> Response:
     response = Response(write_error(error.message), error.status, media_type=JSON)
     if error.status in RETRY_AFTER:
         response.headers["retry-after"] = RETRY_AFTER[error.status]
-    if error.status in CLOSE_AFTER:
-        response.headers["connection"] = "close"
+    if error.status == 405:
+        response.headers["allow"] = "GET, HEAD"
+    if error.status == 415:
+        response.headers["accept-encoding"] = "gzip"
     if error.status == http_status(Code.UNAUTHENTICATED):
         response.headers["www-authenticate"] = "Bearer"
     return response
@@ -229,45 +262,69 @@ def _metadata_json(response: Any) -> bytes:
 
 
 async def _read_body(request: Request, limit: int, seconds: float) -> bytes:
-    """The body, at most `limit` bytes before and after decompression, within `seconds`."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip"):
-        raise RequestError(
-            Code.UNIMPLEMENTED, f"Content-Encoding {encoding[:40]} is not read here.", 415
-        )
+    """The body, at most `limit` bytes before and after decompression, within `seconds`.
+
+    A body that is too long is refused at once, without "100 Continue" where its length is
+    announced; the connection takes care that the client can read the answer.
+    """
+    codings = _content_codings(request)
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise _too_long(limit)
     chunks: list[bytes] = []
     size = 0
     try:
         with anyio.fail_after(seconds):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= limit:
-                    chunks.append(chunk)
-                elif size > limit * DISCARDED_PER_LIMIT:
-                    break
+                if size > limit:
+                    raise _too_long(limit)
+                chunks.append(chunk)
     except TimeoutError:
         raise RequestError(
             Code.DEADLINE_EXCEEDED, f"The body did not arrive within {seconds:g} s.", 408
         ) from None
     except ClientDisconnect:
         raise RequestError(Code.CANCELLED, "The client went away.") from None
-    if size > limit:
-        raise _too_long(limit)
+    request.scope["state"][BODY_READ] = True
     body = b"".join(chunks)
-    return _decompressed(body, limit) if encoding == "gzip" else body
+    return decompressed(body, limit) if codings else body
 
 
-def _decompressed(body: bytes, limit: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    try:
-        plain = unpacker.decompress(body, limit + 1)
-    except zlib.error:
-        raise invalid("The body is not gzip, as its Content-Encoding says.") from None
-    if len(plain) > limit:
-        raise _too_long(limit)
-    if not unpacker.eof:
-        raise invalid("The gzip body is cut short.")
-    return plain
+def _content_codings(request: Request) -> list[str]:
+    """The codings of the body but `identity`: none or gzip. Raises RequestError for others."""
+    named = ",".join(request.headers.getlist("content-encoding")).lower()
+    codings = [coding.strip() for coding in named.split(",")]
+    codings = [coding for coding in codings if coding not in ("", "identity")]
+    if codings not in ([], ["gzip"], ["x-gzip"]):
+        raise RequestError(
+            Code.UNIMPLEMENTED,
+            f"Content-Encoding {', '.join(codings)[:40]} is not read here; gzip is.",
+            415,
+        )
+    return codings
+
+
+def decompressed(body: bytes, limit: int) -> bytes:
+    """What a gzip body holds: one member or several, one after the other (RFC 1952)."""
+    parts: list[bytes] = []
+    view, start, size, members = memoryview(body), 0, 0, 0
+    while start < len(view) or not members:
+        unpacker = zlib.decompressobj(wbits=31)
+        while start < len(view) and not unpacker.eof:
+            piece = view[start : start + GZIP_PIECE]
+            try:
+                parts.append(unpacker.decompress(piece, limit - size + 1))
+            except zlib.error:
+                where = f"What follows member {members} of" if members else "The beginning of"
+                raise invalid(f"{where} the body is not gzip, or is damaged.") from None
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_long(limit)
+            start += len(piece) - len(unpacker.unused_data)
+        if not unpacker.eof:
+            raise invalid("The gzip body is cut short.")
+        members += 1
+    return b"".join(parts)
 
 
 def _too_long(limit: int) -> RequestError:

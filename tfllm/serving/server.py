@@ -231,7 +231,7 @@ class Server:
 
     def _http_config(self) -> uvicorn.Config:
         options = self.options
-        application = rest.application(
+        application = rest.Application(
             self.service, lambda: self.ready, options.token, options.access_log
         )
         return uvicorn.Config(
