@@ -250,17 +250,19 @@ def _question_answering(task: Task, example: Example, outputs: Outputs) -> Answe
 def _token_classification(task: Task, example: Example, outputs: Outputs) -> Answer:
     """Entities of the words that the graph found, or of the example's own words.
 
-    An own word has the tag of the found word that begins where it does: both are the tag of its
-    first piece.
+    An own word has the tag of the first found word that begins in it: both are the tag of its first
+    piece.
     """
     labels = [label.decode() for label in outputs["labels"]]
     columns = (outputs["starts"], outputs["ends"], outputs["scores"])
     if "words" not in example:
         return {"entities": words.entities(example["text"], labels, *columns)}
-    place_of = {int(start): place for place, start in enumerate(columns[0]) if labels[place]}
+    found_starts = [int(start) for start, label in zip(columns[0], labels, strict=True) if label]
     lengths = [len(word) for word in example["words"]]
     starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
-    places = [place_of.get(int(start)) for start in starts]
+    first = np.searchsorted(found_starts, starts)
+    inside = np.append(found_starts, np.inf)[first] < starts + lengths
+    places = [int(place) if within else None for place, within in zip(first, inside, strict=True)]
     tags = ["O" if place is None else labels[place] for place in places]
     scores = [0.0 if place is None else float(columns[2][place]) for place in places]
     text = " ".join(example["words"])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfllm.tasks import graph
-from tfllm.tasks.words import CONTINUED, LETTERS, PUNCTUATION, piece_kinds
+from tfllm.tasks.words_graph import WordFinder
 
 if TYPE_CHECKING:
     import keras
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from tfllm.tasks.masked_lm import MaskedLM
     from tfllm.tasks.token_classification import TokenClassification
     from tfllm.tokenizers.graph import GraphTokenizer
-
-SPECIALS = 2  # [CLS] text [SEP]
 
 
 def embedding(task: Embedding, model: keras.Model, tokenizer: GraphTokenizer) -> dict[str, Any]:
@@ -41,65 +38,34 @@ def token_classification(
     bytes) of the text, end exclusive, scores float: the tag's probability. `tokens`: logits
     [B, T, C]. `tfllm.tasks.words.entities` joins words to entities.
     """
-    kinds = piece_kinds(tokenizer.tokenizer).astype(np.int8)
+    find = WordFinder(tokenizer.tokenizer)
+    form = tokenizer.ids.form
 
     @graph.function(graph.texts("text"))
     def serve(text):
         ids, starts, ends = (
-            ragged[:, : task.max_length - SPECIALS]
+            ragged[:, : task.max_length - form.single_specials]
             for ragged in tokenizer.tokenize_with_offsets(text)
         )
         packed = tokenizer.pack(ids, max_length=task.max_length)
         probabilities = tf.nn.softmax(graph.run(model, packed))  # [B, T, C]
-        lengths = ids.row_lengths()  # [B]
-        starts, ends = starts.to_tensor(), ends.to_tensor()  # [B, N]
-        begins = word_starts(tf.gather(tf.constant(kinds), ids.to_tensor()), starts, ends, lengths)
-        place = tf.where(begins)  # [W, 2]: row, piece
-        row, piece = place[:, 0], place[:, 1]
-        following = tf.concat([piece[1:], [0]], 0)  # 0 where the next word is another row's
-        stop = tf.where(following > piece, following, tf.gather(lengths, row))
-        scores = tf.gather_nd(probabilities, tf.stack([row, piece + 1], 1))  # [W, C]
+        words = find(text, ids, starts, ends)
+        places = tf.stack([words.rows, words.places + len(form.start)], 1)
+        scores = tf.gather_nd(probabilities, places)  # [W, C]
         best = tf.argmax(scores, axis=-1, output_type=tf.int32)
+        size = tf.size(text, out_type=tf.int64)
 
         def padded(values: tf.Tensor) -> tf.Tensor:
-            return tf.RaggedTensor.from_value_rowids(values, row, lengths_size).to_tensor()
+            return tf.RaggedTensor.from_value_rowids(values, words.rows, size).to_tensor()
 
-        lengths_size = tf.size(lengths, out_type=tf.int64)
         return {
             "labels": padded(tf.gather(tf.constant(task.labels), best)),
-            "starts": padded(tf.gather_nd(starts, place)),
-            "ends": padded(tf.gather_nd(ends, tf.stack([row, stop - 1], 1))),
+            "starts": padded(tf.cast(words.starts, tf.int32)),
+            "ends": padded(tf.cast(words.ends, tf.int32)),
             "scores": padded(tf.reduce_max(scores, axis=-1)),
         }
 
     return {"serving_default": serve, "tokens": graph.tokens(model)}
-
-
-def word_starts(
-    kinds: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor, lengths: tf.Tensor
-) -> tf.Tensor:
-    """`words.word_starts` of padded rows: kinds, starts, ends [B, N], lengths [B] to [B, N]."""
-    real = tf.sequence_mask(lengths, tf.shape(starts)[1])
-    solid = ((kinds == LETTERS) | (kinds == CONTINUED)) & real
-    touches_next = (ends[:, :-1] == starts[:, 1:]) & real[:, 1:]  # [B, N - 1]
-    touches_next = _shifted(touches_next, 0, 1)[:, : tf.shape(starts)[1]]
-    touches_last = _shifted(touches_next, 1, 0)
-    inner = (
-        (kinds == PUNCTUATION)
-        & touches_last
-        & touches_next
-        & _shifted(solid, 1, 0)
-        & _shifted(solid, 0, 1)[:, 1:]
-    )
-    first = tf.range(tf.shape(starts)[1])[None] == 0
-    return real & (first | ((kinds != CONTINUED) & ~inner & ~_shifted(inner, 1, 0)))
-
-
-def _shifted(values: tf.Tensor, before: int, after: int) -> tf.Tensor:
-    """bool [B, N] with columns of False put before (the last column falls out) or after it."""
-    columns = tf.shape(values)[1]
-    padded = tf.pad(values, [[0, 0], [before, after]])
-    return padded[:, :columns] if before else padded
 
 
 def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> dict[str, Any]:

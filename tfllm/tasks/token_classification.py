@@ -65,7 +65,7 @@ class TokenClassification(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per example of `words`, or of `text`, whose words are read off its pieces.
+        """One row per example of `words`, or of `text`, whose words `tasks.words` finds.
 
         Targets int [T]: the tag's place at the first piece of each word, -100 elsewhere. A row
         longer than `max_length` is cut; words after the cut get the tag O in answers.
@@ -133,16 +133,13 @@ class TokenClassification(Task):
         return {"entities": found, **({"tags": tags} if detail["split"] else {})}
 
     def _text_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
-        kinds = words.piece_kinds(tokenizer)
         texts = [text_of(example) for example in examples]
         encodings = tokenizer.encode_batch(texts, max_length=self.max_length)
         details = []
         for text, encoding in zip(texts, encodings, strict=True):
-            pieces = np.asarray(encoding.ids[1:-1], np.int64)
-            offsets = np.asarray(encoding.offsets[1:-1], np.int64).reshape(-1, 2)
-            places, starts, ends = words.words_of(kinds[pieces], offsets)
+            _, places, starts, ends = words.pieces_of(text, encoding, tokenizer)
             details.append(
-                {"text": text, "split": False, "places": places + 1, "starts": starts, "ends": ends}
+                {"text": text, "split": False, "places": places, "starts": starts, "ends": ends}
             )
         return made(encodings, tokenizer, details=details)
 

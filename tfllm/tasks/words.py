@@ -1,24 +1,30 @@
-"""Words of a text from its pieces, and entities from the words' tags.
+"""Words of a text, and entities from the words' tags.
 
-A plain text has no words of its own. They are read off the pieces, by a rule that looks one piece
-to each side so that the serving graph can do the same: white space separates words, every CJK
-character is a word, and so is punctuation, except inside of a word (`AT&T`, `U.S`, `it's`).
+A plain text has no words of its own. They are read off its characters: white space separates words,
+every CJK character is a word, and so is punctuation, except inside of a word (`AT&T`, `U.S`,
+`it's`). Which piece stands for a word is `tokenizers.word_pieces`' rule, the same for words that
+come with labels; a word without a first piece of its own is part of the one before.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers import word_pieces
 
-# Kinds of pieces
-LETTERS, PUNCTUATION, ALONE, CONTINUED = 0, 1, 2, 3
+if TYPE_CHECKING:
+    from tfllm.tokenizers.base import Encoding, Tokenizer
+    from tfllm.tokenizers.word_pieces import WordPieces
+
+# Kinds of characters. ALONE: a word of its own.
+LETTER, PUNCTUATION, ALONE, WHITE = range(4)
 
 PREFIXED = re.compile(r"[BIESM]-(.+)", re.DOTALL)
 INSIDE, CLOSING = "IEM", "ES"
@@ -30,35 +36,39 @@ CJK = (  # as BERT's BasicTokenizer
 ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
-def piece_kinds(tokenizer: Tokenizer) -> np.ndarray:
-    """The kind of every token of the vocabulary: int32 [V]."""
-    kinds = np.array([_kind(token) for token in tokenizer.vocabulary], np.int32)
-    specials = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id, tokenizer.mask_id)
-    kinds[[special for special in specials if special is not None]] = ALONE
+@functools.cache
+def character_kinds() -> np.ndarray:
+    """The kind of every code point: int8 [0x110000]."""
+    kinds = np.full(sys.maxunicode + 1, LETTER, np.int8)
+    for point in range(len(kinds)):
+        character = chr(point)
+        if character in ASCII_PUNCTUATION or unicodedata.category(character)[0] == "P":
+            kinds[point] = PUNCTUATION
+    for kind, ranges in ((ALONE, CJK), (WHITE, word_pieces.WHITE_SPACE)):
+        for first, last in ranges:
+            kinds[first : last + 1] = kind
     return kinds
 
 
-def word_starts(kinds: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Which pieces begin a word: bool [T], from their kinds [T] and offsets [T, 2].
-
-    Only pieces of one text, without the special tokens around it.
-    """
-    adjacent = np.zeros(len(kinds) + 1, bool)  # [i]: piece i touches piece i - 1
-    adjacent[1:-1] = offsets[1:, 0] == offsets[:-1, 1]
-    solid = np.zeros(len(kinds) + 2, bool)  # shifted by one: [i + 1] belongs to piece i
-    solid[1:-1] = (kinds == LETTERS) | (kinds == CONTINUED)
-    inner = (kinds == PUNCTUATION) & adjacent[:-1] & adjacent[1:] & solid[:-2] & solid[2:]
-    after_inner = np.concatenate([[False], inner[:-1]]) if len(kinds) else inner
-    starts = (kinds != CONTINUED) & ~inner & ~after_inner
-    starts[:1] = True
-    return starts
+def words_of(text: str) -> np.ndarray:
+    """The number of the word that each character belongs to, NO_WORD for white space: int64 [C]."""
+    points = np.array([ord(character) for character in text], np.int64)
+    padded = np.concatenate([[WHITE], character_kinds()[points], [WHITE]])
+    before, kind, after = padded[:-2], padded[1:-1], padded[2:]
+    inner = (kind == PUNCTUATION) & (before == LETTER) & (after == LETTER)
+    after_inner = np.append(False, inner)[:-1]
+    solid = kind != WHITE
+    goes_on = inner | after_inner | (kind == LETTER) & (before == LETTER)
+    return np.where(solid, np.cumsum(solid & ~goes_on) - 1, word_pieces.NO_WORD)
 
 
-def words_of(kinds: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First piece, start and end character of every word: int [W] each."""
-    places = np.flatnonzero(word_starts(kinds, offsets))
-    last = np.append(places[1:], len(kinds)) - 1
-    return places, offsets[places, 0], offsets[last, 1] if len(places) else places
+def pieces_of(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordPieces:
+    """The words of a text that have a piece in its row; `places` count the row's tokens."""
+    own = np.array([sequence is not None for sequence in encoding.sequence_ids], bool)
+    marks = tokenizer.token_marks[np.array(encoding.ids, np.int64)[own]]
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)[own]
+    found = word_pieces.word_pieces(words_of(text), offsets, marks)
+    return found._replace(places=np.flatnonzero(own)[found.places])
 
 
 def entities(
@@ -124,13 +134,3 @@ def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
             result.append((label, place, place + 1))
         previous = (prefix, label)
     return result
-
-
-def _kind(token: str) -> int:
-    if token.startswith("##") and len(token) > 2:
-        return CONTINUED
-    if len(token) != 1:
-        return LETTERS
-    if token in ASCII_PUNCTUATION or unicodedata.category(token).startswith("P"):
-        return PUNCTUATION
-    return ALONE if any(low <= ord(token) <= high for low, high in CJK) else LETTERS

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from tfllm.errors import SettingError, TokenizerError
 
 if TYPE_CHECKING:
@@ -132,6 +134,11 @@ class Tokenizer(Protocol):
 
     @property
     def lowercase(self) -> bool: ...
+
+    @property
+    def token_marks(self) -> np.ndarray:
+        """How each token says where words begin (`word_pieces`): int8 [V]."""
+        ...
 
     @property
     def form(self) -> Form:

@@ -7,7 +7,7 @@ vocabulary becomes the unknown token, or is left out where there is none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfllm.tokenizers.config_files import ROLES, USUAL, Settings
 from tfllm.tokenizers.rust import RustTokenizer
@@ -16,10 +16,38 @@ UNKNOWN = "<unk>"
 UNKNOWN_NAMES = (UNKNOWN, "[UNK]", "<|unk|>")
 
 
+class Tokens(NamedTuple):
+    """One text's tokens."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 class Characters(RustTokenizer):
     """One token for each Unicode code point."""
 
     kind = "characters"
+
+    def _split(self, texts: Sequence[str]) -> list[Any]:
+        """The package's tokens. Its offsets do not count the characters that it leaves out."""
+        rows = super()._split(texts)
+        if self.unknown_id is not None:
+            return rows
+        return [self._placed(text, row) for text, row in zip(texts, rows, strict=True)]
+
+    def _placed(self, text: str, row: Any) -> Tokens:
+        """A text's tokens, each where it stands: characters left out are nobody's."""
+        place, offsets = 0, []
+        for number in row.ids:
+            token = self.vocabulary[number]
+            place = text.index(token, place)
+            offsets.append((place, place + len(token)))
+            place += len(token)
+        return Tokens(row.ids, offsets, row.word_ids)
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""

@@ -5,10 +5,14 @@ A tokenizer says how it splits a text; rows, truncation and windows are the same
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
+
+from tfllm.tokenizers import word_pieces
 from tfllm.tokenizers.base import (
     Encoding,
     check_max_length,
@@ -68,7 +72,7 @@ class Tokens(Protocol):
 
 
 class RowTokenizer:
-    """Rows for a tokenizer that gives `form`, `_split` and `_split_words`."""
+    """Rows for a tokenizer that gives `form`, `_split` and its vocabulary's marks."""
 
     @property
     def form(self) -> Form:
@@ -81,10 +85,6 @@ class RowTokenizer:
 
     def _split(self, texts: Sequence[str]) -> Sequence[Tokens]:
         """Tokens of each text, without special tokens around them, uncut."""
-        raise NotImplementedError
-
-    def _split_words(self, words: Sequence[str]) -> Tokens:
-        """Tokens of words that are split already."""
         raise NotImplementedError
 
     def encode(
@@ -146,12 +146,20 @@ class RowTokenizer:
     def encode_words(self, words: Sequence[str], *, max_length: int | None = None) -> Encoding:
         """One row of words that are split already; `word_ids` index `words`.
 
-        A word without any character that the normalisation keeps gives no token. Offsets count
-        within each word.
+        The ids are those of the text that one space between the words makes, so that a model meets
+        the same rows in training and in a text. A word without any character that the
+        normalisation keeps has no token. Offsets count within each word.
         """
         check_max_length(max_length, self.form.single_specials)
         room = None if max_length is None else max_length - self.form.single_specials
-        return _row(self.form, [_cut(self._split_words(words), 0, room)])
+        piece = _cut(self._split([" ".join(words)])[0], 0, room)
+        marks = self.token_marks[np.array(piece.ids, np.int64)]
+        return _row(self.form, [_in_words(words, piece, marks)])
+
+    @functools.cached_property
+    def token_marks(self) -> np.ndarray:
+        """What `word_pieces` asks of every token: int8 [V]."""
+        return word_pieces.token_marks(cast(Any, self))
 
     def encode_windows(
         self, question: str, context: str, *, max_length: int, stride: int
@@ -173,6 +181,23 @@ class RowTokenizer:
 
 def _cut(tokens: Tokens, start: int, stop: int | None) -> Piece:
     return Piece(tokens.ids[start:stop], tokens.offsets[start:stop], tokens.word_ids[start:stop])
+
+
+def _in_words(words: Sequence[str], piece: Piece, marks: np.ndarray) -> Piece:
+    """A piece of the words' joined text with their numbers, and offsets within them."""
+    sizes = np.array([len(word) for word in words], np.int64)
+    begins = np.cumsum(sizes + 1) - sizes - 1
+    owner = np.repeat(np.arange(len(words)), sizes + 1)[:-1]
+    owner = np.where(word_pieces.is_white(" ".join(words)), word_pieces.NO_WORD, owner)
+    offsets = np.array(piece.offsets, np.int64).reshape(-1, 2)
+    numbers = word_pieces.word_numbers(owner, offsets, marks)
+    begin, size = (np.append(part, 0)[numbers] for part in (begins, sizes))
+    within = np.clip(offsets - begin[:, None], 0, size[:, None])
+    return Piece(
+        piece.ids,
+        [(int(start), int(end)) for start, end in within],
+        [None if number == word_pieces.NO_WORD else int(number) for number in numbers],
+    )
 
 
 def _row(form: Form, pieces: Sequence[Piece]) -> Encoding:

@@ -28,8 +28,6 @@ class CharactersGraph(TextGraph):
         literals, _ = literals_of(tokenizer.described(), False)
         super().__init__(tokenizer, literals)
         unknown = tokenizer.unknown_id
-        # Where characters are left out, the package's offsets do not count them.
-        self.exact_offsets = unknown is not None
         ids = np.full(CODE_POINTS, LEFT_OUT if unknown is None else unknown, np.int32)
         for token, number in tokenizer.described()["model"]["vocab"].items():
             if len(token) == 1:

@@ -21,16 +21,12 @@ from tfllm.tokenizers.graph_bytepair import NEVER, literals_of, merge_places
 from tfllm.tokenizers.graph_sentencepiece import check_profile, tokens_of
 from tfllm.tokenizers.literals import REPLACEMENT, Pieces, Tokens, rows_of
 from tfllm.tokenizers.sentencepiece_kernel import SentencePieceKernel
+from tfllm.tokenizers.word_pieces import WHITE_SPACE
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
 
 SPACES_PATTERN = " {2,}"
-# First and last code points of Unicode's White_Space.
-WHITE_SPACE = (
-    (0x09, 0x0D), (0x20, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A),
-    (0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000),
-)  # fmt: skip
 # When a space is put before a text.
 NEVER_ADDED, ALWAYS, UNLESS_SPACE, FIRST_UNLESS_SPACE = range(4)
 

@@ -109,11 +109,6 @@ class RustTokenizer(NamedTokenizer):
         )
         return [row.ids for row in rows]
 
-    def _split_words(self, words: Sequence[str]) -> Any:
-        return self._rust.encode(
-            [scalars(word) for word in words], is_pretokenized=True, add_special_tokens=False
-        )
-
 
 def _add_specials(rust: Any, tokens: Sequence[str]) -> None:
     """Makes the tokens special ones, as Hugging Face does for those its settings name."""

@@ -139,14 +139,6 @@ class SentencePiece(NamedTokenizer):
         """The id of a piece that has this number in the model."""
         return number
 
-    def _split_words(self, words: Sequence[str]) -> Any:
-        row = Tokens([], [], [])
-        for number, tokens in enumerate(self._split(words)):
-            row.ids.extend(tokens.ids)
-            row.offsets.extend(tokens.offsets)
-            row.word_ids.extend([number] * len(tokens))
-        return row
-
     def _tokens(self, parts: Sequence[str]) -> Tokens:
         """Texts and, at the odd places, special tokens, to the tokens of all."""
         row = Tokens([], [], [])

@@ -190,11 +190,6 @@ class WordPiece(RowTokenizer):
         """Tokens of each text, without special tokens around them, uncut."""
         return self._rust.encode_batch([scalars(text) for text in texts], add_special_tokens=False)
 
-    def _split_words(self, words: Sequence[str]) -> Any:
-        return self._rust.encode(
-            [scalars(word) for word in words], is_pretokenized=True, add_special_tokens=False
-        )
-
 
 def _index(vocabulary: list[str]) -> dict[str, int]:
     ids: dict[str, int] = {}

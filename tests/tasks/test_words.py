@@ -1,0 +1,167 @@
+"""One rule of words for every kind of vocabulary: in labels, in predictions and in the graph."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.tokenizers.decoders import MAKERS, TRICKY, learned, tokenizer
+from tfllm import tasks
+from tfllm.tasks import words
+from tfllm.tasks.words_graph import WordFinder
+from tfllm.tokenizers import files, word_pieces
+from tfllm.tokenizers.bytepair import from_vocabulary
+from tfllm.tokenizers.config_files import Settings
+
+TEXTS = [
+    "unbelievable Berlin",
+    "the cat, in (the mat) at 123 Main St.",
+    "  the  cat\tsat\non\u00a0the\u2003mat  ",
+    "北京是 a中b 北京",
+    "a   b \u2581x AT&T it's U.S. a..b",
+    "<s> the cat<mask>sat [MASK]x",
+    "é e\u0301 🦜🦜 x",
+    "\u200bthe \ufeffx .\u200b \u200b",
+    "12  345 6\n7 \t 8",
+    "مرحبا שלום عالم",
+    *TRICKY,
+]
+# The graph's offsets of these differ where several characters are normalised together.
+COMPOSED = {"neox", "qwen2", "unigram.json"}
+
+
+def starts_of(python, text):
+    """(word, its first token) of every word of a text."""
+    row = python.encode(text)
+    found = words.pieces_of(text, row, python)
+    ranges = zip(found.starts, found.ends, found.places, strict=True)
+    return [(text[start:end], python.vocabulary[row.ids[place]]) for start, end, place in ranges]
+
+
+def test_gpt2_has_a_word_for_each_word(data):
+    python = files.load(data / "tokenizers" / "gpt2_hf_tokenizer.json")
+    text = "unbelievable Berlin"
+    found = words.pieces_of(text, python.encode(text), python)
+    assert found.places.tolist() == [0, 4]
+    assert (found.starts.tolist(), found.ends.tolist()) == ([0, 13], [12, 19])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_words_are_the_texts_own(name):
+    python = tokenizer(name)
+    known = "the cat sat on the mat, it's see (x) a:b"
+    wanted = ["the", "cat", "sat", "on", "the", "mat", ",", "it's", "see", "(", "x", ")", "a:b"]
+    if name == "characters":
+        known, wanted = known.replace("a:b", "a.b"), [*wanted[:-1], "a.b"]
+    assert [word for word, _ in starts_of(python, known)] == wanted
+    spread = known.replace(" ", " \t\u00a0 ")
+    assert [word for word, _ in starts_of(python, spread)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        # The lone mark is the word's: only there a tag can have been learned.
+        ("xlm-r", "zq the Zq", [("zq", "▁"), ("the", "▁the"), ("Zq", "▁")]),
+        ("llama.json", "the 123", [("the", "▁the"), ("123", "▁1")]),
+        ("llama.json", "the  cat", [("the", "▁the"), ("cat", "▁cat")]),
+        # Numbers take no space in Llama 3's pattern.
+        ("llama3", "The cat 123", [("The", "The"), ("cat", "Ġcat"), ("123", "Ġ")]),
+        ("llama3", "cat  123", [("cat", "cat"), ("123", "Ġ")]),
+        ("llama3", "cat\n123", [("cat", "cat"), ("123", "1")]),
+        # Neither line ends nor further spaces begin a word.
+        ("gpt2", "cat \n\n the", [("cat", "cat"), ("the", "Ġthe")]),
+        ("roberta", "cat   the", [("cat", "cat"), ("the", "Ġthe")]),
+        ("characters, unknown", "a cat", [("a", "a"), ("cat", "c")]),
+    ],
+)
+def test_a_words_first_piece(name, text, wanted):
+    assert starts_of(tokenizer(name), text) == wanted
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_words_with_labels_make_the_rows_of_their_text(name):
+    python = tokenizer(name)
+    for text in TEXTS:
+        split = text.split()
+        joined = " ".join(split)
+        row, plain = python.encode_words(split), python.encode(joined)
+        assert row.ids == plain.ids
+        # A word's first piece is the same, whether the word was given or found.
+        begins = np.cumsum([0, *(len(word) + 1 for word in split)])
+        found = words.pieces_of(joined, plain, python)
+        first = {}
+        for start, place in zip(found.starts, found.places, strict=True):
+            first.setdefault(int(np.searchsorted(begins, start, "right")) - 1, int(place))
+        given = {}
+        for place, word in enumerate(row.word_ids):
+            if word is not None:
+                given.setdefault(word, place)
+        assert given == first, text
+        for word, (start, end) in zip(row.word_ids, row.offsets, strict=True):
+            assert 0 <= start <= end <= (0 if word is None else len(split[word]))
+
+
+def test_roberta_with_a_space_before_the_text():
+    """As Hugging Face labels words for it: every word, the first too, has its space."""
+    vocabulary, merges = learned()
+    settings = Settings({"add_prefix_space": True})
+    python = from_vocabulary(vocabulary, merges, settings)
+    row = python.encode_words(["the", "cat", "sat"])
+    pieces = [python.vocabulary[number] for number in row.ids]
+    assert pieces[row.word_ids.index(0)].startswith("Ġ")
+    assert row.ids == python.encode("the cat sat").ids
+
+
+QUICK = ("gpt2", "roberta", "xlm-r", "llama.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MAKERS],
+)
+@pytest.mark.parametrize("max_length", [None, 7])
+def test_the_graph_finds_the_same_words(name, max_length):
+    python = tokenizer(name)
+    graph, find = python.graph(), WordFinder(python)
+    form = python.form
+    room = None if max_length is None else max_length - form.single_specials
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    def words_of(texts):
+        return find(texts, *(part[:, :room] for part in graph.tokenize_with_offsets(texts)))
+
+    left_out = [text for text in TEXTS if name in COMPOSED and "\u0301" in text]
+    texts = [text for text in TEXTS if text not in left_out]
+    rows = [[] for _ in texts]
+    for row, *found in zip(*(part.numpy().tolist() for part in words_of(texts)), strict=True):
+        rows[row].append(found)
+    for text, row in zip(texts, rows, strict=True):
+        encoding = python.encode(text, max_length=max_length)
+        found = words.pieces_of(text, encoding, python)
+        places = found.places - len(form.start)
+        wanted = [list(word) for word in zip(places, found.starts, found.ends, strict=True)]
+        assert row == wanted, repr(text)
+    assert words_of(tf.constant([], tf.string)).rows.shape == (0,)
+
+
+def test_a_vocabulary_of_one_piece_for_several_words():
+    """`..."` or several ideographs in one piece: one word, as far as the piece goes."""
+    numbers = words.words_of("北京 a")
+    marks = np.array([word_pieces.PLAIN, word_pieces.SPACED])
+    found = word_pieces.word_pieces(numbers, np.array([[0, 2], [2, 4]]), marks)
+    assert [part.tolist() for part in found[1:]] == [[0, 1], [0, 3], [2, 4]]
+
+
+def test_answers_of_rows_without_special_tokens_around():
+    """GPT-2's rows have none, T5's have one at the end: no piece is cut off."""
+    task = tasks.TokenClassification(labels=("O", "B-X"))
+    for name in ("gpt2", "t5", "roberta"):
+        python = tokenizer(name)
+        features = task.features([{"text": "the cat"}], python)
+        scores = np.zeros((len(features.token_ids[0]), 2), np.float32)
+        scores[features.details[0]["places"], 1] = 5.0
+        found = task.answers([scores], features)[0]["entities"]
+        assert [entity["text"] for entity in found] == ["the", "cat"]
+        json.dumps(found)
