@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfllm import tasks
 from tfllm.errors import SettingError
+from tfllm.tasks import metrics
 from tfllm.tasks.base import IGNORED
 
 EXACT = 1e-5  # float32 sums in another order
@@ -36,12 +37,13 @@ def test_a_row_is_two_texts_with_their_types_and_label(tokenizer, features):
         made = drawn.hidden(row)
         assert len(made.ids) == drawn.lengths[row] == len(made.types) <= 32
         plain = np.where(made.target != IGNORED, made.target, made.ids)[1:]
+        assert made.target[0] == IGNORED
         assert made.ids[0] == start and plain[-1] == end and list(plain).count(end) == 2
         second = int(np.flatnonzero(plain == end)[0]) + 2
         assert made.types.tolist() == [0] * second + [1] * (len(made.ids) - second)
         assert made.places.tolist() == (np.flatnonzero(made.target[1:] != IGNORED) + 1).tolist()
         assert len(made.places) == max(1, round(0.15 * len(made.ids)))
-        labels.append(made.target[0])
+        labels.append(made.label)
     assert 0.3 < np.mean(labels) < 0.9  # 1: does not follow, which single sentences never do
 
 
@@ -67,8 +69,10 @@ def test_batches_are_the_rows(features):
         assert inputs["token_ids"][place, :size].tolist() == made.ids.tolist()
         assert inputs["token_types"][place, :size].tolist() == made.types.tolist()
         assert inputs["mask"][place].tolist() == [1] * size + [0] * (32 - size)
-        assert targets[place, :size].tolist() == made.target.tolist()
-        assert (targets[place, size:] == IGNORED).all()
+        tokens = targets["tokens"][place]
+        assert tokens[:size].tolist() == made.target.tolist()
+        assert (tokens[size:] == IGNORED).all()
+        assert targets["next_sentence"][place] == made.label
         assert drawn.token_ids[row].tolist() == made.ids.tolist()
         assert drawn.targets[row].tolist() == made.target.tolist()
 
@@ -91,14 +95,15 @@ def expected_means(outputs, targets):
     scores = np.asarray(outputs["tokens"], np.float64)
     logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     told = [
-        -logs[row, place, targets[row, place]]
-        for row in range(len(targets))
-        for place in range(1, targets.shape[1])
-        if targets[row, place] != IGNORED
+        -logs[row, place, token]
+        for row, tokens in enumerate(targets["tokens"])
+        for place, token in enumerate(tokens)
+        if token != IGNORED
     ]
     pairs = np.asarray(outputs["next_sentence"], np.float64)
     pair_logs = pairs - np.log(np.exp(pairs).sum(-1, keepdims=True))
-    followed = -pair_logs[np.arange(len(targets)), targets[:, 0]]
+    labels = targets["next_sentence"]
+    followed = -pair_logs[np.arange(len(labels)), labels]
     return np.mean(told), np.mean(followed)
 
 
@@ -112,13 +117,13 @@ def test_the_loss_is_the_sum_of_both_means(tiny, features):
     assert parts == pytest.approx({"tokens": told, "next_sentence": followed}, rel=EXACT)
     assert float(loss(targets, outputs)) == pytest.approx(told + followed, rel=EXACT)
     counts = {name: float(np.sum(count)) for name, count in loss.counts(targets).items()}
-    assert counts == {"tokens": np.sum(targets[:, 1:] != IGNORED), "next_sentence": 8}
+    assert counts == {"tokens": np.sum(targets["tokens"] != IGNORED), "next_sentence": 8}
 
     measured = {}
-    for metric in TASK.metrics():
-        metric.update_state(targets, outputs)
+    for metric, *both in metrics.each(TASK.metrics(), targets, outputs):
+        metric.update_state(*both)
         measured[metric.name] = float(metric.result())
-    right = np.argmax(outputs["next_sentence"], -1) == targets[:, 0]
+    right = np.argmax(outputs["next_sentence"], -1) == targets["next_sentence"]
     assert measured["next_sentence_accuracy"] == pytest.approx(right.mean())
     assert measured["perplexity"] == pytest.approx(np.exp(told), rel=EXACT)
     assert set(measured) == {"masked_accuracy", "perplexity", "next_sentence_accuracy"}
@@ -142,10 +147,11 @@ def test_scores_at_the_hidden_places_give_the_same_loss_and_gradients(
             outputs = each(fed, training=True)
             loss = task.loss()(targets, outputs)
         gradients = tape.gradient(loss, variables)
-        metrics = task.metrics()
-        for metric in metrics:
-            metric.update_state(targets, outputs)
-        found.append((loss, gradients, [float(metric.result()) for metric in metrics]))
+        results = []
+        for metric, *both in metrics.each(task.metrics(), targets, outputs):
+            metric.update_state(*both)
+            results.append(float(metric.result()))
+        found.append((loss, gradients, results))
     assert outputs["tokens"].shape == (8, inputs["positions"].shape[1], tokenizer.vocabulary_size)
     assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=EXACT)
     assert found[0][2] == pytest.approx(found[1][2], rel=EXACT)

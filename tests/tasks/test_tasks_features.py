@@ -125,7 +125,13 @@ def test_embedding_pairs_stay_together(tokenizer):
     assert features.example.tolist() == [0, 0, 1, 1]
     first = [pieces(tokenizer, row)[1] for row in features.token_ids]
     assert first == ["a", "b", "d", "e"]
-    assert features.batch(features.units[[1, 0]].ravel())[1].shape == (4,)
+    inputs, targets = features.batch(features.units[[1, 0]].ravel())
+    assert targets.shape == (2,) and inputs["token_ids"].shape == (2, 2, 4)
+    assert pieces(tokenizer, inputs["token_ids"][0, 1])[1] == "e"
+    assert features.inputs([1, 2])["token_ids"].shape == (2, 4)
+    for rows in ([1, 2], [0, 2], [1, 0], [0, 1, 3, 2]):
+        with pytest.raises(DataError, match="2 rows each belong together"):
+            features.batch(rows)
     assert task.features([{"text": "a"}], tokenizer).group == 1
 
 

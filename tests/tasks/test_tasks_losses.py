@@ -99,13 +99,13 @@ def test_spans():
 
 def test_in_batch_negatives():
     task = tasks.Embedding(scale=20.0)
-    outputs = random.normal(size=(8, 5)).astype("float32")
+    outputs = random.normal(size=(4, 2, 5)).astype("float32")
     unit = outputs / np.linalg.norm(outputs, axis=-1, keepdims=True)
-    logs = log_softmax(20.0 * unit[0::2] @ unit[1::2].T, axis=-1)
-    loss = task.loss()(np.zeros(8), outputs)
+    logs = log_softmax(20.0 * unit[:, 0] @ unit[:, 1].T, axis=-1)
+    loss = task.loss()(np.zeros(4), outputs)
     assert float(loss) == pytest.approx(-np.diag(logs).mean(), abs=1e-5)
     metric = task.metrics()[0]
-    metric.update_state(np.zeros(8), outputs)
+    metric.update_state(np.zeros(4), outputs)
     right = (logs.argmax(axis=-1) == np.arange(4)).mean()
     assert float(metric.result()) == pytest.approx(right)
 
@@ -140,9 +140,11 @@ def test_scored_pairs_are_pulled_to_their_cosine(tokenizer):
     ]
     features = task.features(examples, tokenizer)
     assert np.stack(features.targets).tolist() == [1.0, 1.0, 0.5, 0.5]
-    vectors = np.array([[3, 0], [2, 2], [0, 1], [5, 0]], "float32")
+    _, targets = features.batch(range(4))
+    assert targets.tolist() == [1.0, 0.5]
+    vectors = np.array([[[3, 0], [2, 2]], [[0, 1], [5, 0]]], "float32")
     wanted = np.mean([(np.sqrt(0.5) - 1) ** 2, (0 - 0.5) ** 2])
-    assert float(task.loss()(np.stack(features.targets), vectors)) == pytest.approx(wanted)
+    assert float(task.loss()(targets, vectors)) == pytest.approx(wanted)
     assert task.features([{"text": "a", "text_pair": "b"}], tokenizer).targets is None
     with pytest.raises(DataError, match="not a number"):
         task.features([{"text": "a", "text_pair": "b", "label": "much"}], tokenizer)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfllm.models import gpt2
 from tfllm.tasks import CausalLM, losses
 from tfllm.training import optimizers
+from tfllm.training.adamw import is_decayed
 from tfllm.training.model import TrainingModel
 from tfllm.training.recipe import TrainSettings
 
@@ -72,7 +73,7 @@ def reference(steps, learning_rates, clip=None, weight_decay=0.1, epsilon=1e-8):
             v[i] = 0.999 * v[i] + 0.001 * g**2
             rate = learning_rates[step] * np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
             value = weight.numpy()
-            if optimizers.is_decayed(weight):
+            if is_decayed(weight):
                 value = value * (1 - learning_rates[step] * weight_decay)
             weight.assign(value - rate * m[i] / (np.sqrt(v[i]) + epsilon))
     return [w.numpy() for w in model.trainable_weights]
@@ -145,7 +146,7 @@ def test_tied_embeddings_get_the_gradients_of_both_uses():
     losses_at = []
     for sign in (1, -1):
         weight.assign_add(sign * 1e-2 * direction)
-        losses_at.append(float(model.loss.call(y, model(x))))
+        losses_at.append(float(model.loss(y, model(x))))
         weight.assign_add(-sign * 1e-2 * direction)
     slope = (losses_at[0] - losses_at[1]) / 2e-2
     assert slope == pytest.approx(float(tf.reduce_sum(gradient * direction)), rel=0.01)
@@ -160,7 +161,7 @@ def test_float16_scales_the_loss():
 
 
 def test_what_carries_no_decay():
-    decayed = {w.path for w in net().weights if optimizers.is_decayed(w)}
+    decayed = {w.path for w in net().weights if is_decayed(w)}
     assert decayed == {"token_embedding/embeddings", "up/kernel", "classifier/kernel"}
 
 

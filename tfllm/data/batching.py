@@ -45,6 +45,12 @@ class Batch:
     """Tokens that are not padding, of sources too."""
     source_length: int = 0
     """What sources are padded to, where rows have them."""
+    group: int = 1
+    """Rows that make one example."""
+
+    @property
+    def examples(self) -> int:
+        return len(self.rows) // self.group
 
     @property
     def slots(self) -> int:
@@ -141,7 +147,7 @@ class Batches:
         if self.source_lengths is not None:
             tokens += int(self.source_lengths[rows].sum())
         lengths = int(self.steps[units].max()), int(self.source_steps[units].max())
-        return Batch(rows, lengths[0], tokens, lengths[1])
+        return Batch(rows, lengths[0], tokens, lengths[1], self.units.shape[1])
 
 
 def _on_ladder(lengths: np.ndarray) -> np.ndarray:

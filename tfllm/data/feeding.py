@@ -49,7 +49,7 @@ def dataset(
     step: int = 0,
     split: Split = Split(),
 ) -> Any:
-    """(inputs {name: [B, ...]}, targets [B, ...]) without end, from a step of an epoch on.
+    """(inputs {name: [B, ..., T]}, targets [B, ...]) without end, from a step of an epoch on.
 
     `features(epoch)` gives the rows of an epoch, `inputs` names what the model asks for. B and the
     length differ from batch to batch. With several replicas there is one element for each that is
@@ -72,13 +72,13 @@ def dataset(
                 for numbers, real in split.rows(batch, group):
                     element = chosen(rows, numbers, batch.length)
                     if split.replicas > 1:
-                        yield *element, np.full(len(numbers), real, np.float32)
+                        yield *element, np.full(len(numbers) // group, real, np.float32)
                     else:
                         yield element
             now, first = now + 1, 0
 
     def of_inputs(array: np.ndarray) -> Any:
-        return tf.TensorSpec((None, None, *array.shape[2:]), tf.as_dtype(array.dtype))
+        return tf.TensorSpec((None, *array.shape[1:-1], None), tf.as_dtype(array.dtype))
 
     def of_targets(short: np.ndarray, long: np.ndarray) -> Any:
         """What follows the length has no fixed size; a target per class has."""

@@ -151,7 +151,7 @@ def rows_of(
     kept: list[Any] = [None] * len(features)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        inputs, _ = features.batch(rows)
+        inputs = features.inputs(rows)
         for row, output in zip(rows, _each(call(inputs)), strict=True):
             kept[row] = keep(row, output)
         if progress:

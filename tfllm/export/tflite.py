@@ -157,7 +157,7 @@ def calibration_rows(
     examples = list(islice(chosen, profile.calibration.examples))
     task = checkpoint.task.model_copy(update={"max_length": length})
     features = task.features(examples, checkpoint.tokenizer, targets=False)
-    batches = (features.batch([row] * batch, length)[0] for row in range(len(features)))
+    batches = (features.inputs([row] * batch, length) for row in range(len(features)))
     return [{name: inputs[name] for name in checkpoint.model.input} for inputs in batches]
 
 

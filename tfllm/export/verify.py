@@ -245,7 +245,7 @@ def _batches(reference: Any, examples: Sequence[dict]) -> list[dict[str, np.ndar
     """Rows of token ids of the examples, in batches int32 [B, T]."""
     features = reference.task.features(examples, reference.tokenizer, targets=False)
     starts = range(0, len(features), ROWS)
-    return [features.batch(range(s, min(s + ROWS, len(features))))[0] for s in starts]
+    return [features.inputs(range(s, min(s + ROWS, len(features)))) for s in starts]
 
 
 def _read_alike(reference: Any, examples: Sequence[dict]) -> list[dict]:

@@ -14,6 +14,7 @@ from tfllm.errors import SettingError, did_you_mean
 SQRT_HALF = math.sqrt(0.5)
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 def exact_gelu(x: Any) -> Any:
     """GELU by the error function (Hendrycks and Gimpel 2016), BERT's own.
 
@@ -25,6 +26,7 @@ def exact_gelu(x: Any) -> Any:
     return ops.cast(0.5 * wide * (1.0 + ops.erf(wide * SQRT_HALF)), x.dtype)
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 def tanh_gelu(x: Any) -> Any:
     """GELU by its tanh approximation, as GPT-2 and the first BERT code wrote it."""
     return keras.activations.gelu(x, approximate=True)

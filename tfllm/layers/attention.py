@@ -16,6 +16,7 @@ EXACT_MASK = -1e9
 FLOAT16_MASK = -3e4
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class MultiHeadAttention(keras.layers.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` whose mask is an addition of `mask_constant`.
 

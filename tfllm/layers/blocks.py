@@ -11,6 +11,7 @@ from tfllm.layers.activations import activation as activation_named
 from tfllm.layers.attention import EXACT_MASK, MultiHeadAttention
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class EncoderBlock(keras.layers.Layer):
     """Post-norm encoder block (Vaswani et al. 2017; BERT, Devlin et al. 2019).
 

@@ -26,6 +26,7 @@ Cache = KeysAndValues | Callable[[Any, Any], KeysAndValues]
 runtime that stores them first."""
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class CausalAttention(keras.layers.Layer):
     """Self-attention of a decoder, with grouped heads (Ainslie et al. 2023) and rotary positions.
 
@@ -166,6 +167,7 @@ ATTENTION = (
 )  # fmt: skip
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class CausalBlock(keras.layers.Layer):
     """Decoder block: attention, then a feed-forward part, each added to its input.
 

@@ -16,6 +16,7 @@ from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues
 from tfllm.layers.projections import Spread, dense, norm_named
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class CrossKeysAndValues(keras.layers.Layer):
     """What one decoder layer looks at: encoded (B, S, D) to keys and values (B, H, S, head_dim)."""
 
@@ -58,6 +59,7 @@ class CrossKeysAndValues(keras.layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class CrossAttention(keras.layers.Layer):
     """A decoder's attention to the source. Softmax is float32 in every precision."""
 
@@ -130,6 +132,7 @@ CROSS = (
 )  # fmt: skip
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class CrossBlock(CausalBlock):
     """A decoder block with attention to the source between its two parts (Vaswani et al. 2017).
 

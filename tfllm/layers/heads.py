@@ -23,6 +23,7 @@ ELECTRA_HEADS = ("electra", "roberta", "xlm-roberta")
 POOLINGS = ("mean", "first", "max", "pooler")
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class TokenBias(keras.layers.Layer):
     """Adds one number per token of the vocabulary: (B, T, V) to float32 (B, T, V)."""
 
@@ -38,6 +39,7 @@ class TokenBias(keras.layers.Layer):
         return keras.KerasTensor(logits.shape, dtype="float32")
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class Picked(keras.layers.Layer):
     """Some places of each row: (B, T, D) and positions int32 (B, P) to (B, P, D)."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class PositionEmbedding(keras.layers.Layer):
     """Adds a learned row to every position: (B, T, D) to (B, T, D), T up to `max_sequence_length`.
 
@@ -53,6 +54,7 @@ class PositionEmbedding(keras.layers.Layer):
         }
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class SinusoidalPositions(keras.layers.Layer):
     """Positions int32 (B, T) to fixed rows (B, T, width) of waves (Vaswani et al. 2017, 3.5).
 

@@ -184,7 +184,7 @@ def extracted(
     features = predictor.task.features(examples, predictor.tokenizer, targets=False)
     rows = []
     for row in range(len(features)):
-        given, _ = features.batch([row])
+        given = features.inputs([row])
         states = hidden(given)[None, 0]
         rows.append(states if return_tensors else states.tolist())
     return rows[0] if single else rows

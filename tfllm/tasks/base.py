@@ -100,11 +100,12 @@ class Made(Sequence[np.ndarray]):
 class Features:
     """Tokenised rows with their targets. Rows of one example follow one another.
 
-    `group` rows (pairs of an embedding task: 2) must stay together, in order, in one batch. Who
-    shuffles or buckets works on the lines of `units` and needs no special case:
+    `group` rows (pairs of an embedding task: 2) belong together: a batch has them as one line, so
+    that nothing that shuffles or divides batches can part them. Who chooses rows works on the lines
+    of `units` and needs no special case:
 
         rows = features.units[order].ravel()      # order: any choice of range(len(features.units))
-        inputs, targets = features.batch(rows)
+        inputs, targets = features.batch(rows)    # int32 [B, T]; of a group [B, group, T]
     """
 
     token_ids: Sequence[np.ndarray]  # int32 [T_i] per row, special tokens included
@@ -143,22 +144,46 @@ class Features:
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Rows padded to `length`, or to their longest: inputs int32 [B, T], and targets.
 
-        Targets are [B], [B, C], [B, 2], or [B, T] padded with -100; None without labels.
-        A row longer than `length` is cut.
+        Targets are [B], [B, C], [B, 2], or [B, T] padded with -100; None without labels. With a
+        `group` the rows must be whole lines of `units`, B is their number, and inputs are
+        [B, group, T]. A row longer than `length` is cut.
         """
+        lines = np.asarray(rows).reshape(-1, self.group)
+        if (lines != lines[:, :1] - lines[:, :1] % self.group + np.arange(self.group)).any():
+            raise DataError(
+                f"{self.group} rows each belong together, and these do not stand so: {list(rows)}. "
+                "Choose among the lines of features.units."
+            )
+        inputs = self._arrays(rows, length)
+        if self.group > 1:
+            inputs = {
+                name: array.reshape(-1, self.group, array.shape[-1])
+                for name, array in inputs.items()
+            }
+        if self.targets is None:
+            return inputs, None
+        chosen = [self.targets[row] for row in lines[:, 0]]
+        size = inputs["token_ids"].shape[-1]
+        return inputs, padded(chosen, size, IGNORED) if self.per_token else np.stack(chosen)
+
+    def inputs(
+        self, rows: Sequence[int] | np.ndarray, length: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """The inputs of any rows, each on its own, as a model that answers takes them: [B, T]."""
+        return self.batch(rows, length)[0] if self.group == 1 else self._arrays(rows, length)
+
+    def _arrays(
+        self, rows: Sequence[int] | np.ndarray, length: int | None
+    ) -> dict[str, np.ndarray]:
         if length is None:
             length = max((len(self.token_ids[row]) for row in rows), default=1)
-        inputs = {
+        return {
             "token_ids": padded([self.token_ids[row] for row in rows], length, self.pad_id or 0),
             "token_types": np.zeros((len(rows), length), np.int32)
             if self.token_types is None
             else padded([self.token_types[row] for row in rows], length, 0),
             "mask": padded([self._mask(row) for row in rows], length, 0),
         }
-        if self.targets is None:
-            return inputs, None
-        chosen = [self.targets[row] for row in rows]
-        return inputs, padded(chosen, length, IGNORED) if self.per_token else np.stack(chosen)
 
     def _mask(self, row: int) -> np.ndarray:
         if self.segments is not None:
@@ -213,9 +238,11 @@ class Task(Settings):
         raise NotImplementedError
 
     def to_train(self, model: keras.Model) -> keras.Model:
-        """The model as it is trained: itself, or the same layers with other inputs and outputs.
+        """The model as `tfllm train` trains it: itself, or the same layers with other inputs and
+        outputs, which `loss` and `metrics` know.
 
-        `loss` and `metrics` know both.
+        Keras' own `fit` needs it where rows are groups (pairs of embedding). The other kind, scores
+        at hidden tokens only, gives the same losses as the model itself, which `fit` takes.
         """
         return model
 
@@ -265,15 +292,20 @@ class Task(Settings):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """The loss over (targets, outputs) of `Features.batch`: a mean over the batch.
+        """The loss over (targets, outputs) of `Features.batch`, of the model of `to_train`.
+
+        As a Keras loss: a value per target, whose mean Keras takes.
 
         `class_weights`: a number per label in the labels' order, or {label: number}.
         Raises SettingError for an option that the task has no use for.
         """
         raise NotImplementedError
 
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """Keras metrics over (targets, outputs), for progress lines and choosing the best epoch."""
+    def metrics(self) -> list[keras.metrics.Metric] | dict[str, list[keras.metrics.Metric]]:
+        """Keras metrics over (targets, outputs), for progress lines and choosing the best epoch.
+
+        A list for every output where the model has several, as `compile(metrics=...)` takes it.
+        """
         raise NotImplementedError
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:

@@ -62,9 +62,10 @@ class Embedding(Task):
     ) -> Features:
         """One row per text. Examples with `text_pair` give two rows each, one after the other.
 
-        Then `group` is 2. With `score_range` the target of both rows is the cosine that the label
+        Then `group` is 2, so that a batch has a line for every pair: inputs [B, 2, T], targets [B],
+        for the model of `to_train`. With `score_range` the target is the cosine that the label
         asks for; without, it is a zero that the loss does not read: a pair is the positive example,
-        all other texts of the batch are negatives.
+        all other second texts of the batch are negatives.
         """
         texts = [text_of(example) for example in examples]
         if not label_names.given(examples, "text_pair"):
@@ -111,6 +112,12 @@ class Embedding(Task):
                 "out the pairs that do not belong together.",
                 ", ".join(sorted(labels)[:SHOWN_LABELS]),
             )
+
+    def to_train(self, model: keras.Model) -> keras.Model:
+        """The same layers over pairs: inputs int32 [B, 2, T], vectors [B, 2, D]."""
+        from tfllm.layers import pairs
+
+        return pairs.over_pairs(model)
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None

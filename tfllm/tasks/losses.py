@@ -1,7 +1,9 @@
-"""Losses over the batches of `Features`: targets first, outputs second, one number back.
+"""Losses over the batches of `Features`: targets first, outputs second.
 
-All are computed in float32 from raw scores. Each is a mean over what counts (examples, real tokens,
-pairs), so that padding changes nothing.
+A loss gives a value for every target, as Keras' own do, and Keras takes the mean: over examples, or
+over the tokens that count. With `sample_weight` (one per example, or one per target) it is
+sum(weight * value) / number of targets, Keras' rule. Each value is computed in float32 from raw
+scores.
 """
 
 from __future__ import annotations
@@ -10,14 +12,70 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from tfllm.errors import SettingError, did_you_mean
+from tfllm.tasks import replicas
 from tfllm.tasks.base import IGNORED, ClassWeights
 
+registered = keras.saving.register_keras_serializable(package="tfllm")
 
-class CrossEntropy(keras.losses.Loss):
+
+class TaskLoss(keras.losses.Loss):
+    """A loss with one value per target: [B], or [B, T] where every token has a target.
+
+    Under `tf.distribute` the mean is over the targets of all replicas, as on one device. (That of
+    Keras' own losses weighs replicas alike, however many tokens each of them has.)
+    """
+
+    def values(self, targets: Any, outputs: Any) -> Any:
+        """The loss of every target, float32, before `counts` weighs it."""
+        raise NotImplementedError
+
+    def counts(self, targets: Any) -> Any:
+        """How much every target counts in the mean: float32 in the shape of `values`."""
+        return ops.ones_like(ops.cast(targets, "float32"))
+
+    def located(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """The targets and outputs that `values` compares."""
+        return y_true, y_pred
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of every target, 0 where it does not count: what Keras reduces."""
+        targets, outputs = self.located(y_true, y_pred)
+        return self.values(targets, outputs) * self.counts(targets)
+
+    def parts(self, y_true: Any, y_pred: Any) -> Any:
+        """The mean over what counts, which the training step differentiates.
+
+        A structure of means where the loss is a sum of several; `counts` has the same structure.
+        """
+        targets, outputs = self.located(y_true, y_pred)
+        return weighted_mean(self.values(targets, outputs), self.counts(targets))
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The losses, reduced as `reduction` says."""
+        with keras.name_scope(self.name):
+            y_true = tree.map_structure(ops.convert_to_tensor, y_true)
+            y_pred = tree.map_structure(in_float32, y_pred)
+            targets, outputs = self.located(y_true, y_pred)
+            counts = self.counts(targets)
+            losses = self.values(targets, outputs) * counts
+            if sample_weight is not None:
+                weights = aligned(sample_weight, losses)
+                losses = losses * weights
+                if self.reduction == "mean_with_sample_weight":
+                    counts = counts * weights
+            if self.reduction in (None, "none"):
+                return losses
+            total = ops.sum(losses)
+            if self.reduction == "sum":
+                return total
+            return ops.divide_no_nan(total, replicas.total(ops.sum(counts)))
+
+
+@registered
+class CrossEntropy(TaskLoss):
     """Softmax cross entropy: targets int [...], outputs [..., C]; targets of -100 do not count.
 
     With class weights it is the weighted mean, sum(w_target * loss) / sum(w_target), as in
@@ -30,80 +88,73 @@ class CrossEntropy(keras.losses.Loss):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | None = None,
         name: str = "cross_entropy",
+        **options: Any,
     ):
-        super().__init__(name=name)
+        super().__init__(name=name, **options)
         self.label_smoothing = label_smoothing
-        self.class_weights = (
-            None if class_weights is None else np.asarray(class_weights, np.float32)
-        )
+        self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
 
-    def counts(self, y_true: Any) -> Any:
-        """What each target counts for in the mean: its class weight, 0 where it is ignored."""
-        targets = ops.cast(y_true, "int32")
+    def counts(self, targets: Any) -> Any:
+        """The class weight of each target, 0 where it is ignored."""
+        targets = ops.cast(targets, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
         if self.class_weights is not None:
-            counts = counts * ops.take(self.class_weights, ops.maximum(targets, 0))
+            weights = ops.convert_to_tensor(self.class_weights, "float32")
+            counts = counts * ops.take(weights, ops.maximum(targets, 0))
         return counts
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        counts = self.counts(y_true)
-        targets = ops.maximum(ops.cast(y_true, "int32"), 0)
-        losses = ops.sparse_categorical_crossentropy(targets, y_pred, from_logits=True)
+    def values(self, targets: Any, outputs: Any) -> Any:
+        targets = ops.maximum(ops.cast(targets, "int32"), 0)
+        losses = ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
         if self.label_smoothing:
-            uniform = -ops.mean(ops.log_softmax(y_pred, axis=-1), axis=-1)
+            uniform = -ops.mean(ops.log_softmax(outputs, axis=-1), axis=-1)
             losses = (1.0 - self.label_smoothing) * losses + self.label_smoothing * uniform
-        return weighted_mean(losses, counts)
+        return losses
+
+    def get_config(self) -> dict[str, Any]:
+        weights = None if self.class_weights is None else list(self.class_weights)
+        own = {"label_smoothing": self.label_smoothing, "class_weights": weights}
+        return {**super().get_config(), **own}
 
 
+@registered
 class MaskedCrossEntropy(CrossEntropy):
     """Cross entropy of hidden tokens: targets int [B, T]; outputs [B, T, V], or the dict of a model
     that gives scores at some places only (`tfllm.layers.heads.at_positions`)."""
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return super().call(*at_positions(y_true, y_pred))
+    def located(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        return at_positions(y_true, y_pred)
 
 
-class PretrainingLoss(keras.losses.Loss):
+@registered
+class PretrainingLoss(CrossEntropy):
     """The mean over hidden tokens plus the mean over pairs (Devlin et al. 2019, appendix A.2).
 
-    Targets int [B, T]: the pair's label at the first token, hidden tokens at theirs, -100
-    elsewhere. Outputs: `tokens` [B, T, V] or at positions, `next_sentence` [B, 2].
+    Targets {`tokens`: int [B, T], `next_sentence`: int [B]}; outputs with the same names. Keras
+    calls it for each of both, and adds up.
     """
 
-    def __init__(self):
-        super().__init__(name="pretraining")
-        self.cross_entropy = CrossEntropy()
+    def __init__(self, name: str = "pretraining", **options: Any):
+        super().__init__(name=name, **options)
 
-    def counts(self, y_true: Any) -> dict[str, Any]:
+    def counts(self, targets: Any) -> Any:
         """What counts in each of the two means."""
-        targets = pretraining_targets(y_true)
-        return {name: self.cross_entropy.counts(part) for name, part in targets.items()}
+        return tree.map_structure(super().counts, targets)
 
     def parts(self, y_true: Any, y_pred: Any) -> dict[str, Any]:
         """Both means, of which the loss is the sum."""
-        targets = pretraining_targets(y_true)
-        return {
-            "tokens": self.cross_entropy.call(*at_positions(targets["tokens"], y_pred)),
-            "next_sentence": self.cross_entropy.call(
-                targets["next_sentence"], y_pred["next_sentence"]
-            ),
-        }
+        each = self._each(y_true, y_pred)
+        return {name: super(PretrainingLoss, self).parts(*both) for name, both in each.items()}
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        return self.call(y_true, y_pred)  # Keras' own wants a target for every output
+        if not isinstance(y_pred, dict):
+            return super().__call__(y_true, y_pred, sample_weight)
+        each = self._each(y_true, y_pred).values()
+        return sum(super(PretrainingLoss, self).__call__(*both, sample_weight) for both in each)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return sum(self.parts(y_true, y_pred).values())
-
-
-def pretraining_targets(y_true: Any) -> dict[str, Any]:
-    """Targets of both kinds, of one array [B, T]: `tokens` [B, T] and `next_sentence` [B]."""
-    targets = ops.cast(y_true, "int32")
-    nothing = ops.full_like(targets[:, :1], IGNORED)
-    return {
-        "tokens": ops.concatenate([nothing, targets[:, 1:]], axis=1),
-        "next_sentence": targets[:, 0],
-    }
+    def _each(self, y_true: Any, y_pred: Any) -> dict[str, tuple[Any, Any]]:
+        pairs = y_true["next_sentence"], y_pred["next_sentence"]
+        return {"tokens": at_positions(y_true["tokens"], y_pred), "next_sentence": pairs}
 
 
 def at_positions(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
@@ -120,106 +171,157 @@ def at_positions(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
     return y_true, y_pred["tokens"]
 
 
-class SigmoidCrossEntropy(keras.losses.Loss):
-    """Every label is its own yes or no: targets float [B, C] of 0 and 1, outputs [B, C].
+@registered
+class SigmoidCrossEntropy(TaskLoss):
+    """Every label is its own yes or no: targets float [B, C] of 0 and 1, outputs [B, C] to [B].
 
-    The weighted mean over examples and labels; smoothing moves targets towards 1/2.
+    The weighted mean over labels; smoothing moves targets towards 1/2.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None):
-        super().__init__(name="sigmoid_cross_entropy")
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        name: str = "sigmoid_cross_entropy",
+        **options: Any,
+    ):
+        super().__init__(name=name, **options)
         self.label_smoothing = label_smoothing
-        self.class_weights = (
-            None if class_weights is None else np.asarray(class_weights, np.float32)
-        )
+        self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
 
-    def counts(self, y_true: Any) -> Any:
-        """What each label of each example counts for in the mean: its weight."""
-        weights = ops.ones_like(ops.cast(y_true, "float32"))
-        return weights if self.class_weights is None else weights * self.class_weights
+    def counts(self, targets: Any) -> Any:
+        return ops.ones_like(ops.cast(targets[..., 0], "float32"))
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        targets = y_true * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
-        losses = ops.binary_crossentropy(targets, y_pred, from_logits=True)
-        return weighted_mean(losses, self.counts(y_true))
+    def values(self, targets: Any, outputs: Any) -> Any:
+        targets = ops.cast(targets, "float32")
+        targets = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+        losses = ops.binary_crossentropy(targets, outputs, from_logits=True)
+        weights = ops.ones_like(losses)
+        if self.class_weights is not None:
+            weights = weights * ops.convert_to_tensor(self.class_weights, "float32")
+        return weighted_mean(losses, weights, axis=-1)
 
-
-class SquaredError(keras.losses.Loss):
-    """Mean squared error: targets float [B] or [B, C], outputs [B, 1] or [B, C]."""
-
-    def __init__(self):
-        super().__init__(name="squared_error")
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        return ops.mean(ops.square(ops.reshape(y_true, ops.shape(y_pred)) - y_pred))
+    def get_config(self) -> dict[str, Any]:
+        weights = None if self.class_weights is None else list(self.class_weights)
+        own = {"label_smoothing": self.label_smoothing, "class_weights": weights}
+        return {**super().get_config(), **own}
 
 
-class SpanCrossEntropy(keras.losses.Loss):
-    """Half the sum of the start's and the end's cross entropy over the tokens of a row.
+@registered
+class SquaredError(TaskLoss):
+    """Squared error: targets float [B] or [B, C], outputs [B, 1] or [B, C], to the mean [B]."""
+
+    def __init__(self, name: str = "squared_error", **options: Any):
+        super().__init__(name=name, **options)
+
+    def counts(self, targets: Any) -> Any:
+        targets = ops.cast(targets, "float32")
+        return ops.ones_like(targets if len(targets.shape) == 1 else targets[..., 0])
+
+    def values(self, targets: Any, outputs: Any) -> Any:
+        targets = ops.reshape(ops.cast(targets, outputs.dtype), ops.shape(outputs))
+        return ops.mean(ops.square(targets - outputs), axis=-1)
+
+
+@registered
+class SpanCrossEntropy(TaskLoss):
+    """Half the sum of the start's and the end's cross entropy over the tokens of a row: [B].
 
     Targets int [B, 2], outputs [B, T, 2] (Devlin et al. 2019, section 4.2).
     """
 
-    def __init__(self):
-        super().__init__(name="span_cross_entropy")
+    def __init__(self, name: str = "span_cross_entropy", **options: Any):
+        super().__init__(name=name, **options)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        scores = ops.transpose(y_pred, (0, 2, 1))  # [B, 2, T]
-        targets = ops.cast(y_true, "int32")
-        return ops.mean(
-            ops.sparse_categorical_crossentropy(targets, scores, from_logits=True)  # [B, 2]
-        )
+    def counts(self, targets: Any) -> Any:
+        return ops.ones_like(ops.cast(targets[..., 0], "float32"))
+
+    def values(self, targets: Any, outputs: Any) -> Any:
+        scores = ops.transpose(outputs, (0, 2, 1))  # [B, 2, T]
+        targets = ops.cast(targets, "int32")
+        both = ops.sparse_categorical_crossentropy(targets, scores, from_logits=True)  # [B, 2]
+        return ops.mean(both, axis=-1)
 
 
-class InBatchNegatives(keras.losses.Loss):
-    """Every text must find its partner among those of the batch.
+@registered
+class InBatchNegatives(TaskLoss):
+    """Every text must find its partner among those of the batch, of all replicas: [B].
 
-    Outputs [2B, D], rows 2i and 2i + 1 a pair; the targets are not read. Cross entropy of
-    scale * cosine over the second texts, as MultipleNegativesRankingLoss of sentence-transformers
-    (Henderson et al. 2017, section 4.4).
+    Outputs [B, 2, D], a pair per row; the targets are not read. Cross entropy of scale * cosine
+    over the second texts, as MultipleNegativesRankingLoss of sentence-transformers (Henderson et
+    al. 2017, section 4.4).
     """
 
-    def __init__(self, scale: float = 20.0):
-        super().__init__(name="in_batch_negatives")
+    def __init__(self, scale: float = 20.0, name: str = "in_batch_negatives", **options: Any):
+        super().__init__(name=name, **options)
         self.scale = scale
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        scores = self.scale * pair_cosines(y_pred)  # [B, B]
-        partner = ops.arange(ops.shape(scores)[0])
-        return ops.mean(ops.sparse_categorical_crossentropy(partner, scores, from_logits=True))
+    def values(self, targets: Any, outputs: Any) -> Any:
+        cosines, partner = pair_cosines(outputs)
+        return ops.sparse_categorical_crossentropy(partner, self.scale * cosines, from_logits=True)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "scale": self.scale}
 
 
-class CosineError(keras.losses.Loss):
-    """Mean squared error of the cosines of pairs (Reimers and Gurevych 2019, section 3.1).
+@registered
+class CosineError(TaskLoss):
+    """Squared error of the cosines of pairs (Reimers and Gurevych 2019, section 3.1): [B].
 
-    Outputs [2B, D] and targets float [2B], rows 2i and 2i + 1 a pair with the same target.
+    Outputs [B, 2, D], a pair per row, and targets float [B].
     """
 
-    def __init__(self):
-        super().__init__(name="cosine_error")
+    def __init__(self, name: str = "cosine_error", **options: Any):
+        super().__init__(name=name, **options)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        pairs = unit_pairs(y_pred)
+    def values(self, targets: Any, outputs: Any) -> Any:
+        pairs = unit_pairs(outputs)
         cosines = ops.sum(pairs[:, 0] * pairs[:, 1], axis=-1)
-        return ops.mean(ops.square(cosines - ops.reshape(y_true, (-1, 2))[:, 0]))
+        return ops.square(cosines - ops.cast(targets, "float32"))
 
 
-def pair_cosines(vectors: Any) -> Any:
-    """Cosines [B, B] of every first text with every second: vectors [2B, D], interleaved."""
+def pair_cosines(vectors: Any) -> tuple[Any, Any]:
+    """Cosines [B, R] of every first text with every second of all replicas, and int32 [B]: which
+    of these is its own."""
     pairs = unit_pairs(vectors)
-    return ops.matmul(pairs[:, 0], ops.transpose(pairs[:, 1]))
+    seconds, before = replicas.gathered(pairs[:, 1])
+    own = before + ops.arange(ops.shape(pairs)[0], dtype="int32")
+    return ops.matmul(pairs[:, 0], ops.transpose(seconds)), own
 
 
 def unit_pairs(vectors: Any) -> Any:
-    """Vectors [2B, D], interleaved, at length 1 in float32: [B, 2, D]."""
-    size = ops.shape(vectors)[-1]
-    return ops.reshape(ops.normalize(ops.cast(vectors, "float32"), axis=-1), (-1, 2, size))
+    """Vectors [B, 2, D] at length 1 in float32.
+
+    Raises SettingError for vectors of single texts: shuffled rows would no longer be pairs.
+    """
+    if len(vectors.shape) != 3 or vectors.shape[1] != 2:
+        raise SettingError(
+            f"The loss of the task embedding compares pairs, [B, 2, D], and the model gives "
+            f"{tuple(vectors.shape)}. Train task.to_train(model), whose rows are pairs."
+        )
+    return ops.normalize(ops.cast(vectors, "float32"), axis=-1)
 
 
-def weighted_mean(values: Any, weights: Any) -> Any:
+def in_float32(outputs: Any) -> Any:
+    """A tensor; numbers of another precision in float32."""
+    outputs = ops.convert_to_tensor(outputs)
+    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(outputs.dtype))
+    return ops.cast(outputs, "float32") if is_float else outputs
+
+
+def aligned(weights: Any, values: Any) -> Any:
+    """Weights [B] or in the shape of the values, with axes so that both multiply."""
+    weights = ops.cast(ops.convert_to_tensor(weights), "float32")
+    missing = len(values.shape) - len(weights.shape)
+    if missing < 0:  # Keras gives [B] weights as [B, 1] too
+        return ops.reshape(weights, ops.shape(weights)[: len(values.shape)])
+    return ops.reshape(weights, (*ops.shape(weights), *(1,) * missing))
+
+
+def weighted_mean(values: Any, weights: Any, axis: int | None = None) -> Any:
     """sum(values * weights) / sum(weights), 0 where nothing counts."""
-    total = ops.sum(weights)
-    return ops.sum(values * weights) / ops.where(total > 0, total, ops.ones_like(total))
+    total = ops.sum(weights, axis=axis)
+    return ops.sum(values * weights, axis=axis) / ops.where(total > 0, total, ops.ones_like(total))
 
 
 def weights_of(class_weights: ClassWeights, labels: Sequence[str]) -> list[float] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Plain:
     ids: np.ndarray  # int32 [T]
     types: np.ndarray  # int32 [T]
     free: np.ndarray  # bool [T]: may be hidden
-    label: int | None = None  # of the pair: stands as the target of the first token
+    label: int | None = None  # of the pair
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Hidden:
     types: np.ndarray  # int32 [T]
     target: np.ndarray  # int32 [T]
     places: np.ndarray  # int [M], in order: where tokens are to be told
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,15 @@ class MaskedFeatures(Features):
         plain = self.plain(int(row), chance, self.moved)
         places = masking.chosen(plain.ids, plain.free, self.rule, chance)
         ids, target = masking.hidden(plain.ids, places, self.rule, chance)
-        if plain.label is not None:
-            target[0] = plain.label
-        return Hidden(ids, plain.types, target, places)
+        return Hidden(ids, plain.types, target, places, plain.label)
 
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """As Features.batch, every row made once."""
+    ) -> tuple[dict[str, np.ndarray], Any]:
+        """As Features.batch, every row made once.
+
+        Where pairs have labels, targets are {`tokens`: [B, T], `next_sentence`: [B]}.
+        """
         if self.draw is None:
             return super().batch(rows, length)
         assert self.rule is not None
@@ -82,7 +85,10 @@ class MaskedFeatures(Features):
         for filled, row in zip(inputs["positions"], made, strict=True):
             kept = row.places[row.places < inputs["token_ids"].shape[1]][:size]
             filled[: len(kept)] = kept
-        return inputs, targets
+        labels = [row.label for row in made]
+        if targets is None or None in labels:
+            return inputs, targets
+        return inputs, {"tokens": targets, "next_sentence": np.array(labels, np.int32)}
 
 
 def drawn(features: MaskedFeatures, seed: int, epoch: int) -> MaskedFeatures:

@@ -1,28 +1,26 @@
 """Keras metrics over the batches of `Features`, for progress lines and the choice of an epoch.
 
+They take `sample_weight`, one per example or one per target, as Keras' `weighted_metrics` gives it.
 The full measures of a file (F1, AUC, entities, exact match) are tfllm.evaluation's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
 from tfllm.tasks.base import IGNORED
-from tfllm.tasks.losses import at_positions, pair_cosines, pretraining_targets
+from tfllm.tasks.losses import aligned, at_positions, pair_cosines, registered
 
 
 class TokenMean(keras.metrics.Metric):
-    """The mean of `value` over all targets that are not -100.
+    """The mean of `value` over all targets that are not -100."""
 
-    `of`: which targets of PretrainingLoss, "tokens" or "next_sentence".
-    """
-
-    def __init__(self, name: str, of: str | None = None):
-        super().__init__(name=name)
-        self.of = of
+    def __init__(self, name: str, **options: Any):
+        super().__init__(name=name, **options)
         self.total = self.add_variable((), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
@@ -31,37 +29,36 @@ class TokenMean(keras.metrics.Metric):
         raise NotImplementedError
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        if self.of is not None:
-            y_true = pretraining_targets(y_true)[self.of]
-        if self.of == "next_sentence":
-            y_pred = y_pred["next_sentence"]
-        else:
-            y_true, y_pred = at_positions(y_true, y_pred)
+        y_true, y_pred = at_positions(y_true, y_pred)
         targets = ops.cast(y_true, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
+        if sample_weight is not None:
+            counts = counts * aligned(sample_weight, counts)
         values = self.value(ops.where(ops.equal(targets, IGNORED), 0, targets), y_pred)
         self.total.assign_add(ops.sum(ops.cast(values, "float32") * counts))
         self.count.assign_add(ops.sum(counts))
 
     def result(self) -> Any:
-        return self.total / ops.maximum(self.count, 1.0)
+        return ops.divide_no_nan(self.total, self.count)
 
 
+@registered
 class Accuracy(TokenMean):
     """Share of targets that have the highest score."""
 
-    def __init__(self, name: str = "accuracy", of: str | None = None):
-        super().__init__(name, of)
+    def __init__(self, name: str = "accuracy", **options: Any):
+        super().__init__(name, **options)
 
     def value(self, targets: Any, outputs: Any) -> Any:
         return ops.equal(targets, ops.cast(ops.argmax(outputs, axis=-1), "int32"))
 
 
+@registered
 class Perplexity(TokenMean):
     """e to the mean cross entropy of the targets."""
 
-    def __init__(self, name: str = "perplexity", of: str | None = None):
-        super().__init__(name, of)
+    def __init__(self, name: str = "perplexity", **options: Any):
+        super().__init__(name, **options)
 
     def value(self, targets: Any, outputs: Any) -> Any:
         return ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
@@ -71,31 +68,53 @@ class Perplexity(TokenMean):
 
 
 def mean(name: str, function: Any) -> keras.metrics.Metric:
-    """The mean over examples of `function(targets, outputs)`."""
+    """The mean over examples of `function(targets, outputs)`, which is a registered function."""
     return keras.metrics.MeanMetricWrapper(fn=function, name=name)
 
 
+@registered
 def labels_right(targets: Any, outputs: Any) -> Any:
     """Multi-label: per example the share of labels on the right side of 1/2."""
     return ops.mean(ops.cast(ops.equal(targets > 0.5, outputs > 0), "float32"), axis=-1)
 
 
+@registered
 def squared_error(targets: Any, outputs: Any) -> Any:
-    return ops.square(ops.reshape(targets, ops.shape(outputs)) - outputs)
+    """Per example: targets [B] or [B, C], outputs [B, 1] or [B, C] to [B]."""
+    return ops.mean(ops.square(ops.reshape(targets, ops.shape(outputs)) - outputs), axis=-1)
 
 
+@registered
 def absolute_error(targets: Any, outputs: Any) -> Any:
-    return ops.abs(ops.reshape(targets, ops.shape(outputs)) - outputs)
+    """Per example, as squared_error."""
+    return ops.mean(ops.abs(ops.reshape(targets, ops.shape(outputs)) - outputs), axis=-1)
 
 
+@registered
 def span_right(targets: Any, outputs: Any) -> Any:
     """Per row 1 where start and end both have the highest score: [B, 2], [B, T, 2] to [B]."""
     best = ops.cast(ops.argmax(outputs, axis=1), "int32")
     return ops.cast(ops.all(ops.equal(best, ops.cast(targets, "int32")), axis=-1), "float32")
 
 
+@registered
 def partner_found(targets: Any, outputs: Any) -> Any:
-    """Per pair 1 where its own second text is the nearest in the batch: [2B, D] to [B]."""
-    scores = pair_cosines(outputs)
-    own = ops.arange(ops.shape(scores)[0])
-    return ops.cast(ops.equal(ops.argmax(scores, axis=-1), ops.cast(own, "int64")), "float32")
+    """Per pair 1 where its own second text is the nearest in the batch: [B, 2, D] to [B]."""
+    cosines, own = pair_cosines(outputs)
+    nearest = ops.cast(ops.argmax(cosines, axis=-1), "int32")
+    return ops.cast(ops.equal(nearest, own), "float32")
+
+
+def each(
+    metrics: Any, targets: Any, outputs: Any
+) -> Iterator[tuple[keras.metrics.Metric, Any, Any]]:
+    """Every metric of `Task.metrics` with the targets and outputs that it is of.
+
+    `metrics` may be {output: list}. Outputs at positions keep all of them beside their tokens.
+    """
+    if not isinstance(metrics, dict):
+        yield from ((metric, targets, outputs) for metric in metrics)
+        return
+    for name, some in metrics.items():
+        own = outputs if name == "tokens" else outputs[name]
+        yield from ((metric, targets[name], own) for metric in some)

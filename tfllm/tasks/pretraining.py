@@ -92,9 +92,9 @@ class Pretraining(Masking):
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
-        """Pairs and masks drawn as a function of (seed, epoch, row); targets int [T].
+        """Pairs and masks drawn as a function of (seed, epoch, row).
 
-        The pair's label is the target of the first token: 0 follows, 1 does not.
+        Targets of a batch: `tokens` int [B, T], and `next_sentence` int [B], 0 follows, 1 does not.
         """
         assert isinstance(features, MaskedFeatures)
         return drawn(features, seed, epoch)
@@ -108,15 +108,14 @@ class Pretraining(Masking):
         losses.refuse(self.kind, class_weights=class_weights, label_smoothing=label_smoothing)
         return losses.PretrainingLoss()
 
-    def metrics(self) -> list[keras.metrics.Metric]:
+    def metrics(self) -> dict[str, list[keras.metrics.Metric]]:
         """Accuracy and perplexity over the hidden tokens, accuracy over the pairs."""
         from tfllm.tasks import metrics
 
-        return [
-            metrics.Accuracy("masked_accuracy", of="tokens"),
-            metrics.Perplexity("perplexity", of="tokens"),
-            metrics.Accuracy("next_sentence_accuracy", of="next_sentence"),
-        ]
+        return {
+            "tokens": [metrics.Accuracy("masked_accuracy"), metrics.Perplexity()],
+            "next_sentence": [metrics.Accuracy("next_sentence_accuracy")],
+        }
 
     def answers(self, outputs: Sequence[Any], features: Features) -> list[dict[str, Any]]:
         """Those of masked_lm; where an example has two texts, those of next_sentence as well."""

@@ -142,7 +142,7 @@ class Keeper(keras.callbacks.Callback):
         place.epoch_step += 1
         place.tokens += current.tokens
         place.slots += current.slots
-        place.examples += len(current.rows) // self.batches.units.shape[1]
+        place.examples += current.examples
         place.seconds = time.monotonic() - self._started
         self._since.add(logs, current)
         if self.watch is not None:
@@ -267,7 +267,7 @@ class _Since:
         self.steps += 1
         self.tokens += batch.tokens
         self.slots += batch.slots
-        self.examples += len(batch.rows)
+        self.examples += batch.examples
         self.loss += float(logs["loss"])
         self.norm += float(logs["gradient_norm"])
 

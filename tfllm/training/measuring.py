@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from tfllm.data.batching import Batches
-from tfllm.tasks.base import Task
+from tfllm.tasks.base import IGNORED, Features, Task
+from tfllm.tasks.metrics import each as of_each
 from tfllm.training.texts import Texts
 
 # From (task, answers, examples) to named measures; nested ones and texts are left out.
@@ -59,20 +61,23 @@ class Validation:
         task, features = self.task, self.features
         loss, metrics = task.loss(), task.metrics()
         outputs: list[Any] = [None] * len(features)
-        losses, weights = [], []
+        losses: list[float] = []
+        weights: list[int] = []
         step = self.predict(model)
         for batch in self.batches:
             arrays, targets = features.batch(batch.rows, batch.length)
             got = step({name: arrays[name] for name in input_names(model)})
-            losses.append(float(loss(targets, got)))
-            weights.append(np.count_nonzero(np.asarray(targets) != -100))
-            for metric in metrics:
-                metric.update_state(targets, got)
+            parts = tree.flatten(loss.parts(targets, got))
+            losses.append(float(sum(map(float, parts))))
+            counted = [np.count_nonzero(target != IGNORED) for target in tree.flatten(targets)]
+            weights.append(int(sum(counted)))
+            for metric, target, output in of_each(metrics, targets, got):
+                metric.update_state(target, output)
             if self.measure is not None:
-                for row, output in zip(batch.rows, np.asarray(got), strict=True):
+                for row, output in zip(batch.rows, by_row(got, features), strict=True):
                     outputs[row] = output
         measured = {"loss": float(np.average(losses, weights=weights))}
-        measured |= {metric.name: float(metric.result()) for metric in metrics}
+        measured |= {metric.name: float(metric.result()) for metric in tree.flatten(metrics)}
         if self.texts is not None and self.texts.settings.generate:
             found = self.texts.while_training()
             measured |= {name: float(value) for name, value in found.items() if number(value)}
@@ -84,7 +89,7 @@ class Validation:
 
     def names(self, model: Any) -> list[str]:
         """The names of the measures, found on a few examples."""
-        names = ["loss", *(metric.name for metric in self.task.metrics())]
+        names = ["loss", *(metric.name for metric in tree.flatten(self.task.metrics()))]
         if self.texts is not None and self.texts.settings.generate:
             names += self.texts.names()
         if self.measure is None:
@@ -93,22 +98,30 @@ class Validation:
         features = self.task.for_epoch(self.task.features(few, self.tokenizer))
         inputs, _ = features.batch(range(len(features)))
         outputs = self.predict(model)({name: inputs[name] for name in input_names(model)})
-        measured = self.measure(
-            self.task, self.task.answers(list(np.asarray(outputs)), features), few
-        )
+        answers = self.task.answers(list(by_row(outputs, features)), features)
+        measured = self.measure(self.task, answers, few)
         return names + [name for name, value in measured.items() if value is None or number(value)]
 
     def predict(self, model: Any) -> Any:
-        """A compiled function from inputs {name: [B, T]} to outputs."""
+        """A compiled function from inputs {name: [B, T]} (pairs: [B, 2, T]) to outputs."""
         if hasattr(model, "predictor"):  # of Keras on JAX
             self._step = self._step or model.predictor()
             return self._step
         if self._step is None:
-            signature = {name: tf.TensorSpec((None, None), tf.int32) for name in input_names(model)}
+            signature = {
+                name: tf.TensorSpec([None, *array.shape[1:-1], None], tf.int32)
+                for name, array in model.input.items()
+            }
             self._step = tf.function(
                 lambda inputs: model(inputs, training=False), input_signature=[signature]
             )
         return self._step
+
+
+def by_row(outputs: Any, features: Features) -> np.ndarray:
+    """The outputs of a batch, one of each row: [B, ...], or of groups [B, group, ...]."""
+    array = np.asarray(outputs)
+    return array if features.group == 1 else array.reshape(-1, *array.shape[2:])
 
 
 def input_names(model: Any) -> list[str]:

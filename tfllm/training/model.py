@@ -24,10 +24,10 @@ from tfllm.training.hooks import ReplicatedModel
 class TrainingModel(ReplicatedModel):
     """A functional model with its own `train_step`: `TrainingModel(model.input, model.output)`.
 
-    The loss is a `keras.losses.Loss` whose `call` is a mean over what counts. Its `counts(targets)`
-    says how much each target counts, so that parts of a batch are weighed against one another; a
-    loss that adds several means returns a structure (a dict, say) of counts, and from `parts(
-    targets, outputs)` the means in the same structure.
+    The loss is a `tfllm.tasks.losses.TaskLoss`: its `parts` is the mean over what counts, and its
+    `counts` says how much each target does, so that parts of a batch are weighed against one
+    another; a loss that adds several means returns a structure (a dict, say) of both. Of Keras' own
+    losses all targets but -100 count alike.
     """
 
     micro_batches: int = 1
@@ -62,6 +62,7 @@ class TrainingModel(ReplicatedModel):
         if self.clip_norm is not None:
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)  # NaN stays NaN
             inner(optimizer).gradient_factor = factor
+        inner(optimizer).gradients_reduced = True
         optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         if self.averages is not None:
             self.averages.update(inner(optimizer).iterations.value)

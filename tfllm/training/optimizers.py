@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 
 ROOT_STEPS = 10_000  # after which an inverse square root without warm-up is at the root of one half
 
-# What carries no weight decay: biases and the scales of normalisations (Devlin et al. 2019 A.3).
-UNDECAYED = ("bias", "beta", "gamma", "scale")
-
 
 def warmup_steps(warmup: float, steps: int) -> int:
     """A number of steps from `train.warmup`: below 1 it is a part of all steps."""
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0, then decay to `final`: linear, cosine, inverse_sqrt, or constant.
 
@@ -57,16 +55,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in names}
 
 
-def is_decayed(variable: Any) -> bool:
-    """Whether weight decay acts on a variable: on matrices, by shape and name."""
-    return len(variable.shape) > 1 and variable.path.split("/")[-1] not in UNDECAYED
-
-
 def optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
     """AdamW (Loshchilov and Hutter 2019) over `variables`, built, for a run of `steps` steps."""
-    # The fused one is TensorFlow's.
-    kind = AdamW if keras.backend.backend() == "tensorflow" else keras.optimizers.AdamW
-    result = kind(
+    result = AdamW(
         learning_rate=Schedule(
             settings.learning_rate,
             settings.schedule,
@@ -78,10 +69,8 @@ def optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
         beta_1=settings.beta_1,
         beta_2=settings.beta_2,
         epsilon=settings.epsilon,
+        decay_vectors=False,
     )
-    undecayed = [variable for variable in variables if not is_decayed(variable)]
-    if undecayed:
-        result.exclude_from_weight_decay(var_list=undecayed)
     result.build(variables)
     if settings.precision == "float16":
         scaled = keras.optimizers.LossScaleOptimizer(result)

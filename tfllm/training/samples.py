@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tfllm.tasks.base import IGNORED
-from tfllm.tasks.losses import at_positions, pretraining_targets
-from tfllm.training.measuring import WHOLE_VOCABULARY, Validation, input_names
+from tfllm.tasks.losses import at_positions
+from tfllm.training.measuring import WHOLE_VOCABULARY, Validation, by_row, input_names
 
 LONGEST = 300  # characters of a field
 TOKENS = 8  # predicted tokens of a row of a language model
@@ -30,7 +30,7 @@ def samples(validation: Validation, model: Any, count: int) -> list[Row]:
     features = task.for_epoch(task.features(examples, validation.tokenizer))
     inputs, _ = features.batch(range(len(features)))
     outputs = _predicted(validation, model, inputs)
-    answers = task.answers(list(np.asarray(outputs)), features)
+    answers = task.answers(list(by_row(outputs, features)), features)
     return [
         (_fields(example), _expected(example), _short(json.dumps(answer, ensure_ascii=False)))
         for example, answer in zip(examples, answers, strict=True)
@@ -47,8 +47,8 @@ def _tokens(validation: Validation, model: Any, count: int) -> list[Row]:
     rows = np.arange(min(count, len(features)))
     inputs, targets = features.batch(rows)
     outputs = _predicted(validation, model, inputs)
-    if "next_sentence" in (outputs if isinstance(outputs, Mapping) else ()):
-        targets = pretraining_targets(targets)["tokens"]
+    if isinstance(targets, Mapping):
+        targets = targets["tokens"]
     told, predicted = map(np.asarray, at_positions(targets, outputs))
     names = ("source_ids", "source_mask") if "source_ids" in inputs else ("token_ids", "mask")
     given, mask = (np.asarray(inputs[name]) for name in names)

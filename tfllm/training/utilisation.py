@@ -64,7 +64,7 @@ def work(model: keras.Model, target_share: float = 1.0) -> Work | None:
                 per_row += flops
             else:
                 per_token += flops * (scored if layer.name == "transform" else 1.0)
-        elif isinstance(layer, keras.layers.ReversibleEmbedding) and len(layer._inbound_nodes) > 1:
+        elif isinstance(layer, keras.layers.ReversibleEmbedding) and _is_reversed(layer):
             per_token += _flops(layer, "embeddings") * scored
         elif width := _attention_width(layer):
             per_pair += 2 * (FORWARD + BACKWARD) * width  # scores, and values by weights
@@ -79,6 +79,11 @@ def _flops(layer: Any, name: str) -> float:
     for length in matrix.shape:
         size *= length
     return size * (FORWARD + (BACKWARD if matrix.trainable else BACKWARD_FROZEN))
+
+
+def _is_reversed(layer: Any) -> bool:
+    """Whether the embeddings also give the logits."""
+    return any(node.arguments.kwargs.get("reverse") for node in layer._inbound_nodes)
 
 
 def _attention_width(layer: Any) -> int:

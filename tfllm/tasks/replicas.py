@@ -1,0 +1,41 @@
+"""What losses and metrics need to know of the other replicas under `tf.distribute`.
+
+Elsewhere (one device, Keras on JAX, outside a step) there is one replica, which has everything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+def total(value: Any) -> Any:
+    """The sum of a scalar over all replicas."""
+    context = _context()
+    return value if context is None else context.all_reduce("SUM", value)
+
+
+def gathered(rows: Any) -> tuple[Any, Any]:
+    """Rows [B, D] of all replicas, one after another, and how many stand before the own ones.
+
+    Gradients go back to the replica that a row came from.
+    """
+    context = _context()
+    if context is None:
+        return rows, 0
+    import tensorflow as tf
+
+    sizes = context.all_gather(tf.shape(rows)[:1], axis=0)
+    before = tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
+    return context.all_gather(rows, axis=0), before
+
+
+def _context() -> Any:
+    """The context of this replica where there are others, or None."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return None if context is None or context.num_replicas_in_sync == 1 else context
