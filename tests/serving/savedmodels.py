@@ -137,6 +137,40 @@ class Kinds(tf.Module):
         return {"echo": text, "zero": tf.zeros([tf.size(text)]) * x[0, 0]}
 
 
+class Loops(tf.Module):
+    """Loops that turn `turns` times: as good as endless where that is 2^31 - 1."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="turns")])
+    def plain(self, turns):
+        most = tf.reduce_max(turns)
+        i = tf.while_loop(lambda i: i < most, lambda i: [i + 1], [0])[0]
+        return {"turned": turns * 0 + i}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="turns")])
+    def mapped(self, turns):
+        """A loop of each row by itself, inside a function, inside another loop."""
+
+        @tf.function
+        def row(most):
+            return tf.while_loop(lambda i: i < most, lambda i: [i + 1], [0])[0]
+
+        return {"turned": tf.map_fn(row, turns)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="turns")])
+    def decode(self, turns):
+        """As generation: a step of some work, until every row has ended."""
+        most = tf.reduce_max(turns)
+        state = tf.fill([64, 64], tf.cast(most, tf.float32) * 1e-9)
+        i, state = tf.while_loop(
+            lambda i, x: tf.reduce_any(i < turns), lambda i, x: [i + 1, tf.tanh(x @ x)], [0, state]
+        )
+        return {"turned": turns * 0 + i, "zero": tf.cast(turns, tf.float32) * 0 * state[0, 0]}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def half(self, x):
+        return {"y": x / 2}
+
+
 def save(module, directory: Path, signatures, warm_up=()) -> Path:
     """Writes one version with its warm-up records (PredictionLog protos), by rename."""
     temporary = directory.with_name(f"tmp.{directory.name}")
@@ -168,6 +202,15 @@ def save_kinds(directory: Path) -> Path:
     names = "wide types raw total uneven scalar sixteen divide slow".split()
     signatures = {"serving_default": module.half} | {n: getattr(module, n) for n in names}
     return save(module, directory, signatures)
+
+
+def save_loops(directory: Path, warm_up=()) -> Path:
+    """The one version of a model with long calls, and quick ones under `serving_default`."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    module = Loops()
+    names = ("plain", "mapped", "decode")
+    signatures = {"serving_default": module.half} | {n: getattr(module, n) for n in names}
+    return save(module, directory, signatures, warm_up)
 
 
 def save_all(root: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ class Double:
         if open:
             self.gate.set()
 
-    def run(self, inputs):
+    def run(self, inputs, seconds):
         self.batches.append(inputs["x"])
         assert self.gate.wait(SECONDS)
         if self.poison is not None and self.poison in inputs["x"]:
@@ -225,7 +226,7 @@ def test_texts_of_similar_length_run_together():
     lengths = [400, 5, 10, 380, 1, 420, 150, 7]
 
     class Echo(Double):
-        def run(self, inputs):
+        def run(self, inputs, seconds):
             self.batches.append(inputs["x"])
             assert self.gate.wait(SECONDS)
             return {"y": inputs["x"]}
@@ -247,33 +248,119 @@ def test_texts_of_similar_length_run_together():
     assert ran == [[400, 380, 420], [5, 10, 1, 7], [150]]
 
 
-def test_two_queues_take_turns():
-    order = []
+def test_one_past_its_deadline_does_not_fail_the_others():
+    """A batch runs until the last of its deadlines; its own deadline is the request's affair."""
+    given = []
 
     class Noted(Double):
-        def run(self, inputs):
-            order.append(self.name)
-            return super().run(inputs)
+        def run(self, inputs, seconds):
+            given.append(seconds)
+            return super().run(inputs, seconds)
+
+    async def work(batcher):
+        first = await busy(batcher)
+        now = time.monotonic()
+        deadlines = [now + 0.001, now + 1000, now + 100]
+        rest = [
+            asyncio.ensure_future(batcher.submit(rows(i), deadline))
+            for i, deadline in enumerate(deadlines, 1)
+        ]
+        while time.monotonic() < deadlines[0]:
+            await asyncio.sleep(0.001)
+        batcher.signature.gate.set()
+        return [(await one)["y"].tolist() for one in [first, *rest]]
+
+    result, signature, _ = batched(work, Noted(open=False), num_batch_threads=1)
+    assert result == [[0], [2], [4], [6]]
+    assert [batch.tolist() for batch in signature.batches] == [[0], [1, 2, 3]]
+    assert 100 < given[1] <= 1000
+
+
+def test_what_waited_past_its_deadline_is_not_run():
+    async def work(batcher):
+        first = await busy(batcher)
+        late = asyncio.ensure_future(batcher.submit(rows(7), time.monotonic()))
+        await asyncio.sleep(0)
+        batcher.signature.gate.set()
+        await first
+        with pytest.raises(RequestError) as error:
+            await late
+        return error.value.code
+
+    code, signature, _ = batched(work, Double(open=False), num_batch_threads=1)
+    assert code == Code.DEADLINE_EXCEEDED
+    assert 7 not in np.concatenate(signature.batches)
+
+
+def test_a_batch_past_its_deadline_is_not_halved():
+    class Late(Double):
+        def run(self, inputs, seconds):
+            super().run(inputs, seconds)
+            raise RequestError(Code.DEADLINE_EXCEEDED, "late")
+
+    async def work(batcher):
+        first = await busy(batcher)
+        rest = [asyncio.ensure_future(batcher.submit(rows(i))) for i in range(4)]
+        await asyncio.sleep(0)
+        batcher.signature.gate.set()
+        return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    result, signature, _ = batched(work, Late(open=False), num_batch_threads=1)
+    assert [error.code for error in result] == [Code.DEADLINE_EXCEEDED] * 5
+    assert [len(batch) for batch in signature.batches] == [1, 4]
+
+
+def test_a_signature_of_which_nothing_runs_never_waits():
+    """All threads are taken by calls of one model; another's is answered meanwhile."""
 
     async def inside():
-        lanes = Lanes(Batching(num_batch_threads=1, max_batch_size=1))
-        gate = Noted(open=False)
-        gate.name = "gate"
-        made = []
-        for name in ("a", "b"):
-            signature = Noted()
-            signature.name = name
-            made.append(Batcher(signature, lanes, Limits(), lambda report: None))
-        first = await busy(Batcher(gate, lanes, Limits(), lambda report: None))
-        waiting = [asyncio.ensure_future(made[0].submit(rows(i))) for i in range(3)]
-        waiting += [asyncio.ensure_future(made[1].submit(rows(i))) for i in range(3)]
-        await asyncio.sleep(0)
-        gate.gate.set()
-        await asyncio.gather(first, *waiting)
+        lanes = Lanes(Batching(num_batch_threads=2, max_batch_size=1))
+        slow, quick = Double(open=False), Double()
+        held = Batcher(slow, lanes, Limits(), lambda report: None)
+        stuck = [asyncio.ensure_future(held.submit(rows(i))) for i in range(5)]
+        while len(slow.batches) < 2:
+            await asyncio.sleep(0.001)
+        other = Batcher(quick, lanes, Limits(), lambda report: None)
+        for i in range(10):
+            answer = await asyncio.wait_for(other.submit(rows(i)), SECONDS)
+            assert answer["y"].tolist() == [2 * i]
+        assert len(slow.batches) == 2
+        slow.gate.set()
+        assert [(await one)["y"].tolist() for one in stuck] == [[2 * i] for i in range(5)]
         lanes.close()
 
     asyncio.run(inside())
-    assert order == ["gate", "a", "b", "a", "b", "a", "b"]
+
+
+def test_two_queues_take_turns():
+    """With one thread to share, each queue also has its own: nobody is passed over."""
+    order = []
+
+    class Noted(Double):
+        def run(self, inputs, seconds):
+            order.append(self.name)
+            return super().run(inputs, seconds)
+
+    async def inside():
+        lanes = Lanes(Batching(num_batch_threads=1, max_batch_size=1))
+        made = []
+        for name in ("a", "b"):
+            signature = Noted(open=False)
+            signature.name = name
+            made.append(Batcher(signature, lanes, Limits(), lambda report: None))
+        waiting = [asyncio.ensure_future(made[0].submit(rows(i))) for i in range(4)]
+        waiting += [asyncio.ensure_future(made[1].submit(rows(i))) for i in range(4)]
+        while len(order) < 2:
+            await asyncio.sleep(0.001)
+        assert sorted(order) == ["a", "b"]
+        for batcher in made:
+            batcher.signature.gate.set()
+        await asyncio.gather(*waiting)
+        lanes.close()
+
+    asyncio.run(inside())
+    assert sorted(order) == ["a"] * 4 + ["b"] * 4
+    assert "aaa" not in "".join(order[:6]) and "bbb" not in "".join(order[:6])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import os
+import shutil
+import threading
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from tfllm.serving.lifecycle import Models, State
 from tfllm.serving.schema import Code, ModelEntry, RequestError, VersionPolicy
 
 SECONDS = 30
+SETTLE_SECONDS = 0.02
 
 
 class Loader:
@@ -56,7 +59,7 @@ def live(loader, work):
     """Runs `work(models)` and closes."""
 
     async def inside():
-        models = Models(loader)
+        models = Models(loader, SETTLE_SECONDS)
         try:
             await asyncio.wait_for(work(models), SECONDS)
         finally:
@@ -70,8 +73,10 @@ async def settle(models):
     for _ in range(500):
         await models.poll()
         await asyncio.sleep(0.005)
-        states = {v.state for m in models.models.values() for v in m.versions.values()}
-        if not states & {State.LOADING, State.UNLOADING}:
+        known = [
+            v for m in models.models.values() for v in (*m.versions.values(), *m.coming.values())
+        ]
+        if not {v.state for v in known} & {State.START, State.LOADING, State.UNLOADING}:
             return
     raise AssertionError("never settles")
 
@@ -82,7 +87,7 @@ def test_latest_is_loaded_and_then_ready(tmp_path):
     async def work(models):
         models.apply([entry(tmp_path)])
         assert not models.ready
-        await models.wait_settled(0.01)
+        await settle(models)
         assert models.ready
         assert models.models["m"].available() == [3]
         with models.use("m") as version:
@@ -255,11 +260,9 @@ def test_rollback_by_configuration(tmp_path):
     async def work(models):
         models.apply([entry(tmp_path)])
         await settle(models)
-        models.apply([entry(tmp_path, "specific", numbers=(1,))])
-        await settle(models)
+        await models.change([entry(tmp_path, "specific", numbers=(1,))])
         assert models.models["m"].available() == [1]
-        models.apply([entry(tmp_path)])
-        await settle(models)
+        await models.change([entry(tmp_path)])
         assert models.models["m"].available() == [2]
 
     live(loader, work)
@@ -273,7 +276,7 @@ def test_models_left_out_are_unloaded(tmp_path):
     async def work(models):
         models.apply([entry(tmp_path)])
         await settle(models)
-        models.apply([])
+        await models.change([])
         assert not models.ready
         with pytest.raises(RequestError, match=r"Latest\(m\)"), models.use("m"):
             pass
@@ -292,7 +295,7 @@ def test_a_model_removed_while_it_loads_is_not_kept(tmp_path):
     async def work(models):
         models.apply([entry(tmp_path)])
         await models.poll()
-        models.apply([])
+        await models.change([])
 
     live(loader, work)
     assert loader.events in ([], [("load", 1), ("close", 1)])
@@ -301,25 +304,345 @@ def test_a_model_removed_while_it_loads_is_not_kept(tmp_path):
 def test_labels(tmp_path):
     write(tmp_path, 1, 2)
 
+    def numbered(models, label):
+        with models.use("m", label=label) as version:
+            return version.number
+
     async def work(models):
-        models.apply([entry(tmp_path, "all")])
+        models.apply([entry(tmp_path, "all", stable=1, later=3)])  # at the start any will do
         await settle(models)
-        models.label("m", {"stable": 1})
-        with models.use("m", label="stable") as version:
-            assert version.number == 1
+        assert numbered(models, "stable") == 1
+        with pytest.raises(RequestError, match=r"Specific\(m, 3\)"):
+            numbered(models, "later")
         with pytest.raises(RequestError, match="version 9 of model m") as error:
-            models.label("m", {"stable": 9})
+            await models.change([entry(tmp_path, "specific", numbers=(2,), stable=9)])
         assert error.value.code == Code.FAILED_PRECONDITION
-        with models.use("m", label="stable") as version:  # as it was
-            assert version.number == 1
-        models.label("m", {"stable": 2})
-        with models.use("m", label="stable") as version:
-            assert version.number == 2
-        models.label("m", {"next": 3}, must_answer=False)
-        with pytest.raises(RequestError, match=r"Specific\(m, 3\)"), models.use("m", label="next"):
-            pass
+        assert numbered(models, "stable") == 1  # as it was
+        assert models.models["m"].available() == [1, 2]
+        await models.change([entry(tmp_path, "all", stable=2)])
+        assert numbered(models, "stable") == 2
+        with pytest.raises(RequestError, match="Unrecognized servable version label: later"):
+            numbered(models, "later")
 
     live(Loader(), work)
+
+
+def test_a_label_moves_in_the_same_instant_as_its_version(tmp_path):
+    """Nobody who asks by label meets a moment without it."""
+    write(tmp_path, 1, 2)
+    seen = []
+
+    async def work(models):
+        models.apply([entry(tmp_path, "specific", numbers=(1,), stable=1)])
+        await settle(models)
+        done = asyncio.ensure_future(
+            models.change([entry(tmp_path, "specific", numbers=(2,), stable=2)])
+        )
+        while not done.done():
+            with models.use("m", label="stable") as version:
+                seen.append(version.number)
+            await asyncio.sleep(0)
+        await done
+        with models.use("m", label="stable") as version:
+            assert version.number == 2
+
+    live(Loader(), work)
+    assert set(seen) == {1}
+
+
+def test_a_new_path_and_policy_never_mix_with_the_old_ones(tmp_path):
+    """Version 1 is pinned; an edit that names an empty folder and no policy changes nothing."""
+    write(tmp_path / "m", 1, 2)
+    (tmp_path / "empty").mkdir()
+    loader = Loader()
+
+    async def work(models):
+        models.apply([entry(tmp_path / "m", "specific", numbers=(1,))])
+        await settle(models)
+        looks = [asyncio.ensure_future(models.poll()) for _ in range(3)]
+        with pytest.raises(RequestError, match="did not become available: no version folder"):
+            await models.change([entry(tmp_path / "empty")])
+        await asyncio.gather(*looks)
+        await settle(models)
+        assert models.models["m"].available() == [1]
+        assert models.models["m"].entry.base_path == str(tmp_path / "m")
+
+    live(loader, work)
+    assert ("load", 2) not in loader.events
+
+
+def test_a_list_of_models_is_taken_whole_or_not_at_all(tmp_path):
+    write(tmp_path / "m", 1, 2)
+    write(tmp_path / "n", 3)
+    loader = Loader(v3=ValueError("broken"))
+
+    def other(name, base, **more):
+        return ModelEntry(name=name, base_path=str(tmp_path / base), **more)
+
+    async def work(models):
+        models.apply([entry(tmp_path / "m", "specific", numbers=(1,), stable=1)])
+        await settle(models)
+        for wrong in (
+            [entry(tmp_path / "m", stable=2), other("n", "n")],  # its only version is broken
+            [other("renamed", "m"), other("n", "none")],  # there is no such folder
+            [other("n", "m", labels={"stable": 5})],
+        ):
+            with pytest.raises(RequestError):
+                await models.change(wrong)
+            await settle(models)
+            assert list(models.models) == ["m"]
+            assert models.models["m"].available() == [1]
+            with models.use("m", label="stable") as version:
+                assert version.number == 1
+        await models.change([other("renamed", "m")])
+        assert list(models.models) == ["renamed"]
+        assert models.models["renamed"].available() == [2]
+
+    live(loader, work)
+    assert loader.events.count(("load", 1)) == 1  # what was loaded was taken over, never twice
+    assert sorted(loader.events).count(("load", 2)) == loader.events.count(("close", 2))
+
+
+def test_a_version_that_was_loaded_is_taken_over(tmp_path):
+    write(tmp_path, 1, 2)
+    loader = Loader()
+
+    async def work(models):
+        models.apply([entry(tmp_path, "specific", numbers=(1,))])
+        await settle(models)
+        await models.change([entry(tmp_path, "all", both=1)])
+        assert models.models["m"].available() == [1, 2]
+        assert loader.events == [("load", 1), ("load", 2)]
+
+    live(loader, work)
+
+
+def replace_in_place(base):
+    write_other(base / "1")
+
+
+def replace_folder(base):
+    shutil.rmtree(base / "1")
+    write(base, 1)
+
+
+def replace_by_rename(base):
+    (base / "1").rename(base.parent / "away")
+    write_other(base / "tmp.1")
+    (base / "tmp.1").rename(base / "1")
+
+
+def replace_with_same_size_and_time(base):
+    """As `cp -p` or a backup puts it back: other content, all that can be set is the same."""
+    path = base / "1" / "saved_model.pb"
+    then = path.stat()
+    path.unlink()
+    path.write_bytes(b"y")
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+
+
+def replace_link(base):
+    (base / "1").rename(base.parent / "first")
+    write_other(base.parent / "second")
+    (base / "1").symlink_to(base.parent / "second")
+
+
+def write_other(directory):
+    directory.mkdir(exist_ok=True)
+    (directory / "saved_model.pb").write_bytes(b"other")
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        replace_in_place,
+        replace_folder,
+        replace_by_rename,
+        replace_with_same_size_and_time,
+        replace_link,
+    ],
+)
+def test_other_files_under_the_same_number_are_loaded(tmp_path, replace):
+    """The new content answers, and the old one did so until then and for requests that began."""
+    base = tmp_path / "m"
+    write(base, 1)
+    loader = Loader()
+
+    async def work(models):
+        models.apply([entry(base)])
+        await settle(models)
+        with models.use("m") as old:
+            replace(base)
+            while ("load", 1) not in loader.events[1:]:
+                await models.poll()
+                with models.use("m"):
+                    pass
+                await asyncio.sleep(0.005)
+            while models.models["m"].versions[1] is old:
+                await asyncio.sleep(0.005)
+            with models.use("m") as new:
+                assert new.servable is not old.servable
+            assert old.servable is not None
+            assert ("close", 1) not in loader.events
+        await settle(models)
+        await settle(models)
+        assert len(models.statuses("m")) == 1
+
+    live(loader, work)
+    assert loader.events.count(("load", 1)) == 2  # and not again and again
+
+
+def test_the_same_number_at_another_path_is_another_version(tmp_path):
+    write(tmp_path / "a", 1)
+    write(tmp_path / "b", 1)
+    paths = []
+
+    async def work(models):
+        models.apply([entry(tmp_path / "a", stable=1)])
+        await settle(models)
+        await models.change([entry(tmp_path / "b", stable=1)])
+        with models.use("m", label="stable") as version:
+            paths.append(version.path)
+
+    live(Loader(), work)
+    assert paths == [tmp_path / "b" / "1"]
+
+
+def test_a_replacement_that_cannot_be_loaded_leaves_the_old_one(tmp_path):
+    write(tmp_path, 1)
+    loader = Loader()
+
+    async def work(models):
+        models.apply([entry(tmp_path)])
+        await settle(models)
+        loader.broken["v1"] = ValueError("checksum")
+        write_other(tmp_path / "1")
+        for _ in range(3):
+            await settle(models)
+            await asyncio.sleep(SETTLE_SECONDS)
+        (status,) = models.statuses("m")
+        assert (status.state, status.code) == (State.AVAILABLE, Code.OK)
+        assert "checksum" in status.message
+        assert loader.events == [("load", 1), ("load", 1)]
+        loader.broken.clear()
+        (tmp_path / "1" / "saved_model.pb").write_bytes(b"repaired")
+        await settle(models)
+        assert models.statuses("m")[0].message == ""
+        assert loader.events == [("load", 1)] * 3 + [("close", 1)]
+
+    live(loader, work)
+
+
+def test_a_version_without_a_graph_is_a_load_error(tmp_path, caplog):
+    """Said once, in the log and in the status; loaded when the graph comes."""
+    (tmp_path / "1" / "variables").mkdir(parents=True)
+    (tmp_path / "1" / "variables" / "variables.index").write_bytes(b"x")
+    (tmp_path / "2").mkdir()
+
+    async def work(models):
+        models.apply([entry(tmp_path, "all")])
+        for _ in range(3):
+            await settle(models)
+            await asyncio.sleep(SETTLE_SECONDS)
+        for number in (1, 2):
+            (status,) = models.statuses("m", number)
+            assert (status.state, status.code) == (State.END, Code.NOT_FOUND)
+            assert str(tmp_path / str(number)) in status.message
+        write_other(tmp_path / "1")
+        await settle(models)
+        assert models.models["m"].available() == [1]
+
+    logging.getLogger("tfllm.serving").propagate = True
+    with caplog.at_level(logging.ERROR):
+        live(Loader(), work)
+    assert len([r for r in caplog.records if "cannot load m version" in r.getMessage()]) == 2
+
+
+class SlowLoader(Loader):
+    """Loads of the model `slow` wait for `gate`."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+
+    def __call__(self, name, number, path):
+        if name == "slow":
+            self.events.append(("wait", number))
+            assert self.gate.wait(SECONDS)
+        return super().__call__(name, number, path)
+
+
+def test_a_model_that_loads_slowly_holds_up_nobody(tmp_path):
+    write(tmp_path / "slow", 1, 2, 3, 4, 5, 6)
+    write(tmp_path / "m", 1)
+    loader = SlowLoader()
+
+    async def work(models):
+        slow = ModelEntry(
+            name="slow", base_path=str(tmp_path / "slow"), policy=VersionPolicy(kind="all")
+        )
+        models.apply([slow, entry(tmp_path / "m")])
+        while not models.models["m"].available():
+            await models.poll()
+            await asyncio.sleep(0.005)
+        write(tmp_path / "m", 2)
+        while models.models["m"].available() != [2]:
+            await models.poll()
+            await asyncio.sleep(0.005)
+        while models.models["m"].versions[1].state != State.END:  # nor does it hold up unloading
+            await asyncio.sleep(0.005)
+        loader.gate.set()
+
+    live(loader, work)
+
+
+def test_a_stop_drops_the_loads_that_wait(tmp_path):
+    write(tmp_path, 1, 2, 3)
+    loader = SlowLoader()
+    entries = [ModelEntry(name="slow", base_path=str(tmp_path), policy=VersionPolicy(kind="all"))]
+
+    async def inside():
+        models = Models(loader, SETTLE_SECONDS)
+        models.apply(entries)
+        while not loader.events:
+            await models.poll()
+            await asyncio.sleep(0.005)
+        await asyncio.wait_for(models.close(), SECONDS)  # although the first load never ends
+        loader.gate.set()
+
+    asyncio.run(inside())
+    while ("close", loader.events[0][1]) not in loader.events:  # what it still loads is freed
+        time.sleep(0.005)
+    assert len([what for what, _ in loader.events if what in ("wait", "load")]) == 2
+
+
+def test_a_stop_ends_a_warm_up(tmp_path):
+    """Closing the servable is what ends its runs."""
+    write(tmp_path, 1)
+    loader = Loader()
+    warming, closed = threading.Event(), threading.Event()
+
+    class Endless(Loaded):
+        def close(self):
+            closed.set()
+
+    def warm(servable):
+        warming.set()
+        assert closed.wait(SECONDS)
+        raise RequestError(Code.UNAVAILABLE, "unloaded")
+
+    async def inside():
+        models = Models(
+            lambda name, number, path: Endless(loader, number), SETTLE_SECONDS, warm=warm
+        )
+        models.apply([entry(tmp_path)])
+        while not warming.is_set():
+            await models.poll()
+            await asyncio.sleep(0.005)
+        await asyncio.wait_for(models.close(), SECONDS)
+
+    asyncio.run(inside())
+    assert closed.is_set()
 
 
 def test_an_empty_folder_is_alive_and_not_ready(tmp_path):

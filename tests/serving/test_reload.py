@@ -1,6 +1,7 @@
 """Versions that change under a live server: real SavedModels, whole and broken."""
 
 import json
+import logging
 import shutil
 import threading
 
@@ -134,29 +135,104 @@ def warm_up(*records, junk=None):
     return spoil
 
 
+def edited(change):
+    def spoil(path):
+        model = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+        change(model.meta_graphs[0])
+        (path / "saved_model.pb").write_bytes(model.SerializeToString())
+
+    return spoil
+
+
+def too_new(meta_graph):
+    meta_graph.graph_def.versions.min_consumer = 99_999
+
+
+def no_vocabulary(path):
+    """Another model, which reads a file of words; and the file is not there."""
+
+    class Words(tf.Module):
+        def __init__(self, file):
+            whole, number = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+            words = tf.lookup.TextFileInitializer(file, tf.string, whole, tf.int64, number)
+            self.table = tf.lookup.StaticVocabularyTable(words, 1)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def ids(self, text):
+            return {"ids": self.table.lookup(text)}
+
+    file = path.parent / "vocabulary.txt"
+    file.write_text("a\nb\n")
+    module = Words(str(file))
+    shutil.rmtree(path)
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.ids})
+    (path / "assets" / "vocabulary.txt").unlink()
+
+
+# How a version is spoiled, and what names the cause.
 BROKEN = {
-    "truncated graph": cut("saved_model.pb", 0.5),
-    "empty graph": cut("saved_model.pb", 0),
-    "no index": lambda path: (path / "variables/variables.index").unlink(),
-    "truncated variables": cut(DATA, 0.5),
-    "a flipped byte": flip,
-    "unknown operator": unknown_operator,
-    "no serve tag": other_tag,
-    "warm-up of an unknown signature": warm_up(record(signature="nope")),
-    "warm-up that fails": warm_up(record(signature="tokens")),
-    "junk in the warm-up": warm_up(junk=b"\xff\xff\xff"),
-    "too many warm-up records": warm_up(*[prediction_log_pb2.PredictionLog()] * 1001),
+    "truncated graph": (cut("saved_model.pb", 0.5), "Cannot parse file"),
+    "empty graph": (cut("saved_model.pb", 0), "'serve' could not be found"),
+    "no graph": (lambda path: (path / "saved_model.pb").unlink(), "Could not find SavedModel"),
+    "no index": (
+        lambda path: (path / "variables/variables.index").unlink(),
+        "variables/variables.index; No such file",
+    ),
+    "no variables": (
+        lambda path: shutil.rmtree(path / "variables"),
+        "variables/variables.index; No such file",
+    ),
+    "no data": (
+        lambda path: (path / DATA).unlink(),
+        "variables.data-00000-of-00001; No such file or directory",
+    ),
+    "truncated variables": (cut(DATA, 0.5), "Read less bytes than requested"),
+    "a flipped byte": (flip, "Checksum does not match"),
+    "unknown operator": (unknown_operator, "Op type not registered 'NoSuchOperator'"),
+    "a newer graph": (edited(too_new), "min consumer version 99999 above current version"),
+    "no vocabulary": (no_vocabulary, "vocabulary.txt; No such file or directory"),
+    "no serve tag": (other_tag, "'serve' could not be found"),
+    "warm-up of an unknown signature": (
+        warm_up(record(signature="nope")),
+        'warmup record 1: Serving signature key "nope" not found',
+    ),
+    "warm-up that fails": (
+        warm_up(record(), record(signature="tokens")),
+        "warmup record 2: input size does not match signature",
+    ),
+    "junk in the warm-up": (warm_up(junk=b"\xff\xff\xff"), "Failed to parse warmup record 1"),
+    "too many warm-up records": (
+        warm_up(*[prediction_log_pb2.PredictionLog()] * 1001),
+        "exceeds the maximum (1000)",
+    ),
 }
 
 
-def test_broken_versions_leave_the_old_one(models_root, base):
-    with serving([ModelEntry(name="m", base_path=str(base))]) as running:
-        for number, (kind, spoil) in enumerate(BROKEN.items(), start=2):
+def test_broken_versions_leave_the_old_one(models_root, base, caplog):
+    """The cause is named in the log, in the REST status and in gRPC's."""
+    logging.getLogger("tfllm.serving").propagate = True
+    with (
+        serving([ModelEntry(name="m", base_path=str(base))]) as running,
+        grpc.insecure_channel(running.address) as channel,
+        caplog.at_level(logging.ERROR),
+    ):
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = "m"
+        for number, (kind, (spoil, named)) in enumerate(BROKEN.items(), start=2):
             copied(models_root, base, number, spoil)
             until(lambda n=number: (status(running, n) or {}).get("state") == "END")
             failed = status(running, number)["status"]
             assert failed["error_code"] != "OK", kind
-            assert failed["error_message"], kind
+            assert named in failed["error_message"], kind
+            assert "\n" not in failed["error_message"], kind
+            request.model_spec.version.value = number
+            answer = stub.GetModelStatus(request, PATIENCE_SECONDS).model_version_status[0]
+            assert named in answer.status.error_message, kind
+            lines = [
+                r.getMessage() for r in caplog.records if f"version {number}:" in r.msg % r.args
+            ]
+            assert len(lines) == 1 and named in lines[0], kind
             assert versions(running) == {1}, kind
             assert httpx.get(f"{running.url}/readyz").status_code == 200
         whole = len(BROKEN) + 2
@@ -284,9 +360,10 @@ def test_warm_up_of_every_kind(tmp_path):
         task.method_name = f"tensorflow/serving/{name}"
     several.multi_inference_log.request.input.CopyFrom(classify.classify_log.request.input)
     savedmodels.save_toy(tmp_path / "m" / "1", 1, [record(), classify, regress, several])
-    from tfllm.serving.warmup import load, replay
+    from tfllm.serving.servable import Servable
+    from tfllm.serving.warmup import replay
 
-    servable = load("m", 1, tmp_path / "m" / "1")
+    servable = Servable("m", 1, tmp_path / "m" / "1")
     assert replay(servable) == 4
     servable.close()
     assert json.dumps(servable.version) == "1"

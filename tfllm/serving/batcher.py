@@ -1,13 +1,16 @@
 """Requests that wait while TensorFlow is busy run together; nobody waits for company.
 
-One queue per signature of a loaded version, one set of threads for the process. When a thread is
-free the queue that has waited longest gives up to `max_batch_size` rows of equal shape and, for
-texts, of similar length: a model pads every row to the longest of its batch.
+One queue per signature of a loaded version. When a thread is free the queue that has waited longest
+gives up to `max_batch_size` rows of equal shape and, for texts, of similar length: a model pads
+every row to the longest of its batch. The threads are shared, but a signature of which nothing is
+running never waits for one: slow calls of a model hold up nobody else. A run is cancelled when the
+last of its requests has reached its deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +27,9 @@ from tfllm.serving.servable import Signature
 Arrays = dict[str, np.ndarray]
 
 SIMILAR = 1.5  # the longest text of a batch may be so many times the shortest
+MOST_THREADS = 1024  # none is made before it is needed
+# Errors that no row is to blame for: halves of the batch would fail alike.
+NOBODYS_ROW = (Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE)
 ROW_BYTES = 32  # a row's fixed cost, as bytes of text: below it lengths hardly matter
 
 
@@ -47,18 +53,23 @@ class Item:
     key: tuple | None
     bytes: int
     length: int
+    deadline: float
     future: asyncio.Future
     arrived: float = field(default_factory=time.monotonic)
 
 
 class Lanes:
-    """The threads that run TensorFlow, and the queues that wait for one of them, in order."""
+    """The threads that run TensorFlow, and the queues that wait for one of them, in order.
+
+    `num_batch_threads` are for whoever comes first. One more belongs to each signature: it starts a
+    batch even when others hold all threads, as long as it has no batch running.
+    """
 
     def __init__(self, batching: Batching):
         self.batching = batching
-        self._pool = ThreadPoolExecutor(batching.num_batch_threads, "tensorflow")
+        self._pool = ThreadPoolExecutor(MOST_THREADS, "tensorflow")
         self._free = batching.num_batch_threads
-        self._waiting: deque[Batcher] = deque()
+        self._waiting: list[Batcher] = []
 
     def wait(self, batcher: Batcher) -> None:
         """`batcher` has work: it gets the next free thread that nobody before it takes."""
@@ -71,10 +82,16 @@ class Lanes:
         """No new work; what runs is finished."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _next(self) -> Batcher | None:
+        for batcher in self._waiting:
+            if self._free > 0 or not batcher.running:
+                self._waiting.remove(batcher)
+                batcher.in_line = False
+                return batcher
+        return None
+
     def _dispatch(self) -> None:
-        while self._free and self._waiting:
-            batcher = self._waiting.popleft()
-            batcher.in_line = False
+        while batcher := self._next():
             items = batcher.take()
             if not items:
                 continue
@@ -82,12 +99,14 @@ class Lanes:
                 batcher.in_line = True
                 self._waiting.append(batcher)
             self._free -= 1
+            batcher.running += 1
             loop = asyncio.get_running_loop()
             running = loop.run_in_executor(self._pool, batcher.run, items)
             running.add_done_callback(partial(self._finish, batcher, items))
 
     def _finish(self, batcher: Batcher, items: list[Item], done: asyncio.Future) -> None:
         self._free += 1
+        batcher.running -= 1
         batcher.deliver(done, items)
         self._dispatch()
 
@@ -108,24 +127,32 @@ class Batcher:
         self.report = report
         self.queue: deque[Item] = deque()
         self.in_line = False
+        self.running = 0
         self.queued_rows = self.queued_bytes = 0
 
-    async def submit(self, inputs: Arrays) -> Arrays:
-        """The outputs for these inputs. Raises RequestError; cancelled while queued, never runs."""
+    async def submit(self, inputs: Arrays, deadline: float = math.inf) -> Arrays:
+        """The outputs for these inputs. Raises RequestError; cancelled while queued, never runs.
+
+        Args:
+            inputs: All inputs of the signature.
+            deadline: On `time.monotonic`'s clock; what is not done by then is cancelled.
+        """
         key = batch_key(self.signature, inputs)
         rows = len(next(iter(inputs.values()))) if key else 1
         size = self.lanes.batching.max_batch_size
         if rows <= size or not self.signature.splittable:
-            return await self._enqueue(inputs, rows, key)
+            return await self._enqueue(inputs, rows, key, deadline)
         parts = [
             self._enqueue({name: array[start : start + size] for name, array in inputs.items()},
-                          min(size, rows - start), key)
+                          min(size, rows - start), key, deadline)
             for start in range(0, rows, size)
         ]  # fmt: skip
         results = await asyncio.gather(*parts)
         return {name: np.concatenate([part[name] for part in results]) for name in results[0]}
 
-    async def _enqueue(self, inputs: Arrays, rows: int, key: tuple | None) -> Arrays:
+    async def _enqueue(
+        self, inputs: Arrays, rows: int, key: tuple | None, deadline: float
+    ) -> Arrays:
         weight = sum(bytes_of(array) for array in inputs.values())
         too_many = self.queued_rows and self.queued_rows + rows > self.limits.queue_rows
         too_big = self.queued_bytes and self.queued_bytes + weight > self.limits.queue_bytes
@@ -136,7 +163,7 @@ class Batcher:
                 f"({self.queued_rows} rows waiting). Try again later.",
             )
         future = asyncio.get_running_loop().create_future()
-        item = Item(inputs, rows, key, weight, longest_row(inputs), future)
+        item = Item(inputs, rows, key, weight, longest_row(inputs), deadline, future)
         self.queue.append(item)
         self.queued_rows += rows
         self.queued_bytes += weight
@@ -209,17 +236,20 @@ class Batcher:
 
     def _run_halving(self, items: list[Item]) -> list[Arrays | Exception]:
         """One run; where it fails, each half by itself, so that a bad row fails alone."""
+        seconds = max(item.deadline for item in items) - time.monotonic()
+        if seconds <= 0:
+            return [RequestError(Code.DEADLINE_EXCEEDED, "Not begun by its deadline.")] * len(items)
         try:
-            return self._run_together(items)
+            return self._run_together(items, seconds)
         except Exception as error:
-            if len(items) == 1:
-                return [error]
+            if len(items) == 1 or getattr(error, "code", None) in NOBODYS_ROW:
+                return [error] * len(items)
             half = len(items) // 2
             return self._run_halving(items[:half]) + self._run_halving(items[half:])
 
-    def _run_together(self, items: list[Item]) -> list[Arrays | Exception]:
+    def _run_together(self, items: list[Item], seconds: float) -> list[Arrays | Exception]:
         if items[0].key is None:
-            return [self.signature.run(items[0].inputs)]
+            return [self.signature.run(items[0].inputs, seconds)]
         rows = sum(item.rows for item in items)
         padded = self.lanes.batching.padded(rows)
         inputs = {}
@@ -228,7 +258,7 @@ class Batcher:
             if padded > rows:  # with copies of the first row
                 arrays.append(np.repeat(arrays[0][:1], padded - rows, axis=0))
             inputs[name] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-        outputs = self.signature.run(inputs)
+        outputs = self.signature.run(inputs, seconds)
         for name, array in outputs.items():
             if array.ndim == 0 or len(array) != padded:
                 if len(items) == 1 and padded == rows:

@@ -1,14 +1,18 @@
 """Models and their versions: found on the disk, loaded, served, unloaded.
 
 TF Serving's availability-preserving order: a new version is loaded before the old one goes, and
-the old one stays when the new one cannot be loaded. A version is unloaded when its last request
-is answered. All state belongs to the event loop; one thread looks at the disk, one loads.
+the old one stays when the new one cannot be loaded. What is loaded is compared with what lies on
+the disk: a version whose files are others now is loaded again, in the same order. A version is
+unloaded when its last request is answered. A new list of models is loaded beside the old one and
+takes its place in one step, or not at all. All state belongs to the event loop; threads look at
+the disk, load and unload.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,13 +23,17 @@ from typing import Any
 
 from tfllm.serving import versions
 from tfllm.serving.schema import Code, ModelEntry, RequestError, invalid
-from tfllm.serving.servable import Servable, code_of, first_line
+from tfllm.serving.servable import cause, code_of
+from tfllm.serving.versions import Fingerprint
 
 log = logging.getLogger("tfllm.serving")
 
 ENDED_KEPT = 8  # versions whose end is still reported
+DISK_THREADS = 4
+UNLOAD_THREADS = 2
+SETTLE_POLL_SECONDS = 0.05  # between looks while somebody waits for a new list of models
 
-Load = Callable[[str, int, Path], Servable]
+Load = Callable[[str, int, Path], Any]
 
 
 class State(IntEnum):
@@ -38,7 +46,7 @@ class State(IntEnum):
     END = 50
 
 
-@dataclass
+@dataclass(eq=False)
 class Version:
     """One version of a model, from the first sight of its directory to its end."""
 
@@ -49,56 +57,88 @@ class Version:
     code: Code = Code.OK
     message: str = ""
     servable: Any = None
-    seen: versions.Fingerprint = ()
+    seen: Fingerprint | None = None
+    seen_at: float = 0.0
+    unwanted: bool = False
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
     batchers: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def busy(self) -> bool:
-        """Being loaded, served or unloaded."""
-        return self.state in (State.LOADING, State.AVAILABLE, State.UNLOADING)
+    def failed(self) -> bool:
+        """It could not be loaded."""
+        return self.state == State.END and self.code != Code.OK
+
+    def look(self, seen: Fingerprint, settle_seconds: float) -> bool:
+        """Notes what lies on the disk; whether nobody is writing there any more."""
+        if seen != self.seen:
+            self.seen, self.seen_at, self.path = seen, time.monotonic(), seen.directory
+        if seen.complete and seen.quiet_since(settle_seconds):
+            return True
+        return time.monotonic() - self.seen_at >= settle_seconds
 
 
-@dataclass
+@dataclass(eq=False)
 class Model:
-    """A configured model: its entry and all its versions by number."""
+    """A configured model: its entry and all its versions by number.
+
+    `coming` are versions that take the place of one of the same number, whose files are others now.
+    `donor` is set while the model is not yet served: it takes over what is loaded there.
+    """
 
     entry: ModelEntry
+    donor: Model | None = None
+    staged: bool = False
     versions: dict[int, Version] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
+    coming: dict[int, Version] = field(default_factory=dict)
     wanted: list[int] = field(default_factory=list)
     removed: bool = False
     problem: str = ""
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def available(self) -> list[int]:
         """Numbers of the versions that answer, ascending."""
         return sorted(n for n, v in self.versions.items() if v.state == State.AVAILABLE)
 
     def settled(self) -> bool:
-        """Every wanted version either answers or has failed."""
-        done = (State.AVAILABLE, State.END)
-        return bool(self.wanted) and all(
-            n in self.versions and self.versions[n].state in done for n in self.wanted
-        )
+        """Every wanted version either answers or has failed; or there is none to wait for."""
+        if not self.wanted:
+            return bool(self.problem)
+        known = [self.versions.get(number) for number in self.wanted]
+        return all(v and (v.state == State.AVAILABLE or v.failed) for v in known)
 
 
 class Models:
-    """All models of a server. `apply` says which, `poll` brings the disk's news."""
+    """All models of a server. `apply` and `change` say which, `poll` brings the disk's news.
+
+    Args:
+        load: Makes a servable of name, number and path; called in a thread.
+        warm: Runs a servable's warm-up requests; called in a thread. What it raises fails the load.
+        settle_seconds: A version is loaded when nothing was written there for so long.
+        load_threads: Models that load at once; versions of one model load one after the other.
+        changed: Called when the state of a version has changed.
+    """
 
     def __init__(
         self,
         load: Load,
         settle_seconds: float = 1.0,
         changed: Callable[[], None] = lambda: None,
+        warm: Callable[[Any], Any] = lambda servable: None,
+        load_threads: int = 4,
     ):
         self._load = load
+        self._warm = warm
         self._settle_seconds = settle_seconds
         self._changed = changed
-        self._disk = ThreadPoolExecutor(1, "disk")
-        self._loader = ThreadPoolExecutor(1, "loader")
-        self._tasks: set[asyncio.Task] = set()
+        self._disk = ThreadPoolExecutor(DISK_THREADS, "disk")
+        self._loader = ThreadPoolExecutor(load_threads, "loader")
+        self._unloader = ThreadPoolExecutor(UNLOAD_THREADS, "unloader")
+        self._loads: set[asyncio.Task] = set()
+        self._unloads: set[asyncio.Task] = set()
         self._polling = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._closed = False
         self.models: dict[str, Model] = {}
 
     @property
@@ -107,30 +147,30 @@ class Models:
         return bool(self.models) and all(model.available() for model in self.models.values())
 
     def apply(self, entries: list[ModelEntry]) -> None:
-        """Replaces the list of models. Those left out are unloaded; labels are set by `label`."""
-        names = {entry.name for entry in entries}
-        for name in [name for name in self.models if name not in names]:
-            model = self.models.pop(name)
-            model.removed, model.wanted = True, []
-            for version in list(model.versions.values()):
-                self._retire(model, version)
-        for entry in entries:
-            if entry.name in self.models:
-                self.models[entry.name].entry = entry
-            else:
-                self.models[entry.name] = Model(entry)
+        """The first list of models: each is served as soon as it is loaded."""
+        self.models = {entry.name: Model(entry) for entry in entries}
 
-    def label(self, name: str, labels: dict[str, int], must_answer: bool = True) -> None:
-        """Replaces a model's labels. FAILED_PRECONDITION where a version does not answer."""
-        model = self.models[name]
-        for version in labels.values():
-            if must_answer and version not in model.available():
-                raise RequestError(
-                    Code.FAILED_PRECONDITION,
-                    f"Request to assign label to version {version} of model {name}, which is "
-                    "not currently available for inference",
-                )
-        model.labels = dict(labels)
+    async def change(self, entries: list[ModelEntry]) -> None:
+        """Another list of models: all of it at once, when all of it can be served.
+
+        Raises:
+            RequestError: A model has no version that can be loaded, or a label names a version
+                that does not answer. Everything is as it was.
+        """
+        async with self._changing:
+            staged = [Model(e, donor=self.models.get(e.name), staged=True) for e in entries]
+            try:
+                await self._settle(staged)
+                for model in staged:
+                    _check(model)
+            except BaseException:
+                self._discard(staged)
+                raise
+            self._commit(staged)
+
+    async def glance(self, entries: list[ModelEntry]) -> list[Any]:
+        """What lies on the disk for these models; equal while nothing changes there."""
+        return [await in_thread(self._disk, _read, entry) for entry in entries]
 
     @contextmanager
     def use(
@@ -164,37 +204,27 @@ class Models:
     async def poll(self) -> None:
         """One look at the disk; starts the loads and unloads that follow from it."""
         async with self._polling:
-            for model in list(self.models.values()):
-                present = await self._present(model)
-                if not present:
-                    continue  # what is served stays: an empty directory is no order to stop
-                model.wanted = model.entry.policy.wanted(list(present))
-                for number in model.wanted:
-                    await self._consider(model, number, present[number])
-                self._retire_unwanted(model)
-
-    async def wait_settled(self, poll_seconds: float) -> None:
-        """Polls until every model's wanted versions answer or have failed."""
-        while True:
-            await self.poll()
-            if all(model.settled() for model in self.models.values()):
-                return
-            await asyncio.sleep(min(poll_seconds, 0.05))
+            await asyncio.gather(*map(self._look, list(self.models.values())))
 
     async def close(self) -> None:
-        """Unloads everything; waits for what is being loaded."""
-        self.apply([])
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._disk.shutdown(wait=True)
-        self._loader.shutdown(wait=True)
+        """Unloads everything. Loads that wait are dropped, what runs is cancelled."""
+        self._closed = True
+        for model in self.models.values():
+            self._remove(model)
+        self.models = {}
+        for task in self._loads:
+            task.cancel()
+        while tasks := self._loads | self._unloads:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for pool in (self._disk, self._loader, self._unloader):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _find(self, name: str, number: int | None, label: str | None) -> Version:
         model = self.models.get(name)
         if label is not None:
-            if model is None or label not in model.labels:
+            if model is None or label not in model.entry.labels:
                 raise invalid(f"Unrecognized servable version label: {label}")
-            number = model.labels[label]
+            number = model.entry.labels[label]
         answering = model.available() if model else []
         wanted = number if number is not None else (answering[-1] if answering else None)
         if model is None or wanted not in answering:
@@ -202,94 +232,230 @@ class Models:
             raise RequestError(Code.NOT_FOUND, f"Servable not found for request: {request}")
         return model.versions[wanted]
 
-    async def _present(self, model: Model) -> dict[int, Path]:
-        """The version directories; a problem is reported when it is new."""
-        path = model.entry.base_path
-        problem, present = "", {}
-        try:
-            present = await in_thread(self._disk, versions.present, path)
-            if not present:
-                problem = f"no version folder such as {path}/1"
-        except OSError as error:
-            problem = f"cannot read {path}: {error.strerror}"
-        if problem and problem != model.problem:
-            log.warning("%s: %s", model.entry.name, problem)
-        model.problem = problem
-        return present
-
-    async def _consider(self, model: Model, number: int, path: Path) -> None:
-        """Loads a version once its files have stopped changing, and again after they changed."""
-        version = model.versions.get(number)
-        if version and version.busy:
-            return
-        seen = await in_thread(self._disk, versions.fingerprint, path)
+    async def _look(self, model: Model) -> None:
+        """One model's versions on the disk, and what follows from them."""
+        entry = model.entry
+        found, problem = await in_thread(self._disk, _read, entry)
         if model.removed:
+            return  # the list of models has changed meanwhile
+        if problem and problem != model.problem and not model.staged:
+            log.warning("%s: %s", entry.name, problem)
+        model.problem = problem
+        if not found:
+            return  # what is served stays: an empty directory is no order to stop
+        model.wanted = sorted(found)
+        for number, seen in found.items():
+            self._consider(model, number, seen)
+        self._retire_unwanted(model)
+
+    def _consider(self, model: Model, number: int, seen: Fingerprint) -> None:
+        """Loads a version once its files have stopped changing, and again after they changed."""
+        answering = model.versions.get(number)
+        lent = model.donor.versions.get(number) if model.donor else None
+        if lent and lent.state == State.AVAILABLE and lent.seen == seen:
+            model.versions[number] = lent
             return
-        if version is None or (version.state == State.END and version.code == Code.OK):
-            version = model.versions[number] = Version(model.entry.name, number, path)
-        elif version.state == State.END:
-            if seen == version.seen:
-                return  # failed, and nothing has changed since
-            version.state, version.code, version.message = State.START, Code.OK, ""
-        unchanged = bool(seen) and seen == version.seen
-        version.seen, version.path = seen, path
-        if seen and (unchanged or versions.quiet_since(seen, self._settle_seconds)):
+        place = model.versions
+        if answering and answering.state == State.AVAILABLE and answering is not lent:
+            if answering.seen == seen:
+                answering.message = ""
+                return
+            place = model.coming
+        version = place.get(number)
+        if version and version.state == State.LOADING:
+            return
+        if version and version.failed and version.seen == seen:
+            return  # and nothing has changed since
+        if version is None or version.state != State.START:
+            version = place[number] = Version(model.entry.name, number, seen.directory)
+        if version.look(seen, self._settle_seconds):
+            self._bring(model, version)
+
+    def _bring(self, model: Model, version: Version) -> None:
+        if version.seen and version.seen.complete:
             version.state = State.LOADING
-            self._start(self._bring_up(model, version))
+            _start(self._loads, self._bring_up(model, version))
+            self._changed()
+        else:
+            missing = f"Could not find SavedModel .pb or .pbtxt at {version.path}"
+            self._fail(model, version, RequestError(Code.NOT_FOUND, missing))
 
     async def _bring_up(self, model: Model, version: Version) -> None:
-        where = f"{version.model} version {version.number}"
-        log.info("loading %s", where)
         try:
-            servable = await in_thread(
-                self._loader, self._load, version.model, version.number, version.path
-            )
+            async with model.loading:
+                await self._load_and_warm(version)
+        except asyncio.CancelledError:
+            version.state = State.END
+            raise
         except Exception as error:  # any: a broken file can raise anything at all
-            version.state, version.code = State.END, code_of(error)
-            if version.code == Code.OK:
-                version.code = Code.UNKNOWN
-            version.message = first_line(str(error)) or type(error).__name__
-            log.error("cannot load %s: %s", where, version.message)
+            if version.servable is not None:
+                servable, version.servable = version.servable, None
+                await in_thread(self._unloader, servable.close)
+            if version.unwanted:
+                version.state = State.END
+            else:
+                self._fail(model, version, error)
         else:
-            version.servable, version.state = servable, State.AVAILABLE
-            log.info("serving %s", where)
-            if model.removed:
-                self._retire(model, version)
+            self._serve(model, version)
         self._retire_unwanted(model)
         self._changed()
 
+    async def _load_and_warm(self, version: Version) -> None:
+        def load() -> Any:
+            servable = self._load(version.model, version.number, version.path)
+            if self._closed:  # nobody waits for it
+                servable.close()
+            return servable
+
+        if version.unwanted:
+            raise asyncio.CancelledError
+        log.info("loading %s version %d", version.model, version.number)
+        version.servable = await in_thread(self._loader, load)
+        if not version.unwanted:
+            await in_thread(self._loader, self._warm, version.servable)
+
+    def _serve(self, model: Model, version: Version) -> None:
+        """A loaded version begins to answer, in the place of an older one of the same number."""
+        version.state = State.AVAILABLE
+        if version.unwanted:
+            self._unload(version)
+            return
+        if model.coming.get(version.number) is version:
+            del model.coming[version.number]
+            self._retire(model.versions[version.number])
+            model.versions[version.number] = version
+        log.info("serving %s version %d", version.model, version.number)
+
+    def _fail(self, model: Model, version: Version, error: Exception) -> None:
+        version.state, version.code = State.END, code_of(error)
+        if version.code == Code.OK:
+            version.code = Code.UNKNOWN
+        version.message = cause(str(error)) or type(error).__name__
+        log.error("cannot load %s version %d: %s", version.model, version.number, version.message)
+        if model.coming.get(version.number) is version:
+            older = model.versions[version.number]
+            older.message = f"The files were replaced and cannot be loaded: {version.message}"
+        self._changed()
+
     def _retire_unwanted(self, model: Model) -> None:
+        if model.staged or model.removed:
+            return
         answering = model.available()
         if any(number in answering for number in model.wanted):
             for number in answering:
                 if number not in model.wanted:
-                    self._retire(model, model.versions[number])
+                    self._retire(model.versions[number])
+        for number in [number for number in model.coming if number not in model.wanted]:
+            self._retire(model.coming.pop(number))
         unwanted = [n for n in sorted(model.versions) if n not in model.wanted]
         ended = [n for n in unwanted if model.versions[n].state == State.END]
         for number in unwanted:
             if model.versions[number].state == State.START or number in ended[:-ENDED_KEPT]:
                 del model.versions[number]
 
-    def _retire(self, model: Model, version: Version) -> None:
+    def _retire(self, version: Version) -> None:
+        """Unloads a version after its last request, or ends its load."""
         if version.state == State.AVAILABLE:
-            version.state = State.UNLOADING
-            self._start(self._take_down(version))
+            self._unload(version)
+        elif version.state == State.LOADING and not version.unwanted:
+            version.unwanted = True
+            if version.servable is not None:  # it is being warmed up: closing ends that
+                _start(self._unloads, in_thread(self._unloader, version.servable.close))
+
+    def _remove(self, model: Model) -> None:
+        model.removed = True
+        for version in (*model.versions.values(), *model.coming.values()):
+            self._retire(version)
+
+    def _unload(self, version: Version) -> None:
+        version.state = State.UNLOADING
+        _start(self._unloads, self._take_down(version))
+        self._changed()
 
     async def _take_down(self, version: Version) -> None:
-        while version.users:
+        while version.users and not self._closed:
             version.unused.clear()
             await version.unused.wait()
         servable, version.servable, version.batchers = version.servable, None, {}
-        await in_thread(self._loader, servable.close)
+        await in_thread(self._unloader, servable.close)
         version.state = State.END
         log.info("unloaded %s version %d", version.model, version.number)
         self._changed()
 
-    def _start(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _settle(self, staged: list[Model]) -> None:
+        while True:
+            for model in staged:
+                await self._look(model)
+            if all(model.settled() for model in staged):
+                return
+            await asyncio.sleep(min(self._settle_seconds, SETTLE_POLL_SECONDS))
+
+    def _commit(self, staged: list[Model]) -> None:
+        """The staged models take the place of all others."""
+        old, self.models = self.models, {model.entry.name: model for model in staged}
+        for model in staged:
+            before, model.donor, model.staged = model.donor, None, False
+            if before is None:
+                continue
+            del old[model.entry.name]
+            before.removed = True
+            for version in (*before.versions.values(), *before.coming.values()):
+                if model.versions.get(version.number) is not version:
+                    self._retire(version)
+                    model.versions.setdefault(version.number, version)
+        for model in old.values():
+            self._remove(model)
+        for model in staged:
+            self._retire_unwanted(model)
         self._changed()
+
+    def _discard(self, staged: list[Model]) -> None:
+        """What was loaded for a list that is refused goes; its errors are reported."""
+        for model in staged:
+            model.removed = True
+            lent = set(model.donor.versions.values()) if model.donor else set()
+            for version in {*model.versions.values(), *model.coming.values()} - lent:
+                self._retire(version)
+                if model.donor and version.failed:
+                    model.donor.versions.setdefault(version.number, version)
+
+
+def _read(entry: ModelEntry) -> tuple[dict[int, Fingerprint], str]:
+    """The wanted versions on the disk and what they hold; what is wrong where there is none."""
+    path = entry.base_path
+    try:
+        present = versions.present(path)
+    except OSError as error:
+        return {}, f"cannot read {path}: {error.strerror}"
+    wanted = entry.policy.wanted(list(present))
+    if not present:
+        return {}, f"no version folder such as {path}/1"
+    if not wanted:
+        asked = ", ".join(map(str, entry.policy.versions))
+        return {}, f"{path} has none of the versions asked for ({asked})"
+    return {number: versions.fingerprint(present[number]) for number in wanted}, ""
+
+
+def _check(model: Model) -> None:
+    """Raises RequestError where a settled model cannot be served as its entry says."""
+    name, answering = model.entry.name, model.available()
+    if not answering:
+        reasons = [version.message for version in model.versions.values() if version.failed]
+        reason = model.problem or "; ".join(reasons)
+        raise RequestError(Code.UNKNOWN, f"Servable {name} did not become available: {reason}")
+    for version in model.entry.labels.values():
+        if version not in answering:
+            raise RequestError(
+                Code.FAILED_PRECONDITION,
+                f"Request to assign label to version {version} of model {name}, which is "
+                "not currently available for inference",
+            )
+
+
+def _start(tasks: set[asyncio.Task], work: Any) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable, *arguments: Any) -> Any:

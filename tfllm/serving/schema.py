@@ -152,6 +152,8 @@ class ServerOptions(Settings):
     key: str | None = None
     client_ca: str | None = None
     poll_seconds: float = 1.0
+    load_threads: int = 4
+    """Models that load at once; versions of one model load one after the other."""
     lame_duck_seconds: float = 2.0
     """After SIGTERM: not ready any more, and still answering, so that load balancers notice."""
     drain_seconds: float = 10.0

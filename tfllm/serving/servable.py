@@ -1,13 +1,15 @@
 """One loaded version of a SavedModel and its signatures, run the way TF Serving runs them.
 
 A TF1 session on the graph, not `tf.saved_model.load`: it is the server's own code path, gives the
-SignatureDefs as they are stored, and a call costs a fifth of the overhead. Operators of
-tensorflow-text are registered by importing it.
+SignatureDefs as they are stored, ends a run at its deadline, and a call costs a fifth of the
+overhead. Operators of tensorflow-text are registered by importing it.
 """
 
 from __future__ import annotations
 
-import threading
+import math
+import queue
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers its operators
 from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
 from tfllm.serving.schema import Code, RequestError, invalid
 from tfllm.serving.tensors import TensorSpec, from_proto
@@ -38,18 +42,57 @@ def code_of(error: BaseException) -> Code:
     return Code.UNKNOWN
 
 
-def session_config() -> Any:
-    """One core per call, no thread pool in between: requests are the parallelism."""
+def session_config(concurrent_runs: int) -> Any:
+    """One core for each run, in a thread that no other run has at the same time.
+
+    Not in the caller's own thread: there TensorFlow cannot end a run before it is done.
+    """
     return tf.compat.v1.ConfigProto(
         intra_op_parallelism_threads=1,
-        inter_op_parallelism_threads=-1,  # negative: in the caller's thread
+        session_inter_op_thread_pool=[
+            config_pb2.ThreadPoolOptionProto(num_threads=1) for _ in range(concurrent_runs)
+        ],
     )
+
+
+class Runner:
+    """A session's runs. Each has one of the session's threads to itself, and a time limit."""
+
+    def __init__(self, session: Any, concurrent_runs: int):
+        self._session = session
+        self._threads: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(concurrent_runs):
+            self._threads.put(index)
+        self.closed = False
+
+    def handle(self, tensor: str) -> Any:
+        """What `run` takes for a tensor of this name."""
+        return self._session.graph.get_tensor_by_name(tensor)._as_tf_output()
+
+    def run(self, feeds: dict[Any, np.ndarray], fetches: list[Any], seconds: float) -> list[Any]:
+        """Values of the handles `fetches`. DEADLINE_EXCEEDED after `seconds`: it is cancelled."""
+        thread = self._threads.get()
+        options = config_pb2.RunOptions(inter_op_thread_pool=thread)
+        if math.isfinite(seconds):
+            options.timeout_in_ms = max(1, math.ceil(seconds * 1e3))
+        buffer = pywrap_tf_session.TF_NewBufferFromString(options.SerializeToString())
+        try:
+            # `Session.run` without its bookkeeping, which costs more than a small model.
+            return self._session._call_tf_sessionrun(buffer, feeds, fetches, [], None)
+        finally:
+            pywrap_tf_session.TF_DeleteBuffer(buffer)
+            self._threads.put(thread)
+
+    def close(self) -> None:
+        """Cancels what runs, and frees the variables."""
+        self.closed = True
+        self._session.close()
 
 
 class Signature:
     """A named function of a servable: arrays in, arrays out."""
 
-    def __init__(self, name: str, definition: Any, session: Any):
+    def __init__(self, name: str, definition: Any, runner: Runner):
         self.name = name
         self.definition = definition
         self.inputs = {key: TensorSpec.of(definition.inputs[key]) for key in definition.inputs}
@@ -58,9 +101,9 @@ class Signature:
         # Fed and fetched in these orders.
         self.input_names = sorted(self.inputs)
         self.output_names = sorted(self.outputs)
-        self._call: Any = None
-        self._session = session
-        self._lock = threading.Lock()
+        self._runner = runner
+        self._feeds = [(name, runner.handle(self.inputs[name].tensor)) for name in self.input_names]
+        self._fetches = [runner.handle(self.outputs[name].tensor) for name in self.output_names]
 
     @property
     def batchable(self) -> bool:
@@ -92,28 +135,29 @@ class Signature:
             spec.check(name, complete[name])
         return complete
 
-    def run(self, arrays: Arrays) -> Arrays:
-        """Runs in the calling thread. Raises RequestError with TensorFlow's code and message."""
-        with self._lock:
-            if self._call is None:
-                self._call = self._callable()
+    def run(self, arrays: Arrays, seconds: float = math.inf) -> Arrays:
+        """Runs within `seconds`. Raises RequestError with TensorFlow's code and message."""
+        feeds = {handle: arrays[name] for name, handle in self._feeds}
         try:
-            results = self._call(*(arrays[name] for name in self.input_names))
+            results = self._runner.run(feeds, self._fetches, seconds)
         except tf.errors.OpError as error:
-            raise RequestError(code_of(error), first_line(error.message)) from None
+            raise self._failure(error, seconds) from None
         except UnicodeDecodeError as error:  # TensorFlow quotes bytes that are no text
-            raise invalid(first_line(error.object.decode("utf-8", "replace"))) from None
+            raise invalid(cause(error.object.decode("utf-8", "replace"))) from None
         except (TypeError, ValueError) as error:
-            raise invalid(first_line(str(error))) from None
+            raise invalid(cause(str(error))) from None
+        except RuntimeError:
+            if not self._runner.closed:
+                raise
+            raise unloaded() from None
         return dict(zip(self.output_names, map(as_array, results), strict=True))
 
-    def _callable(self) -> Any:
-        """Feeds and fetches bound once: a fifth of `Session.run`'s overhead, and no public form."""
-        options = config_pb2.CallableOptions(
-            feed=[self.inputs[name].tensor for name in self.input_names],
-            fetch=[self.outputs[name].tensor for name in self.output_names],
-        )
-        return self._session._make_callable_from_options(options)
+    def _failure(self, error: Any, seconds: float) -> RequestError:
+        if self._runner.closed:
+            return unloaded()
+        if isinstance(error, tf.errors.DeadlineExceededError) and math.isfinite(seconds):
+            return RequestError(Code.DEADLINE_EXCEEDED, f"Not done after {seconds:.3g} s.")
+        return RequestError(code_of(error), cause(error.message))
 
 
 def as_array(result: Any) -> np.ndarray:
@@ -121,35 +165,75 @@ def as_array(result: Any) -> np.ndarray:
     return np.asarray(result, object if isinstance(result, bytes) else None)
 
 
-def first_line(message: str) -> str:
-    """TensorFlow's message without the Python traceback of the graph's making."""
-    return str(message).split("\n", 1)[0].strip()[:1000]
+FRAME = re.compile(
+    r"Graph execution error:|Detected at node.*|Original stack trace.*|File \".*|<stack traces.*"
+    r"|\d+ root error\(s\) found\.|\[\[.*|(?:Errors may have )?originated from.*"
+)
+NUMBERED = re.compile(r"\(\d+\) [A-Z_]+: ")  # how one of several root errors begins
+NODE = re.compile(r"\{\{node ([^}]+)\}\}")
+CAUSE_CHARACTERS = 1000
+
+
+def cause(message: str) -> str:
+    """The line of TensorFlow's message that names the cause: not the frame, not a traceback.
+
+    Where the message names the graph's node, so does the line.
+    """
+    lines = [line.strip() for line in str(message).splitlines()]
+    plain = [NUMBERED.sub("", line) for line in lines if line and not FRAME.match(line)]
+    if not plain:
+        return " ".join(filter(None, lines))[:CAUSE_CHARACTERS]
+    framed = lines[0] == "Graph execution error:"
+    node = NODE.search(message) if framed else None
+    return plain[0][:CAUSE_CHARACTERS] + (f" (node {node[1]})" if node else "")
+
+
+def unloaded() -> RequestError:
+    """What a run gets whose version is closed meanwhile."""
+    return RequestError(Code.UNAVAILABLE, "The model was unloaded before the answer was ready.")
 
 
 class Servable:
-    """A version of a model in memory. `close()` frees it; no call may be running then."""
+    """A version of a model in memory. `close()` cancels its runs and frees it.
 
-    def __init__(self, name: str, version: int, path: Path):
+    `threads` of its runs may share one signature; each signature has one more to itself.
+    """
+
+    def __init__(self, name: str, version: int, path: Path, threads: int = 2):
         self.name, self.version, self.path = name, version, path
+        loader = SavedModelLoader(str(path))
+        meta_graph = loader.get_meta_graph_def_from_tags([SERVE_TAG])
+        self.definitions = dict(meta_graph.signature_def)
+        runs = threads + len(self.definitions)
         graph = tf.Graph()
         with graph.as_default():
-            self._session = tf.compat.v1.Session(graph=graph, config=session_config())
+            session = tf.compat.v1.Session(graph=graph, config=session_config(runs))
+            self.runner = Runner(session, runs)
             try:
-                meta_graph = tf.compat.v1.saved_model.loader.load(
-                    self._session, [SERVE_TAG], str(path)
-                )
-                self.definitions = dict(meta_graph.signature_def)
+                _restore(loader, session, path)
+                session._extend_graph()  # where there was nothing to restore, nothing has yet
                 self.signatures = {
-                    key: Signature(key, definition, self._session)
+                    key: Signature(key, definition, self.runner)
                     for key, definition in self.definitions.items()
                     if key != INIT_OP
                 }
             except BaseException:
-                self._session.close()
+                self.close()
                 raise
         graph.finalize()
 
     def close(self) -> None:
-        """Frees the graph and its variables."""
-        self._session.close()
+        """Ends its runs, frees the graph and its variables."""
+        self.runner.close()
         self.signatures = {}
+        self.definitions = {}
+
+
+def _restore(loader: SavedModelLoader, session: Any, path: Path) -> None:
+    try:
+        loader.load(session, [SERVE_TAG])
+    except ValueError:
+        index = path / "variables" / "variables.index"
+        if index.exists():
+            raise
+        raise RequestError(Code.NOT_FOUND, f"{index}; No such file or directory") from None

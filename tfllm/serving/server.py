@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from tfllm.serving.connections import protocol
 from tfllm.serving.grpc import ModelService, PredictionService
 from tfllm.serving.lifecycle import Models
 from tfllm.serving.observe import JsonLines, Metrics
-from tfllm.serving.schema import Code, ModelEntry, RequestError, ServerOptions
+from tfllm.serving.schema import ModelEntry, RequestError, ServerOptions
+from tfllm.serving.servable import Servable
 from tfllm.serving.service import Service
 
 log = logging.getLogger("tfllm.serving")
@@ -39,6 +41,7 @@ HEALTH_NAMES = (
 )
 TERMINATED = 128 + signal.SIGTERM
 CONNECTIONS_WAITING = 2048
+WARM_UP_PATIENCE = 10  # times `timeout_seconds`: first runs are slow
 
 
 class Server:
@@ -49,7 +52,7 @@ class Server:
         entries: Sequence[ModelEntry],
         options: ServerOptions | None = None,
         config_file: str | Path | None = None,
-        load: Callable = warmup.load,
+        load: Callable | None = None,
     ):
         self.options = options or ServerOptions()
         self.config_file = Path(config_file) if config_file else None
@@ -57,9 +60,9 @@ class Server:
         self.metrics = Metrics()
         self.draining = False
         self.rest_port = self.grpc_port = 0
-        self._load = load
+        self._load = load or partial(Servable, threads=self.options.batching.num_batch_threads)
         self._config_text: bytes | None = None
-        self._reloading = asyncio.Lock()
+        self._refused: tuple[list[ModelEntry], Any] | None = None
 
     @property
     def ready(self) -> bool:
@@ -70,7 +73,9 @@ class Server:
         """Opens both ports and begins to load. Raises SettingError where a port is taken."""
         options = self.options
         _check_tls(options)
-        self.models = Models(self._load, options.poll_seconds, self._changed)
+        self.models = Models(
+            self._load, options.poll_seconds, self._changed, self._warm, options.load_threads
+        )
         self.service = Service(self.models, options.limits, options.batching, self.metrics)
         self._health = health.aio.HealthServicer()
         self._changes: set[asyncio.Task] = set()
@@ -85,10 +90,6 @@ class Server:
         self._http = _HttpServer(self._http_config())
         self._http_task = asyncio.create_task(self._http.serve(sockets=[listening]))
         self.models.apply(self.entries)
-        for entry in self.entries:
-            self.models.label(entry.name, entry.labels, must_answer=False)
-        if self.config_file:
-            self._config_text = self.config_file.read_bytes()
         await self._publish_health()
         self._poll_task = asyncio.create_task(self._poll())
 
@@ -129,18 +130,19 @@ class Server:
         await self.use(tfserving.entries(config))
 
     async def use(self, entries: list[ModelEntry]) -> None:
-        """Replaces the models. Raises RequestError where one of them cannot be served."""
-        async with self._reloading:
-            self.entries = entries
-            self.models.apply(entries)
-            await self.models.wait_settled(self.options.poll_seconds)
-            for entry in entries:
-                if not self.models.models[entry.name].available():
-                    raise RequestError(
-                        Code.UNKNOWN, f"Servable {entry.name} did not become available."
-                    )
-            for entry in entries:
-                self.models.label(entry.name, entry.labels)
+        """Replaces the models, all or none. RequestError where one of them cannot be served.
+
+        It goes on to its end even where nobody waits for it any more.
+        """
+        await asyncio.shield(self._spawn(self._use(entries)))
+
+    async def _use(self, entries: list[ModelEntry]) -> None:
+        await self.models.change(entries)
+        self.entries, self._refused = entries, None
+
+    def _warm(self, servable: Any) -> None:
+        """In a thread. A request of the warm-up may take some times what a client's may."""
+        warmup.replay(servable, WARM_UP_PATIENCE * self.options.limits.timeout_seconds)
 
     async def _poll(self) -> None:
         while True:
@@ -152,7 +154,10 @@ class Server:
             await asyncio.sleep(self.options.poll_seconds)
 
     async def _poll_config(self) -> None:
-        """A changed configuration file is applied; a wrong one is reported once and left."""
+        """A changed configuration file is applied; a wrong one is reported once and left.
+
+        One whose models cannot be served is tried again when something else lies on the disk.
+        """
         if self.config_file is None:
             return
         try:
@@ -160,21 +165,29 @@ class Server:
         except OSError:
             return
         if text == self._config_text:
+            if self._refused:
+                entries, then = self._refused
+                if await self.models.glance(entries) != then:
+                    self._refused = None
+                    self._spawn(self._use_quietly(entries))
             return
-        self._config_text = text
+        self._config_text, self._refused = text, None
         try:
             entries = tfserving.read_models(self.config_file)
         except TfllmError as error:
             log.error("the configuration stays as it was: %s", error)
             return
-        self._spawn(self._use_quietly(entries))
+        if entries != self.entries:
+            self._spawn(self._use_quietly(entries))
 
     async def _use_quietly(self, entries: list[ModelEntry]) -> None:
+        seen = await self.models.glance(entries)
         try:
-            await self.use(entries)
+            await self._use(entries)
             log.info("applied %s", self.config_file)
         except RequestError as error:
-            log.error("%s: %s", self.config_file, error.message)
+            self._refused = entries, seen
+            log.error("%s: %s. The configuration stays as it was.", self.config_file, error.message)
 
     def _changed(self) -> None:
         states = [
@@ -185,10 +198,11 @@ class Server:
         self.metrics.versions(states)
         self._spawn(self._publish_health())
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task:
         task = asyncio.get_running_loop().create_task(work)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
+        return task
 
     async def _publish_health(self) -> None:
         status = health_pb2.HealthCheckResponse.ServingStatus

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +30,9 @@ from tfllm.serving.tensors import from_proto, to_proto
 
 METADATA_FIELD = "signature_def"
 Arrays = dict[str, np.ndarray]
+
+# When the request that is being answered must be done, on `time.monotonic`'s clock.
+DEADLINE: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 @dataclass(frozen=True)
@@ -186,18 +191,20 @@ class Service:
                 signature, self.lanes, self.limits,
                 partial(self.metrics.batch, version.model),
             )  # fmt: skip
-        return await batcher.submit(inputs)
+        return await batcher.submit(inputs, DEADLINE.get())
 
     @contextlib.asynccontextmanager
     async def answering(self, model: str, method: str, entrypoint: str, seconds: float | None):
         """Times and counts a request, and ends it at its deadline."""
         started = time.monotonic()
         code = Code.OK
-        allowed = self.limits.timeout_seconds
+        # A new list of models takes the time that loading takes.
+        allowed = math.inf if method == "reload" else self.limits.timeout_seconds
         seconds = allowed if seconds is None else min(seconds, allowed)
         self.metrics.in_flight.inc()
+        token = DEADLINE.set(started + seconds)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds if math.isfinite(seconds) else None):
                 yield
         except TimeoutError:
             code = Code.DEADLINE_EXCEEDED
@@ -209,6 +216,7 @@ class Service:
             code = code_of(error)
             raise
         finally:
+            DEADLINE.reset(token)
             self.metrics.in_flight.dec()
             known = model if model in self.models.models else UNKNOWN_MODEL
             self.metrics.request(known, method, entrypoint, code, time.monotonic() - started)

@@ -5,13 +5,35 @@ from __future__ import annotations
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 MAX_VERSION = 2**63 - 1
 INTEGER = re.compile(r"[0-9]+")
+GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
 
-# Path, size and modification time of every file: equal means that nothing was written in between.
-Fingerprint = tuple[tuple[str, int, int], ...]
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a version directory holds: equal means that nothing was written or replaced in between.
+
+    `files` has of every file the path in the directory, the size, and the times in nanoseconds of
+    the last change of its content and of its inode: the last cannot be set, so that a copy that
+    keeps the content's time is another file all the same.
+    """
+
+    directory: Path
+    files: tuple[tuple[str, int, int, int], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a graph to load."""
+        return any(name in GRAPH_FILES for name, *_ in self.files)
+
+    def quiet_since(self, seconds: float) -> bool:
+        """Whether the last write lies `seconds` back: so it is where a version was renamed."""
+        newest = max((time for _, _, *times in self.files for time in times), default=0)
+        return 0 < newest <= time.time_ns() - seconds * 1e9
 
 
 def present(base_path: str | Path) -> dict[int, Path]:
@@ -28,21 +50,21 @@ def present(base_path: str | Path) -> dict[int, Path]:
 
 
 def fingerprint(directory: Path) -> Fingerprint:
-    """What a version directory holds right now; empty while it has no saved_model.pb."""
+    """What a version directory holds right now, folders behind symbolic links included."""
     files = []
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            path = os.path.join(folder, name)
+    walked: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        for path in (folder, *(os.path.join(folder, name) for name in names)):
             try:
                 status = os.stat(path)
             except OSError:
                 continue  # gone between listing and reading: the next look will differ
-            files.append((path, status.st_size, status.st_mtime_ns))
-    saved = any(Path(path).name.startswith("saved_model.pb") for path, _, _ in files)
-    return tuple(sorted(files)) if saved else ()
-
-
-def quiet_since(seen: Fingerprint, seconds: float) -> bool:
-    """Whether the last write lies `seconds` back: so it is where a version was renamed."""
-    newest = max((modified for _, _, modified in seen), default=0)
-    return 0 <= newest <= time.time_ns() - seconds * 1e9
+            if path == folder:
+                if (status.st_dev, status.st_ino) in walked:  # a link to a folder above
+                    folders.clear()
+                    break
+                walked.add((status.st_dev, status.st_ino))
+                continue
+            name = os.path.relpath(path, directory)
+            files.append((name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return Fingerprint(directory, tuple(sorted(files)))

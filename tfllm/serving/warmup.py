@@ -6,6 +6,7 @@ A request that fails makes the load fail: a version that cannot answer its own e
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,11 @@ REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MOST_RECORDS = 1000
 
 
-def load(name: str, number: int, path: Path) -> Servable:
-    """A servable, loaded and warm. Raises whatever loading and running raise."""
-    servable = Servable(name, number, path)
-    try:
-        replay(servable)
-    except BaseException:
-        servable.close()
-        raise
-    return servable
+def replay(servable: Servable, seconds: float = math.inf) -> int:
+    """Runs the recorded requests in order, each within `seconds`; how many there were.
 
-
-def replay(servable: Servable) -> int:
-    """Runs the recorded requests in order; how many there were."""
+    Raises whatever running raises, with the number of the record that failed.
+    """
     path = servable.path / REQUESTS_FILE
     if not path.exists():
         return 0
@@ -49,44 +42,49 @@ def replay(servable: Servable) -> int:
             log.ParseFromString(record)
         except Exception:
             raise invalid(f"Failed to parse warmup record {count} from {path}") from None
-        _run(servable, log)
+        try:
+            _run(servable, log, seconds)
+        except RequestError as error:
+            raise RequestError(error.code, f"warmup record {count}: {error.message}") from None
     return count
 
 
-def _run(servable: Servable, log: Any) -> None:
+def _run(servable: Servable, log: Any, seconds: float) -> None:
     kind = log.WhichOneof("log_type")
     if kind is None:
         return
     if kind == "predict_log":
         request = log.predict_log.request
-        _predict(servable, request.model_spec.signature_name, request.inputs)
+        _predict(servable, request.model_spec.signature_name, request.inputs, seconds)
     elif kind == "classify_log":
         request = log.classify_log.request
         signature = examples.classification_signature(servable, request.model_spec.signature_name)
-        _examples(signature, request.input, examples.classification)
+        _examples(signature, request.input, examples.classification, seconds)
     elif kind == "regress_log":
         request = log.regress_log.request
         signature = examples.regression_signature(servable, request.model_spec.signature_name)
-        _examples(signature, request.input, examples.regression)
+        _examples(signature, request.input, examples.regression, seconds)
     elif kind == "multi_inference_log":
         request = log.multi_inference_log.request
         for task in request.tasks:
             classify = task.method_name == examples.CLASSIFY_METHOD
             find = examples.classification_signature if classify else examples.regression_signature
             finish = examples.classification if classify else examples.regression
-            _examples(find(servable, task.model_spec.signature_name), request.input, finish)
+            signature = find(servable, task.model_spec.signature_name)
+            _examples(signature, request.input, finish, seconds)
     else:
         raise RequestError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
 
 
-def _predict(servable: Servable, name: str, inputs: Any) -> None:
+def _predict(servable: Servable, name: str, inputs: Any, seconds: float) -> None:
     name = name or DEFAULT_SIGNATURE
     signature = servable.signatures.get(name)
     if signature is None:
         raise RequestError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-    signature.run(signature.check({key: from_proto(inputs[key]) for key in inputs}))
+    arrays = signature.check({key: from_proto(inputs[key]) for key in inputs})
+    signature.run(arrays, seconds)
 
 
-def _examples(signature: Signature, input_proto: Any, finish: Any) -> None:
+def _examples(signature: Signature, input_proto: Any, finish: Any, seconds: float) -> None:
     rows = examples.serialized(input_proto)
-    finish(signature.run({examples.INPUTS: rows}), len(rows))
+    finish(signature.run({examples.INPUTS: rows}, seconds), len(rows))
