@@ -36,30 +36,52 @@ def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
     Raises SettingError naming file, line and the nearest known key.
     """
     data, lines = read_yaml(path)
-    for override in overrides:
-        keys, value = parse_override(override)
-        data = replaced(data, keys, value, override)
-    return build(data, kind, source=str(path), lines=lines)
+    return build(data, kind, source=str(path), lines=lines, overrides=overrides)
 
 
-def build(data: Any, kind: type[S], source: str = "settings", lines: Lines | None = None) -> S:
-    """Checks plain data against `kind`. `lines` maps a key's path to its line in `source`."""
+def build(
+    data: Any,
+    kind: type[S],
+    source: str = "settings",
+    lines: Lines | None = None,
+    overrides: Sequence[str] = (),
+) -> S:
+    """Checks plain data, with `overrides` applied, against `kind`.
+
+    `lines` maps a key's path to its line in `source`. Raises SettingError, which names the line or
+    the override that is wrong.
+    """
     if not isinstance(data, Mapping):
         raise SettingError(
             f"{source}: expected a mapping of settings, found {type(data).__name__}."
         )
+    whole = overridden(data, overrides)
     try:
         # Through JSON: there a list may fill a tuple and a text a path, and nothing else bends.
-        return kind.model_validate_json(json.dumps(data))
+        return kind.model_validate_json(json.dumps(whole))
     except ValidationError as error:
-        raise SettingError(_explain(error, data, kind, source, lines or {})) from None
+        if overrides and (at_fault := _overrides_at_fault(error, data, whole, kind, overrides)):
+            source, lines = " ".join(f"--set {text}" for text in at_fault), {}
+        raise SettingError(_explain(error, whole, kind, source, lines or {})) from None
     except TypeError as error:
         raise SettingError(f"{source}: {error}.") from None
 
 
+def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of plain data with the values of `dotted.key=value` texts in it. SettingError."""
+    whole = dict(data)
+    for override in overrides:
+        keys, value = parse_override(override)
+        whole = replaced(whole, keys, value, override)
+    return whole
+
+
 def dump(settings: BaseModel) -> str:
-    """The settings as YAML, in the order of their declaration, unset optional parts left out."""
-    data = json.loads(settings.model_dump_json(exclude_none=True))
+    """The settings as YAML, in the order of their declaration, unset optional parts left out.
+
+    A null stays where null is not the default, so that reading gives the same settings.
+    """
+    data = _said(settings, json.loads(settings.model_dump_json()))
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
@@ -136,6 +158,49 @@ def _collect_lines(node: Any, path: tuple[str, ...], lines: dict, source: str) -
             )
         lines[here] = key.start_mark.line + 1
         _collect_lines(value, here, lines, source)
+
+
+def _said(value: Any, data: Any) -> Any:
+    """The JSON `data` of a value without those fields that are null by default."""
+    if isinstance(value, BaseModel):
+        fields = {field.alias or name: (name, field) for name, field in _fields_of(value)}
+        kept = {}
+        for key, inner in data.items():
+            name, field = fields.get(key, (key, None))
+            default = ... if field is None else field.get_default(call_default_factory=True)
+            if inner is not None or default is not None:  # an undeclared key has no default
+                kept[key] = _said(getattr(value, name), inner)
+        return kept
+    if isinstance(value, Mapping):
+        return {key: _said(inner, data[key]) for key, inner in value.items() if key in data}
+    if isinstance(value, list | tuple):
+        return [_said(inner, other) for inner, other in zip(value, data, strict=True)]
+    return data
+
+
+def _fields_of(settings: BaseModel) -> Any:
+    return type(settings).model_fields.items()
+
+
+def _overrides_at_fault(
+    error: ValidationError, data: Any, whole: Any, kind: type[BaseModel], overrides: Sequence[str]
+) -> list[str]:
+    """The overrides that the first problem is about; none where it is the file's own."""
+    path = tuple(_written(tuple(str(part) for part in error.errors()[0]["loc"]), whole))
+    found = []
+    for text in overrides:
+        keys, _ = parse_override(text)
+        if keys[: len(path)] == path or path[: len(keys)] == keys:
+            found.append((len(path) >= len(keys), text))
+    exact = [text for is_exact, text in found if is_exact]
+    if exact:
+        return exact[-1:]  # the last one counts
+    try:
+        kind.model_validate_json(json.dumps(data))
+    except ValidationError as before:
+        if before.errors()[0]["loc"] == error.errors()[0]["loc"]:
+            return []
+    return [text for _, text in found]
 
 
 def _explain(

@@ -54,12 +54,9 @@ class Settings(Reading, GivenSettings):
 def settings_for(model: str, path: str, overrides: Sequence[str] = ()) -> Settings:
     """Settings for reading `path`. Raises SettingError for an unknown key in `overrides`."""
     data: dict[str, Any] = dict(_recorded(Path(model), path))
-    for override in overrides:
-        keys, value = config.parse_override(override)
-        if keys == ("columns",) or keys == ("format",):
-            data.pop("columns", None)
-        data = config.replaced(data, keys, value, override)
-    return config.build(data, Settings, source="--set")
+    if any(config.parse_override(each)[0] in (("columns",), ("format",)) for each in overrides):
+        data.pop("columns", None)
+    return config.build(data, Settings, source="--set", overrides=overrides)
 
 
 def _recorded(model: Path, path: str) -> dict[str, Any]:

@@ -168,11 +168,8 @@ def profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     Raises SettingError naming the known profiles.
     """
     if name in PROFILES:
-        data = PROFILES[name]
-        for override in overrides:
-            keys, value = config.parse_override(override)
-            data = config.replaced(data, keys, value, override)
-        return config.build(data, Profile, source=f"profile {name}")
+        source = f"profile {name}"
+        return config.build(PROFILES[name], Profile, source=source, overrides=overrides)
     if Path(name).suffix in (".yaml", ".yml"):
         return config.load(name, Profile, overrides)
     raise SettingError(
