@@ -1,4 +1,5 @@
-"""SIGTERM ends a command with 143 and nothing on stderr, whatever Python was doing when it came."""
+"""SIGTERM ends a command with 143 and nothing on stderr, whatever Python was doing when it came;
+SIGHUP with 129, unless it is ignored."""
 
 import subprocess
 import sys
@@ -29,8 +30,8 @@ PLACES = {
 COMMAND = """
 import os, signal, sys, time
 from tfllm import cli
-def stop():
-    os.kill(os.getpid(), signal.SIGTERM)
+def stop(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
 def verb(arguments, prog_name):
     exec(sys.argv[1], globals())
 cli._application = lambda name: verb
@@ -38,9 +39,9 @@ cli.main(['inspect'])
 """
 
 
-def ended(happens):
+def ended(happens, before=()):
     return subprocess.run(
-        [sys.executable, "-c", COMMAND, happens],
+        [*before, sys.executable, "-c", COMMAND, happens],
         capture_output=True,
         text=True,
         timeout=40,
@@ -58,3 +59,14 @@ def test_it_arrives(place):
 def test_a_fault_without_it_stays_a_fault():
     process = ended("raise RuntimeError('ours')")
     assert process.returncode == 1 and "RuntimeError: ours" in process.stderr
+
+
+def test_a_terminal_that_goes_ends_a_command_too():
+    happens = "try:\n    stop(signal.SIGHUP)\nfinally:\n    print('removed', flush=True)"
+    process = ended(happens)
+    assert (process.returncode, process.stdout, process.stderr) == (129, "removed\n", "")
+
+
+def test_under_nohup_it_does_not():
+    process = ended("stop(signal.SIGHUP)\nprint('goes on', flush=True)", before=["nohup"])
+    assert process.returncode == 0 and process.stdout == "goes on\n"

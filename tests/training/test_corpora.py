@@ -4,8 +4,10 @@ import pytest
 
 from tfllm import config
 from tfllm.data.corpus import open_corpus
-from tfllm.errors import SettingError
+from tfllm.data.settings import CorpusDocuments
+from tfllm.errors import DataError, SettingError
 from tfllm.tokenizers import files
+from tfllm.training import inputs
 from tfllm.training.corpora import CorpusRecipe, prepare_corpus
 
 TEXT = "One two three. Four five!\nSix seven. Eight nine ten.\n" * 20
@@ -96,3 +98,16 @@ def test_a_corpus_is_not_prepared_again(tmp_path, text):
     corpus = prepared(tmp_path, text, tokenizer=LEARNED)
     with pytest.raises(SettingError, match="is a prepared corpus already"):
         prepared(tmp_path, str(corpus.directory), "again", tokenizer=LEARNED)
+
+
+def test_shards_that_were_changed_since_the_start_are_read_whole(tmp_path, text):
+    documents = CorpusDocuments(prepared(tmp_path, text, tokenizer=LEARNED))
+    inputs.check_shards(documents, since=0.0)
+    shard = next((tmp_path / "out").glob("shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    inputs.check_shards(documents, since=float("inf"))
+    with pytest.raises(DataError, match="damaged"):
+        inputs.check_shards(documents, since=0.0)
+    inputs.check_shards([{"text": "of a file"}], since=0.0)

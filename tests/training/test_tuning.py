@@ -138,19 +138,68 @@ def test_the_recipes_own_values(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("measure", "values", "keeps_best", "expected"),
+    ("direction", "values", "keeps_best", "expected"),
     [
-        ("loss", [3.0, 1.0, 2.0], True, 1.0),
-        ("loss", [3.0, 1.0, 2.0], False, 2.0),
-        ("accuracy", [0.3, 0.9, 0.5], True, 0.9),
-        ("perplexity", [9.0, 4.0], True, 4.0),
-        ("accuracy", [0.3, float("nan")], True, 0.3),
-        ("accuracy", [0.3, float("nan")], False, None),
-        ("accuracy", [], True, None),
+        ("minimize", [3.0, 1.0, 2.0], True, 1.0),
+        ("minimize", [3.0, 1.0, 2.0], False, 2.0),
+        ("maximize", [0.3, 0.9, 0.5], True, 0.9),
+        ("maximize", [None, 0.3, None], True, 0.3),
+        ("maximize", [0.3, None], False, None),
+        ("maximize", [None, None], True, None),
+        ("maximize", [], True, None),
     ],
 )
-def test_what_a_trial_counts(measure, values, keeps_best, expected):
-    assert trials.value_of(measure, values, keeps_best) == expected
+def test_what_a_trial_counts(direction, values, keeps_best, expected):
+    assert trials.value_of(direction, values, keeps_best) == expected
+
+
+# The same `train` with the values of a file, as measurements of the measure in the recipe.
+SCRIPTED = """
+import json, pathlib, sys, yaml
+recipe = yaml.safe_load(open(sys.argv[1]))
+run = pathlib.Path(sys.argv[3])
+run.mkdir(parents=True, exist_ok=True)
+values = json.loads((pathlib.Path(__file__).parent / "values.json").read_text())
+name = "validation_" + recipe["evaluate"]["best"]
+rows = values[str(recipe["train"]["batch_size"])]
+lines = [json.dumps({"step": n + 1, "epoch": n + 1.0, name: v}) for n, v in enumerate(rows)]
+(run / "metrics.jsonl").write_text("\\n".join(lines) + "\\n")
+(run / "summary.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def scripted(tmp_path, trainer):
+    def write(values):
+        (tmp_path / "trainer.py").write_text(SCRIPTED)
+        (tmp_path / "values.json").write_text(json.dumps(values))
+
+    return write
+
+
+def test_a_search_keeps_the_lowest_error(tmp_path, scripted):
+    scripted({"16": [0.5, 0.4], "32": [0.2, 0.9]})
+    of = recipe(tmp_path, task={"problem": "regression"}, evaluate={"best": "mae"})
+    tuned = tune(tmp_path, 4, of, {"train.batch_size": {"choices": [16, 32]}})
+    assert tuned.best["value"] == 0.2 and tuned.best["values"] == {"train.batch_size": 32}
+    assert json.loads((tuned.folder / "trials.json").read_text())["direction"] == "lower is better"
+
+
+def test_undefined_measurements_are_no_values(tmp_path, scripted):
+    scripted({"16": [None, 0.7, None], "32": [None, None]})
+    of = recipe(tmp_path, evaluate={"best": "auc"}, train={"batch_size": 16})
+    tuned = tune(tmp_path, 3, of, {"train.batch_size": {"choices": [16, 32]}})
+    assert tuned.best["value"] == 0.7 and tuned.best["measurements"][:2] == [None, 0.7]
+    rows = json.loads((tuned.folder / "trials.json").read_text())["trials"]
+    undefined = [row for row in rows if row["values"]["train.batch_size"] == 32]
+    assert all("auc is undefined on the validation data" in row["error"] for row in undefined)
+
+
+def test_a_search_whose_measure_is_never_defined_says_so(tmp_path, scripted):
+    scripted({"16": [None], "32": [None]})
+    of = recipe(tmp_path, evaluate={"best": "auc"})
+    with pytest.raises(SettingError, match="auc is undefined on the validation data"):
+        tune(tmp_path, 5, of, {"train.batch_size": {"choices": [16, 32]}})
 
 
 def test_a_search(tmp_path, trainer):

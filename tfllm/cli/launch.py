@@ -16,6 +16,7 @@ import typer
 from tfllm.cli import INTERRUPTED
 from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
 from tfllm.training import cluster as clusters
+from tfllm.training import stopping
 from tfllm.training.cluster import Cluster
 
 EXAMPLES = """
@@ -75,7 +76,7 @@ def _together(arguments: Sequence[str], count: int, folder: Path, again: Sequenc
     asked: list[int] = []  # signals from outside
     before = {
         number: signal.signal(number, lambda number, _: asked.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in stopping.asking()
     }
     processes: list[subprocess.Popen] = []
     try:
@@ -132,6 +133,8 @@ def _wait(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None
     """Waits until all have ended; the first that failed, which ends the others, or None."""
     failed, passed, sent = None, float("inf"), 0
     while any(process.poll() is None for process in processes):
+        if asked[sent:]:
+            stopping.leave_lost_terminal()
         for number in asked[sent:]:
             for process in processes:
                 if process.poll() is None:

@@ -1,4 +1,4 @@
-"""SIGTERM as an exit that arrives, wherever Python is when it comes."""
+"""SIGTERM and SIGHUP as an exit that arrives, wherever Python is when they come."""
 
 from __future__ import annotations
 
@@ -9,43 +9,48 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-STATUS = 143  # the shell's status for a command stopped by SIGTERM
+from tfllm.training.stopping import asking, leave_lost_terminal
+
+SIGNAL_STATUS = 128  # the shell's status for a command stopped by a signal: this plus its number
 AGAIN_SECONDS = 2.0  # until a SIGTERM that was not heard is told again
 
 
 @contextlib.contextmanager
 def as_exit() -> Iterator[None]:
-    """SIGTERM leaves the block as SystemExit(143), so that files under temporary names are removed.
+    """SIGTERM leaves the block as SystemExit(143), so that files under temporary names are removed;
+    SIGHUP (a terminal that goes) as SystemExit(129), unless it is ignored, as under nohup.
 
     Python raises it in whatever it is doing. That may be a function that C++ called, and C++ may
     drop it: it is raised again every 2 s until something handles it. Or C++ makes another exception
     of it: what then leaves the block is the exit all the same. Or it is a finalizer, whose
     exceptions Python prints as ignored: those are not shown.
     """
-    told = False
+    told = 0
 
     def tell(number: int, frame: FrameType | None) -> None:
         nonlocal told
-        told = True
+        told = number if number != signal.SIGALRM else told
+        leave_lost_terminal()
         signal.signal(signal.SIGALRM, tell)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         if sys.exc_info()[0] is not SystemExit:  # else it was heard, and files are being removed
-            sys.exit(STATUS)
+            sys.exit(SIGNAL_STATUS + told)
 
     def ignored(exception: Any) -> None:
         if not told:
             show(exception)
 
     show, sys.unraisablehook = sys.unraisablehook, ignored
-    before = signal.signal(signal.SIGTERM, tell)
+    before = {number: signal.signal(number, tell) for number in asking() if number != signal.SIGINT}
     try:
         yield
     except BaseException as error:
         if told:
-            raise SystemExit(STATUS) from error
+            raise SystemExit(SIGNAL_STATUS + told) from error
         raise
     finally:
         if told:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         sys.unraisablehook = show

@@ -14,6 +14,7 @@ from tfllm.cli import INTERRUPTED
 from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
 
 if TYPE_CHECKING:
+    from tfllm.training.recipe import Recipe
     from tfllm.training.run import Run
 
 EXAMPLES = """
@@ -97,22 +98,32 @@ def _train(
 
     if is_chief:
         files.check_free(directory, resume)
-
-    from tfllm.evaluation.metrics import measure
-    from tfllm.training.run import train as run_training
-
-    run = run_training(settings, directory, resume, measure)
+        with files.locked(directory):
+            run = _run(settings, directory, resume)
+            if run.signal is None:
+                _export(settings.export, run)
+    else:  # of several workers the first alone writes
+        run = _run(settings, directory, resume)
     if run.signal is not None:
         again = ["tfllm", "train", str(recipe)]
         again += [part for override in overrides for part in ("--set", override)]
         again += ["--output", str(directory), "--resume"]
         print(f"tfllm: stopped; the state is saved. Go on with: {' '.join(again)}", file=sys.stderr)
-        # Ctrl-C is a wish to break off; SIGTERM is how schedulers ask for a clean end.
-        return INTERRUPTED if run.signal == signal.SIGINT else 0
-    if is_chief:
-        _export(settings.export, run)
+    elif is_chief:
         _report(run)
-    return 0
+    return _status(run)
+
+
+def _status(run: Run) -> int:
+    """Ctrl-C is a wish to break off; SIGTERM is how schedulers ask for a clean end."""
+    return INTERRUPTED if run.signal == signal.SIGINT else 0
+
+
+def _run(settings: Recipe, directory: Path, resume: bool) -> Run:
+    from tfllm.evaluation.metrics import measure
+    from tfllm.training.run import train as run_training
+
+    return run_training(settings, directory, resume, measure, locked=True)
 
 
 def _export(names: Iterable[str], run: Run) -> None:
@@ -129,7 +140,7 @@ SHOWN_TEXTS = ("bleu", "chrf", "ter", "rouge_l", "length_ratio")
 
 def _report(run: Run) -> None:
     """A few lines about the run on stderr, its directory on stdout."""
-    from tfllm.training.callbacks import shown
+    from tfllm.training.callbacks import shown, value_text
 
     summary = run.summary
     lines = [
@@ -137,7 +148,11 @@ def _report(run: Run) -> None:
         f"padding {summary['padding']:.0%}, {summary['precision']}"
     ]
     if best := summary.get("best"):
-        lines.append(f"best {best['measure']} {best['value']:.4f} at step {best['step']}")
+        lines.append(
+            f"{best['measure']} was undefined in every measurement: the last checkpoint is kept"
+            if best["value"] is None
+            else f"best {best['measure']} {value_text(best['value'])} at step {best['step']}"
+        )
     elif summary.get("validation"):
         lines.append(f"validation: {shown(summary['validation'])}")
     if texts := summary.get("texts"):

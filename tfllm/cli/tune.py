@@ -50,15 +50,13 @@ def tune(
     from tfllm.training.recipe import Recipe
 
     data, lines = config.read_yaml(recipe)
-    for override in overrides:
-        keys, value = config.parse_override(override)
-        data = config.replaced(data, keys, value, override)
-    settings = config.build(data, Recipe, source=str(recipe), lines=lines)
+    settings = config.build(data, Recipe, source=str(recipe), lines=lines, overrides=overrides)
+    data = config.overridden(data, overrides)
 
     from tfllm.training.tuning import search
     from tfllm.training.tuning.space import read
 
-    measure = search.measure_of(settings)
+    measure, _ = search.measure_of(settings)
     found = read(space, data)
     folder = output or Path("runs") / f"{settings.name}-tune"
     _say(f"{trials} trials in '{folder}', compared by {measure} on the validation data")

@@ -7,6 +7,7 @@ number.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -84,6 +85,8 @@ def regression(answers: Answers, examples: Examples) -> dict[str, Any]:
     """
     predicted = np.array([float(answer["label"]) for answer in answers])
     gold = np.array([number(example) for example in examples])
+    if not np.isfinite(predicted).all():  # of a broken model
+        return dict.fromkeys(("pearson", "spearman", "mse", "mae"))
     return {
         **correlations(predicted, gold),
         "mse": float(sk.mean_squared_error(gold, predicted)),
@@ -92,8 +95,9 @@ def regression(answers: Answers, examples: Examples) -> dict[str, Any]:
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
-    """Pearson's r and Spearman's rho; None where one side is constant or has one value."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    """Pearson's r and Spearman's rho; None where one side is constant, has one value or NaN."""
+    usable = len(first) > 1 and bool(np.isfinite([first, second]).all())
+    if not usable or np.ptp(first) == 0 or np.ptp(second) == 0:
         return {"pearson": None, "spearman": None}
     return {
         "pearson": float(stats.pearsonr(first, second).statistic),
@@ -101,8 +105,15 @@ def correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | Non
     }
 
 
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy over the bins."""
+def calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
+) -> float | None:
+    """Expected calibration error: the mean distance of confidence and accuracy over the bins.
+
+    None where a confidence is not a number.
+    """
+    if not np.isfinite(confidence).all():
+        return None
     table = calibration_bins(confidence, correct, bins)
     return float(
         sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in table)
@@ -141,13 +152,16 @@ def score_matrix(answers: Answers, labels: Sequence[str]) -> np.ndarray:
 def number(example: dict[str, Any]) -> float:
     """The example's label as a number."""
     try:
-        return float(example["label"])
+        value = float(example["label"])
     except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
         where = f"{example['_where']}: " if "_where" in example else ""
         raise DataError(
             f"{where}the label {example['label']!r} is not a number, and this model answers with "
             "one. Name the column that holds it: --set columns.label=NAME."
-        ) from None
+        )
+    return value
 
 
 def _averages(gold, predicted, present: list[int] | None) -> dict[str, float]:
@@ -198,7 +212,9 @@ def _auc(gold: np.ndarray, scores: np.ndarray) -> float | None:
 
 
 def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:
-    return float(sk.roc_auc_score(gold, score)) if 0 < np.sum(gold) < len(gold) else None
+    if not 0 < np.sum(gold) < len(gold) or not np.isfinite(score).all():
+        return None
+    return float(sk.roc_auc_score(gold, score))
 
 
 def _indicator(chosen: Any, labels: Sequence[str], example: dict[str, Any]) -> list[int]:

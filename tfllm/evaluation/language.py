@@ -24,6 +24,7 @@ from tfllm.tasks.causal_lm import CausalLM, lines_of, messages_of
 from tfllm.tasks.packing import pieces
 from tfllm.tokenizers.base import Tokenizer
 
+LARGEST_LOSS = 700.0  # e to more is above the largest float64
 # Scores of the whole vocabulary for every token of a batch are in memory at once.
 BATCH_BYTES = 256 * 2**20
 
@@ -161,7 +162,7 @@ def language(answers: Sequence[Answer], examples: Sequence[Example], measure: st
     if not tokens:
         raise DataError("The texts have no token that could be told from others. Give longer ones.")
     result: dict[str, Any] = {
-        "perplexity": _exp(-total["log_probability"] / tokens),
+        "perplexity": perplexity(-total["log_probability"] / tokens),
         "loss": -total["log_probability"] / tokens,
     }
     if measure == "last_word":
@@ -216,5 +217,6 @@ def _row(number: int, text: Scored, begin: int, end: int, told: int) -> Row:
     return Row(number, text.ids[begin:end], np.where(counts, text.ids[places], IGNORED))
 
 
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+def perplexity(loss: float) -> float:
+    """e to the mean loss of the tokens, which is no finite number beyond LARGEST_LOSS."""
+    return math.exp(min(loss, LARGEST_LOSS))

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfllm.evaluation.classification import multi_label, regression, single_label
 from tfllm.evaluation.embedding import embedding
-from tfllm.evaluation.language import language
+from tfllm.evaluation.language import language, perplexity
 from tfllm.evaluation.span_answers import question_answering
 from tfllm.evaluation.tagging import token_classification
 from tfllm.evaluation.text_to_text import text_to_text
@@ -34,7 +34,7 @@ def masked_lm(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, An
     return {
         "accuracy_at_1": sum(rank <= 1 for rank in ranks) / len(ranks),
         "accuracy_at_5": sum(rank <= 5 for rank in ranks) / len(ranks),
-        "perplexity": math.exp(-sum(logs) / len(logs)),
+        "perplexity": perplexity(-sum(logs) / len(logs)),
         "tokens": len(ranks),
     }
 
@@ -63,6 +63,7 @@ METRICS: dict[str, Measure] = {
     "seq2seq": text_to_text,
 }
 
+# Which of them are better high and which low stands in tfllm.tasks.measures.
 # The one number that stands for a task where only one can: higher is better, 1 is perfect (of BLEU
 # and chrF 100).
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -87,16 +88,25 @@ def measure(
     **options: Any,
 ) -> dict[str, Any]:
     """The measures of the task's kind. `options` go to it: `language` for question answering,
-    `tokenize` for written texts."""
+    `tokenize` for written texts. What is no finite number is None: undefined."""
     if task.kind == "token_classification":
         options["labels"] = task.labels  # type: ignore[attr-defined]
-    return METRICS[_kind(task)](answers, examples, **options)
+    return _defined(METRICS[_kind(task)](answers, examples, **options))
 
 
 def headline(task: Task, measured: dict[str, Any]) -> tuple[str, float | None]:
     """(name, value) of the one measure that stands for the task."""
     name = next((name for name in HEADLINES[_kind(task)] if name in measured), "")
     return name, measured.get(name)
+
+
+def _defined(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _defined(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_defined(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kind(task: Task) -> str:

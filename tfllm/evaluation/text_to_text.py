@@ -6,10 +6,10 @@ Source: Papineni et al. 2002 (BLEU), Popović 2015 (chrF), Snover et al. 2006 (T
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tfllm.evaluation.language import perplexity
 from tfllm.evaluation.rouge import is_chinese, rouge
 from tfllm.tasks.seq2seq import source_of, targets_of
 
@@ -78,7 +78,7 @@ def likelihood(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     loss = -sum(answer["log_probability"] for answer in answers) / max(1, count)
     return {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # beyond, it is no finite number
+        "perplexity": perplexity(loss),
         "accuracy": sum(answer["correct"] for answer in answers) / max(1, count),
     }
 

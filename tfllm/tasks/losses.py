@@ -8,6 +8,7 @@ scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -328,6 +329,22 @@ def weights_of(class_weights: ClassWeights, labels: Sequence[str]) -> list[float
     """Weights in the order of the labels; a mapping may leave labels out (weight 1)."""
     if class_weights is None:
         return None
+    weights = _ordered(class_weights, labels)
+    for label, weight in zip(labels, weights, strict=True):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise SettingError(
+                f"train.class_weights: the weight of '{label}' is {weight}. "
+                "Give 0 or a positive number."
+            )
+    if not any(weights):
+        raise SettingError(
+            "train.class_weights: all weights are 0, so nothing would be learned. "
+            "Give one label at least a positive weight."
+        )
+    return weights
+
+
+def _ordered(class_weights: Mapping[str, float] | Sequence[float], labels: Sequence[str]) -> list:
     if isinstance(class_weights, Mapping):
         for label in class_weights:
             if label not in labels:

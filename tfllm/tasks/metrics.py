@@ -14,6 +14,7 @@ from keras import ops
 
 from tfllm.tasks.base import IGNORED
 from tfllm.tasks.losses import aligned, at_positions, pair_cosines, registered
+from tfllm.tasks.measures import direction
 
 
 class TokenMean(keras.metrics.Metric):
@@ -46,6 +47,8 @@ class TokenMean(keras.metrics.Metric):
 class Accuracy(TokenMean):
     """Share of targets that have the highest score."""
 
+    _direction = "up"  # for Keras' EarlyStopping and ModelCheckpoint
+
     def __init__(self, name: str = "accuracy", **options: Any):
         super().__init__(name, **options)
 
@@ -56,6 +59,8 @@ class Accuracy(TokenMean):
 @registered
 class Perplexity(TokenMean):
     """e to the mean cross entropy of the targets."""
+
+    _direction = "down"
 
     def __init__(self, name: str = "perplexity", **options: Any):
         super().__init__(name, **options)
@@ -69,7 +74,9 @@ class Perplexity(TokenMean):
 
 def mean(name: str, function: Any) -> keras.metrics.Metric:
     """The mean over examples of `function(targets, outputs)`, which is a registered function."""
-    return keras.metrics.MeanMetricWrapper(fn=function, name=name)
+    metric = keras.metrics.MeanMetricWrapper(fn=function, name=name)
+    metric._direction = "up" if direction(name) == "maximize" else "down"
+    return metric
 
 
 @registered

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,47 +16,20 @@ import numpy as np
 
 from tfllm.data.batching import Batch, Batches
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
+from tfllm.tasks import measures
 from tfllm.training import state
 from tfllm.training.background import Writer
 from tfllm.training.directory import STATE
 from tfllm.training.hooks import INPUT_WAIT
 from tfllm.training.logs import Log
-from tfllm.training.measuring import Validation, is_better
+from tfllm.training.measuring import Measured, Validation, direction, is_better
 from tfllm.training.progress import Bar
-from tfllm.training.recipe import Recipe
+from tfllm.training.recipe import EvaluateSettings, Recipe
 from tfllm.training.state import Place
+from tfllm.training.stopping import Stop
 from tfllm.training.watching import Watch, write_samples
 
 SHOWN_MEASURES = 5  # in a line for people; metrics.jsonl has all
-
-
-class Stop:
-    """Set by a signal: the run ends after the step that it is in."""
-
-    signal: int | None = None
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM set `Stop.signal` once; a second one ends the process as usual."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _: Any) -> None:
-        stop.signal = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -91,6 +62,7 @@ class Keeper(keras.callbacks.Callback):
         self._plan: list[Batch] = self.batches.epoch(self.place.epoch)
         self._since = _Since(time.monotonic())
         self._started = time.monotonic() - self.place.seconds
+        self._undefined: list[str] = []
         self.writer = Writer(self.directory / STATE, self.recipe.train.keep)
 
     def steps_ahead(self) -> int:
@@ -195,7 +167,7 @@ class Keeper(keras.callbacks.Callback):
         self.bar.describe(values)
         self._since = _Since(time.monotonic())
 
-    def _write(self, values: dict[str, float], epoch: float) -> None:
+    def _write(self, values: Mapping[str, float | None], epoch: float) -> None:
         if self.log is not None:
             self.log.write(self.place.step, epoch, values)
 
@@ -207,23 +179,37 @@ class Keeper(keras.callbacks.Callback):
         place.measured = self._measured(self.validation)
         self._write({f"validation_{name}": value for name, value in place.measured.items()}, epoch)
         self.bar.say(f"step {place.step}  validation  {shown(place.measured, best)}")
+        self._say_undefined(place.measured)
         if best is not None:
-            value = place.measured[best]
-            if is_better(best, value, place.best):
-                place.best, place.best_step, place.since_best = value, place.step, 0
-                if self.log is not None:
-                    with self.model.averaged():
-                        self.save_checkpoint()
-            else:
-                place.since_best += 1
-                patience = self.recipe.evaluate.patience
-                if patience and place.since_best >= patience:
-                    place.stopped_early = True
-                    self.bar.say(f"{best} has not improved {patience} times: stopping early")
-                    self.model.stop_training = True
+            self._compare(best, place.measured.get(best))
         self._since.leave_out(time.monotonic() - started)
 
-    def _measured(self, validation: Validation) -> dict[str, float]:
+    def _say_undefined(self, measured: Measured) -> None:
+        """Names the undefined measures once."""
+        new = [name for name, value in measured.items() if value is None]
+        new = [name for name in new if name not in self._undefined]
+        self._undefined += new
+        if new:
+            self.bar.say(
+                f"undefined on the validation data, null in metrics.jsonl: {', '.join(new)}"
+            )
+
+    def _compare(self, best: str, value: float | None) -> None:
+        """Keeps the checkpoint of a better value; stops when there was none for long."""
+        place, patience = self.place, self.recipe.evaluate.patience
+        if is_better(direction(self.recipe.evaluate), value, place.best):
+            place.best, place.best_step, place.since_best = value, place.step, 0
+            if self.log is not None:
+                with self.model.averaged():
+                    self.save_checkpoint()
+        elif value is not None:
+            place.since_best += 1
+            if patience and place.since_best >= patience:
+                place.stopped_early = True
+                self.bar.say(f"{best} has not improved {patience} times: stopping early")
+                self.model.stop_training = True
+
+    def _measured(self, validation: Validation) -> Measured:
         """The chief measures; the others wait for its numbers, so that all decide alike."""
         text = b""
         if self.log is not None:
@@ -234,16 +220,23 @@ class Keeper(keras.callbacks.Callback):
         return json.loads(self.share(text))
 
 
-def shown(measured: dict[str, float], best: str | None = None) -> str:
+def shown(measured: Measured, best: str | None = None) -> str:
     """The first few measures, and the one that counts, as a text."""
     names = list(measured)[:SHOWN_MEASURES]
     if best is not None and best not in names:
         names.append(best)
-    return "  ".join(f"{name} {measured[name]:.4f}" for name in names)
+    return "  ".join(f"{name} {value_text(measured.get(name))}" for name in names)
 
 
-def check_best(best: str | None, validation: Validation | None, model: Any) -> None:
-    """Raises SettingError when `evaluate.best` names no measure of the task: before training."""
+def value_text(value: float | None) -> str:
+    """A measurement with four digits."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def check_best(settings: EvaluateSettings, validation: Validation | None, model: Any) -> None:
+    """Raises SettingError when `evaluate.best` names no measure of the task, or one without a
+    direction: before training."""
+    best = settings.best
     if best is None:
         return
     if validation is None:
@@ -251,6 +244,9 @@ def check_best(best: str | None, validation: Validation | None, model: Any) -> N
             "evaluate.best needs validation data. Set data.validation or data.validation_share."
         )
     known = validation.names(model)
+    if best not in known and measures.direction(best) and validation.measure is not None:
+        known = list(validation(model))  # some depend on examples beyond the first few
+    direction(settings, known)
     if best not in known:
         raise SettingError(f"evaluate.best: no measure '{best}'. {did_you_mean(best, known)}")
 

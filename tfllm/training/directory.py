@@ -5,11 +5,15 @@ recipe.yaml metrics.jsonl logs/ state/ checkpoint/ adapter/ tokenizer/ summary.j
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,8 @@ CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
 TOKENIZER = "tokenizer"  # of a run that has learned its own
 WORKERS = "workers"  # what workers beside the chief print, with tfllm launch
 # All that may lie in a directory before its recipe, which is the first thing of a run.
-LEFTOVERS = {TOKENIZER, WORKERS, f".{RECIPE}.tmp"}
+LOCK = ".lock"  # held by the process that trains; see `locked`
+LEFTOVERS = {TOKENIZER, WORKERS, LOCK, f".{RECIPE}.tmp"}
 
 # Keys that may differ between the start and a resumption: they change nothing that is computed.
 FREE_KEYS = {
@@ -52,16 +57,95 @@ def check_free(directory: Path, resume: bool) -> None:
         )
 
 
-def check_same(directory: Path, recipe: Recipe) -> None:
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """No other process trains into the directory meanwhile; it is made where it is not there.
+
+    Of a block that leaves nothing in it, nothing is left. The system frees the lock of a process
+    that has ended in any way. Raises StorageError where another one has it.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise StorageError(f"'{directory}' is a file. Give another --output.")
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(directory / LOCK)
+    except OSError as error:
+        raise StorageError(f"Cannot write to '{directory}': {error.strerror}.") from None
+    if descriptor is None:
+        raise StorageError(
+            f"Another process is training into '{directory}' now. Wait for its end, or give "
+            "another --output."
+        )
+    try:
+        yield
+    finally:
+        (directory / LOCK).unlink(missing_ok=True)
+        os.close(descriptor)
+        for path in made:
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor with the lock of a file; None where another process has it.
+
+    A file system without locks gives none and refuses nobody.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(descriptor)
+                raise
+        try:
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its holder has just removed it: that lock keeps nobody out
+
+
+def check_same(directory: Path, recipe: Recipe, finished: bool = False) -> None:
     """Raises SettingError when the run was started with settings that compute something else."""
-    before = _flat(json.loads(config.load(directory / RECIPE, Recipe).model_dump_json()))
-    now = _flat(json.loads(recipe.model_dump_json()))
+    before, now = computed(config.load(directory / RECIPE, Recipe)), computed(recipe)
     for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key) and not _is_free(key):
+        if before.get(key) != now.get(key):
             raise SettingError(
                 f"{key} is {now.get(key)!r}, but the run in '{directory}' was started with "
-                f"{before.get(key)!r}. Use the old value to resume, or another --output."
+                f"{before.get(key)!r}"
+                + (
+                    " and has come to its end. To train its model further, name it in model.from "
+                    "and give another --output."
+                    if finished
+                    else ". Use the old value to resume, or another --output."
+                )
             )
+
+
+def check_worker(of_chief: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises SettingError when a worker was given another recipe (`computed`) than the chief.
+
+    Files may have other names on its machine; their content is compared by `training.inputs`.
+    """
+    for key in sorted({*of_chief, *own}):
+        is_path = key.startswith(("data.", "model.from", "tokenizer"))
+        if of_chief.get(key) != own.get(key) and not is_path:
+            raise SettingError(
+                f"{key} is {own.get(key)!r} for this worker, but {of_chief.get(key)!r} for the "
+                "first one. Give all workers the same recipe and options."
+            )
+
+
+def computed(recipe: Recipe) -> dict[str, Any]:
+    """The settings by dotted key that change what is computed."""
+    flat = _flat(json.loads(recipe.model_dump_json()))
+    return {key: value for key, value in flat.items() if not _is_free(key)}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,24 @@ class Log:
         _cut(self.path, from_step)
         self._writer = tf.summary.create_file_writer(str(directory / "logs"))
 
-    def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """One line: step, epoch, then the values; each value also to TensorBoard."""
+    def write(self, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
+        """One line: step, epoch, then the values; each value also to TensorBoard.
+
+        A value that is None or not finite is null, and no point of TensorBoard's curve.
+        """
         import tensorflow as tf
 
+        values = {
+            name: None if value is None or not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         line = {"step": step, "epoch": round(epoch, 4), **values}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         with self._writer.as_default():
             for name, value in values.items():
+                if value is None:
+                    continue
                 tf.summary.scalar(name.replace("validation_", "validation/"), value, step=step)
 
     def text(self, step: int, name: str, markdown: str) -> None:

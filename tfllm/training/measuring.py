@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ import tensorflow as tf
 from keras import tree
 
 from tfllm.data.batching import Batches
+from tfllm.errors import SettingError, did_you_mean
+from tfllm.tasks import measures
 from tfllm.tasks.base import IGNORED, Features, Task
+from tfllm.tasks.measures import Direction
 from tfllm.tasks.metrics import each as of_each
+from tfllm.training.recipe import EvaluateSettings
 from tfllm.training.texts import Texts
 
 # From (task, answers, examples) to named measures; nested ones and texts are left out.
@@ -20,8 +25,10 @@ Measure = Callable[[Task, list[dict[str, Any]], Sequence[dict[str, Any]]], dict[
 # Tasks whose outputs are too many to keep: scores of a whole vocabulary for every token.
 WHOLE_VOCABULARY = ("masked_lm", "pretraining", "causal_lm", "seq2seq")
 
-# Measures of which less is better end in one of these.
-LESS_IS_BETTER = ("loss", "error", "perplexity", "ter")
+# Measures by name; None where the data leaves one undefined, such as the AUC of a single class.
+Measured = dict[str, float | None]
+
+NAMING_EXAMPLES = 8  # that are answered to find the names of the measures
 
 
 class Validation:
@@ -56,8 +63,8 @@ class Validation:
         ).epoch(0)
         self._step: Any = None
 
-    def __call__(self, model: Any) -> dict[str, float]:
-        """`loss` and every measure by name."""
+    def __call__(self, model: Any) -> Measured:
+        """`loss` and every measure by name; None for what these data leave undefined."""
         task, features = self.task, self.features
         loss, metrics = task.loss(), task.metrics()
         outputs: list[Any] = [None] * len(features)
@@ -76,15 +83,13 @@ class Validation:
             if self.measure is not None:
                 for row, output in zip(batch.rows, by_row(got, features), strict=True):
                     outputs[row] = output
-        measured = {"loss": float(np.average(losses, weights=weights))}
-        measured |= {metric.name: float(metric.result()) for metric in tree.flatten(metrics)}
+        measured = {"loss": _mean(losses, weights)}
+        measured |= {metric.name: _result(metric) for metric in tree.flatten(metrics)}
         if self.texts is not None and self.texts.settings.generate:
-            found = self.texts.while_training()
-            measured |= {name: float(value) for name, value in found.items() if number(value)}
+            measured |= numbers(self.texts.while_training())
         if self.measure is not None:
             answers = task.answers(outputs, features)
-            found = self.measure(task, answers, self.examples)
-            measured |= {name: float(value) for name, value in found.items() if number(value)}
+            measured |= numbers(self.measure(task, answers, self.examples))
         return measured
 
     def names(self, model: Any) -> list[str]:
@@ -94,13 +99,12 @@ class Validation:
             names += self.texts.names()
         if self.measure is None:
             return names
-        few = self.examples[:8]
+        few = self.examples[:NAMING_EXAMPLES]
         features = self.task.for_epoch(self.task.features(few, self.tokenizer))
         inputs, _ = features.batch(range(len(features)))
         outputs = self.predict(model)({name: inputs[name] for name in input_names(model)})
         answers = self.task.answers(list(by_row(outputs, features)), features)
-        measured = self.measure(self.task, answers, few)
-        return names + [name for name, value in measured.items() if value is None or number(value)]
+        return [*names, *numbers(self.measure(self.task, answers, few))]
 
     def predict(self, model: Any) -> Any:
         """A compiled function from inputs {name: [B, T]} (pairs: [B, 2, T]) to outputs."""
@@ -129,15 +133,61 @@ def input_names(model: Any) -> list[str]:
     return list(model.input)
 
 
-def number(value: Any) -> bool:
-    """Whether a measure is one number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def numbers(measured: Mapping[str, Any]) -> Measured:
+    """The measures that are one number, or would be if they were defined."""
+    return {
+        name: None if value is None else finite(value)
+        for name, value in measured.items()
+        if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    }
 
 
-def is_better(name: str, value: float, best: float | None) -> bool:
-    """Whether `value` improves on `best`. Not a number is never better."""
-    if np.isnan(value):
+def finite(value: float) -> float | None:
+    """The number; None for NaN and infinity, which are no measurements and no JSON."""
+    return float(value) if math.isfinite(value) else None
+
+
+def direction(settings: EvaluateSettings, known: Sequence[str] = ()) -> Direction:
+    """Whether `evaluate.best` is maximized or minimized: the measure's own direction, else
+    `evaluate.direction`.
+
+    `known`: measures that are suggested for an unknown name. Raises SettingError for a measure
+    without a direction and for one that has another than the recipe says.
+    """
+    best, given = settings.best or "loss", settings.direction
+    own = measures.direction(best)
+    if own and given and own != given:
+        raise SettingError(
+            f"evaluate.direction is {given}, but {best} is a measure to {own}. Remove the key."
+        )
+    if own or given:
+        return own or given  # type: ignore[return-value]
+    if known and best not in known:
+        raise SettingError(f"evaluate.best: no measure '{best}'. {did_you_mean(best, known)}")
+    raise SettingError(
+        f"evaluate.best: it is not known whether a high or a low '{best}' is better. "
+        "Set evaluate.direction to maximize or minimize."
+    )
+
+
+def is_better(direction: Direction, value: float | None, best: float | None) -> bool:
+    """Whether `value` improves on `best`. An undefined one is never better."""
+    if value is None or math.isnan(value):
         return False
     if best is None:
         return True
-    return value < best if name.endswith(LESS_IS_BETTER) else value > best
+    return value < best if direction == "minimize" else value > best
+
+
+def _mean(losses: Sequence[float], weights: Sequence[int]) -> float | None:
+    """The mean over the targets; None without any."""
+    total = sum(weights)
+    if not total:
+        return None
+    return finite(sum(loss * n for loss, n in zip(losses, weights, strict=True) if n) / total)
+
+
+def _result(metric: Any) -> float | None:
+    """The result of a Keras metric; None where it has counted nothing."""
+    count = getattr(metric, "count", None)
+    return None if count is not None and float(count) == 0 else finite(float(metric.result()))

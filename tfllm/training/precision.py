@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import keras
+
+log = logging.getLogger(__name__)
 
 POLICIES = {
     "float32": "float32",
@@ -24,6 +27,21 @@ def choose(precision: str) -> str:
     if precision != "auto":
         return precision
     return "bfloat16" if has_bfloat16() else "float32"
+
+
+def kept(precision: str, before: Mapping[str, str]) -> str:
+    """`choose`, but "auto" stays what it was `before`, where the run was started.
+
+    TensorFlow computes in bfloat16 everywhere, only slower where the hardware has none of it.
+    """
+    if precision != "auto" or "precision" not in before:
+        return choose(precision)
+    if before["precision"] == "bfloat16" and not has_bfloat16():
+        log.warning(
+            "the run was started in bfloat16 and goes on in it, though this machine has no "
+            "instructions for it: steps take longer here"
+        )
+    return before["precision"]
 
 
 def has_bfloat16() -> bool:

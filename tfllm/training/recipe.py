@@ -16,6 +16,7 @@ from tfllm.generation.given import GivenSettings
 from tfllm.tasks import AnyTask
 
 Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class LoraSettings(Settings):
@@ -164,7 +165,7 @@ class TrainSettings(Settings):
     unset: the world's mean of 2018 (IEA 2019)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """The part of a target's weight that is spread over all labels."""
-    class_weights: Literal["balanced"] | dict[str, float] | tuple[float, ...] | None = None
+    class_weights: Literal["balanced"] | dict[str, Weight] | tuple[Weight, ...] | None = None
     """Weight of each label in the loss, by name or in order. balanced: the rarer, the heavier."""
 
     @model_validator(mode="after")
@@ -195,8 +196,12 @@ class EvaluateSettings(Settings):
     """Steps between measurements; unset: the end of every epoch."""
     best: str | None = None
     """The measure whose best checkpoint is kept, for example accuracy; unset: the last is kept."""
+    direction: Literal["maximize", "minimize"] | None = None
+    """Whether a high or a low value of `best` is better; for measures of your own alone, as those
+    of tfllm have theirs."""
     patience: Positive | None = None
-    """Stop after this many measurements without a better one; needs `best`."""
+    """Stop after this many measurements without a better one; needs `best`. Measurements in which
+    it is undefined do not count."""
     batch_size: Positive = 64
     """Rows per batch of predictions."""
     generate: int | None = Field(default=None, ge=0)
@@ -209,6 +214,8 @@ class EvaluateSettings(Settings):
     def _patience_needs_best(self) -> EvaluateSettings:
         if self.patience and not self.best:
             raise ValueError("patience needs `best`: the measure that should improve")
+        if self.direction and not self.best:
+            raise ValueError("direction needs `best`: the measure that it is about")
         return self
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfllm.errors import DataError
 from tfllm.tasks import Features
 from tfllm.training import directory as files
-from tfllm.training import state
+from tfllm.training import inputs, precision, state
+from tfllm.training.recipe import Recipe
 from tfllm.training.state import Place
 from tfllm.training.strategies import Devices
 
@@ -23,30 +23,66 @@ SHOWN_EXAMPLES = 8  # in an error message about a batch
 log = logging.getLogger(__name__)
 
 
-def place(directory: Path | None, model: Any, data: str, devices: Devices) -> Place:
-    """The start of a run, or the place of the newest state, with the model as it was there.
+@dataclass(frozen=True)
+class Opening:
+    """What the chief finds in the run's directory, and chooses for all workers."""
 
-    `directory`: of the run to resume, or None. `data` names the training rows. The chief reads the
-    state; the other workers get its variables from it and need not see the directory.
+    resume: bool
+    """Whether there is a run to go on with."""
+    summary: dict[str, Any] | None
+    """Of a run that has come to its end."""
+    started: float
+    """When it was last started or resumed, as the file system says."""
+    before: dict[str, str]
+    """Digests of what it was started with, see `training.inputs`."""
+    chosen: dict[str, str]
+    """What `auto` stands for: precision and, of a run that is there, kernels."""
+
+
+def opening(recipe: Recipe, directory: Path, resume: bool, devices: Devices) -> Opening:
+    """The chief's, for every worker. Raises StorageError for a directory that is not free."""
+    found = {}
+    if devices.is_chief:
+        files.check_free(directory, resume)
+        resume = resume and (directory / files.RECIPE).is_file()
+        summary = directory / files.SUMMARY
+        last = state.newest_place(directory / files.STATE) if resume else None
+        before = last.chosen if last is not None else {}
+        found = {
+            "resume": resume,
+            "summary": json.loads(summary.read_text()) if resume and summary.is_file() else None,
+            "started": (directory / files.RECIPE).stat().st_mtime if resume else 0.0,
+            "before": last.inputs if last is not None else {},
+            "chosen": {**before, "precision": precision.kept(recipe.train.precision, before)},
+        }
+    return Opening(**json.loads(devices.of_chief(json.dumps(found).encode())))
+
+
+def check(opening: Opening, recipe: Recipe, digests: dict[str, str], devices: Devices) -> None:
+    """Raises SettingError or DataError where this worker has another recipe or other files than the
+    chief, or a resumed run others than it was started with."""
+    own = {"recipe": files.computed(recipe), "digests": digests}
+    of_chief = json.loads(devices.of_chief(json.dumps(own).encode()))
+    files.check_worker(of_chief["recipe"], own["recipe"])
+    inputs.check_worker(of_chief["digests"], digests)
+    inputs.check_resumed(opening.before, digests)
+
+
+def place(directory: Path | None, model: Any, start: Place, devices: Devices) -> Place:
+    """The `start` of a run, or the place of the newest state, with the model as it was there.
+
+    `directory`: of the run to resume, or None. The chief reads the state; the other workers get its
+    variables from it and need not see the directory.
     """
-    if devices.of_chief(data.encode()).decode() != data:
-        raise DataError(
-            "This worker reads other training data than the first one. Give all workers the same "
-            "files, or one shared directory."
-        )
     newest = None
     if directory is not None and devices.is_chief:
         newest = state.newest_undamaged(directory / files.STATE)
     text = json.dumps(asdict(state.read_place(newest))).encode() if newest else b""
     text = devices.of_chief(text)
     if not text:
-        return Place(data=data, replicas=devices.replicas)
+        return start
     found = Place(**json.loads(text))
-    if found.data != data:
-        raise DataError(
-            "The training data is not what the run was started with. Put the old files back, or "
-            "start a new run with another --output."
-        )
+    found.inputs, found.chosen = start.inputs, start.chosen
     if newest is not None:
         state.restore(newest, model)
     if devices.cluster is not None:

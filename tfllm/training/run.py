@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from tfllm.data import batching, feeding
 from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
-from tfllm.training import directory as files
 from tfllm.training import (
+    checks,
     hooks,
+    inputs,
     jax_model,
     kernels,
     optimizers,
@@ -32,8 +32,9 @@ from tfllm.training import (
     resuming,
     strategies,
 )
+from tfllm.training import directory as files
 from tfllm.training.averages import Averages
-from tfllm.training.callbacks import Keeper, check_best, signals
+from tfllm.training.callbacks import Keeper, check_best
 from tfllm.training.jax_model import JaxModel
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
@@ -41,6 +42,9 @@ from tfllm.training.model import TrainingModel
 from tfllm.training.profiling import Profile
 from tfllm.training.progress import Bar
 from tfllm.training.recipe import Recipe, TrainSettings
+from tfllm.training.resuming import Opening
+from tfllm.training.state import Place
+from tfllm.training.stopping import signals
 from tfllm.training.strategies import Devices
 from tfllm.training.texts import texts_of
 from tfllm.training.watching import Watch, target_share
@@ -65,64 +69,66 @@ def train(
     measure: Measure | None = None,
     progress: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    *,
+    locked: bool = False,
 ) -> Run:
     """Trains what the recipe says and leaves a run directory.
 
     `output` is runs/NAME where unset. `resume` goes on from the newest state in it, exactly.
     `measure(task, answers, examples)` adds measures to the task's own Keras metrics; `callbacks`
-    are called in `model.fit` after the run's own. Ctrl-C and SIGTERM save the state and return.
+    are called in `model.fit` after the run's own. Ctrl-C, SIGTERM and SIGHUP save the state and
+    return. `locked`: the caller holds the directory's lock (`tfllm.training.directory.locked`).
     Raises InputError before anything is written, TrainingFailed when the loss is no number or a
     worker was lost. Of several workers (`tfllm.training.cluster`) the chief alone writes.
     """
     directory = Path(output or Path("runs") / recipe.name)
     devices = strategies.choose(recipe.train.strategy, recipe.train.model_devices)
-    with strategies.losses_told(devices, directory):
-        opening = _opening(directory, resume) if devices.is_chief else {}
-        opening = json.loads(devices.of_chief(json.dumps(opening).encode()))
-        if opening["summary"] is not None:
-            return Run(directory, opening["summary"])
-        return _train(
-            recipe, directory, opening["resume"], devices, measure, progress, callbacks
-        )  # fmt: skip
-
-
-def _opening(directory: Path, resume: bool) -> dict[str, Any]:
-    """What the chief finds in the directory: a run to resume, or one that is done."""
-    files.check_free(directory, resume)
-    resume = resume and (directory / files.RECIPE).is_file()
-    done = resume and (directory / files.SUMMARY).is_file()
-    return {
-        "resume": resume,
-        "summary": json.loads((directory / files.SUMMARY).read_text()) if done else None,
-    }
+    with strategies.losses_told(devices, directory), contextlib.ExitStack() as held:
+        if devices.is_chief and not locked:
+            files.check_free(directory, resume)
+            held.enter_context(files.locked(directory))
+        opening = resuming.opening(recipe, directory, resume, devices)
+        return _train(recipe, directory, opening, devices, measure, progress, callbacks)
 
 
 def _train(
     recipe: Recipe,
     directory: Path,
-    resume: bool,
+    opening: Opening,
     devices: Devices,
     measure: Measure | None,
     progress: bool,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> Run:
-    settings = recipe.train
-    kind = precision.choose(settings.precision)
+    resume, chosen = opening.resume, opening.chosen
+    kind = chosen["precision"]
+    settings = recipe.train.model_copy(update=chosen)
     keras.utils.set_random_seed(settings.seed)
     with devices.strategy.scope(), precision.policy(kind):
         examples = train_examples(recipe.data)
         start = origin.start(recipe, examples, directory / files.TOKENIZER if resume else None)
         if resume and devices.is_chief:
-            files.check_same(directory, start.resolved(recipe))
+            files.check_same(directory, start.resolved(recipe), opening.summary is not None)
         features = _features(start.task, examples, start.tokenizer)
+        validation = _validation(recipe, start, measure)
+        digests = inputs.digests(features, validation, start)
+        resuming.check(opening, start.resolved(recipe), digests, devices)
+        if opening.summary is not None:
+            return Run(directory, opening.summary)
+        if devices.is_chief and resume:
+            for read in (examples, validation.examples if validation else ()):
+                inputs.check_shards(read, opening.started)
         batches = _batches(settings, features, devices.replicas)
         steps = _total_steps(settings, batches)
-        model = _model(start, settings.model_copy(update={"precision": kind}), steps, features)
+        if devices.is_chief:
+            checks.check_targets(start.task, features, settings.class_weights)
+            checks.warn_of_warmup(settings, steps)
+        model, used = _model(start, settings, steps, features)
     if devices.replicas > 1:
         hooks.fold_replica_into_dropout(model)
-    validation = _validation(recipe, start, measure)
-    check_best(recipe.evaluate.best, validation, model)
-    place = resuming.place(directory if resume else None, model, _fingerprint(features), devices)
+    check_best(recipe.evaluate, validation, model)
+    first = Place(inputs=digests, chosen=chosen | used, replicas=devices.replicas)
+    place = resuming.place(directory if resume else None, model, first, devices)
     log = None
     if devices.is_chief:
         if origin.is_learned(recipe.tokenizer) and not resume:
@@ -187,15 +193,18 @@ def _total_steps(settings: TrainSettings, batches: batching.Batches) -> int:
     return sum(len(batches.epoch(epoch)) for epoch in range(epochs))
 
 
-def _model(start: origin.Start, settings: TrainSettings, steps: int, features: Features) -> Any:
-    """The model compiled with loss and optimizer."""
+def _model(
+    start: origin.Start, settings: TrainSettings, steps: int, features: Features
+) -> tuple[Any, dict[str, str]]:
+    """The model compiled with loss and optimizer, and what `train.kernels` came to."""
     trained = start.task.to_train(start.model)
     on_jax = keras.backend.backend() == "jax"
     model: Any = (JaxModel if on_jax else TrainingModel)(trained.input, trained.output)
+    used = {}
     if on_jax:
         jax_model.check(settings)
     else:
-        _install(model, start, settings)
+        used["kernels"] = _install(model, start, settings)
     model.micro_batches = settings.accumulate
     model.clip_norm = settings.clip_norm
     if settings.ema is not None:
@@ -210,11 +219,11 @@ def _model(start: origin.Start, settings: TrainSettings, steps: int, features: F
         jit_compile=on_jax,
         auto_scale_loss=False,
     )
-    return model
+    return model, used
 
 
-def _install(model: Any, start: origin.Start, settings: TrainSettings) -> None:
-    """Puts in what TensorFlow computes faster, or with less memory."""
+def _install(model: Any, start: origin.Start, settings: TrainSettings) -> str:
+    """Puts in what TensorFlow computes faster, or with less memory; returns the kernels."""
     chosen = kernels.choose(settings.kernels, _parameters(model.trainable_weights))
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
@@ -223,6 +232,7 @@ def _install(model: Any, start: origin.Start, settings: TrainSettings) -> None:
             f"train.rematerialize: '{start.checkpoint.family}' has no blocks that can be "
             "computed again. Set it to false."
         )
+    return chosen
 
 
 def balanced_weights(task: Task, features: Features) -> tuple[float, ...]:
@@ -254,19 +264,6 @@ def _validation(recipe: Recipe, start: origin.Start, measure: Measure | None) ->
         start.task, examples, start.tokenizer, recipe.evaluate.batch_size, measure,
         recipe.train.seed, texts_of(start, examples, measure, recipe.evaluate),
     )  # fmt: skip
-
-
-def _fingerprint(features: Features) -> str:
-    """Names the training rows, to know them again."""
-    return features.digest or _digest(features)
-
-
-def _digest(features: Features) -> str:
-    """Names the rows' tokens."""
-    digest = hashlib.sha256(features.lengths.tobytes())
-    for ids in features.token_ids:
-        digest.update(ids.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _fit(
@@ -329,7 +326,7 @@ def _finish(keeper: Keeper, start: origin.Start, model: Any, kind: str) -> Run:
         "validation": place.measured or None,
         "best": (
             {"measure": recipe.evaluate.best, "value": place.best, "step": place.best_step}
-            if place.best is not None
+            if recipe.evaluate.best is not None
             else None
         ),
         **({"texts": texts.at_the_end(keeper.directory)} if texts is not None else {}),

@@ -44,12 +44,20 @@ class Place:
     best_step: int | None = None
     since_best: int = 0
     stopped_early: bool = False
-    measured: dict[str, float] = field(default_factory=dict)
-    """The last validation measures."""
+    measured: dict[str, float | None] = field(default_factory=dict)
+    """The last validation measures; None: undefined."""
     data: str = ""
-    """Fingerprint of the training rows."""
+    """Digest of the training rows, in states of older versions."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Digests of what the run was started with; see `training.inputs`."""
+    chosen: dict[str, str] = field(default_factory=dict)
+    """What `auto` came to where the run was started: precision, kernels."""
     replicas: int = 1
     """Devices that the steps so far were computed on."""
+
+    def __post_init__(self) -> None:
+        if self.data and not self.inputs:
+            self.inputs = {"data": self.data}
 
     @property
     def padding(self) -> float:
@@ -169,6 +177,16 @@ def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def newest_place(directory: Path) -> Place | None:
+    """The place of the newest state that can be read, or None; nothing is checked or renamed."""
+    for path in whole(directory):
+        try:
+            return read_place(path)
+        except CheckpointError:
+            continue
+    return None
 
 
 def read_place(path: Path) -> Place:

@@ -47,10 +47,15 @@ def row(study: Study, trial: Any) -> dict[str, Any]:
         "state": STATES.get(trial.state.name, trial.state.name.lower()),
         "value": trial.value if trial.state.name == "COMPLETE" else None,
         "values": {key: trial.params.get(key) for key in study.space},
-        "measurements": [trial.intermediate_values[i] for i in sorted(trial.intermediate_values)],
+        "measurements": _in_order(trial.intermediate_values),
         "seconds": seconds,
         "error": trial.user_attrs.get("error"),
     }
+
+
+def _in_order(measured: Mapping[int, float]) -> list[float | None]:
+    """The measurements of a trial; None for those that were undefined."""
+    return [measured.get(number) for number in range(max(measured, default=-1) + 1)]
 
 
 def table(study: Study, rows: list[dict[str, Any]]) -> str:

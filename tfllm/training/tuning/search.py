@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 
 from tfllm import config
-from tfllm.errors import InputError, SettingError, TrainingFailed
+from tfllm.errors import InputError, SettingError, TrainingFailed, did_you_mean
+from tfllm.tasks.measures import MEASURES, Direction
 from tfllm.training import directory as files
-from tfllm.training.callbacks import Stop, signals
+from tfllm.training.measuring import direction as direction_of
 from tfllm.training.recipe import Recipe
+from tfllm.training.stopping import Stop, signals
 from tfllm.training.tuning import report
 from tfllm.training.tuning import study as studies
 from tfllm.training.tuning.space import Space, own_values, with_values
@@ -72,9 +74,11 @@ def tune(
     anything is written; when no trial succeeds, with the last one's message.
     """
     settings = config.build(recipe, Recipe)
-    measure = measure_of(settings)
+    measure, direction = measure_of(settings)
     own = own_values(settings, space)
-    study = Study(studies.folder(folder), dict(recipe), space, measure, settings.train.seed)
+    study = Study(
+        studies.folder(folder), dict(recipe), space, measure, direction, settings.train.seed
+    )
     study.begin(own)
     search = _Search(study, dict(recipe), settings.evaluate.best is not None, processes, say)
     with signals() as stop:
@@ -93,14 +97,21 @@ def tune(
     return _tuned(study, own, stop.signal)
 
 
-def measure_of(recipe: Recipe) -> str:
-    """The measure that trials are compared by. Raises SettingError without validation data."""
+def measure_of(recipe: Recipe) -> tuple[str, Direction]:
+    """The measure that trials are compared by, and its direction.
+
+    Raises SettingError without validation data, and for a measure that the task does not have.
+    """
     if all(getattr(recipe.data, name) is None for name in VALIDATION):
         raise SettingError(
             "The recipe measures nothing that trials could be compared by. Set data.validation, "
             "or data.validation_share to hold out a part of the training data."
         )
-    return recipe.evaluate.best or "loss"
+    name = recipe.evaluate.best or "loss"
+    known = MEASURES[getattr(recipe.task, "problem", recipe.task.kind)]
+    if name not in known:  # trials are `tfllm train`, which has no measures of the user's own
+        raise SettingError(f"evaluate.best: no measure '{name}'. {did_you_mean(name, known)}")
+    return name, direction_of(recipe.evaluate)
 
 
 def _tuned(study: Study, own: Mapping[str, Any] | None, signal: int | None) -> Tuned:
@@ -196,7 +207,7 @@ class _Search:
         self.say(f"trial {trial.number} starts{again}: {_listed(values)}")
         process = Process(place, lock, share(slot, len(self.slots)))
         running = Running(trial, place, lock, process, values)
-        running.reported = len(self._frozen(trial).intermediate_values)
+        running.reported = max(self._frozen(trial).intermediate_values, default=-1) + 1
         return running
 
     def _frozen(self, trial: Any) -> Any:
@@ -207,8 +218,10 @@ class _Search:
         status = running.process.status  # before the measurements: these are then all
         measurements = running.place.measurements(self.study.measure)
         for number in range(running.reported, len(measurements)):
-            running.trial.report(measurements[number], number)
             running.reported = number + 1
+            if measurements[number] is None:
+                continue
+            running.trial.report(measurements[number], number)
             if status is None and not running.pruned and running.trial.should_prune():
                 running.pruned = True
                 running.process.stop()
@@ -217,10 +230,10 @@ class _Search:
         self._end(running, status, measurements)
         return True
 
-    def _end(self, running: Running, status: int, measurements: list[float]) -> None:
+    def _end(self, running: Running, status: int, measurements: list[float | None]) -> None:
         """Tells the study, the user and the report."""
         study, trial = self.study, running.trial
-        value = value_of(study.measure, measurements, self.keeps_best)
+        value = value_of(study.direction, measurements, self.keeps_best)
         if status == 0 and value is not None:
             self.failures = 0
             told: dict[str, Any] = {"values": value}
@@ -230,21 +243,25 @@ class _Search:
             told = {"state": "PRUNED"}
             text = f"ended early at {study.measure} {report.shown(measurements[-1])}"
         else:
-            error = self._error(running, status)
+            error = self._error(running, status, bool(measurements))
             trial.set_user_attr("error", error)
             told = {"state": "FAIL"}
             text = f"failed: {error}"
             self.failures += 1
             self.last_error = error
-            self.wrong_input = self.wrong_input and status == WRONG_INPUT
+            # A measure that the validation data leaves undefined is put right there.
+            undefined = status == 0 and bool(measurements)
+            self.wrong_input = self.wrong_input and (undefined or status == WRONG_INPUT)
         self._tell(running, told)
         seconds = time.monotonic() - running.started
         self.say(f"trial {trial.number}  {text}  {seconds:.0f} s{self._best_text()}")
         os.close(running.lock)
 
-    def _error(self, running: Running, status: int) -> str:
+    def _error(self, running: Running, status: int, has_measured: bool) -> str:
         if status == 0:
-            return f"its run measured no {self.study.measure}"
+            measure = self.study.measure
+            undefined = f"{measure} is undefined on the validation data (null in metrics.jsonl)"
+            return undefined if has_measured else f"its run measured no {measure}"
         return running.place.last_words() or f"`tfllm train` ended with the status {status}"
 
     def _tell(self, running: Running, told: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ import yaml
 
 from tfllm import config
 from tfllm.errors import MissingExtra, SettingError, StorageError
+from tfllm.tasks.measures import Direction
 from tfllm.training import directory as files
-from tfllm.training.measuring import LESS_IS_BETTER
 from tfllm.training.tuning.space import Space, suggested
 from tfllm.training.tuning.trials import Place
 
@@ -35,9 +35,17 @@ STARTUP_SHARE, STARTUP_LEAST, STARTUP_MOST = 1 / 3, 4, 10
 class Study:
     """A search in a directory; made there, or opened where it is."""
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], space: Space, measure: str, seed: int):
+    def __init__(
+        self,
+        folder: Path,
+        recipe: dict[str, Any],
+        space: Space,
+        measure: str,
+        direction: Direction,
+        seed: int,
+    ):
         self.folder, self.space, self.measure, self.seed = folder, space, measure, seed
-        self.maximize = not measure.endswith(LESS_IS_BETTER)
+        self.direction = direction
         optuna = _optuna()
         with self.locked():
             self._same(RECIPE, recipe)
@@ -48,9 +56,14 @@ class Study:
                     engine_kwargs={"connect_args": {"timeout": WAITING_SECONDS}},
                 ),
                 study_name=NAME,
-                direction="maximize" if self.maximize else "minimize",
+                direction=direction,
                 load_if_exists=True,
             )
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a high value is better."""
+        return self.direction == "maximize"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from tfllm.tasks.measures import Direction
 from tfllm.training import directory as files
 from tfllm.training.logs import read
 from tfllm.training.measuring import is_better
@@ -37,11 +36,11 @@ class Place:
     def run(self) -> Path:
         return self.path()
 
-    def measurements(self, measure: str) -> list[float]:
-        """What the run has measured so far, in order."""
+    def measurements(self, measure: str) -> list[float | None]:
+        """What the run has measured so far, in order; None where it was undefined."""
         lines = read(self.run / files.METRICS)
         name = f"validation_{measure}"
-        return [float(line[name]) for line in lines if name in line]
+        return [line[name] for line in lines if name in line]
 
     def last_words(self) -> str:
         """The last line that is not empty of what the run told, such as its error."""
@@ -59,17 +58,18 @@ class Place:
             shutil.rmtree(self.run / name, ignore_errors=True)
 
 
-def value_of(measure: str, measurements: list[float], keeps_best: bool) -> float | None:
+def value_of(
+    direction: Direction, measurements: list[float | None], keeps_best: bool
+) -> float | None:
     """What a trial counts: the best measurement, or the last where the run keeps its last weights.
 
-    None where there is none, or none that is a number.
+    None where there is none, or none that is defined.
     """
     if not keeps_best:
-        last = measurements[-1] if measurements else None
-        return None if last is None or np.isnan(last) else last
+        return measurements[-1] if measurements else None
     best = None
     for value in measurements:
-        if is_better(measure, value, best):
+        if is_better(direction, value, best):
             best = value
     return best
 

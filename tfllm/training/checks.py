@@ -1,0 +1,77 @@
+"""What a recipe or its data says that trains, but hardly as it was meant: told before training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import DataError, SettingError
+from tfllm.tasks import Features, Task
+from tfllm.tasks.losses import weights_of
+from tfllm.training.optimizers import warmup_steps
+from tfllm.training.recipe import TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_warmup(settings: TrainSettings, steps: int) -> None:
+    """Logs a warm-up that does not end before the run does."""
+    rise = warmup_steps(settings.warmup, steps)
+    if rise >= steps:
+        highest = settings.learning_rate * (steps - 1) / rise
+        log.warning(
+            "train.warmup is %d steps, but the run has %d: the learning rate ends at %.2e and "
+            "never reaches train.learning_rate (%.2e). Lower train.warmup, or give a part of the "
+            "steps, such as 0.06.",
+            rise, steps, highest, settings.learning_rate,
+        )  # fmt: skip
+
+
+def check_targets(task: Task, features: Features, class_weights: Any = None) -> None:
+    """Logs training targets that are all the same.
+
+    Raises DataError where the task knows one label only: with a single output nothing is learned.
+    Raises SettingError where all labels that occur have the weight 0 (`train.class_weights`).
+    """
+    labels: tuple[str, ...] = getattr(task, "labels", ())
+    problem = getattr(task, "problem", task.kind)
+    if features.targets is None or (not labels and problem != "regression"):
+        return
+    if problem in ("multi_label", "regression"):
+        first = np.asarray(features.targets[0])
+        if all(np.array_equal(first, target) for target in features.targets):
+            _warn(len(features), _described(first, labels, problem))
+        return
+    if len(labels) == 1:
+        raise DataError(
+            f"All training data has the label '{labels[0]}', so there is nothing to learn. "
+            "Check data.columns, or name the other labels in task.labels."
+        )
+    targets = np.concatenate([np.ravel(target) for target in features.targets])
+    present = np.unique(targets[targets >= 0])
+    if len(present) == 1:
+        _warn(len(features), f"the label '{labels[int(present[0])]}'")
+    weights = None if class_weights == "balanced" else weights_of(class_weights, labels)
+    if weights is not None and not any(weights[label] for label in present):
+        raise SettingError(
+            "train.class_weights: all labels that the training data has weigh 0, so nothing would "
+            "be learned. Give one of them a positive weight."
+        )
+
+
+def _described(target: np.ndarray, labels: Sequence[str], problem: str) -> str:
+    if problem == "regression":
+        return f"the number {target.tolist()}"
+    chosen = [f"'{name}'" for name, on in zip(labels, target, strict=True) if on]
+    return f"the labels {', '.join(chosen)}" if chosen else "no label"
+
+
+def _warn(count: int, what: str) -> None:
+    log.warning(
+        "all %d training examples have %s: a model of them answers nothing else. Check "
+        "data.columns and the files.",
+        count, what,
+    )  # fmt: skip
