@@ -98,7 +98,7 @@ def test_every_measure_of_evaluation_has_its_direction():
         "seq2seq": ([{"text": "x", **scored}], [{"source": "x", "target": "x"}]),
     }
     for kind, (answers, examples) in cases.items():
-        found = measure(type("Task", (), {"kind": kind})(), answers, examples)
+        found = measure(type("Task", (), {"kind": kind, "labels": ()})(), answers, examples)
         names = {name for name, value in found.items() if isinstance(value, (int, float))}
         assert names and names - without <= set(measures.MEASURES[kind]), kind
 
