@@ -77,8 +77,6 @@ def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     if reads_sources(checkpoint):
         return source_functions(checkpoint, profile)
     made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    if checkpoint.config.tie_embeddings:
-        made = lite_steps.Tied(made.family, made.config, made.layers)
     context = context_of(checkpoint, profile)
     settings = made_settings(stop_ids=tuple(checkpoint.stop_ids))
     if profile.prompt_length is None:
@@ -95,8 +93,8 @@ def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     from tfllm.models.encoder_decoder import encoder_decoder
 
     made = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    if checkpoint.config.tie_embeddings:
-        made = lite_steps.TiedPair(made.family, made.config, made.layers)
+    if getattr(checkpoint.config, "logits_scale", 1.0) != 1.0:
+        made = lite_steps.ScaledPair(made.family, made.config, made.layers)
     context = context_of(checkpoint, profile)
     length = min(context, checkpoint.task.source_length)
     if profile.prompt_length is None:

@@ -31,6 +31,7 @@ from tfllm.generation import cache as caches
 from tfllm.generation import loop
 from tfllm.generation import source as sources
 from tfllm.generation.settings import Features, GenerationSettings, features, row_specs, rows
+from tfllm.layers import heads
 from tfllm.models.decoding import Decoder
 from tfllm.models.encoder_decoder import Crossed, EncoderDecoder
 
@@ -45,35 +46,28 @@ LONGEST_PREFILL = 1024
 Tensors = dict[str, tf.Tensor]
 
 
-class _OneMatrix:
-    """A decoder whose embeddings stay one matrix in the file.
+class _Scaled:
+    """A decoder whose logits are scaled by what the converter does not know to be a constant.
 
-    The converter multiplies the scale of the norm before the logits into their weights, which makes
-    another matrix of a tied one. A zero that it cannot see through stands between.
+    It multiplies a constant before a product into the weights, which makes another matrix of a
+    tied one.
     """
 
-    def __call__(
-        self, token_ids: Any, positions: Any, allowed: Any, cache: Any = None
-    ) -> tuple[Any, Any]:
-        before: Any = super()
-        hidden, new = before.__call__(token_ids, positions, allowed, cache)
-        zero = tf.minimum(token_ids[:, :1, None], 0)  # ids are never below it
-        return hidden + tf.cast(zero, hidden.dtype), new
+    def logits(self, hidden: Any) -> Any:
+        made: Any = self
+        zero = tf.minimum(tf.abs(hidden[..., :1]), 0)
+        return heads.token_scores(hidden, made.config, made.layers, made.config.logits_scale + zero)
 
 
-class Tied(_OneMatrix, Decoder):
-    """A decoder alone."""
-
-
-class TiedCrossed(_OneMatrix, Crossed):
+class ScaledCrossed(_Scaled, Crossed):
     """A decoder after its sources."""
 
 
-class TiedPair(EncoderDecoder):
+class ScaledPair(_Scaled, EncoderDecoder):
     """An encoder-decoder with that decoder."""
 
     def after(self, crossed: Any, source_mask: Any) -> Decoder:
-        return TiedCrossed(self.family, self.config, self.layers, crossed, source_mask)
+        return ScaledCrossed(self.family, self.config, self.layers, crossed, source_mask)
 
 
 def prefill(length: int) -> str:

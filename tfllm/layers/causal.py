@@ -90,9 +90,7 @@ class CausalAttention(keras.layers.Layer):
         self.attention_output.build((*x_shape[:-1], heads * self.head_dim))
         if self.norm_epsilon:
             for name in ("query_norm", "key_norm"):
-                norm = keras.layers.RMSNormalization(
-                    epsilon=self.norm_epsilon, dtype=policy, name=name
-                )
+                norm = norm_named("rms", name, self.norm_epsilon, policy)
                 norm.build((None, None, None, self.head_dim))
                 setattr(self, name, norm)
         self.dropped = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")

@@ -145,10 +145,16 @@ def next_token(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     return token_scores(hidden, config, layers)
 
 
-def token_scores(hidden: Any, config: Any, layers: Mapping[str, keras.layers.Layer]) -> Any:
-    """`next_token` by layers that are there: (..., D) to float32 (..., V)."""
-    scale = getattr(config, "logits_scale", 1.0)
-    if scale != 1.0:
+def token_scores(
+    hidden: Any,
+    config: Any,
+    layers: Mapping[str, keras.layers.Layer],
+    scale: Any = None,
+) -> Any:
+    """`next_token` by layers that are there: (..., D) to float32 (..., V). `scale` replaces the
+    `logits_scale` of `config`, if there is one."""
+    scale = getattr(config, "logits_scale", 1.0) if scale is None else scale
+    if not isinstance(scale, float) or scale != 1.0:
         hidden = ops.multiply(hidden, ops.cast(scale, hidden.dtype))
     if config.tie_embeddings:
         logits = layers["token_embedding"](hidden, reverse=True)

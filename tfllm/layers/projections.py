@@ -7,6 +7,7 @@ from typing import Any, Literal
 import keras
 
 from tfllm.layers.blocks import normal
+from tfllm.layers.normalization import RMSNormalization
 
 Spread = float | Literal["glorot", "fan_in"]
 """The deviation that a kernel starts with: a number, or by its shape (Glorot and Bengio 2010; one
@@ -46,5 +47,5 @@ def dense(
 def norm_named(kind: str, name: str, epsilon: float, policy: Any = None) -> keras.layers.Layer:
     """A normalisation of the kind "layer" or "rms"; both compute in float32."""
     if kind == "rms":
-        return keras.layers.RMSNormalization(epsilon=epsilon, dtype=policy, name=name)
+        return RMSNormalization(epsilon=epsilon, dtype=policy, name=name)
     return keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name=name)

@@ -15,6 +15,7 @@ import keras
 from tfllm.layers import segments
 from tfllm.layers.blocks import normal
 from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, stacked
+from tfllm.layers.projections import norm_named
 from tfllm.models.llama_config import MODEL_TYPES, Config, from_hf, to_hf, windows
 from tfllm.models.llama_weights import WEIGHTS
 
@@ -56,7 +57,7 @@ def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
         )
         for i in range(config.num_layers)
     ]
-    final = keras.layers.RMSNormalization(epsilon=epsilon, name="final_norm")
+    final = norm_named("rms", "final_norm", epsilon)
     return {layer.name: layer for layer in (embedding, *blocks, final)}
 
 
