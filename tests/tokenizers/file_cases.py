@@ -310,7 +310,8 @@ def size_of(files):
 IM = ("<|im_start|>", "<|im_end|>")
 MAKERS = {
     "bert": bert, "bert.json": bert_json, "gpt2": gpt2, "gpt2.json": gpt2_json, "llama": llama,
-    "roberta": roberta, "roberta.json": roberta_json, "llama.json": llama_json, "t5": t5, "xlm-r": xlmr, "xlm-r.json": xlmr_json,
+    "roberta": roberta, "roberta.json": roberta_json, "llama.json": llama_json, "t5": t5,
+    "xlm-r": xlmr, "xlm-r.json": xlmr_json,
 }  # fmt: skip
 
 
