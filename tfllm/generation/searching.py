@@ -76,7 +76,7 @@ class Searcher:
         prompts, given = zip(*chosen, strict=True)
         limits = [self.engine.limit(prompt, settings) for prompt in prompts]
         token_ids, lengths = padded(prompts)
-        needs = features(settings)
+        needs = self.engine.needs(settings)
         kind = _Kind(
             needs,
             settings.num_beams,

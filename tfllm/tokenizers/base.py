@@ -219,6 +219,24 @@ class Tokenizer(Protocol):
         ...
 
 
+def known_ids(tokenizer: Tokenizer, size: int) -> tuple[tuple[int, int], ...]:
+    """Half-open ranges of the ids below `size` that have a token; () where all have one.
+
+    A table of embeddings may have more rows than the vocabulary has tokens, and ids may have gaps.
+    """
+    present = [bool(token) for token in tokenizer.vocabulary[:size]]
+    if len(present) == size and all(present):
+        return ()
+    edges = [
+        number
+        for number, (before, now) in enumerate(
+            zip([False, *present], [*present, False], strict=True)
+        )
+        if before != now
+    ]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
 def check_ids(ids: Sequence[int]) -> None:
     """Raises TokenizerError naming the first id that is negative.
 
