@@ -181,9 +181,12 @@ def test_steps_tell_all_scores_but_to_runtimes_that_choose_by_themselves(target)
     size = checkpoint.tokenizer.vocabulary_size
     settings = profile(target, [f"max_length={WINDOW}"])
     decode = lite_decoder.functions_of(checkpoint, settings)["decode"]
-    specs = decode.structured_input_signature[1].values()
+    first, named = decode.structured_input_signature
+    specs = [*first, *named.values()]
     given = {spec.name: tf.zeros(spec.shape, spec.dtype) for spec in specs}
-    logits = decode(**given)["logits"].numpy()[0, 0]
+    caches = {name: one for name, one in given.items() if name.startswith("kv_cache")}
+    steps = [one for name, one in given.items() if name not in caches]
+    logits = decode(*steps, **caches)["logits"].numpy()[0, 0]
     barred = logits[size:] == np.float32(penalties.BARRED)
     assert barred.all() if target == "litertlm" else not barred.any()
     assert (logits[:size] > penalties.BARRED).all()
@@ -206,7 +209,7 @@ def test_the_graphs_of_exported_encoder_decoders(family):
     searched = signatures["beam"](prompts, *twos.values(), tf.constant([1.0, 1.0]))
     for found in (sampled, searched):
         assert found["token_count"].numpy().min() > 0
-    rows = tokenizer.encode_batch(list(source_models.SENTENCES[:2]))
+    rows = tokenizer.encode_batch(list(source_models.SENTENCES[:2]), max_length=WINDOW - 8)
     ids = tf.ragged.constant([row.ids for row in rows]).to_tensor()
     lengths = tf.constant([len(row) for row in rows])
     found = signatures["beam_tokens"](ids, lengths, *twos.values(), tf.constant([1.0, 1.0]))

@@ -23,7 +23,6 @@ from tfllm.generation.settings import (
     Features,
     GenerationSettings,
     Rows,
-    features,
     row_specs,
     rows,
 )
