@@ -123,3 +123,71 @@ def test_what_is_fetched_from_the_hub(monkeypatch, cache):
     assert [path.name for path in directory.iterdir()] == ["config.json"]
     assert (asked["name"], asked["revision"]) == ("org/name", "1234")
     assert not any(pattern.endswith((".bin", ".h5")) for pattern in asked["allow_patterns"])
+
+
+# What repositories of every family hold beside config.json and the weights.
+FAMILIES = {
+    "bert": ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"],
+    "gpt2": ["vocab.json", "merges.txt", "generation_config.json"],
+    "openai": ["encoder.json", "vocab.bpe"],
+    "roberta": ["vocab.json", "merges.txt", "added_tokens.json"],
+    "xlm-r and mbart": ["sentencepiece.bpe.model", "tokenizer.json"],
+    "t5": ["spiece.model", "special_tokens_map.json"],
+    "llama": ["tokenizer.model", "chat_template.jinja", "chat_template.json",
+              "additional_chat_templates/rag.jinja"],
+    "marian": ["source.spm", "target.spm", "vocab.json", "target_vocab.json"],
+    "sentence-transformers": [
+        "modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
+        "10_Normalize/config.json", "sentence_bert_config.json", "sentence_roberta_config.json",
+        "config_sentence_transformers.json",
+    ],
+    "shards": ["model-00001-of-00002.safetensors", "model.safetensors.index.json"],
+    "refused by name once they are here": ["adapter_config.json", "quantize_config.json"],
+}  # fmt: skip
+OTHERS = [
+    "pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors", "consolidated.safetensors",
+    "onnx/model.onnx", "openvino/openvino_model.bin", "README.md", "adapter_model.safetensors",
+    "2_Dense/pytorch_model.bin", "model-q4.gguf", "onnx/tokenizer.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_file_of_a_family_is_fetched_and_nothing_else(monkeypatch, cache, family):
+    """The client's own filter decides over a fake repository."""
+    client = pytest.importorskip("huggingface_hub", reason="install the extra [hub]")
+    monkeypatch.undo()
+    monkeypatch.setenv("TFLLM_CACHE", str(cache))
+    wanted = ["config.json", "model.safetensors", *FAMILIES[family]]
+
+    class Info:
+        sha = "1234"
+        siblings = [type("File", (), {"rfilename": name}) for name in [*wanted, *OTHERS]]
+
+    def download(name, local_dir, allow_patterns, ignore_patterns, **options):
+        names = [file.rfilename for file in Info.siblings]
+        for kept in client.utils.filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            path = local_dir / kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+
+    monkeypatch.setattr(client.HfApi, "model_info", lambda self, name, timeout: Info)
+    monkeypatch.setattr(client, "snapshot_download", download)
+    directory = hub.fetch("hf://org/name")
+    found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    assert found == set(wanted)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "only an adapter.*merge_and_unload"),
+        (["consolidated.safetensors"], "has consolidated.safetensors, and no model.safetensors"),
+        (["model.fp16.safetensors"], "has model.fp16.safetensors, and no model.safetensors"),
+        (["model-q4.gguf"], "has model-q4.gguf, and no model.safetensors"),
+    ],
+)
+def test_a_repository_in_another_form_is_named(files, said):
+    with pytest.raises(CheckpointError, match=said):
+        hub._check_form("org/name", ["config.json", *files])

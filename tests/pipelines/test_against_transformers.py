@@ -72,6 +72,19 @@ def test_text_classification(made):
     assert_same(ours(TEXTS, top_k=None), theirs(TEXTS, top_k=None))
 
 
+PROBLEMS = [None, "regression", "single_label_classification", "multi_label_classification"]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_text_classification_by_its_problem(made, size, problem):
+    """One label alone is a sigmoid, unless it is said to be a number: rerankers."""
+    folder = made("BertForSequenceClassification", num_labels=size, problem_type=problem)
+    theirs, ours = both("text-classification", folder)
+    assert_same(ours(TEXTS), theirs(TEXTS))
+    assert_same(ours(TEXTS, top_k=None), theirs(TEXTS, top_k=None))
+
+
 @pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
 def test_token_classification(made, strategy):
     folder = made("BertForTokenClassification", id2label=LABELS)

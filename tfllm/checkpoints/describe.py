@@ -8,8 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tfllm.checkpoints import architectures, finding, llama2c, names, sources, store
-from tfllm.checkpoints.files import read_json, tensor_shapes
+import numpy as np
+
+from tfllm.checkpoints import architectures, finding, llama2c, names, sources, store, ties
+from tfllm.checkpoints.files import read_json, read_tensors, tensor_shapes
 from tfllm.models import config_of, weights_of
 from tfllm.models.rows import Row
 from tfllm.tokenizers import files as tokenizer_files
@@ -76,18 +78,30 @@ def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     hf_config = read_json(source)
     family, _ = sources.model_type_of(hf_config, str(source))
     shapes = sources.shapes_of(directory)
-    config = config_of(family, hf_config, shapes)
-    table = weights_of(family, config)
-    canonical = names.canonical(shapes, table)
-    kind = architectures.kind_of(hf_config, table, str(source))
-    row = table.heads[kind].get("classifier/kernel")
+    table = weights_of(family, config_of(family, hf_config))
+    kept = names.kept(shapes, table)
+    found = ties.resolved(
+        config_of(family, hf_config),
+        table,
+        names.canonical(kept, table),
+        lambda *both: _same(directory, shapes, both),
+        str(directory),
+    )
+    kind = architectures.kind_of(hf_config, family, table, directory)
+    row = table.heads.get(kind, {}).get("classifier/kernel")
     size = shapes[row.name][0][0] if isinstance(row, Row) and row.name in shapes else None
-    task = architectures.task_of(kind, hf_config, directory, size, config.max_sequence_length)
-    tied = set(table.tied)
-    if not getattr(config, "tie_embeddings", True):
-        tied -= {row.name for row in table.heads[kind].values() if isinstance(row, Row)}
-    left_out = {*tied, *table.buffers}
-    counted = {
-        name: shapes[name] for name in names.kept(shapes, table) if canonical[name] not in left_out
-    }
-    return family, config, task.model_dump(mode="json"), counted
+    longest = found.config.max_sequence_length
+    task = architectures.task_of(kind, hf_config, directory, size, longest)
+    left_out = {*found.equal, *table.buffers}
+    counted = {name: shapes[name] for name in kept if found.canonical[name] not in left_out}
+    return family, found.config, task.model_dump(mode="json"), counted
+
+
+def _same(directory: Path, shapes: Shapes, pair: tuple[str, str]) -> bool:
+    """Whether two tensors are equal. Only these are read, and only where their shapes are."""
+    if shapes[pair[0]] != shapes[pair[1]]:
+        return False
+    tensors: dict[str, np.ndarray] = {}
+    for file in sources.tensor_files(directory):
+        tensors |= read_tensors(file, pair)
+    return np.array_equal(tensors[pair[0]], tensors[pair[1]], equal_nan=True)

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ from tfllm.errors import CheckpointError, StorageError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+# safetensors' names of the numbers that NumPy has.
+READABLE = (
+    "BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "BF16", "F32", "F64",
+    "C64",
+)  # fmt: skip
 FULL = "the disk is full; free some space, or give another --output"
 
 
@@ -44,10 +49,24 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file. Raises CheckpointError for a damaged file."""
+def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, or those of these names. Raises CheckpointError for a
+    damaged file and for numbers that NumPy has not (float8, float4), which are quantized weights.
+    """
+    import ml_dtypes  # noqa: F401  gives NumPy bfloat16
+
+    tensors = {}
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        for name in file.keys():
+            if names is not None and name not in names:
+                continue
+            if (kind := file.get_slice(name).get_dtype()) not in READABLE:
+                raise CheckpointError(
+                    f"{path}: {name} is {kind}, a number of quantized weights. Use the checkpoint "
+                    "from before quantization (its model card names it as the base model)."
+                )
+            tensors[name] = file.get_tensor(name)
+    return tensors
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -10,6 +10,24 @@ from tfllm.errors import CheckpointError
 SETTINGS = "tfllm.json"
 TENSORS = "model.safetensors"
 LLAMA2C = ".bin"
+PICKLE = "a torch pickle, which can run any code when it is opened"
+# Weights that another program reads: what they are, and what to do.
+FOREIGN_FORMS = {
+    "consolidated*.safetensors": "holds the weights under the names of Mistral's own code. Copy "
+    "the files model*.safetensors of the same repository beside it",
+    "consolidated*.pth": "is a torch pickle in the layout of Meta's own code. Copy the files "
+    "model*.safetensors of the repository for transformers",
+    "*.gguf": "is llama.cpp's form. Use the checkpoint that it was made from, with safetensors",
+    "*.onnx": "is an ONNX graph. Use the checkpoint that it was made from, with safetensors",
+    "*.pt": f"is {PICKLE}. Use a checkpoint with safetensors",
+    "*.pth": f"is {PICKLE}. Use a checkpoint with safetensors",
+    "*.ckpt": f"is {PICKLE}. Use a checkpoint with safetensors",
+}
+# Files that are given instead of a directory.
+FILES = {
+    ".tflite": "A .tflite file can be predicted and evaluated, not loaded.",
+    ".gguf": f"A .gguf file {FOREIGN_FORMS['*.gguf']}.",
+}
 
 
 def find(source: str | Path) -> Path:
@@ -32,11 +50,7 @@ def find(source: str | Path) -> Path:
             return path
         raise CheckpointError(
             f"'{source}' is a file, and a checkpoint is a directory. "
-            + (
-                "A .tflite file can be predicted and evaluated, not loaded."
-                if path.suffix == ".tflite"
-                else "Give the directory that it lies in."
-            )
+            + FILES.get(path.suffix, "Give the directory that it lies in.")
         )
     for directory in (path, path / "checkpoint"):
         if (directory / SETTINGS).is_file() and (directory / TENSORS).is_file():
@@ -44,6 +58,16 @@ def find(source: str | Path) -> Path:
     if (path / "config.json").is_file():
         return path
     raise CheckpointError(f"'{source}' is not a checkpoint: {_what_it_lacks(path)}")
+
+
+def _nested(path: Path) -> str:
+    """A sentence-transformers directory of the old form, whose model has a folder of its own."""
+    folders = sorted(file.parent.name for file in path.glob("*_Transformer/config.json"))
+    inside = f"'{folders[0]}'" if folders else "the folder that modules.json names"
+    return (
+        f"it is one of sentence-transformers' old form. Copy the files of {inside} beside "
+        "modules.json, and set the path of the module Transformer there to the empty text."
+    )
 
 
 def _what_it_lacks(path: Path) -> str:
@@ -58,6 +82,11 @@ def _what_it_lacks(path: Path) -> str:
         return "the run has no checkpoint yet. Finish it: tfllm train --resume."
     if (path / "adapter_config.json").is_file():
         return "it holds only adapters. Merge them into their base model, and load that."
+    if (path / "modules.json").is_file():
+        return _nested(path)
+    for pattern, meaning in FOREIGN_FORMS.items():
+        if files := sorted(path.glob(pattern)):
+            return f"it has no config.json, and '{files[0].name}' {meaning}."
     if any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin")):
         return "there are weights, but no config.json. Copy it from where the weights came from."
     if files := sorted(path.glob("*.bin")):

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tfllm.checkpoints.files import written
@@ -27,24 +28,40 @@ SCHEME = "hf://"
 NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 # What a checkpoint here is made of. Pickles and other frameworks' weights are not fetched.
 WANTED_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
     "config.json",
+    "generation_config.json",
+    # Tokenizers of all families: WordPiece, byte-level BPE (also under GPT's old names),
+    # SentencePiece, and Marian's two sides.
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
     "*.model",
-    "added_tokens.json",
+    "*.spm",
+    "target_vocab.json",
     "chat_template.jinja",
-    "generation_config.json",
+    "chat_template.json",
+    "additional_chat_templates/*",
+    # sentence-transformers' modules, each with a folder of its own.
     "modules.json",
-    "sentence_bert_config.json",
-    "[0-9]_*/config.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]*_*/*.json",
+    "[0-9]*_*/*.safetensors",
+    # Marks of weights that are refused.
+    "adapter_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
 )
-UNWANTED_FILES = ("onnx/*", "openvino/*", "*adapter*")
+UNWANTED_FILES = ("onnx/*", "openvino/*", "*.fp16.safetensors", "*.bf16.safetensors")
 ANSWER_SECONDS = 10  # for the hub's first answer; the files may take as long as they need
 
 
@@ -137,14 +154,32 @@ def _from_hub(name: str, target: Path) -> str:
 
 
 def _check_form(name: str, files: list[str]) -> None:
-    if not any(file.endswith(".safetensors") and "/" not in file for file in files):
+    """Raises CheckpointError for a repository without weights that can be read."""
+    there = [file for file in files if "/" not in file]
+    if any(fnmatch(file, WANTED_FILES[0]) for file in there if file not in _unwanted(there)):
+        return
+    if "adapter_config.json" in there:
         raise CheckpointError(
-            f"'{SCHEME}{name}' has no safetensors file. Convert it once, where transformers and "
-            'torch are installed, with: python -c "import transformers as t; '
-            f"m = t.AutoConfig.from_pretrained('{name}').architectures[0]; getattr(t, m)"
-            f".from_pretrained('{name}').save_pretrained('DIR', safe_serialization=True); "
-            f"t.AutoTokenizer.from_pretrained('{name}').save_pretrained('DIR')\""
+            f"'{SCHEME}{name}' holds only an adapter. Merge it into its base model (peft: "
+            "merge_and_unload), and load that."
         )
+    others = [file for file in there if file.endswith((".safetensors", ".gguf"))]
+    if others:
+        raise CheckpointError(
+            f"'{SCHEME}{name}' has {', '.join(others[:3])}, and no model.safetensors, which is "
+            "what is read. Use the repository that holds the model for transformers."
+        )
+    raise CheckpointError(
+        f"'{SCHEME}{name}' has no safetensors file. Convert it once, where transformers and "
+        'torch are installed, with: python -c "import transformers as t; '
+        f"m = t.AutoConfig.from_pretrained('{name}').architectures[0]; getattr(t, m)"
+        f".from_pretrained('{name}').save_pretrained('DIR', safe_serialization=True); "
+        f"t.AutoTokenizer.from_pretrained('{name}').save_pretrained('DIR')\""
+    )
+
+
+def _unwanted(files: list[str]) -> list[str]:
+    return [file for file in files if any(fnmatch(file, one) for one in UNWANTED_FILES)]
 
 
 def _from_wheel(wheel: Wheel, target: Path) -> str:

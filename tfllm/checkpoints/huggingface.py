@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfllm.checkpoints import architectures, names, weights
+from tfllm.checkpoints import architectures, names, sentences, ties, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
-from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
-from tfllm.checkpoints.sources import TENSORS, model_type_of, shapes_of, tensor_files
+from tfllm.checkpoints.files import read_tensors, write_json, write_tensors, written
+from tfllm.checkpoints.sources import (
+    CONFIG,
+    GENERATION,
+    TENSORS,
+    model_type_of,
+    read_config,
+    read_generation,
+    refuse_quantized,
+    shapes_of,
+    tensor_files,
+)
 from tfllm.errors import CheckpointError
 from tfllm.models import FAMILIES, config_of, weights_of
 from tfllm.models.rows import Weights
@@ -23,25 +33,27 @@ from tfllm.tasks.embedding import Embedding
 
 log = logging.getLogger("tfllm")
 
-GENERATION = "generation_config.json"
+ALWAYS_TIED = "t5"  # its sources and targets share their embeddings whatever config.json says
 
 
 def read(directory: Path, task: Task | None = None) -> Checkpoint:
     """A Hugging Face directory as a checkpoint, for its own task or with a new head for `task`."""
     from tfllm.tokenizers import files as tokenizer_files
 
-    hf_config = read_json(directory / "config.json")
-    source = str(directory / "config.json")
-    family, _ = model_type_of(hf_config, source)
-    config = config_of(family, hf_config, shapes_of(directory))
+    hf_config = read_config(directory)
+    family, _ = model_type_of(hf_config, str(directory / CONFIG))
+    config = config_of(family, hf_config)
     table = weights_of(family, config)
+    refuse_quantized(shapes_of(directory), str(directory))
     raw = _all_tensors(directory, table)
-    own = _own_task(hf_config, table, raw, directory, config, needed=task is None)
-    tokenizer = tokenizer_files.load(directory)
+    tied = _ties(config, table, raw, str(directory))
+    config = tied.config
+    own = _own_task(hf_config, family, table, raw, directory, config, needed=task is None)
+    tokenizer = sentences.lowered(tokenizer_files.load(directory), directory)
     check_sizes(tokenizer, config, directory)
 
     _, model = new_model(family, config, task or own)
-    loaded = fill(model, table, task, own, raw, directory, hf_config)
+    loaded = fill(model, table, task, own, raw, tied, directory, hf_config)
     return Checkpoint(
         family=family,
         config=config,
@@ -55,6 +67,18 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     )
 
 
+def _ties(config: Any, table: Weights, raw: Mapping[str, np.ndarray], source: str) -> ties.Ties:
+    canonical = names.canonical(raw, table)
+    if len(set(canonical.values())) < len(canonical):
+        twice = [name for name, count in Counter(canonical.values()).items() if count > 1]
+        raise CheckpointError(f"{source}: {weights.listed(twice)} stands there under two names.")
+
+    def same(one: str, other: str) -> bool:
+        return np.array_equal(raw[one], raw[other], equal_nan=True)
+
+    return ties.resolved(config, table, canonical, same, source)
+
+
 def _all_tensors(directory: Path, table: Weights) -> dict[str, np.ndarray]:
     raw: dict[str, np.ndarray] = {}
     for file in tensor_files(directory):
@@ -62,14 +86,9 @@ def _all_tensors(directory: Path, table: Weights) -> dict[str, np.ndarray]:
     return {name: raw[name] for name in names.kept(raw, table)}
 
 
-def read_generation(directory: Path) -> dict[str, Any]:
-    """Hugging Face's settings of generation, where the directory has any."""
-    path = directory / GENERATION
-    return read_json(path) if path.is_file() else {}
-
-
 def _own_task(
     hf_config: Mapping[str, Any],
+    family: str,
     table: Weights,
     raw: Mapping[str, np.ndarray],
     directory: Path,
@@ -78,8 +97,8 @@ def _own_task(
 ) -> Any:
     """The task of the directory itself; None for a head that tfllm has not, unless `needed`."""
     try:
-        kind = architectures.kind_of(hf_config, table, str(directory / "config.json"))
-        row = table.heads[kind].get("classifier/kernel")
+        kind = architectures.kind_of(hf_config, family, table, directory)
+        row = table.heads.get(kind, {}).get("classifier/kernel")
         tensor = raw.get(row.name) if row is not None and not isinstance(row, str) else None
         size = None if tensor is None else len(tensor)
         return architectures.task_of(kind, hf_config, directory, size, config.max_sequence_length)
@@ -95,16 +114,14 @@ def fill(
     task: Task | None,
     own: Task | None,
     raw: Mapping[str, np.ndarray],
+    found: ties.Ties,
     directory: Path,
     hf_config: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], Origin | None]:
     """Puts the tensors into the model. Returns what is carried and the layout of the source."""
     source = str(directory)
-    canonical = names.canonical(raw, table)
+    canonical = found.canonical
     tensors = {canonical[name]: tensor for name, tensor in raw.items()}
-    if len(tensors) < len(raw):
-        twice = [name for name, count in Counter(canonical.values()).items() if count > 1]
-        raise CheckpointError(f"{source}: {weights.listed(twice)} stands there under two names.")
     variables = weights.variables_of(model)
     kind = (task or own).kind  # type: ignore[union-attr]
     rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
@@ -120,6 +137,8 @@ def fill(
         raise CheckpointError(f"{source}: a {kind} model has {weights.listed(fresh)}, which "
                               f"files of {hf_config['model_type']} have not.")  # fmt: skip
 
+    if ties.LOGITS in rows and rows[ties.LOGITS].name not in tensors:
+        raise CheckpointError(_no_logits(rows[ties.LOGITS].name, table, kind, source))
     absent = {row.name for row in rows.values()} & set(table.optional) - set(tensors)
     rows = {path: row for path, row in rows.items() if row.name not in absent}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -131,7 +150,7 @@ def fill(
         say_changed(source, [path for path in variables if path not in rows],
                     [name for name in known - used if name not in table.buffers])  # fmt: skip
         return {name: tensors[name] for name in known if name in table.buffers}, None
-    tied = _tied(table, tensors, used, hf_config, source)
+    tied = [name for name in found.equal if table.tied[name] in used]
     carried = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
                if name not in used and name not in tied}  # fmt: skip
     origin = _origin(kind, table, raw, canonical, used, tied, hf_config)
@@ -202,28 +221,15 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray], source: str) -> None:
         log.warning("%s: float64 weights are rounded to float32.", source)
 
 
-def _tied(
-    table: Weights,
-    tensors: Mapping[str, np.ndarray],
-    used: set[str],
-    hf_config: Mapping[str, Any],
-    source: str,
-) -> list[str]:
-    """Tied tensors of the file that are what they are tied to. Others were never used by
-    transformers either, unless the configuration unties them: then this is another model."""
-    there = [item for item in table.tied.items() if item[0] in tensors and item[0] not in used]
-    equal = [
-        name
-        for name, other in there
-        if other in tensors and np.array_equal(tensors[name], tensors[other], equal_nan=True)
-    ]
-    untied = [name for name, _ in there if name not in equal]
-    if untied and hf_config.get("tie_word_embeddings") is False:
-        raise CheckpointError(
-            f"{source}: {weights.listed(untied)} differs from the word embeddings "
-            "(tie_word_embeddings is false). tfllm ties them; use a tied checkpoint."
-        )
-    return equal
+def _no_logits(name: str, table: Weights, kind: str, source: str) -> str:
+    """What is wrong with a file that holds a backbone alone, and what to do."""
+    head = table.architectures[kind][0]
+    return (
+        f"{source}: there is no {name}, which gives the logits, and config.json does not tie them "
+        "to the embeddings (tie_word_embeddings): the file holds a model without its head. Copy "
+        f"the checkpoint of the {head}, or train a recipe with model.from and task.kind: "
+        "embedding, which needs no such head."
+    )
 
 
 def _origin(
@@ -293,7 +299,8 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         )  # fmt: skip
 
     tensors = weights.to_tensors(rows, variables)
-    tensors |= {name: tensors[table.tied[name]] for name in origin.tied}
+    shared = origin.tied if origin.config else _untied(table, checkpoint)
+    tensors |= {name: tensors[first] for name in shared if (first := table.tied[name]) in tensors}
     tensors = {name: t for name, t in tensors.items() if name not in origin.absent or t.any()}
     tensors, dtype = _in_source_dtype(tensors, origin)
     in_file = {
@@ -302,14 +309,21 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         for name, tensor in tensors.items()
     }
     write_tensors(directory / TENSORS, {**in_file, **checkpoint.carried})
-    config = _config(checkpoint, origin, shape, in_file, dtype)
+    config = _config(checkpoint, origin, shape, dtype)
     write_json(directory / "config.json", config)
     if generation := checkpoint.generation or architectures.generation_of(checkpoint.task, config):
         write_json(directory / GENERATION, generation)
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):
         width = checkpoint.config.hidden_dim
-        architectures.write_sentence_files(checkpoint.task, width, directory)
+        sentences.write(checkpoint.task, width, directory)
+
+
+def _untied(table: Weights, checkpoint: Checkpoint) -> list[str]:
+    """Tensors to write out because transformers ties none of them where the logits stand alone."""
+    if getattr(checkpoint.config, "tie_embeddings", True) or checkpoint.family == ALWAYS_TIED:
+        return []
+    return [name for name in table.tied if name not in ties.logits_names(table)]
 
 
 def _in_source_dtype(
@@ -330,21 +344,30 @@ def _in_source_dtype(
 
 
 def _config(
-    checkpoint: Checkpoint,
-    origin: Origin,
-    shape: dict[str, Any],
-    tensors: Collection[str],
-    dtype: str,
+    checkpoint: Checkpoint, origin: Origin, shape: dict[str, Any], dtype: str
 ) -> dict[str, Any]:
-    """`config.json`: the source's, with what has changed since. `tensors`: names in the file."""
+    """`config.json`: the source's, with what has changed since."""
     config = dict(origin.config)
-    if not config or config_of(checkpoint.family, config, tensors) != checkpoint.config:
+    if not config or not _of_shape(config, checkpoint):
         config |= shape
     table = weights_of(checkpoint.family, checkpoint.config)
-    known = table.architectures[origin.kind]
-    if not set(config.get("architectures") or []) & set(known):
-        config["architectures"] = [known[0]]
+    if not config.get("architectures") or not origin.config:
+        # Decoders have no head for vectors: their last name is that of the backbone.
+        named = table.architectures.get(origin.kind) or table.architectures["causal_lm"][-1:]
+        config["architectures"] = [named[0]]
     if dtype != origin.dtype or not origin.config:
         config["dtype" if "dtype" in config else "torch_dtype"] = dtype
     head = architectures.head_config(checkpoint.task, origin.config, checkpoint.tokenizer)
     return {**config, **head}
+
+
+def _of_shape(config: dict[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether a `config.json` says the checkpoint's shape. A decoder's `tie_word_embeddings` is set
+    to what the tensors have; in other families transformers ties more by it than the logits."""
+    ours = checkpoint.config
+    theirs = config_of(checkpoint.family, config)
+    if getattr(theirs, "tie_embeddings", None) != getattr(ours, "tie_embeddings", None):
+        theirs = dataclasses.replace(theirs, tie_embeddings=ours.tie_embeddings)
+        if hasattr(FAMILIES[checkpoint.family], "windows"):
+            config["tie_word_embeddings"] = ours.tie_embeddings
+    return theirs == ours

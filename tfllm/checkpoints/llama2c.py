@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.checkpoints import huggingface
+from tfllm.checkpoints import huggingface, names, ties
 from tfllm.checkpoints.base import Checkpoint, new_model
 from tfllm.errors import CheckpointError
 from tfllm.models import llama
@@ -51,9 +51,9 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
         **TOKENS,
     }
     _, model = new_model("llama", config, task or own)
-    carried, origin = huggingface.fill(
-        model, table, task, own, tensors_of(path, config), path, hf_config
-    )
+    raw = tensors_of(path, config)
+    tied = ties.Ties(config, names.canonical(raw, table), ())
+    carried, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
     return Checkpoint(
         family="llama",
         config=config,

@@ -8,6 +8,15 @@ from collections.abc import Iterable
 from tfllm.models.rows import Row, Table, Weights
 
 NUMBER = re.compile(r"\.\d+\.")
+# What files may hold in any family although no weights are in it: counters and constants that a
+# model makes by itself, marks of a version, and the loss's weights, which training alone uses.
+# transformers leaves them out too (`_keys_to_ignore_on_load_unexpected`, buffers).
+NO_WEIGHTS = re.compile(
+    r"(^|\.)rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)$"
+    r"|(^|\.)(position_ids|token_type_ids|num_batches_tracked)$"
+    r"|(^|\.)embed_positions\._float_tensor$|^(model\.)?(encoder|decoder)\.version$"
+    r"|(^|\.)(loss|loss_fct|loss_fn|loss_function|criterion)\.(pos_)?weight$"
+)
 # Files made from TensorFlow's checkpoints: old ending, today's ending.
 OLD_NORM_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
@@ -45,8 +54,12 @@ def unused(weights: Weights) -> set[str]:
 
 def kept(names: Iterable[str], weights: Weights) -> list[str]:
     """Those names of a file that do not stand for ignored constants."""
-    return [raw for raw, name in canonical(names, weights).items()
-            if _template(name) not in weights.ignored]  # fmt: skip
+    return [
+        raw
+        for raw, name in canonical(names, weights).items()
+        if name in weights.buffers
+        or not (_template(name) in weights.ignored or NO_WEIGHTS.search(raw))
+    ]
 
 
 def _templates(*tables: Table) -> set[str]:

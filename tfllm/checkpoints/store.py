@@ -17,6 +17,7 @@ from tfllm.checkpoints import huggingface, llama2c, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
 from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
 from tfllm.checkpoints.finding import SETTINGS, TENSORS, find
+from tfllm.checkpoints.sources import GENERATION, read_generation
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import configured
 from tfllm.models.rows import Row
@@ -91,7 +92,7 @@ def save(checkpoint: Checkpoint, directory: str | Path) -> Path:
         if checkpoint.carried:
             write_tensors(part / CARRIED, checkpoint.carried)
         if checkpoint.generation:
-            write_json(part / huggingface.GENERATION, checkpoint.generation)
+            write_json(part / GENERATION, checkpoint.generation)
         checkpoint.tokenizer.save(part)
         write_json(part / SETTINGS, _settings(checkpoint))
     return Path(directory)
@@ -168,7 +169,7 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
         path=directory,
         carried={} if changed else carried,
         origin=None if changed else origin,
-        generation=huggingface.read_generation(directory),
+        generation=read_generation(directory),
     )
 
 

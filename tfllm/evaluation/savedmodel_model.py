@@ -26,7 +26,7 @@ from tfllm.evaluation.predictor import (
 )
 from tfllm.tasks import Task, next_sentence, words
 from tfllm.tasks.base import text_of
-from tfllm.tasks.embedding import paired
+from tfllm.tasks.embedding import Embedding
 from tfllm.tokenizers import files
 
 SIGNATURE, SCORE = "serving_default", "score"
@@ -218,7 +218,8 @@ class SavedModelPredictor:
         texts = [{"text": e[name]} for e in examples for name in ("text", "text_pair")]
         half = (lambda amount: progress(amount / 2)) if progress else None
         vectors = [outputs["embedding"] for outputs in self._run(texts, batch_size, half)]
-        return [paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
+        assert isinstance(self.task, Embedding)
+        return [self.task.paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
 
 
 def _classification(task: Any, example: Example, outputs: Outputs) -> Answer:

@@ -26,7 +26,7 @@ from tfllm.evaluation.predictor import (
     RowPredictor,
 )
 from tfllm.tasks import Task
-from tfllm.tasks.embedding import paired
+from tfllm.tasks.embedding import Embedding
 from tfllm.tokenizers import files
 
 FILE_NAME = "model.tflite"
@@ -117,9 +117,10 @@ class TextPredictor:
             # These tasks' answers need the output alone.
             return self.task.answers([self._output(example)], None)[0]  # type: ignore[arg-type]
         vector = self._output(example)
+        assert isinstance(self.task, Embedding)
         if "text_pair" not in example:
             return {"embedding": vector.tolist()}
-        return paired(vector, self._output({"text": example["text_pair"]}))
+        return self.task.paired(vector, self._output({"text": example["text_pair"]}))
 
     def _output(self, example: Example) -> np.ndarray:
         """float32 [C] or [D]."""

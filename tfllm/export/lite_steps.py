@@ -28,7 +28,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfllm.generation import cache as caches
-from tfllm.generation import loop, penalties
+from tfllm.generation import loop
 from tfllm.generation import source as sources
 from tfllm.generation.settings import Features, GenerationSettings, features, row_specs, rows
 from tfllm.layers import heads
@@ -90,19 +90,10 @@ def cache_names(decoder: Decoder | EncoderDecoder) -> list[str]:
     return [f"kv_cache_{part}_{i}" for i in range(decoder.num_layers) for part in "kv"]
 
 
-def steps(
-    decoder: Decoder,
-    context: int,
-    lengths: Sequence[int],
-    known: tuple[tuple[int, int], ...] = (),
-) -> dict[str, Any]:
-    """Signature name -> concrete function: one `prefill_N` for each of `lengths`, and `decode`.
-
-    `known` are the ids that may be written, where the caller itself cannot bar others (see
-    `Features`): LiteRT-LM chooses from the logits as they are.
-    """
+def steps(decoder: Decoder, context: int, lengths: Sequence[int]) -> dict[str, Any]:
+    """Signature name -> concrete function: one `prefill_N` for each of `lengths`, and `decode`."""
     made = {prefill(length): _step(decoder, context, length, False) for length in lengths}
-    return {**made, DECODE: _step(decoder, context, 1, True, known=known)}
+    return {**made, DECODE: _step(decoder, context, 1, True)}
 
 
 def source_steps(pair: EncoderDecoder, context: int, source_length: int) -> dict[str, Any]:
@@ -147,7 +138,6 @@ def _step(
     length: int,
     with_logits: bool,
     source: Mapping[str, tf.TensorSpec] = {},
-    known: tuple[tuple[int, int], ...] = (),
 ) -> Any:
     shape = [1, decoder.num_key_value_heads, context, decoder.head_dim]
     specs = {
@@ -165,12 +155,7 @@ def _step(
         made = _after(decoder, cache)
         allowed = made.narrowed(mask[:, 0] > MASKED, positions, tf.range(context)[None])
         hidden, _ = made(tokens, positions, allowed, writers)
-        if not with_logits:
-            return written
-        logits = made.logits(hidden)
-        if known:
-            logits = penalties.known(logits[:, 0], known)[:, None]
-        return {**written, "logits": logits}
+        return {**written, "logits": made.logits(hidden)} if with_logits else written
 
     return tf.function(step, autograph=False).get_concrete_function(**specs)
 
@@ -205,12 +190,10 @@ def whole_loop(
     prompt_length: int,
     most_new: int,
     settings: GenerationSettings,
-    known: tuple[tuple[int, int], ...],
     start_id: int = 0,
 ) -> Any:
     """The concrete function `generate` of B rows. What is no LOOP_SETTING is as `settings` say, the
-    stop ids too; texts after sources begin with `start_id`. `known` are the ids that may be
-    written (see `Features`).
+    stop ids too; texts after sources begin with `start_id`.
 
     token_ids int32 [B, P] filled up on the right, lengths int32 [B], max_new_tokens int32 [B] of at
     most N, and LOOP_SETTINGS [B] -> ids int32 [B, N], counts int32 [B], log_probabilities float32
@@ -224,7 +207,7 @@ def whole_loop(
         "max_new_tokens": tf.TensorSpec([batch], tf.int32, "max_new_tokens"),
         **{name: tf.TensorSpec([batch], types[name].dtype, name) for name in LOOP_SETTINGS},
     }
-    needs = Features(sampling=True, filters=True, known=known)
+    needs = Features(sampling=True, filters=True)
     if sources.needed(decoder):
         needs |= features(settings.model_copy(update={"num_beams": 2}))  # exactly what is needed
     plain = rows([settings] * batch, [0] * batch)

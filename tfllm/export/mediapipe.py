@@ -34,6 +34,11 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
             "mediapipe: its text tasks are classification and embedding of one text; this model is "
             f"for {task.kind}{' of pairs' if task.kind in TASKS else ''}. Export it to tflite."
         )
+    if getattr(task, "prompt", ""):
+        raise SettingError(
+            "mediapipe: its text tasks put no prompt before a text (task.prompt_name). Export to "
+            "tflite, or without the prompt."
+        )
     if checkpoint.tokenizer.kind != TOKENIZER:
         raise SettingError(
             f"mediapipe: its text tasks have a {TOKENIZER} tokenizer, and this model's is "

@@ -27,6 +27,11 @@ def refuse(checkpoint: Any) -> None:
             f"profile: a file that takes text can do {', '.join(TASKS)}, not "
             f"{checkpoint.task.kind}, which needs its tokens' offsets. Export with text: false."
         )
+    if getattr(checkpoint.task, "prompt", ""):
+        raise SettingError(
+            "profile: a file that takes text puts no prompt before it (task.prompt_name). Export "
+            "with text: false, or without the prompt."
+        )
     if checkpoint.tokenizer.kind != TOKENIZER:
         raise SettingError(
             f"profile: a file that takes text has a {TOKENIZER} tokenizer inside, and this model's "

@@ -179,8 +179,17 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
         Check("operations", ", ".join(foreign) or known, "no others", not foreign),
         weights_present(checkpoint, profile, content),
         stated("computed in", _shares(found.builtin)),
+        *fixed_length(checkpoint, profile),
         *found_differences,
     ]
+
+
+def fixed_length(checkpoint: Any, profile: Profile) -> list[Check]:
+    """How long the rows of the file are, and who said so."""
+    if is_language_model(checkpoint) or reads_sources(checkpoint):
+        return []
+    chosen = "the profile's" if profile.max_length else "the task's; max_length chooses another"
+    return [stated("fixed length", f"{lengths(checkpoint, profile)[0]} tokens ({chosen})")]
 
 
 def weights_present(checkpoint: Any, profile: Profile, content: bytes) -> Check:

@@ -23,6 +23,7 @@ from tfllm.generation.settings import (
     Features,
     GenerationSettings,
     Rows,
+    features,
     row_specs,
     rows,
 )
@@ -75,7 +76,7 @@ class Searcher:
         prompts, given = zip(*chosen, strict=True)
         limits = [self.engine.limit(prompt, settings) for prompt in prompts]
         token_ids, lengths = padded(prompts)
-        needs = self.engine.needs(settings)
+        needs = features(settings)
         kind = _Kind(
             needs,
             settings.num_beams,

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfllm.errors import SettingError, did_you_mean
+from tfllm.errors import SettingError
 
 SQRT_HALF = math.sqrt(0.5)
 
@@ -32,13 +32,24 @@ def tanh_gelu(x: Any) -> Any:
     return keras.activations.gelu(x, approximate=True)
 
 
+def quick_gelu(x: Any) -> Any:
+    """GELU by a sigmoid (Hendrycks and Gimpel 2016, section 2)."""
+    return x * ops.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": exact_gelu,
+    "gelu_python": exact_gelu,
     "gelu_new": tanh_gelu,
+    "gelu_fast": tanh_gelu,
+    "gelu_accurate": tanh_gelu,
+    "gelu_python_tanh": tanh_gelu,
     "gelu_pytorch_tanh": tanh_gelu,
+    "quick_gelu": quick_gelu,
     "relu": keras.activations.relu,
     "silu": keras.activations.silu,
     "swish": keras.activations.silu,
+    "sigmoid": keras.activations.sigmoid,
     "tanh": keras.activations.tanh,
 }
 
@@ -46,5 +57,6 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 def activation(name: str) -> Callable[[Any], Any]:
     """The function called `name`. Raises SettingError naming the known ones."""
     if name not in ACTIVATIONS:
-        raise SettingError(f"There is no activation '{name}'. {did_you_mean(name, ACTIVATIONS)}")
+        known = ", ".join(sorted(ACTIVATIONS))  # the nearest name may be another function
+        raise SettingError(f"There is no activation '{name}'. Known: {known}.")
     return ACTIVATIONS[name]

@@ -20,7 +20,7 @@ from tfllm.layers.blocks import normal
 
 # Whose heads drop before the summary too, and tell masked tokens through GELU in any case.
 ELECTRA_HEADS = ("electra", "roberta", "xlm-roberta")
-POOLINGS = ("mean", "first", "max", "pooler")
+POOLINGS = ("mean", "first", "max", "last", "weighted_mean", "root_mean", "pooler")
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
@@ -94,7 +94,7 @@ def span(hidden: Any, config: Any) -> Any:
 def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     """Scores of every token of the vocabulary at every place: (B, T, D) to (B, T, V).
 
-    The last product is with the token embeddings themselves (tied), in the backbone's precision.
+    Tied: the last product is with the token embeddings themselves, in the backbone's precision.
     """
     x = keras.layers.Dense(
         config.embedding_dim,
@@ -103,7 +103,15 @@ def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
         name="transform",
     )(hidden)
     x = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="transform_norm")(x)
-    logits = backbone.get_layer("token_embedding")(x, reverse=True)
+    if config.tie_embeddings:
+        logits = backbone.get_layer("token_embedding")(x, reverse=True)
+    else:
+        logits = keras.layers.Dense(
+            config.vocabulary_size,
+            use_bias=False,
+            kernel_initializer=normal(config.initializer_range),
+            name="logits",
+        )(x)
     return TokenBias(name="token_bias")(logits)
 
 
@@ -118,7 +126,10 @@ def at_positions(model: keras.Model) -> keras.Model:
     x = Picked(name="picked")(model.get_layer("transform").input, positions)
     for name in ("transform", "transform_norm"):
         x = model.get_layer(name)(x)
-    x = model.get_layer("token_embedding")(x, reverse=True)
+    if any(layer.name == "logits" for layer in model.layers):
+        x = model.get_layer("logits")(x)
+    else:
+        x = model.get_layer("token_embedding")(x, reverse=True)
     scores = {"tokens": model.get_layer("token_bias")(x), "positions": positions}
     others = model.output if isinstance(model.output, dict) else {}
     inputs = {**model.input, "positions": positions}
@@ -186,16 +197,26 @@ def embed(
 ) -> Any:
     """One vector per text, in float32: (B, T, D) and mask (B, T) to (B, D).
 
-    Sentence-BERT's poolings (Reimers and Gurevych 2019): the mean or the largest over the tokens
-    that the mask keeps, or the first token. "pooler" is `summary`, needs `config` and has weights;
-    the others have none. `normalize` makes every vector of length 1.
+    Sentence-BERT's poolings (Reimers and Gurevych 2019) over the tokens that the mask keeps: the
+    mean, the largest, the first or the last token; "weighted_mean" weighs tokens by their place,
+    counted from 1 (Muennighoff 2022), "root_mean" is the sum over the root of their number.
+    "pooler" is `summary`, needs `config` and has weights; the others have none. `normalize` makes
+    every vector of length 1. Rows are padded at their end.
     """
     if pooling not in POOLINGS:
         raise SettingError(f"There is no pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
+    kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
     if pooling == "mean":
         x = mean(hidden, mask)
+    elif pooling == "last":
+        after = ops.pad(kept[:, 1:], [[0, 0], [0, 1], [0, 0]])
+        x = ops.sum(ops.cast(hidden, "float32") * (kept - after), axis=1)
+    elif pooling == "weighted_mean":
+        x = mean(hidden, ops.cumsum(kept, axis=1)[:, :, 0] * kept[:, :, 0])
+    elif pooling == "root_mean":
+        count = ops.maximum(ops.sum(kept, axis=1), 1e-9)
+        x = ops.sum(ops.cast(hidden, "float32") * kept, axis=1) / ops.sqrt(count)
     elif pooling == "max":
-        kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
         x = ops.max(ops.cast(hidden, "float32") + (kept - 1.0) * 1e9, axis=1)
     elif pooling == "first":
         x = ops.cast(hidden[:, 0], "float32")

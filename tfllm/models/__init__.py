@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bart, bert, gpt2, llama, t5, transformer
+from tfllm.models import bart, bert, gpt2, llama, numbers, t5, transformer
 from tfllm.models.rows import Weights
 
 FAMILIES: dict[str, Any] = {
@@ -26,12 +26,9 @@ def weights_of(family: str, config: Any) -> Weights:
     return FAMILIES[family].WEIGHTS[key]
 
 
-def config_of(family: str, hf_config: Mapping[str, Any], tensors: Collection[str]) -> Any:
-    """The config for a Hugging Face `config.json` beside tensors of these names. Raises
-    CheckpointError."""
-    module = FAMILIES[family]
-    config = module.from_hf(hf_config)
-    return module.with_tensors(config, tensors) if hasattr(module, "with_tensors") else config
+def config_of(family: str, hf_config: Mapping[str, Any]) -> Any:
+    """The config for a Hugging Face `config.json`. Raises CheckpointError."""
+    return FAMILIES[family].from_hf(hf_config)
 
 
 def is_encoder_decoder(family: str) -> bool:
@@ -52,6 +49,8 @@ def configured(family: str, fields: Mapping[str, Any], source: str = "model") ->
             raise SettingError(f"{source}: unknown key '{name}'. {did_you_mean(name, known)}")
         if value is not None or known[name] is not None:
             _check_kind(name, value, known[name], source)
+        if wanted := numbers.problem(name, value):
+            raise SettingError(f"{source}: {name} is {value!r}; it must be {wanted}.")
     try:
         return config(**fields)
     except SettingError as error:

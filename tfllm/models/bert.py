@@ -58,6 +58,8 @@ class Config:
     """Dropout before a classifier; None is the same as `dropout`."""
     summary_activation: str = ""
     """Of the layer on the first token; empty is the variant's own."""
+    tie_embeddings: bool = True
+    """Whether the token embeddings also tell masked tokens."""
     initializer_range: float = 0.02
     pad_id: int = 0
 
@@ -154,6 +156,7 @@ COMMON_KEYS = {
     "vocabulary_size": "vocab_size",
     "max_sequence_length": "max_position_embeddings",
     "initializer_range": "initializer_range",
+    "tie_embeddings": "tie_word_embeddings",
     "pad_id": "pad_token_id",
 }
 BERT_KEYS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfllm.models.rows import Table, Weights, linear, norm
+from tfllm.models.rows import Row, Table, Weights, linear, norm
 
 
 def _embeddings(prefix: str) -> dict:
@@ -50,6 +50,7 @@ NEXT_SENTENCE = linear("next_sentence", "cls.seq_relationship")
 PREDICTIONS: Table = {
     **linear("transform", "cls.predictions.transform.dense"),
     **norm("transform_norm", "cls.predictions.transform.LayerNorm"),
+    "logits/kernel": Row("cls.predictions.decoder.weight", 1),
     "token_bias/bias": "cls.predictions.bias",
 }
 CLASSIFIER = linear("classifier", "classifier")
@@ -72,6 +73,7 @@ def _roberta(name: str) -> Weights:
             "masked_lm": {
                 **linear("transform", "lm_head.dense"),
                 **norm("transform_norm", "lm_head.layer_norm"),
+                "logits/kernel": Row("lm_head.decoder.weight", 1),
                 "token_bias/bias": "lm_head.bias",
             },
         },
@@ -129,6 +131,7 @@ WEIGHTS: dict[str, Weights] = {
             "masked_lm": {
                 **linear("transform", "vocab_transform"),
                 **norm("transform_norm", "vocab_layer_norm"),
+                "logits/kernel": Row("vocab_projector.weight", 1),
                 "token_bias/bias": "vocab_projector.bias",
             },
         },
@@ -156,6 +159,7 @@ WEIGHTS: dict[str, Weights] = {
             "masked_lm": {
                 **linear("transform", "generator_predictions.dense"),
                 **norm("transform_norm", "generator_predictions.LayerNorm"),
+                "logits/kernel": Row("generator_lm_head.weight", 1),
                 "token_bias/bias": "generator_lm_head.bias",
             },
             # No task of its own: the discriminator is there to be fine-tuned. Its head is kept.

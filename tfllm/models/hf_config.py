@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.errors import CheckpointError, SettingError
 from tfllm.layers.activations import ACTIVATIONS
+from tfllm.models import numbers
 
 ConfigType = TypeVar("ConfigType")
 
@@ -17,15 +18,30 @@ Refused = tuple[tuple[str, Any, str], ...]
 def fields_of(
     hf_config: Mapping[str, Any], keys: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Config fields from `keys` (field: Hugging Face's key), else from `defaults`."""
+    """Config fields from `keys` (field: Hugging Face's key), else from `defaults`. Raises
+    CheckpointError for a number that is out of its range."""
     found = {field: hf_config[key] for field, key in keys.items() if hf_config.get(key) is not None}
+    for field, value in found.items():
+        check_number(field, value, keys[field])
     return {**defaults, **found}
+
+
+def check_number(field: str, value: Any, key: str) -> None:
+    """Raises CheckpointError where Hugging Face's `key` holds no number for the field."""
+    if wanted := numbers.problem(field, value):
+        raise CheckpointError(
+            f"config.json: {key} is {value!r}; it must be {wanted}. Correct the key, or copy the "
+            "file again."
+        )
 
 
 def refuse(hf_config: Mapping[str, Any], name: str, refused: Refused) -> None:
     """Raises CheckpointError for a graph that the family `name` does not build."""
     for key, built, meaning in refused:
-        if hf_config.get(key, built) not in (built, None):
+        value = hf_config.get(key, built)
+        if isinstance(built, bool) and value is not None and not isinstance(value, bool):
+            raise CheckpointError(f"config.json: {key} is {value!r}; it must be true or false.")
+        if value not in (built, None):
             raise CheckpointError(
                 f"config.json: {key} is {hf_config[key]!r}; tfllm builds {name} without "
                 f"{meaning}. Use a checkpoint where {key} is {built!r}."
@@ -37,8 +53,14 @@ def built(config: type[ConfigType], fields: Mapping[str, Any]) -> ConfigType:
     name = fields.get("activation")
     if name is not None and name not in ACTIVATIONS:
         raise CheckpointError(
-            f"config.json: unknown activation '{name}'. {did_you_mean(str(name), ACTIVATIONS)}"
+            f"config.json: unknown activation '{name}'. Known: {', '.join(sorted(ACTIVATIONS))}."
         )
+    for field, value in fields.items():  # those that are computed from other keys
+        if wanted := numbers.problem(field, value):
+            raise CheckpointError(
+                f"config.json: {field} comes to {value!r}; it must be {wanted}. Copy the file "
+                "again."
+            )
     try:
         return config(**fields)
     except SettingError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -149,33 +150,57 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
     variant = hf_config["model_type"]
     rope = _rope(hf_config)
-    hf.refuse({**rope, **hf_config}, variant, REFUSED)
+    for table in (rope, hf_config):
+        hf.refuse(table, variant, REFUSED)
     fields = hf.fields_of(hf_config, KEYS, VARIANTS[variant])
+    hf.check_number("qkv_bias", hf_config.get("attention_bias"), "attention_bias")
     if hf_config.get("attention_bias") and variant in ("llama", "qwen3"):
         fields |= {"qkv_bias": True, "output_bias": True}
-    fields["rope_theta"] = rope.pop("rope_theta", 10000.0)
+    if rotary.kind_of(rope) == "yarn" and "factor" in rope and rope["factor"] is None:
+        longest = fields["max_sequence_length"]
+        rope["factor"] = longest / (rope.get("original_max_position_embeddings") or longest)
+    fields["rope_theta"] = rope.pop("rope_theta", None) or 10000.0
     fields["rope_scaling"] = rope
-    try:
-        fields |= _windows(hf_config, variant, fields["num_layers"])
-    except TypeError:
-        raise CheckpointError("config.json: a sliding window that is no number.") from None
+    fields |= _windows(hf_config, variant, fields["num_layers"])
     return hf.built(Config, {"variant": variant, **fields})
 
 
 def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Theta and scaling: `rope_parameters` of transformers 5, or the two keys of transformers 4."""
-    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    """Theta and scaling: `rope_parameters` of transformers 5, or the two keys of transformers 4.
+
+    As transformers 5 has it, `rope_scaling` wins over `rope_parameters`, a theta inside the table
+    over one beside it, and the length before scaling beside the table over one inside.
+    """
+    rope = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
     if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
         raise CheckpointError(
             f"config.json: rotary positions {rope!r} are not one table for all layers, which is "
             "what tfllm builds. Use another checkpoint."
         )
     theta = hf_config.get("rope_theta")
-    return {**({} if theta is None else {"rope_theta": theta}), **rope}
+    hf.check_number("rope_theta", theta, "rope_theta")
+    if theta is not None:
+        rope = {"rope_theta": theta, **rope}
+    before = hf_config.get("original_max_position_embeddings")
+    if before is not None and rotary.kind_of(rope) in ("llama3", "yarn"):
+        rope = {**rope, "original_max_position_embeddings": before}
+    for key, value in rope.items():
+        if not (value is None or isinstance(value, bool | str) or _positive(value)):
+            raise CheckpointError(
+                f"config.json: {key} of the rotary positions is {value!r}; it must be a finite "
+                "number above 0. Correct the key, or copy the file again."
+            )
+    return dict(rope)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _windows(hf_config: Mapping[str, Any], variant: str, num_layers: int) -> dict[str, Any]:
     """`sliding_window` and `layer_types`, which the variants put differently."""
+    for key in ("sliding_window", "max_window_layers", "use_sliding_window"):
+        hf.check_number(key, hf_config.get(key), key)
     if variant == "llama":
         return {}
     window = hf_config.get("sliding_window", 4096) or 0
@@ -183,11 +208,14 @@ def _windows(hf_config: Mapping[str, Any], variant: str, num_layers: int) -> dic
         return {"sliding_window": window}
     if not hf_config.get("use_sliding_window"):
         return {}
-    full = hf_config.get("max_window_layers", 28)
+    full = hf_config.get("max_window_layers")
+    full = 28 if full is None else full
     kinds = hf_config.get("layer_types") or [
         FULL if i < full else SLIDING for i in range(num_layers)
     ]
-    return {"sliding_window": window, "layer_types": tuple(kinds)}
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"config.json: layer_types is {kinds!r}; it must be a list of names.")
+    return {"sliding_window": window, "layer_types": tuple(map(str, kinds))}
 
 
 def to_hf(config: Config) -> dict[str, Any]:

@@ -28,7 +28,6 @@ def _weights(*architectures: str) -> Weights:
         heads={"causal_lm": {"logits/kernel": Row("lm_head.weight", 1)}},
         architectures={"causal_lm": architectures},
         tied={"lm_head.weight": "model.embed_tokens.weight"},
-        ignored=(f"{layer}.self_attn.rotary_emb.inv_freq",),
     )
 
 

@@ -6,8 +6,7 @@ T5 1.1 and Flan-T5 (Chung et al. 2022) gate the feed-forward part and have a hea
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,7 @@ from tfllm.models.transformer_graph import ENCODER, cross, encode, forward
 
 __all__ = [
     "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross", "encode", "forward", "from_hf",
-    "to_hf", "with_tensors",
+    "to_hf",
 ]  # fmt: skip
 
 Variant = Literal["t5", "mt5"]
@@ -195,15 +194,9 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     fields["activation"] = GATED_GELU[1] if named == GATED_GELU[0] else named.split("-")[-1]
     tied = hf_config.get("tie_word_embeddings") is not False
     fields["scale_logits"] = variant == "t5" and hf_config.get("scale_decoder_outputs", tied)
+    # Here the key says how the logits are scaled; the tensors say whether they are tied.
+    fields["tie_embeddings"] = True
     return hf.built(Config, {"variant": variant, **fields})
-
-
-def with_tensors(config: Config, names: Collection[str]) -> Config:
-    """The config for a file that holds these tensors: with a head of its own where there is one.
-
-    `config.json` does not tell: transformers 5 writes `tie_word_embeddings: true` in any case.
-    """
-    return dataclasses.replace(config, tie_embeddings="lm_head.weight" not in names)
 
 
 def to_hf(config: Config) -> dict[str, Any]:

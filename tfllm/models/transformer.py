@@ -169,6 +169,8 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
     hf.refuse(hf_config, "marian", REFUSED)
     fields = hf.fields_of(hf_config, KEYS, DEFAULTS)
+    for key in ("vocab_size", "decoder_vocab_size"):
+        hf.check_number("vocabulary_size", hf_config.get(key), key)
     read = hf_config.get("vocab_size") or 58101
     apart = fields.get("share_embeddings") is False
     fields["vocabulary_size"] = (hf_config.get("decoder_vocab_size") if apart else None) or read

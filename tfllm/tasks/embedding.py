@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from tfllm.errors import DataError
+from tfllm.errors import DataError, did_you_mean
 from tfllm.tasks import label_names
 from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_of, where
 
@@ -27,10 +27,19 @@ class Embedding(Task):
     """Pooled hidden states, trained with the other texts of the batch as negatives."""
 
     kind: Literal["embedding"] = "embedding"
-    pooling: Literal["mean", "first", "max", "pooler"] = "mean"
-    """Over real tokens the mean or the maximum, the first token, or the family's own pooler."""
+    pooling: Literal["mean", "first", "max", "last", "weighted_mean", "root_mean", "pooler"] = (
+        "mean"
+    )
+    """Over real tokens the mean or the maximum, the first or the last token, the mean weighted by
+    place, the sum over the root of their number, or the family's own pooler."""
     normalize: bool = True
     """Vectors of length 1."""
+    prompts: dict[str, str] = {}
+    """Texts to put before every text, by name ("query", "document")."""
+    prompt_name: str | None = None
+    """Which of `prompts` stands before every text; unset: none."""
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
+    """How the vectors of a pair are compared; distances count as negative numbers."""
     scale: float = Field(default=20.0, gt=0)
     """Training: factor of the cosines before the softmax over the batch."""
     score_range: tuple[float, float] | None = None
@@ -45,6 +54,18 @@ class Embedding(Task):
                 "give the lower number first and a higher one second, for example [0, 5]"
             )
         return value
+
+    @model_validator(mode="after")
+    def _known_prompt(self) -> Embedding:
+        if self.prompt_name is not None and self.prompt_name not in self.prompts:
+            known = did_you_mean(self.prompt_name, self.prompts)
+            raise ValueError(f"there is no prompt '{self.prompt_name}' in prompts. {known}".strip())
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """What stands before every text."""
+        return "" if self.prompt_name is None else self.prompts[self.prompt_name]
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Vectors [B, D]."""
@@ -67,10 +88,10 @@ class Embedding(Task):
         asks for; without, it is a zero that the loss does not read: a pair is the positive example,
         all other second texts of the batch are negatives.
         """
-        texts = [text_of(example) for example in examples]
+        texts = [self.prompt + text_of(example) for example in examples]
         if not label_names.given(examples, "text_pair"):
             return made(tokenizer.encode_batch(texts, max_length=self.max_length), tokenizer)
-        pairs = [text_of(example, "text_pair") for example in examples]
+        pairs = [self.prompt + text_of(example, "text_pair") for example in examples]
         interleaved = [text for both in zip(texts, pairs, strict=True) for text in both]
         encodings = tokenizer.encode_batch(interleaved, max_length=self.max_length)
         return made(
@@ -140,11 +161,19 @@ class Embedding(Task):
         return [metrics.mean("accuracy", metrics.partner_found)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
-        """`{"embedding": [...]}`; of pairs also `embedding_pair` and `similarity` (cosine)."""
+        """`{"embedding": [...]}`; of pairs also `embedding_pair` and `similarity`."""
         vectors = [np.asarray(output, np.float32) for output in outputs]
         if features.group == 1:
             return [{"embedding": vector.tolist()} for vector in vectors]
-        return [paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
+        return [self.paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
+
+    def paired(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+        """The answer for the vectors [D] of a pair of texts."""
+        return {
+            "embedding": first.tolist(),
+            "embedding_pair": second.tolist(),
+            "similarity": SIMILARITIES[self.similarity](first, second),
+        }
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: text -> embedding; and `tokens`."""
@@ -153,11 +182,15 @@ class Embedding(Task):
         return text_graph.embedding(self, model, graph_tokenizer)
 
 
-def paired(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """The answer for the vectors [D] of a pair of texts."""
+def _cosine(first: np.ndarray, second: np.ndarray) -> float:
     lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return {
-        "embedding": first.tolist(),
-        "embedding_pair": second.tolist(),
-        "similarity": float(first @ second) / lengths if lengths else 0.0,
-    }
+    return float(first @ second) / lengths if lengths else 0.0
+
+
+# sentence-transformers' names.
+SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "cosine": _cosine,
+    "dot": lambda first, second: float(first @ second),
+    "euclidean": lambda first, second: -float(np.linalg.norm(first - second)),
+    "manhattan": lambda first, second: -float(np.abs(first - second).sum()),
+}

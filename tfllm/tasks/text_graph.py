@@ -23,6 +23,7 @@ def embedding(task: Embedding, model: keras.Model, tokenizer: GraphTokenizer) ->
 
     @graph.function(graph.texts("text"))
     def serve(text):
+        text = tf.strings.join([task.prompt, text]) if task.prompt else text
         packed = tokenizer(text, max_length=task.max_length)
         return {"embedding": graph.run_by_length(model, packed)}
 
@@ -84,8 +85,7 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
         raw = graph.run(model, packed)  # [B, T, V]
         place = tf.where(packed["token_ids"] == python.mask_id)  # [N, 2]
         count = min(task.top_k, python.vocabulary_size)
-        shares = tf.nn.softmax(tf.gather_nd(raw, place))  # rows without a token are not chosen
-        scores, best = tf.math.top_k(shares[:, : python.vocabulary_size], count)
+        scores, best = tf.math.top_k(tf.nn.softmax(tf.gather_nd(raw, place)), count)
         names = tf.gather(tf.constant(python.vocabulary), best)  # [N, K]
         rows = tf.shape(text, out_type=tf.int64)[0]
 

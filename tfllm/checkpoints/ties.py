@@ -1,0 +1,85 @@
+"""Tensors that are one weight under two names: which of them a file holds, and which of them count.
+
+As transformers 5 loads them (`PreTrainedModel.tie_weights`): equal tensors are one weight, a tensor
+that is there under its other name alone is taken from there, and two different ones are two
+weights, whatever `config.json` says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfllm.errors import CheckpointError
+from tfllm.models.rows import Row, Weights
+
+log = logging.getLogger("tfllm")
+
+LOGITS = "logits/kernel"
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What the names of a file come to."""
+
+    config: Any
+    """The config, its `tie_embeddings` as the tensors have it."""
+    canonical: Mapping[str, str]
+    """Name in the file: the name in the weight table of what is read from it."""
+    equal: tuple[str, ...]
+    """Names in the table of tensors that are those they are tied to."""
+
+
+def resolved(
+    config: Any,
+    table: Weights,
+    canonical: Mapping[str, str],
+    same: Callable[[str, str], bool],
+    source: str,
+) -> Ties:
+    """The ties of a file. `canonical`: name in the file to name in the table; `same` tells whether
+    two tensors, by their names in the file, are equal. Raises CheckpointError for two tables of
+    embeddings where the model has one."""
+    raw = {name: raw for raw, name in canonical.items()}
+    changed = dict(canonical)
+    equal: list[str] = []
+    logits = logits_names(table)
+    for first in dict.fromkeys(table.tied.values()):
+        others = [name for name, other in table.tied.items() if other == first and name in raw]
+        if not getattr(config, "tie_embeddings", True):
+            others = [name for name in others if name not in logits]
+        if first not in raw:
+            if not others:
+                continue
+            stand_in = next((name for name in others if name not in logits), others[0])
+            others.remove(stand_in)
+            changed[raw[stand_in]] = first
+        else:
+            stand_in = first
+        for name in others:
+            if same(raw[name], raw[stand_in]):
+                equal.append(name)
+            elif name in logits:
+                log.warning(
+                    "%s: %s differs from %s, which config.json ties it to; both are kept.",
+                    source, raw[name], raw[stand_in],
+                )  # fmt: skip
+                config = dataclasses.replace(config, tie_embeddings=False)
+            elif name.endswith(".bias"):  # the layer's own is the one that is added
+                changed[raw[name]], changed[raw[stand_in]] = first, name
+            else:
+                raise CheckpointError(
+                    f"{source}: {raw[name]} and {raw[stand_in]} are different tables of "
+                    "embeddings, and tfllm's model has one for both. Use a checkpoint that shares "
+                    "them."
+                )
+    return Ties(config, changed, tuple(equal))
+
+
+def logits_names(table: Weights) -> Collection[str]:
+    """Names of the tensors that give the logits, where they are not the embeddings."""
+    rows = (head[LOGITS] for head in table.heads.values() if LOGITS in head)
+    return {row.name if isinstance(row, Row) else row for row in rows}
