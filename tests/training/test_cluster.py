@@ -39,9 +39,34 @@ def test_a_chief_comes_first(kind, index, place):
     assert cluster.from_tf_config(text) == Cluster(("a:1", "b:2", "c:3"), place)
 
 
+def workers(*addresses, **task):
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {**TWO["task"], **task}})
+
+
 REFUSED = {
     "no JSON": ("{", "not readable"),
     "no mapping": ("[1]", "not readable"),
+    "a text": ('"a:1"', "not readable"),
+    "cluster is a list": ('{"cluster": ["a:1", "b:2"]}', "'cluster' is"),
+    "task is a text": (json.dumps({**TWO, "task": "worker"}), "'task' is 'worker'"),
+    "a list as text": (json.dumps({"cluster": {"worker": "a:1,b:2"}}), "'a:1,b:2', not a list"),
+    "numbers": (json.dumps({"cluster": {"worker": [1, 2]}}), "not a list of texts"),
+    "no port": (workers("a:1", "localhost"), "'localhost' is not host:port"),
+    "port 0": (workers("a:1", "b:0"), "'b:0' is not host:port"),
+    "port too high": (workers("a:1", "b:65536"), "'b:65536' is not"),
+    "port in words": (workers("a:1", "b:http"), "'b:http' is not"),
+    "no host": (workers("a:1", ":2"), "':2' is not host:port"),
+    "twice": (workers("a:1", "b:2", "a:1"), "'a:1' twice"),
+    "chief among the workers": (
+        json.dumps({**TWO, "cluster": {"chief": ["a:1"], "worker": ["a:1", "b:2"]}}),
+        "twice",
+    ),
+    "no task": (json.dumps({"cluster": TWO["cluster"]}), "no type and no index"),
+    "task null": (json.dumps({**TWO, "task": None}), "no type and no index"),
+    "no index": (json.dumps({**TWO, "task": {"type": "worker"}}), "no index"),
+    "half an index": (workers("a:1", "b:2", index=0.5), "index 0.5"),
+    "index in words": (workers("a:1", "b:2", index="first"), "index 'first'"),
+    "index below 0": (workers("a:1", "b:2", index=-1), "worker -1"),
     "parameter servers": (json.dumps({**TWO, "cluster": {**TWO["cluster"], "ps": ["p:1"]}}), "ps"),
     "evaluator": (json.dumps({**TWO, "task": {"type": "evaluator", "index": 0}}), "'evaluator'"),
     "index": (json.dumps({**TWO, "task": {"type": "worker", "index": 2}}), "worker 2"),
@@ -85,3 +110,25 @@ def test_slurm_counts_that_disagree_are_refused():
 )
 def test_slurm_host_lists(text, names):
     assert cluster.host_names(text) == names
+
+
+def test_addresses_of_all_kinds():
+    assert cluster.host_and_port("worker-0.service:2222") == ("worker-0.service", 2222)
+    assert cluster.host_and_port("[::1]:65535") == ("::1", 65535)
+    found = cluster.found({"TF_CONFIG": workers("a:1", "b:2", index="1")})
+    assert found.index == 1  # some operators write it as a text
+    assert cluster.found({"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1"]}})}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SLURM_PROCID", "9", "SLURM_PROCID is 9, but the step has 5 tasks"),
+        ("SLURM_PROCID", "x", "not readable"),
+        ("SLURM_STEP_TASKS_PER_NODE", "two", "not readable"),
+        ("SLURM_STEP_NODELIST", "gpu[a-b]", "not readable"),
+    ],
+)
+def test_slurm_variables_without_sense_are_refused(name, value, message):
+    with pytest.raises(SettingError, match=message):
+        cluster.found({**SLURM, name: value})

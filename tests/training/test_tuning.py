@@ -177,6 +177,25 @@ def scripted(tmp_path, trainer):
     return write
 
 
+def test_values_that_were_tried_are_not_trained_again(tmp_path, scripted):
+    scripted({"16": [0.5, 0.4], "32": [0.3, 0.2]})
+    of = recipe(tmp_path, evaluate={"best": "accuracy"}, train={"batch_size": 16})
+    told = []
+    tuned = tune(tmp_path, 6, of, {"train.batch_size": {"choices": [16, 32]}}, say=told.append)
+    assert tuned.count == 6 and tuned.best["value"] == 0.5
+    rows = json.loads((tuned.folder / "trials.json").read_text())["trials"]
+    first = {}
+    for row in rows:
+        size = row["values"]["train.batch_size"]
+        assert row["repeats"] == first.setdefault(size, row["number"]) or row["repeats"] is None
+        assert row["value"] == (0.5 if size == 16 else 0.3)
+        assert row["measurements"] == ([0.5, 0.4] if size == 16 else [0.3, 0.2])
+        assert (row["repeats"] is None) is (first[size] == row["number"])
+    assert len(list((tuned.folder / "trials").glob("*.log"))) == len(first) == 2
+    assert sum("not trained again" in text for text in told) == 4
+    assert "done as trial 0" in (tuned.folder / "trials.txt").read_text()
+
+
 def test_a_search_keeps_the_lowest_error(tmp_path, scripted):
     scripted({"16": [0.5, 0.4], "32": [0.2, 0.9]})
     of = recipe(tmp_path, task={"problem": "regression"}, evaluate={"best": "mae"})

@@ -13,7 +13,6 @@ from typing import IO, Annotated
 
 import typer
 
-from tfllm.cli import INTERRUPTED
 from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
 from tfllm.training import cluster as clusters
 from tfllm.training import stopping
@@ -35,6 +34,7 @@ of worker N is in OUTPUT/workers/worker-N.log. --ray asks a Ray cluster for the 
 # After one worker has failed, the others have this long to end by themselves.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.2
+SIGNAL_STATUS = 128  # a shell's status for a command that a signal ended: 128 + its number
 SHOWN_LINES = 5  # of a failed worker's file
 LOOPBACK = "127.0.0.1"
 
@@ -65,7 +65,11 @@ def launch(
         print(ray_train.run(settings, directory, workers, resume, measure))
         return
     train = ["train", str(recipe), *options, *(["--resume"] if resume else [])]
-    status = _together(train, workers, directory / files.WORKERS, [*again, *options, "--resume"])
+    folder = directory / files.WORKERS
+    with files.locked(directory):  # the first worker takes the lock itself
+        pass
+    with files.locked(folder):
+        status = _together(train, workers, folder, [*again, *options, "--resume"])
     if status:
         raise typer.Exit(status)
 
@@ -89,10 +93,11 @@ def _together(arguments: Sequence[str], count: int, folder: Path, again: Sequenc
             process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if asked and failed is None:
-        return INTERRUPTED if asked[0] == signal.SIGINT else 0
     if failed is None:
-        return 0
+        # A worker that had not begun to train ends by the signal, one that had with its state.
+        return max((abs(process.returncode) for process in processes), default=0) and (
+            SIGNAL_STATUS + asked[0]
+        )
     return _told(failed, processes[failed].returncode, folder, again)
 
 
@@ -152,7 +157,7 @@ def _wait(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None
 
 def _first_failed(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None:
     """The one that has ended with a fault. Killed ones come first: the others follow them."""
-    fine = {None, 0, *([INTERRUPTED] if asked else [])}
+    fine = {None, 0, *(status for n in asked for status in (-n, SIGNAL_STATUS + n))}
     ended = [i for i, process in enumerate(processes) if process.poll() not in fine]
     return min(ended, key=lambda i: (processes[i].returncode >= 0, i), default=None)
 

@@ -68,6 +68,8 @@ def _worker(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("tfllm: stopped by Ctrl-C.", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as stop:  # of SIGTERM before the training
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tfllm.errors import SettingError
@@ -18,6 +18,11 @@ from tfllm.errors import SettingError
 VARIABLE = "TF_CONFIG"
 # The first may be named "chief"; both train. All others do no part of synchronous training.
 TRAINING_TASKS = ("chief", "worker")
+SHAPE = (
+    'It should look like {"cluster": {"worker": ["host:port", "host:port"]}, '
+    '"task": {"type": "worker", "index": 0}}.'
+)
+LAST_PORT = 2**16 - 1
 # Slurm's jobs share hosts, so a job's first port is its number modulo SLURM_PORTS, from here on.
 SLURM_FIRST_PORT, SLURM_PORTS = 20_000, 30_000
 
@@ -28,6 +33,8 @@ class Cluster:
 
     addresses: tuple[str, ...]
     index: int
+    source: str = field(default=VARIABLE, compare=False)
+    """Where the addresses stand, for messages."""
 
     @property
     def is_chief(self) -> bool:
@@ -46,7 +53,7 @@ class Cluster:
 def found(environment: Mapping[str, str]) -> Cluster | None:
     """The cluster that TF_CONFIG, else Slurm's step, describes; None where there is one process.
 
-    Raises SettingError for a TF_CONFIG that makes no sense.
+    Raises SettingError for a TF_CONFIG, or Slurm variables, that make no sense.
     """
     if environment.get(VARIABLE, "").strip():
         cluster = from_tf_config(environment[VARIABLE])
@@ -59,24 +66,25 @@ def from_tf_config(text: str) -> Cluster | None:
     """The cluster of a TF_CONFIG; None where it names no workers. Raises SettingError."""
     try:
         data = json.loads(text)
-        jobs: Any = data.get("cluster") or {}
-        task = data.get("task") or {}
-        kind, index = str(task.get("type", "worker")), int(task.get("index", 0))
-        names = {name: [str(address) for address in jobs[name]] for name in jobs}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise SettingError(
-            f"{VARIABLE} is not readable ({error}). It should look like "
-            '{"cluster": {"worker": ["host:port", "host:port"]}, '
-            '"task": {"type": "worker", "index": 0}}.'
-        ) from None
+    except ValueError as error:
+        raise SettingError(f"{VARIABLE} is not readable ({error}). {SHAPE}") from None
+    jobs = _part(data, "cluster") if data else {}
+    names = {name: _addresses(name, jobs[name]) for name in jobs}
     addresses = [address for name in TRAINING_TASKS for address in names.get(name, [])]
     if not addresses:
         return None
+    for address in addresses:
+        host_and_port(address)
+        if addresses.count(address) > 1:
+            raise SettingError(
+                f"{VARIABLE} names the address '{address}' twice. Give every worker its own."
+            )
     if "ps" in names:
         raise SettingError(
             f"{VARIABLE} names parameter servers (ps), which Keras 3 cannot train with. "
             "Name workers only."
         )
+    kind, index = _task(data, alone=len(addresses) == 1)
     if kind not in TRAINING_TASKS:
         raise SettingError(
             f"{VARIABLE} says that this process is the task '{kind}', which takes no part in "
@@ -91,6 +99,58 @@ def from_tf_config(text: str) -> Cluster | None:
     return Cluster(tuple(addresses), place)
 
 
+def host_and_port(address: str, source: str = VARIABLE) -> tuple[str, int]:
+    """The parts of `host:port` or `[IPv6]:port`. Raises SettingError."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if not (host and colon and port.isdecimal() and 0 < int(port) <= LAST_PORT):
+        raise SettingError(
+            f"{source}: the address '{address}' is not host:port with a port from 1 to "
+            f"{LAST_PORT}. Correct it for all workers."
+        )
+    return host, int(port)
+
+
+def _part(data: Any, name: str) -> dict[str, Any]:
+    part = data.get(name) if isinstance(data, dict) else data
+    if part is None:
+        return {}
+    if not isinstance(part, dict):
+        where = f"'{name}'" if isinstance(data, dict) else "it"
+        raise SettingError(
+            f"{VARIABLE} is not readable ({where} is {part!r}, not an object). {SHAPE}"
+        )
+    return part
+
+
+def _addresses(name: str, value: Any) -> list[str]:
+    if isinstance(value, list) and all(isinstance(address, str) for address in value):
+        return value
+    raise SettingError(
+        f"{VARIABLE}: the addresses of '{name}' are {value!r}, not a list of texts. {SHAPE}"
+    )
+
+
+def _task(data: dict[str, Any], alone: bool) -> tuple[str, int]:
+    """Kind and index of this process; they may be left out where it is the only one."""
+    task = _part(data, "task")
+    if alone:
+        task = {"type": "worker" if "worker" in data["cluster"] else "chief", "index": 0} | task
+    if missing := [name for name in ("type", "index") if task.get(name) is None]:
+        raise SettingError(
+            f"{VARIABLE} names several workers, but not which of them this process is (no "
+            f"{' and no '.join(missing)} in 'task'). {SHAPE}"
+        )
+    index = task["index"]
+    if isinstance(index, str) and index.isdecimal():
+        index = int(index)
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise SettingError(
+            f"{VARIABLE}: the index {task['index']!r} in 'task' is no whole number. {SHAPE}"
+        )
+    return str(task["type"]), index
+
+
 def from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     """The cluster of a Slurm job step (`srun`), one worker per task; None outside of one.
 
@@ -100,9 +160,14 @@ def from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     if any(not environment.get(name) for name in needed):
         return None
     nodes, tasks, process, job = (environment[name] for name in needed)
-    first = SLURM_FIRST_PORT + int(job) % SLURM_PORTS
-    hosts = host_names(nodes)
-    counts = task_counts(tasks)
+    try:
+        first = SLURM_FIRST_PORT + int(job) % SLURM_PORTS
+        hosts, counts, index = host_names(nodes), task_counts(tasks), int(process)
+    except ValueError as error:
+        raise SettingError(
+            f"Slurm's variables {', '.join(needed)} are not readable ({error}). Start the workers "
+            f"with srun, or name them in {VARIABLE}."
+        ) from None
     if len(hosts) != len(counts):
         raise SettingError(
             f"SLURM_STEP_NODELIST names {len(hosts)} hosts ({nodes}), "
@@ -113,7 +178,12 @@ def from_slurm(environment: Mapping[str, str]) -> Cluster | None:
         for host, count in zip(hosts, counts, strict=True)
         for task in range(count)
     ]
-    return Cluster(tuple(addresses), int(process))
+    if not 0 <= index < len(addresses):
+        raise SettingError(
+            f"SLURM_PROCID is {index}, but the step has {len(addresses)} tasks. Start the workers "
+            "with srun."
+        )
+    return Cluster(tuple(addresses), index, "Slurm's step")
 
 
 def host_names(text: str) -> list[str]:

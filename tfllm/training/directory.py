@@ -32,7 +32,8 @@ LEFTOVERS = {TOKENIZER, WORKERS, LOCK, f".{RECIPE}.tmp"}
 # Keys that may differ between the start and a resumption: they change nothing that is computed.
 FREE_KEYS = {
     "name", "train.log_every", "train.checkpoint_every", "train.profile", "train.samples",
-    "train.carbon_intensity", "train.keep", "train.strategy", "train.steps_per_execution", "export",
+    "train.carbon_intensity", "train.keep", "train.strategy", "train.steps_per_execution",
+    "train.worker_timeout", "export",
 }  # fmt: skip
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tokenizers", "safetensors")

@@ -144,6 +144,8 @@ class TrainSettings(Settings):
     model_parallel."""
     model_devices: Positive | None = None
     """With model_parallel: how many devices share one copy of the model; unset: all."""
+    worker_timeout: float = Field(default=1800.0, gt=0, allow_inf_nan=False)
+    """Seconds that the workers of a run wait for one another at its start."""
     steps_per_execution: Positive = 1
     """Steps that run without Python between them. What is due in between still happens at its very
     step: less overhead for very short steps, the same results."""

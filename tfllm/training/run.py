@@ -82,7 +82,9 @@ def train(
     worker was lost. Of several workers (`tfllm.training.cluster`) the chief alone writes.
     """
     directory = Path(output or Path("runs") / recipe.name)
-    devices = strategies.choose(recipe.train.strategy, recipe.train.model_devices)
+    devices = strategies.choose(
+        recipe.train.strategy, recipe.train.model_devices, recipe.train.worker_timeout
+    )
     with strategies.losses_told(devices, directory), contextlib.ExitStack() as held:
         if devices.is_chief and not locked:
             files.check_free(directory, resume)

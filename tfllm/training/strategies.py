@@ -21,12 +21,15 @@ import numpy as np
 
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
 from tfllm.training import cluster as clusters
+from tfllm.training import meeting
 from tfllm.training.backend import JAX_STRATEGIES
 from tfllm.training.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
 STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
+
+WORKER_TIMEOUT = 1800.0  # seconds: clusters may start their machines one after the other
 
 TPU_ADDRESS = "TPU_NAME"  # the variable that names a TPU elsewhere
 
@@ -96,7 +99,7 @@ class Devices:
         """int32 values, padded to `block`, added up over the workers."""
         padded = np.zeros(block, np.int32)
         padded[: len(values)] = values
-        return _summing(self.strategy, block)(padded).numpy()
+        return meeting.heard(lambda: _summing(self.strategy, block)(padded).numpy())
 
 
 @functools.cache
@@ -118,8 +121,11 @@ def _summing(strategy: Any, block: int) -> Any:
     return total
 
 
-def choose(name: str, model_devices: int | None = None) -> Devices:
-    """The devices of `train.strategy`. Raises SettingError where the machine has no such ones."""
+def choose(
+    name: str, model_devices: int | None = None, worker_timeout: float = WORKER_TIMEOUT
+) -> Devices:
+    """The devices of `train.strategy`. Raises SettingError where the machine has no such ones, and
+    where other workers have not come within `worker_timeout` seconds."""
     import tensorflow as tf
 
     check(name)
@@ -132,7 +138,7 @@ def choose(name: str, model_devices: int | None = None) -> Devices:
     if name == "tpu":
         return Devices(_tpu())
     if name == "multi_worker" or (name == "auto" and cluster is not None):
-        return _multi_worker(cluster)
+        return _multi_worker(cluster, worker_timeout)
     if cluster is not None:
         raise SettingError(
             f"train.strategy: {name}, but {clusters.VARIABLE} or Slurm names {len(cluster)} "
@@ -214,27 +220,41 @@ def _lost() -> tuple[type[Exception], ...]:
     )  # fmt: skip
 
 
-def _multi_worker(cluster: Cluster | None) -> Devices:
+def _multi_worker(cluster: Cluster | None, seconds: float) -> Devices:
     if cluster is None:
         raise SettingError(
             f"train.strategy: multi_worker needs the workers' addresses in {clusters.VARIABLE}, or "
             "Slurm's variables with more than one task. On one machine, start them with: "
             "tfllm launch --workers 2 RECIPE"
         )
-    return _connected(cluster)
+    return Devices(_connected(cluster, seconds), cluster)
 
 
-@functools.cache
-def _connected(cluster: Cluster) -> Devices:
+_strategies: dict[Cluster, Any] = {}
+
+
+def _connected(cluster: Cluster, seconds: float) -> Any:
     """One strategy for all runs of a process: workers connect once."""
     import tensorflow as tf
 
+    if cluster in _strategies:
+        return _strategies[cluster]
     os.environ[clusters.VARIABLE] = cluster.tf_config()
     log.warning(
         "worker %d of %d (%s): waiting for the others",
         cluster.index, len(cluster), cluster.addresses[cluster.index],
     )  # fmt: skip
-    return Devices(tf.distribute.MultiWorkerMirroredStrategy(), cluster)
+    meeting.meet(cluster, seconds)
+    try:
+        with meeting.unheard(cluster, seconds):
+            _strategies[cluster] = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise SettingError(
+            f"{cluster.source}: TensorFlow cannot connect worker {cluster.index} "
+            f"({cluster.addresses[cluster.index]}) with the others: {_cause(error.message or '')}. "
+            "Check that all addresses are right and reached from here."
+        ) from None
+    return _strategies[cluster]
 
 
 def _tpu() -> Any:

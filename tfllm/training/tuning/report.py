@@ -17,6 +17,7 @@ from tfllm.training.tuning.study import Study
 JSON, TEXT, BEST = "trials.json", "trials.txt", "best.yaml"
 HISTORY, PARAMETERS = "history.png", "parameters.png"
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
+REPEATS = "repeats"  # the earlier trial with the same values, whose result a trial has
 DOTS_PER_INCH = 150
 IMPORTANCE_TRIALS = 5  # with fewer, the importance of settings is chance
 
@@ -50,6 +51,7 @@ def row(study: Study, trial: Any) -> dict[str, Any]:
         "measurements": _in_order(trial.intermediate_values),
         "seconds": seconds,
         "error": trial.user_attrs.get("error"),
+        "repeats": trial.user_attrs.get(REPEATS),
     }
 
 
@@ -70,6 +72,8 @@ def table(study: Study, rows: list[dict[str, Any]]) -> str:
         values = [shown(found["values"][key]) for key in study.space]
         seconds = "" if found["seconds"] is None else f"{found['seconds']:.0f}"
         state = found["state"] + (f": {found['error']}" if found["error"] else "")
+        if found["repeats"] is not None:
+            state += f" as trial {found['repeats']}"
         lines.append([str(found["number"]), shown(found["value"]), *values, seconds, state])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]
     padded = [

@@ -195,10 +195,27 @@ class _Search:
         raise kind(f"{what} (logs in {log}). The last one says: {self.last_error}")
 
     def _next(self, slot: int, trials: int) -> Running | None:
-        claimed = self.study.claim(trials)
-        if claimed is None:
-            return None
-        trial, place, lock = claimed
+        while (claimed := self.study.claim(trials)) is not None:
+            trial, place, lock = claimed
+            twin = None if place.run.exists() else self.study.twin(trial)
+            if twin is None:
+                return self._started(trial, place, lock, slot)
+            self._repeat(trial, twin)
+            os.close(lock)
+        return None
+
+    def _repeat(self, trial: Any, twin: Any) -> None:
+        """Ends a trial as another one has ended that had the same values: it is not trained."""
+        for number, value in twin.intermediate_values.items():
+            trial.report(value, number)
+        trial.set_user_attr(report.REPEATS, twin.number)
+        with self.study.locked():
+            value = twin.value if twin.state.name == "COMPLETE" else None
+            self.study.optuna.tell(trial.number, values=value, state=twin.state)
+            report.write(self.study, self.recipe)
+        self.say(f"trial {trial.number} has the values of trial {twin.number}: not trained again")
+
+    def _started(self, trial: Any, place: Place, lock: int, slot: int) -> Running:
         values = {key: trial.params[key] for key in self.study.space}
         data = with_values(self.recipe, values)
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

@@ -144,6 +144,14 @@ class Study:
             return None
         return descriptor
 
+    def twin(self, trial: Any) -> Any | None:
+        """A trial that has come to a result with the same values, or None."""
+        for other in self.finished():
+            known = other.state.name in ("COMPLETE", "PRUNED")
+            if known and other.number != trial.number and other.params == trial.params:
+                return other
+        return None
+
     def finished(self) -> list[Any]:
         """The trials that have come to an end, in their order."""
         return [t for t in self.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
