@@ -225,3 +225,14 @@ def test_written_files_are_for_everyone(tmp_path):
     files.write_tensors(tmp_path / "t.safetensors", {"a": np.zeros(2, np.float32)})
     (tmp_path / "other").touch()
     assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_of_two_that_write_at_once_the_first_stays(tmp_path):
+    with pytest.raises(StorageError, match="exists already and is not empty"):
+        with files.written(tmp_path / "out") as second:
+            with files.written(tmp_path / "out") as first:
+                assert first != second
+                (first / "a.txt").write_text("first")
+            (second / "a.txt").write_text("second")
+    assert (tmp_path / "out" / "a.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

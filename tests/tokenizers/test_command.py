@@ -125,3 +125,20 @@ def test_train_names_what_is_wrong(capsys, tmp_path, content, options, said):
     assert status == 2
     assert said in err
     assert not (tmp_path / "learned").exists()
+
+
+def test_a_tokenizer_that_another_process_has_written_meanwhile_stays(tmp_path):
+    from tfllm.cli.tokenizer import _write
+    from tfllm.errors import StorageError
+
+    class Files:
+        def save(self, folder):
+            folder.mkdir()
+            (folder / "vocab.txt").write_text("second")
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "vocab.txt").write_text("first")
+    with pytest.raises(StorageError, match="exists. Name a new directory"):
+        _write(Files(), tmp_path / "out")
+    assert (tmp_path / "out" / "vocab.txt").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

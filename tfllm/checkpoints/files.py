@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -114,12 +115,13 @@ def written(directory: str | Path, replaces: str = "") -> Iterator[Path]:
     """
     target = Path(directory)
     refuse_occupied(target, replaces)
-    part = target.parent / f".{target.name}.part-{os.getpid()}"
-    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"  # on a shared disk two have the same number
+    part = target.parent / f".{target.name}.part-{unique}"
+    old = target.parent / f".{target.name}.old-{unique}"
     try:
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        refuse_occupied(target, replaces)  # another process may have written there meanwhile
         if target.exists():
             target.rename(old)
         part.rename(target)

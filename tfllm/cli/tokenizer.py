@@ -200,7 +200,11 @@ def _write(tokenizer: Tokenizer, output: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         tokenizer.save(temporary / "files")
-        os.replace(temporary / "files", output)
+        try:
+            os.replace(temporary / "files", output)
+        except OSError:
+            _check_free(output)  # another process has written there meanwhile
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
