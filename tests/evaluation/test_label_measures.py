@@ -125,3 +125,15 @@ def test_numbers_equal_scipy_and_hand():
     assert result["pearson"] == pytest.approx(np.corrcoef([1, 2, 4], [1, 2.5, 3])[0, 1])
     with pytest.raises(DataError, match="not a number"):
         measures.regression(answers, examples_of([1, "two", 3]))
+
+
+def test_several_numbers_an_example_are_measured_as_a_mean():
+    gold = np.array([[1.0, 5.0], [2.0, 4.0], [4.0, 6.0]])
+    predicted = gold + np.array([[0.5, 1.0], [-0.5, 1.0], [0.5, -2.0]])
+    answers = [{"scores": dict(zip("ab", row.tolist(), strict=True))} for row in predicted]
+    result = measures.regression(answers, examples_of(gold.tolist()))
+    assert result["mse"] == pytest.approx(np.mean([0.25, (1 + 1 + 4) / 3]), abs=EXACT)
+    assert result["mae"] == pytest.approx(np.mean([0.5, 4 / 3]), abs=EXACT)
+    both = [measures.correlations(predicted[:, c], gold[:, c]) for c in range(2)]
+    for name in ("pearson", "spearman"):
+        assert result[name] == pytest.approx(np.mean([each[name] for each in both]), abs=EXACT)

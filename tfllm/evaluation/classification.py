@@ -64,13 +64,12 @@ def multi_label(answers: Answers, examples: Examples) -> dict[str, Any]:
     scores = score_matrix(answers, labels)
     columns = range(len(labels))
     areas = [_binary_auc(gold[:, column], scores[:, column]) for column in columns]
-    defined = [area for area in areas if area is not None]
     return {
         "accuracy": float(sk.accuracy_score(gold, predicted)),
         "hamming_loss": float(sk.hamming_loss(gold, predicted)),
         **_averages(gold, predicted, None),
         "mcc": float(np.mean([_mcc(gold[:, c], predicted[:, c]) for c in columns])),
-        "auc": float(np.mean(defined)) if defined else None,
+        "auc": _mean_of_defined(areas),
         "calibration_error": calibration_error(
             np.maximum(scores, 1 - scores).ravel(), ((scores > 0.5) == gold).ravel()
         ),
@@ -81,17 +80,29 @@ def multi_label(answers: Answers, examples: Examples) -> dict[str, Any]:
 def regression(answers: Answers, examples: Examples) -> dict[str, Any]:
     """Pearson and Spearman correlation, mean squared and mean absolute error.
 
-    `answers`: {"label": number}; `examples`: {"label": number}.
+    `answers`: {"label": number}; `examples`: {"label": number}. Of several numbers an example,
+    {"scores": {name: number}} and {"label": [numbers]}, each measure is the mean over them.
     """
-    predicted = np.array([float(answer["label"]) for answer in answers])
-    gold = np.array([number(example) for example in examples])
+    if "scores" in answers[0]:
+        names = list(answers[0]["scores"])
+        predicted = score_matrix(answers, names)
+        gold = np.stack([label_names.numbers(example, len(names)) for example in examples])
+    else:
+        predicted = np.array([[float(answer["label"])] for answer in answers])
+        gold = np.array([[number(example)] for example in examples])
     if not np.isfinite(predicted).all():  # of a broken model
         return dict.fromkeys(("pearson", "spearman", "mse", "mae"))
+    columns = [correlations(*pair) for pair in zip(predicted.T, gold.T, strict=True)]
     return {
-        **correlations(predicted, gold),
+        **{name: _mean_of_defined([column[name] for column in columns]) for name in columns[0]},
         "mse": float(sk.mean_squared_error(gold, predicted)),
         "mae": float(sk.mean_absolute_error(gold, predicted)),
     }
+
+
+def _mean_of_defined(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
@@ -207,8 +218,7 @@ def _auc(gold: np.ndarray, scores: np.ndarray) -> float | None:
     if scores.shape[1] == 2:
         return _binary_auc(gold, scores[:, 1])
     areas = [_binary_auc(gold == index, scores[:, index]) for index in range(scores.shape[1])]
-    defined = [area for area in areas if area is not None]
-    return float(np.mean(defined)) if defined else None
+    return _mean_of_defined(areas)
 
 
 def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:

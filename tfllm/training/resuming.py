@@ -94,6 +94,13 @@ def place(directory: Path | None, model: Any, start: Place, devices: Devices) ->
             found.replicas, devices.replicas,
         )  # fmt: skip
         found.replicas = devices.replicas
+    if found.backend and found.backend != start.backend:
+        log.warning(
+            "the run was computed by Keras on %s and goes on with %s: equal up to rounding, and "
+            "dropout draws other masks",
+            found.backend, start.backend,
+        )  # fmt: skip
+    found.backend = start.backend
     return found
 
 

@@ -129,7 +129,10 @@ def _train(
     if devices.replicas > 1:
         hooks.fold_replica_into_dropout(model)
     check_best(recipe.evaluate, validation, model)
-    first = Place(inputs=digests, chosen=chosen | used, replicas=devices.replicas)
+    first = Place(
+        inputs=digests, chosen=chosen | used, replicas=devices.replicas,
+        backend=keras.backend.backend(),
+    )  # fmt: skip
     place = resuming.place(directory if resume else None, model, first, devices)
     log = None
     if devices.is_chief:

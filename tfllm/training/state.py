@@ -54,6 +54,8 @@ class Place:
     """What `auto` came to where the run was started: precision, kernels."""
     replicas: int = 1
     """Devices that the steps so far were computed on."""
+    backend: str = ""
+    """Keras' backend that they were computed by."""
 
     def __post_init__(self) -> None:
         if self.data and not self.inputs:
