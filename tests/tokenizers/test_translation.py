@@ -188,8 +188,7 @@ def test_others_have_one_side_and_no_languages():
     [("T5Tokenizer", 100, True), ("MT5Tokenizer", 0, True), ("T5Tokenizer", 100, False)],
 )
 def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count, named):
-    model = trained("unigram", pad_id=-1)
-    (tmp_path / "spiece.model").write_bytes(model.SerializeToString())
+    (tmp_path / "spiece.model").write_bytes(trained("unigram").SerializeToString())
     settings = {"tokenizer_class": kind, "extra_ids": count}
     if named:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -62,7 +62,14 @@ def decode(
     target: Annotated[bool, TARGET] = False,
 ) -> None:
     """Prints the text of token ids."""
-    print(load(model, target).decode(ids, skip_special_tokens=not special))
+    from tfllm.errors import SettingError
+
+    tokenizer = load(model, target)
+    last = tokenizer.vocabulary_size - 1
+    for number in ids:
+        if not 0 <= number <= last:
+            raise SettingError(f"There is no token {number}: the vocabulary has ids 0 to {last}.")
+    print(tokenizer.decode(ids, skip_special_tokens=not special))
 
 
 def check(

@@ -16,7 +16,7 @@ from tfllm.evaluation.lite_steps import LiteSteps
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.penalties import penalised
 from tfllm.generation.samplers import choose
-from tfllm.generation.settings import Features, GenerationSettings, features, row_specs, rows
+from tfllm.generation.settings import Features, GenerationSettings, row_specs, rows
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class LiteEngine(Engine):
         sequence: int,
         on_token: OnToken | None,
     ) -> Result:
-        limit, needs = self.limit(prompt, settings), features(settings)
+        limit, needs = self.limit(prompt, settings), self.needs(settings)
         row = rows([settings], [limit], [sequence])
         ids = np.zeros([1, self.steps.context], np.int32)
         ids[0, : len(prompt)] = prompt

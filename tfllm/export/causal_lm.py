@@ -26,6 +26,7 @@ from tfllm.generation import cache as caches
 from tfllm.generation import loop
 from tfllm.generation.settings import NO_ID, Features, Rows
 from tfllm.tasks import graph
+from tfllm.tokenizers.base import known_ids
 
 if TYPE_CHECKING:
     import keras
@@ -112,6 +113,7 @@ class Writer:
         self.most_new = min(profile.generation.most_new_tokens or self.window, self.window)
         self.stop_ids = tuple(checkpoint.stop_ids)
         self.start_id = checkpoint.tokenizer.start_id
+        self.known = known_ids(checkpoint.tokenizer, decoder.vocabulary_size)
         self.xla = profile.xla
         # One function, so that the file holds the loop once for all signatures.
         self._loop = tf.function(
@@ -181,7 +183,7 @@ class Writer:
             number=zeros,
             limit=tf.minimum(lengths + tf.maximum(max_new_tokens, 1), self.window),
         )
-        needs = Features(sampling=True, filters=True)
+        needs = Features(sampling=True, filters=True, known=self.known)
         # XLA has no kernel for what TensorFlow's optimizer makes of a scatter.
         writer = caches.select if self.xla else caches.scatter
         return tuple(loop.generate(self.decoder, token_ids, lengths, rows, needs, most, writer))

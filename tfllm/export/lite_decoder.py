@@ -16,6 +16,7 @@ import numpy as np
 from tfllm.errors import SettingError
 from tfllm.export import convert, flatbuffer, lite_steps, lite_weights
 from tfllm.export.base import Check, Profile, context_of, reads_sources
+from tfllm.tokenizers.base import known_ids
 
 QUANTIZATIONS = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}  # of weights that `lite_weights` writes
@@ -79,11 +80,13 @@ def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     context = context_of(checkpoint, profile)
     settings = made_settings(stop_ids=tuple(checkpoint.stop_ids))
+    known = known_ids(checkpoint.tokenizer, made.vocabulary_size)
     if profile.prompt_length is None:
         lengths = profile.prefill_lengths or lite_steps.prefill_lengths(context)
-        return lite_steps.steps(made, context, sorted(set(lengths)))
+        barred = known if profile.target == "litertlm" else ()
+        return lite_steps.steps(made, context, sorted(set(lengths)), barred)
     most_new = context - profile.prompt_length
-    return _loops(profile, made, profile.prompt_length, most_new, settings)
+    return _loops(profile, made, profile.prompt_length, most_new, settings, known)
 
 
 def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
@@ -103,7 +106,9 @@ def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     settings = own.model_copy(update={"stop_ids": tuple(checkpoint.stop_ids)})
     most_new = min(own.max_new_tokens, context - 1)
     start_id = checkpoint.task.starting(checkpoint.start_id).start_id
-    return _loops(profile, made, min(profile.prompt_length, length), most_new, settings, start_id)
+    known = known_ids(checkpoint.tokenizer.target, made.vocabulary_size)
+    length = min(profile.prompt_length, length)
+    return _loops(profile, made, length, most_new, settings, known, start_id)
 
 
 def _loops(profile: Profile, made: Any, length: int, most_new: int, *more: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfllm.generation import cache as caches
-from tfllm.generation import loop
+from tfllm.generation import loop, penalties
 from tfllm.generation import source as sources
 from tfllm.generation.settings import Features, GenerationSettings, features, row_specs, rows
 from tfllm.layers import heads
@@ -90,10 +90,19 @@ def cache_names(decoder: Decoder | EncoderDecoder) -> list[str]:
     return [f"kv_cache_{part}_{i}" for i in range(decoder.num_layers) for part in "kv"]
 
 
-def steps(decoder: Decoder, context: int, lengths: Sequence[int]) -> dict[str, Any]:
-    """Signature name -> concrete function: one `prefill_N` for each of `lengths`, and `decode`."""
+def steps(
+    decoder: Decoder,
+    context: int,
+    lengths: Sequence[int],
+    known: tuple[tuple[int, int], ...] = (),
+) -> dict[str, Any]:
+    """Signature name -> concrete function: one `prefill_N` for each of `lengths`, and `decode`.
+
+    `known` are the ids that may be written, where the caller itself cannot bar others (see
+    `Features`): LiteRT-LM chooses from the logits as they are.
+    """
     made = {prefill(length): _step(decoder, context, length, False) for length in lengths}
-    return {**made, DECODE: _step(decoder, context, 1, True)}
+    return {**made, DECODE: _step(decoder, context, 1, True, known=known)}
 
 
 def source_steps(pair: EncoderDecoder, context: int, source_length: int) -> dict[str, Any]:
@@ -138,6 +147,7 @@ def _step(
     length: int,
     with_logits: bool,
     source: Mapping[str, tf.TensorSpec] = {},
+    known: tuple[tuple[int, int], ...] = (),
 ) -> Any:
     shape = [1, decoder.num_key_value_heads, context, decoder.head_dim]
     specs = {
@@ -155,7 +165,12 @@ def _step(
         made = _after(decoder, cache)
         allowed = made.narrowed(mask[:, 0] > MASKED, positions, tf.range(context)[None])
         hidden, _ = made(tokens, positions, allowed, writers)
-        return {**written, "logits": made.logits(hidden)} if with_logits else written
+        if not with_logits:
+            return written
+        logits = made.logits(hidden)
+        if known:
+            logits = penalties.known(logits[:, 0], known)[:, None]
+        return {**written, "logits": logits}
 
     return tf.function(step, autograph=False).get_concrete_function(**specs)
 
@@ -190,10 +205,12 @@ def whole_loop(
     prompt_length: int,
     most_new: int,
     settings: GenerationSettings,
+    known: tuple[tuple[int, int], ...],
     start_id: int = 0,
 ) -> Any:
     """The concrete function `generate` of B rows. What is no LOOP_SETTING is as `settings` say, the
-    stop ids too; texts after sources begin with `start_id`.
+    stop ids too; texts after sources begin with `start_id`. `known` are the ids that may be
+    written (see `Features`).
 
     token_ids int32 [B, P] filled up on the right, lengths int32 [B], max_new_tokens int32 [B] of at
     most N, and LOOP_SETTINGS [B] -> ids int32 [B, N], counts int32 [B], log_probabilities float32
@@ -207,7 +224,7 @@ def whole_loop(
         "max_new_tokens": tf.TensorSpec([batch], tf.int32, "max_new_tokens"),
         **{name: tf.TensorSpec([batch], types[name].dtype, name) for name in LOOP_SETTINGS},
     }
-    needs = Features(sampling=True, filters=True)
+    needs = Features(sampling=True, filters=True, known=known)
     if sources.needed(decoder):
         needs |= features(settings.model_copy(update={"num_beams": 2}))  # exactly what is needed
     plain = rows([settings] * batch, [0] * batch)

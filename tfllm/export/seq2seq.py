@@ -22,6 +22,7 @@ checkpoint's in every signature.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
@@ -34,6 +35,7 @@ from tfllm.generation.settings import GenerationSettings, Rows, features, rows
 from tfllm.generation.settings import made as made_settings
 from tfllm.generation.state import FULL, STOPPED
 from tfllm.tasks import graph
+from tfllm.tokenizers.base import known_ids
 
 if TYPE_CHECKING:
     import keras
@@ -133,6 +135,7 @@ class Writer:
 
         self.model = laid_out(encoder_decoder(model, checkpoint.family, checkpoint.config))
         self.source_tokenizer, self.target_tokenizer = tokenizers
+        self.known = known_ids(checkpoint.tokenizer.target, self.model.vocabulary_size)
         self.prefix = getattr(checkpoint.task, "prefix", "")
         self.window = context_of(checkpoint, profile)
         self.longest_source = min(self.window, checkpoint.task.source_length)
@@ -182,7 +185,7 @@ class Writer:
         """One token after another; `given` are SETTINGS, each [B]."""
         made, most_new, wanted = self._rows(given, self.settings)
         needs = features(self.settings.model_copy(update={"num_beams": 2}))  # exactly what it needs
-        needs |= features(made_settings(temperature=1.0))
+        needs |= replace(features(made_settings(temperature=1.0)), known=self.known)
         start = tf.fill([tf.shape(wanted)[0], 1], self.start_id)
         found = loop.generate(
             self.model, start, tf.ones_like(wanted), made, needs, most_new,
@@ -202,8 +205,9 @@ class Writer:
         made, most_new, wanted = self._rows(given, settings)
         start = tf.fill([tf.shape(wanted)[0], 1], self.start_id)
         covers = settings.coverage_penalty > 0
+        needs = replace(features(settings), known=self.known)
         found = searching.decode(
-            self.model, start, tf.ones_like(wanted), made, features(settings), most_new,
+            self.model, start, tf.ones_like(wanted), made, needs, most_new,
             num_beams=settings.num_beams,
             length_penalty=given["length_penalty"][:, None],
             early_stopping=settings.early_stopping,

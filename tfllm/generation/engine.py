@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from tfllm.generation.settings import (
     Features,
     GenerationSettings,
     Rows,
+    features,
     row_specs,
 )
 from tfllm.generation.slots import Request, Slots
@@ -53,6 +55,8 @@ class Engine:
         self.decoder: Any = decoder
         self.max_rows = max_rows
         self.traces = 0
+        self.known: tuple[tuple[int, int], ...] = ()
+        """Half-open ranges of the ids that may be written; () for all."""
         self._readers: dict[Features, tf.types.experimental.PolymorphicFunction] = {}
         self._writers: dict[Features, tf.types.experimental.PolymorphicFunction] = {}
         self._searcher = Searcher(self)
@@ -152,6 +156,10 @@ class Engine:
                 "it with the tokenizer of this model."
             )
 
+    def needs(self, settings: GenerationSettings) -> Features:
+        """What a graph for these settings has to be able to do."""
+        return replace(features(settings), known=self.known)
+
     def limit(self, prompt: Sequence[int], settings: GenerationSettings) -> int:
         """Tokens that prompt and text have together at most."""
         return min(len(prompt) + settings.max_new_tokens, self.decoder.max_sequence_length)
@@ -243,10 +251,11 @@ class Engine:
         return results
 
     def _check_beams(self, num_beams: int) -> None:
-        if num_beams > self.decoder.vocabulary_size:
+        count = sum(stop - start for start, stop in self.known) or self.decoder.vocabulary_size
+        if num_beams > count:
             raise SettingError(
-                f"--num-beams {num_beams}: the model's vocabulary has only "
-                f"{self.decoder.vocabulary_size} tokens. Lower it."
+                f"--num-beams {num_beams}: the model's vocabulary has only {count} tokens. "
+                "Lower it."
             )
 
 

@@ -6,6 +6,8 @@ operations suffice. `ids` int32 [B, T] hold prompt and text, of which the first 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tfllm.generation.settings import NO_ID, Features, Rows
@@ -22,7 +24,8 @@ def penalised(
     rows: Rows,
     features: Features,
 ) -> tf.Tensor:
-    """All penalties in the order of transformers' logits processors."""
+    """All penalties in the order of transformers' logits processors, after which ids without a
+    token are barred."""
     vocabulary_size = logits.shape[-1]
     if features.penalties:
         seen = counts(ids, tf.zeros_like(lengths), lengths, vocabulary_size) > 0
@@ -39,6 +42,8 @@ def penalised(
     if features.least:
         early = tf.logical_and(rows.stop_ids >= 0, (written < rows.min_new_tokens)[:, None])
         logits = _barred(logits, tf.maximum(rows.stop_ids, 0), early)
+    if features.known:
+        logits = known(logits, features.known)
     if features.forced:
         logits = forced(logits, rows.forced_first_id, tf.equal(written, 0))
         logits = forced(logits, rows.forced_last_id, tf.equal(lengths + 1, rows.limit))
@@ -106,6 +111,22 @@ def bad_words(
         same = tf.equal(wanted, _from_end(ids, lengths, back)[:, None])
         match = tf.logical_and(match, tf.logical_or(wanted < 0, same))
     return _barred(logits, tf.maximum(last, 0), match)
+
+
+def known(logits: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
+    """Bars the ids outside of half-open ranges, which rise: rows of a padded table of embeddings.
+
+    By slices, so that a file holds no table of ids for it.
+    """
+    size, begin = logits.shape[-1], 0
+    parts: list[tf.Tensor] = []
+    for start, stop in [*ranges, (size, size)]:
+        if start > begin:
+            parts.append(tf.zeros_like(logits[:, begin:start]) + BARRED)
+        if stop > start:
+            parts.append(logits[:, start:stop])
+        begin = stop
+    return tf.concat(parts, axis=1)
 
 
 def forced(logits: tf.Tensor, ids: tf.Tensor, now: tf.Tensor) -> tf.Tensor:

@@ -23,7 +23,6 @@ from tfllm.generation.settings import (
     Features,
     GenerationSettings,
     Rows,
-    features,
     row_specs,
     rows,
 )
@@ -76,7 +75,7 @@ class Searcher:
         prompts, given = zip(*chosen, strict=True)
         limits = [self.engine.limit(prompt, settings) for prompt in prompts]
         token_ids, lengths = padded(prompts)
-        needs = features(settings)
+        needs = self.engine.needs(settings)
         kind = _Kind(
             needs,
             settings.num_beams,

@@ -163,6 +163,8 @@ class Features:
     """Forced ids."""
     least: bool = False
     """A least number of tokens."""
+    known: tuple[tuple[int, int], ...] = ()
+    """Half-open ranges of the ids that have a token, where the model has scores of others too."""
     log_probabilities: bool = True
 
     def __or__(self, other: Features) -> Features:
@@ -174,6 +176,7 @@ class Features:
             max(self.bad_word, other.bad_word),
             self.forced or other.forced,
             self.least or other.least,
+            self.known or other.known,
             self.log_probabilities or other.log_probabilities,
         )
 

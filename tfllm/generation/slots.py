@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfllm.generation import cache as caches
 from tfllm.generation import state as states
-from tfllm.generation.settings import Features, GenerationSettings, Rows, features, rows
+from tfllm.generation.settings import Features, GenerationSettings, Rows, rows
 from tfllm.generation.state import REASONS, RUNNING, STOPPED, State
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Slots:
         token_ids, lengths = padded([one.prompt for one in first.values()])
         source = [one.source for one in first.values()]
         repeats = np.array([place[id(one.prompt)] for one in requests], np.int32)
-        needs = reduce(or_, (features(one.settings) for one in requests))
+        needs = reduce(or_, (self.engine.needs(one.settings) for one in requests))
         size = caches.capacity(int(lengths.max()) + 1)
         state = self.engine.read(
             token_ids,
@@ -162,7 +162,7 @@ class Slots:
     def _settings(self) -> Rows:
         if self._rows is None:
             self._rows = self._settings_of(self.requests)
-            self._features = reduce(or_, (features(one.settings) for one in self.requests))
+            self._features = reduce(or_, (self.engine.needs(one.settings) for one in self.requests))
         return self._rows
 
     def _settings_of(self, requests: Sequence[Request]) -> Rows:

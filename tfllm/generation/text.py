@@ -16,6 +16,7 @@ from tfllm.generation import products
 from tfllm.generation.engine import ROWS, Engine, OnToken, Result
 from tfllm.generation.settings import GenerationSettings, made
 from tfllm.models.decoding import decoder
+from tfllm.tokenizers.base import known_ids
 from tfllm.tokenizers.streaming import TextStream
 
 # on_text(number of the text, piece): called as soon as a piece is certain.
@@ -75,6 +76,7 @@ class TextGenerator:
             made = self._model(checkpoint)
             engine = Engine(products.prepared(made, precision), max_rows=max_rows)
         self.engine = engine
+        engine.known = known_ids(self.tokenizer.target, engine.decoder.vocabulary_size)
 
     def generate(
         self,

@@ -45,7 +45,10 @@ class Masking(Task):
             row = scores[place].astype(np.float32)
             probabilities = np.exp(row - row.max())
             probabilities /= probabilities.sum()
-            best = np.argsort(-probabilities, kind="stable")[: self.top_k]
+            # A table of embeddings may have more rows than there are tokens.
+            known = [number for number, token in enumerate(vocabulary[: len(row)]) if token]
+            order = np.argsort(-probabilities[known], kind="stable")[: self.top_k]
+            best = np.array(known)[order]
             found = [{"token": vocabulary[i], "score": float(probabilities[i])} for i in best]
             masks.append({**found[0], "candidates": found})
         mask = vocabulary[detail["tokenizer"].mask_id]

@@ -85,7 +85,8 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
         raw = graph.run(model, packed)  # [B, T, V]
         place = tf.where(packed["token_ids"] == python.mask_id)  # [N, 2]
         count = min(task.top_k, python.vocabulary_size)
-        scores, best = tf.math.top_k(tf.nn.softmax(tf.gather_nd(raw, place)), count)
+        shares = tf.nn.softmax(tf.gather_nd(raw, place))  # rows without a token are not chosen
+        scores, best = tf.math.top_k(shares[:, : python.vocabulary_size], count)
         names = tf.gather(tf.constant(python.vocabulary), best)  # [N, K]
         rows = tf.shape(text, out_type=tf.int64)[0]
 

@@ -204,7 +204,10 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, always valid Unicode. Raises TokenizerError for an unknown id."""
+        """The text of token ids, always valid Unicode; an id without a token has none.
+
+        Raises TokenizerError for a negative id.
+        """
         ...
 
     def save(self, directory: str | Path) -> None:
@@ -216,10 +219,30 @@ class Tokenizer(Protocol):
         ...
 
 
-def check_ids(ids: Sequence[int], vocabulary_size: int) -> None:
-    """Raises TokenizerError naming the first id that is outside of the vocabulary."""
+def known_ids(tokenizer: Tokenizer, size: int) -> tuple[tuple[int, int], ...]:
+    """Half-open ranges of the ids below `size` that have a token; () where all have one.
+
+    A table of embeddings may have more rows than the vocabulary has tokens, and ids may have gaps.
+    """
+    present = [bool(token) for token in tokenizer.vocabulary[:size]]
+    if len(present) == size and all(present):
+        return ()
+    edges = [
+        number
+        for number, (before, now) in enumerate(
+            zip([False, *present], [*present, False], strict=True)
+        )
+        if before != now
+    ]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def check_ids(ids: Sequence[int]) -> None:
+    """Raises TokenizerError naming the first id that is negative.
+
+    An id behind the vocabulary is no error: embedding tables are padded, and such an id has no
+    text.
+    """
     for number in ids:
-        if not 0 <= number < vocabulary_size:
-            raise TokenizerError(
-                f"There is no token {number}: the vocabulary has ids 0 to {vocabulary_size - 1}."
-            )
+        if number < 0:
+            raise TokenizerError(f"There is no token {number}: ids begin with 0.")

@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
+from tfllm.tokenizers import classes
 from tfllm.tokenizers.config_files import Settings, content, json_file, text_file
-from tfllm.tokenizers.rust import RustTokenizer
+from tfllm.tokenizers.rust import RustTokenizer, answered, complete
 
 ENDOFTEXT = "<|endoftext|>"
-ROBERTA_CLASSES = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer", "LEDTokenizer")
-ROBERTA_NAMES = {
-    "bos_token": "<s>",
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -87,42 +80,40 @@ def from_vocabulary(
                     f"{source}: merge {number} is of '{first}' and '{second}', and the vocabulary "
                     f"lacks '{token}'. Use the two files that belong together."
                 )
-    try:
+    with answered(source=source):
         rust = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
-    except Exception as error:  # the package raises bare Exception
-        raise TokenizerError(f"{source}: vocabulary and merges do not fit: {error}") from None
+    kind = settings.tokenizer_class
+    if not kind and {"<s>", "</s>", "<mask>"} <= vocabulary.keys():
+        settings = settings.of_class(classes.ROBERTA[0])
+        kind = settings.tokenizer_class
+    if kind:
+        settings = classes.checked(settings, "bytepair", Path(source), False)
     prefix = bool(settings.config.get("add_prefix_space", False))
     rust.pre_tokenizer = split.ByteLevel(add_prefix_space=prefix)
     rust.decoder = decoders.ByteLevel()
     rust.post_processor = processors.ByteLevel(trim_offsets=False)
-    kind = settings.tokenizer_class
-    if not kind and {"<s>", "</s>", "<mask>"} <= vocabulary.keys():
-        kind = ROBERTA_CLASSES[0]
-    if kind.startswith("Qwen2"):
+    if kind in ("Qwen2Tokenizer", "GPTNeoXTokenizer"):
         rust.normalizer = normalizers.NFC()
+    if kind == "Qwen2Tokenizer":
         rust.pre_tokenizer = split.Sequence(
             [
                 split.Split(Regex(QWEN_PATTERN), "isolated"),
-                split.ByteLevel(add_prefix_space=False, use_regex=False),
+                split.ByteLevel(add_prefix_space=prefix, use_regex=False),
             ]
         )
-    specials = [ENDOFTEXT]
-    if kind in ROBERTA_CLASSES:
-        names = {**ROBERTA_NAMES, **{k: v for k, v in settings.named.items() if k in ROBERTA_NAMES}}
-        specials = [content(entry) for entry in names.values()]
-        start, end = specials[0], specials[2]
-        missing = [token for token in (start, end) if token not in vocabulary]
+    if kind in classes.ROBERTA:
+        own = {token.content for token in settings.added_tokens.values()}
+        ends = [content(settings.named[key]) for key in ("cls_token", "sep_token")]
+        missing = [token for token in ends if token not in vocabulary and token not in own]
         if missing:
             raise TokenizerError(f"{source}: the vocabulary lacks {', '.join(missing)}.")
-        rust.post_processor = processors.RobertaProcessing(
-            (end, vocabulary[end]), (start, vocabulary[start]), True, prefix
-        )
-    for token in specials:
-        if token in vocabulary:
-            mask = token == "<mask>"  # takes the white space before it, as Hugging Face has it
-            entry = AddedToken(token, lstrip=mask, special=True, normalized=False)
-            rust.add_special_tokens([entry])
-    return BytePair.from_definition(rust.to_str(), settings, source)
+    elif not kind and ENDOFTEXT in vocabulary:
+        entry = AddedToken(ENDOFTEXT, special=True, normalized=False)
+        rust.add_special_tokens([entry])
+    if kind and kind not in classes.ROBERTA:
+        complete(rust, settings, source)
+        classes.set_ends(rust, settings)
+    return BytePair.from_definition(rust.to_str(), settings, source, of_class=True)
 
 
 def read(vocabulary: Path, merges: Path, settings: Settings) -> BytePair:

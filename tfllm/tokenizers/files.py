@@ -1,12 +1,14 @@
 """A directory's tokenizer files, in Hugging Face's form, to a tokenizer.
 
 `tokenizer.json` is read where it exists, else the vocabulary files that a tokenizer's own package
-writes. `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` may stand
-beside. A setting that would change the ids and is not known here is refused, not left out.
+writes. `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
+`chat_template.jinja` and `additional_chat_templates/` may stand beside. A setting that would change
+the ids and is not known here is refused, not left out.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import (
     bytepair,
+    classes,
     config_files,
     languages,
     marian,
@@ -39,6 +42,7 @@ ALL_FILES = (
     *(name for pair in BYTE_PAIR for name in pair),
     LLAMA2C,
     *marian.FILES,
+    config_files.ADDED,
     config_files.CHAT_TEMPLATE,
 )
 
@@ -53,9 +57,10 @@ def load(source: str | Path) -> Tokenizer:
         return _file(path, Settings())
     if not path.is_dir():
         raise TokenizerError(f"There is no directory '{path}' with tokenizer files.")
+    settings = config_files.read(path)
     if found := vocabulary_file(path):
-        settings = config_files.read(path)
         return languages.with_languages(_file(found, settings), settings, found)
+    classes.refuse_without_vocabulary(settings, path)
     raise TokenizerError(
         f"'{path}' has neither tokenizer.json nor vocab.txt, vocab.json with merges.txt, a .model "
         "file or a tokenizer.bin. Copy the tokenizer's files of the checkpoint into it."
@@ -98,14 +103,19 @@ def _file(path: Path, settings: Settings) -> Tokenizer:
 
 def _from_json(path: Path, settings: Settings) -> Tokenizer:
     data = json_file(path)
-    kind = JSON_KINDS.get(json_kind(data))
-    if kind is None:
-        return wordpiece_files.from_json(path, data)
-    return kind.from_definition(path.read_text("utf-8-sig"), settings, path)
+    kind = json_kind(data)
+    settings = classes.checked(settings, kind, path, True)
+    if kind not in JSON_KINDS:
+        return wordpiece_files.from_json(path, data, settings)
+    changed = classes.adapted(data, settings, kind, path)
+    text = path.read_text("utf-8-sig") if changed is data else json.dumps(changed)
+    return JSON_KINDS[kind].from_definition(text, settings, path, of_class=True)
 
 
 def _from_text(path: Path, settings: Settings) -> Tokenizer:
-    return wordpiece_files.from_vocabulary_file(path)
+    return wordpiece_files.from_vocabulary_file(
+        path, classes.checked(settings, "wordpiece", path, False)
+    )
 
 
 def _from_llama2c(path: Path, settings: Settings) -> Tokenizer:

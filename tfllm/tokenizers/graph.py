@@ -21,7 +21,7 @@ from tfllm.tokenizers.codepoints import (
     reference_table,
 )
 from tfllm.tokenizers.graph_base import TextGraph
-from tfllm.tokenizers.literals import Literal, Pieces, Tokens, rows_of, without_offsets
+from tfllm.tokenizers.literals import Pieces, Tokens, raw_literals, rows_of, without_offsets
 from tfllm.tokenizers.words import WordSplitter
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ class GraphTokenizer(TextGraph):
             )
         mediapipe = profile == "mediapipe"
         model = tokenizer.vocabulary[: tokenizer.model_size]
-        literal = () if mediapipe else tokenizer.literal_tokens
-        numbers = {token: tokenizer.token_id(token) for token in literal}
-        super().__init__(tokenizer, [Literal(token, n or 0) for token, n in numbers.items()])
+        super().__init__(tokenizer, [] if mediapipe else raw_literals(tokenizer))
         self.profile = profile
         self._unknown_id = tokenizer.unknown_id
         self._max_word_characters = None if mediapipe else tokenizer.max_word_characters

@@ -29,6 +29,7 @@ from tfllm.tokenizers.literals import (
     Literal,
     Pieces,
     Tokens,
+    refuse_split_specials,
     rows_of,
     with_literals,
     without_offsets,
@@ -50,6 +51,7 @@ class BytePairGraph(TextGraph):
     def __init__(self, tokenizer: BytePair, profile: str = "reference"):
         if profile != "reference":
             raise SettingError(f"There is no tokenizer profile '{profile}' for byte-level BPE.")
+        refuse_split_specials(tokenizer.splits_special_tokens)
         described = tokenizer.described()
         self._style = style_of(described)
         raw, normalized = literals_of(described, self._style.nfc)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfllm.tokenizers import proto
 from tfllm.tokenizers.graph_base import TextGraph, without
 from tfllm.tokenizers.graph_sentencepiece import check_profile, tokens_of
-from tfllm.tokenizers.literals import Pieces, Tokens, plain_literals
+from tfllm.tokenizers.literals import Pieces, Tokens, raw_literals
 from tfllm.tokenizers.sentencepiece_kernel import SentencePieceKernel
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class MarianGraph(TextGraph):
 
     def __init__(self, tokenizer: Marian, profile: str = "reference"):
         check_profile(profile)
-        super().__init__(tokenizer, plain_literals(tokenizer))
+        super().__init__(tokenizer, raw_literals(tokenizer))
         self._model = _NumberedPieces(tokenizer)
         special = tokenizer.special_ids
         with tf.init_scope():

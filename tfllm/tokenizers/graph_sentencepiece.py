@@ -16,7 +16,7 @@ from tfllm.tokenizers.literals import (
     REPLACEMENT,
     Pieces,
     Tokens,
-    plain_literals,
+    raw_literals,
     rows_of,
     without_offsets,
 )
@@ -25,15 +25,18 @@ from tfllm.tokenizers.sentencepiece_kernel import SentencePieceKernel
 if TYPE_CHECKING:
     from tfllm.tokenizers.sentencepiece import SentencePiece
 
+PREFIXED = ("first", "always")
+
 
 class SentencePieceGraph(TextGraph):
     """A SentencePiece model as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
     def __init__(self, tokenizer: SentencePiece, profile: str = "reference"):
         check_profile(profile)
-        super().__init__(tokenizer, plain_literals(tokenizer))
-        self._model = SentencePieceKernel(tokenizer.model)
-        model = proto.parse(tokenizer.model, tokenizer.file_name)
+        super().__init__(tokenizer, raw_literals(tokenizer))
+        self._model = SentencePieceKernel(tokenizer.kernel_model())
+        model = proto.parse(tokenizer.kernel_model(), tokenizer.file_name)
+        self._prefix = tokenizer.prefix
         spec, special = model.normalizer_spec, tokenizer.special_ids
         self._strips = spec.add_dummy_prefix or spec.remove_extra_whitespaces
         self._strips_all = spec.remove_extra_whitespaces
@@ -58,7 +61,8 @@ class SentencePieceGraph(TextGraph):
         fences = tf.fill(tf.stack([ids.nrows(), 1]), number)
         texts = self._model.detokenize(tf.concat([fences, ids], 1))
         begin = tf.cast(self._leading(ids), tf.int32) + size_bytes
-        return tf.strings.substr(texts, begin, tf.maximum(tf.strings.length(texts) - begin, 0))
+        texts = tf.strings.substr(texts, begin, tf.maximum(tf.strings.length(texts) - begin, 0))
+        return tf.strings.regex_replace(texts, "^ ", "") if self._prefix in PREFIXED else texts
 
     def _leading(self, ids: tf.RaggedTensor) -> tf.Tensor:
         """int64 [B]: the spaces that a text loses at its start."""
@@ -78,7 +82,43 @@ class SentencePieceGraph(TextGraph):
         return place + tf.cast(loses, tf.int64)
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
-        return tokens_of(self._model, pieces.strings, offsets)
+        if self._prefix not in PREFIXED:
+            tokens = tokens_of(self._model, pieces.strings, offsets)
+            if self._prefix == "never" and offsets:
+                tokens = tokens._replace(ends=tf.maximum(tokens.ends, tokens.starts + 1))
+            return tokens
+        spaced = needs_space(pieces, self._prefix == "first")
+        return spaced_tokens(self._model, pieces, spaced, offsets)
+
+
+def needs_space(pieces: Pieces, first_alone: bool) -> tf.Tensor:
+    """bool [P]: pieces that begin without a space; with `first_alone` only those that begin a
+    text."""
+    strings = pieces.strings
+    spaced = (strings != "") & ~tf.strings.regex_full_match(strings, rf"[ {proto.SPACE}]\C*")
+    if first_alone:
+        place = tf.range(tf.size(strings, out_type=tf.int64))
+        text = rows_of(pieces.text_splits, tf.size(strings))
+        spaced &= place == tf.gather(pieces.text_splits, text)
+    return spaced
+
+
+def spaced_tokens(
+    model: SentencePieceKernel, pieces: Pieces, spaced: tf.Tensor, offsets: bool
+) -> Tokens:
+    """Tokens of pieces with a space before those that `spaced` bool [P] names; offsets do not
+    count it."""
+    texts = tf.where(spaced, tf.strings.join([" ", pieces.strings]), pieces.strings)
+    tokens = tokens_of(model, texts, offsets)
+    if not offsets:
+        return tokens
+    counts = tokens.splits[1:] - tokens.splits[:-1]
+    shift = tf.cast(tf.repeat(spaced, counts), tf.int32)
+    starts = tf.maximum(tokens.starts - shift, 0)
+    lengths = tokens.lengths - tf.cast(spaced, tf.int64)
+    # A token without a character of its own (a space put before, a byte) has the next one's.
+    ends = tf.maximum(tokens.ends - shift, starts + 1)
+    return Tokens(tokens.ids, starts, ends, tokens.splits, lengths)
 
 
 def check_profile(profile: str) -> None:

@@ -18,8 +18,14 @@ from tfllm.errors import TokenizerError
 from tfllm.tokenizers import proto
 from tfllm.tokenizers.graph_base import TextGraph, joined, without
 from tfllm.tokenizers.graph_bytepair import NEVER, literals_of, merge_places
-from tfllm.tokenizers.graph_sentencepiece import check_profile, tokens_of
-from tfllm.tokenizers.literals import REPLACEMENT, Pieces, Tokens, rows_of
+from tfllm.tokenizers.graph_sentencepiece import check_profile, needs_space, spaced_tokens
+from tfllm.tokenizers.literals import (
+    REPLACEMENT,
+    Pieces,
+    Tokens,
+    refuse_added,
+    refuse_split_specials,
+)
 from tfllm.tokenizers.sentencepiece_kernel import SentencePieceKernel
 from tfllm.tokenizers.word_pieces import WHITE_SPACE
 
@@ -55,7 +61,10 @@ class SentencePieceJsonGraph(TextGraph):
         described = tokenizer.described()
         self._scheme = scheme_of(described)
         literals, normalized = literals_of(described, bool(described.get("normalizer")))
-        super().__init__(tokenizer, [*literals, *normalized])
+        for literal in normalized:
+            refuse_added(literal.content, "normalized")
+        refuse_split_specials(tokenizer.splits_special_tokens)
+        super().__init__(tokenizer, literals)
         model = _model(tokenizer, described, self._scheme)
         self._model = SentencePieceKernel(model.SerializeToString())
         special = tokenizer.special_ids
@@ -104,33 +113,21 @@ class SentencePieceJsonGraph(TextGraph):
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
         spaced = self._spaced(pieces)
-        texts = tf.where(spaced, tf.strings.join([" ", pieces.strings]), pieces.strings)
-        tokens = tokens_of(self._model, texts, offsets)
-        if not offsets:
+        tokens = spaced_tokens(self._model, pieces, spaced, offsets)
+        if not offsets or not self._scheme.collapses:
             return tokens
         counts = tokens.splits[1:] - tokens.splits[:-1]
-        shift = tf.cast(tf.repeat(spaced, counts), tf.int32)
-        starts = tf.maximum(tokens.starts - shift, 0)
-        lengths = tokens.lengths - tf.cast(spaced, tf.int64)
-        if self._scheme.collapses:
-            starts = _after_spaces(pieces.strings, starts, counts)
-        # A token without a character of its own (a space put before, a byte) has the next one's.
-        ends = tf.maximum(tokens.ends - shift, starts + 1)
-        return Tokens(tokens.ids, starts, ends, tokens.splits, lengths)
+        starts = _after_spaces(pieces.strings, tokens.starts, counts)
+        return tokens._replace(starts=starts, ends=tf.maximum(tokens.ends, starts + 1))
 
     def _spaced(self, pieces: Pieces) -> tf.Tensor:
         """bool [P]: whether a space is put before each piece."""
         scheme, strings = self._scheme, pieces.strings
         if scheme.prefix == NEVER_ADDED or scheme.collapses:  # the kernel does it
             return tf.zeros(tf.shape(strings), tf.bool)
-        spaced = strings != ""
-        if scheme.prefix != ALWAYS:
-            spaced &= ~tf.strings.regex_full_match(strings, rf"[ {proto.SPACE}]\C*")
-        if scheme.prefix == FIRST_UNLESS_SPACE:
-            place = tf.range(tf.size(strings, out_type=tf.int64))
-            text = rows_of(pieces.text_splits, tf.size(strings))
-            spaced &= place == tf.gather(pieces.text_splits, text)
-        return spaced
+        if scheme.prefix == ALWAYS:
+            return strings != ""
+        return needs_space(pieces, scheme.prefix == FIRST_UNLESS_SPACE)
 
 
 def _after_spaces(texts: tf.Tensor, starts: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:

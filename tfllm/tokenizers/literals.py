@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfllm.errors import TokenizerError
+
 NEVER_IN_UTF8 = b"\xff"
 REPLACEMENT = 0xFFFD  # stands for each invalid byte sequence, as in Python's errors="replace"
 # Unicode's White_Space, which a token with `lstrip` or `rstrip` takes along.
@@ -35,13 +37,37 @@ class Literal(NamedTuple):
         return f"{before}{re.escape(self.content)}{after}"
 
 
-def plain_literals(tokenizer: Any) -> list[Literal]:
-    """The literal tokens of a tokenizer that its vocabulary has, without white space of theirs."""
+def raw_literals(tokenizer: Any) -> list[Literal]:
+    """The tokens at which a tokenizer cuts a text before normalisation.
+
+    Raises TokenizerError for those that are found otherwise, which the graph does not know.
+    """
+    refuse_split_specials(tokenizer.splits_special_tokens)
+    for token in tokenizer.recognised:
+        if token.normalized or token.single_word:
+            refuse_added(token.content, "normalized" if token.normalized else "single_word")
     return [
-        Literal(token, number)
-        for token in tokenizer.literal_tokens
-        if (number := tokenizer.token_id(token)) is not None
+        Literal(token.content, number, token.lstrip, token.rstrip)
+        for token in tokenizer.recognised
+        if (number := tokenizer.token_id(token.content)) is not None
     ]
+
+
+def refuse_split_specials(splits: bool) -> None:
+    """Raises TokenizerError where special tokens in a text are ordinary text."""
+    if splits:
+        raise TokenizerError(
+            "tokenizer_config.json: 'split_special_tokens' is not known in the graph. The "
+            "tokenizer works in Python."
+        )
+
+
+def refuse_added(token: str, flag: str) -> None:
+    """Raises TokenizerError: the graph does not find such an added token."""
+    raise TokenizerError(
+        f"The added token '{token}' has {flag} set, which is not known in the graph. The "
+        "tokenizer works in Python; add it as a special token, which is matched as it is written."
+    )
 
 
 class Pieces(NamedTuple):

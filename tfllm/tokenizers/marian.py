@@ -15,7 +15,7 @@ from typing import Any
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import config_files, proto
 from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.config_files import Names, Settings, content, json_file
+from tfllm.tokenizers.config_files import AddedToken, Names, Settings, content, json_file
 from tfllm.tokenizers.forms import Form
 from tfllm.tokenizers.sentencepiece import THREADS, SentencePiece, processor_of
 
@@ -42,16 +42,17 @@ class Marian(SentencePiece):
         return self.targets or self
 
     @property
-    def literal_tokens(self) -> tuple[str, ...]:
-        return (*super().literal_tokens, *languages(self.vocabulary))
+    def recognised(self) -> tuple[AddedToken, ...]:
+        return (*self.added, *(AddedToken(code) for code in languages(self.vocabulary)))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, of either side. Raises TokenizerError for an id outside the
-        vocabulary."""
-        check_ids(ids, self.vocabulary_size)
+        """The text of token ids, of either side. Raises TokenizerError for a negative id."""
+        check_ids(ids)
         texts: list[str] = []
         part: list[str] = []
         for number in ids:
+            if number >= self.vocabulary_size:
+                continue
             if number not in self.special_ids:
                 part.append(self.vocabulary[number])
             elif not skip_special_tokens:
@@ -144,6 +145,7 @@ def made(
                 _processor=processor_of(model, folder / name),
                 _ids=dict(table),
                 table=json.dumps(dict(table), ensure_ascii=False, indent=2) + "\n",
+                added=tuple(AddedToken(token) for token in names.present()),
                 targets=sides[0] if sides else None,
             )
         )

@@ -74,18 +74,26 @@ def _empty() -> Any:
     return messages.ModelProto()
 
 
-def with_added(model: Any, tokens: Sequence[tuple[str, int]], source: str | Path) -> Any:
-    """The model with control pieces at the end, for tokens that Hugging Face adds."""
+def with_added(model: Any, tokens: Sequence[tuple[str, int, int]], source: str | Path) -> Any:
+    """The model with pieces at the end for tokens that Hugging Face adds: text, id, type."""
     arranged = type(model)()
     arranged.CopyFrom(model)
-    for token, number in sorted(tokens, key=lambda entry: entry[1]):
+    for token, number, kind in sorted(tokens, key=lambda entry: entry[1]):
         if number != len(arranged.pieces):
             raise TokenizerError(
                 f"{source}: the added token '{token}' has the id {number}, and the model has "
                 f"{len(arranged.pieces)} tokens. Ids must follow each other without a gap."
             )
-        arranged.pieces.add(piece=token, score=0.0, type=CONTROL)
+        arranged.pieces.add(piece=token, score=0.0, type=kind)
     return arranged
+
+
+def without_prefix(model: Any) -> Any:
+    """The model without the space that it puts before a text."""
+    changed = type(model)()
+    changed.CopyFrom(model)
+    changed.normalizer_spec.add_dummy_prefix = False
+    return changed
 
 
 def fairseq(model: Any, source: str | Path, codes: Iterable[str] = ()) -> Any:

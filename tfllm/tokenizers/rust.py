@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import config_files
+from tfllm.tokenizers import classes, config_files
 from tfllm.tokenizers.base import check_ids
 from tfllm.tokenizers.config_files import Names, Settings
 from tfllm.tokenizers.forms import Form, scalars
@@ -42,22 +43,23 @@ class RustTokenizer(NamedTokenizer):
 
     @classmethod
     def from_definition(
-        cls, definition: str, settings: Settings = Settings(), source: str | Path = "tokenizer.json"
+        cls,
+        definition: str,
+        settings: Settings = Settings(),
+        source: str | Path = "tokenizer.json",
+        of_class: bool = False,
     ) -> Any:
-        """From the text of a tokenizer.json. Raises TokenizerError naming `source`."""
-        from tokenizers import Tokenizer as Rust
+        """From the text of a tokenizer.json. Raises TokenizerError naming `source`.
 
-        try:
-            rust = Rust.from_str(definition)
-        except Exception as error:  # the package raises bare Exception
-            raise TokenizerError(f"{source}: not a usable tokenizer file: {error}") from None
+        `of_class`: rows are those of the settings' class, whose special tokens the settings hold.
+        """
+        rust = parsed(definition, source)
         rust.no_truncation()
         rust.no_padding()
-        added = rust.get_added_tokens_decoder()
-        known = {token.content for token in added.values()}
-        extra = [token for token in settings.added() if token not in known]
-        names = settings.names(known)
-        _add_specials(rust, [*names.present(), *extra])
+        complete(rust, settings, source)
+        if of_class:
+            classes.set_rows(rust, settings)
+        names = settings.names(one.content for one in rust.get_added_tokens_decoder().values())
         table = rust.get_vocab(with_added_tokens=True)
         vocabulary = [""] * (1 + max(table.values(), default=-1))
         for token, number in table.items():
@@ -72,21 +74,29 @@ class RustTokenizer(NamedTokenizer):
             definition=rust.to_str(),
             chat_template=settings.chat_template,
             row_form=_form(rust, source),
-            config=settings.config,
+            config=settings.own_config(),
             vocabulary=vocabulary,
             special_ids=special,
             _rust=rust,
             _ids=table,
         )
 
+    @property
+    def splits_special_tokens(self) -> bool:
+        """Whether special tokens written in a text are ordinary text."""
+        return self._rust.encode_special_tokens
+
     def described(self) -> dict[str, Any]:
         """The parts of tokenizer.json, as a graph is made from them."""
         return json.loads(self.definition)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids. Raises TokenizerError for an id outside the vocabulary."""
-        check_ids(ids, self.vocabulary_size)
-        return self._rust.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        """The text of token ids. Raises TokenizerError for a negative id."""
+        check_ids(ids)
+        size = self.vocabulary_size
+        known = [int(i) for i in ids if i < size]
+        with answered():
+            return self._rust.decode(known, skip_special_tokens=skip_special_tokens)
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, the template."""
@@ -101,27 +111,81 @@ class RustTokenizer(NamedTokenizer):
         raise NotImplementedError
 
     def _split(self, texts: Sequence[str]) -> list[Any]:
-        return self._rust.encode_batch([scalars(text) for text in texts], add_special_tokens=False)
+        given = [scalars(text) for text in texts]
+        with answered(given):
+            return self._rust.encode_batch(given, add_special_tokens=False)
 
     def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        rows = self._rust.encode_batch_fast(
-            [scalars(text) for text in texts], add_special_tokens=False
-        )
+        given = [scalars(text) for text in texts]
+        with answered(given):
+            rows = self._rust.encode_batch_fast(given, add_special_tokens=False)
         return [row.ids for row in rows]
 
 
-def _add_specials(rust: Any, tokens: Sequence[str]) -> None:
-    """Makes the tokens special ones, as Hugging Face does for those its settings name."""
-    from tokenizers import AddedToken
+def parsed(definition: str, source: str | Path) -> Any:
+    """The package's tokenizer of a tokenizer.json's text. Raises TokenizerError."""
+    from tokenizers import Tokenizer as Rust
 
-    known = {token.content: token for token in rust.get_added_tokens_decoder().values()}
-    missing = [
-        AddedToken(token, special=True, normalized=False)
-        for token in dict.fromkeys(tokens)
-        if token not in known or not known[token].special
+    with answered(source=source):
+        return Rust.from_str(definition)
+
+
+@contextmanager
+def answered(
+    texts: Sequence[str] = (), source: str | Path = "the tokenizers package"
+) -> Iterator[None]:
+    """Around a call of the package: what it raises becomes a TokenizerError.
+
+    The package raises bare Exception, and a panic of its Rust code comes as a BaseException that
+    `except Exception` lets pass.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, TokenizerError):
+        raise
+    except BaseException as error:
+        if texts:
+            longest = max(map(len, texts))
+            raise TokenizerError(
+                f"{source}: it failed on a text of {longest:,} characters: {_first_line(error)}. "
+                "Cut long texts, above all long runs of white space, into shorter ones."
+            ) from None
+        raise TokenizerError(
+            f"{source}: not a usable tokenizer file: {_first_line(error)}"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def complete(rust: Any, settings: Settings, source: str | Path) -> None:
+    """Adds the tokens that the settings have and the vocabulary lacks, as transformers 5 does.
+
+    First those with an id, then the special ones, numbered from the vocabulary's end on. Raises
+    TokenizerError where a token does not get the id that its file gives.
+    """
+    present = list(rust.get_added_tokens_decoder().values())
+    same = {repr(token) for token in present}
+    special = settings.special_tokens()
+    named = {token.content for token in special}
+    news = [
+        replace(token, special=token.special or token.content in named)
+        for token in settings.added_tokens.values()
+        if repr(token.rust()) not in same
     ]
-    if missing:
-        rust.add_special_tokens(missing)
+    found = {token.content for token in (*present, *news)}
+    news += [token for token in special if token.content not in found]
+    if news:
+        rust.add_tokens([token.rust() for token in news])
+    rust.encode_special_tokens = settings.splits_special_tokens
+    for number, token in settings.added_tokens.items():
+        if (got := rust.token_to_id(token.content)) != number:
+            raise TokenizerError(
+                f"{source}: the added token '{token.content}' would have the id {got}, and "
+                f"{config_files.DECODER} or {config_files.ADDED} gives it {number}. Ids must "
+                "follow the vocabulary's without a gap; use the files that belong together."
+            )
 
 
 def _form(rust: Any, source: str | Path) -> Form:

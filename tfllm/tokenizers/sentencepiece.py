@@ -5,6 +5,7 @@ Source: Kudo and Richardson 2018, "SentencePiece"; Kudo 2018, "Subword regulariz
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import config_files, proto
+from tfllm.tokenizers import classes, config_files, proto
 from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.config_files import Names, Settings
+from tfllm.tokenizers.config_files import AddedToken, Names, Settings
 from tfllm.tokenizers.forms import Form, bert, scalars
 from tfllm.tokenizers.languages import CODES
 from tfllm.tokenizers.named import NamedTokenizer
@@ -35,6 +36,12 @@ T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
 FAIRSEQ_CLASSES = ("XLMRobertaTokenizer", *CODES)
 FILE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 THREADS = -1  # as many as there are
+BY_MODEL = "model"
+# Key of tokenizer_config.json in files written here: the space before a text is as the model says,
+# though the class, which makes transformers put the same special tokens around, has other rules.
+OWN_PREFIX = "tfllm_prefix"
+# Unicode's White_Space, which a token with `lstrip` or `rstrip` takes along.
+WHITE_SPACE = "[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*"
 
 
 class Tokens(NamedTuple):
@@ -52,14 +59,15 @@ class Tokens(NamedTuple):
 class SentencePiece(NamedTokenizer):
     """A SentencePiece model, its special tokens recognised where they are written.
 
-    A text is cut at the special tokens in it, and each part is tokenised as a text of its own, as
-    Hugging Face does ("legacy"). Make it with `from_proto` or `tfllm.tokenizers.files.load`.
+    A text is cut at the special tokens in it, and each part is tokenised as a text of its own, but
+    for the space before it: see `prefix`. Make it with `from_proto` or
+    `tfllm.tokenizers.files.load`.
     """
 
     names: Names
     row_form: Form
     model: bytes = field(repr=False)
-    """ModelProto whose ids are the tokenizer's"""
+    """ModelProto whose ids are the tokenizer's, `prefix` aside"""
     source: bytes = field(repr=False, compare=False)
     """the file as it was read"""
     file_name: str
@@ -69,39 +77,91 @@ class SentencePiece(NamedTokenizer):
     special_ids: frozenset[int] = field(repr=False, compare=False)
     _processor: Any = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
+    added: tuple[AddedToken, ...] = field(repr=False, compare=False)
+    """tokens that are found in a text before the model sees it"""
+    prefix: str = BY_MODEL
+    """When a space is put before a part that has none: as the model says, for every part, or as
+    `classes.prefix_of` says."""
+    splits_special_tokens: bool = False
+    """Whether special tokens written in a text are ordinary text."""
     target_form: Form | None = None
 
     kind = "sentencepiece"
 
     @property
+    def recognised(self) -> tuple[AddedToken, ...]:
+        """Tokens at which a text is cut."""
+        return self.added
+
+    @property
     def literal_tokens(self) -> tuple[str, ...]:
-        """Tokens that are recognised as they are written."""
-        return tuple(self.vocabulary[number] for number in sorted(self.special_ids))
+        """The texts of `recognised`."""
+        return tuple(token.content for token in self.recognised)
+
+    def kernel_model(self) -> bytes:
+        """The ModelProto that the parts of a text are given to."""
+        if self.prefix == BY_MODEL:
+            return self.model
+        return proto.without_prefix(proto.parse(self.model, self.file_name)).SerializeToString()
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids. Raises TokenizerError for an id outside the vocabulary.
+        """The text of token ids. Raises TokenizerError for a negative id.
 
         Without special tokens it is one call of the package; with them, each part between two.
         """
-        check_ids(ids, self.vocabulary_size)
+        check_ids(ids)
+        known = [int(i) for i in ids if i < self.vocabulary_size]
         if skip_special_tokens:
-            return self._processor.decode([int(i) for i in ids if i not in self.special_ids])
+            known = [i for i in known if i not in self.special_ids]
         texts: list[str] = []
         part: list[int] = []
-        for number in ids:
+        for number in known:
             if number in self.special_ids:
-                texts += [self._processor.decode(part), self.vocabulary[number]]
+                texts += [self._text(part, not texts), self.vocabulary[number]]
                 part = []
             else:
-                part.append(int(number))
-        return "".join([*texts, self._processor.decode(part)])
+                part.append(number)
+        text = "".join([*texts, self._text(part, not texts)])
+        return text.removeprefix(" ") if self.prefix in ("first", "always") else text
+
+    def _text(self, part: list[int], first: bool) -> str:
+        """The text of ids without special ones. A part that is not the first keeps the space that
+        it begins with, which the package drops at the start of a text."""
+        if first or not part or self.prefix != BY_MODEL:
+            return self._processor.decode(part)
+        number, letters = self._fence
+        return self._processor.decode([number, *part])[letters:]
+
+    @functools.cached_property
+    def _fence(self) -> tuple[int, int]:
+        """(id, characters) of a piece without a space."""
+        model = proto.parse(self.model, self.file_name)
+        return next(
+            (number, len(entry.piece))
+            for number, entry in enumerate(model.pieces)
+            if entry.type in (proto.NORMAL, proto.USER_DEFINED) and proto.SPACE not in entry.piece
+        )
 
     def save(self, directory: str | Path) -> None:
         """Writes the model as it was read, tokenizer_config.json and special_tokens_map.json."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / self.file_name).write_bytes(self.source)
-        config_files.write(folder, self.names, self.literal_tokens, self.config, self.chat_template)
+        special = [self.vocabulary[number] for number in sorted(self.special_ids)]
+        size = len(proto.parse(self.source, self.file_name).pieces)
+        further = {
+            number: token
+            for token in self.added
+            if (number := self._ids[token.content]) >= size or not token.plain
+        }
+        config_files.write(
+            folder,
+            self.names,
+            special,
+            self.config,
+            self.chat_template,
+            dict(sorted(further.items())),
+        )
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
@@ -110,23 +170,57 @@ class SentencePiece(NamedTokenizer):
         return SentencePieceGraph(self, profile)
 
     def _pattern(self) -> re.Pattern[str]:
-        literal = sorted(self.literal_tokens, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, literal))})" if literal else "(?!)()")
+        tokens = [
+            token for token in self.recognised if not (token.special and self.splits_special_tokens)
+        ]
+        tokens.sort(key=lambda token: len(token.content), reverse=True)
+        texts = [
+            (WHITE_SPACE if token.lstrip else "")
+            + re.escape(token.content)
+            + (WHITE_SPACE if token.rstrip else "")
+            for token in tokens
+        ]
+        return re.compile(f"({'|'.join(texts)})" if texts else "(?!)()")
+
+    def _parts(self, texts: Sequence[str]) -> list[list[str]]:
+        """Each text cut at the tokens in it, which stand at the odd places."""
+        pattern = self._pattern()
+        return [pattern.split(scalars(text)) for text in texts]
+
+    def _given(self, part: str, place: int) -> str:
+        """A part of a text as the package takes it."""
+        spaced = self.prefix == "always" or self.prefix == "first" and place == 0
+        if not spaced or not part or part[0] in (" ", proto.SPACE):
+            return part
+        return " " + part
+
+    def _id_of(self, part: str) -> int:
+        """The id of a token, which may have white space around it."""
+        found = self._ids.get(part)
+        return (
+            self._ids[re.sub(f"^{WHITE_SPACE}|{WHITE_SPACE}$", "", part)]
+            if found is None
+            else found
+        )
 
     def _split(self, texts: Sequence[str]) -> list[Any]:
-        pattern = self._pattern()
-        return [self._tokens(pattern.split(scalars(text))) for text in texts]
+        return [self._tokens(parts) for parts in self._parts(texts)]
 
     def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        pattern = self._pattern()
-        parts = [pattern.split(scalars(text)) for text in texts]
-        ids, found = [], iter(self._encoded([part for row in parts for part in row[::2]]))
-        for row in parts:
+        rows = self._parts(texts)
+        given = [
+            self._given(part, place)
+            for row in rows
+            for place, part in enumerate(row)
+            if place % 2 == 0
+        ]
+        ids, found = [], iter(self._encoded(given))
+        for row in rows:
             ids.append(
                 [
                     number
                     for place, part in enumerate(row)
-                    for number in ([self._ids[part]] if place % 2 else next(found))
+                    for number in ([self._id_of(part)] if place % 2 else next(found))
                 ]
             )
         return ids
@@ -146,15 +240,20 @@ class SentencePiece(NamedTokenizer):
         for place, part in enumerate(parts):
             if place % 2:
                 word += 1
-                row.ids.append(self._ids[part])
+                row.ids.append(self._id_of(part))
                 row.offsets.append((begin, begin + len(part)))
                 row.word_ids.append(word)
             elif part:
                 first = True
-                for piece, own, start, stop in _pieces(self._processor, part):
+                given = self._given(part, place)
+                shift = len(given) - len(part)
+                for piece, own, start, stop in _pieces(self._processor, given):
                     word += first or piece.startswith(proto.SPACE)
                     first = False
                     row.ids.append(self._number(piece, own))
+                    if self.prefix != BY_MODEL:  # as the `tokenizers` package counts them
+                        start = max(start - shift, 0)
+                        stop = max(stop - shift, start + 1)
                     row.offsets.append((begin + start, begin + stop))
                     row.word_ids.append(word)
             begin += len(part)
@@ -175,23 +274,17 @@ def from_proto(
 ) -> SentencePiece:
     """A tokenizer from a ModelProto. Raises TokenizerError naming `path`."""
     source = model.SerializeToString()
+    if settings.tokenizer_class or not path.name.startswith("sentencepiece.bpe"):
+        settings = classes.checked(settings, "sentencepiece", path, False)
+    else:
+        settings = settings.of_class(FAIRSEQ_CLASSES[0])
+        settings = classes.checked(settings, "sentencepiece", path, False)
     kind = settings.tokenizer_class
-    if kind not in FORMS and path.name.startswith("sentencepiece.bpe"):
-        if kind:
-            raise TokenizerError(
-                f"{path}: how {kind} numbers the tokens is not known here; use a directory with "
-                "its tokenizer.json."
-            )
-        kind = FAIRSEQ_CLASSES[0]
-    if kind == ALBERT and settings.config.get("do_lower_case", True):
-        raise TokenizerError(
-            f"{path}: ALBERT lowers letters and strips accents before SentencePiece, which is not "
-            "in the .model file. Use a directory with its tokenizer.json."
-        )
+    _refuse_unknown(kind, settings, model.trainer_spec.model_type == proto.UNIGRAM, path)
     arranged = model
     if kind in FAIRSEQ_CLASSES:
         arranged = proto.fairseq(model, path, CODES.get(kind, ()))
-    arranged = proto.with_added(arranged, _added(arranged, settings, kind), path)
+    arranged = proto.with_added(arranged, _added(arranged, settings, kind, path), path)
     table = {entry.piece: number for number, entry in enumerate(arranged.pieces)}
     controls = [
         entry.piece for entry in arranged.pieces if entry.type in (proto.CONTROL, proto.UNKNOWN)
@@ -200,7 +293,16 @@ def from_proto(
         raise TokenizerError(f"{path}: the model has a piece twice.")
     names = _names(arranged, settings, controls)
     form = _form(kind, names, table, settings, path)
-    special = [token for token in (*controls, *names.present()) if token in table]
+    found = {token: AddedToken(token) for token in (*controls, *names.present())}
+    found |= {token.content: token for token in settings.special_tokens()}
+    found |= {
+        token.content: replace(token, special=token.special or token.content in found)
+        for token in settings.added_tokens.values()
+    }
+    added = [token for token in found.values() if token.content in table]
+    by_class = kind in classes.LLAMA and OWN_PREFIX not in settings.config
+    prefix = classes.prefix_of(settings) if by_class else BY_MODEL
+    made = arranged if prefix == BY_MODEL else proto.without_prefix(arranged)
     return SentencePiece(
         names=names,
         row_form=form,
@@ -208,12 +310,58 @@ def from_proto(
         source=source,
         file_name=path.name if path.name in FILE_NAMES else FILE_NAMES[0],
         chat_template=settings.chat_template,
-        config={**({} if kind else _class_of(form)), **settings.config},
+        config={**settings.own_config(), **({} if kind else _class_of(form))},
         vocabulary=[entry.piece for entry in arranged.pieces],
-        special_ids=frozenset(table[token] for token in special),
-        _processor=processor_of(arranged, path),
+        special_ids=frozenset(table[token.content] for token in added if token.special),
+        _processor=processor_of(made, path),
         _ids=table,
+        added=tuple(sorted(added, key=lambda token: table[token.content])),
+        prefix=prefix,
+        splits_special_tokens=settings.splits_special_tokens,
     )
+
+
+def _refuse_unknown(kind: str, settings: Settings, unigram: bool, path: Path) -> None:
+    """Raises TokenizerError for settings that a `.model` file alone does not carry out."""
+    config = settings.config
+    if kind == ALBERT and (config.get("do_lower_case", True) or not config.get("keep_accents")):
+        raise TokenizerError(
+            f"{path}: ALBERT lowers letters and strips accents before SentencePiece, which is not "
+            "in the .model file. Use a directory with its tokenizer.json."
+        )
+    if settings.splits_special_tokens and unigram:
+        raise TokenizerError(
+            f"{path}: 'split_special_tokens' is not known for a unigram model. Use a directory "
+            "with its tokenizer.json."
+        )
+    if kind == "LlamaTokenizer" and unigram and OWN_PREFIX not in config:
+        raise TokenizerError(
+            f"{path}: the tokenizer's class {kind} reads BPE models, and this is a unigram model. "
+            "Use the files that belong together."
+        )
+    if kind == "XLMRobertaTokenizer" and config.get("add_prefix_space") is False:
+        raise TokenizerError(
+            f"{path}: 'add_prefix_space' false is not known beside a .model file. Use a directory "
+            "with its tokenizer.json."
+        )
+    if (config.get("sp_model_kwargs") or {}).get("enable_sampling"):
+        raise TokenizerError(
+            f"{path}: 'sp_model_kwargs' asks for another split at random each time, which is not "
+            "known here. Remove 'enable_sampling'."
+        )
+    usual = classes.ROBERTA_TOKENS.items() if kind in FAIRSEQ_CLASSES else ()
+    for key, text in usual:
+        if (entry := settings.named.get(key)) is not None and config_files.content(entry) != text:
+            raise TokenizerError(
+                f"{path}: '{key}' is {config_files.content(entry)!r}, and beside a .model file a "
+                f"{kind} is only known with {text!r}. Use a directory with its tokenizer.json."
+            )
+    for token in settings.added_tokens.values():
+        if token.single_word:
+            raise TokenizerError(
+                f"{path}: the added token '{token.content}' has single_word set, which is not "
+                "known beside a .model file. Use a directory with its tokenizer.json."
+            )
 
 
 def _pieces(processor: Any, text: str) -> Iterator[tuple[str, int, int, int]]:
@@ -234,7 +382,7 @@ def _class_of(form: Form) -> dict[str, Any]:
     if form.start and form.end:
         return {"tokenizer_class": ALBERT, "do_lower_case": False, "keep_accents": True}
     return (
-        {"tokenizer_class": "LlamaTokenizer"}
+        {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, OWN_PREFIX: BY_MODEL}
         if form.start
         else {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
     )
@@ -262,20 +410,38 @@ def _names(model: Any, settings: Settings, controls: list[str]) -> Names:
     return replace(names, **missing)
 
 
-def _added(model: Any, settings: Settings, kind: str) -> list[tuple[str, int]]:
-    """Tokens that the settings have and the model lacks, with their ids."""
-    size = len(model.pieces)
-    known = {entry.piece for entry in model.pieces}
-    listed = settings.config.get("added_tokens_decoder")
-    if isinstance(listed, dict):
-        found = [(config_files.content(entry), int(number)) for number, entry in listed.items()]
-        return [entry for entry in found if entry[0] not in known and entry[1] >= size]
-    extra = [token for token in settings.added() if token not in known]
-    if kind in T5_CLASSES:
-        count = int(settings.config.get("extra_ids", T5_EXTRA_IDS))
-        extra = [f"<extra_id_{count - 1 - place}>" for place in range(count)]
-    named = [name for name in settings.names(()).present() if name not in known]
-    return [(token, size + place) for place, token in enumerate(dict.fromkeys([*extra, *named]))]
+def _added(model: Any, settings: Settings, kind: str, path: Path) -> list[tuple[str, int, int]]:
+    """Tokens that the settings have and the model lacks: text, id, type of piece."""
+    known = {entry.piece: number for number, entry in enumerate(model.pieces)}
+    special = {token.content for token in settings.special_tokens()}
+    listed = {token.content: number for number, token in settings.added_tokens.items()}
+    kinds = dict.fromkeys(_sentinels(settings, kind), proto.CONTROL)
+    for added in settings.added_tokens.values():
+        control = added.special or added.content in special
+        kinds[added.content] = proto.CONTROL if control else proto.USER_DEFINED
+    # Sentinels come first where nothing is said of them; then ids as given, then in order.
+    places = {token: len(known) + place for place, token in enumerate(_sentinels(settings, kind))}
+    found: dict[str, int] = {}
+    for token, number in {**places, **listed}.items():
+        if known.get(token, number) != number:
+            raise TokenizerError(
+                f"{path}: '{token}' has the id {known[token]}, and {config_files.DECODER} or "
+                f"{config_files.ADDED} gives it {number}. Use the files that belong together."
+            )
+        if token not in known:
+            found[token] = number
+    last = max([len(known) - 1, *found.values()])
+    for token in (one.content for one in settings.special_tokens()):
+        if token not in known and token not in found:
+            last += 1
+            found[token] = last
+    return [(token, number, kinds.get(token, proto.CONTROL)) for token, number in found.items()]
+
+
+def _sentinels(settings: Settings, kind: str) -> list[str]:
+    """T5's tokens for what was left out of a text, in the order of ids."""
+    count = int(settings.config.get("extra_ids", T5_EXTRA_IDS)) if kind in T5_CLASSES else 0
+    return [f"<extra_id_{count - 1 - place}>" for place in range(count)]
 
 
 def _form(
@@ -302,5 +468,8 @@ def _form(
             f"{path}: the model lacks the special tokens that begin and end a row."
         )
     if kind == "roberta":
+        named = (settings.named.get(key) for key in ("bos_token", "eos_token"))
+        start, end = (table.get(config_files.content(entry or "")) for entry in named)
+        assert start is not None and end is not None  # the class names them
         return Form((start,), (end, end), (end,), (0, 0), 0)
     return bert(start, end)

@@ -19,6 +19,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._special_ids = tokenizer.special_ids
+        self._size = tokenizer.vocabulary_size
         self._pieces = tokenizer.vocabulary if tokenizer.kind == "sentencepiece" else None
         # Decoded again with the new ones: whether a text begins with a space depends on its start.
         self._context: list[int] = []
@@ -26,8 +27,9 @@ class TextStream:
         self._new: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now and was not before; often empty."""
-        if self._skip and token_id in self._special_ids:
+        """The text that is certain now and was not before; often empty. Ids without a token have
+        none."""
+        if token_id >= self._size or self._skip and token_id in self._special_ids:
             return ""
         self._new.append(int(token_id))
         if self._pieces is not None and self._pieces[token_id].startswith(BYTE_PIECE):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import DataError, SettingError, did_you_mean
-from tfllm.tokenizers import bytepair, characters, proto, sentencepiece
+from tfllm.tokenizers import bytepair, characters, classes, proto, sentencepiece
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.config_files import Settings
 from tfllm.tokenizers.wordpiece import PREFIX, Normalization, Specials, WordPiece
@@ -137,7 +137,7 @@ def _bpe(texts: Iterable[str], options: Options) -> bytepair.BytePair | None:
     """GPT-2's, <|endoftext|> first and every byte known; RoBERTa's where its tokens are given."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    roberta = set(bytepair.ROBERTA_NAMES.values()) <= set(options.special_tokens)
+    roberta = set(classes.ROBERTA_TOKENS.values()) <= set(options.special_tokens)
     end = [bytepair.ENDOFTEXT] if options.end_of_text and not roberta else []
     literal = list(dict.fromkeys([*end, *options.special_tokens]))
     _check_size(options, BYTES + len(literal))
@@ -202,7 +202,10 @@ def _unigram(texts: Iterable[str], options: Options) -> sentencepiece.SentencePi
     if sample.error is not None:
         raise sample.error
     # What makes transformers read the .model as SentencePiece does, with <s> before a text.
-    config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True}
+    config = {
+        "tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True,
+        sentencepiece.OWN_PREFIX: sentencepiece.BY_MODEL,
+    }  # fmt: skip
     parsed = proto.parse(written.getvalue(), "--kind unigram")
     return sentencepiece.from_proto(parsed, Settings(config, config))
 

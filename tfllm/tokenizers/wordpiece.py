@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.config_files import write_json
+from tfllm.tokenizers.config_files import AddedToken, token_of, write_json
 from tfllm.tokenizers.forms import Form, RowTokenizer, bert, scalars
+from tfllm.tokenizers.rust import answered
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.graph import GraphTokenizer
@@ -53,13 +54,15 @@ class WordPiece(RowTokenizer):
     vocabulary: list[str]
     normalization: Normalization
     specials: Specials
-    added: tuple[str, ...]
-    """Further tokens that are recognised as they are written, before normalisation."""
+    added: tuple[AddedToken, ...]
+    """Tokens that are found before words are split, the special ones among them, by id."""
     max_word_characters: int
     model_size: int
     """The first so many tokens are found inside words, later ones only as they are written."""
     _rust: Any = field(repr=False, compare=False)
     _ids: dict[str, int] = field(repr=False, compare=False)
+    splits_special_tokens: bool = False
+    """Whether special tokens written in a text are ordinary text."""
 
     kind = "wordpiece"
 
@@ -73,18 +76,21 @@ class WordPiece(RowTokenizer):
         chinese_characters: bool = True,
         clean_text: bool = True,
         specials: Specials = Specials(),
-        added: Sequence[str] = (),
+        added: Sequence[str | AddedToken] = (),
         max_word_characters: int = MAX_WORD_CHARACTERS,
         model_size: int | None = None,
+        splits_special_tokens: bool = False,
     ) -> WordPiece:
-        """A tokenizer over `tokens` (id -> token). `model_size` is the number of tokens by default.
+        """A tokenizer over `tokens` (id -> token). `model_size` is the number of tokens by default;
+        `added` are tokens besides `specials` that are found as special ones are.
 
         Raises TokenizerError for repeated or empty tokens and for missing special tokens.
         """
         vocabulary = list(tokens)
         ids = _index(vocabulary)
-        literal = [*asdict(specials).values(), *added]
-        missing = [token for token in literal if token not in ids]
+        found = {token: AddedToken(token) for token in asdict(specials).values()}
+        found |= {one.content: one for one in map(token_of, added)}
+        missing = [token for token in found if token not in ids]
         if missing:
             raise TokenizerError(
                 f"The vocabulary of {len(vocabulary)} tokens lacks {', '.join(missing)}. "
@@ -92,13 +98,16 @@ class WordPiece(RowTokenizer):
             )
         normalization = Normalization(lowercase, strip_accents, chinese_characters, clean_text)
         size = len(vocabulary) if model_size is None else model_size
-        literal = sorted(set(literal), key=ids.__getitem__)  # the package numbers new ones in order
+        # the package numbers new ones in order
+        literal = sorted(found.values(), key=lambda token: ids[token.content])
         rust = _rust_tokenizer(
             vocabulary[:size], normalization, specials, literal, max_word_characters
         )
+        rust.encode_special_tokens = splits_special_tokens
         return cls(
-            vocabulary, normalization, specials, tuple(added), max_word_characters, size, rust, ids
-        )
+            vocabulary, normalization, specials, tuple(literal), max_word_characters, size, rust,
+            ids, splits_special_tokens,
+        )  # fmt: skip
 
     @property
     def vocabulary_size(self) -> int:
@@ -129,9 +138,14 @@ class WordPiece(RowTokenizer):
         return self._ids[self.specials.mask]
 
     @property
+    def recognised(self) -> tuple[AddedToken, ...]:
+        """Tokens at which a text is cut."""
+        return self.added
+
+    @property
     def literal_tokens(self) -> tuple[str, ...]:
-        """Tokens that are recognised as written: the special ones and the added ones."""
-        return tuple(dict.fromkeys((*asdict(self.specials).values(), *self.added)))
+        """Tokens that are found before words are split."""
+        return tuple(token.content for token in self.added)
 
     def token_id(self, token: str) -> int | None:
         """The id of a token, None where the vocabulary lacks it."""
@@ -139,7 +153,7 @@ class WordPiece(RowTokenizer):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        return frozenset(self._ids[token] for token in self.literal_tokens)
+        return frozenset(self._ids[token.content] for token in self.added if token.special)
 
     @property
     def form(self) -> Form:
@@ -151,8 +165,8 @@ class WordPiece(RowTokenizer):
         return None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids. Raises TokenizerError for an id outside the vocabulary."""
-        check_ids(ids, self.vocabulary_size)
+        """The text of token ids. Raises TokenizerError for a negative id."""
+        check_ids(ids)
         return self._rust.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def save(self, directory: str | Path) -> None:
@@ -176,7 +190,11 @@ class WordPiece(RowTokenizer):
             "strip_accents": self.normalization.strip_accents,
             "tokenize_chinese_chars": self.normalization.chinese_characters,
         }
-        extra = {"additional_special_tokens": list(self.added)} if self.added else {}
+        if self.splits_special_tokens:
+            settings["split_special_tokens"] = True
+        further = [token.content for token in self.added if token.special]
+        further = [token for token in further if token not in names.values()]
+        extra = {"additional_special_tokens": further} if further else {}
         write_json(folder / "tokenizer_config.json", {**settings, **names, **extra})
         write_json(folder / "special_tokens_map.json", {**names, **extra})
 
@@ -188,7 +206,9 @@ class WordPiece(RowTokenizer):
 
     def _split(self, texts: Sequence[str]) -> list[Any]:
         """Tokens of each text, without special tokens around them, uncut."""
-        return self._rust.encode_batch([scalars(text) for text in texts], add_special_tokens=False)
+        given = [scalars(text) for text in texts]
+        with answered(given):
+            return self._rust.encode_batch(given, add_special_tokens=False)
 
 
 def _index(vocabulary: list[str]) -> dict[str, int]:
@@ -209,11 +229,10 @@ def _rust_tokenizer(
     vocabulary: list[str],
     normalization: Normalization,
     specials: Specials,
-    literal: Sequence[str],
+    literal: Sequence[AddedToken],
     max_word_characters: int,
 ) -> Any:
     from tokenizers import (
-        AddedToken,
         Tokenizer,
         decoders,
         models,
@@ -244,7 +263,5 @@ def _rust_tokenizer(
         special_tokens=[(start, ids[start]), (end, ids[end])],
     )
     rust.decoder = decoders.WordPiece(prefix=PREFIX)
-    rust.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in literal]
-    )
+    rust.add_tokens([token.rust() for token in literal])
     return rust

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers.config_files import CONFIG, SPECIALS_MAP, content, json_file, text_file
+from tfllm.tokenizers.classes import BERT_TOKENS
+from tfllm.tokenizers.config_files import (
+    ADDED,
+    AS_IT_STANDS,
+    CONFIG,
+    DECODER,
+    NAMED,
+    AddedToken,
+    Settings,
+    content,
+    text_file,
+    token_of,
+)
+from tfllm.tokenizers.rust import parsed
 from tfllm.tokenizers.wordpiece import MAX_WORD_CHARACTERS, PREFIX, Specials, WordPiece
 
 # Hugging Face's name of a special token -> ours
@@ -35,9 +50,11 @@ NORMALIZER = {
 PROBES = (("1 2", None), ("1-2, 3", "4"), ("", ""))
 
 
-def from_vocabulary_file(path: Path) -> WordPiece:
+def from_vocabulary_file(path: Path, settings: Settings) -> WordPiece:
     """From vocab.txt, uncased where no tokenizer_config.json says otherwise."""
-    return _built(path, read_vocabulary(path), _settings(path.parent))
+    tokens = read_vocabulary(path)
+    table = {token: number for number, token in enumerate(tokens)}
+    return _built(path, table, settings, [], {**_arguments(settings), "model_size": len(tokens)})
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
@@ -61,9 +78,8 @@ def read_vocabulary(path: str | Path) -> list[str]:
     return lines
 
 
-def from_json(path: Path, data: Mapping[str, Any]) -> WordPiece:
+def from_json(path: Path, data: Mapping[str, Any], settings: Settings) -> WordPiece:
     """From the contents of a tokenizer.json. Raises TokenizerError where it is not BERT's."""
-    settings = _settings(path.parent)
     model = _part(data, "model", "WordPiece", path)
     normalizer = _part(data, "normalizer", "BertNormalizer", path)
     _part(data, "pre_tokenizer", "BertPreTokenizer", path)
@@ -75,60 +91,78 @@ def from_json(path: Path, data: Mapping[str, Any]) -> WordPiece:
         raise TokenizerError(f"{path}: 'model.vocab' is not a table of tokens.")
     model_size = 1 + max(table.values())
     table = dict(table)
-    added = data.get("added_tokens") or []
-    for entry in added:
-        _check_added(entry, path)
+    added = []
+    for entry in data.get("added_tokens") or []:
+        added.append(_added(entry, path))
         table[entry["content"]] = entry["id"]
     arguments = {name: normalizer[key] for key, name in NORMALIZER.items() if key in normalizer}
-    specials = {"unknown": model.get("unk_token", "[UNK]"), **settings.pop("specials")}
-    tokenizer = _built(
-        path,
-        _ordered(table, path),
-        {
-            **arguments,
-            **settings,
-            "specials": specials,
-            "added": [*(entry["content"] for entry in added), *settings.pop("added")],
-            "model_size": model_size,
-            "max_word_characters": model.get("max_input_chars_per_word", MAX_WORD_CHARACTERS),
-        },
-    )
-    _check_rows(tokenizer, path)
+    if settings.tokenizer_class not in AS_IT_STANDS:
+        arguments |= {"lowercase": True, "strip_accents": None, "chinese_characters": True}
+        arguments |= _arguments(settings)
+    else:
+        named = {**settings.named, "unk_token": model.get("unk_token", "[UNK]")}
+        settings = replace(settings, named=named)
+    arguments["model_size"] = model_size
+    arguments["max_word_characters"] = model.get("max_input_chars_per_word", MAX_WORD_CHARACTERS)
+    tokenizer = _built(path, table, settings, added, arguments)
+    _check_rows(tokenizer, data, path)
     return tokenizer
 
 
-def _built(path: Path, vocabulary: list[str], arguments: dict[str, Any]) -> WordPiece:
-    specials = Specials(**arguments.pop("specials"))
-    known = set(vars(specials).values())
-    added = [token for token in dict.fromkeys(arguments.pop("added")) if token not in known]
+def _built(
+    path: Path,
+    table: dict[str, int],
+    settings: Settings,
+    added: list[AddedToken],
+    arguments: dict[str, Any],
+) -> WordPiece:
+    """`added` are those of tokenizer.json; those of the other files come behind."""
+    for number, token in settings.added_tokens.items():
+        if table.setdefault(token.content, number) != number:
+            raise TokenizerError(
+                f"{path}: '{token.content}' has the id {table[token.content]}, and "
+                f"{DECODER} or {ADDED} gives it {number}. Use the files that belong together."
+            )
+    vocabulary = _ordered(table, path)
+    explicit = {content(settings.config[key]) for key in NAMED if settings.config.get(key)}
+    for token in settings.special_tokens():
+        defaults = BERT_TOKENS.values()
+        if token.content not in table and (
+            token.content in explicit or token.content not in defaults
+        ):
+            table[token.content] = len(vocabulary)
+            vocabulary.append(token.content)
+    named = {key: content(entry) for key in SPECIALS if (entry := settings.named.get(key))}
+    specials = Specials(**{SPECIALS[key]: token for key, token in named.items()})
+    special = {token.content for token in settings.special_tokens()}
+    further = [*settings.special_tokens(), *added, *settings.added_tokens.values()]
+    further = [
+        replace(token, special=token.special or token.content in special)
+        for token in further
+        if token.content in table
+    ]
     try:
-        return WordPiece.from_vocabulary(vocabulary, specials=specials, added=added, **arguments)
+        return WordPiece.from_vocabulary(
+            vocabulary,
+            specials=specials,
+            added=further,
+            splits_special_tokens=settings.splits_special_tokens,
+            **arguments,
+        )
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Arguments of WordPiece.from_vocabulary that the two small files give."""
-    path = folder / CONFIG
-    config = json_file(path) if path.is_file() else {}
-    beside = folder / SPECIALS_MAP
-    special_map = json_file(beside) if beside.is_file() else {}
+def _arguments(settings: Settings) -> dict[str, Any]:
+    """Arguments of WordPiece.from_vocabulary that tokenizer_config.json gives."""
     arguments: dict[str, Any] = {}
     for key, name in NORMALIZATION.items():
-        if key not in config:
+        if key not in settings.config:
             continue
-        value = config[key]
+        value = settings.config[key]
         if not isinstance(value, bool) and not (key == "strip_accents" and value is None):
-            raise TokenizerError(f"{path}: '{key}' is {value!r}; write true or false.")
+            raise TokenizerError(f"{CONFIG}: '{key}' is {value!r}; write true or false.")
         arguments[name] = value
-    named = {**special_map, **config}
-    arguments["specials"] = {
-        ours: content(named[theirs])
-        for theirs, ours in SPECIALS.items()
-        if named.get(theirs) is not None
-    }
-    added = named.get("additional_special_tokens") or named.get("extra_special_tokens") or []
-    arguments["added"] = [content(entry) for entry in added]
     return arguments
 
 
@@ -145,16 +179,11 @@ def _part(data: Mapping[str, Any], key: str, kind: str, path: Path) -> Mapping[s
     return part
 
 
-def _check_added(entry: Any, path: Path) -> None:
-    """An added token must be one that is recognised exactly as it is written."""
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
-        raise TokenizerError(f"{path}: 'added_tokens' has an entry without 'content'.")
-    flags = [name for name in ("lstrip", "rstrip", "single_word", "normalized") if entry.get(name)]
-    if flags:
-        raise TokenizerError(
-            f"{path}: the added token '{entry['content']}' has {', '.join(flags)} set, which would "
-            "differ in the graph. Add it as a special token, which is matched as it is written."
-        )
+def _added(entry: Any, path: Path) -> AddedToken:
+    try:
+        return token_of(entry)
+    except (AttributeError, KeyError, TypeError):
+        raise TokenizerError(f"{path}: 'added_tokens' has an entry without 'content'.") from None
 
 
 def _ordered(table: Mapping[str, Any], path: Path) -> list[str]:
@@ -168,14 +197,10 @@ def _ordered(table: Mapping[str, Any], path: Path) -> list[str]:
     return [by_id[number] for number in range(len(table))]
 
 
-def _check_rows(tokenizer: WordPiece, path: Path) -> None:
+def _check_rows(tokenizer: WordPiece, data: Mapping[str, Any], path: Path) -> None:
     """The file, run by the `tokenizers` package itself, must give the rows that we give."""
-    from tokenizers import Tokenizer as Rust
-
-    try:
-        rust = Rust.from_file(str(path))
-    except Exception as error:  # the package raises bare Exception
-        raise TokenizerError(f"{path}: not a usable tokenizer file: {error}") from None
+    model = {**data["model"], "unk_token": tokenizer.specials.unknown}
+    rust = parsed(json.dumps({**data, "model": model}), path)
     rust.no_truncation()
     rust.no_padding()
     for text, pair in PROBES:

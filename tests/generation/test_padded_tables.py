@@ -1,0 +1,235 @@
+"""Tables of embeddings with more rows than there are tokens: a row without a token is never
+written, whatever its score, and probabilities stay those of the whole softmax."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.generation import source_models
+from tests.generation.models import TEMPLATE
+from tests.tokenizers.decoders import tokenizer as small_tokenizer
+from tests.tokenizers.translation import tokenizer as two_sided
+from tfllm.checkpoints import store
+from tfllm.export import causal_lm, lite_decoder, seq2seq
+from tfllm.export.base import profile
+from tfllm.generation import penalties
+from tfllm.generation.settings import GenerationSettings
+from tfllm.generation.text import TextGenerator
+from tfllm.generation.text_to_text import TextToText
+from tfllm.models import llama_config
+from tfllm.tasks.causal_lm import CausalLM
+from tfllm.tasks.seq2seq import Seq2Seq
+from tfllm.tokenizers import bytepair
+from tfllm.tokenizers.base import known_ids
+from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.streaming import TextStream
+
+PADDING = 60  # rows without a token
+TEMPTING = 30.0  # rows so long that some of them win in every greedy step if they may
+WINDOW = 48
+# Two float32 log-probabilities of one token, one read token by token and one all at once.
+ROUNDING = 1e-4
+SETTINGS = {
+    "greedy": GenerationSettings(max_new_tokens=12),
+    "hot": GenerationSettings(max_new_tokens=12, temperature=2.0, seed=1, num_return_sequences=4),
+    "filtered": GenerationSettings(max_new_tokens=12, temperature=1.0, top_k=5, seed=2),
+    "penalised": GenerationSettings(max_new_tokens=12, repetition_penalty=1.3, no_repeat_ngram=2),
+    "beams": GenerationSettings(max_new_tokens=12, num_beams=3, num_return_sequences=3),
+}
+
+QUICK = [("llama", "greedy"), ("llama", "hot"), ("t5", "beams")]
+
+
+def tempted(checkpoint, size):
+    """The checkpoint, its rows from `size` on so long that their scores are the largest."""
+    for weight in checkpoint.model.weights:
+        values = weight.numpy()
+        if checkpoint.config.vocabulary_size in values.shape and values.ndim == 2:
+            rows = values if len(values) == checkpoint.config.vocabulary_size else values.T
+            rows[size:] *= TEMPTING
+            weight.assign(values)
+    return checkpoint
+
+
+@functools.cache
+def decoder_alone():
+    tokens = [*bytepair.byte_characters(), bytepair.ENDOFTEXT]
+    table = {token: number for number, token in enumerate(tokens)}
+    tokenizer = bytepair.from_vocabulary(table, [], Settings(chat_template=TEMPLATE))
+    config = llama_config.Config(
+        vocabulary_size=len(tokens) + PADDING, num_layers=1, num_heads=2, num_key_value_heads=1,
+        hidden_dim=16, intermediate_dim=32, max_sequence_length=WINDOW, initializer_range=0.3,
+    )  # fmt: skip
+    made = store.create("llama", config, tokenizer, CausalLM(max_length=WINDOW), seed=5)
+    return tempted(made, len(tokens))
+
+
+@functools.cache
+def with_sources(family):
+    tokenizer = two_sided("marian")
+    shape = {
+        "vocabulary_size": tokenizer.vocabulary_size + PADDING, "num_layers": 1, "num_heads": 2,
+        "hidden_dim": 16, "dropout": 0.0, "max_sequence_length": WINDOW,
+        "pad_id": tokenizer.pad_id,
+    }  # fmt: skip
+    made = store.create(family, shape, tokenizer, Seq2Seq(max_length=WINDOW), seed=5)
+    made.generation.update(decoder_start_token_id=tokenizer.pad_id)  # type: ignore[attr-defined]
+    return tempted(made, tokenizer.vocabulary_size)
+
+
+@functools.cache
+def writer(family):
+    if family == "llama":
+        return TextGenerator(decoder_alone())
+    return TextToText(with_sources(family))
+
+
+def test_the_ids_that_have_a_token():
+    class Gaps:
+        vocabulary = ["a", "b", "", "c", ""]
+
+    assert known_ids(Gaps(), 7) == ((0, 2), (3, 4))
+    assert known_ids(Gaps(), 4) == ((0, 2), (3, 4))
+    assert known_ids(Gaps(), 2) == ()
+    logits = tf.constant(np.arange(14.0).reshape(2, 7), tf.float32)
+    found = penalties.known(logits, known_ids(Gaps(), 7)).numpy()
+    assert found[:, [0, 1, 3]].tolist() == logits.numpy()[:, [0, 1, 3]].tolist()
+    assert (found[:, [2, 4, 5, 6]] == penalties.BARRED).all()
+
+
+CASES = [
+    pytest.param(family, settings, marks=() if (family, settings) in QUICK else pytest.mark.slow)
+    for family in ("llama", "t5", "bart")
+    for settings in SETTINGS
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES)
+def test_only_tokens_are_written(family, settings):
+    generator = writer(family)
+    size = generator.tokenizer.target.vocabulary_size
+    texts = generator.generate(["The cat sat"], SETTINGS[settings])
+    written = [token for text in texts for token in text.token_ids]
+    assert written and max(written) < size
+    # Without the bar the longest rows win: the test would not fail for nothing.
+    generator.engine.known = ()
+    try:
+        free = [
+            token for text in generator.generate(["The cat sat"], SETTINGS[settings])
+            for token in text.token_ids
+        ]  # fmt: skip
+    finally:
+        generator.engine.known = known_ids(
+            generator.tokenizer.target, generator.engine.decoder.vocabulary_size
+        )
+    assert max(free) >= size
+
+
+def test_probabilities_are_those_of_the_whole_softmax():
+    generator = writer("llama")
+    text = generator.generate(["The cat"], SETTINGS["greedy"])[0]
+    ids = [*generator.tokenizer.encode_ids(["The cat"])[0], *text.token_ids]
+    given = {"token_ids": np.array([ids]), "mask": np.ones([1, len(ids)], np.int32)}
+    model = generator.checkpoint.model
+    logits = np.asarray(model({name: given[name] for name in model.input}))[0]
+    logs = tf.nn.log_softmax(logits).numpy()
+    first = len(ids) - len(text.token_ids)
+    wanted = [logs[place - 1, ids[place]] for place in range(first, len(ids))]
+    np.testing.assert_allclose(text.log_probabilities, wanted, atol=ROUNDING)
+    assert max(wanted) < -1.0  # the rows without a token have most of it
+
+
+def test_the_graphs_of_exported_files_write_tokens_alone():
+    checkpoint = decoder_alone()
+    size = checkpoint.tokenizer.vocabulary_size
+    settings = profile("savedmodel", [])
+    graph = checkpoint.tokenizer.graph()
+    signatures = causal_lm.signatures(checkpoint, checkpoint.model, graph, settings)
+    rows = tf.constant([[84, 104, 101], [99, 97, 116]])
+    given = {
+        "max_new_tokens": [12, 12], "temperature": [0.0, 2.0], "top_k": [0, 0],
+        "top_p": [1.0, 1.0], "seed": [0, 1],
+    }  # fmt: skip
+    tensors = {
+        name: tf.constant(value, tf.float32 if name in ("temperature", "top_p") else tf.int32)
+        for name, value in given.items()
+    }
+    found = signatures["generate_tokens"](rows, tf.constant([3, 3]), *tensors.values())
+    assert found["token_count"].numpy().min() > 0
+    assert found["token_ids"].numpy().max() < size
+    own = writer("llama").engine.generate([[84, 104, 101]], SETTINGS["greedy"])[0].ids
+    assert found["token_ids"].numpy()[0, : len(own)].tolist() == own
+
+    lite = profile("tflite-float32", ["prompt_length=8", f"max_length={WINDOW}"])
+    (loop,) = lite_decoder.functions_of(checkpoint, lite).values()
+    prompt = tf.constant([[84, 104, 101, 0, 0, 0, 0, 0]])
+    more = {
+        "temperature": tf.constant([2.0]), "top_k": tf.constant([0]), "top_p": tf.constant([1.0]),
+        "min_p": tf.constant([0.0]), "seed": tf.constant([1]),
+    }  # fmt: skip
+    told = loop(
+        token_ids=prompt, lengths=tf.constant([3]), max_new_tokens=tf.constant([12]), **more
+    )
+    assert told["counts"].numpy().min() > 0 and told["ids"].numpy().max() < size
+
+
+@pytest.mark.parametrize("target", ["tflite-float32", "litertlm"])
+def test_steps_tell_all_scores_but_to_runtimes_that_choose_by_themselves(target):
+    checkpoint = decoder_alone()
+    size = checkpoint.tokenizer.vocabulary_size
+    settings = profile(target, [f"max_length={WINDOW}"])
+    decode = lite_decoder.functions_of(checkpoint, settings)["decode"]
+    first, named = decode.structured_input_signature
+    specs = [*first, *named.values()]
+    given = {spec.name: tf.zeros(spec.shape, spec.dtype) for spec in specs}
+    caches = {name: one for name, one in given.items() if name.startswith("kv_cache")}
+    steps = [one for name, one in given.items() if name not in caches]
+    logits = decode(*steps, **caches)["logits"].numpy()[0, 0]
+    barred = logits[size:] == np.float32(penalties.BARRED)
+    assert barred.all() if target == "litertlm" else not barred.any()
+    assert (logits[:size] > penalties.BARRED).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_graphs_of_exported_encoder_decoders(family):
+    checkpoint = with_sources(family)
+    tokenizer = checkpoint.tokenizer
+    graphs = (tokenizer.graph(), tokenizer.target.graph())
+    settings = profile("savedmodel", [])
+    signatures = seq2seq.signatures(checkpoint, checkpoint.model, graphs, settings)
+    prompts = tf.constant(source_models.SENTENCES[:2])
+    twos = {"max_new_tokens": tf.constant([9, 9])}
+    sampled = signatures["generate"](
+        prompts, *twos.values(), tf.constant([2.0, 0.0]), tf.constant([0, 0]),
+        tf.constant([1.0, 1.0]), tf.constant([1, 2]),
+    )  # fmt: skip
+    searched = signatures["beam"](prompts, *twos.values(), tf.constant([1.0, 1.0]))
+    for found in (sampled, searched):
+        assert found["token_count"].numpy().min() > 0
+    rows = tokenizer.encode_batch(list(source_models.SENTENCES[:2]), max_length=WINDOW - 8)
+    ids = tf.ragged.constant([row.ids for row in rows]).to_tensor()
+    lengths = tf.constant([len(row) for row in rows])
+    found = signatures["beam_tokens"](ids, lengths, *twos.values(), tf.constant([1.0, 1.0]))
+    assert found["token_ids"].numpy().max() < tokenizer.target.vocabulary_size
+
+
+NAMES = ("gpt2", "roberta", "bpe", "unigram", "t5", "llama.json", "unigram.json", "characters")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_without_a_token_have_no_text(name):
+    tokenizer = small_tokenizer(name)
+    size = tokenizer.vocabulary_size
+    ids = tokenizer.encode("the cat sat", add_special_tokens=False).ids
+    torn = [size, *ids[:2], size + 7, *ids[2:], size + PADDING]
+    for skip in (True, False):
+        text = tokenizer.decode(ids, skip_special_tokens=skip)
+        assert tokenizer.decode(torn, skip_special_tokens=skip) == text
+        stream = TextStream(tokenizer, skip_special_tokens=skip)
+        assert "".join([*map(stream.push, torn), stream.finish()]) == text
+    detokenized = tokenizer.graph().detokenize(tf.ragged.constant([torn, ids]))
+    assert detokenized.numpy()[0] == detokenized.numpy()[1]
+    assert tokenizer.decode([size, size + 1]) == ""
