@@ -51,7 +51,7 @@ def batched(work, signature=None, limits=None, **batching):
             return await asyncio.wait_for(work(batcher), SECONDS)
         finally:
             signature.gate.set()
-            lanes.close()
+            await lanes.close()
 
     return asyncio.run(inside()), signature, reports
 
@@ -327,7 +327,7 @@ def test_a_signature_of_which_nothing_runs_never_waits():
         assert len(slow.batches) == 2
         slow.gate.set()
         assert [(await one)["y"].tolist() for one in stuck] == [[2 * i] for i in range(5)]
-        lanes.close()
+        await lanes.close()
 
     asyncio.run(inside())
 
@@ -356,7 +356,7 @@ def test_two_queues_take_turns():
         for batcher in made:
             batcher.signature.gate.set()
         await asyncio.gather(*waiting)
-        lanes.close()
+        await lanes.close()
 
     asyncio.run(inside())
     assert sorted(order) == ["a"] * 4 + ["b"] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,12 +143,18 @@ def _run(entries, options, config: Path | None) -> None:
             f"grpc={options.host}:{server.grpc_port} "
             f"models={','.join(entry.name for entry in entries)}"
         )
-        import sys
-
         sys.stdout.flush()
 
+    async def serve_and_leave() -> None:
+        await Server(entries, options, config).run(started)
+        # Everything is answered and closed. What Python and TensorFlow would still tidy up takes
+        # seconds, and waits for loads that nobody needs any more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(Server(entries, options, config).run(started))
+        runner.run(serve_and_leave())
 
 
 def _check_access(host: str, token: str | None, insecure: bool) -> None:

@@ -27,6 +27,7 @@ from tfllm.serving.servable import Signature
 Arrays = dict[str, np.ndarray]
 
 SIMILAR = 1.5  # the longest text of a batch may be so many times the shortest
+CANCEL_SECONDS = 2.0  # for runs to notice that they are cancelled
 MOST_THREADS = 1024  # none is made before it is needed
 # Errors that no row is to blame for: halves of the batch would fail alike.
 NOBODYS_ROW = (Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE)
@@ -69,6 +70,7 @@ class Lanes:
         self.batching = batching
         self._pool = ThreadPoolExecutor(MOST_THREADS, "tensorflow")
         self._free = batching.num_batch_threads
+        self._running = 0
         self._waiting: list[Batcher] = []
 
     def wait(self, batcher: Batcher) -> None:
@@ -78,9 +80,12 @@ class Lanes:
             self._waiting.append(batcher)
         self._dispatch()
 
-    def close(self) -> None:
-        """No new work; what runs is finished."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    async def close(self) -> None:
+        """No new work. Waits for what runs, but not for an operator that cannot be cancelled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + CANCEL_SECONDS
+        while self._running and time.monotonic() < end:
+            await asyncio.sleep(0.01)
 
     def _next(self) -> Batcher | None:
         for batcher in self._waiting:
@@ -99,6 +104,7 @@ class Lanes:
                 batcher.in_line = True
                 self._waiting.append(batcher)
             self._free -= 1
+            self._running += 1
             batcher.running += 1
             loop = asyncio.get_running_loop()
             running = loop.run_in_executor(self._pool, batcher.run, items)
@@ -106,6 +112,7 @@ class Lanes:
 
     def _finish(self, batcher: Batcher, items: list[Item], done: asyncio.Future) -> None:
         self._free += 1
+        self._running -= 1
         batcher.running -= 1
         batcher.deliver(done, items)
         self._dispatch()

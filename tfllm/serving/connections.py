@@ -67,6 +67,11 @@ class _Connection(HttpToolsProtocol):
         self._last_cycle: Any = None
         self._timers: list[asyncio.TimerHandle] = []
 
+    @property
+    def awaited(self) -> bool:
+        """Whether its first request, or the rest of a request, is still to come."""
+        return self.cycle is None or self._in_head or self._in_body
+
     # ---- the transport's events
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
@@ -33,12 +35,42 @@ MESSAGE_CHARACTERS = 2000  # a status travels in a header
 Fill = Callable[[], Any]
 
 
+class Calls:
+    """The calls that are not answered yet. After `finish` new ones are refused: UNAVAILABLE."""
+
+    def __init__(self) -> None:
+        self.finishing = False
+        self._begun: set[Any] = set()
+        self._changed = asyncio.Event()
+
+    def begin(self, context: Any) -> None:
+        """A call has begun; its answer's last byte ends it. Raises UNAVAILABLE."""
+        if self.finishing:
+            raise RequestError(Code.UNAVAILABLE, "The server is shutting down.")
+        self._begun.add(context)
+        context.add_done_callback(self._end)
+
+    async def finish(self, seconds: float) -> None:
+        """Waits until all have their answer, or `seconds` are over."""
+        self.finishing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._begun:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def _end(self, context: Any) -> None:
+        self._begun.discard(context)
+        self._changed.set()
+
+
 class Answering:
     """What both services share: the token, the deadline, errors to status codes."""
 
-    def __init__(self, service: Service, token: str | None):
+    def __init__(self, service: Service, token: str | None, calls: Calls):
         self.service = service
         self.token = token
+        self.calls = calls
 
     async def answer(
         self, context: Any, method: str, model: str, response: Message, fill: Fill
@@ -46,6 +78,7 @@ class Answering:
         """`response`, filled by `fill`, or an end with the right status."""
         try:
             seconds = context.time_remaining()
+            self.calls.begin(context)
             async with self.service.answering(model, method, "GRPC", seconds):
                 if not authorized(_authorization(context), self.token):
                     raise RequestError(Code.UNAUTHENTICATED, "A bearer token is needed.")
@@ -116,9 +149,10 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
         self,
         service: Service,
         token: str | None,
+        calls: Calls,
         reload: Callable[[Any], Awaitable[None]] | None,
     ):
-        super().__init__(service, token)
+        super().__init__(service, token, calls)
         self.reload = reload
 
     async def GetModelStatus(self, request, context):

@@ -138,7 +138,7 @@ class Models:
         self._unloads: set[asyncio.Task] = set()
         self._polling = asyncio.Lock()
         self._changing = asyncio.Lock()
-        self._closed = False
+        self._dropping = self._closed = False
         self.models: dict[str, Model] = {}
 
     @property
@@ -206,14 +206,19 @@ class Models:
         async with self._polling:
             await asyncio.gather(*map(self._look, list(self.models.values())))
 
+    def drop_loads(self) -> None:
+        """Drops the loads that wait, and ends warm-ups. What answers goes on."""
+        self._dropping = True
+        for task in self._loads:
+            task.cancel()
+
     async def close(self) -> None:
-        """Unloads everything. Loads that wait are dropped, what runs is cancelled."""
+        """Unloads everything, and does not wait for requests any more."""
+        self.drop_loads()
         self._closed = True
         for model in self.models.values():
             self._remove(model)
         self.models = {}
-        for task in self._loads:
-            task.cancel()
         while tasks := self._loads | self._unloads:
             await asyncio.gather(*tasks, return_exceptions=True)
         for pool in (self._disk, self._loader, self._unloader):
@@ -268,7 +273,7 @@ class Models:
             return  # and nothing has changed since
         if version is None or version.state != State.START:
             version = place[number] = Version(model.entry.name, number, seen.directory)
-        if version.look(seen, self._settle_seconds):
+        if version.look(seen, self._settle_seconds) and not self._dropping:
             self._bring(model, version)
 
     def _bring(self, model: Model, version: Version) -> None:
@@ -285,6 +290,8 @@ class Models:
             async with model.loading:
                 await self._load_and_warm(version)
         except asyncio.CancelledError:
+            if version.servable is not None:  # it is being warmed up: closing ends that
+                _start(self._unloads, in_thread(self._unloader, version.servable.close))
             version.state = State.END
             raise
         except Exception as error:  # any: a broken file can raise anything at all
@@ -301,18 +308,17 @@ class Models:
         self._changed()
 
     async def _load_and_warm(self, version: Version) -> None:
-        def load() -> Any:
-            servable = self._load(version.model, version.number, version.path)
-            if self._closed:  # nobody waits for it
-                servable.close()
-            return servable
+        def work() -> None:
+            log.info("loading %s version %d", version.model, version.number)
+            version.servable = self._load(version.model, version.number, version.path)
+            if self._dropping:  # nobody waits for it
+                version.servable.close()
+            elif not version.unwanted:
+                self._warm(version.servable)
 
         if version.unwanted:
             raise asyncio.CancelledError
-        log.info("loading %s version %d", version.model, version.number)
-        version.servable = await in_thread(self._loader, load)
-        if not version.unwanted:
-            await in_thread(self._loader, self._warm, version.servable)
+        await in_thread(self._loader, work)
 
     def _serve(self, model: Model, version: Version) -> None:
         """A loaded version begins to answer, in the place of an older one of the same number."""

@@ -104,6 +104,7 @@ class Application:
         self.ready = ready
         self.token = token
         self.access_log = access_log
+        self.closing = False  # every answer is the last of its connection
         self._pages = {
             "/healthz": self._health,
             "/readyz": self._readiness,
@@ -120,7 +121,8 @@ class Application:
             response = _refusal(RequestError(Code.UNAVAILABLE, "The server stops."))
         except Exception as error:
             response = _refusal(_fault(error, "a page"))
-        if _announces_body(request) and not request.scope["state"].get(BODY_READ):
+        unread = _announces_body(request) and not request.scope["state"].get(BODY_READ)
+        if self.closing or unread:
             response.headers["connection"] = "close"  # the rest of the body is not waited for
         await response(scope, receive, send)
 

@@ -21,14 +21,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from tfllm.errors import SettingError, TfllmError
-from tfllm.serving import rest, tfserving, warmup
+from tfllm.serving import rest, sockets, tfserving, warmup
 from tfllm.serving.connections import protocol
-from tfllm.serving.grpc import ModelService, PredictionService
+from tfllm.serving.grpc import Calls, ModelService, PredictionService
 from tfllm.serving.lifecycle import Models
 from tfllm.serving.observe import JsonLines, Metrics
 from tfllm.serving.schema import ModelEntry, RequestError, ServerOptions
 from tfllm.serving.servable import Servable
 from tfllm.serving.service import Service
+from tfllm.serving.sockets import ACCEPT_SECONDS, turn_away
 
 log = logging.getLogger("tfllm.serving")
 
@@ -41,6 +42,7 @@ HEALTH_NAMES = (
 )
 TERMINATED = 128 + signal.SIGTERM
 CONNECTIONS_WAITING = 2048
+FIRST_REQUEST_SECONDS = 1.0  # for who has just connected when the server closes
 WARM_UP_PATIENCE = 10  # times `timeout_seconds`: first runs are slow
 
 
@@ -77,6 +79,7 @@ class Server:
             self._load, options.poll_seconds, self._changed, self._warm, options.load_threads
         )
         self.service = Service(self.models, options.limits, options.batching, self.metrics)
+        self._calls = Calls()
         self._health = health.aio.HealthServicer()
         self._changes: set[asyncio.Task] = set()
         listening = _listen(options.host, options.rest_port)
@@ -94,16 +97,24 @@ class Server:
         self._poll_task = asyncio.create_task(self._poll())
 
     async def stop(self, lame_duck_seconds: float = 0.0) -> None:
-        """Answers everything that is under way, then closes. Not ready from the first moment."""
+        """Answers everything that is under way, then closes. Not ready from the first moment.
+
+        In the second half of `lame_duck_seconds` every REST answer is its connection's last, so
+        that no client has a connection left on which it could send when they close. New
+        connections are taken until then.
+        """
         self.draining = True
         await self._publish_health()
-        await asyncio.sleep(lame_duck_seconds)
         self._poll_task.cancel()
-        await asyncio.gather(
-            self._grpc.stop(self.options.drain_seconds), self._stop_http(), return_exceptions=True
-        )
+        self.models.drop_loads()
+        await asyncio.sleep(lame_duck_seconds / 2)
+        self._application.closing = True
+        await asyncio.sleep(lame_duck_seconds / 2)
+        await asyncio.gather(self._stop_grpc(), self._stop_http(), return_exceptions=True)
+        for task in self._changes:
+            task.cancel()
         await self.models.close()
-        self.service.close()
+        await self.service.close()
         log.info("stopped")
 
     async def run(self, started: Callable[[Server], None] = lambda server: None) -> None:
@@ -214,6 +225,23 @@ class Server:
         self._http.should_exit = True
         await self._http_task
 
+    async def _stop_grpc(self) -> None:
+        """Refuses what has not begun with UNAVAILABLE, finishes what has, and cuts the connections.
+
+        grpc's own `stop` answers what arrives before the client has read its GOAWAY with CANCELLED
+        (grpc#41785), after which a client does not try elsewhere. A connection that ends is
+        UNAVAILABLE. So nobody may be connected any more when it is called.
+        """
+        await self._calls.finish(self.options.drain_seconds)
+        listening = list(sockets.bound_to(self.grpc_port, listening=True))
+        await turn_away(listening)
+        for found in listening:
+            found.close()
+        for found in sockets.bound_to(self.grpc_port, listening=False):
+            with contextlib.suppress(OSError), found:
+                found.shutdown(socket.SHUT_RDWR)
+        await self._grpc.stop(None)
+
     def _grpc_server(self) -> Any:
         options = self.options
         server = grpc.aio.server(
@@ -224,10 +252,12 @@ class Server:
             ]
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self.service, options.token), server
+            PredictionService(self.service, options.token, self._calls), server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(self.service, options.token, self.reload if options.admin else None),
+            ModelService(
+                self.service, options.token, self._calls, self.reload if options.admin else None
+            ),
             server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -245,11 +275,11 @@ class Server:
 
     def _http_config(self) -> uvicorn.Config:
         options = self.options
-        application = rest.Application(
+        self._application = rest.Application(
             self.service, lambda: self.ready, options.token, options.access_log
         )
         return uvicorn.Config(
-            application,
+            self._application,
             http=protocol(options.limits),
             lifespan="off",
             ws="none",
@@ -272,6 +302,21 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self):
         """Signals are the Server's affair."""
         return contextlib.nullcontext()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Turns away new connections, takes in those that wait, and then closes them all.
+
+        A connection whose first request has not come yet is given a moment for it.
+        """
+        await turn_away(sockets or [])
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + FIRST_REQUEST_SECONDS
+        connections: set[Any] = self.server_state.connections
+        while loop.time() < end and any(one.awaited for one in connections):
+            await asyncio.sleep(ACCEPT_SECONDS / 10)
+        await super().shutdown(sockets)
 
 
 def set_up_logging(access_log: bool = False) -> None:

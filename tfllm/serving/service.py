@@ -221,9 +221,9 @@ class Service:
             known = model if model in self.models.models else UNKNOWN_MODEL
             self.metrics.request(known, method, entrypoint, code, time.monotonic() - started)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """After the last request."""
-        self.lanes.close()
+        await self.lanes.close()
 
     def _check_size(self, arrays: Arrays) -> None:
         limits = self.limits
