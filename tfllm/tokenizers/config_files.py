@@ -243,6 +243,9 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
             f"{folder}: chat templates {', '.join(map(str, by_name)) or 'without names'}, and none "
             f"is called 'default'. Name the one to use so, or write it to {CHAT_TEMPLATE}."
         )
+    with_tools = by_name.get("tool_use")
+    if isinstance(with_tools, str):  # transformers takes it where there are tools
+        return f"{{% if tools %}}{with_tools}{{% else %}}{chosen}{{% endif %}}"
     return chosen
 
 

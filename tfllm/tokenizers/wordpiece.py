@@ -167,7 +167,8 @@ class WordPiece(RowTokenizer):
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. Raises TokenizerError for a negative id."""
         check_ids(ids)
-        return self._rust.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        with answered():
+            return self._rust.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json."""

@@ -1,0 +1,174 @@
+"""What stands beside a vocabulary, in Python and in the graph: flags of added tokens, the space
+before a text, chat templates, classes without a vocabulary, and the Rust package's panics."""
+
+import json
+
+import pytest
+import tensorflow as tf
+
+from tests.tokenizers.decoders import tokenizer
+from tests.tokenizers.file_cases import CONFIG, TEXTS, bert, bert_json, cases, gpt2, write
+from tfllm.errors import TokenizerError
+from tfllm.tokenizers import files
+from tfllm.tokenizers.rust import RustTokenizer
+
+CASES = cases()
+MORE = (
+    "  <ent>  <ent> x <ent>",
+    "<|im_start|> <|im_start|>",
+    " </s>  hello</s>",
+    "hello\n newtok ",
+)
+QUICK = (
+    "bert: lstrip", "bert: added_tokens_decoder", "gpt2: added_tokens.json", "llama: legacy",
+    "llama: not legacy", "llama: lstrip", "llama.json: not legacy",
+)  # fmt: skip
+SLOW = (
+    "bert: rstrip", "bert: added_tokens.json, special", "gpt2.json: add_prefix_space",
+    "gpt2.json: rstrip", "roberta: add_prefix_space", "llama: no add_prefix_space",
+    "llama: added_tokens_decoder", "llama: rstrip", "llama: both ends", "llama.json: legacy",
+    "llama.json: added_tokens.json", "t5: added_tokens_decoder", "t5: lstrip",
+    "xlm-r: added_tokens.json, special", "xlm-r: not normalized, not special",
+    "xlm-r.json: added_tokens_decoder",
+)  # fmt: skip
+REFUSED = {
+    "bert: normalized": "'newtok' has normalized set",
+    "bert: split_special_tokens": "'split_special_tokens' is not known in the graph",
+    "gpt2: single_word": "'newtok' has single_word set",
+    "gpt2: split_special_tokens": "'split_special_tokens' is not known in the graph",
+    "llama: split_special_tokens": "'split_special_tokens' is not known in the graph",
+    "xlm-r.json: normalized": "'newtok' has normalized set",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_the_graph_gives_the_same(name, tmp_path):
+    python = files.load(write(tmp_path, CASES[name]))
+    graph = python.graph()
+    texts = [*TEXTS, *MORE]
+    rows = python.encode_batch(texts, add_special_tokens=False)
+    ids, starts, ends = graph.tokenize_with_offsets(tf.constant(texts))
+    assert ids.to_list() == [row.ids for row in rows]
+    assert graph.encode(tf.constant(texts)).to_list() == python.encode_ids(texts)
+    if graph.exact_offsets:
+        found = [
+            list(zip(start, end, strict=True))
+            for start, end in zip(starts.to_list(), ends.to_list(), strict=True)
+        ]
+        assert found == [row.offsets for row in rows]
+    if python.kind != "wordpiece":
+        told = [text.decode() for text in graph.detokenize(ids).numpy()]
+        assert told == [python.decode(row.ids) for row in rows]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_graph_does_not_know_works_in_python(name, tmp_path):
+    python = files.load(write(tmp_path, CASES[name]))
+    assert python.encode("hello").ids
+    with pytest.raises(TokenizerError, match=REFUSED[name]):
+        python.graph()
+
+
+def test_a_fine_tuned_berts_new_words(tmp_path):
+    """As `add_tokens` leaves them: found after normalisation, and no special tokens."""
+    tokens = {"content": "Newtok", "special": False, "normalized": True, "lstrip": False,
+              "rstrip": False, "single_word": False}  # fmt: skip
+    python = files.load(write(tmp_path, bert_json(added=[tokens])))
+    number = python.token_id("Newtok")
+    assert number == python.vocabulary_size - 1 and number not in python.special_ids
+    assert python.encode("a newtok, NEWTOK", add_special_tokens=False).ids.count(number) == 2
+    assert python.decode([number]) == "newtok"  # the package keeps its normalised form
+
+
+DEFAULT = {"name": "default", "template": "plain {{ messages[0].content }}"}
+TOOLS = {"name": "tool_use", "template": "tools {{ messages[0].content }}"}
+USER = [{"role": "user", "content": "cat"}]
+
+
+def test_of_several_templates_the_default_counts(tmp_path):
+    folder = write(tmp_path, gpt2(chat_template=[TOOLS, DEFAULT]))
+    python = files.load(folder)
+    assert python.decode(python.chat(USER)) == "plain cat"
+    from tfllm.tokenizers import chat
+
+    given = chat.encode(python, USER, tools=[{"name": "f"}])
+    assert python.decode(given) == "tools cat"
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        gpt2(chat_template=[TOOLS, {"name": "rag", "template": "x"}]),
+        gpt2({"additional_chat_templates/rag.jinja": "x"}),
+        gpt2({"additional_chat_templates/rag.jinja": "x"}, chat_template="mine"),
+        gpt2(chat_template=[{"template": "x"}]),
+    ],
+)
+def test_templates_without_a_default_are_refused(contents, tmp_path):
+    with pytest.raises(TokenizerError, match="none is called 'default'"):
+        files.load(write(tmp_path, contents))
+
+
+def test_a_file_wins_over_the_settings(tmp_path):
+    beside = {"chat_template.jinja": "file", "additional_chat_templates/rag.jinja": "x"}
+    python = files.load(write(tmp_path, gpt2(beside, chat_template=[DEFAULT])))
+    assert python.chat_template == "file"
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        ({CONFIG: {"tokenizer_class": "ByT5Tokenizer"}}, "ByT5Tokenizer has no vocabulary file"),
+        ({"config.json": {"model_type": "canine"}}, "CanineTokenizer has no vocabulary file"),
+        (bert(tokenizer_class="BertJapaneseTokenizer"), "BertJapaneseTokenizer is not known"),
+        (bert({"added_tokens.json": {"a b": "c"}}), "expected added tokens with their ids"),
+        (bert({"added_tokens.json": ["x"]}), "expected a JSON object"),
+        (bert(added_tokens_decoder={"1": 5}), "expected added tokens with their ids"),
+        (bert(added_tokens_decoder={"143": {"content": ""}}), "a token is empty"),
+        (bert(added_tokens_decoder={"7": {"content": "[CLS]"}}), r"'\[CLS\]' has the id 2"),
+        (bert(mask_token=5), "'mask_token' is 5"),
+    ],
+)
+def test_wrong_settings_are_named(contents, said, tmp_path):
+    with pytest.raises(TokenizerError, match=said):
+        files.load(write(tmp_path, contents))
+
+
+def test_the_space_before_a_text_survives_saving(tmp_path):
+    """A `.model` without a class: the model itself says, which Llama's class would overrule."""
+    python = tokenizer("bpe")
+    python.save(tmp_path)
+    assert json.loads((tmp_path / CONFIG).read_text())["tfllm_prefix"] == "model"
+    again = files.load(tmp_path)
+    assert again.prefix == python.prefix == "model"
+    text = " the</s>cat"
+    assert again.encode(text) == python.encode(text)
+
+
+def test_a_panic_of_the_rust_package_is_an_error_of_ours():
+    class Panic(BaseException):
+        """As pyo3's, which `except Exception` lets pass."""
+
+    class Broken:
+        def encode_batch(self, *arguments, **named):
+            raise Panic("retry-limit-in-match over\nwith a backtrace")
+
+        encode_batch_fast = decode = encode_batch
+
+    python = tokenizer("llama3")
+    broken = object.__new__(type(python))
+    vars(broken).update(vars(python), _rust=Broken())
+    assert isinstance(broken, RustTokenizer)
+    for call in (broken.encode, lambda text: broken.encode_ids([text])):
+        with pytest.raises(TokenizerError, match="text of 4 characters: retry-limit-in-match over"):
+            call("text")
+    with pytest.raises(TokenizerError, match="retry-limit"):
+        broken.decode([1])
+
+
+@pytest.mark.slow
+def test_ten_million_spaces():
+    with pytest.raises(TokenizerError, match="failed on a text of 10,000,000 characters"):
+        tokenizer("llama3").encode(" " * 10_000_000)
