@@ -420,7 +420,7 @@ def _settings():
         "add_eos_token": {"add_eos_token": True},
         "no add_bos_token": {"add_bos_token": False},
         "both ends": {"add_bos_token": True, "add_eos_token": True},
-        "sides": {"truncation_side": "left", "padding_side": "left", "model_max_length": 512},
+        "sides": {"truncation_side": "right", "padding_side": "left", "model_max_length": 512},
         "sp_model_kwargs": {"sp_model_kwargs": {}},
         "sp_model_kwargs, sampling": {
             "sp_model_kwargs": {"enable_sampling": True, "nbest_size": -1, "alpha": 0.1},

@@ -67,6 +67,16 @@ def said(maker, setting):
     return others.get((maker, setting))
 
 
+@pytest.mark.parity
+def test_the_goldens_are_what_transformers_gives(monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    from tests.golden import make_tokenizer_files
+
+    monkeypatch.setattr(make_tokenizer_files, "OUTPUT", tmp_path / "again.json")
+    make_tokenizer_files.main()
+    assert (tmp_path / "again.json").read_bytes() == GOLDEN.read_bytes()
+
+
 CASES = cases()
 GOLDENS = json.loads(GOLDEN.read_text())
 

@@ -17,7 +17,7 @@ MORE = (
     "  <ent>  <ent> x <ent>",
     "<|im_start|> <|im_start|>",
     " </s>  hello</s>",
-    "hello\n newtok ",
+    "hello  newtok ",
 )
 QUICK = (
     "bert: lstrip", "bert: added_tokens_decoder", "gpt2: added_tokens.json", "llama: legacy",
@@ -134,6 +134,17 @@ def test_a_file_wins_over_the_settings(tmp_path):
 def test_wrong_settings_are_named(contents, said, tmp_path):
     with pytest.raises(TokenizerError, match=said):
         files.load(write(tmp_path, contents))
+
+
+def test_rows_that_lose_their_beginning_are_refused_and_prompts_are_not(tmp_path):
+    left = {"truncation_side": "left"}
+    python = files.load(write(tmp_path / "gpt2", gpt2(**left)))
+    assert python.encode_ids(["hello"]) == [python.encode("hello").ids]
+    for call in (python.encode, python.encode_words):
+        with pytest.raises(TokenizerError, match="'truncation_side' left is not known"):
+            call(["hello"] if call == python.encode_words else "hello", max_length=4)
+    with pytest.raises(TokenizerError, match="'truncation_side' left"):
+        files.load(write(tmp_path / "bert", bert(**left)))
 
 
 def test_the_space_before_a_text_survives_saving(tmp_path):

@@ -116,6 +116,14 @@ class Settings:
         name = str(self.named.get("tokenizer_class") or "")
         return name if name in AS_IT_STANDS else name.removesuffix("Fast")
 
+    def check_truncation(self, source: str | Path = CONFIG) -> None:
+        """Raises TokenizerError where texts that are too long are to lose their beginning."""
+        if self.config.get("truncation_side") == "left":
+            raise TokenizerError(
+                f"{source}: 'truncation_side' left is not known: rows that are too long lose their "
+                "end here. Set it to right if the model was trained so."
+            )
+
     @property
     def splits_special_tokens(self) -> bool:
         """Whether special tokens written in a text are ordinary text."""

@@ -83,6 +83,9 @@ class RowTokenizer:
         """The tokenizer of targets, where a task has sources and targets: itself for most."""
         return self
 
+    def check_rows(self, max_length: int | None) -> None:
+        """Raises TokenizerError where rows of at most `max_length` tokens are not known."""
+
     def _split(self, texts: Sequence[str]) -> Sequence[Tokens]:
         """Tokens of each text, without special tokens around them, uncut."""
         raise NotImplementedError
@@ -110,6 +113,7 @@ class RowTokenizer:
         add_special_tokens: bool = True,
     ) -> list[Encoding]:
         """`encode` for many texts at once, in parallel."""
+        self.check_rows(max_length)
         form = self.form if add_special_tokens else self.form.without_specials
         first = self._split(texts)
         if pairs is None:
@@ -150,6 +154,7 @@ class RowTokenizer:
         the same rows in training and in a text. A word without any character that the
         normalisation keeps has no token. Offsets count within each word.
         """
+        self.check_rows(max_length)
         check_max_length(max_length, self.form.single_specials)
         room = None if max_length is None else max_length - self.form.single_specials
         piece = _cut(self._split([" ".join(words)])[0], 0, room)

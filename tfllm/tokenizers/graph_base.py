@@ -87,6 +87,7 @@ class TextGraph(tf.Module):
 
         No row passes `max_length`, special tokens included; pairs are cut longest-first.
         """
+        self.tokenizer.check_rows(max_length)
         return rows.pack(first, second, max_length, self.ids)
 
     def windows(

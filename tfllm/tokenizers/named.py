@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tfllm.tokenizers.config_files import Names
+from tfllm.tokenizers.config_files import Names, Settings
 from tfllm.tokenizers.forms import Form, RowTokenizer
 
 
@@ -18,7 +18,14 @@ class NamedTokenizer(RowTokenizer):
     target_form: Form | None
     """Of targets, where it differs."""
     vocabulary: list[str]
+    config: Mapping[str, Any]
+    """tokenizer_config.json"""
     _ids: Mapping[str, int]
+
+    def check_rows(self, max_length: int | None) -> None:
+        """See RowTokenizer. A prompt is never cut by the tokenizer, so it does not matter there."""
+        if max_length is not None:
+            Settings(self.config).check_truncation()
 
     @property
     def form(self) -> Form:

@@ -117,6 +117,7 @@ def _built(
     arguments: dict[str, Any],
 ) -> WordPiece:
     """`added` are those of tokenizer.json; those of the other files come behind."""
+    settings.check_truncation(path.parent / CONFIG)
     for number, token in settings.added_tokens.items():
         if table.setdefault(token.content, number) != number:
             raise TokenizerError(
