@@ -14,11 +14,13 @@ class Clock(keras.callbacks.Callback):
     def __init__(self, warm_up_steps: int):
         super().__init__()
         self.warm_up_steps, self.losses = warm_up_steps, []
+        self.begun = 0
         self.start = self.end = (0.0, 0.0)
 
     def on_train_batch_begin(self, batch, logs=None):
+        self.begun += 1
         self.end = (time.perf_counter(), time.process_time())
-        if batch == self.warm_up_steps:
+        if self.begun == self.warm_up_steps + 1:
             self.start = self.end
 
     def on_train_batch_end(self, batch, logs=None):

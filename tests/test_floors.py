@@ -16,7 +16,7 @@ FLOORS = [
     ["checkpoints"],
     ["generation", "lora", "quantization"],
     ["training", "evaluation"],
-    ["export", "serving", "reports", "pipelines"],
+    ["export", "serving", "reports", "pipelines", "saving"],
     ["cli"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -16,8 +16,9 @@ from tfllm.errors import SettingError
 
 ROOT = Path(__file__).parents[2]
 CLOSE = 2e-5  # float32 sums in another order, over a few steps
-# Cases that differ in how replicas are put together: examples, tokens, the other rows of a batch.
-QUICK = ("class_weights", "tags", "negatives")
+# Cases that differ in how replicas are put together: examples (by the project's own optimizer),
+# tokens, the other rows of a batch.
+QUICK = ("smooth", "tags", "negatives")
 OTHERS = tuple(name for name in replica_runs.cases() if name not in QUICK)
 
 random = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfllm.models import gpt2
 from tfllm.tasks import CausalLM, losses
 from tfllm.training import optimizers
-from tfllm.training.adamw import is_decayed
+from tfllm.training.adamw import AdamW, is_decayed
 from tfllm.training.model import TrainingModel
 from tfllm.training.recipe import TrainSettings
 
@@ -91,6 +91,26 @@ def test_the_step_is_adamw_with_dense_gradients():
     weights, history = trained(compiled(settings))
     close(weights, reference(4, [0.01] * 4))
     assert set(history) == {"loss", "gradient_norm"}
+
+
+def test_keras_own_fit_makes_the_same_step_with_this_optimizer():
+    model = net()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(AdamW(0.01, weight_decay=0.1, epsilon=1e-8, decay_vectors=False), loss=loss)
+    weights, _ = trained(model)
+    close(weights, reference(4, [0.01] * 4))
+
+
+def test_the_optimizer_is_keras_own_where_the_fused_update_does_not_go():
+    for options, dtype in (({"amsgrad": True}, "float32"), ({}, "bfloat16")):
+        found = []
+        for kind in (AdamW, keras.optimizers.AdamW):
+            variable = keras.Variable(np.linspace(-1, 1, 6).reshape(2, 3), dtype=dtype)
+            optimizer = kind(0.1, **options)
+            for step in range(3):
+                optimizer.apply([keras.ops.cast(variable.value * (step - 1.0), dtype)], [variable])
+            found.append(np.asarray(keras.ops.cast(variable, "float32")))
+        np.testing.assert_array_equal(*found)
 
 
 def test_clipping_is_by_the_global_norm():

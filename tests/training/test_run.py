@@ -29,10 +29,11 @@ class At(keras.callbacks.Callback):
 
     def __init__(self, step, act):
         super().__init__()
-        self.step, self.act = step, act
+        self.step, self.act, self.done = step, act, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch + 1 == self.step:
+        self.done += 1
+        if self.done == self.step:
             self.act()
 
 

@@ -20,6 +20,7 @@ from tfllm.tasks import measures
 from tfllm.training import state
 from tfllm.training.background import Writer
 from tfllm.training.directory import STATE
+from tfllm.training.epochs import Epochs
 from tfllm.training.hooks import INPUT_WAIT
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measured, Validation, direction, is_better
@@ -56,6 +57,8 @@ class Keeper(keras.callbacks.Callback):
     """The examples that rows of the training data came from, for people."""
     watch: Watch | None = None
     """Counts what is told of the run beside its losses."""
+    epochs: Epochs | None = None
+    """The caller's callbacks."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -63,6 +66,7 @@ class Keeper(keras.callbacks.Callback):
         self._since = _Since(time.monotonic())
         self._started = time.monotonic() - self.place.seconds
         self._undefined: list[str] = []
+        self._asked = False  # by a callback of the caller, to stop
         self.writer = Writer(self.directory / STATE, self.recipe.train.keep)
 
     def steps_ahead(self) -> int:
@@ -76,8 +80,22 @@ class Keeper(keras.callbacks.Callback):
             *(each - step % each for each in every if each),
         )
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.epochs is not None:
+            self.epochs.begin(self.model, self.place.epoch, len(self._plan))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.epochs is not None:
+            self.model.settle()
+            if not self.stop.signal:  # then the epoch goes on when the run is resumed
+                self.epochs.end_epoch()
+            self.epochs.end()
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.writer.check()
+        if self.epochs is not None:
+            place = self.place
+            self.epochs.begin_batch(place.epoch, place.epoch_step, len(self._plan))
         flag = getattr(self.model, "stop_flag", None)
         if flag is not None and self.stop.signal:
             flag.assign(1.0)
@@ -86,6 +104,7 @@ class Keeper(keras.callbacks.Callback):
         assert logs is not None
         rows = self.model.step_logs or {name: [value] for name, value in logs.items()}
         steps = {name: np.asarray(value) for name, value in rows.items()}
+        done = self.place.epoch_step + len(steps["loss"])  # batches of this epoch
         for number in range(len(steps["loss"])):
             epoch, epoch_ended = self._step({name: steps[name][number] for name in steps})
         if steps.get("stop", np.zeros(1)).any() and not self.stop.signal:
@@ -93,12 +112,34 @@ class Keeper(keras.callbacks.Callback):
         stopping = bool(steps["stop"].any()) if "stop" in steps else bool(self.stop.signal)
         last = self.place.step == self.total_steps
         self._settle_when_read(epoch_ended, last or stopping)
+        if self.epochs is not None:
+            self.epochs.end_batch(done - 1, logs, steps)
         if self._due(self.recipe.evaluate.every, epoch_ended, last):
             self._measure(epoch)
+        if self.epochs is not None and self._callbacks_stop(self.epochs, epoch_ended, last):
+            self.place.stopped_early = stopping = True
         if self._due(self.recipe.train.checkpoint_every, epoch_ended, last) or stopping:
             self._save_state()
         if stopping or last:
             self.model.stop_training = True
+
+    def _callbacks_stop(self, epochs: Epochs, epoch_ended: bool, last: bool) -> bool:
+        """Ends an epoch for the caller's callbacks; whether they ask to stop.
+
+        Of several workers the chief's callbacks decide, where an epoch ends: all must stop alike.
+        """
+        if epoch_ended or last:
+            self.model.settle()
+            epochs.end_epoch()
+        asked = self.model.stop_training and not self.place.stopped_early
+        if getattr(self.model, "stop_flag", None) is not None:
+            self._asked |= asked
+            if asked:
+                self.model.stop_training = False
+            asked = epoch_ended and self.share(b"stop" if self._asked else b"") == b"stop"
+        if asked:
+            self.bar.say("a callback has set stop_training: stopping early")
+        return asked
 
     def _settle_when_read(self, epoch_ended: bool, ending: bool) -> None:
         """Brings the variables up to date where something due now reads them."""
@@ -180,6 +221,8 @@ class Keeper(keras.callbacks.Callback):
         self._write({f"validation_{name}": value for name, value in place.measured.items()}, epoch)
         self.bar.say(f"step {place.step}  validation  {shown(place.measured, best)}")
         self._say_undefined(place.measured)
+        if self.epochs is not None:
+            self.epochs.validated(place.measured)
         if best is not None:
             self._compare(best, place.measured.get(best))
         self._since.leave_out(time.monotonic() - started)

@@ -12,6 +12,7 @@ from tfllm.errors import SettingError
 from tfllm.tasks.base import IGNORED
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class JaxModel(keras.Model):
     """A functional model with its own `train_step`: loss, clipping and micro-batches as there.
 

@@ -21,6 +21,7 @@ from tfllm.training.averages import Averages
 from tfllm.training.hooks import ReplicatedModel
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 class TrainingModel(ReplicatedModel):
     """A functional model with its own `train_step`: `TrainingModel(model.input, model.output)`.
 

@@ -35,6 +35,7 @@ from tfllm.training import (
 from tfllm.training import directory as files
 from tfllm.training.averages import Averages
 from tfllm.training.callbacks import Keeper, check_best
+from tfllm.training.epochs import Epochs
 from tfllm.training.jax_model import JaxModel
 from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
@@ -76,8 +77,9 @@ def train(
 
     `output` is runs/NAME where unset. `resume` goes on from the newest state in it, exactly.
     `measure(task, answers, examples)` adds measures to the task's own Keras metrics; `callbacks`
-    are called in `model.fit` after the run's own. Ctrl-C, SIGTERM and SIGHUP save the state and
-    return. `locked`: the caller holds the directory's lock (`tfllm.training.directory.locked`).
+    hear of the run's epochs as those of `fit` (`tfllm.training.epochs`) and may stop it. Ctrl-C,
+    SIGTERM and SIGHUP save the state and return. `locked`: the caller holds the directory's lock
+    (`tfllm.training.directory.locked`).
     Raises InputError before anything is written, TrainingFailed when the loss is no number or a
     worker was lost. Of several workers (`tfllm.training.cluster`) the chief alone writes.
     """
@@ -146,13 +148,14 @@ def _train(
             recipe, directory, place, batches, steps, log, bar, stop,
             lambda: start.save(directory), validation, devices.of_chief,
             lambda rows: resuming.named(rows, features, examples), watch,
+            Epochs(callbacks, _epochs(settings)) if callbacks else None,
         )  # fmt: skip
+        profiles = []
         if settings.profile is not None and log is not None:
-            profile = Profile(*settings.profile, directory / files.LOGS, place.step)
-            callbacks = (*callbacks, profile)
+            profiles = [Profile(*settings.profile, directory / files.LOGS, place.step)]
         with contextlib.ExitStack() as last:
             last.callback(keeper.writer.settle)
-            _fit(model, start.task, features, keeper, callbacks, devices)
+            _fit(model, start.task, features, keeper, profiles, devices)
             keeper.writer.wait()
         if log is not None:
             log.close()
@@ -194,8 +197,14 @@ def _batches(settings: TrainSettings, features: Features, replicas: int) -> batc
 def _total_steps(settings: TrainSettings, batches: batching.Batches) -> int:
     if settings.steps:
         return settings.steps
-    epochs = settings.epochs or DEFAULT_EPOCHS
+    epochs = _epochs(settings)
+    assert epochs is not None
     return sum(len(batches.epoch(epoch)) for epoch in range(epochs))
+
+
+def _epochs(settings: TrainSettings) -> int | None:
+    """How many epochs there will be; None where steps are counted."""
+    return None if settings.steps else settings.epochs or DEFAULT_EPOCHS
 
 
 def _model(
@@ -296,7 +305,8 @@ def _fit(
         model.stop_flag = tf.Variable(0.0, trainable=False)
         model.log_names = (*model.log_names, "stop")
     with devices.fitting():
-        # One Keras "epoch" is the whole run: the place, epochs included, is the keeper's.
+        # One Keras "epoch" is the whole run: the place, epochs included, is the keeper's, which
+        # calls the caller's callbacks (`tfllm.training.epochs`).
         model.fit(
             devices.fed(dataset),
             epochs=1,
