@@ -12,16 +12,12 @@ from tfllm.errors import SettingError, TokenizerError
 from tfllm.tokenizers.bytepair import BytePair
 from tfllm.tokenizers.streaming import TextStream
 
-# Where several characters are normalised together, offsets follow other rules (see the docs).
-INEXACT_OFFSETS = ("unigram.json",)
-
 
 def assert_equal(name, texts):
-    python, ops = tokenizer(name), graph(name)
-    assert_same(python, ops, texts, ops.exact_offsets and name not in INEXACT_OFFSETS)
+    assert_same(tokenizer(name), graph(name), texts)
 
 
-def assert_same(python, ops, texts, exact_offsets=True):
+def assert_same(python, ops, texts):
     """The graph of a tokenizer and the tokenizer: ids, offsets, and the texts back."""
     ids, starts, ends = ops.tokenize_with_offsets(tf.constant(texts, tf.string))
     assert ops.tokenize(tf.constant(texts, tf.string)).to_list() == ids.to_list()
@@ -29,8 +25,7 @@ def assert_same(python, ops, texts, exact_offsets=True):
     for text, row, first, last in rows:
         expected = python.encode(text, add_special_tokens=False)
         assert row == expected.ids, repr(text)
-        if exact_offsets:
-            assert list(zip(first, last, strict=True)) == expected.offsets, repr(text)
+        assert list(zip(first, last, strict=True)) == expected.offsets, repr(text)
         assert python.encode_ids([text], add_special_tokens=False) == [row]
     written = ops.detokenize(ids).numpy()
     assert [text.decode() for text in written] == [python.decode(row) for row in ids.to_list()]
@@ -38,9 +33,7 @@ def assert_same(python, ops, texts, exact_offsets=True):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_tricky_texts(name):
-    # A charsmap is applied by graphemes in one package and by longest matches in the other.
-    left_out = (19,) if name == "unigram.json" else ()
-    assert_equal(name, [text for n, text in enumerate(TRICKY) if n not in left_out])
+    assert_equal(name, TRICKY)
     for text in TRICKY[:4]:
         assert_equal(name, [text])
     assert graph(name).tokenize(tf.constant([], tf.string)).to_list() == []

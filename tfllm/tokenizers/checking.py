@@ -90,8 +90,7 @@ def compare(lines: list[bytes], tokenizer: Tokenizer, graph: TextGraph, report: 
         report.lines += 1
         ours, theirs = _tokens(row), list(zip(*graph_row, strict=True))
         report.tokens += len(ours)
-        same = ours == theirs if graph.exact_offsets else row.ids == graph_row[0]
-        if not same or back is not None and back != tokenizer.decode(row.ids):
+        if ours != theirs or back is not None and back != tokenizer.decode(row.ids):
             report.different += 1
             if len(report.examples) < SHOWN_DIFFERENCES:
                 report.examples.append(Difference(report.lines, text, ours, theirs))

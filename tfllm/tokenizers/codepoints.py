@@ -78,10 +78,10 @@ class Table:
 def reference_table(normalization: Normalization) -> Table:
     """The table of BERT's reference normalisation followed by BERT's word splitting."""
     points = examined()
-    outputs = _mapped(points, _normalizer(normalization))
+    outputs = mapped(points, _normalizer(normalization))
     decomposes = normalization.strip_accents
     decomposes = normalization.lowercase if decomposes is None else decomposes
-    classes = _combining_classes(points) if decomposes else {}
+    classes = combining_classes(points) if decomposes else {}
     kinds = _word_kinds(outputs)
     kinds[list(classes)] = MARK
     entries = np.full(CODE_POINTS, DELTA_ZERO, np.int64)
@@ -135,7 +135,7 @@ def examined() -> list[int]:
     return [point for point in points if point not in SURROGATES]
 
 
-def _mapped(points: Sequence[int], normalizer: Any) -> list[str]:
+def mapped(points: Sequence[int], normalizer: Any) -> list[str]:
     """What each code point becomes, nearly all in one call: FENCE stands before each."""
     fences = {ord(FENCE), ord(FENCE.upper())}
     text = "".join(FENCE + chr(point) for point in points if point not in fences)
@@ -192,7 +192,7 @@ def _hangul_letters(syllable: int) -> list[int]:
     return letters + ([0x11A7 + index % 28] if index % 28 else [])
 
 
-def _combining_classes(points: list[int]) -> dict[int, int]:
+def combining_classes(points: list[int]) -> dict[int, int]:
     """Code point -> rank of its combining class (1..) in the reference, for classes above 0.
 
     Found from what the reference does: a mark moves before another exactly when its class is lower.
@@ -206,7 +206,7 @@ def _combining_classes(points: list[int]) -> dict[int, int]:
         return [part[:1] != first for part in decompose.normalize_str(text).split(FENCE)[1:]]
 
     points = [point for point in points if 0x80 <= point < LAST_MARK]
-    decomposed = dict(zip(map(chr, points), _mapped(points, decompose), strict=True))
+    decomposed = dict(zip(map(chr, points), mapped(points, decompose), strict=True))
     single = [c for c, parts in decomposed.items() if c == parts]
     marks = [c for c, moved in zip(single, swapped(HIGHEST_MARK, single), strict=True) if moved]
     of_class = {unicodedata.combining(mark): mark for mark in marks}

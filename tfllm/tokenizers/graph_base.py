@@ -20,8 +20,6 @@ class TextGraph(tf.Module):
     cache.
     """
 
-    exact_offsets = True
-    """Whether offsets, too, equal the Python tokenizer's."""
     trims_offsets = False
     """Whether white space at a token's ends is not in its offsets."""
     prefix_space = False

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from tfllm.errors import SettingError, TokenizerError
+from tfllm.tokenizers import graph_aligned as aligned
 from tfllm.tokenizers import proto
 from tfllm.tokenizers.bytepair import byte_characters
 from tfllm.tokenizers.graph_base import TextGraph, joined, without
+from tfllm.tokenizers.graph_nfc import Composer
 from tfllm.tokenizers.literals import (
     REPLACEMENT,
     Cutter,
@@ -56,8 +58,10 @@ class BytePairGraph(TextGraph):
         self._style = style_of(described)
         raw, normalized = literals_of(described, self._style.nfc)
         super().__init__(tokenizer, raw)
-        self._cut_normalized = Cutter(normalized)
-        self.exact_offsets = not self._style.nfc
+        self._cut_normalized = Cutter(
+            [one._replace(content=normalized_text(tokenizer, one.content)) for one in normalized]
+        )
+        self._compose = Composer() if self._style.nfc else None
         model = described["model"]
         if model.get("unk_token") or model.get("dropout") or model.get("byte_fallback"):
             raise TokenizerError("tokenizer.json: byte-level BPE has no unknown token or dropout.")
@@ -75,6 +79,11 @@ class BytePairGraph(TextGraph):
             self._kept = tf.constant([i not in special for i in range(len(token_bytes))])
             self._trims: Any = _trims(tokenizer, described)
         self.trims_offsets = self._trims is not None
+        if self._style.nfc and self.trims_offsets:
+            raise TokenizerError(
+                "tokenizer.json: NFC together with 'trim_offsets' is not known in the graph. The "
+                "tokenizer works in Python."
+            )
         self.prefix_space = self._style.prefix_space
         with tf.init_scope():
             self._whole = _lookup(direct) if direct else None
@@ -85,14 +94,18 @@ class BytePairGraph(TextGraph):
         return joined(kept.with_flat_values(tf.gather(self._bytes, kept.flat_values)))
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
-        if not self._style.nfc:
+        if self._compose is None:
             return self._merged(pieces, offsets)
-        cut = self._cut_normalized(normalized_nfc(pieces.strings))
+        given = aligned.decoded(pieces.strings)
+        texts = self._compose(given)
+        cut = self._cut_normalized(aligned.encoded(texts.points, texts.splits))
         tokens = self._merged(cut, offsets)
         tokens = with_literals(tokens, cut) if self._cut_normalized else tokens
-        lengths = tf.strings.length(pieces.strings, unit="UTF8_CHAR")
         splits = tf.gather(tokens.splits, cut.text_splits)
-        return tokens._replace(splits=splits, lengths=tf.cast(lengths, tf.int64))
+        if not offsets:
+            return without_offsets(tokens.ids, splits)
+        starts, ends = aligned.origins(texts, splits, tokens.starts, tokens.ends)
+        return Tokens(tokens.ids, starts, ends, splits, given.splits[1:] - given.splits[:-1])
 
     def _merged(self, cut: Pieces, offsets: bool) -> Tokens:
         """Pieces of text to tokens, literal ones not looked for."""
@@ -186,19 +199,12 @@ def _lookup(words: list[str]) -> tf.lookup.StaticHashTable:
     )
 
 
-def normalized_nfc(texts: tf.Tensor) -> tf.Tensor:
-    """UTF-8 [P] in Unicode's form NFC; where all of the batch is ASCII it is that already."""
-    import tensorflow_text
+def normalized_text(tokenizer: Any, text: str) -> str:
+    """A text as the normalizer of the tokenizer's file leaves it: so added tokens are found."""
+    from tokenizers import Tokenizer
 
-    plain = tf.strings.regex_full_match(texts, r"[\x00-\x7f]*")
-    return tf.cond(
-        tf.reduce_all(plain),
-        lambda: texts,
-        lambda: tensorflow_text.normalize_utf8(
-            tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", replacement_char=REPLACEMENT),
-            "NFC",
-        ),
-    )
+    normalizer = Tokenizer.from_str(tokenizer.definition).normalizer
+    return normalizer.normalize_str(text) if normalizer else text
 
 
 def literals_of(described: dict[str, Any], normalizes: bool) -> tuple[list[Literal], list[Literal]]:

@@ -1,0 +1,69 @@
+"""Tokenizers as transformers saves them: Python and the graph agree on hostile texts, or the graph
+says by name what it does not know."""
+
+import base64
+import functools
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from tests.tokenizers import hostile
+from tfllm.errors import TokenizerError
+from tfllm.tokenizers import files
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+VERSIONS = ("4.57", "5.23")
+BINARY = (".model", ".spm")
+COUNT = 2000
+BATCH = 250
+# What is refused: (version, name) -> words of the message.
+REFUSED: dict[tuple[str, str], str] = {}
+
+
+@functools.cache
+def saved(version):
+    return json.loads(gzip.decompress((GOLDEN / f"tokenizers-{version}.json.gz").read_bytes()))
+
+
+EVERY = [(version, name) for version in VERSIONS for name in saved(version)]
+QUICK = [("5.23", "mbart"), ("4.57", "xlm-roberta"), ("4.57", "t5 + tokens")]
+
+
+def load(version, name, folder):
+    for file, text in saved(version)[name].items():
+        data = base64.b64decode(text) if file.endswith(BINARY) else text.encode()
+        (folder / file).write_bytes(data)
+    return files.load(folder)
+
+
+def differences(python, graph, texts):
+    """(text, tokens in Python, tokens in the graph) where they differ."""
+    found = []
+    for begin in range(0, len(texts), BATCH):
+        batch = texts[begin : begin + BATCH]
+        rows = python.encode_batch(
+            [text.decode(errors="replace") for text in batch], add_special_tokens=False
+        )
+        ids, *places = (part.to_list() for part in graph.tokenize_with_offsets(tf.constant(batch)))
+        assert graph.tokenize(tf.constant(batch)).to_list() == ids
+        for text, row, own, first, last in zip(batch, rows, ids, *places, strict=True):
+            wanted = list(zip(row.ids, row.offsets, strict=True))
+            got = list(zip(own, zip(first, last, strict=True), strict=True))
+            if got != wanted:
+                found.append((text, wanted, got))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "name"), EVERY)
+def test_every_saved_tokenizer(version, name, tmp_path):
+    if (version, name) in REFUSED:
+        with pytest.raises(TokenizerError, match=REFUSED[version, name]):
+            load(version, name, tmp_path).graph()
+        return
+    python = load(version, name, tmp_path)
+    for side in {id(side): side for side in (python, python.target)}.values():
+        assert differences(side, side.graph(), hostile.texts(COUNT)) == []
