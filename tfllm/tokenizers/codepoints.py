@@ -63,7 +63,8 @@ class Table:
     sequences: np.ndarray
     """int32 [rows, 3]: entries kind << 24 | code point, filled up with DROPPED"""
     marks: np.ndarray
-    """int32 [M]: the MARK code points after normalisation, ascending"""
+    """int32 [M]: the code points that canonical ordering moves, those that are dropped after it
+    too, ascending"""
     mark_classes: np.ndarray
     """int32 [M]: their canonical combining classes, as ranks 1.."""
 
@@ -98,9 +99,7 @@ def reference_table(normalization: Normalization) -> Table:
         else:
             entries[point] = SEQUENCE << KIND_SHIFT | len(sequences)
             sequences.append([int(kinds[ord(c)]) << KIND_SHIFT | ord(c) for c in output])
-    left = set("".join(outputs))
-    kept = {point: rank for point, rank in classes.items() if chr(point) in left}
-    return _compact(entries, sequences, kept)
+    return _compact(entries, sequences, classes)
 
 
 def identity_table(spaces: Iterable[int], alone: Iterable[int], lower_ascii: bool) -> Table:

@@ -110,6 +110,11 @@ class WordSplitter(tf.Module):
 
     def _lengthened(self, points, kinds, values, moved, origins):
         """Gives each code point three places, filled as its kind says, and orders the marks."""
+        origins = tf.cond(
+            tf.reduce_any(kinds == MARK),
+            lambda: self._origins(points, kinds, origins),
+            lambda: origins,
+        )
         kind = kinds[:, None]
         own = tf.pad(_entry(kinds, moved)[:, None], [[0, 0], [0, 2]])  # [C, 3]
         listed = tf.gather(self._sequences, tf.where(kinds == SEQUENCE, values, 0))
@@ -126,18 +131,40 @@ class WordSplitter(tf.Module):
         entries, origins = _selected(entries >= BARRIER << KIND_SHIFT, entries, origins)
         kinds = tf.bitwise.right_shift(entries, KIND_SHIFT)
         points = tf.bitwise.bitwise_and(entries, VALUE_MASK)
-        points = tf.cond(
-            tf.reduce_any(kinds == MARK), lambda: self._ordered(points, kinds), lambda: points
+        points, origins = tf.cond(
+            tf.reduce_any(kinds == MARK),
+            lambda: self._ordered(points, kinds, origins),
+            lambda: (points, origins),
         )
         return points, kinds, origins
 
-    def _ordered(self, points: tf.Tensor, kinds: tf.Tensor) -> tf.Tensor:
-        """Canonical ordering: marks in a row sorted by class, equal ones as they stood."""
+    def _ordered(self, points, kinds, origins):
+        """Marks in a row sorted by class, equal ones as they stood."""
+        order = _canonical(tf.where(kinds == MARK, self._classes(points), 0))
+        return tf.gather(points, order), tf.gather(origins, order)
+
+    def _origins(self, points, kinds, origins):
+        """Where the reference says that code points came from: a mark that is moved among others,
+        dropped ones too, is said to come from the place that it moves to."""
+        classes = self._classes(points)
+        counted = tf.where((kinds != DROPPED) | (classes > 0))  # the rest was cleaned away before
+        own = tf.gather_nd(origins, counted)
+        order = _canonical(tf.gather_nd(classes, counted))
+        order = tf.cast(order, tf.int64)
+        moved = tf.scatter_nd(order[:, None], own, tf.shape(own, tf.int64))
+        return tf.tensor_scatter_nd_update(origins, counted, moved)
+
+    def _classes(self, points: tf.Tensor) -> tf.Tensor:
+        """int32 [C]: combining classes as ranks, 0 for what is no mark."""
         place = tf.minimum(tf.searchsorted(self._marks, points), tf.size(self._marks) - 1)
-        classes = tf.where(kinds == MARK, tf.gather(self._mark_classes, place), 0)
-        run = tf.cumsum(tf.cast(classes == 0, tf.int64))
-        order = tf.argsort(run * MORE_THAN_CLASSES + tf.cast(classes, tf.int64), stable=True)
-        return tf.gather(points, order)
+        known = tf.gather(self._marks, place) == points
+        return tf.where(known, tf.gather(self._mark_classes, place), 0)
+
+
+def _canonical(classes: tf.Tensor) -> tf.Tensor:
+    """The order of code points after canonical ordering: int32 [C]."""
+    run = tf.cumsum(tf.cast(classes == 0, tf.int64))
+    return tf.argsort(run * MORE_THAN_CLASSES + tf.cast(classes, tf.int64), stable=True)
 
 
 def _entry(kinds: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
