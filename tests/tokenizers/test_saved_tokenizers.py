@@ -19,8 +19,12 @@ VERSIONS = ("4.57", "5.23")
 BINARY = (".model", ".spm")
 COUNT = 2000
 BATCH = 250
-# What is refused: (version, name) -> words of the message.
-REFUSED: dict[tuple[str, str], str] = {}
+# What is refused -> words of the message.
+REFUSED = {
+    "albert": "in the graph 'normalizer' {'type': 'NFKD'} is not known",
+    "bert cased + tokens": "The added token 'lily<x>' has normalized set",
+    "clip": "class CLIPTokenizer is not known here",
+}
 
 
 @functools.cache
@@ -29,7 +33,6 @@ def saved(version):
 
 
 EVERY = [(version, name) for version in VERSIONS for name in saved(version)]
-QUICK = [("5.23", "mbart"), ("4.57", "xlm-roberta"), ("4.57", "t5 + tokens")]
 
 
 def load(version, name, folder):
@@ -57,11 +60,28 @@ def differences(python, graph, texts):
     return found
 
 
+def test_every_class_is_there():
+    assert {name for _, name in EVERY} >= {
+        *(
+            "bert uncased",
+            "bert chinese",
+            "distilbert",
+            "electra",
+            "roberta",
+            "bart",
+            "gpt2",
+            "qwen2",
+        ),
+        *("llama", "llama3", "mistral", "t5", "mbart", "mbart50", "xlm-roberta", "marian"),
+        *("albert, as written", "gpt-neox", "t5 slow", "llama slow", "xlm-roberta slow"),
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("version", "name"), EVERY)
 def test_every_saved_tokenizer(version, name, tmp_path):
-    if (version, name) in REFUSED:
-        with pytest.raises(TokenizerError, match=REFUSED[version, name]):
+    if name in REFUSED:
+        with pytest.raises(TokenizerError, match=REFUSED[name]):
             load(version, name, tmp_path).graph()
         return
     python = load(version, name, tmp_path)
