@@ -5,8 +5,9 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
+from tests.export.files import changed, with_copies, without_weights
 from tests.export.language_models import make
-from tfllm.errors import ArtifactError, SettingError
+from tfllm.errors import ArtifactError, CheckFailed, SettingError
 from tfllm.evaluation.checkpoint_model import open_checkpoint
 from tfllm.evaluation.harness import evaluate, open_model
 from tfllm.evaluation.lite_steps import LiteSteps
@@ -178,12 +179,10 @@ def test_another_file_is_named(tmp_path, content):
         LiteSteps(path)
 
 
-def test_a_failing_check_leaves_nothing(checkpoint, content, tmp_path, monkeypatch):
-    monkeypatch.setattr(lite_decoder, "converted", lambda *_: content)
-    monkeypatch.setattr(lite_decoder, "LEAST_WEIGHTS", 2.0)
-    from tfllm.errors import CheckFailed
-
-    with pytest.raises(CheckFailed, match="weights present"):
+@pytest.mark.parametrize("change", [without_weights, with_copies])
+def test_a_failing_check_leaves_nothing(change, checkpoint, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(lite_decoder, "converted", lambda *_: changed(content, change))
+    with pytest.raises(CheckFailed, match="weights present, once"):
         export(checkpoint, profile("tflite-float32", OPTIONS), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

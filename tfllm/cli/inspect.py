@@ -98,6 +98,7 @@ def _savedmodel(folder: Path) -> dict[str, Any]:
 def _tflite(path: Path) -> dict[str, Any]:
     from tfllm.checkpoints.describe import sizes
     from tfllm.errors import ArtifactError, MissingExtra
+    from tfllm.export import flatbuffer
 
     if not path.is_file():
         raise ArtifactError(f"There is no file '{path}'. Check the path.")
@@ -123,6 +124,7 @@ def _tflite(path: Path) -> dict[str, Any]:
         **_made_of(path.parent),
         "signatures": signatures or {"": {"inputs": list(tensors)}},
         "tensors": tensors,
+        "runtime": flatbuffer.shown_runtime(flatbuffer.parse(path.read_bytes(), str(path))),
         "files": {path.name: path.stat().st_size}
         | {name: size for name, size in sizes(path.parent).items() if name != path.name},
     }

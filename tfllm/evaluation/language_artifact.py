@@ -30,6 +30,8 @@ STOPPED = 1  # in the output `finished`
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 SETTINGS_AND_CALLER = (*SETTINGS, "stop_ids", "num_return_sequences")
 ROWS = 32  # written at once
+Logits = Callable[[np.ndarray], np.ndarray]
+"""Token ids int32 [B, T] to the scores of the token after each, float32 [B, T, V]."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class LanguageArtifact(LanguagePredictor):
 
     engine: Any
     score: Score
+    logits: Logits | None = None
+    """None of a file that writes whole texts."""
 
     @cached_property
     def generator(self) -> Any:
@@ -60,13 +64,16 @@ def open_language_savedmodel(
     shape = SimpleNamespace(max_sequence_length=window, vocabulary_size=int(logits.shape[-1]))
     engine = SavedModelEngine(shape, module.signatures["generate_tokens"])
 
-    def score(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def scores(ids: np.ndarray) -> np.ndarray:
         import tensorflow as tf
 
         (output,) = tokens(token_ids=tf.constant(ids), mask=tf.constant(np.ones_like(ids))).values()
-        return told(output.numpy(), targets)
+        return output.numpy()
 
-    return _artifact(folder / "assets", description, task, facts, engine, score)
+    def score(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return told(scores(ids), targets)
+
+    return _artifact(folder / "assets", description, task, facts, engine, score, scores)
 
 
 def open_language_tflite(
@@ -82,7 +89,10 @@ def open_language_tflite(
     from tfllm.evaluation.lite_engine import LiteEngine
 
     engine = LiteEngine(path)
-    return _artifact(path.parent, description, task, facts, engine, _score_of(engine.steps))
+    steps = engine.steps
+    return _artifact(
+        path.parent, description, task, facts, engine, _score_of(steps), _logits_of(steps)
+    )
 
 
 def open_bundle_model(source: Path) -> LanguageArtifact:
@@ -104,7 +114,10 @@ def open_bundle_model(source: Path) -> LanguageArtifact:
         "size_bytes": path.stat().st_size,
     }
     engine = LiteEngine(path, bundle.read(litertlm_file.MODEL))
-    return _artifact(path.parent, description, task, facts, engine, _score_of(engine.steps))
+    steps = engine.steps
+    return _artifact(
+        path.parent, description, task, facts, engine, _score_of(steps), _logits_of(steps)
+    )
 
 
 def _artifact(
@@ -114,6 +127,7 @@ def _artifact(
     facts: dict[str, Any],
     engine: Engine,
     score: Score,
+    logits: Logits | None = None,
 ) -> LanguageArtifact:
     window = engine.decoder.max_sequence_length
     checkpoint: Any = SimpleNamespace(
@@ -124,7 +138,7 @@ def _artifact(
         stop_ids=tuple(description.get("stop_ids", ())),
         path=folder,
     )
-    return LanguageArtifact(checkpoint, facts, engine, score)
+    return LanguageArtifact(checkpoint, facts, engine, score, logits)
 
 
 class SavedModelEngine(Engine):
@@ -222,6 +236,16 @@ def told(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarra
     safe = np.maximum(targets, 0)
     right = np.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
     return right - total, logits.argmax(axis=-1) == safe
+
+
+def _logits_of(steps: Any) -> Logits:
+    """Scores after every token by a file that keeps one text."""
+
+    def logits(ids: np.ndarray) -> np.ndarray:
+        rows = [[steps.step(int(one), place) for place, one in enumerate(row)] for row in ids]
+        return np.array(rows, np.float32)
+
+    return logits
 
 
 def _score_of(steps: Any) -> Score:

@@ -37,6 +37,9 @@ class SourceArtifact(SourcePredictor):
     engine: Any = None
     scored: Any = None
     """An exported file writes, and does not tell how likely given texts are."""
+    logits: Callable[[Sequence[int], Sequence[int]], np.ndarray] | None = None
+    """Ids of a source and of a target, the start token first, to the scores of the token after
+    each, float32 [T, V]. None of a file that writes whole texts."""
 
     @cached_property
     def generator(self) -> Any:
@@ -58,7 +61,16 @@ def open_source_savedmodel(
         encode=None,  # it reads sources
     )
     engine = SavedModelSources(shape, module.signatures, checkpoint, description["num_beams"])
-    return SourceArtifact(checkpoint, facts, engine)
+
+    def logits(source: Sequence[int], target: Sequence[int]) -> np.ndarray:
+        given = {"source_ids": source, "token_ids": target}
+        rows = {name: np.array([ids], np.int32) for name, ids in given.items()}
+        masks = {"source_mask": rows["source_ids"], "mask": rows["token_ids"]}
+        rows |= {name: np.ones_like(ids) for name, ids in masks.items()}
+        (found,) = module.signatures["tokens"](**rows).values()
+        return found.numpy()[0]
+
+    return SourceArtifact(checkpoint, facts, engine, logits=logits)
 
 
 def open_source_tflite(
@@ -76,7 +88,17 @@ def open_source_tflite(
         from tfllm.evaluation.lite_engine import LiteEngine
 
         engine = LiteEngine(path)
+        return SourceArtifact(checkpoint, facts, engine, logits=_logits_of(engine.steps))
     return SourceArtifact(checkpoint, facts, engine)
+
+
+def _logits_of(steps: Any) -> Callable[[Sequence[int], Sequence[int]], np.ndarray]:
+    def logits(source: Sequence[int], target: Sequence[int]) -> np.ndarray:
+        steps.encode(source)
+        rows = [steps.step(int(one), place) for place, one in enumerate(target)]
+        return np.array(rows, np.float32)
+
+    return logits
 
 
 def described(folder: Path, description: dict[str, Any], task: Task) -> Any:

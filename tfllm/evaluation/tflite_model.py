@@ -115,14 +115,14 @@ class TextPredictor:
     def _answer(self, example: Example) -> Answer:
         if self.task.kind != "embedding":
             # These tasks' answers need the output alone.
-            return self.task.answers([self._output(example)], None)[0]  # type: ignore[arg-type]
-        vector = self._output(example)
+            return self.task.answers([self.scores(example)], None)[0]  # type: ignore[arg-type]
+        vector = self.scores(example)
         assert isinstance(self.task, Embedding)
         if "text_pair" not in example:
             return {"embedding": vector.tolist()}
-        return self.task.paired(vector, self._output({"text": example["text_pair"]}))
+        return self.task.paired(vector, self.scores({"text": example["text_pair"]}))
 
-    def _output(self, example: Example) -> np.ndarray:
+    def scores(self, example: Example) -> np.ndarray:
         """float32 [C] or [D]."""
         names = self.signature.inputs
         return self.signature({name: np.array([example[name].encode()]) for name in names})[0]

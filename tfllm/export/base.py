@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tfllm import config
 from tfllm.config import Settings
@@ -29,7 +29,7 @@ TOLERANCES: dict[str, tuple[float | None, float]] = {
     "int8_full": (None, 0.9),
     "int4": (None, 0.7),
 }
-# How much worse the perplexity of a language model may be, as a share of the checkpoint's.
+# How much worse the perplexity of a model that writes may be, as a share of the checkpoint's.
 PERPLEXITY_RISES = {
     "float32": 1e-4,
     "bfloat16": 0.02,
@@ -38,7 +38,23 @@ PERPLEXITY_RISES = {
     "int4": 0.1,
 }
 
+# KL divergence of the file's probabilities from the checkpoint's, in nats a token (or an answer).
+# float32: sums in another order move a logit by 1e-5, and the divergence is half a square of it.
+# int8: real models have 0.003 to 0.03; at 0.1 one likeliest token in ten changes, and a norm's
+# scale folded into weights gives 3. int4 in groups of 32 is given what it costs small models.
+DIVERGENCES = {
+    "float32": 1e-5,
+    "bfloat16": 0.02,
+    "float16": 1e-3,
+    "int8": 0.1,
+    "int8_full": 0.2,
+    "int4": 0.4,
+}
+# Numbers of a regression: their error's root mean square for the deviation of the numbers.
+SPREADS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02, "int8": 0.2, "int8_full": 0.2}
+
 BEAMS = 4  # of the signature `beam`, where neither checkpoint nor profile say
+AMBIGUOUS = ("2.1", "2.2")  # versions that a number cannot tell from 2.10 and 2.20
 LONGEST_CONTEXT = 2048  # tokens of a language model's artifact, where the profile says nothing
 
 # Norms and residual sums lose most when all channels share one int8 scale, and are little work.
@@ -54,7 +70,13 @@ class Tolerance(Settings):
     """Share of the rows that must have the same answer (label, span, nearest sentence); of a
     language model, of the tokens that must be followed by the same likeliest one."""
     perplexity_rise: float | None = Field(default=None, ge=0)
-    """Language models: how much worse the perplexity may be, as a share (PERPLEXITY_RISES)."""
+    """Models that write: how much worse the perplexity may be, as a share (PERPLEXITY_RISES)."""
+    divergence: float | None = Field(default=None, ge=0)
+    """KL divergence from the checkpoint's probabilities, in nats a token or an answer
+    (DIVERGENCES)."""
+    spread: float | None = Field(default=None, ge=0)
+    """Regressions: how far numbers may lie from the checkpoint's, as a share of their own deviation
+    (SPREADS)."""
     metric_points: float = Field(default=1.0, ge=0)
     """How many points of 100 the task's metric may fall on `--data`."""
 
@@ -115,6 +137,10 @@ class Profile(Settings):
     xla: bool = False
     """savedmodel, language models: writing is compiled by XLA, which TF Serving must be started
     for (--xla_cpu_compilation_enabled)."""
+    oldest_runtime: str | None = Field(default=None, pattern=r"^\d+\.\d+(\.\d+)?$")
+    """tflite, mediapipe, litertlm: the TensorFlow Lite (LiteRT) version, such as "2.9", that the
+    file has to run in. Older forms of operations are taken where there are any; else the export is
+    refused. Unset: any."""
     mask_constant: float | None = Field(default=None, lt=0)
     """What attention adds to masked scores; unset: exact, and INT8_MASK in full int8."""
     float_operations: tuple[str, ...] = FLOAT_IN_INT8
@@ -127,11 +153,33 @@ class Profile(Settings):
     """How the files of `--data` and of the calibration are read: format, columns, labels. Unset,
     and the model is a run: as its recipe says."""
 
+    @field_validator("oldest_runtime", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """YAML reads 2.16 as a number, and 2.20 as the number 2.2."""
+        if isinstance(value, float):
+            if str(value) in AMBIGUOUS:
+                raise ValueError(f'write it in quotes, "{value}" or "{value}0"')
+            return str(value)
+        return value
+
     @property
     def perplexity_rise(self) -> float:
         """The limit on a language model's perplexity, as a share."""
         given = self.tolerance.perplexity_rise
         return PERPLEXITY_RISES[self.quantization] if given is None else given
+
+    @property
+    def largest_divergence(self) -> float:
+        """The limit on the KL divergence from the checkpoint."""
+        given = self.tolerance.divergence
+        return DIVERGENCES[self.quantization] if given is None else given
+
+    @property
+    def largest_spread(self) -> float:
+        """The limit on the error of a regression's numbers, as a share of their deviation."""
+        given = self.tolerance.spread
+        return SPREADS[self.quantization] if given is None else given
 
     @property
     def largest_difference(self) -> float | None:

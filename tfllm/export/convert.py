@@ -15,6 +15,7 @@ import numpy as np
 
 from tfllm.errors import MissingExtra, SettingError
 from tfllm.evaluation.quiet import quiet
+from tfllm.export.flatbuffer import as_numbers
 from tfllm.export.int8 import ScaledChannels, with_true_ranges
 
 Inputs = Mapping[str, np.ndarray]
@@ -52,13 +53,14 @@ def convert(
     calibration: Iterable[Inputs] = (),
     custom: bool = False,
     in_float: Sequence[str] = (),
+    oldest_runtime: str | None = None,
 ) -> bytes:
     """A .tflite file with one signature for each function in `functions`.
 
     `kept` is the tf.Module that owns the variables. `calibration`: inputs of the first signature.
     `custom` lets operations through that are not built in; `in_float` names those that full int8
-    leaves in float32. Raises SettingError when the converter
-    cannot express the graph.
+    leaves in float32. A runtime older than ROWS_RUNTIME has one scale for a whole int8 matrix.
+    Raises SettingError when the converter cannot express the graph.
     """
     import tensorflow as tf
 
@@ -67,6 +69,8 @@ def convert(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
         converter.allow_custom_ops = custom
         QUANTIZERS[quantization](converter)
+        if oldest_runtime and as_numbers(oldest_runtime) < as_numbers(ROWS_RUNTIME):
+            converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         if quantization in CALIBRATED:
             inputs = list(calibration)
             converter.representative_dataset = _feeder(inputs, next(iter(functions)))
@@ -135,6 +139,7 @@ QUANTIZERS: dict[str, Callable[[Any], None]] = {
     "int8_full": _int8_full,
 }
 CALIBRATED = ("int8_full",)
+ROWS_RUNTIME = "2.17"  # the first with a scale a row in products of float32 and int8
 # Bytes of one weight in the file.
 WEIGHT_BYTES = {"float32": 4, "float16": 2, "int8": 1, "int8_full": 1}
 

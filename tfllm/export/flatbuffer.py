@@ -17,6 +17,8 @@ from tfllm.errors import ArtifactError
 
 FLEX = "Flex"  # prefix of TensorFlow's own operations, which a phone's runtime does not have
 METADATA = "TFLITE_METADATA"
+# The converter writes here which TensorFlow Lite first has all operations in their versions.
+RUNTIME, RUNTIME_BYTES = "min_runtime_version", 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,55 @@ def weight_bytes(content: bytes) -> int:
     return sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
 
 
+def oldest_runtime(model: Any) -> str | None:
+    """The TensorFlow Lite version, "2.17.0", from which on a ModelT runs; None where it does not
+    tell."""
+    for entry in model.metadata or []:
+        if _text(entry.name) == RUNTIME:
+            data = model.buffers[entry.buffer].data
+            return bytes(data).rstrip(b"\0").decode() or None if data is not None else None
+    return None
+
+
+def shown_runtime(model: Any) -> str:
+    """The same in words."""
+    found = oldest_runtime(model)
+    return f"TensorFlow Lite {found} or newer" if found else "the file does not say"
+
+
+def require_runtime(model: Any, version: str) -> None:
+    """Says in the ModelT that no runtime older than `version` has what it holds."""
+    import numpy as np
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    known = oldest_runtime(model)
+    if known is not None and as_numbers(known) >= as_numbers(version):
+        return
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(version.encode().ljust(RUNTIME_BYTES, b"\0"), np.uint8)
+    model.buffers.append(buffer)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = RUNTIME, len(model.buffers) - 1
+    model.metadata = [old for old in model.metadata or [] if _text(old.name) != RUNTIME]
+    model.metadata.append(entry)
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """Version 2.17.0 as (2, 17): a version's third number changes no operation."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def input_names(model: Any) -> list[str]:
+    """The inputs of a ModelT's first signature in the order of its subgraph's."""
+    signature = model.signatureDefs[0]
+    names = {one.tensorIndex: _text(one.name) for one in signature.inputs}
+    return [names[number] for number in model.subgraphs[signature.subgraphIndex].inputs]
+
+
 def with_metadata(content: bytes, metadata: bytes, files: Mapping[str, bytes]) -> bytes:
     """The file with a metadata FlatBuffer inside and `files` as a zip archive at its end.
 
@@ -86,7 +137,7 @@ def with_metadata(content: bytes, metadata: bytes, files: Mapping[str, bytes]) -
     model.buffers.append(buffer)
     entry = schema.MetadataT()
     entry.name, entry.buffer = METADATA, len(model.buffers) - 1
-    model.metadata = [old for old in model.metadata or [] if old.name != METADATA.encode()]
+    model.metadata = [old for old in model.metadata or [] if _text(old.name) != METADATA]
     model.metadata.append(entry)
     builder = flatbuffers.Builder(len(content) + 4096)
     builder.Finish(model.Pack(builder), b"TFL3")

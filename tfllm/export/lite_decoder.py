@@ -33,6 +33,14 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
             f"quantization: a language model for LiteRT is {', '.join(QUANTIZATIONS)}, not "
             f"{profile.quantization}."
         )
+    oldest = profile.oldest_runtime
+    if oldest and profile.quantization in BITS:
+        if flatbuffer.as_numbers(oldest) < flatbuffer.as_numbers(lite_weights.OLDEST_RUNTIME):
+            raise SettingError(
+                f"oldest_runtime {oldest}: {profile.quantization} weights of language models need "
+                f"TensorFlow Lite {lite_weights.OLDEST_RUNTIME}. Choose float32 or float16, or a "
+                "newer oldest_runtime."
+            )
     for name in ("text", "lengths"):
         if getattr(profile, name):
             raise SettingError(f"profile: {name} is not for language models. Remove it.")

@@ -20,8 +20,16 @@ SMALLEST = 1024  # weights; smaller constants stay as they are
 LARGEST_INT8, LARGEST_INT4 = 127, 7
 GROUP = 32
 TINY = 1e-12  # keeps the scale of a row of zeros above zero
-# The versions of operations from which on they take such weights (tflite/tools/versioning).
-FULLY_CONNECTED_ROWS, FULLY_CONNECTED_GROUPS, LOOKUP_ROWS = 9, 13, 3
+# The versions of operations from which on they take such weights, and the TensorFlow Lite that
+# first has them (tflite/tools/versioning: op_version.cc, runtime_version.cc). An older one would
+# take a lower version of the operation and multiply all rows by the first row's scale.
+FULLY_CONNECTED_ROWS, FULLY_CONNECTED_GROUPS, LOOKUP_ROWS = 12, 13, 4
+RUNTIMES = {
+    ("FULLY_CONNECTED", FULLY_CONNECTED_ROWS): "2.17.0",
+    ("FULLY_CONNECTED", FULLY_CONNECTED_GROUPS): "2.18.0",
+    ("EMBEDDING_LOOKUP", LOOKUP_ROWS): "2.18.0",
+}
+OLDEST_RUNTIME = "2.18"  # of a file with all of them
 
 
 @dataclass(frozen=True)
@@ -247,10 +255,15 @@ class _File:
         code.deprecatedBuiltinCode = min(number, 127)
         code.version = version
         self.model.operatorCodes.append(code)
+        self.require(name, version)
         return len(self.model.operatorCodes) - 1
 
     def require(self, name: str, version: int) -> None:
-        """The operation in at least that version."""
+        """The operation in at least that version, and a runtime that has it."""
+        from tfllm.export import flatbuffer
+
+        if (name, version) in RUNTIMES:
+            flatbuffer.require_runtime(self.model, RUNTIMES[name, version])
         number = getattr(self.schema.BuiltinOperator, name)
         for code in self.model.operatorCodes:
             if max(code.builtinCode, code.deprecatedBuiltinCode) == number:

@@ -182,6 +182,7 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
             "operations", ", ".join(found.custom) or "built in only", "no others", not found.custom
         ),
         lite_decoder.weights_present(checkpoint, profile, content),
+        tflite.runs_from(profile, content),
         stated("signatures", ", ".join(sorted(names))),
         stated("sections", ", ".join(section.kind for section in bundle.sections)),
     ]
@@ -196,6 +197,7 @@ def described(path: Path) -> Mapping[str, Any]:
         "version": bundle.version,
         "sections": {one.kind: one.end - one.begin for one in bundle.sections},
         "signatures": sorted(one.signatureKey.decode() for one in model.signatureDefs),
+        "runtime": flatbuffer.shown_runtime(model),
         "context": found.max_num_tokens,
         "start_ids": list(found.start_token.token_ids.ids),
         "stop_ids": [number for stop in found.stop_tokens for number in stop.token_ids.ids],

@@ -9,17 +9,17 @@ text in an uncased model is therefore read differently; the exporter counts how 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tfllm.errors import SettingError
-from tfllm.export import convert, flatbuffer, metadata, tflite
+from tfllm.export import convert, tflite
 from tfllm.export.base import Check, Profile, stated
 from tfllm.export.sentences import VARIED
 
 INPUTS = ("token_ids", "mask", "token_types")  # MediaPipe gives all three, always
 TASKS = ("classification", "embedding")
+TITLES = {"classification": "TextClassifier", "embedding": "TextEmbedder"}
 TOKENIZER = "wordpiece"
 
 place = tflite.place
@@ -65,43 +65,16 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
             profile.quantization,
             [{name: row.get(name, row["mask"] * 0) for name in INPUTS} for row in rows],
             in_float=profile.float_operations,
+            oldest_runtime=profile.oldest_runtime,
         )
-    (folder / tflite.FILE).write_bytes(described(checkpoint, content))
+    (folder / tflite.FILE).write_bytes(tflite.with_files(checkpoint, profile, content, TITLES))
     tflite.write_files(checkpoint, folder)
 
 
-def described(checkpoint: Any, content: bytes) -> bytes:
-    """The file with MediaPipe's metadata, the vocabulary and the labels inside."""
-    labels = getattr(checkpoint.task, "labels", ())
-    kind = "TextClassifier" if labels else "TextEmbedder"
-    files = {"vocab.txt": _lines(checkpoint.tokenizer.vocabulary)}
-    if labels:
-        files["labels.txt"] = _lines(labels)
-    return flatbuffer.with_metadata(
-        content,
-        metadata.bert(
-            kind,
-            f"{kind} exported by tfllm",
-            _order(content),
-            "probability" if labels else "embedding",
-            bool(labels),
-        ),
-        files,
-    )
-
-
 def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
-    """Those of every .tflite file, and that labels and vocabulary lie inside."""
-    inside = flatbuffer.associated_files(folder / tflite.FILE)
-    labels = getattr(checkpoint.task, "labels", ())
-    wanted = {"vocab.txt": _lines(checkpoint.tokenizer.vocabulary)}
-    if labels:
-        wanted["labels.txt"] = _lines(labels)
+    """Those of every .tflite file, and how many texts MediaPipe reads otherwise."""
     return [
         *tflite.checks(checkpoint, profile, folder),
-        Check(
-            "files inside", ", ".join(sorted(inside)), ", ".join(sorted(wanted)), inside == wanted
-        ),
         reads_differently(checkpoint),
     ]
 
@@ -144,14 +117,3 @@ def _function(checkpoint: Any, length: int, scaled: Any) -> Any:
 
     specs = [tf.TensorSpec([1, length], tf.int32, name) for name in INPUTS]
     return tf.function(forward, autograph=False).get_concrete_function(*specs)
-
-
-def _order(content: bytes) -> list[str]:
-    """INPUTS as the file has ordered them."""
-    graph = flatbuffer.parse(content).subgraphs[0]
-    names = [graph.tensors[number].name.decode() for number in graph.inputs]
-    return [next(known for known in INPUTS if f"_{known}:" in name) for name in names]
-
-
-def _lines(words: Sequence[str]) -> bytes:
-    return "".join(f"{word}\n" for word in words).encode()

@@ -1,4 +1,4 @@
-"""The metadata that MediaPipe's text tasks read out of a .tflite file.
+"""The metadata of a .tflite file: MediaPipe's text tasks read it, and apps that look for labels.
 
 Written field by field from `tflite_support/metadata/metadata_schema.fbs` (file identifier "M001"),
 because the writers that ship in Python packages need libraries that are not there. The numbers
@@ -35,22 +35,32 @@ IDENTIFIER = b"M001"
 INPUT_NAMES = {"token_ids": "ids", "mask": "mask", "token_types": "segment_ids"}
 
 
-def bert(title: str, description: str, inputs: Sequence[str], output: str, labels: bool) -> bytes:
-    """Metadata of a model with a BERT tokenizer before it.
+def text_model(
+    title: str,
+    description: str,
+    inputs: Sequence[str],
+    output: str,
+    labels: bool,
+    vocabulary: bool = True,
+) -> bytes:
+    """Metadata of a model on token ids.
 
-    `inputs` are names of INPUT_NAMES in the order of the file's inputs; `output` is "probability"
-    or "embedding". The vocabulary is the associated file `vocab.txt`, the labels `labels.txt`.
+    `inputs` in the order of the file's inputs: names of INPUT_NAMES are written as MediaPipe knows
+    them. `output` is the output's name. With `vocabulary` a BERT tokenizer stands before the model,
+    and its vocabulary is the associated file `vocab.txt`; the labels are `labels.txt`.
     """
     import flatbuffers
 
     builder = flatbuffers.Builder(1024)
-    tokenizer = _table(
-        builder,
-        "BertTokenizerOptions",
-        vocab_file=_vector(builder, [_file(builder, "vocab.txt", VOCABULARY)]),
-    )
-    unit = _table(builder, "ProcessUnit", options_type=BERT_TOKENIZER_OPTIONS, options=tokenizer)
-    ins = _vector(builder, [_tensor(builder, INPUT_NAMES[name]) for name in inputs])
+    units = {}
+    if vocabulary:
+        vocab = _vector(builder, [_file(builder, "vocab.txt", VOCABULARY)])
+        tokenizer = _table(builder, "BertTokenizerOptions", vocab_file=vocab)
+        unit = _table(
+            builder, "ProcessUnit", options_type=BERT_TOKENIZER_OPTIONS, options=tokenizer
+        )
+        units["input_process_units"] = _vector(builder, [unit])
+    ins = _vector(builder, [_tensor(builder, INPUT_NAMES.get(name, name)) for name in inputs])
     files = [_file(builder, "labels.txt", TENSOR_AXIS_LABELS)] if labels else []
     outs = _vector(builder, [_tensor(builder, output, files)])
     graph = _table(
@@ -58,7 +68,7 @@ def bert(title: str, description: str, inputs: Sequence[str], output: str, label
         "SubGraphMetadata",
         input_tensor_metadata=ins,
         output_tensor_metadata=outs,
-        input_process_units=_vector(builder, [unit]),
+        **units,
     )
     root = _table(
         builder,

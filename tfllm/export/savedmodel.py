@@ -49,6 +49,8 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
             f"quantization: a SavedModel is {' or '.join(PRECISIONS)}, not {profile.quantization}. "
             "The tflite profiles have it."
         )
+    if profile.oldest_runtime:
+        raise SettingError("profile: oldest_runtime is for .tflite files. Remove it.")
     if is_language_model(checkpoint):
         context_of(checkpoint, profile)
     elif reads_sources(checkpoint) and not profile.xla:

@@ -64,7 +64,13 @@ def converted(checkpoint: Any, profile: Profile) -> bytes:
     set_mask_constant(model, profile.mask_constant or EXACT_MASK)
     function = tf.function(forward, autograph=False).get_concrete_function(**specs)
     set_mask_constant(model, EXACT_MASK)
-    return convert.convert({"serving_default": function}, kept, profile.quantization, custom=True)
+    return convert.convert(
+        {"serving_default": function},
+        kept,
+        profile.quantization,
+        custom=True,
+        oldest_runtime=profile.oldest_runtime,
+    )
 
 
 def tokenizer(python: Any) -> Any:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.export import convert, flatbuffer, lite_decoder, text_graph
+from tfllm.export import convert, flatbuffer, lite_decoder, metadata, text_graph
 from tfllm.export.base import (
     Check,
     Profile,
@@ -84,8 +84,49 @@ def lengths(checkpoint: Any, profile: Profile) -> list[int]:
 
 def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     """Writes model.tflite and the files beside it."""
-    (folder / FILE).write_bytes(converted(checkpoint, profile))
+    content = converted(checkpoint, profile)
+    (folder / FILE).write_bytes(with_files(checkpoint, profile, content))
     write_files(checkpoint, folder)
+
+
+def with_files(
+    checkpoint: Any, profile: Profile, content: bytes, titles: Mapping[str, str] = {}
+) -> bytes:
+    """The file with metadata, its labels and a WordPiece vocabulary inside, where it has them.
+
+    `titles`: what a reader of metadata calls models of a kind of task.
+    """
+    files = files_inside(checkpoint, profile)
+    if not files:
+        return content
+    model, task = flatbuffer.parse(content), checkpoint.task
+    title = titles.get(task.kind, task.kind)
+    (output,) = model.signatureDefs[0].outputs
+    about = metadata.text_model(
+        title,
+        f"{title} exported by tfllm",
+        flatbuffer.input_names(model),
+        output.name.decode(),
+        labels="labels.txt" in files,
+        vocabulary="vocab.txt" in files,
+    )
+    return flatbuffer.with_metadata(content, about, files)
+
+
+def files_inside(checkpoint: Any, profile: Profile) -> dict[str, bytes]:
+    """The files that stand in the archive at a .tflite file's end; none in models that write."""
+    if is_language_model(checkpoint) or reads_sources(checkpoint):
+        return {}
+    files = {}
+    if checkpoint.tokenizer.kind == "wordpiece" and not profile.text:
+        files["vocab.txt"] = _lines(checkpoint.tokenizer.vocabulary)
+    if labels := getattr(checkpoint.task, "labels", ()):
+        files["labels.txt"] = _lines(labels)
+    return files
+
+
+def _lines(words: Sequence[str]) -> bytes:
+    return "".join(f"{word}\n" for word in words).encode()
 
 
 def converted(checkpoint: Any, profile: Profile) -> bytes:
@@ -108,6 +149,7 @@ def converted(checkpoint: Any, profile: Profile) -> bytes:
             profile.quantization,
             inputs,
             in_float=profile.float_operations,
+            oldest_runtime=profile.oldest_runtime,
         )
 
 
@@ -178,6 +220,8 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
     return [
         Check("operations", ", ".join(foreign) or known, "no others", not foreign),
         weights_present(checkpoint, profile, content),
+        runs_from(profile, content),
+        *_inside(checkpoint, profile, folder),
         stated("computed in", _shares(found.builtin)),
         *fixed_length(checkpoint, profile),
         *found_differences,
@@ -190,6 +234,25 @@ def fixed_length(checkpoint: Any, profile: Profile) -> list[Check]:
         return []
     chosen = "the profile's" if profile.max_length else "the task's; max_length chooses another"
     return [stated("fixed length", f"{lengths(checkpoint, profile)[0]} tokens ({chosen})")]
+
+
+def _inside(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
+    """Whether the files inside are those that there should be."""
+    wanted = files_inside(checkpoint, profile)
+    found = flatbuffer.associated_files(folder / FILE)
+    shown = ", ".join(sorted(wanted))
+    return [Check("files inside", ", ".join(sorted(found)), shown, found == wanted)] * bool(shown)
+
+
+def runs_from(profile: Profile, content: bytes) -> Check:
+    """Which runtime the file needs, against the oldest that the profile names."""
+    found = flatbuffer.oldest_runtime(flatbuffer.parse(content))
+    wanted = profile.oldest_runtime
+    limit = f"runs in {wanted} (oldest_runtime)" if wanted else ""
+    if found is None:
+        return Check("oldest runtime", "the file does not say", limit, not wanted)
+    right = not wanted or flatbuffer.as_numbers(found) <= flatbuffer.as_numbers(wanted)
+    return Check("oldest runtime", f"TensorFlow Lite {found}", limit, right)
 
 
 def weights_present(checkpoint: Any, profile: Profile, content: bytes) -> Check:

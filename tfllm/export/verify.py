@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import CheckFailed
-from tfllm.export import tflite, warmup
+from tfllm.export import divergence, tflite, warmup
 from tfllm.export.base import (
     Check,
     Profile,
@@ -31,7 +31,9 @@ from tfllm.export.base import (
     reads_sources,
     stated,
 )
+from tfllm.export.passages import examples as of_passages
 from tfllm.export.sentences import examples as own_examples
+from tfllm.tasks.base import IGNORED
 
 # Examples of the data file that raw outputs and answers are compared on; the metric takes all.
 COMPARED = 64
@@ -40,6 +42,7 @@ SAME_COSINE = 0.95  # embeddings nearer than this are the same answer
 SECONDS = 600  # for a fresh process
 
 Answer = Mapping[str, Any]
+Inputs = dict[str, np.ndarray]
 
 
 def checks(
@@ -64,7 +67,10 @@ def checks(
 
         task = checkpoint.task.model_copy(update={"max_length": profile.max_length})
         reference = replace(reference, task=task)
-    texts = list(examples[:COMPARED]) or own_examples(checkpoint.task)
+    texts = list(examples[:COMPARED]) or [
+        *own_examples(checkpoint.task),
+        *of_passages(checkpoint.task),
+    ]
     yield from RUNTIMES[profile.target](reference, profile, folder, texts)
     if examples:
         yield metric(reference, profile, folder, examples)
@@ -97,7 +103,7 @@ def savedmodel(
     signatures = signatures_of(folder)
     names = list(signatures["serving_default"].inputs)
     texts = {name: [_text(example, name) for example in examples] for name in names}
-    rows = _batches(reference, examples)
+    rows, counted = zip(*_batches(reference, examples), strict=True)
     asked = list(signatures["tokens"].inputs)  # some families have no token types
     warm = list(warmup.requests(signatures, profile.warmup_batch_sizes))
     requests = [{"signature": "serving_default", "inputs": texts}]
@@ -118,6 +124,7 @@ def savedmodel(
     found = [next(iter(output.values())) for output in outputs[1 : 1 + len(rows)]]
     wanted = [reference.call(row) for row in rows]
     yield at_most("raw outputs differ by", _apart(wanted, found), profile.largest_difference)
+    yield from divergence.of_answers(profile, reference.task, counted, wanted, found)
     yield at_least("warm-up records answered", len(outputs) - 1 - len(rows), len(warm))
 
 
@@ -142,12 +149,17 @@ def lite(
     if profile.text:
         alike = _read_alike(reference, examples)
         yield from compared(reference.answers(alike), predictor.answers(alike), profile)
-        return
-    if profile.target == "tflite":  # MediaPipe's files give probabilities
-        rows = _batches(reference, examples)
+        rows, counted = zip(*(_batches(reference, [one])[0] for one in alike), strict=True)
         wanted = [reference.call(row) for row in rows]
-        found = [predictor.call(row) for row in rows]  # type: ignore[attr-defined]
+        found = [predictor.scores(example)[None] for example in alike]  # type: ignore[attr-defined]
+        yield from divergence.of_answers(profile, reference.task, counted, wanted, found)
+        return
+    rows, counted = zip(*_batches(reference, examples), strict=True)
+    wanted = [reference.call(row) for row in rows]
+    found = [predictor.call(row) for row in rows]  # type: ignore[attr-defined]
+    if profile.target == "tflite":  # MediaPipe's files give probabilities
         yield at_most("raw outputs differ by", _apart(wanted, found), profile.largest_difference)
+    yield from divergence.of_answers(profile, reference.task, counted, wanted, found)
     yield from compared(
         reference.answers(list(examples)), predictor.answers(list(examples)), profile
     )
@@ -241,11 +253,28 @@ def _last_error(said: str) -> str:
     return " ".join(lines[start : start + 6])[:600]
 
 
-def _batches(reference: Any, examples: Sequence[dict]) -> list[dict[str, np.ndarray]]:
-    """Rows of token ids of the examples, in batches int32 [B, T]."""
-    features = reference.task.features(examples, reference.tokenizer, targets=False)
-    starts = range(0, len(features), ROWS)
-    return [features.inputs(range(s, min(s + ROWS, len(features)))) for s in starts]
+def _batches(reference: Any, examples: Sequence[dict]) -> list[tuple[Inputs, np.ndarray]]:
+    """Rows of token ids of the examples in batches int32 [B, T], and which of their places count,
+    boolean [B, T]: those of texts, or of hidden tokens where the model tells them."""
+    task = reference.task
+    hides = task.kind == "masked_lm"
+    if hides:
+        task = task.model_copy(update={"packing": False})
+        features = task.for_epoch(task.features(examples, reference.tokenizer))
+    else:
+        features = task.features(examples, reference.tokenizer, targets=False)
+    found = []
+    for start in range(0, len(features), ROWS):
+        rows = range(start, min(start + ROWS, len(features)))
+        if hides:
+            inputs, targets = features.batch(rows)
+            counted = targets != IGNORED
+            del inputs["positions"]
+        else:
+            inputs = features.inputs(rows)
+            counted = inputs["mask"] > 0
+        found.append((inputs, counted))
+    return found
 
 
 def _read_alike(reference: Any, examples: Sequence[dict]) -> list[dict]:

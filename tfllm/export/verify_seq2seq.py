@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfllm.export import verify, warmup
+from tfllm.export import divergence, verify, warmup
 from tfllm.export.base import Check, Profile, at_least, at_most, beams_of, own_beams, stated
+from tfllm.export.passages import PASSAGES
 from tfllm.export.sentences import SENTENCES
-from tfllm.tasks.seq2seq import source_of
+from tfllm.tasks.seq2seq import source_of, targets_of
 
 SOURCES = 200  # real ones at most
 LITE_SOURCES = 24
+TOLD_TOKENS, TOLD_ROW = 1000, 128  # as in verify_decoder
+DRAWN_NEW = 48  # tokens that a file that only writes draws after each passage
 NEW_TOKENS = 24
 ROWS = 16  # of one request
 ALONE = 4  # sources that are also asked for one by one
 SAMPLING = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
 SCORES = 1e-3  # sums of some dozen float32 log-probabilities, over their number
 EXACT = "float32"
+Pairs = Mapping[str, Sequence[tuple[str, str]]]
+"""Sources and targets by language, or all data under one name."""
 
 
 def checks(
@@ -30,7 +35,8 @@ def checks(
     from tfllm.generation.text_to_text import TextToText
 
     writer = TextToText(checkpoint)
-    yield from RUNTIMES[profile.target](checkpoint, writer, profile, folder, sources_of(examples))
+    sources, told = sources_of(examples), pairs_of(examples)
+    yield from RUNTIMES[profile.target](checkpoint, writer, profile, folder, sources, told)
     if examples:
         yield bleu(checkpoint, profile, folder, examples)
 
@@ -65,10 +71,19 @@ def sources_of(examples: Sequence[dict]) -> list[str]:
     return [text for text in found if text.strip()][:SOURCES] or [s for s in SENTENCES if s.strip()]
 
 
+def pairs_of(examples: Sequence[dict]) -> Pairs:
+    """Sources with the targets that are told after them; our passages are told after themselves."""
+    given = [(source_of(e), targets_of(e)[0]) for e in examples if "source" in e and "target" in e]
+    if given := [(source, target) for source, target in given if source.strip()]:
+        return {"the data": given}
+    return {name: [(text, text) for text in texts] for name, texts in PASSAGES.items()}
+
+
 def savedmodel(
-    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str]
+    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str], told: Pairs
 ) -> Iterator[Check]:
     """All signatures in a fresh process."""
+    from tfllm.evaluation.harness import open_model
     from tfllm.export.savedmodel import signatures_of
 
     batches = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
@@ -115,16 +130,22 @@ def savedmodel(
     ]  # fmt: skip
     yield _exactly(f"same texts of {beams} beams", next(outputs)["text"], searched, profile)
     yield at_least("warm-up records answered", len(list(outputs)), len(warm))
+    predictor: Any = open_model(folder)
+    yield from tells(checkpoint, writer, profile, predictor, told)
 
 
 def lite(
-    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str]
+    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str], told: Pairs
 ) -> Iterator[Check]:
-    """A .tflite file in ai-edge-litert: greedy and sampled texts."""
+    """A .tflite file in ai-edge-litert: given, greedy and sampled texts."""
     from tfllm.evaluation.harness import open_model
 
     predictor: Any = open_model(folder)
     file = predictor.generator
+    if predictor.logits is not None:
+        yield from tells(checkpoint, writer, profile, predictor, told)
+    else:
+        yield draws(checkpoint, writer, profile, file, told)
     longest = file.longest_source
     most = file.engine.decoder.max_sequence_length - 1  # a file of whole texts may hold fewer
     ids = [writer.tokenizer.encode(text, max_length=longest).ids for text in texts[:LITE_SOURCES]]
@@ -137,6 +158,64 @@ def lite(
 
 
 RUNTIMES = {"savedmodel": savedmodel, "tflite": lite}
+
+
+def tells(
+    checkpoint: Any, writer: Any, profile: Profile, predictor: Any, pairs: Pairs
+) -> Iterator[Check]:
+    """Perplexity, KL divergence and the likeliest next tokens of given targets, against the
+    checkpoint's."""
+    file, target = predictor.generator, writer.tokenizer.target
+    start = checkpoint.task.starting(checkpoint.start_id).start_id
+    longest = min(TOLD_ROW, file.engine.decoder.max_sequence_length - 1)
+    tokens = divergence.Vocabulary(target, checkpoint.config.vocabulary_size)
+    found = {name: divergence.Told() for name in pairs}
+    for name, some in pairs.items():
+        told = found[name]
+        for source, text in some:
+            left = (1 if len(pairs) > 1 else 2) * TOLD_TOKENS - told.tokens - told.unknown
+            ids = target.encode_ids([text], add_special_tokens=False)[0][: min(left, longest)]
+            if not ids:
+                continue
+            read = writer.tokenizer.encode(source, max_length=file.longest_source).ids
+            given = [start, *ids[:-1]]
+            wanted, scores = _logits(checkpoint, read, given), predictor.logits(read, given)
+            told.add(wanted, scores, ids, tokens)
+    yield from divergence.checks(profile, found, checkpoint.config.vocabulary_size)
+
+
+def draws(checkpoint: Any, writer: Any, profile: Profile, file: Any, pairs: Pairs) -> Check:
+    """KL divergence by the texts that a file draws which gives no scores of given ones."""
+    start = checkpoint.task.starting(checkpoint.start_id).start_id
+    most = min(DRAWN_NEW, file.engine.decoder.max_sequence_length - 1)
+    sources = [
+        writer.tokenizer.encode(source, max_length=file.longest_source).ids
+        for some in pairs.values()
+        for source, _ in some[:LITE_SOURCES]
+    ]
+    tokens = divergence.Vocabulary(writer.tokenizer.target, checkpoint.config.vocabulary_size)
+    own, wanted = [], []
+    for seed, source in enumerate(sources):
+        settings = file.defaults(
+            max_new_tokens=most, num_beams=1, num_return_sequences=1, temperature=1.0, seed=seed
+        )
+        (text,) = file.engine.generate([[start]], settings, sources=[source])
+        if text.ids:
+            logits = _logits(checkpoint, source, [start, *text.ids[:-1]])
+            logs = tokens.log_softmax(logits)
+            wanted.append(logs[np.arange(len(text.ids)), text.ids])
+            own.append(text.log_probabilities)
+    return divergence.of_written(profile, own, wanted)
+
+
+def _logits(checkpoint: Any, source: Sequence[int], target: Sequence[int]) -> np.ndarray:
+    """Scores float32 [T, V] of the token after each of `target`, the start token first."""
+    ids = {"source_ids": source, "token_ids": target}
+    given = {name: np.array([row], np.int32) for name, row in ids.items()}
+    given["source_mask"] = np.ones_like(given["source_ids"])
+    given["mask"] = np.ones_like(given["token_ids"])
+    model = checkpoint.model
+    return np.asarray(model({name: given[name] for name in model.input}, training=False))[0]
 
 
 def _settings(writer: Any, **given: Any) -> Any:
