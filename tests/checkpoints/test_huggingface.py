@@ -1,5 +1,6 @@
 """The forms in which Hugging Face files come: names, shards, dtypes, ties, label maps."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -132,6 +133,43 @@ def test_label_maps_and_problems(golden, tmp_path, head, labels, problem):
     huggingface.write(checkpoint, tmp_path / "back")
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config == json.loads((directory / "config.json").read_text())
+
+
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+
+@pytest.mark.parametrize(
+    ("size", "named", "problem"),
+    [
+        (1, None, "multi_label"), (1, SINGLE, "multi_label"), (1, MULTI, "multi_label"),
+        (1, "regression", "regression"), (2, None, "single_label"), (2, SINGLE, "single_label"),
+        (2, MULTI, "multi_label"), (2, "regression", "regression"),
+    ],
+)  # fmt: skip
+def test_one_label_is_yes_or_no_unless_it_is_a_number(golden, tmp_path, size, named, problem):
+    """As transformers' pipelines judge it; a reranker's answer is a sigmoid."""
+    directory, inputs, logits = golden("bert", "classification")
+    change(
+        directory,
+        lambda t: {n: v[:size].copy() if n.startswith("classifier") else v for n, v in t.items()},
+        id2label={str(i): f"LABEL_{i}" for i in range(size)},
+        label2id={f"LABEL_{i}": i for i in range(size)},
+        problem_type=named,
+    )
+    checkpoint = store.load(directory)
+    assert checkpoint.task.problem == problem
+    answer = checkpoint.task.answer(logits[0, :size])
+    if problem == "multi_label":
+        want = 1 / (1 + np.exp(-logits[0, :size]))
+        np.testing.assert_allclose(list(answer["scores"].values()), want, atol=1e-6)
+    huggingface.write(checkpoint, tmp_path / "back")
+    before, after = (
+        json.loads((place / "config.json").read_text()) for place in (directory, tmp_path / "back")
+    )
+    assert after == before
+    bare = dataclasses.replace(checkpoint, origin=None, carried={})
+    huggingface.write(bare, tmp_path / "bare")
+    assert store.load(tmp_path / "bare").task.problem == problem
 
 
 def test_labels_without_names(golden):

@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 
 from tfllm.errors import DataError
 from tfllm.evaluation import classification as measures
+from tfllm.tasks.classification import Classification
 
 EXACT = 1e-12
 
@@ -137,3 +138,23 @@ def test_several_numbers_an_example_are_measured_as_a_mean():
     both = [measures.correlations(predicted[:, c], gold[:, c]) for c in range(2)]
     for name in ("pearson", "spearman"):
         assert result[name] == pytest.approx(np.mean([each[name] for each in both]), abs=EXACT)
+
+
+ONE = [
+    {"label": ["LABEL_0"], "scores": {"LABEL_0": 0.9}},
+    {"label": [], "scores": {"LABEL_0": 0.2}},
+]
+
+
+@pytest.mark.parametrize("gold", [(1, 0), ("1", "0"), (1.0, 0.0), (["LABEL_0"], []), (True, False)])
+def test_of_one_label_alone_the_gold_is_yes_or_no(gold):
+    """A reranker's: 0 is not the place of its label."""
+    found = measures.multi_label(ONE, [{"label": label} for label in gold])
+    assert found["accuracy"] == found["auc"] == 1.0
+    task = Classification(labels=("LABEL_0",), problem="multi_label")
+    assert [task.target({"label": label}).tolist() for label in gold] == [[1.0], [0.0]]
+
+
+def test_other_numbers_need_a_regression():
+    with pytest.raises(DataError, match=r"dev.tsv:3: the label is 3.8.*task.problem: regression"):
+        measures.multi_label(ONE[:1], [{"label": 3.8, "_where": "dev.tsv:3"}])

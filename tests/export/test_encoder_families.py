@@ -23,8 +23,6 @@ KINDS = [
     "classification", "token_classification", "question_answering", "embedding", "masked_lm",
     "next_sentence",
 ]  # fmt: skip
-# Words of byte-level and SentencePiece models are not those of the graph yet.
-WITHOUT_WORDS = [(family, "token_classification") for family in TOKENIZERS]
 QUICK = [("distilbert", "classification"), ("roberta", "embedding")]
 PAIRS = [
     pytest.param(family, kind, marks=() if (family, kind) in QUICK else pytest.mark.slow)
@@ -59,8 +57,6 @@ def examples(kind):
 
 @pytest.mark.parametrize(("family", "kind"), PAIRS)
 def test_a_savedmodel_takes_what_its_model_takes(family, kind, tmp_path):
-    if (family, kind) in WITHOUT_WORDS:
-        pytest.skip("words of such tokenizers: see tests of tagging")
     checkpoint = make(family, kind)
     artifact = export(checkpoint, profile("savedmodel", [ONE_RECORD]), tmp_path / "served")
     assert artifact.failed == []

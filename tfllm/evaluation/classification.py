@@ -229,6 +229,5 @@ def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:
 
 def _indicator(chosen: Any, labels: Sequence[str], example: dict[str, Any]) -> list[int]:
     """[labels] of 0 and 1 from a list of names or indices."""
-    chosen = [chosen] if isinstance(chosen, str | int) else chosen
-    places = {label_names.index(label, labels, example) for label in chosen}
+    places = label_names.chosen(chosen, labels, example)
     return [int(index in places) for index in range(len(labels))]

@@ -85,8 +85,7 @@ class Classification(Task):
         if self.problem == "single_label":
             return np.asarray(label_names.index(label, self.labels, example), np.int32)
         result = np.zeros(self.size, np.float32)
-        for name in _listed(label):
-            result[label_names.index(name, self.labels, example)] = 1.0
+        result[list(label_names.chosen(label, self.labels, example))] = 1.0
         return result
 
     def loss(

@@ -77,6 +77,24 @@ def index(label: Any, labels: Sequence[str], example: Example, what: str = "labe
     )
 
 
+def chosen(label: Any, labels: Sequence[str], example: Example) -> set[int]:
+    """The places of the labels that an example has, given as one label or a list of them.
+
+    Where there is one label alone, 0 and 1 say whether the example has it. Raises DataError.
+    """
+    if len(labels) == 1 and not isinstance(label, list | tuple) and str(label) not in labels:
+        yes = as_number(int(label) if isinstance(label, bool) else label)
+        if yes not in (0, 1):
+            raise DataError(
+                f"{where(example)}the label is {label!r}, and the task has '{labels[0]}' alone: "
+                "give 1 or 0, for yes or no, or a list of labels. For numbers set task.problem: "
+                "regression."
+            )
+        return {0} if yes == 1 else set()
+    listed = label if isinstance(label, list | tuple) else [label]
+    return {index(one, labels, example) for one in listed}
+
+
 def name_of(label: Any, labels: Sequence[str]) -> str:
     """Return the name of a label that may be given by its place; an unknown one as it is."""
     name = str(label)
