@@ -19,6 +19,8 @@ EXAMPLES = [{"text": text} for text in sentences.PLAIN[:6]]
 def test_every_profile_passes_and_answers(name, exported, classifier):
     artifact = exported(name)
     assert artifact.failed == []
+    said = {check.name: check.value for check in artifact.checks}
+    assert said["fixed length"] == "32 tokens (the task's; max_length chooses another)"
     assert {"model.tflite", "tfllm.json", "labels.txt", "vocab.txt"} <= set(artifact.files)
     answers = open_model(artifact.path).answers(EXAMPLES)
     expected = open_checkpoint(classifier).answers(EXAMPLES)

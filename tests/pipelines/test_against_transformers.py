@@ -72,11 +72,12 @@ def test_text_classification(made):
     assert_same(ours(TEXTS, top_k=None), theirs(TEXTS, top_k=None))
 
 
-PROBLEMS = [None, "regression", "single_label_classification", "multi_label_classification"]
+NAMED = [None, "regression", "single_label_classification", "multi_label_classification"]
+# transformers 5 refuses one label of a single-label problem; transformers 4 gives its sigmoid.
+PROBLEMS = [(n, name) for n in (1, 2, 3) for name in NAMED if (n, name) != (1, NAMED[2])]
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("size", "problem"), PROBLEMS)
 def test_text_classification_by_its_problem(made, size, problem):
     """One label alone is a sigmoid, unless it is said to be a number: rerankers."""
     folder = made("BertForSequenceClassification", num_labels=size, problem_type=problem)
