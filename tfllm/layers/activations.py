@@ -32,6 +32,7 @@ def tanh_gelu(x: Any) -> Any:
     return keras.activations.gelu(x, approximate=True)
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
 def quick_gelu(x: Any) -> Any:
     """GELU by a sigmoid (Hendrycks and Gimpel 2016, section 2)."""
     return x * ops.sigmoid(1.702 * x)
