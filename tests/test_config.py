@@ -74,6 +74,15 @@ def test_a_bad_override_is_named(tmp_path, override):
         config.load(write(tmp_path, "name: a\n"), Whole, [override])
 
 
+def test_a_date_is_a_text(tmp_path):
+    path = write(tmp_path, "name: 2026-01-31\n")
+    assert config.load(path, Whole).name == "2026-01-31"
+    assert config.load(path, Whole, ["name=2026-02-01"]).name == "2026-02-01"
+    again = config.dump(Whole(name="2026-01-31"))
+    assert config.load(write(tmp_path, again), Whole).name == "2026-01-31"
+    assert config.load(write(tmp_path, "name: a\ntrain: {rate: 2e-5}\n"), Whole).train.rate == 2e-5
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SettingError, match="no file"):
         config.load(tmp_path / "none.yaml", Whole)

@@ -136,7 +136,13 @@ def replaced(
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 2e-5 as a number (YAML 1.1 reads it as a text)."""
+    """SafeLoader that reads 2e-5 as a number (YAML 1.1 reads it as a text) and 2026-01-31 as a text
+    (there it is a date, which no setting is)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
