@@ -25,6 +25,7 @@ def fresh(models_root):
 
 
 def samples(client, path="/metrics"):
+    """Values by name and labels; the parser adds `_total` to a counter's name, as OpenMetrics."""
     found = {}
     for family in text_string_to_metric_families(client.get(path).text):
         for sample in family.samples:
@@ -45,13 +46,44 @@ def test_counts_are_exact(fresh):
     assert page["tfllm_requests_total", "INVALID_ARGUMENT", "REST", "kinds", "predict"] == 3
     assert page["tfllm_requests_total", "NOT_FOUND", "REST", "predict", "unknown"] == 50
     assert page["tfllm_rows_total", "kinds"] == 21
-    assert page[":tensorflow:serving:request_count", "OK", "kinds"] == 7
+    assert page[":tensorflow:serving:request_count_total", "OK", "kinds"] == 7
     assert page[":tensorflow:serving:request_latency_count", "REST", "kinds", "predict"] == 7
     assert page["tfllm_requests_in_flight",] == 0
     assert page["tfllm_model_version_state", "1", "kinds"] == 30
     assert not [key for key in page if any(str(part).startswith("no1") for part in key)]
     same = samples(client, "/monitoring/prometheus/metrics")
-    assert same[":tensorflow:serving:request_count", "OK", "kinds"] == 7
+    assert same[":tensorflow:serving:request_count_total", "OK", "kinds"] == 7
+
+
+def test_tf_serving_s_own_names_and_types(models_root, tmp_path):
+    """As its exporter writes them: counters under their own name, without `_total` added."""
+    import httpx
+
+    from tests.serving import savedmodels
+    from tests.serving.test_reload import record
+    from tfllm.serving.schema import ModelEntry
+
+    savedmodels.save_toy(tmp_path / "warm" / "1", 1, [record(), record("b")])
+    warm = ModelEntry(name="warm", base_path=str(tmp_path / "warm"))
+    with serving([warm]) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        for count in (1, 3):
+            body = {"signature_name": "classify", "examples": [{"text": "a"}] * count}
+            assert client.post("/v1/models/warm:classify", json=body).status_code == 200
+        assert client.post("/v1/models/warm:regress", json={"examples": []}).status_code == 400
+        text = client.get("/monitoring/prometheus/metrics").text
+        page = samples(client)
+    for name in ("serving:request_count", "core:graph_runs", "core:graph_run_time_usecs"):
+        assert f"# TYPE :tensorflow:{name} counter\n" in text
+    assert ':tensorflow:serving:request_count{model_name="warm",status="OK"} 2\n' in text
+    assert page[":tensorflow:serving:request_count_total", "INVALID_ARGUMENT", "warm"] == 1
+    assert page[":tensorflow:serving:request_example_count_total", "warm"] == 4
+    assert page[":tensorflow:serving:request_example_counts_count", "warm"] == 2
+    assert page[":tensorflow:serving:request_example_counts_sum", "warm"] == 4
+    assert page[":tensorflow:core:graph_runs_total",] == 2
+    assert page[":tensorflow:core:graph_run_time_usecs_total",] > 0
+    assert page[":tensorflow:core:graph_run_time_usecs_histogram_count",] == 2
+    path = str(tmp_path / "warm" / "1")
+    assert page[":tensorflow:serving:model_warmup_latency_count", path, "OK"] == 1
 
 
 def test_health_and_readiness(fresh):

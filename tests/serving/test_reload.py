@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import grpc
 import httpx
@@ -331,6 +333,51 @@ def test_reload_by_file(models_root, base, tmp_path):
         write("other", 2)
         until(lambda: httpx.get(f"{running.url}/v1/models/m").status_code == 404)
         until(lambda: httpx.get(f"{running.url}/v1/models/other").status_code == 200)
+
+
+RELOADS = 50
+MODEL_MEGABYTES = 64
+# Loading and unloading move the heap about; a version kept in memory would be 64 MB each time, and
+# its graph alone 2 MB (100 MB in all).
+MEMORY_MEGABYTES = 64
+
+
+@pytest.mark.slow
+def test_memory_stays_where_it_is(tmp_path):
+    """Fifty versions, one after the other, each asked."""
+
+    class Large(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.large = tf.Variable(tf.zeros([MODEL_MEGABYTES << 18]))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def add(self, x):
+            return {"y": x + self.large[0]}
+
+    def memory():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    base = tmp_path / "m"
+    base.mkdir()
+    module = Large()
+    savedmodels.save(module, base / "1", {"serving_default": module.add})
+    del module
+    with serving([ModelEntry(name="m", base_path=str(base))]) as running:
+        first = 0
+        for number in range(2, RELOADS + 2):
+            shutil.copytree(base / str(number - 1), base / "tmp", copy_function=os.link)
+            (base / "tmp").rename(base / str(number))
+            until(lambda n=number: (status(running, n) or {}).get("state") == "AVAILABLE")
+            until(lambda n=number: status(running, n - 1)["state"] == "END")
+            shutil.rmtree(base / str(number - 1))
+            answer = httpx.post(f"{running.url}/v1/models/m:predict", json={"instances": [1]})
+            assert answer.json() == {"predictions": [1.0]}
+            if number == 6:
+                first = memory()
+        print(f"memory: {first} MB after 5 reloads, {memory()} MB after {RELOADS}")
+        assert memory() - first < MEMORY_MEGABYTES
 
 
 def test_a_taken_port_is_named(models_root, running):

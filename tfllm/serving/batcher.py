@@ -22,12 +22,11 @@ from typing import Any
 import numpy as np
 
 from tfllm.serving.schema import Batching, Code, Limits, RequestError
-from tfllm.serving.servable import Signature
+from tfllm.serving.servable import CANCEL_SECONDS, Signature
 
 Arrays = dict[str, np.ndarray]
 
 SIMILAR = 1.5  # the longest text of a batch may be so many times the shortest
-CANCEL_SECONDS = 2.0  # for runs to notice that they are cancelled
 MOST_THREADS = 1024  # none is made before it is needed
 # Errors that no row is to blame for: halves of the batch would fail alike.
 NOBODYS_ROW = (Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE)
@@ -36,12 +35,13 @@ ROW_BYTES = 32  # a row's fixed cost, as bytes of text: below it lengths hardly 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one run cost, for the metrics."""
+    """What one batch cost, for the metrics."""
 
     rows: int
     padding: int
     requests: int
-    run_seconds: float
+    run_seconds: tuple[float, ...]
+    """Of each run: a batch that fails is run again in halves."""
     queue_seconds: tuple[float, ...]
 
 
@@ -211,13 +211,14 @@ class Batcher:
     def run(self, items: list[Item]) -> tuple[list[Arrays | Exception], BatchReport]:
         """Runs a batch in the calling thread; a result or an error for each item."""
         started = time.monotonic()
-        results = self._run_halving(items)
+        runs: list[float] = []
+        results = self._run_halving(items, runs)
         rows = sum(item.rows for item in items)
         report = BatchReport(
             rows=rows,
             padding=self.lanes.batching.padded(rows) - rows if items[0].key else 0,
             requests=len(items),
-            run_seconds=time.monotonic() - started,
+            run_seconds=tuple(runs),
             queue_seconds=tuple(started - item.arrived for item in items),
         )
         return results, report
@@ -241,9 +242,10 @@ class Batcher:
         self.queued_rows -= item.rows
         self.queued_bytes -= item.bytes
 
-    def _run_halving(self, items: list[Item]) -> list[Arrays | Exception]:
+    def _run_halving(self, items: list[Item], runs: list[float]) -> list[Arrays | Exception]:
         """One run; where it fails, each half by itself, so that a bad row fails alone."""
-        seconds = max(item.deadline for item in items) - time.monotonic()
+        started = time.monotonic()
+        seconds = max(item.deadline for item in items) - started
         if seconds <= 0:
             return [RequestError(Code.DEADLINE_EXCEEDED, "Not begun by its deadline.")] * len(items)
         try:
@@ -251,8 +253,10 @@ class Batcher:
         except Exception as error:
             if len(items) == 1 or getattr(error, "code", None) in NOBODYS_ROW:
                 return [error] * len(items)
-            half = len(items) // 2
-            return self._run_halving(items[:half]) + self._run_halving(items[half:])
+        finally:
+            runs.append(time.monotonic() - started)
+        half = len(items) // 2
+        return self._run_halving(items[:half], runs) + self._run_halving(items[half:], runs)
 
     def _run_together(self, items: list[Item], seconds: float) -> list[Arrays | Exception]:
         if items[0].key is None:

@@ -12,12 +12,11 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, disable_created_metrics
 from prometheus_client import Counter as Total
-from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 
 from tfllm.serving.batcher import BatchReport
@@ -26,7 +25,14 @@ from tfllm.serving.schema import Code
 UNKNOWN_MODEL = "unknown"  # one label value for all names that are not served
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MICROSECONDS = tuple(10 * 1.8**power for power in range(33))  # TF Serving's buckets
+RUN_MICROSECONDS = tuple(1000 * 2**power for power in range(20))  # TensorFlow's
+EXAMPLES = tuple(2**power for power in range(15))  # TF Serving's
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+REQUEST_COUNT = ":tensorflow:serving:request_count"
+GRAPH_RUNS = ":tensorflow:core:graph_runs"
+GRAPH_RUN_TIME = ":tensorflow:core:graph_run_time_usecs"
+RUN_TOTALS = (GRAPH_RUNS, GRAPH_RUN_TIME)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
 TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -65,8 +71,11 @@ class Metrics:
             "tfllm_model_version_state", "10 start, 20 loading, 30 available, 50 end.",
             ("model", "version"), registry=self.registry,
         )  # fmt: skip
-        self._served = ServingTotals()
-        self.registry.register(self._served)
+        self._served: Counter[tuple[str, str]] = Counter()
+        self._tensorflow_series()
+
+    def _tensorflow_series(self) -> None:
+        """TF Serving's and TensorFlow's own."""
         prefix = ":tensorflow:serving:"
         self._served_latency = self._histogram(
             prefix + "request_latency", "Microseconds of a request.", MICROSECONDS,
@@ -79,26 +88,54 @@ class Metrics:
         self._served_queue = self._histogram(
             prefix + "batching_session:queuing_latency", "Microseconds in the queue.", MICROSECONDS
         )
+        self._served_examples = self._histogram(
+            prefix + "request_example_counts", "Examples of a request.", EXAMPLES, "model"
+        )
+        self._served_example_total = self._total(
+            prefix + "request_example_count", "Examples of all requests.", "model"
+        )
+        self._served_warm_up = self._histogram(
+            prefix + "model_warmup_latency", "Microseconds of a warm-up.", MICROSECONDS,
+            "model_path", "status",
+        )  # fmt: skip
+        self._run_microseconds = self._histogram(
+            ":tensorflow:core:graph_run_time_usecs_histogram", "Microseconds of a graph's run.",
+            RUN_MICROSECONDS,
+        )  # fmt: skip
+        self._runs: Counter[str] = Counter(dict.fromkeys(RUN_TOTALS, 0))
 
     def request(self, model: str, method: str, entrypoint: str, code: Code, seconds: float) -> None:
         """Counts one answered request."""
         self._requests.labels(model, method, entrypoint, code.name).inc()
         self._request_seconds.labels(model, method, entrypoint).observe(seconds)
-        self._served.count[model, code.name] += 1
+        self._served[model, code.name] += 1
         if code == Code.OK:
             api = method if entrypoint == "REST" else method.capitalize()
             self._served_latency.labels(model, api, entrypoint).observe(seconds * 1e6)
 
     def batch(self, model: str, report: BatchReport) -> None:
-        """Counts one run of TensorFlow."""
+        """Counts one batch, and its runs of TensorFlow."""
         self._rows.labels(model).inc(report.rows)
         self._batch_rows.labels(model).observe(report.rows)
         self._padding.labels(model).inc(report.padding)
-        self._run_seconds.labels(model).observe(report.run_seconds)
-        self._served_runtime.labels(model, "Predict", "TF1").observe(report.run_seconds * 1e6)
+        for seconds in report.run_seconds:
+            self._run_seconds.labels(model).observe(seconds)
+            self._served_runtime.labels(model, "Predict", "TF1").observe(seconds * 1e6)
+            self._run_microseconds.observe(seconds * 1e6)
+            self._runs[GRAPH_RUNS] += 1
+            self._runs[GRAPH_RUN_TIME] += round(seconds * 1e6)
         for seconds in report.queue_seconds:
             self._queue_seconds.labels(model).observe(seconds)
             self._served_queue.observe(seconds * 1e6)
+
+    def examples(self, model: str, count: int) -> None:
+        """Counts the Examples of one classification or regression."""
+        self._served_examples.labels(model).observe(count)
+        self._served_example_total.labels(model).inc(count)
+
+    def warm_up(self, path: str, code: Code, seconds: float) -> None:
+        """Counts one replay of a version's warm-up requests; called in the loader's thread."""
+        self._served_warm_up.labels(path, code.name).observe(seconds * 1e6)
 
     def versions(self, states: Iterable[tuple[str, int, int]]) -> None:
         """The state of every version now known: model, version, state."""
@@ -107,8 +144,18 @@ class Metrics:
             self.version_state.labels(model, str(version)).set(state)
 
     def page(self) -> bytes:
-        """All series as text."""
-        return generate_latest(self.registry)
+        """All series as text.
+
+        The client library ends the name of every counter in `_total`; TF Serving's do not.
+        """
+        lines = [f"# TYPE {REQUEST_COUNT} counter"]
+        for (model, status), value in list(self._served.items()):
+            lines.append(
+                f'{REQUEST_COUNT}{{model_name="{_escaped(model)}",status="{status}"}} {value}'
+            )
+        for name, value in self._runs.items():
+            lines += [f"# TYPE {name} counter", f"{name} {value}"]
+        return generate_latest(self.registry) + "\n".join([*lines, ""]).encode()
 
     def _total(self, name: str, text: str, *labels: str) -> Total:
         return Total(name, text, labels, registry=self.registry)
@@ -117,19 +164,9 @@ class Metrics:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
 
-class ServingTotals:
-    """TF Serving's `request_count`; the client library would add `_total` to the name."""
-
-    def __init__(self) -> None:
-        self.count: Counter[tuple[str, str]] = Counter()
-
-    def collect(self) -> Iterator[Metric]:
-        """For the client library."""
-        name = ":tensorflow:serving:request_count"
-        metric = Metric(name, "The total number of requests.", "unknown")
-        for (model, status), value in list(self.count.items()):
-            metric.add_sample(name, {"model_name": model, "status": status}, value)
-        yield metric
+def _escaped(value: str) -> str:
+    """A label's value as the text format has it."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def request_id(given: str | None) -> str:

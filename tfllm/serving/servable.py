@@ -18,6 +18,7 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers its operators
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.framework.ops import dismantle_graph
 from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
 from tfllm.serving.schema import Code, RequestError, invalid
@@ -26,6 +27,7 @@ from tfllm.serving.tensors import TensorSpec, from_proto
 SERVE_TAG = "serve"
 INIT_OP = "__saved_model_init_op"
 DEFAULT_SIGNATURE = "serving_default"
+CANCEL_SECONDS = 2.0  # for runs to notice that they are cancelled
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,6 +62,7 @@ class Runner:
 
     def __init__(self, session: Any, concurrent_runs: int):
         self._session = session
+        self._concurrent_runs = concurrent_runs
         self._threads: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(concurrent_runs):
             self._threads.put(index)
@@ -71,6 +74,8 @@ class Runner:
 
     def run(self, feeds: dict[Any, np.ndarray], fetches: list[Any], seconds: float) -> list[Any]:
         """Values of the handles `fetches`. DEADLINE_EXCEEDED after `seconds`: it is cancelled."""
+        if self.closed:
+            raise unloaded()
         thread = self._threads.get()
         options = config_pb2.RunOptions(inter_op_thread_pool=thread)
         if math.isfinite(seconds):
@@ -84,9 +89,21 @@ class Runner:
             self._threads.put(thread)
 
     def close(self) -> None:
-        """Cancels what runs, and frees the variables."""
+        """Cancels what runs, and frees the variables and the graph.
+
+        A graph is full of cycles. Taking it apart spares a garbage collection, which would hold up
+        the event loop, and memory that grows until there is one.
+        """
+        if self.closed:
+            return
         self.closed = True
         self._session.close()
+        try:
+            for _ in range(self._concurrent_runs):  # when the last run has ended
+                self._threads.get(timeout=CANCEL_SECONDS)
+        except queue.Empty:
+            return  # an operator that cannot be cancelled: left to the garbage collector
+        dismantle_graph(self._session.graph)
 
 
 class Signature:

@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,8 @@ from tfllm.serving.connections import protocol
 from tfllm.serving.grpc import Calls, ModelService, PredictionService
 from tfllm.serving.lifecycle import Models
 from tfllm.serving.observe import JsonLines, Metrics
-from tfllm.serving.schema import ModelEntry, RequestError, ServerOptions
-from tfllm.serving.servable import Servable
+from tfllm.serving.schema import Code, ModelEntry, RequestError, ServerOptions
+from tfllm.serving.servable import Servable, code_of
 from tfllm.serving.service import Service
 from tfllm.serving.sockets import ACCEPT_SECONDS, turn_away
 
@@ -153,7 +154,17 @@ class Server:
 
     def _warm(self, servable: Any) -> None:
         """In a thread. A request of the warm-up may take some times what a client's may."""
-        warmup.replay(servable, WARM_UP_PATIENCE * self.options.limits.timeout_seconds)
+        started, code = time.monotonic(), Code.OK
+        count = 1
+        try:
+            count = warmup.replay(servable, WARM_UP_PATIENCE * self.options.limits.timeout_seconds)
+        except Exception as error:
+            code = code_of(error)
+            raise
+        finally:
+            if count:
+                seconds = time.monotonic() - started
+                self.metrics.warm_up(str(servable.path), code, seconds)
 
     async def _poll(self) -> None:
         while True:

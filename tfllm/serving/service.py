@@ -251,6 +251,7 @@ class Service:
         rows = examples.serialized(input_proto)
         outputs = await self.run(version, signature, {examples.INPUTS: rows})
         result.CopyFrom(examples.classification(outputs, len(rows)))
+        self.metrics.examples(version.model, len(rows))
 
     async def _regress(
         self, version: Version, target: Target, input_proto: Any, result: Any
@@ -259,6 +260,7 @@ class Service:
         rows = examples.serialized(input_proto)
         outputs = await self.run(version, signature, {examples.INPUTS: rows})
         result.CopyFrom(examples.regression(outputs, len(rows)))
+        self.metrics.examples(version.model, len(rows))
 
     def _spec(self, response: Any, target: Target, version: Version) -> None:
         name = target.signature or DEFAULT_SIGNATURE
