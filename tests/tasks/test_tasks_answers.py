@@ -178,7 +178,8 @@ def test_masks_are_filled(tokenizer):
     assert [mask["token"] for mask in first["masks"]] == ["film", "good"]
     assert len(first["masks"][0]["candidates"]) == 2
     assert second == {"text": "the film", "masks": []}
-    assert filled("un [MASK] [MASK]!", "[MASK]", [{"token": "##able"}]) == "unable [MASK]!"
+    able = tokenizer.fillings[tokenizer.vocabulary.index("##able")]
+    assert filled("un [MASK] [MASK]!", "[MASK]", [able]) == "unable [MASK]!"
     json.dumps([first, second])
 
 

@@ -9,6 +9,8 @@ import tensorflow as tf
 from tests.tokenizers.decoders import MAKERS, TRICKY, learned, tokenizer
 from tfllm import tasks
 from tfllm.tasks import words
+from tfllm.tasks.masked_lm import filled
+from tfllm.tasks.text_graph import fill
 from tfllm.tasks.words_graph import WordFinder
 from tfllm.tokenizers import files, word_pieces
 from tfllm.tokenizers.bytepair import from_vocabulary
@@ -161,3 +163,24 @@ def test_answers_of_rows_without_special_tokens_around():
         found = task.answers([scores], features)[0]["entities"]
         assert [entity["text"] for entity in found] == ["the", "cat"]
         json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "wanted"),
+    [
+        ("roberta", ["Ġcat", "Ġthe"], "the cat the sat"),
+        ("roberta", ["cat", "the"], "thecatthe sat"),
+        ("xlm-r", ["▁the", "s"], "the thes sat"),
+    ],
+)
+def test_tokens_in_the_place_of_masks(name, tokens, wanted):
+    """No vocabulary's marks stand in a text; Python and graph write the same."""
+    python = tokenizer(name)
+    ways = [python.fillings[python.token_id(token)] for token in tokens]
+    text = "the <mask><mask> sat"
+    assert filled(text, "<mask>", ways) == wanted
+    manners, contents = [way[0] for way in ways], [way[1] for way in ways]
+    rows = tf.constant([1, 1], tf.int64)
+    found = fill(tf.constant(["sat", text]), "<mask>", contents, manners, rows)
+    assert [one.decode() for one in found.numpy()] == ["sat", wanted]
+    assert filled("<mask>", "<mask>", ways[:1]) == ways[0][1]

@@ -12,6 +12,7 @@ from tfllm.tasks import documents, masking, packing
 from tfllm.tasks.base import ClassWeights, Example, Features, Made, Task, encoded, made, text_of
 from tfllm.tasks.corpus_stream import CorpusStream
 from tfllm.tasks.masked_rows import MaskedFeatures, Plain, drawn
+from tfllm.tokenizers.word_pieces import APART, AS_IT_IS, JOINED
 
 if TYPE_CHECKING:
     import keras
@@ -40,7 +41,7 @@ class Masking(Task):
     def filled(self, scores: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
         """The answer for a text with masks: scores [T, V], `detail` of `rows_to_fill`."""
         vocabulary = detail["tokenizer"].vocabulary
-        masks = []
+        masks, tokens = [], []
         for place in detail["masks"]:
             row = scores[place].astype(np.float32)
             probabilities = np.exp(row - row.max())
@@ -51,8 +52,9 @@ class Masking(Task):
             best = np.array(known)[order]
             found = [{"token": vocabulary[i], "score": float(probabilities[i])} for i in best]
             masks.append({**found[0], "candidates": found})
+            tokens.append(detail["tokenizer"].fillings[best[0]])
         mask = vocabulary[detail["tokenizer"].mask_id]
-        return {"text": filled(detail["text"], mask, masks), "masks": masks}
+        return {"text": filled(detail["text"], mask, tokens), "masks": masks}
 
 
 class MaskedLM(Masking):
@@ -191,13 +193,14 @@ def rows_to_fill(
     )
 
 
-def filled(text: str, mask: str, masks: Sequence[dict[str, Any]]) -> str:
-    """The text with its masks replaced by their tokens; a `##piece` is joined to the word."""
+def filled(text: str, mask: str, tokens: Sequence[tuple[int, str]]) -> str:
+    """The text with its masks replaced by tokens, each with how it is written (`word_pieces`)."""
     parts = text.split(mask)
-    tokens = [answer["token"] for answer in masks][: len(parts) - 1]
-    tokens += [mask] * (len(parts) - 1 - len(tokens))
-    result = parts[0]
-    for token, part in zip(tokens, parts[1:], strict=True):
-        joined = token.startswith("##") and len(token) > 2
-        result = (result.rstrip(SPACES) + token[2:] if joined else result + token) + part
-    return result
+    tokens = list(tokens)[: len(parts) - 1]
+    tokens += [(AS_IT_IS, mask)] * (len(parts) - 1 - len(tokens))
+    result = ""
+    for number, ((manner, token), part) in enumerate(zip(tokens, parts, strict=False)):
+        before = part.rstrip(SPACES) if manner == JOINED else part
+        spaced = part[-1:] in SPACES if part else number == 0
+        result += before + (" " if manner == APART and not spaced else "") + token
+    return result + parts[-1]

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfllm.tasks import graph
 from tfllm.tasks.words_graph import WordFinder
+from tfllm.tokenizers.word_pieces import APART, AS_IT_IS, JOINED
 
 if TYPE_CHECKING:
     import keras
@@ -77,6 +78,7 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
     """
     python = tokenizer.tokenizer
     mask = python.vocabulary[python.mask_id]
+    manners, contents = map(tf.constant, zip(*python.fillings, strict=True))
 
     @graph.function(graph.texts("text"))
     def serve(text):
@@ -90,12 +92,14 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
         names = tf.gather(tf.constant(python.vocabulary), best)  # [N, K]
         rows = tf.shape(text, out_type=tf.int64)[0]
 
+        first = tf.gather(contents, best[:, 0]), tf.gather(manners, best[:, 0])
+
         def padded(values: tf.Tensor) -> tf.Tensor:
             ragged = tf.RaggedTensor.from_value_rowids(values, place[:, 0], rows)
             return ragged.to_tensor(shape=[None, None, count])
 
         return {
-            "text": fill(text, mask, names[:, 0], place[:, 0]),
+            "text": fill(text, mask, *first, place[:, 0]),
             "tokens": padded(names),
             "scores": padded(scores),
         }
@@ -103,20 +107,25 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
     return {"serving_default": serve, "tokens": graph.tokens(model)}
 
 
-def fill(text: tf.Tensor, mask: str, names: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
-    """`masked_lm.filled`: texts [B], for each seen mask its token `names` [N] and its `row` [N]."""
+def fill(
+    text: tf.Tensor, mask: str, tokens: tf.Tensor, manners: tf.Tensor, row: tf.Tensor
+) -> tf.Tensor:
+    """`masked_lm.filled`: texts [B]; for each seen mask [N] its token, its manner and its row."""
     parts = tf.strings.split(text, mask)  # ragged [B, None]: one more than masks
     owner = parts.value_rowids()  # [P]
     size = tf.size(text, out_type=tf.int64)
     found = tf.math.unsorted_segment_sum(tf.ones_like(row), row, size)  # [B]: masks seen
     number = tf.range(tf.size(owner, out_type=tf.int64)) - tf.gather(parts.row_starts(), owner)
     index = tf.gather(tf.cumsum(found, exclusive=True), owner) + number
-    told = tf.gather(tf.concat([names, [""]], 0), tf.minimum(index, tf.size(names, tf.int64)))
+    index = tf.minimum(index, tf.size(tokens, tf.int64))
+    told = tf.gather(tf.concat([tokens, [""]], 0), index)
     last = number == tf.gather(parts.row_lengths(), owner) - 1
-    known = number < tf.gather(found, owner)
+    known = (number < tf.gather(found, owner)) & ~last
+    manner = tf.where(known, tf.gather(tf.concat([manners, [AS_IT_IS]], 0), index), AS_IT_IS)
     token = tf.where(last, "", tf.where(known, told, mask))
-    joined = tf.strings.regex_full_match(token, "##.+")
-    token = tf.where(joined, tf.strings.regex_replace(token, "^##", ""), token)
-    before = tf.strings.regex_replace(parts.flat_values, r"\s+$", "")
-    pieces = tf.strings.join([tf.where(joined, before, parts.flat_values), token])
+    part = parts.flat_values
+    before = tf.where(manner == JOINED, tf.strings.regex_replace(part, r"\s+$", ""), part)
+    spaced = tf.strings.regex_full_match(part, r"\C*\s") | ((part == "") & (number == 0))
+    space = tf.where((manner == APART) & ~spaced, " ", "")
+    pieces = tf.strings.join([before, space, token])
     return tf.strings.reduce_join(parts.with_flat_values(pieces), axis=-1)

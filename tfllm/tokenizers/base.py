@@ -141,6 +141,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def fillings(self) -> list[tuple[int, str]]:
+        """How each token is written in the place of a mask (`word_pieces.fillings`)."""
+        ...
+
+    @property
     def form(self) -> Form:
         """The special tokens that `encode` puts around texts."""
         ...

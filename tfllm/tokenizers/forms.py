@@ -166,6 +166,11 @@ class RowTokenizer:
         """What `word_pieces` asks of every token: int8 [V]."""
         return word_pieces.token_marks(cast(Any, self))
 
+    @functools.cached_property
+    def fillings(self) -> list[tuple[int, str]]:
+        """How each token is written in the place of a mask: `word_pieces.fillings`."""
+        return word_pieces.fillings(cast(Any, self))
+
     def encode_windows(
         self, question: str, context: str, *, max_length: int, stride: int
     ) -> list[Encoding]:

@@ -21,6 +21,8 @@ import numpy as np
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
 
+# How a token is written into a text: as it is, joined to what stands before, or after a space.
+AS_IT_IS, JOINED, APART = range(3)
 # Marks of tokens. WHITE: white space alone, but for the lone mark of a space.
 PLAIN, SPACED, LONE_SPACE, WHITE, CONTINUED = range(5)
 NO_WORD = -1
@@ -49,6 +51,28 @@ class WordPieces(NamedTuple):
 def token_marks(tokenizer: Tokenizer) -> np.ndarray:
     """The mark of every token of a vocabulary: int8 [V]."""
     return np.array([_mark(token, tokenizer.kind) for token in _texts(tokenizer)], np.int8)
+
+
+def fillings(tokenizer: Tokenizer) -> list[tuple[int, str]]:
+    """How every token is written in the place of a mask, and its text without marks."""
+    texts = _texts(tokenizer)
+    if tokenizer.kind == "wordpiece":
+        marks = token_marks(tokenizer)
+        return [
+            (JOINED, text.removeprefix(CONTINUATION)) if mark == CONTINUED else (AS_IT_IS, text)
+            for text, mark in zip(texts, marks, strict=True)
+        ]
+    if tokenizer.kind == "characters":
+        return [(AS_IT_IS, text) for text in texts]
+    special = tokenizer.special_ids
+    return [
+        (AS_IT_IS, tokenizer.vocabulary[number])
+        if number in special
+        else (APART, text[1:])
+        if text.startswith(" ")
+        else (JOINED, text)
+        for number, text in enumerate(texts)
+    ]
 
 
 def word_numbers(words: np.ndarray, offsets: np.ndarray, marks: np.ndarray) -> np.ndarray:
