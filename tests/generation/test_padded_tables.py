@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.conftest import VOCABULARY
 from tests.generation import source_models
 from tests.generation.models import TEMPLATE
 from tests.tokenizers.decoders import tokenizer as small_tokenizer
@@ -18,13 +19,15 @@ from tfllm.generation import penalties
 from tfllm.generation.settings import GenerationSettings
 from tfllm.generation.text import TextGenerator
 from tfllm.generation.text_to_text import TextToText
-from tfllm.models import llama_config
+from tfllm.models import bert, llama_config
 from tfllm.tasks.causal_lm import CausalLM
+from tfllm.tasks.masked_lm import MaskedLM
 from tfllm.tasks.seq2seq import Seq2Seq
 from tfllm.tokenizers import bytepair
 from tfllm.tokenizers.base import known_ids
 from tfllm.tokenizers.config_files import Settings
 from tfllm.tokenizers.streaming import TextStream
+from tfllm.tokenizers.wordpiece import WordPiece
 
 PADDING = 60  # rows without a token
 TEMPTING = 30.0  # rows so long that some of them win in every greedy step if they may
@@ -233,3 +236,23 @@ def test_ids_without_a_token_have_no_text(name):
     detokenized = tokenizer.graph().detokenize(tf.ragged.constant([torn, ids]))
     assert detokenized.numpy()[0] == detokenized.numpy()[1]
     assert tokenizer.decode([size, size + 1]) == ""
+
+
+def test_masks_are_filled_with_tokens():
+    tokenizer = WordPiece.from_vocabulary(VOCABULARY)
+    size = len(VOCABULARY)
+    config = bert.Config(
+        vocabulary_size=size + PADDING, num_layers=1, num_heads=2, hidden_dim=16,
+        max_sequence_length=WINDOW, initializer_range=0.3,
+    )  # fmt: skip
+    checkpoint = store.create("bert", config, tokenizer, MaskedLM(max_length=WINDOW, top_k=3))
+    checkpoint = tempted(checkpoint, size)
+    scores = np.zeros([3, size + PADDING], np.float32)
+    scores[:, size:], scores[1, 7] = 9.0, 1.0
+    detail = {"tokenizer": tokenizer, "masks": [1], "text": "a [MASK] b"}
+    answer = checkpoint.task.filled(scores, detail)
+    assert [one["token"] for one in answer["masks"][0]["candidates"]][0] == VOCABULARY[7]
+    assert answer["masks"][0]["score"] < 0.01  # of the whole softmax
+    serve = checkpoint.task.signatures(checkpoint.model, tokenizer.graph())["serving_default"]
+    found = serve(tf.constant(["a [MASK] b"]))["tokens"].numpy().ravel().tolist()
+    assert len(found) == 3 and set(found) <= {token.encode() for token in VOCABULARY}
