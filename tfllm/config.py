@@ -76,6 +76,29 @@ def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
     return whole
 
 
+def made(kind: type[S], names: Mapping[str, str], **fields: Any) -> S:
+    """Makes `kind` of values that did not come from a file of ours.
+
+    Args:
+        kind: The class of settings.
+        names: What an error calls a field; a field's own name where it has none.
+        **fields: The values.
+
+    Raises:
+        SettingError: A value is wrong; it names the first one.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            raise SettingError(f"{message}.") from None
+        name = str(problem["loc"][0])
+        message = message[:1].lower() + message[1:]
+        raise SettingError(f"{names.get(name, name)} {problem['input']}: {message}.") from None
+
+
 def dump(settings: BaseModel) -> str:
     """The settings as YAML, in the order of their declaration, unset optional parts left out.
 

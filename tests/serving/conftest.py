@@ -103,6 +103,8 @@ def entries_of(root: Path) -> list[ModelEntry]:
 def running(models_root):
     """One server for all tests that only ask."""
     with serving(entries_of(models_root)) as running:
+        toy = running.server.models.models["toy"]
+        until(lambda: toy.available() == [1, 2])
         yield running
 
 

@@ -1,5 +1,7 @@
 """Who may ask what: tokens, addresses, TLS, and a command line that refuses early."""
 
+import re
+import socket
 import ssl
 import subprocess
 
@@ -16,6 +18,7 @@ from tensorflow_serving.apis import (
 from tests.serving.conftest import entries_of, serving
 from tfllm.errors import SettingError
 from tfllm.serving.rest import authorized
+from tfllm.serving.server import bracketed
 
 TOKEN = "correct-horse-battery"
 ASK = {"instances": [1]}
@@ -154,16 +157,87 @@ def test_tls(models_root, tmp_path):
         (["{toy}", "--host", "0.0.0.0"], "can be reached from outside"),
         (["{toy}", "--certificate", "x.pem"], "TLS needs --certificate and --key together"),
         (["{toy}", "--token-file", "nowhere"], "Cannot read --token-file"),
-        (["{toy}", "--timeout", "0"], "--timeout 0.0: give more than 0"),
+        (["{toy}", "--timeout", "0"], "--timeout 0.0: input should be greater than 0."),
+        (["{toy}", "--timeout", "nan"], "--timeout nan: "),
+        (["{toy}", "--timeout", "inf"], "--timeout inf: "),
+        (["{toy}", "--timeout", "x"], "--timeout: "),
+        (["{toy}", "--drain", "-1"], "--drain -1.0: input should be greater than or equal to 0."),
+        (["{toy}", "--drain", "nan"], "--drain nan: "),
+        (["{toy}", "--lame-duck", "-0.1"], "--lame-duck -0.1: "),
+        (["{toy}", "--poll-seconds", "0"], "--poll-seconds 0.0: "),
+        (["{toy}", "--rest-port", "80000"], "--rest-port 80000: input should be less than"),
+        (["{toy}", "--rest-port", "-1"], "--rest-port -1: "),
+        (["{toy}", "--grpc-port", "99999"], "--grpc-port 99999: "),
+        (["{toy}", "--rest-port", "8700", "--grpc-port", "8700"], "both listen on port 8700"),
+        (["{toy}", "--body-bytes", "0"], "--body-bytes 0: "),
+        (["{toy}", "--message-bytes", "4294967296"], "--message-bytes 4294967296: "),
+        (["{toy}", "--rows", "-3"], "--rows -3: "),
+        (["{toy}", "--text-characters", "0"], "--text-characters 0: "),
+        (["{toy}", "--queue-rows", "0"], "--queue-rows 0: "),
+        (["{toy}", "--threads", "0"], "--threads 0: "),
+        (["{toy}", "--batching-parameters-file", "{batching}"], "num_batch_threads 0: input"),
+        (["{toy}", "--no-such-option"], "No such option: --no-such-option"),
     ],
 )
 def test_the_command_refuses_at_once(models_root, tmp_path, capsys, arguments, said):
     from tfllm.cli import main
 
-    filled = [text.format(toy=models_root / "toy", empty=tmp_path) for text in arguments]
+    batching = tmp_path / "batching.txt"
+    batching.write_text("num_batch_threads { value: 0 }")
+    paths = {"toy": models_root / "toy", "empty": tmp_path, "batching": batching}
+    filled = [text.format(**paths) for text in arguments]
     with pytest.raises(SystemExit) as stop:
         main(["serve", *filled])
     printed = capsys.readouterr()
     assert stop.value.code == 2
     assert said in printed.err
-    assert "Traceback" not in printed.err and printed.out == ""
+    assert printed.err.startswith("tfllm: ") and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_addresses_that_cannot_be_had(models_root):
+    """One line each that names the option; nothing is left open."""
+    entries = entries_of(models_root)
+
+    def said(**options):
+        with pytest.raises(SettingError) as error, serving(entries, **options):
+            pass
+        return str(error.value)
+
+    with serving(entries) as running:
+        taken = running.server.rest_port, running.server.grpc_port
+        for port in taken:
+            assert re.search(rf":{port}: .*in use.*another --rest-port", said(rest_port=port))
+            assert re.search(rf":{port}: .*another --grpc-port", said(grpc_port=port))
+    assert "another --host" in said(host="no.such.host.invalid")
+    assert "another --host" in said(host="192.0.2.1")
+
+
+def test_ipv6(models_root):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    with serving(entries_of(models_root), host="::1") as running:
+        assert bracketed("::1") == "[::1]" and bracketed("127.0.0.1") == "127.0.0.1"
+        url = f"http://[::1]:{running.server.rest_port}{PATH}"
+        assert httpx.post(url, json=ASK).json() == {"predictions": [0.5]}
+        with grpc.insecure_channel(f"[::1]:{running.server.grpc_port}") as channel:
+            grpc.channel_ready_future(channel).result(30)
+
+
+def test_a_batching_file_gives_the_length_of_the_queue(models_root, tmp_path, monkeypatch):
+    from tfllm.cli import serve
+
+    file = tmp_path / "batching.txt"
+    file.write_text("max_batch_size { value: 8 } max_enqueued_batches { value: 5 }\n"
+                    "allowed_batch_sizes: [1, 8]")  # fmt: skip
+    found = []
+    monkeypatch.setattr(serve, "_run", lambda entries, options, config: found.append(options))
+    toy = [str(models_root / "toy")]
+    serve.serve(toy, batching=file)
+    serve.serve(toy, batching=file, queue_rows=7, threads=3)
+    serve.serve(toy, message_bytes=99, text_characters=98)
+    assert [options.limits.queue_rows for options in found] == [40, 7, 256]
+    assert found[1].batching.num_batch_threads == 3
+    assert (found[2].limits.message_bytes, found[2].limits.text_characters) == (99, 98)

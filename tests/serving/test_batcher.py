@@ -169,6 +169,27 @@ def test_a_full_queue_refuses_and_recovers():
     assert after["y"].tolist() == [18]
 
 
+def test_who_gave_up_leaves_the_queue_at_once():
+    async def work(batcher):
+        first = await busy(batcher)
+        gone = [asyncio.ensure_future(batcher.submit(rows(i))) for i in range(1, 5)]
+        await asyncio.sleep(0)
+        for one in gone:
+            one.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        assert (batcher.queued_rows, batcher.queued_bytes) == (0, 0)
+        waiting = [asyncio.ensure_future(batcher.submit(rows(i))) for i in range(5, 9)]
+        await asyncio.sleep(0)
+        batcher.signature.gate.set()
+        return [(await one)["y"].tolist() for one in [first, *waiting]]
+
+    result, signature, _ = batched(
+        work, Double(open=False), Limits(queue_rows=4), num_batch_threads=1
+    )
+    assert result == [[0], [10], [12], [14], [16]]
+    assert [batch.tolist() for batch in signature.batches] == [[0], [5, 6, 7, 8]]
+
+
 def test_the_bytes_of_a_queue_are_limited():
     long = np.array([b"x" * 600], object)
 

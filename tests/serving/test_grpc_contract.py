@@ -1,5 +1,7 @@
 """The gRPC contract through the official stubs."""
 
+from types import SimpleNamespace
+
 import grpc
 import numpy as np
 import pytest
@@ -98,6 +100,7 @@ def test_output_filter(predictions):
         ({"text": "a"}, "has shape [], and the signature takes [?]", "INVALID_ARGUMENT"),
         ({"text": ["a"] * 257}, "257 rows", "INVALID_ARGUMENT"),
         ({"text": ["a" * 100_001]}, "100001 characters", "INVALID_ARGUMENT"),
+        ({"text": ["日" * 100_001]}, "100001 characters", "INVALID_ARGUMENT"),
     ],
 )
 def test_refusals(predictions, asked, message, code):
@@ -147,6 +150,20 @@ def proto(dtype, sizes, **values):
         (proto(99, [1]), "cannot be read"),
         (proto(8, [1]), "cannot be read"),
         (proto(7, [2], content=b"\x01a"), "tensor_content"),
+        (proto(1, [1] * 65, float_val=[1]), "65 dimensions; 64 are the most"),
+        (proto(1, [1] * 300, float_val=[1]), "300 dimensions"),
+        (proto(1, [0, 2**62]), "is larger than"),
+        (proto(1, [2**62, 0, 2**62]), "is larger than"),
+        (proto(1, [2**63 - 1] * 3), "is larger than"),
+        (proto(7, [1], content=b"\x80" * 1_000_000), "more than 64 bits"),
+        (proto(7, [1], content=b"\xff" * 9 + b"\x01" + b"a"), "tensor_content"),
+        (proto(101, [1]), "cannot be read"),
+        (proto(11, [1]), "cannot be read"),
+        (proto(21, [1]), "cannot be read"),
+        (proto(19, [1], half_val=[-1, 2]), "2 values do not fill"),
+        (proto(19, [2], half_val=[70_000, -1]), "is of type half"),
+        (proto(14, [1], half_val=[-1]), "is of type bfloat16"),
+        (proto(6, [1], int_val=[300]), "is of type int8"),
     ],
 )
 def test_malformed_tensors(predictions, tensor, message):
@@ -170,6 +187,33 @@ def test_tensors_there_and_back(name):
     assert np.array_equal(back, array)
     assert np.array_equal(from_proto(tf.make_tensor_proto(array)), array)
     assert np.array_equal(tf.make_ndarray(to_proto(array)), array)
+
+
+def test_bytes_are_no_text(predictions):
+    """An image is not measured in characters."""
+    image = b"\x89PNG\xff" * 60_000
+    response = predictions.Predict(request("kinds", "raw", raw=[image]), SECONDS)
+    assert response.outputs["same_bytes"].string_val[0] == image
+
+
+def test_sparse_inputs_are_refused_by_name():
+    from google.protobuf import text_format
+    from tensorflow.core.protobuf import meta_graph_pb2
+
+    from tfllm.errors import InputError
+    from tfllm.serving.servable import Signature
+
+    definition = text_format.Parse(
+        """
+        inputs { key: "s" value { dtype: DT_FLOAT coo_sparse { values_tensor_name: "v:0" } } }
+        outputs { key: "y" value { dtype: DT_FLOAT name: "y:0" } }
+        """,
+        meta_graph_pb2.SignatureDef(),
+    )
+    runner = SimpleNamespace(handle=lambda tensor: {"y:0": "handle"}[tensor])
+    signature = Signature("s", definition, runner)
+    with pytest.raises(InputError, match="'s' is no dense tensor .coo_sparse."):
+        signature.check({"s": np.zeros(1, np.float32)})
 
 
 def test_strings_in_tensor_content():

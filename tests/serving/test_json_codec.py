@@ -177,3 +177,73 @@ def test_gzip_is_read_up_to_the_limit():
         with pytest.raises(RequestError) as error:
             decompressed(wrong, 10_000)
         assert error.value.status == 400
+
+
+def test_gzip_of_several_members():
+    """RFC 1952: members follow one another; what is no member is refused."""
+    from tfllm.serving.rest import decompressed
+
+    two = gzip.compress(b"a" * 5000) + gzip.compress(b"b")
+    assert decompressed(two, 5001) == b"a" * 5000 + b"b"
+    assert decompressed(two + gzip.compress(b""), 5001) == b"a" * 5000 + b"b"
+    many = gzip.compress(b"x") * 20_000
+    assert decompressed(many, 20_000) == b"x" * 20_000
+    for wrong in (two + b"garbage", two + two[:20], two[:-1], b"", two + b"\0" * 8):
+        with pytest.raises(RequestError) as error:
+            decompressed(wrong, 100_000)
+        assert error.value.status == 400
+    with pytest.raises(RequestError) as error:
+        decompressed(two, 5000)
+    assert error.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "document"),
+    [
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        (b'{"a": 1, "a": 2}', {"a": 1}),
+        (b'{"a": {"b": 1, "b": [2]}, "c": [{"d": "x:y", "d": 0}]}',
+         {"a": {"b": 1}, "c": [{"d": "x:y"}]}),
+        (b'{"a:a": ":", "b\\"": "::"}', {"a:a": ":", 'b"': "::"}),
+        (b'{"a": [Inf, -Inf, Infinity, -Infinity]}', {"a": [math.inf, -math.inf] * 2}),
+        (b'{"a": [Inf], "b": "Inf -NaN \\" Inf"} NaN', {"a": [math.inf], "b": 'Inf -NaN " Inf'}),
+        (b'{"a": [1], "a": [Inf]} rest', {"a": [1]}),
+        (b'{"a": 12345678901234567890123, "a": 1}', {"a": 12345678901234567890123.0}),
+    ],
+)  # fmt: skip
+def test_json_as_rapidjson_reads_it(body, document):
+    assert codec.parse(body, 64) == document
+
+
+def test_minus_nan():
+    assert math.isnan(codec.parse(b'{"a": -NaN}', 64)["a"])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"instances": ["\xff"]}', "invalid UTF-8 at offset: 16"),
+        ('{"instances": ["日'.encode()[:-1], "invalid UTF-8 at offset: 16"),
+        (b'{"a": Info}', "offset: 6"),
+        (b'{"a": 1NaN}', "Parse error"),
+        (b'{"a": nan}', "Parse error"),
+        (b'{"a": 1e999}', "Parse error"),
+        (b'{"a": [NaN, 1e999]}', "Parse error"),
+        (b'\xef\xbb\xbf', "The document is empty"),
+        (b'{"a": NaN' + b'\\"' * 300_000, "Parse error"),
+    ],
+)  # fmt: skip
+def test_json_that_rapidjson_refuses_too(body, said):
+    with pytest.raises(RequestError, match=said):
+        codec.parse(body, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("float", 2**24), ("float", -(2**24)), ("float", 1e39), ("double", 2**53), ("float", 2**63)],
+)
+def test_numbers_that_a_type_cannot_hold(kind, value):
+    """IsLosslessDecimal of json_tensor.cc."""
+    with pytest.raises(RequestError, match=f"to {kind} without loss of precision"):
+        codec.read_inputs({"inputs": [0.5, value]}, {"x": spec(kind)})
+    codec.read_inputs({"inputs": [2**24 - 1, 1.7e7, math.inf, math.nan]}, {"x": spec(kind)})

@@ -99,6 +99,17 @@ def test_characters_are_counted_not_bytes(client):
     assert client.post(T, json={"instances": ["a" * 100_001]}).status_code == 400
 
 
+def test_bytes_are_no_text(client):
+    """An image as b64 is measured by the body's limit alone."""
+    import base64
+
+    image = base64.b64encode(b"\x89PNG\xff" * 60_000).decode()
+    body = {"signature_name": "raw", "instances": [{"b64": image}]}
+    answer = client.post(K, json=body)
+    assert answer.status_code == 200
+    assert answer.json()["predictions"][0]["same_bytes"]["b64"] == image
+
+
 @pytest.fixture(scope="module")
 def tight(models_root):
     """One thread, a queue of four rows, half a second."""

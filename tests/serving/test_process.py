@@ -1,14 +1,19 @@
 """The command as a process: it starts, says where, drains on SIGTERM, and leaves with 0."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 
+import grpc
 import httpx
 import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests.serving.conftest import PATIENCE_SECONDS, until
 
@@ -85,6 +90,63 @@ def test_drain(models_root):
     assert len(answers) >= 8 and set(answers) == {200}
     assert "SECRET" not in log
     assert '"message": "stopped"' in log
+
+
+def test_every_line_of_the_log_is_json(models_root):
+    """Whoever writes it: broken requests, clients that give up, warnings, a handshake on the wrong
+    port."""
+    with Process(models_root / "kinds", "--lame-duck", "0", "--access-log") as server:
+        host, port = re.search(r"grpc=(\S+):(\d+)", server.line).groups()
+        with socket.create_connection((host, int(port)), 10) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            connection.recv(100)
+        with socket.create_connection((host, int(port)), 10) as connection:
+            connection.sendall(bytes.fromhex("16030100f8010000f4030300") * 20)
+            connection.recv(100)
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name, request.model_spec.signature_name = "kinds", "slow"
+            request.inputs["text"].CopyFrom(tf.make_tensor_proto(["x"]))
+            calls = [stub.Predict.future(request, timeout=0.01 * index) for index in range(1, 20)]
+            for call in calls[::2]:
+                call.cancel()
+        httpx.post(f"{server.url}{K}", content=b"no JSON")
+        httpx.post(f"{server.url}{K}", json=SLOW, timeout=PATIENCE_SECONDS)
+        server.terminate()
+        status, log = server.end()
+    assert status == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert all({"time", "level", "message"} <= set(line) for line in lines)
+    assert [line for line in lines if line["message"] == "request"]
+
+
+def test_a_drain_that_runs_out(models_root, tmp_path):
+    """Who still waits then is told so, in JSON; the log has no traceback."""
+    one_by_one = tmp_path / "batching.txt"
+    one_by_one.write_text(
+        "max_batch_size { value: 1 } allowed_batch_sizes: [1] num_batch_threads { value: 1 }"
+    )
+    arguments = ("--lame-duck", "0", "--drain", "1", "--batching-parameters-file", one_by_one)
+    with Process(models_root / "kinds", *arguments) as server:
+        answers = []
+        long = {"signature_name": "slow", "instances": ["x"] * 250}
+
+        def ask():
+            answers.append(httpx.post(f"{server.url}{K}", json=long, timeout=PATIENCE_SECONDS))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        metric = "tfllm_requests_in_flight 1.0"
+        until(lambda: metric in httpx.get(f"{server.url}/metrics").text)
+        server.terminate()
+        thread.join()
+        status, log = server.end()
+    assert status == 0
+    assert [answer.status_code for answer in answers] == [503]
+    assert list(answers[0].json()) == ["error"]
+    assert "Traceback" not in log and "Exception in ASGI" not in log
+    assert [json.loads(line) for line in log.splitlines()]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -57,11 +58,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(verb: str, arguments: list[str]) -> int:
     from tfllm.cli import quiet, termination
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What TensorFlow's kernels write are plain lines; a server's log is JSON.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if verb == "serve" else "2")
     quiet.install()
     try:
         with termination.as_exit():  # train and serve have their own way to stop
-            _application(verb)(arguments, prog_name=f"tfllm {verb}")
+            status = _application(verb)(arguments, prog_name=f"tfllm {verb}", standalone_mode=False)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except TfllmError as error:
@@ -75,7 +77,25 @@ def _run(verb: str, arguments: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         _fail(f"cannot write '{error.filename or 'the output'}': {error.strerror}.", 2)
-    return 0
+    except Exception as error:
+        return _usage_error(error, verb)
+    return status if isinstance(status, int) else 0  # of typer.Exit
+
+
+def _usage_error(error: Exception, verb: str) -> int:
+    """One line for what click says of the options, whichever click typer brings. Raises others."""
+    import typer
+
+    if isinstance(error, typer.Abort):
+        _fail("stopped: the input has ended.", 1)
+    if not hasattr(error, "format_message"):
+        raise error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # type: ignore[attr-defined]
+        return error.exit_code  # type: ignore[attr-defined]
+    message = " ".join(error.format_message().split()).removeprefix("Invalid value for ")
+    message = re.sub(r"'(--[\w-]+)'", r"\1", message)
+    _fail(f"{message.rstrip('.')}. See tfllm {verb} --help.", error.exit_code)  # type: ignore[attr-defined]
 
 
 def _application(verb: str):

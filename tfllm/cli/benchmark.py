@@ -31,7 +31,7 @@ def benchmark(
     new_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that a language model writes per text.")
     ] = 32,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each row.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="Time for each row.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, not a table.")] = False,
     output: Annotated[str | None, typer.Option(help="File for the JSON.")] = None,
 ) -> None:

@@ -55,7 +55,7 @@ def _caught_stderr() -> Iterator[None]:
         os.dup2(caught.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(kept, 2)
             caught.seek(0)
             sys.stderr.write(caught.read().decode("utf-8", "replace"))

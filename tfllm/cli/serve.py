@@ -23,6 +23,21 @@ EXAMPLES = """Examples:
 """
 
 TOKEN_VARIABLE = "TFLLM_TOKEN"
+# Options with a range, by the names of the settings that hold it (serving/schema.py).
+OPTIONS = {
+    "rest_port": "--rest-port",
+    "grpc_port": "--grpc-port",
+    "poll_seconds": "--poll-seconds",
+    "lame_duck_seconds": "--lame-duck",
+    "drain_seconds": "--drain",
+    "timeout_seconds": "--timeout",
+    "body_bytes": "--body-bytes",
+    "message_bytes": "--message-bytes",
+    "rows": "--rows",
+    "text_characters": "--text-characters",
+    "queue_rows": "--queue-rows",
+    "num_batch_threads": "--threads",
+}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHORTEST_TOKEN = 8
 
@@ -72,7 +87,16 @@ def serve(
     ] = 2.0,
     drain: Annotated[float, typer.Option(help="Seconds for the last requests.")] = 10.0,
     body_bytes: Annotated[int, typer.Option(help="Longest REST body.")] = 1 << 20,
+    message_bytes: Annotated[int, typer.Option(help="Longest gRPC message.")] = 4 << 20,
     rows: Annotated[int, typer.Option(help="Most rows in a request.")] = 256,
+    text_characters: Annotated[
+        int, typer.Option(help="Longest text; strings that are not UTF-8 are not counted.")
+    ] = 100_000,
+    queue_rows: Annotated[
+        int | None,
+        typer.Option(help="Rows that may wait for one signature: 256, or max_enqueued_batches of "
+                     "the batching file."),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log", help="A log line per request, without its text.")
     ] = False,
@@ -82,16 +106,33 @@ def serve(
 
     if not directories and config is None:
         raise SettingError("Name a model folder (tfllm serve DIR) or a --config file.")
+    host = host.removeprefix("[").removesuffix("]")
     token = _token(token_file)
     _check_access(host, token, insecure)
     _check_files(certificate, key, client_ca)
-    _check_positive({"--poll-seconds": poll_seconds, "--timeout": timeout, "--rows": rows,
-                     "--body-bytes": body_bytes, "--threads": threads})  # fmt: skip
     entries = [_entry(directory) for directory in directories or []]
+
+    from tfllm.config import made
+    from tfllm.serving.schema import Batching, Limits, ServerOptions
+
+    limits = made(
+        Limits, OPTIONS, timeout_seconds=timeout, body_bytes=body_bytes, rows=rows,
+        message_bytes=message_bytes, text_characters=text_characters,
+        **({} if queue_rows is None else {"queue_rows": queue_rows}),
+    )  # fmt: skip
+    sizes = made(Batching, OPTIONS, **({} if threads is None else {"num_batch_threads": threads}))
+    options = made(
+        ServerOptions, OPTIONS, host=host, rest_port=rest_port, grpc_port=grpc_port, token=token,
+        admin=token is not None or host in LOOPBACK,
+        certificate=str(certificate) if certificate else None,
+        key=str(key) if key else None,
+        client_ca=str(client_ca) if client_ca else None,
+        poll_seconds=poll_seconds, lame_duck_seconds=lame_duck, drain_seconds=drain,
+        access_log=access_log, limits=limits, batching=sizes,
+    )  # fmt: skip
 
     _needs_extra()
     from tfllm.serving import tfserving
-    from tfllm.serving.schema import Batching, Limits, ServerOptions
 
     if config is not None:
         if entries:
@@ -100,33 +141,29 @@ def serve(
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise SettingError(f"Two models are named '{twice}'. Give one as NAME=DIR.")
-    sizes = tfserving.read_batching(batching) if batching else Batching()
+    if batching is not None:
+        options = _with_batching(options, tfserving.read_batching(batching), threads, queue_rows)
+    _run(entries, options, config)
+
+
+def _with_batching(options, sizes, threads: int | None, queue_rows: int | None):
+    """The options with a batching file's sizes, where no option says otherwise."""
+    limits = options.limits
     if threads is not None:
         sizes = sizes.model_copy(update={"num_batch_threads": threads})
-    options = ServerOptions(
-        host=host,
-        rest_port=rest_port,
-        grpc_port=grpc_port,
-        token=token,
-        admin=token is not None or host in LOOPBACK,
-        certificate=str(certificate) if certificate else None,
-        key=str(key) if key else None,
-        client_ca=str(client_ca) if client_ca else None,
-        poll_seconds=poll_seconds,
-        lame_duck_seconds=lame_duck,
-        drain_seconds=drain,
-        access_log=access_log,
-        limits=Limits(timeout_seconds=timeout, body_bytes=body_bytes, rows=rows),
-        batching=sizes,
-    )
-    _run(entries, options, config)
+    if queue_rows is None and sizes.max_enqueued_batches is not None:
+        waiting = sizes.max_enqueued_batches * sizes.max_batch_size
+        limits = limits.model_copy(update={"queue_rows": waiting})
+    return options.model_copy(update={"batching": sizes, "limits": limits})
 
 
 def _run(entries, options, config: Path | None) -> None:
     import asyncio
     import importlib.util
 
-    from tfllm.serving.server import Server, set_up_logging
+    # gRPC's C library writes plain lines, and tells nothing that our own errors do not.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from tfllm.serving.server import Server, bracketed, set_up_logging
 
     new_event_loop: Any = asyncio.new_event_loop
     if importlib.util.find_spec("uvloop"):  # faster, and not made for every system
@@ -139,8 +176,8 @@ def _run(entries, options, config: Path | None) -> None:
     def started(server) -> None:
         scheme = "https" if options.certificate else "http"
         typer.echo(
-            f"rest={scheme}://{options.host}:{server.rest_port} "
-            f"grpc={options.host}:{server.grpc_port} "
+            f"rest={scheme}://{bracketed(options.host)}:{server.rest_port} "
+            f"grpc={bracketed(options.host)}:{server.grpc_port} "
             f"models={','.join(entry.name for entry in entries)}"
         )
         sys.stdout.flush()
@@ -175,14 +212,6 @@ def _check_files(certificate: Path | None, key: Path | None, client_ca: Path | N
     for path in (certificate, key, client_ca):
         if path is not None and not path.is_file():
             raise SettingError(f"There is no file '{path}'. Check the path.")
-
-
-def _check_positive(options: dict[str, float | None]) -> None:
-    from tfllm.errors import SettingError
-
-    for option, value in options.items():
-        if value is not None and value <= 0:
-            raise SettingError(f"{option} {value}: give more than 0.")
 
 
 def _entry(text: str):

@@ -95,7 +95,7 @@ class Generation(Settings):
 
     max_new_tokens: int = Field(default=64, ge=1)
     """Tokens that `serving_default` writes at most."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """0 takes the likeliest token each time."""
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -18,17 +18,17 @@ class GivenSettings(Settings):
     """Tokens to write at least."""
     num_beams: int | None = Field(default=None, ge=1, le=64)
     """Above 1: beam search of that width."""
-    length_penalty: float | None = None
+    length_penalty: float | None = Field(default=None, allow_inf_nan=False)
     """Of beam search: higher favours longer texts."""
-    coverage_penalty: float | None = Field(default=None, ge=0)
+    coverage_penalty: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Of beam search: higher favours texts that leave nothing of the source out."""
     early_stopping: bool | Literal["never"] | None = None
     """When beam search ends."""
     no_repeat_ngram: int | None = Field(default=None, ge=0, le=32)
     """No so many tokens in a row twice; 0: off."""
-    repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Above 1: less of what the text holds."""
-    temperature: float | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Above 0: sampling."""
     top_k: int | None = Field(default=None, ge=0)
     """Sampling among so many tokens; 0: all."""

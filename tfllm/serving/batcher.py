@@ -175,7 +175,13 @@ class Batcher:
         self.queued_rows += rows
         self.queued_bytes += weight
         self.lanes.wait(self)
-        return await item.future
+        try:
+            return await item.future
+        except asyncio.CancelledError:  # its client gave up: its place is another's at once
+            if item in self.queue:
+                self.queue.remove(item)
+                self._leave(item)
+            raise
 
     def take(self) -> list[Item]:
         """The oldest item, and those of its key and about its length that can share its run."""

@@ -1,8 +1,9 @@
 """REST bodies to arrays: TF Serving's row and column forms, its messages, and limits it lacks.
 
-Behaviour of `util/json_tensor.cc` in TF Serving 2.20, with these differences: nesting is limited,
-invalid UTF-8 is refused, and an integer that does not fit its type is refused where TF Serving
-would cut it.
+Behaviour of `util/json_tensor.cc` in TF Serving 2.20 and of the rapidjson under it, with the
+differences that docs/serving.md lists: nesting is limited, invalid UTF-8 is refused, an integer
+that does not fit its type is refused where TF Serving would cut it, and a repeated key takes its
+first value in rows and Examples too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import binascii
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +25,16 @@ from tfllm.serving.tensors import TensorSpec
 
 SHOWN_CHARACTERS = 256  # of a wrong value, in an error message
 BASE64_KEY = "b64"
+BOM = b"\xef\xbb\xbf"
+
+# A string, also one that does not end, so that no place of the text is looked at twice.
+STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"?'
+STRINGS = re.compile(STRING.encode(), re.DOTALL)
+# rapidjson's names of what is not a number; Python's parser knows three of them.
+NOT_FINITE = re.compile(STRING + r"|-?\b(?:Infinity|Inf|NaN)\b", re.DOTALL)
+NOT_FINITE_NAMES = {"Inf": "Infinity", "-Inf": "-Infinity", "-NaN": "NaN"}
+LARGEST = {"float": float(np.finfo(np.float32).max), "double": float(np.finfo(np.float64).max)}
+DIGITS = {"float": 24, "double": 53}  # binary digits: larger whole numbers lose some
 
 JSON_TYPES = {
     str: "String", int: "Number", float: "Number", bool: "Bool",
@@ -54,15 +66,23 @@ Arrays = dict[str, np.ndarray]
 def parse(body: bytes, depth: int) -> dict[str, Any]:
     """The request's JSON object, nested at most `depth` deep. Raises INVALID_ARGUMENT.
 
-    As TF Serving: NaN and Infinity are numbers, and what follows the object is not read.
+    As TF Serving: NaN, Inf and Infinity are numbers, a byte order mark is skipped, a repeated key
+    takes its first value, and what follows the object is not read.
     """
+    body = body.removeprefix(BOM)
     if not body.strip():
         raise invalid("JSON Parse error: The document is empty")
     try:
         document = orjson.loads(body)
+        deep, keys = _measured(document, depth)
+        # A colon follows every key. Those inside of strings are only taken out where it matters.
+        repeated = body.count(b":") > keys and STRINGS.sub(b"", body).count(b":") > keys
+        if repeated and not deep:
+            document = _parse_leniently(body, None)
     except orjson.JSONDecodeError as error:
         document = _parse_leniently(body, error)
-    if _deeper_than(document, depth):
+        deep, _ = _measured(document, depth)
+    if deep:
         raise invalid(f"JSON Parse error: nested deeper than {depth} levels")
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {shown(document)} Is not object")
@@ -111,12 +131,27 @@ def read_tensor(value: Any, type_name: str, dtype: np.dtype) -> np.ndarray:
         if limits and leaves and not (limits[0] <= min(leaves) and max(leaves) <= limits[1]):
             wrong = next(v for v in leaves if not limits[0] <= v <= limits[1])
             raise _type_error(wrong, type_name)
-        try:
-            with np.errstate(over="ignore"):
-                array = np.array(leaves, dtype)
-        except OverflowError:
-            raise _type_error(max(leaves, key=abs), type_name) from None
+        if kinds is NUMBER:
+            _check_digits(leaves, type_name)
+        array = np.array(leaves, dtype)
     return array.reshape(shape)
+
+
+def _check_digits(leaves: list[Any], type_name: str) -> None:
+    """Raises INVALID_ARGUMENT for a number that the type cannot hold: IsLosslessDecimal."""
+    most, largest = 2 ** DIGITS[type_name] - 1, LARGEST[type_name]
+    if not (np.abs(np.array(leaves, np.float64)) > most).any():
+        return
+    for value in leaves:
+        if type(value) is float:  # whole numbers above 64 bits are floats here, as in rapidjson
+            lossy = abs(value) > largest and math.isfinite(value)
+        else:
+            lossy = abs(value) > most
+        if lossy:
+            raise invalid(
+                f"Cannot convert JSON value: {shown(value)} to {type_name} without loss of "
+                "precision."
+            )
 
 
 def shown(value: Any) -> str:
@@ -152,29 +187,58 @@ def encode_text(text: str) -> bytes:
         raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
 
 
-def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
-    """A second look at what strict JSON refuses and TF Serving takes."""
+def _parse_leniently(body: bytes, error: orjson.JSONDecodeError | None) -> Any:
+    """A second look at what strict JSON refuses, or leaves open, and TF Serving takes."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as wrong:
+        raise invalid(f"JSON Parse error: invalid UTF-8 at offset: {wrong.start}") from None
     message = str(error)
-    if "after document" in message or "trailing" in message or b"NaN" in body or b"Inf" in body:
+    if error is None or "after document" in message or "NaN" in text or "Inf" in text:
+        text = NOT_FINITE.sub(lambda name: NOT_FINITE_NAMES.get(name[0], name[0]), text)
+        decoder = json.JSONDecoder(
+            object_pairs_hook=_first_values, parse_float=_finite, parse_int=_whole
+        )
         try:
-            return json.JSONDecoder().raw_decode(body.decode().lstrip())[0]
+            return decoder.raw_decode(text.lstrip())[0]
         except (ValueError, RecursionError):
             pass
     if "recursion" in message.lower():
         message = "nested too deeply"
-    raise invalid(f"JSON Parse error: {message} at offset: {error.pos}") from None
+    raise invalid(f"JSON Parse error: {message} at offset: {error.pos if error else 0}") from None
 
 
-def _deeper_than(document: Any, depth: int) -> bool:
-    level = [document]
+def _first_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found.setdefault(key, value)
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("Number too big to be stored in double.")
+    return value
+
+
+def _whole(text: str) -> int | float:
+    value = int(text)
+    return value if -(2**63) <= value < 2**64 else _finite(text)
+
+
+def _measured(document: Any, depth: int) -> tuple[bool, int]:
+    """Whether a document is nested deeper than `depth`, and how many keys it has down to there."""
+    level, keys = [document], 0
     for _ in range(depth + 1):
         level = [value for value in level if type(value) in (list, dict)]
         if not level:
-            return False
+            return False, keys
+        keys += sum(len(value) for value in level if type(value) is dict)
         level = list(
             itertools.chain.from_iterable(v.values() if type(v) is dict else v for v in level)
         )
-    return True
+    return True, keys
 
 
 def _flatten(value: Any) -> tuple[tuple[int, ...], list[Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from tfllm.config import Settings
 from tfllm.errors import InputError
@@ -73,26 +75,37 @@ def invalid(message: str) -> RequestError:
     return RequestError(Code.INVALID_ARGUMENT, message)
 
 
+MOST_BYTES = 2**31 - 1  # gRPC's own limit, an int32
+MOST_SECONDS = 1e6  # eleven days; event loops count milliseconds
+
+Bytes = Annotated[int, Field(ge=1, le=MOST_BYTES)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS, allow_inf_nan=False)]
+Pause = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
+
+
 class Limits(Settings):
     """What one request, and all waiting requests of one signature together, may take."""
 
-    body_bytes: int = 1 << 20
+    body_bytes: Bytes = 1 << 20
     """Bytes of a REST body, after decompression; above: 413."""
-    message_bytes: int = 4 << 20
+    message_bytes: Bytes = 4 << 20
     """Bytes of a gRPC message; above: RESOURCE_EXHAUSTED."""
-    tensor_elements: int = 1 << 24
+    tensor_elements: Count = 1 << 24
     """Elements of one gRPC tensor: a few bytes can ask for a huge constant tensor."""
-    json_depth: int = 64
-    rows: int = 256
-    text_characters: int = 100_000
-    queue_rows: int = 256
+    json_depth: Annotated[int, Field(ge=1, le=1000)] = 64
+    rows: Count = 256
+    text_characters: Count = 100_000
+    """Characters of a string that is a text; one that is no UTF-8 is bytes, such as an image."""
+    queue_rows: Count = 256
     """Rows waiting for one signature; above: 429, RESOURCE_EXHAUSTED."""
-    queue_bytes: int = 64 << 20
-    timeout_seconds: float = 30.0
+    queue_bytes: Count = 64 << 20
+    timeout_seconds: Seconds = 30.0
     """From the request's arrival to its answer; above: 504, DEADLINE_EXCEEDED."""
-    header_bytes: int = 16 << 10
+    header_bytes: Bytes = 16 << 10
     """Bytes of a REST request's line and headers; above: 431."""
-    header_seconds: float = 15.0
+    header_seconds: Seconds = 15.0
     """A connection that has sent no complete request for so long is closed."""
 
 
@@ -102,11 +115,13 @@ class Batching(Settings):
     There is no batch timeout: a lone request never waits for company.
     """
 
-    max_batch_size: int = 32
+    max_batch_size: Count = 32
     allowed_batch_sizes: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
     """A batch is padded to the next of these, so that few shapes reach TensorFlow."""
-    num_batch_threads: int = 2
+    num_batch_threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """Batches that run at once; each runs on one core."""
+    max_enqueued_batches: Count | None = None
+    """Batches that may wait for one signature; unset: `Limits.queue_rows` rows."""
 
     def padded(self, rows: int) -> int:
         """The smallest allowed batch size that holds `rows`; `rows` itself above them all."""
@@ -142,8 +157,8 @@ class ServerOptions(Settings):
     """Addresses, access and timing of one server process."""
 
     host: str = "127.0.0.1"
-    rest_port: int = 8501
-    grpc_port: int = 8500
+    rest_port: Port = 8501
+    grpc_port: Port = 8500
     token: str | None = None
     """Bearer token that every request must carry; health stays open."""
     admin: bool = True
@@ -151,12 +166,21 @@ class ServerOptions(Settings):
     certificate: str | None = None
     key: str | None = None
     client_ca: str | None = None
-    poll_seconds: float = 1.0
-    load_threads: int = 4
+    poll_seconds: Seconds = 1.0
+    load_threads: Annotated[int, Field(ge=1, le=1024)] = 4
     """Models that load at once; versions of one model load one after the other."""
-    lame_duck_seconds: float = 2.0
+    lame_duck_seconds: Pause = 2.0
     """After SIGTERM: not ready any more, and still answering, so that load balancers notice."""
-    drain_seconds: float = 10.0
+    drain_seconds: Pause = 10.0
     access_log: bool = False
     limits: Limits = Limits()
     batching: Batching = Batching()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ServerOptions:
+        if self.rest_port == self.grpc_port != 0:
+            raise ValueError(
+                f"REST and gRPC cannot both listen on port {self.rest_port}; choose another "
+                "--rest-port or --grpc-port"
+            )
+        return self

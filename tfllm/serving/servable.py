@@ -119,8 +119,11 @@ class Signature:
         self.input_names = sorted(self.inputs)
         self.output_names = sorted(self.outputs)
         self._runner = runner
-        self._feeds = [(name, runner.handle(self.inputs[name].tensor)) for name in self.input_names]
-        self._fetches = [runner.handle(self.outputs[name].tensor) for name in self.output_names]
+        # Those of one dense tensor; `check` refuses calls of signatures that have others.
+        feeds = [(name, self.inputs[name].tensor) for name in self.input_names]
+        fetches = [self.outputs[name].tensor for name in self.output_names]
+        self._feeds = [(name, runner.handle(tensor)) for name, tensor in feeds if tensor]
+        self._fetches = [runner.handle(tensor) for tensor in fetches if tensor]
 
     @property
     def batchable(self) -> bool:
@@ -150,6 +153,9 @@ class Signature:
         complete = {**self.defaults, **arrays} if missing else arrays
         for name, spec in self.inputs.items():
             spec.check(name, complete[name])
+        for name, spec in self.outputs.items():
+            if not spec.tensor:
+                raise invalid(f"Output '{name}' is no dense tensor ({spec.type}).")
         return complete
 
     def run(self, arrays: Arrays, seconds: float = math.inf) -> Arrays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -45,6 +46,7 @@ TERMINATED = 128 + signal.SIGTERM
 CONNECTIONS_WAITING = 2048
 FIRST_REQUEST_SECONDS = 1.0  # for who has just connected when the server closes
 WARM_UP_PATIENCE = 10  # times `timeout_seconds`: first runs are slow
+PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)  # all others are the host's
 
 
 class Server:
@@ -272,7 +274,7 @@ class Server:
             server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        address = f"{_bracketed(options.host)}:{options.grpc_port}"
+        address = f"{bracketed(options.host)}:{options.grpc_port}"
         try:
             if options.certificate and options.key:
                 self.grpc_port = server.add_secure_port(address, _grpc_credentials(options))
@@ -331,12 +333,18 @@ class _HttpServer(uvicorn.Server):
 
 
 def set_up_logging(access_log: bool = False) -> None:
-    """JSON lines on stderr."""
+    """JSON lines on stderr, whoever logs: Python's loggers, warnings, and errors nobody caught."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(JsonLines())
-    for name in ("tfllm.serving", "uvicorn.error"):
+    root = logging.getLogger()
+    root.handlers = [lines]
+    for name in list(root.manager.loggerDict):  # absl's and TensorFlow's print by themselves
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [lines], False
+        logger.handlers, logger.propagate = [], True
+    logging.captureWarnings(True)
+    sys.unraisablehook = lambda error: log.error(
+        "%s in %s", error.exc_type.__name__, getattr(error.object, "__qualname__", "a finalizer")
+    )
     log.setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it calls TF1's loader old
     logging.getLogger("tfllm.serving.access").disabled = not access_log
@@ -353,18 +361,20 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(CONNECTIONS_WAITING)
     except OSError as error:
         listening.close()
-        raise _port_taken(host, port, "--rest-port", error.strerror) from None
+        option = "--rest-port" if error.errno in PORT_ERRORS else "--host"
+        raise _port_taken(host, port, option, error.strerror) from None
     return listening
 
 
 def _port_taken(host: str, port: int, option: str, reason: str | None = None) -> SettingError:
     return SettingError(
-        f"Cannot listen on {host}:{port}: {(reason or 'it is taken').lower()}. "
+        f"Cannot listen on {bracketed(host)}:{port}: {(reason or 'it is taken').lower()}. "
         f"Choose another {option}."
     )
 
 
-def _bracketed(host: str) -> str:
+def bracketed(host: str) -> str:
+    """A host as it stands in an address: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 

@@ -234,15 +234,20 @@ class Service:
                 )
             if array.dtype.kind == "O":
                 for text in array.flat:
-                    if (
-                        len(text) > limits.text_characters
-                        and (characters := len(text.decode("utf-8", "replace")))
-                        > limits.text_characters
-                    ):
-                        raise invalid(
-                            f"A text of input '{name}' has {characters} characters; a text may "
-                            f"have {limits.text_characters}."
-                        )
+                    self._check_text(name, text)
+
+    def _check_text(self, name: str, text: bytes) -> None:
+        most = self.limits.text_characters
+        if len(text) <= most:
+            return
+        try:
+            characters = len(text.decode())
+        except UnicodeDecodeError:
+            return  # bytes, such as an image: the limits of body and message are theirs
+        if characters > most:
+            raise invalid(
+                f"A text of input '{name}' has {characters} characters; a text may have {most}."
+            )
 
     async def _classify(
         self, version: Version, target: Target, input_proto: Any, result: Any

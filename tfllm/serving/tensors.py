@@ -16,6 +16,8 @@ import tensorflow as tf
 from tfllm.serving.schema import invalid
 
 MOST_ELEMENTS = 1 << 24
+MOST_DIMENSIONS = 64  # numpy's limit; TensorFlow's is 254
+VARINT_BYTES = 10  # of 64 bits, seven in a byte
 
 # DataType name -> the TensorProto field that holds its values.
 FIELDS = {
@@ -60,6 +62,9 @@ class TensorSpec:
     @classmethod
     def of(cls, info: Any) -> TensorSpec:
         """From a TensorInfo proto."""
+        if kind := info.WhichOneof("encoding"):
+            if kind != "name":  # coo_sparse, composite_tensor: several tensors with one name
+                return cls("", kind, None, np.dtype(object))
         shape = info.tensor_shape
         dtype = tf.dtypes.as_dtype(info.dtype) if info.dtype else tf.float32
         sizes = None if shape.unknown_rank else tuple(int(dim.size) for dim in shape.dim)
@@ -67,6 +72,11 @@ class TensorSpec:
 
     def check(self, name: str, array: np.ndarray) -> None:
         """Raises INVALID_ARGUMENT where type or shape cannot be fed."""
+        if not self.tensor:
+            raise invalid(
+                f"Input '{name}' is no dense tensor ({self.type}) and cannot be fed. Export a "
+                "signature of dense tensors."
+            )
         if array.dtype != self.dtype:
             given = type_name(tf.dtypes.as_dtype(array.dtype))
             raise invalid(
@@ -95,9 +105,14 @@ def from_proto(proto: Any, most_elements: int = MOST_ELEMENTS) -> np.ndarray:
     shape = tuple(int(dim.size) for dim in proto.tensor_shape.dim)
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise invalid("A tensor needs a shape without negative sizes.")
+    if len(shape) > MOST_DIMENSIONS:
+        raise invalid(f"A tensor of {len(shape)} dimensions; {MOST_DIMENSIONS} are the most.")
     count = math.prod(shape)
-    if count > most_elements:
-        raise invalid(f"A tensor of {count} elements is larger than {most_elements} elements.")
+    # The product without empty dimensions too: numpy computes it, and it may overflow.
+    if math.prod(size for size in shape if size) > most_elements:
+        raise invalid(
+            f"A tensor of shape {shape_text(shape)} is larger than {most_elements} elements."
+        )
     numpy_type = np.dtype(dtype.as_numpy_dtype)
     if proto.tensor_content:
         return _from_content(proto.tensor_content, numpy_type, shape, count)
@@ -105,7 +120,7 @@ def from_proto(proto: Any, most_elements: int = MOST_ELEMENTS) -> np.ndarray:
     if len(values) > count:
         raise invalid(f"{len(values)} values do not fill a tensor of shape {shape_text(shape)}.")
     if name in BITS_IN_FIELD:
-        flat = np.array(values, np.uint16).view(numpy_type)
+        flat = np.array(values, np.int64).astype(np.uint16).view(numpy_type)  # TensorFlow cuts too
     elif numpy_type.kind == "O":
         flat = np.empty(len(values), object)
         flat[:] = values
@@ -153,14 +168,15 @@ def _strings_from_content(content: bytes, shape: tuple, count: int) -> np.ndarra
     lengths, position = [], 0
     try:
         for _ in range(count):
-            value = shift = 0
-            while True:
+            value = 0
+            for shift in range(0, 7 * VARINT_BYTES, 7):
                 byte = content[position]
                 position += 1
                 value |= (byte & 0x7F) << shift
-                shift += 7
                 if byte < 0x80:
                     break
+            else:
+                raise invalid("tensor_content has a length of more than 64 bits.")
             lengths.append(value)
     except IndexError:
         raise invalid("tensor_content ends before its last string.") from None

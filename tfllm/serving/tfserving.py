@@ -20,6 +20,7 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
+from tfllm.config import made
 from tfllm.errors import SettingError
 from tfllm.serving.schema import Batching, ModelEntry, RequestError, VersionPolicy, invalid
 
@@ -122,9 +123,14 @@ def read_batching(path: str | Path) -> Batching:
             f"{path}: the last of allowed_batch_sizes must be max_batch_size ({largest})."
         )
     threads = proto.num_batch_threads.value if proto.HasField("num_batch_threads") else 2
-    if largest < 1 or threads < 1:
-        raise SettingError(f"{path}: max_batch_size and num_batch_threads must be at least 1.")
-    return Batching(max_batch_size=largest, allowed_batch_sizes=sizes, num_batch_threads=threads)
+    waiting = proto.max_enqueued_batches.value if proto.HasField("max_enqueued_batches") else None
+    fields = {
+        "max_batch_size": largest,
+        "num_batch_threads": threads,
+        "max_enqueued_batches": waiting,
+    }
+    return made(Batching, {name: f"{path}: {name}" for name in fields},
+                allowed_batch_sizes=sizes, **fields)  # fmt: skip
 
 
 def read_text_proto(path: str | Path, message: Any) -> Any:
