@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -91,8 +90,12 @@ def locked(directory: Path) -> Iterator[None]:
 def _lock(path: Path) -> int | None:
     """A descriptor with the lock of a file; None where another process has it.
 
-    A file system without locks gives none and refuses nobody.
+    A system, or a file system, without locks gives none and refuses nobody.
     """
+    try:
+        import fcntl
+    except ImportError:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
