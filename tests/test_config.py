@@ -74,6 +74,29 @@ def test_a_bad_override_is_named(tmp_path, override):
         config.load(write(tmp_path, "name: a\n"), Whole, [override])
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("{good: -1}", r"train\.class_weights\.good: Input should be greater than or equal to 0"),
+        ("{good: -2.5}", r"train\.class_weights\.good: Input should be greater than or equal to 0"),
+        ("[1, -1]", r"train\.class_weights\.1: Input should be greater than or equal to 0"),
+        ("[1, .nan]", r"train\.class_weights\.1: Input should be a finite number"),
+        ("{good: x}", r"train\.class_weights\.good: Input should be a valid number"),
+        ("balance", r"train\.class_weights: Input should be 'balanced'. Found: 'balance'"),
+    ],
+)
+def test_a_wrong_value_of_several_kinds_is_told_of_the_kind_that_it_is(tmp_path, value, said):
+    from tfllm.training.recipe import Recipe
+
+    path = write(
+        tmp_path,
+        "name: a\nmodel: {family: bert}\ntask: {kind: classification}\ndata: {train: x.tsv}\n"
+        f"train:\n  class_weights: {value}\n",
+    )
+    with pytest.raises(SettingError, match=rf"recipe\.yaml:6: {said}"):
+        config.load(path, Recipe)
+
+
 def test_a_date_is_a_text(tmp_path):
     path = write(tmp_path, "name: 2026-01-31\n")
     assert config.load(path, Whole).name == "2026-01-31"

@@ -27,6 +27,8 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
+# How pydantic names a branch of a union, as in `literal['balanced']` and `dict[str,float]`.
+BRANCH = re.compile(r"^[a-z-]+\[.*\]$")
 Lines = Mapping[tuple[str, ...], int]
 
 
@@ -215,7 +217,7 @@ def _overrides_at_fault(
     error: ValidationError, data: Any, whole: Any, kind: type[BaseModel], overrides: Sequence[str]
 ) -> list[str]:
     """The overrides that the first problem is about; none where it is the file's own."""
-    path = tuple(_written(tuple(str(part) for part in error.errors()[0]["loc"]), whole))
+    path = tuple(_written(tuple(str(part) for part in _problem(error)["loc"]), whole))
     found = []
     for text in overrides:
         keys, _ = parse_override(text)
@@ -236,7 +238,7 @@ def _explain(
     error: ValidationError, data: Any, kind: type[BaseModel], source: str, lines: Lines
 ) -> str:
     """One line for the first problem: file:line: key: what is wrong. Nearest known key."""
-    problem = error.errors()[0]
+    problem = _problem(error)
     path = tuple(str(part) for part in problem["loc"])
     keys = tuple(_written(path, data))
     line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
@@ -268,9 +270,23 @@ def _written(path: tuple[str, ...], data: Any) -> list[str]:
     for number, part in enumerate(path):
         if isinstance(data, Mapping) and part not in data and number < len(path) - 1:
             continue
+        if BRANCH.search(part):
+            continue
         keys.append(part)
         data = data.get(part) if isinstance(data, Mapping) else None
     return keys
+
+
+def _problem(error: ValidationError) -> Any:
+    """The first problem or, of a union, that of the branch that came the farthest."""
+    errors = error.errors()
+    first = errors[0]
+    branch = first["loc"][-1] if first["loc"] else ""
+    if not BRANCH.search(str(branch)):
+        return first
+    above = first["loc"][:-1]
+    same = [each for each in errors if each["loc"][: len(above)] == above]
+    return max(same, key=lambda each: len(each["loc"]))
 
 
 def _fields_at(kind: Any, path: tuple[str, ...]) -> list[str]:
