@@ -71,7 +71,7 @@ def test_one_label_in_all_is_an_error(tmp_path):
     text = (folder / "train.tsv").read_text().replace("\tbad", "\tgood")
     (folder / "train.tsv").write_text(text)
     with pytest.raises(DataError, match="All training data has the label 'good'"):
-        train(runs.recipe(folder, data={"validation": None}), tmp_path / "run", progress=False)
+        train(runs.recipe(folder), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 

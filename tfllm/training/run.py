@@ -114,6 +114,8 @@ def _train(
         if resume and devices.is_chief:
             files.check_same(directory, start.resolved(recipe), opening.summary is not None)
         features = _features(start.task, examples, start.tokenizer)
+        if devices.is_chief:
+            checks.check_targets(start.task, features, settings.class_weights)
         validation = _validation(recipe, start, measure)
         digests = inputs.digests(features, validation, start)
         resuming.check(opening, start.resolved(recipe), digests, devices)
@@ -125,7 +127,6 @@ def _train(
         batches = _batches(settings, features, devices.replicas)
         steps = _total_steps(settings, batches)
         if devices.is_chief:
-            checks.check_targets(start.task, features, settings.class_weights)
             checks.warn_of_warmup(settings, steps)
         model, used = _model(start, settings, steps, features)
     if devices.replicas > 1:
