@@ -300,7 +300,9 @@ def from_proto(
         for token in settings.added_tokens.values()
     }
     added = [token for token in found.values() if token.content in table]
-    by_class = kind in classes.LLAMA and OWN_PREFIX not in settings.config
+    # A unigram model of Llama's class is read as the package reads it, as by transformers 4.
+    bpe = model.trainer_spec.model_type == proto.BPE
+    by_class = kind in classes.LLAMA and bpe and OWN_PREFIX not in settings.config
     prefix = classes.prefix_of(settings) if by_class else BY_MODEL
     made = arranged if prefix == BY_MODEL else proto.without_prefix(arranged)
     return SentencePiece(
@@ -333,11 +335,6 @@ def _refuse_unknown(kind: str, settings: Settings, unigram: bool, path: Path) ->
         raise TokenizerError(
             f"{path}: 'split_special_tokens' is not known for a unigram model. Use a directory "
             "with its tokenizer.json."
-        )
-    if kind == "LlamaTokenizer" and unigram and OWN_PREFIX not in config:
-        raise TokenizerError(
-            f"{path}: the tokenizer's class {kind} reads BPE models, and this is a unigram model. "
-            "Use the files that belong together."
         )
     if kind == "XLMRobertaTokenizer" and config.get("add_prefix_space") is False:
         raise TokenizerError(
