@@ -23,7 +23,7 @@ STEPS, RATE = 150, 0.01  # enough to know four sentences by heart
 SENTENCES = [
     ("the cat sat on the mat , in 1974", "O B-THING O O O B-THING O O B-NUMBER"),
     ("Lily loved the little girl .", "B-THING O O B-THING I-THING O"),
-    ("what they've done to the cat", "O B-THING O O O B-THING"),
+    ("what they have done to the cat", "O B-THING O O O O B-THING"),
     ("12345 and 67 numbers", "B-NUMBER O B-NUMBER O"),
 ]
 # Vocabulary -> family and its settings. GPT-2's rows have no special tokens around them.
