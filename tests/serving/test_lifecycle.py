@@ -616,6 +616,30 @@ def test_a_stop_drops_the_loads_that_wait(tmp_path):
     assert len([what for what, _ in loader.events if what in ("wait", "load")]) == 2
 
 
+def test_a_stop_ends_a_change_of_the_list(tmp_path):
+    write(tmp_path / "m", 1)
+    write(tmp_path / "slow", 1)
+    loader = SlowLoader()
+
+    async def inside():
+        models = Models(loader, SETTLE_SECONDS)
+        models.apply([entry(tmp_path / "m")])
+        await settle(models)
+        slow = ModelEntry(name="slow", base_path=str(tmp_path / "slow"))
+        change = asyncio.ensure_future(models.change([slow]))
+        while ("wait", 1) not in loader.events:
+            await asyncio.sleep(0.005)
+        models.drop_loads()
+        with pytest.raises(RequestError) as error:
+            await asyncio.wait_for(change, SECONDS)
+        assert error.value.code == Code.UNAVAILABLE
+        assert models.models["m"].available() == [1]  # answers until the end
+        await asyncio.wait_for(models.close(), SECONDS)
+        loader.gate.set()
+
+    asyncio.run(inside())
+
+
 def test_a_stop_ends_a_warm_up(tmp_path):
     """Closing the servable is what ends its runs."""
     write(tmp_path, 1)

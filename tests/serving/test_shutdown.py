@@ -1,6 +1,7 @@
 """A server that stops loses nothing: what was sent is answered, or refused before it began."""
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -103,9 +104,13 @@ def lost(*counts):
     return [key for seen in counts for key in seen if key.startswith("lost")]
 
 
+STOPS = int(os.environ.get("TFLLM_STOPS", "1"))  # how often each signal is sent
+REST_CLIENTS, GRPC_CLIENTS = 64, 32
+
+
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] * STOPS)
 def test_nothing_is_lost(models_root, number):
     with Process("--config", models_root / "models.config", "--lame-duck", "1") as server:
         ports = [int(port) for port in re.findall(r":(\d+)(?=\s)", server.line)]
@@ -113,7 +118,7 @@ def test_nothing_is_lost(models_root, number):
         def stop():
             server.process.send_signal(number)
 
-        rest, rpc = asyncio.run(clients(*ports, 32, 16, stop))
+        rest, rpc = asyncio.run(clients(*ports, REST_CLIENTS, GRPC_CLIENTS, stop))
         status, _ = server.end()
     assert status == 0
     assert lost(rest, rpc) == []

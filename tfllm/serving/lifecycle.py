@@ -394,6 +394,8 @@ class Models:
                 await self._look(model)
             if all(model.settled() for model in staged):
                 return
+            if self._dropping:
+                raise RequestError(Code.UNAVAILABLE, "The server is shutting down.")
             await asyncio.sleep(min(self._settle_seconds, SETTLE_POLL_SECONDS))
 
     def _commit(self, staged: list[Model]) -> None:

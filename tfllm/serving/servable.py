@@ -27,6 +27,7 @@ from tfllm.serving.tensors import TensorSpec, from_proto
 SERVE_TAG = "serve"
 INIT_OP = "__saved_model_init_op"
 DEFAULT_SIGNATURE = "serving_default"
+MOST_SECONDS = 1e9  # longer limits are none
 CANCEL_SECONDS = 2.0  # for runs to notice that they are cancelled
 
 Arrays = dict[str, np.ndarray]
@@ -78,7 +79,7 @@ class Runner:
             raise unloaded()
         thread = self._threads.get()
         options = config_pb2.RunOptions(inter_op_thread_pool=thread)
-        if math.isfinite(seconds):
+        if seconds < MOST_SECONDS:
             options.timeout_in_ms = max(1, math.ceil(seconds * 1e3))
         buffer = pywrap_tf_session.TF_NewBufferFromString(options.SerializeToString())
         try:
@@ -178,7 +179,7 @@ class Signature:
     def _failure(self, error: Any, seconds: float) -> RequestError:
         if self._runner.closed:
             return unloaded()
-        if isinstance(error, tf.errors.DeadlineExceededError) and math.isfinite(seconds):
+        if isinstance(error, tf.errors.DeadlineExceededError) and seconds < MOST_SECONDS:
             return RequestError(Code.DEADLINE_EXCEEDED, f"Not done after {seconds:.3g} s.")
         return RequestError(code_of(error), cause(error.message))
 

@@ -148,7 +148,9 @@ class Server:
 
         It goes on to its end even where nobody waits for it any more.
         """
-        await asyncio.shield(self._spawn(self._use(entries)))
+        task = self._spawn(self._use(entries))
+        task.add_done_callback(_log_failure)
+        await asyncio.shield(task)
 
     async def _use(self, entries: list[ModelEntry]) -> None:
         await self.models.change(entries)
@@ -307,6 +309,12 @@ class Server:
             ssl_ca_certs=options.client_ca,
             ssl_cert_reqs=ssl.CERT_REQUIRED if options.client_ca else ssl.CERT_NONE,
         )
+
+
+def _log_failure(task: asyncio.Task) -> None:
+    """Also of a call whose client is gone."""
+    if not task.cancelled() and (error := task.exception()):
+        log.error("the list of models stays as it was: %s", error)
 
 
 class _HttpServer(uvicorn.Server):
