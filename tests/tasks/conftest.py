@@ -46,7 +46,7 @@ def run():
     def outputs(model, features, size=4):
         rows = []
         for start in range(0, len(features), size):
-            inputs, _ = features.batch(range(start, min(start + size, len(features))))
+            inputs = features.inputs(range(start, min(start + size, len(features))))
             chosen = {name: inputs[name] for name in model.input}
             rows.extend(np.asarray(model(chosen, training=False)))
         return rows
