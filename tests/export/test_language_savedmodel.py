@@ -110,16 +110,16 @@ def test_rows_have_their_own_settings_and_no_neighbours(module, writer):
         assert (texts[row], counts[row]) == (expected.text, expected.token_count)
 
 
-def test_what_a_row_asks_for_wrongly_fails_nobody(module, writer):
+def test_a_row_may_ask_for_too_much_or_nothing(module, writer):
     long = " ".join(PLAIN)
     texts, counts = generate(
         module,
         ["", "yes", long, "yes"],
         max_new_tokens=[5, 0, 8, 10**9],
-        temperature=[-1.0, 0.0, 0.0, float("nan")],
-        top_k=[-3, 10**9, 0, 0],
-        top_p=[0.0, 5.0, 1.0, 1.0],
-        seed=[-1, 0, 0, 0],
+        temperature=[0.0] * 4,
+        top_k=[0, 10**9, 0, 0],
+        top_p=[1.0] * 4,
+        seed=[0] * 4,
     )
     assert (texts[1], counts[1]) == ("", 0)
     cut = writer.generate([long], made(max_new_tokens=8), truncate="left")[0]
@@ -127,6 +127,46 @@ def test_what_a_row_asks_for_wrongly_fails_nobody(module, writer):
     whole = own(writer, "yes", max_new_tokens=1000)
     assert (texts[3], counts[3]) == (whole.text, whole.token_count)
     assert counts[0] <= 5
+
+
+WRONG = [
+    ("temperature", float("nan")), ("temperature", -0.5), ("temperature", float("inf")),
+    ("top_k", -3), ("top_p", 0.0), ("top_p", 5.0), ("top_p", float("nan")), ("seed", -1),
+    ("max_new_tokens", -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_setting_is_refused_by_its_name(module, name, value):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"input {name} must be"):
+        generate(module, PROMPTS[:2], **{name: [SETTINGS[name][0], value]})
+
+
+def generate_tokens(module, ids, lengths):
+    given = {
+        name: tf.constant(np.array(values[: len(ids)], KINDS.get(name, np.int32)))
+        for name, values in SETTINGS.items()
+    }
+    return module.signatures["generate_tokens"](
+        token_ids=tf.constant(ids, tf.int32), lengths=tf.constant(lengths, tf.int32), **given
+    )
+
+
+def test_wrong_ids_are_refused_by_their_name(checkpoint, module):
+    size = checkpoint.config.vocabulary_size
+    for ids, lengths, name in (
+        ([[1, -1]], [2], "token_ids"),
+        ([[1, 2], [size, 2]], [2, 1], "token_ids"),
+        ([[1, 2]], [3], "lengths"),
+        ([[1, 2]], [-1], "lengths"),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"input {name} must be"):
+            generate_tokens(module, ids, lengths)
+    found = generate_tokens(module, [[1, 2, -1]], [2])  # what fills a row is not looked at
+    assert np.array_equal(found["token_ids"], generate_tokens(module, [[1, 2]], [2])["token_ids"])
+    mask = tf.constant([[1, 1]], tf.int32)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="input token_ids must be"):
+        module.signatures["tokens"](token_ids=tf.constant([[1, -1]], tf.int32), mask=mask)
 
 
 def test_stop_ids_end_a_text_and_are_not_in_it(checkpoint, writer, tmp_path):
@@ -244,6 +284,11 @@ def test_a_server_answers_with_it(version, module):
             {"text": text, "token_count": count}
             for text, count in zip(expected, counts, strict=True)
         ]
+        wrong = [rows[0], {**rows[1], "temperature": -0.5}]
+        body = {"signature_name": "generate", "instances": wrong}
+        answer = httpx.post(f"{running.url}/v1/models/writer:predict", json=body, timeout=60)
+        assert answer.status_code == 400
+        assert "input temperature must be a finite number" in answer.json()["error"]
         request = predict_pb2.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = "writer", "generate"
         request.inputs["prompt"].CopyFrom(tf.make_tensor_proto(PROMPTS))

@@ -111,6 +111,25 @@ def test_rows_have_their_own_settings_and_no_neighbours(module, writer):
         assert found["score"][row] == pytest.approx(expected.score, abs=SCORES)
 
 
+def test_wrong_settings_and_ids_are_refused_by_their_name(module):
+    plain = {"max_new_tokens": 3, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+    ids = {"token_ids": tf.constant([[1, -1]], tf.int32), "lengths": tf.constant([2], tf.int32)}
+
+    def refused(signature, name, inputs, settings):
+        kinds = {**seq2seq.SETTINGS, **seq2seq.BEAM_SETTINGS}
+        given = {key: tf.constant([value], kinds[key]) for key, value in settings.items()}
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"input {name} must be"):
+            module.signatures[signature](**inputs, **given)
+
+    prompt = {"prompt": tf.constant(SOURCES[:1])}
+    beam = {"max_new_tokens": 3, "length_penalty": 1.0}
+    for name, value in (("temperature", float("nan")), ("top_p", 0.0), ("seed", -1)):
+        refused("generate", name, prompt, {**plain, name: value})
+    refused("beam", "length_penalty", prompt, {**beam, "length_penalty": float("nan")})
+    refused("generate_tokens", "token_ids", ids, plain)
+    refused("beam_tokens", "token_ids", ids, beam)
+
+
 def test_what_a_row_gives_wrongly_fails_nobody(module, writer):
     long = " ".join(SENTENCES * 9)
     prompts = [b"", b"yes", b"\xff", b"  ", long.encode()]

@@ -27,6 +27,12 @@ SIGNATURES = [
 ]  # fmt: skip
 MODELS = ["toy", "kinds"]
 NAMES = ["x", "text", "text_pair", "token_ids", "mask", "raw", "divisor", "b64", "int8", "y", ""]
+INPUTS = {
+    "toy": {"": ["text"], "pair": ["text", "text_pair"], "tokens": ["token_ids", "mask"],
+            "length": ["text"], "classify": ["inputs"]},
+    "kinds": {"": ["x"], "wide": ["x"], "total": ["x"], "uneven": ["x"], "scalar": ["x"],
+              "sixteen": ["x"], "divide": ["divisor"], "raw": ["raw"]},
+}  # fmt: skip
 HOST = "127.0.0.1"
 TYPES = [*range(12), 14, 17, 19, 20, 21, 22, 23, 99, 101]
 
@@ -65,15 +71,30 @@ def value(chance, depth=0):
     return {chance.choice(NAMES): value(chance, depth + 1) for _ in range(chance.randrange(4))}
 
 
+def aimed(chance):
+    """A model, one of its signatures, and the names of its inputs; now and then all at random."""
+    model = chance.choice(MODELS)
+    if chance.random() < 0.2:
+        return model, chance.choice(SIGNATURES), chance.sample(NAMES, chance.randrange(1, 3))
+    signature, names = chance.choice(list(INPUTS[model].items()))
+    return model, signature, names
+
+
 def document(chance):
-    made = {}
-    if chance.random() < 0.8:
-        made["signature_name"] = chance.choice(SIGNATURES)
-    key = chance.choice(["instances", "instances", "inputs", "inputs", "examples"])
-    made[key] = value(chance)
-    if chance.random() < 0.5 and isinstance(made[key], dict):
-        made[key] = [made[key]] * chance.randrange(1, 4)
-    return made
+    """A model and a document for it."""
+    model, signature, names = aimed(chance)
+    made = {"signature_name": signature} if signature else {}
+    key = chance.choice(["instances", "instances", "inputs", "examples"])
+    rows = [{name: value(chance, 2) for name in names} for _ in range(chance.choice([0, 1, 1, 2]))]
+    if chance.random() < 0.3:
+        made[key] = value(chance)
+    elif key == "inputs":
+        made[key] = {name: [value(chance, 3)] * chance.randrange(3) for name in names}
+    elif len(names) == 1 and chance.random() < 0.5:
+        made[key] = [row[names[0]] for row in rows]
+    else:
+        made[key] = rows
+    return model, made
 
 
 def damaged(chance, data):
@@ -92,9 +113,9 @@ def damaged(chance, data):
     return bytes(data)
 
 
-def path(chance):
-    method = chance.choice(["predict", "predict", "predict", "classify", "regress"])
-    return f"/v1/models/{chance.choice(MODELS)}:{method}"
+def path(chance, model):
+    method = chance.choice(["predict"] * 8 + ["classify", "regress"])
+    return f"/v1/models/{model}:{method}"
 
 
 def checked(counts):
@@ -106,8 +127,9 @@ def checked(counts):
 def test_documents(client):
     chance, counts = random.Random(1), Counter()
     for _ in range(REST_REQUESTS):
-        body = json.dumps(document(chance)).encode()
-        counts[client.post(path(chance), content=body).status_code] += 1
+        model, made = document(chance)
+        body = json.dumps(made).encode()
+        counts[client.post(path(chance, model), content=body).status_code] += 1
     counts.pop(501, None)  # types that have no JSON
     checked(counts)
 
@@ -115,9 +137,10 @@ def test_documents(client):
 def test_damaged_bodies(client):
     chance, counts = random.Random(2), Counter()
     for _ in range(REST_REQUESTS):
-        body = damaged(chance, json.dumps(document(chance)).encode())
+        model, made = document(chance)
+        body = damaged(chance, json.dumps(made).encode())
         headers = {"content-encoding": "gzip"} if chance.random() < 0.1 else {}
-        counts[client.post(path(chance), content=body, headers=headers).status_code] += 1
+        counts[client.post(path(chance, model), content=body, headers=headers).status_code] += 1
     checked(counts)
 
 
@@ -125,7 +148,8 @@ def test_damaged_requests(running, client):
     """Whole requests, several on a connection, each read until the server closes it."""
     chance, counts = random.Random(3), Counter()
     for _ in range(REST_REQUESTS):
-        body = json.dumps(document(chance)).encode()
+        model, made = document(chance)
+        body = json.dumps(made).encode()
         framing = chance.choice(
             [f"Content-Length: {len(body)}", "Transfer-Encoding: chunked", "Expect: 100-continue"]
         )
@@ -134,7 +158,9 @@ def test_damaged_requests(running, client):
         )
         if "chunked" in framing:
             body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-        head = f"POST {path(chance)} HTTP/1.1\r\nHost: x\r\n{extra}{framing}\r\n\r\n".encode()
+        head = (
+            f"POST {path(chance, model)} HTTP/1.1\r\nHost: x\r\n{extra}{framing}\r\n\r\n".encode()
+        )
         data = damaged(chance, (head + body) * chance.randrange(1, 3))
         with socket.create_connection((HOST, running.server.rest_port), 30) as connection:
             connection.settimeout(PATIENCE_SECONDS)  # reached: a hang
@@ -171,6 +197,13 @@ def tensor(chance):
     return made
 
 
+def plain_tensor(chance):
+    array = chance.choice(
+        [[1.0], [1, 0], [[1, 2]], ["a", "b"], [["a"]], 1.0, [[0.5, float("nan")]]]
+    )
+    return tf.make_tensor_proto(array)
+
+
 def test_grpc(running, client):
     chance, counts = random.Random(4), Counter()
     with grpc.insecure_channel(running.address) as channel:
@@ -181,10 +214,11 @@ def test_grpc(running, client):
         )
         for _ in range(GRPC_REQUESTS):
             request = predict_pb2.PredictRequest()
-            request.model_spec.name = chance.choice(MODELS)
-            request.model_spec.signature_name = chance.choice(SIGNATURES)
-            for name in chance.sample(NAMES, chance.randrange(1, 3)):
-                request.inputs[name].CopyFrom(tensor(chance))
+            model, signature, names = aimed(chance)
+            request.model_spec.name, request.model_spec.signature_name = model, signature
+            plain = chance.random() < 0.3
+            for name in names:
+                request.inputs[name].CopyFrom(plain_tensor(chance) if plain else tensor(chance))
             try:
                 call(request.SerializeToString(), timeout=PATIENCE_SECONDS)
                 counts["OK"] += 1

@@ -10,13 +10,14 @@
     tokens            token_ids, mask int32[B, T] -> logits float[B, T, V]
 
 `text` does not repeat the prompt. Every row has its own settings, and what it gets does not depend
-on its neighbours. One bad row cannot fail its neighbours either: a prompt that fills the window
-loses its beginning, an empty one begins with the start token (or a stop id, where there is none),
-and numbers out of range are brought into it.
+on its neighbours. A prompt that fills the window loses its beginning, an empty one begins with the
+start token (or a stop id, where there is none). Settings and ids that cannot be honoured fail the
+call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -48,6 +49,39 @@ SETTINGS = {
     "seed": tf.int32,
 }
 
+# What each of these, and beam search's, must be: as GenerationSettings, but that a request may want
+# no token at all.
+RULES = {
+    "max_new_tokens": ("at least 0", lambda value: value >= 0),
+    "temperature": (
+        "a finite number of at least 0",
+        lambda value: tf.math.is_finite(value) & (value >= 0),
+    ),
+    "top_k": ("at least 0", lambda value: value >= 0),
+    "top_p": ("above 0 and at most 1", lambda value: (value > 0) & (value <= 1)),
+    "seed": ("at least 0", lambda value: value >= 0),
+    "length_penalty": ("a finite number", tf.math.is_finite),
+}
+
+
+def checked_settings(names: Iterable[str], *values: tf.Tensor) -> list[tf.Tensor]:
+    """The values; a call fails where a setting cannot be honoured, see `graph.checked`."""
+    return [
+        graph.checked(name, RULES[name][0], value, RULES[name][1](value))
+        for name, value in zip(names, values, strict=True)
+    ]
+
+
+def checked_ids(token_ids: tf.Tensor, lengths: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Ids and lengths of rows; a call fails whose ids, within the `lengths` of their rows, are not
+    of a vocabulary of `size`."""
+    width = tf.shape(token_ids)[1]
+    fits = (lengths >= 0) & (lengths <= width)
+    lengths = graph.checked("lengths", "between 0 and the width of token_ids", lengths, fits)
+    right = (token_ids >= 0) & (token_ids < size) | ~tf.sequence_mask(lengths, width)
+    rule = f"between 0 and {size - 1}"
+    return graph.checked("token_ids", rule, token_ids, right), lengths
+
 
 def signatures(
     checkpoint: Any, model: keras.Model, graph_tokenizer: Any, profile: Profile
@@ -75,13 +109,18 @@ def signatures(
 
     @graph.function(graph.texts("prompt") + settings)
     def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
-        text, count = writer.texts(prompt, max_new_tokens, temperature, top_k, top_p, seed)
+        asked = (max_new_tokens, temperature, top_k, top_p, seed)
+        given = checked_settings(SETTINGS, *asked)
+        text, count = writer.texts(prompt, *given)
         return {"text": text, "token_count": count}
 
     @graph.function(ids + settings)
     def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
-        ragged = tf.RaggedTensor.from_tensor(token_ids, lengths=tf.maximum(lengths, 0))
-        found = writer.tokens(ragged, max_new_tokens, temperature, top_k, top_p, seed)[2]
+        asked = (max_new_tokens, temperature, top_k, top_p, seed)
+        given = checked_settings(SETTINGS, *asked)
+        token_ids, lengths = checked_ids(token_ids, lengths, made.vocabulary_size)
+        ragged = tf.RaggedTensor.from_tensor(token_ids, lengths=lengths)
+        found = writer.tokens(ragged, *given)[2]
         return {
             "token_ids": found.ids,
             "token_count": found.counts,

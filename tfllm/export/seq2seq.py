@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tensorflow as tf
 
 from tfllm.export.base import Profile, beams_of, context_of, own_beams
-from tfllm.export.causal_lm import SETTINGS
+from tfllm.export.causal_lm import SETTINGS, checked_ids, checked_settings
 from tfllm.generation import loop, searching
 from tfllm.generation import source as sources
 from tfllm.generation.settings import GenerationSettings, Rows, features, rows
@@ -64,6 +64,7 @@ def signatures(
         tf.TensorSpec([None], tf.int32, "lengths"),
     ]
     prompt = graph.texts("prompt")
+    size = writer.model.source_vocabulary_size
 
     @graph.function(prompt)
     def serve(prompt):
@@ -72,23 +73,29 @@ def signatures(
 
     @graph.function(prompt + _specs(SETTINGS))
     def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
-        given = (max_new_tokens, temperature, top_k, top_p, seed)
+        asked = (max_new_tokens, temperature, top_k, top_p, seed)
+        given = checked_settings(SETTINGS, *asked)
         text, written = writer.texts(prompt, writer.sampled, *given)
         return {"text": text, "token_count": written.counts}
 
     @graph.function(prompt + _specs(BEAM_SETTINGS))
     def beam(prompt, max_new_tokens, length_penalty):
-        text, written = writer.texts(prompt, writer.searched, max_new_tokens, length_penalty)
+        given = checked_settings(BEAM_SETTINGS, max_new_tokens, length_penalty)
+        text, written = writer.texts(prompt, writer.searched, *given)
         return {"text": text, "token_count": written.counts, "score": written.scores}
 
     @graph.function(ids + _specs(SETTINGS))
     def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
-        given = (max_new_tokens, temperature, top_k, top_p, seed)
+        asked = (max_new_tokens, temperature, top_k, top_p, seed)
+        given = checked_settings(SETTINGS, *asked)
+        token_ids, lengths = checked_ids(token_ids, lengths, size)
         return _named(writer.sampled(token_ids, lengths, *given))
 
     @graph.function(ids + _specs(BEAM_SETTINGS))
     def beam_tokens(token_ids, lengths, max_new_tokens, length_penalty):
-        return _named(writer.searched(token_ids, lengths, max_new_tokens, length_penalty))
+        given = checked_settings(BEAM_SETTINGS, max_new_tokens, length_penalty)
+        token_ids, lengths = checked_ids(token_ids, lengths, size)
+        return _named(writer.searched(token_ids, lengths, *given))
 
     made = {
         "serving_default": serve,
@@ -118,6 +125,8 @@ def tokens(model: keras.Model) -> Any:
             "token_ids": token_ids,
             "mask": mask,
         }
+        for name in ("source_ids", "token_ids"):
+            given[name] = graph.checked(name, "at least 0", given[name], given[name] >= 0)
         return {"logits": graph.run(model, given)}
 
     return logits

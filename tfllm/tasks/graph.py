@@ -63,9 +63,22 @@ def tokens(model: keras.Model, output: str = "logits") -> Any:
     names = [spec.name for spec in ids]
 
     def forward(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {output: run(model, dict(zip(names, inputs, strict=True)))}
+        given = dict(zip(names, inputs, strict=True))
+        ids = given["token_ids"]
+        given["token_ids"] = checked("token_ids", "at least 0", ids, ids >= 0)
+        return {output: run(model, given)}
 
     return _named(forward, names, ids)
+
+
+def checked(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """The value; a call of the signature fails where it is not `right`: INVALID_ARGUMENT, with the
+    input's name. Keras takes a negative index from the end, without a word."""
+    wrong = tf.boolean_mask(value, tf.logical_not(right))
+    message = f"input {name} must be {rule}; it is"  # TensorFlow escapes quotation marks
+    found = tf.raw_ops.Assert(condition=tf.reduce_all(right), data=[message, wrong], summarize=1)
+    with tf.control_dependencies([found]):  # nothing is computed with a wrong value before
+        return tf.identity(value)
 
 
 def valid_utf8(strings: tf.Tensor) -> tf.Tensor:
