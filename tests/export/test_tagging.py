@@ -19,13 +19,14 @@ pytestmark = pytest.mark.slow
 SHAPE = {"num_layers": 1, "num_heads": 2, "hidden_dim": 32, "max_sequence_length": 64}
 LABELS = ("O", "B-THING", "I-THING", "B-NUMBER")
 SCORES = 1e-4  # probabilities: float32 in another order
-STEPS, RATE = 150, 0.01  # enough to know four sentences by heart
+STEPS, RATE = 150, 0.01  # enough to know these sentences by heart
 # Words apart from their punctuation: transformers' pipeline takes `mat,` for one word.
 SENTENCES = [
     ("the cat sat on the mat , in 1974", "O B-THING O O O B-THING O O B-NUMBER"),
     ("Lily loved the little girl .", "B-THING O O B-THING I-THING O"),
     ("what they have done to the cat", "O B-THING O O O O B-THING"),
     ("12345 and 67 numbers", "B-NUMBER O B-NUMBER O"),
+    ("the cat was there to see the mat", "O B-THING O O O O O B-THING"),  # no lone marks
 ]
 # Vocabulary -> family and its settings. GPT-2's rows have no special tokens around them.
 TAGGERS = {
@@ -82,15 +83,18 @@ def test_the_pipeline_has_them_too(tagger):
     """By transformers' rules, which take every piece behind a lone space mark for a word."""
     pipe = tfllm.pipeline("ner", model=tagger, aggregation_strategy="first")
     predictor = open_checkpoint(tagger)
+    compared = 0
     for text, _ in SENTENCES:
         row = tagger.tokenizer.encode(text)
         if (tagger.tokenizer.token_marks[row.ids] == LONE_SPACE).any():
             continue
+        compared += 1
         wanted = predictor.answers([{"text": text}])[0]["entities"]
         found = [
             (one["entity_group"], text[one["start"] : one["end"]].strip()) for one in pipe(text)
         ]
         assert found == [(one["label"], one["text"]) for one in wanted]
+    assert compared
 
 
 def test_its_saved_model_agrees(tagger, tmp_path):
