@@ -183,3 +183,13 @@ def test_a_panic_of_the_rust_package_is_an_error_of_ours():
 def test_ten_million_spaces():
     with pytest.raises(TokenizerError, match="failed on a text of 10,000,000 characters"):
         tokenizer("llama3").encode(" " * 10_000_000)
+
+
+def test_a_class_that_only_the_model_s_type_names_gives_way_to_the_file(tmp_path):
+    """A Chinese GPT-2 has BERT's vocabulary; a class that a file names is another matter."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert files.load(tmp_path).kind == "wordpiece"
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    with pytest.raises(TokenizerError, match="is for byte-level BPE"):
+        files.load(tmp_path)

@@ -109,6 +109,8 @@ class Settings:
     """id -> token: of `added_tokens_decoder`, else of added_tokens.json"""
     model_type: str = ""
     """of the model's config.json"""
+    class_by_model: bool = False
+    """The class is the one that the model's type has, since no file names one."""
 
     @property
     def tokenizer_class(self) -> str:
@@ -192,7 +194,8 @@ def read(folder: Path) -> Settings:
             "which is not run. Remove the key if one of the known classes gives the same tokens."
         )
     model_type = str(_json_if_there(folder / MODEL_CONFIG).get("model_type") or "")
-    if model_type in CLASSES and not config.get("tokenizer_class"):
+    class_by_model = model_type in CLASSES and not config.get("tokenizer_class")
+    if class_by_model:
         config = {**config, "tokenizer_class": CLASSES[model_type]}
     named = dict(config)
     if DECODER not in config:
@@ -200,7 +203,8 @@ def read(folder: Path) -> Settings:
     for key in NAMED:
         if named.get(key) is not None:
             named[key] = _checked(named[key], folder / CONFIG, key)
-    settings = Settings(config, named, _template(folder, config), {}, model_type)
+    template = _template(folder, config)
+    settings = Settings(config, named, template, {}, model_type, class_by_model)
     return replace(settings, added_tokens=_added_tokens(folder, config, settings))
 
 
