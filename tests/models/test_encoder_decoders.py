@@ -1,5 +1,7 @@
 """One harness over all encoder-decoders: cached steps, padding, beams, precision, names."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -161,6 +163,8 @@ def test_config_both_ways(name):
         with pytest.raises(CheckpointError, match="pre_norm"):
             family.to_hf(config)
     else:
+        if made_for.family_of(name) == "t5":  # whose tensors say it, not the key
+            config = dataclasses.replace(config, tie_embeddings=True)
         assert family.from_hf(family.to_hf(config)) == config
 
 
@@ -185,7 +189,7 @@ def test_a_backbone_lacks_the_bias_of_its_logits():
     [
         ({"hidden_dim": 10, "num_heads": 3}, "num_heads divides"),
         ({"num_encoder_heads": 3}, "num_encoder_heads divides"),
-        ({"activation": "gleu"}, "Did you mean 'gelu'?"),
+        ({"activation": "gleu"}, "There is no activation 'gleu'. Known: gelu"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"max_sequence_length": -1}, "max_sequence_length is -1"),
     ],

@@ -1,5 +1,7 @@
 """One harness over every family: shapes, padding, precision, names, copies."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -112,9 +114,13 @@ def test_every_head_of_every_table_is_named(config):
         for table in bert.WEIGHTS[config.variant].heads.values()
         for name in table
     }
-    model = bert.backbone(config)
-    models = [keras.Model(model.input, head(model, config)) for head, _ in HEADS.values()]
-    assert names <= {layer.name for model in models for layer in model.layers}
+    layers = set()
+    for tied in (True, False):  # untied logits have a matrix of their own
+        shape = dataclasses.replace(config, tie_embeddings=tied)
+        model = bert.backbone(shape)
+        models = [keras.Model(model.input, head(model, shape)) for head, _ in HEADS.values()]
+        layers |= {layer.name for model in models for layer in model.layers}
+    assert names <= layers
 
 
 def test_equal_seeds_give_equal_models(config):
@@ -153,7 +159,7 @@ def test_config_both_ways(config):
     ("fields", "said"),
     [
         ({"hidden_dim": 10, "num_heads": 3}, "num_heads divides"),
-        ({"activation": "gleu"}, "Did you mean 'gelu'?"),
+        ({"activation": "gleu"}, "There is no activation 'gleu'. Known: gelu"),
         ({"variant": "bart"}, "Did you mean 'bert'?"),
         ({"num_layers": 0}, "num_layers is 0"),
     ],

