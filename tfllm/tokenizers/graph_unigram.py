@@ -201,7 +201,7 @@ def _path(chosen: tf.Tensor, firsts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Where the pieces of the best paths begin, and their lengths, in order: int64 [K] each."""
     size = tf.size(chosen, out_type=tf.int64)
     starts = tf.where(firsts)[:, 0]
-    ends = tf.concat([starts[1:], size[None]], 0) - 1
+    ends = tf.concat([starts, size[None]], 0)[1:] - 1  # none where there is no code point
     array = tf.TensorArray(
         tf.int64, size=1, dynamic_size=True, element_shape=[None], infer_shape=False
     ).write(0, tf.zeros([0], tf.int64))
