@@ -32,7 +32,7 @@ import os, signal, sys, time
 from tfllm import cli
 def stop(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
-def verb(arguments, prog_name):
+def verb(arguments, prog_name, standalone_mode=True):
     exec(sys.argv[1], globals())
 cli._application = lambda name: verb
 cli.main(['inspect'])

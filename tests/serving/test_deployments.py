@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.config import model_server_config_pb2
 
 from tests.serving.conftest import serving
@@ -75,7 +74,9 @@ def test_the_protos_are_those_of_tf_serving():
 def test_models_and_batching_are_read():
     (entry,) = tfserving.read_models(SERVING / "models.config")
     assert (entry.name, entry.base_path) == ("sentiment", "/models/sentiment")
-    assert tfserving.read_batching(SERVING / "batching_parameters.txt") == Batching()
+    assert tfserving.read_batching(SERVING / "batching_parameters.txt") == Batching(
+        max_enqueued_batches=8
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,8 @@ def test_dashboards_and_alerts_ask_for_series_that_exist(sentiment):
 
     httpx.post(f"{sentiment.url}/v1/models/sentiment:predict", json={"instances": ["a"]})
     page = httpx.get(f"{sentiment.url}/metrics").text
-    known = {s.name for f in text_string_to_metric_families(page) for s in f.samples} | {"up"}
+    # As they stand: the client's own parser adds an ending to counters that have none.
+    known = set(re.findall(r"^([^#{\s]+)", page, re.M)) | {"up"}
     dashboard = json.loads((SERVING / "grafana/dashboard.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     groups = documents("alerts.yml")[0]["groups"]
