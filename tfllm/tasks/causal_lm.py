@@ -56,8 +56,9 @@ class CausalLM(NextToken):
         import keras
 
         from tfllm.layers import heads
+        from tfllm.layers.causal import CausalBlock
 
-        if not hasattr(config, "tie_embeddings"):
+        if not any(isinstance(layer, CausalBlock) for layer in backbone.layers):
             raise SettingError(
                 f"task.kind: causal_lm needs a decoder, and '{backbone.name}' is none. Use the "
                 "family gpt2 or llama, or the task masked_lm."
