@@ -16,6 +16,7 @@ from tfllm.layers import (
     causal,
     cross,
     heads,
+    normalization,
     pairs,
     positions,
     relative,
@@ -24,7 +25,7 @@ from tfllm.tasks import losses, metrics
 from tfllm.training import adamw, jax_model, model, optimizers
 
 MODULES = (
-    activations, attention, blocks, causal, cross, heads, pairs, positions, relative,
+    activations, attention, blocks, causal, cross, heads, normalization, pairs, positions, relative,
     losses, metrics, adamw, jax_model, model, optimizers,
 )  # fmt: skip
 """Where registered classes and functions are defined."""

@@ -128,8 +128,9 @@ def test_slow_calls_hold_up_nobody_else(loops_root, models_root):
     ) as running:
         callers = Callers(running)
         callers.start(lambda: callers.rest("decode").status_code, 3)
+        until(lambda: sum(batcher.running for batcher in batchers(running)) == 2)
         callers.start(lambda: callers.rest("plain").status_code, 3)
-        until(lambda: sum(batcher.running for batcher in batchers(running)) >= 3)
+        until(lambda: sum(batcher.running for batcher in batchers(running)) == 3)
         for _ in range(20):
             for path in ("/v1/models/kinds:predict", "/v1/models/loops:predict"):
                 answer = httpx.post(f"{running.url}{path}", json={"instances": [3]}, timeout=60)
