@@ -20,8 +20,8 @@ def main() -> None:
     options = generation.arguments()
     # The runtime is opened with as many threads as Python counts.
     os.cpu_count = lambda: options.threads  # type: ignore[assignment]
-    from tfllm.evaluation.harness import open_model
-    from tfllm.generation.settings import GenerationSettings
+    from tfllm.generation.config import GenerationSettings
+    from tfllm.runtimes.opening import open_model
 
     engine = open_model(options.artifact).generator.engine
     settings = GenerationSettings(max_new_tokens=generation.NEW_TOKENS)

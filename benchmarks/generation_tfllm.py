@@ -8,9 +8,9 @@ import tensorflow as tf
 import workload
 
 from tfllm.checkpoints import store
-from tfllm.generation import products
+from tfllm.generation import cpu_decoding
+from tfllm.generation.config import GenerationSettings
 from tfllm.generation.engine import Engine
-from tfllm.generation.settings import GenerationSettings
 from tfllm.models.decoding import decoder
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     checkpoint = store.load(options.model)
     made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    engine = Engine(products.prepared(made, options.precision))
+    engine = Engine(cpu_decoding.prepared(made, options.precision))
     del checkpoint
     settings = GenerationSettings(max_new_tokens=generation.NEW_TOKENS)
 

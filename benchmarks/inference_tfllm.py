@@ -23,7 +23,7 @@ def savedmodel(directory: str):
 
 
 def tflite(path: str, batch_size: int):
-    from tfllm.evaluation.harness import open_model
+    from tfllm.runtimes.opening import open_model
 
     predictor = open_model(path)
     return lambda batch: predictor.answers(

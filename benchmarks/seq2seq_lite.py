@@ -20,7 +20,7 @@ def main() -> None:
     options = seq2seq.arguments()
     # The runtime is opened with as many threads as Python counts.
     os.cpu_count = lambda: options.threads  # type: ignore[assignment]
-    from tfllm.evaluation.harness import open_model
+    from tfllm.runtimes.opening import open_model
 
     generator = open_model(options.artifact).generator
     settings = generator.defaults(stop_ids=(seq2seq.END,))

@@ -9,9 +9,9 @@ import tensorflow as tf
 import workload
 
 from tfllm.checkpoints import store
-from tfllm.generation import products
+from tfllm.generation import cpu_decoding
+from tfllm.generation.config import made
 from tfllm.generation.engine import Engine
-from tfllm.generation.settings import made
 from tfllm.models.encoder_decoder import encoder_decoder
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     checkpoint = store.load(options.model)
     model = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    engine = Engine(products.prepared(model, options.precision))
+    engine = Engine(cpu_decoding.prepared(model, options.precision))
     engine.max_rows = options.batch_size * options.beams
     start = [checkpoint.start_id]
     del checkpoint

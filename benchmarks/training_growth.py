@@ -50,7 +50,7 @@ def measured(point: dict, precision: str, seconds: float) -> dict:
     import tensorflow as tf
     from training_kernels import batch, build
 
-    from tfllm.training.utilisation import matrix_rate, work
+    from tfllm.training.monitoring.utilization import matrix_rate, work
 
     data = batch(point["rows"], point["length"])
     model, step = build("fused", precision, point["layers"], point["width"])
@@ -168,7 +168,7 @@ def main() -> None:
     import tensorflow as tf
     from run import processor
 
-    from tfllm.training import precision
+    from tfllm.training.acceleration import precision
 
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(options.threads)

@@ -35,7 +35,8 @@ def build(
 
     from tfllm.layers import heads
     from tfllm.models import bert
-    from tfllm.training import kernels, optimizers, precision, rematerialisation
+    from tfllm.training import optimizers
+    from tfllm.training.acceleration import kernels, precision, rematerialization
     from tfllm.training.model import TrainingModel
     from tfllm.training.recipe import TrainSettings
 
@@ -48,7 +49,7 @@ def build(
     if kernels_name != "plain":
         kernels.install(model, compiled=kernels_name == "compiled")
     if rematerialize:
-        rematerialisation.install(model)
+        rematerialization.install(model)
     model.micro_batches = accumulate
     model.clip_norm = settings.clip_norm
     model.compile(

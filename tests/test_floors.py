@@ -9,14 +9,16 @@ PACKAGE = Path(__file__).parent.parent / "tfllm"
 
 FLOORS = [
     ["errors"],
-    ["config"],
+    ["config", "keras_internals"],
     ["layers", "tokenizers"],
     ["models", "data"],
     ["tasks"],
     ["checkpoints"],
-    ["generation", "lora", "quantization"],
+    ["generation", "lora"],
+    ["runtimes"],
     ["training", "evaluation"],
-    ["export", "serving", "reports", "pipelines", "saving"],
+    ["export", "saving"],
+    ["pipelines", "serving"],
     ["cli"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

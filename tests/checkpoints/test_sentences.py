@@ -11,7 +11,7 @@ from tests.export.language_models import make as make_decoder
 from tfllm.checkpoints import huggingface, store
 from tfllm.checkpoints.describe import describe
 from tfllm.errors import CheckpointError
-from tfllm.evaluation.checkpoint_model import open_checkpoint
+from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.tasks.embedding import Embedding
 
 KIND = "sentence_transformers.models."

@@ -11,7 +11,7 @@ import pytest
 from tfllm.cli import main
 from tfllm.cli.evaluate import table
 from tfllm.evaluation import harness
-from tfllm.evaluation.predictor import RowPredictor
+from tfllm.runtimes.predictor import RowPredictor
 from tfllm.tasks import Classification
 from tfllm.tokenizers.wordpiece import WordPiece
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tfllm.cli import main
-from tfllm.data.corpus import open_corpus
+from tfllm.data.corpora.corpus import open_corpus
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "models" / "bert" / "corpus.yaml"

@@ -7,7 +7,7 @@ import pytest
 from tests.cli.test_writing_verbs import run
 from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.cli import generate as verb
-from tfllm.generation.text_to_text import TextToText
+from tfllm.generation.seq2seq_generator import TextToText
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.generation import models
 from tfllm.checkpoints import store
 from tfllm.cli import generate as verb
 from tfllm.cli import main
-from tfllm.generation.text import TextGenerator
+from tfllm.generation.text_generator import TextGenerator
 
 
 @functools.cache

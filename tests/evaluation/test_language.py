@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from tfllm.checkpoints import store
 from tfllm.errors import ArtifactError, DataError, SettingError
-from tfllm.evaluation import harness, inputs, language
-from tfllm.evaluation.checkpoint_model import open_checkpoint
-from tfllm.evaluation.savedmodel_model import SavedModelPredictor
+from tfllm.evaluation import harness, language
 from tfllm.models import gpt2
+from tfllm.runtimes import inputs, token_log_probs
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.savedmodel import SavedModelPredictor
 from tfllm.tasks import CausalLM
 from tfllm.tokenizers.characters import from_characters
 
@@ -43,9 +44,9 @@ def test_windows_score_every_token_once_with_enough_before_it():
     for length in (2, 5, 9, 10, 17, 40):
         for stride in (1, 3, WINDOW):
             ids = np.arange(length, dtype=np.int32)
-            text = language.Scored(ids, ids > 0, 0, 0)
+            text = token_log_probs.Scored(ids, ids > 0, 0, 0)
             seen = []
-            for row in language.rows([text], WINDOW, stride):
+            for row in token_log_probs.rows([text], WINDOW, stride):
                 assert len(row.ids) <= WINDOW
                 told = row.targets[row.targets >= 0]
                 seen += told.tolist()

@@ -2,7 +2,7 @@
 
 from tfllm import tasks
 from tfllm.checkpoints import store
-from tfllm.export.sentences import CONTEXT, PLAIN, QUESTIONS
+from tfllm.export.verify.sentences import CONTEXT, PLAIN, QUESTIONS
 from tfllm.tokenizers import files
 
 CHAT_TEMPLATE = (

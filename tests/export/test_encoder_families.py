@@ -11,10 +11,10 @@ from tests.tokenizers import decoders
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.errors import SettingError
-from tfllm.evaluation.harness import open_model
 from tfllm.export import export, savedmodel
 from tfllm.export.base import profile
 from tfllm.models.bert import SUMMARY_ACTIVATION
+from tfllm.runtimes.opening import open_model
 from tfllm.tokenizers.wordpiece import WordPiece
 
 TYPES = {"bert": 2, "electra": 2, "distilbert": 0, "roberta": 1, "xlm-roberta": 1}

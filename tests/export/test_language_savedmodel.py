@@ -12,13 +12,15 @@ import tensorflow as tf
 from tests.export.c_program import printed
 from tests.export.language_models import make
 from tfllm.errors import SettingError
-from tfllm.evaluation.checkpoint_model import open_checkpoint
-from tfllm.evaluation.harness import evaluate, open_model
-from tfllm.export import causal_lm, export, oplint, savedmodel, verify
+from tfllm.evaluation.harness import evaluate
+from tfllm.export import causal_lm, export, oplint, savedmodel
 from tfllm.export.base import profile
-from tfllm.export.sentences import PLAIN
-from tfllm.generation.settings import made
-from tfllm.generation.text import TextGenerator
+from tfllm.export.verify import encoder
+from tfllm.export.verify.sentences import PLAIN
+from tfllm.generation.config import made
+from tfllm.generation.text_generator import TextGenerator
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.opening import open_model
 
 WINDOW = 64
 NEW = 10
@@ -245,7 +247,7 @@ def test_the_same_texts_under_the_servers_tensorflow(version, module):
     if not python:
         pytest.skip("no tensorflow 2.20: set TFLLM_TF220_PYTHON")
     request = {"signature": "generate", "inputs": {"prompt": PROMPTS, **SETTINGS}}
-    found = verify.in_fresh_process(version, [request], python)
+    found = encoder.in_fresh_process(version, [request], python)
     assert found["versions"]["tensorflow"].startswith("2.20")
     assert found["outputs"][0]["text"] == generate(module, PROMPTS)[0]
 

@@ -8,14 +8,15 @@ pytest.importorskip("ai_edge_litert")
 from tests.export.files import changed, with_copies, without_weights
 from tests.export.language_models import make
 from tfllm.errors import ArtifactError, CheckFailed, SettingError
-from tfllm.evaluation.checkpoint_model import open_checkpoint
-from tfllm.evaluation.harness import evaluate, open_model
-from tfllm.evaluation.lite_steps import LiteSteps
+from tfllm.evaluation.harness import evaluate
 from tfllm.export import convert, export, flatbuffer, lite_decoder, lite_steps, lite_weights, tflite
 from tfllm.export.base import profile
-from tfllm.export.sentences import PLAIN
-from tfllm.generation.settings import made
-from tfllm.generation.text import TextGenerator
+from tfllm.export.verify.sentences import PLAIN
+from tfllm.generation.config import made
+from tfllm.generation.text_generator import TextGenerator
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.opening import open_model
+from tfllm.runtimes.tflite_steps import LiteSteps
 
 CONTEXT = 48
 LENGTHS = (1, 2, 5, 21, 40, 47)  # of prompts: below, at and over prefill rows; near the end

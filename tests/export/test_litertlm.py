@@ -10,9 +10,9 @@ pytest.importorskip("litert_lm_builder")
 from tests.export.language_models import CHAT_TEMPLATE, make
 from tfllm.checkpoints import store
 from tfllm.errors import ArtifactError, SettingError
-from tfllm.evaluation import litertlm_file
 from tfllm.export import export, lite_decoder, litertlm
 from tfllm.export.base import profile
+from tfllm.runtimes import litertlm_file
 
 
 @pytest.fixture
@@ -99,12 +99,12 @@ def test_the_package_writes_the_checkpoints_texts(chat, tmp_path):
 @pytest.mark.edge
 def test_a_stop_token_inside_of_an_answer(tmp_path):
     pytest.importorskip("litert_lm")
-    from tfllm.export.litertlm_run import SAID, conversation
-    from tfllm.generation.text import TextGenerator
+    from tfllm.export.verify.litertlm_package import SAID, conversation
+    from tfllm.generation.text_generator import TextGenerator
 
     checkpoint = make(tmp_path / "tokenizer", "llama")
     ids = checkpoint.tokenizer.chat([{"role": "user", "content": SAID[0]}])
-    from tfllm.generation.settings import made
+    from tfllm.generation.config import made
 
     new = TextGenerator(checkpoint).engine.generate([ids], made(max_new_tokens=12))[0].ids
     stopping = replace(checkpoint, generation={"eos_token_id": [0, new[6]]})

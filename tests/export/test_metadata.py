@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.export.models import make
-from tfllm.evaluation.harness import open_model
 from tfllm.export import export, flatbuffer, metadata, tflite
 from tfllm.export.base import profile
+from tfllm.runtimes.opening import open_model
 
 
 @pytest.fixture(scope="module")

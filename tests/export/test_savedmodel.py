@@ -14,10 +14,11 @@ import tensorflow as tf
 from tests.export.c_program import printed
 from tests.export.models import TASKS, make
 from tfllm.errors import SettingError
-from tfllm.evaluation.checkpoint_model import open_checkpoint
-from tfllm.evaluation.harness import open_model
-from tfllm.export import export, oplint, savedmodel, verify, warmup
+from tfllm.export import export, oplint, savedmodel, warmup
 from tfllm.export.base import profile
+from tfllm.export.verify import encoder
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.opening import open_model
 
 TEXTS = ["the film was good", "Who built the lighthouse?", "café, naïve!", ""]
 TOLERANCE = 1e-5  # the same graph in another process and order
@@ -101,15 +102,15 @@ def test_warm_up_records_are_requests_of_every_signature(version):
 
 def test_a_fresh_process_gives_the_same_numbers(version, scores):
     requests = [{"signature": "serving_default", "inputs": {"text": TEXTS}}]
-    result = verify.in_fresh_process(version, requests)
+    result = encoder.in_fresh_process(version, requests)
     assert result["foreign"] == []
     np.testing.assert_allclose(result["outputs"][0]["scores"], scores, atol=TOLERANCE)
 
 
 def test_an_input_that_a_signature_has_not_is_named(version):
     requests = [{"signature": "serving_default", "inputs": {"text": ["a"], "other": ["b"]}}]
-    with pytest.raises(verify.CheckFailed, match="serving_default has no input other, only text"):
-        verify.in_fresh_process(version, requests)
+    with pytest.raises(encoder.CheckFailed, match="serving_default has no input other, only text"):
+        encoder.in_fresh_process(version, requests)
 
 
 def test_compilation_by_xla_would_be_refused(tmp_path):
@@ -121,8 +122,8 @@ def test_compilation_by_xla_would_be_refused(tmp_path):
         input_signature=[tf.TensorSpec([None], tf.float32, "x")],
     )
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.call})
-    with pytest.raises(verify.CheckFailed, match="XLA"):
-        verify.in_fresh_process(
+    with pytest.raises(encoder.CheckFailed, match="XLA"):
+        encoder.in_fresh_process(
             tmp_path, [{"signature": "serving_default", "inputs": {"x": [1.0]}}]
         )
 
@@ -154,9 +155,9 @@ def test_it_loads_under_tf_servings_own_tensorflow(version, scores, tmp_path_fac
     requests = [{"signature": "serving_default", "inputs": {"text": TEXTS}}]
     warm = warmup.requests(savedmodel.signatures_of(version), (1, 8))
     requests += [
-        {"signature": one.signature, "inputs": verify.as_lists(one.inputs)} for one in warm
+        {"signature": one.signature, "inputs": encoder.as_lists(one.inputs)} for one in warm
     ]
-    result = verify.in_fresh_process(version, requests, python=python)
+    result = encoder.in_fresh_process(version, requests, python=python)
     assert result["versions"]["tensorflow"].startswith("2.20")
     assert result["versions"]["tensorflow_text"].startswith("2.20")
     np.testing.assert_allclose(result["outputs"][0]["scores"], scores, atol=TOLERANCE)

@@ -6,10 +6,10 @@ pytest.importorskip("ai_edge_litert")
 
 from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.errors import SettingError
-from tfllm.evaluation.harness import open_model
 from tfllm.export import export, lite_decoder, tflite
 from tfllm.export.base import profile
-from tfllm.generation.text_to_text import TextToText
+from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.runtimes.opening import open_model
 
 SOURCES = [*SENTENCES, "yes"]
 LOOP = "prompt_length=72"

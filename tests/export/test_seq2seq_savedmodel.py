@@ -13,10 +13,10 @@ import tensorflow as tf
 from tests.export.c_program import printed
 from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.errors import SettingError
-from tfllm.evaluation.harness import open_model
 from tfllm.export import export, oplint, savedmodel, seq2seq
 from tfllm.export.base import profile
-from tfllm.generation.text_to_text import TextToText
+from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.runtimes.opening import open_model
 
 SCORES = 1e-4  # sums of some float32 log-probabilities, in another batch
 SECONDS = 300.0  # for a server to warm up six signatures

@@ -8,10 +8,11 @@ from tests.tokenizers.decoders import tokenizer
 from tests.tokenizers.vocabularies import VOCABULARY
 from tfllm import tasks
 from tfllm.checkpoints import store
-from tfllm.evaluation.checkpoint_model import open_checkpoint
-from tfllm.evaluation.harness import evaluate, open_model
+from tfllm.evaluation.harness import evaluate
 from tfllm.export import export
 from tfllm.export.base import profile
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.opening import open_model
 from tfllm.tokenizers.word_pieces import LONE_SPACE
 from tfllm.tokenizers.wordpiece import WordPiece
 

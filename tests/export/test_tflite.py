@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from tests.export.models import make
-from tfllm.evaluation.checkpoint_model import open_checkpoint
-from tfllm.evaluation.harness import open_model
-from tfllm.export import convert, export, flatbuffer, int8, mediapipe, sentences, tflite
+from tfllm.export import convert, export, flatbuffer, int8, tflite
 from tfllm.export.base import profile
+from tfllm.export.verify import sentences
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.opening import open_model
 
 QUICK = ("tflite-float32", "tflite-int8-full", "tflite-text", "mediapipe")
 NAMES = ["tflite-float16", "tflite-int8"]
@@ -133,13 +134,13 @@ def test_the_difference_on_other_than_ascii_text_is_stated(exported):
 @pytest.mark.parametrize("kind", ["classification", "embedding"])
 def test_mediapipes_package_gives_the_checkpoints_numbers(kind, tmp_path):
     pytest.importorskip("mediapipe")
-    from tfllm.export import mediapipe_run
+    from tfllm.export.verify import mediapipe_package
 
     checkpoint = make(kind)
     artifact = export(checkpoint, profile("mediapipe"), tmp_path / kind)
     texts = list(sentences.PLAIN)
     reference = open_checkpoint(checkpoint)
-    wanted = mediapipe_run.expected(reference, artifact.profile, texts)
-    found = mediapipe_run.answers(artifact.path / tflite.FILE, checkpoint.task, texts)
+    wanted = mediapipe_package.expected(reference, artifact.profile, texts)
+    found = mediapipe_package.answers(artifact.path / tflite.FILE, checkpoint.task, texts)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert mediapipe.INPUTS == ("token_ids", "mask", "token_types")
+    assert mediapipe_package.INPUTS == ("token_ids", "mask", "token_types")

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tests.generation.goldens import golden, gpt2
 from tfllm.generation import beam
+from tfllm.generation.config import GenerationSettings
 from tfllm.generation.engine import Engine
-from tfllm.generation.settings import GenerationSettings
 
 CASES = json.loads(str(golden()["beams"]))
 NAMES = {"no_repeat_ngram_size": "no_repeat_ngram"}

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tests.generation.conftest import FakeDecoder
 from tfllm.errors import SettingError
+from tfllm.generation.config import GenerationSettings, made
 from tfllm.generation.engine import Engine
-from tfllm.generation.settings import GenerationSettings, made
 from tfllm.generation.slots import Request, Slots
 
 PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [40, 41]]

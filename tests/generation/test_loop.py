@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tests.generation.goldens import gpt2
 from tfllm.generation import cache, loop
+from tfllm.generation.config import Features, GenerationSettings, features, row_specs, rows
 from tfllm.generation.engine import Engine
-from tfllm.generation.settings import Features, GenerationSettings, features, row_specs, rows
 
 PROMPTS = [[3, 5, 11, 2], [8], [40, 41, 7, 7, 7, 1]]
 NEW = 12

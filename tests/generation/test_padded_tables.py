@@ -16,9 +16,9 @@ from tfllm.checkpoints import store
 from tfllm.export import causal_lm, lite_decoder, seq2seq
 from tfllm.export.base import profile
 from tfllm.generation import penalties
-from tfllm.generation.settings import GenerationSettings
-from tfllm.generation.text import TextGenerator
-from tfllm.generation.text_to_text import TextToText
+from tfllm.generation.config import GenerationSettings
+from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.generation.text_generator import TextGenerator
 from tfllm.models import bert, llama_config
 from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tasks.masked_lm import MaskedLM

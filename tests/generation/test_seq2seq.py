@@ -8,11 +8,11 @@ import pytest
 
 from tests.generation.seq2seq_models import NAMES, checkpoint, told
 from tfllm.errors import SettingError
-from tfllm.generation import text_to_text
+from tfllm.generation import seq2seq_generator
+from tfllm.generation.config import made
+from tfllm.generation.cpu_decoding import prepared
 from tfllm.generation.defaults import defaults_of
 from tfllm.generation.engine import Engine
-from tfllm.generation.products import prepared
-from tfllm.generation.settings import made
 from tfllm.models.encoder_decoder import encoder_decoder
 
 SOURCES = told()["sources"]
@@ -108,7 +108,7 @@ def test_coverage_is_that_of_the_finished_text():
         # Where a token looked depends on those before it: any may stand for the one that ended it.
         tokens = [*result.ids, *settings.stop_ids[:ended]]
         start = checkpoint(name).start_id
-        (weights,) = text_to_text.alignments(model, start, [source], [tokens])
+        (weights,) = seq2seq_generator.alignments(model, start, [source], [tokens])
         np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=ROUNDING)
         coverage = np.log(np.minimum(weights.sum(axis=0), 1.0)).sum()
         coverages.append(coverage)

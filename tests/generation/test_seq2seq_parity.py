@@ -5,9 +5,9 @@ import pytest
 
 from tests.checkpoints.conftest import VOCABULARY
 from tfllm.checkpoints import store
+from tfllm.generation.config import made
+from tfllm.generation.cpu_decoding import prepared
 from tfllm.generation.engine import Engine
-from tfllm.generation.products import prepared
-from tfllm.generation.settings import made
 from tfllm.models.encoder_decoder import encoder_decoder
 
 pytestmark = pytest.mark.parity

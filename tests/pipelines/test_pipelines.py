@@ -8,8 +8,8 @@ import tfllm
 from tests.generation import models, source_models
 from tests.generation.source_models import SENTENCES
 from tfllm.errors import SettingError
-from tfllm.generation.text import TextGenerator
-from tfllm.generation.text_to_text import TextToText
+from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.generation.text_generator import TextGenerator
 
 
 @pytest.fixture(scope="module")

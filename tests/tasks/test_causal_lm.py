@@ -5,8 +5,9 @@ import pytest
 
 from tfllm.errors import DataError, SettingError
 from tfllm.models import bert, gpt2
-from tfllm.tasks import CausalLM, build, packing
+from tfllm.tasks import CausalLM, build
 from tfllm.tasks.base import IGNORED
+from tfllm.tasks.objectives import packing
 from tfllm.tokenizers.characters import from_characters
 
 START, END = 0, 1

@@ -7,7 +7,7 @@ from tfllm.errors import DataError, SettingError
 from tfllm.tasks import build
 from tfllm.tasks.base import IGNORED
 from tfllm.tokenizers.characters import from_characters
-from tfllm.tokenizers.ending import ending
+from tfllm.tokenizers.eos_ending import ending
 
 PAD, END, UNKNOWN = 0, 1, 2
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))

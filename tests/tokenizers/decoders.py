@@ -16,12 +16,13 @@ from tokenizers import (
     processors,
 )
 
-from tfllm.tokenizers import bytepair, characters, proto
+from tfllm.tokenizers import bytepair, characters
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.bytepair import BytePair
 from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.graph.splits import LLAMA3_PATTERN
 from tfllm.tokenizers.sentencepiece import from_proto
 from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
-from tfllm.tokenizers.splits import LLAMA3_PATTERN
 
 CORPUS = [
     "The cat sat on the mat, and it's the cat's mat; we'll see what they've done.",

@@ -7,7 +7,7 @@ of the directories stands in tests/golden/tokenizer_files.json (make_tokenizer_f
 import json
 from pathlib import Path
 
-from tfllm.tokenizers import proto
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.bytepair import byte_characters
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -57,7 +57,10 @@ def byte_pairs():
 
 def llama_model():
     """SentencePiece's BPE with byte fallback, as Llama 2 has it."""
-    pieces = [("<unk>", 0.0, proto.UNKNOWN), ("<s>", 0.0, proto.CONTROL)]
+    pieces = [
+        ("<unk>", 0.0, proto.UNKNOWN),
+        ("<s>", 0.0, proto.CONTROL),
+    ]
     pieces += [("</s>", 0.0, proto.CONTROL)]
     pieces += [(token, 0.0, proto.BYTE) for token in proto.BYTES]
     _, plain = letters_and_joins(WORDS[:7])
@@ -74,7 +77,12 @@ def llama_model():
 def unigram_model(specials, unknown="<unk>", space=True):
     """A unigram model that begins with `specials`."""
     pieces = [
-        (token, 0.0, proto.UNKNOWN if token == unknown else proto.CONTROL) for token in specials
+        (
+            token,
+            0.0,
+            proto.UNKNOWN if token == unknown else proto.CONTROL,
+        )
+        for token in specials
     ]
     words = [*(proto.SPACE + word for word in WORDS[:7]), *WORDS[:7]]
     pieces += [(word, -2.0 - 0.01 * n, proto.NORMAL) for n, word in enumerate(words)]
@@ -151,9 +159,16 @@ def json_of(kind, **changes):
             )
         else:
             rust.normalizer = normalizers.Sequence(
-                [normalizers.Prepend(proto.SPACE), normalizers.Replace(" ", proto.SPACE)]
+                [
+                    normalizers.Prepend(proto.SPACE),
+                    normalizers.Replace(" ", proto.SPACE),
+                ]
             )
-        fallback = [decoders.Replace(proto.SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        fallback = [
+            decoders.Replace(proto.SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+        ]
         rust.decoder = decoders.Sequence([*fallback, decoders.Strip(content=" ", left=1)])
         rust.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer as Rust
 
 from tests.tokenizers.decoders import MAKERS, ROBERTA, TRICKY, learned, tokenizer, trained
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import files, proto
+from tfllm.tokenizers import files
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.sentencepiece import from_proto
 
 

@@ -7,9 +7,9 @@ import tensorflow as tf
 import tensorflow_text
 from hypothesis import given, settings
 
-from tests.tokenizers.test_graph import TEXT, TRICKY
+from tests.tokenizers.graph.test_wordpiece import TEXT, TRICKY
 from tests.tokenizers.vocabularies import VOCABULARY
-from tfllm.tokenizers.graph import MEDIAPIPE_ALONE
+from tfllm.tokenizers.graph.wordpiece import MEDIAPIPE_ALONE
 from tfllm.tokenizers.wordpiece import WordPiece
 
 # tf-text's ops are the code that MediaPipe's BertTokenizer is built from.

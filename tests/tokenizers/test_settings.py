@@ -10,7 +10,7 @@ from tests.tokenizers.decoders import tokenizer
 from tests.tokenizers.file_cases import CONFIG, TEXTS, bert, bert_json, cases, gpt2, write
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import files
-from tfllm.tokenizers.rust import RustTokenizer
+from tfllm.tokenizers.hf_tokenizers import RustTokenizer
 
 CASES = cases()
 MORE = (

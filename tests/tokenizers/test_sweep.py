@@ -10,10 +10,10 @@ from tokenizers import normalizers, pre_tokenizers
 from tests.tokenizers.decoders import graph as small_graph
 from tests.tokenizers.decoders import tokenizer as small
 from tfllm.tokenizers import files
-from tfllm.tokenizers.checking import check_file
-from tfllm.tokenizers.codepoints import CODE_POINTS, SURROGATES, reference_table
+from tfllm.tokenizers.graph.codepoints import CODE_POINTS, SURROGATES, reference_table
+from tfllm.tokenizers.graph.words import WordSplitter
+from tfllm.tokenizers.parity_check import check_file
 from tfllm.tokenizers.wordpiece import Normalization, WordPiece
-from tfllm.tokenizers.words import WordSplitter
 
 KINDS = ("uncased", "cased", "chinese")
 SETS = (

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tokenizers.decoders import CORPUS, TRICKY, tokenizer, trained
+from tests.tokenizers.graph.test_decoders import assert_same
 from tests.tokenizers.test_command import run
-from tests.tokenizers.test_decoder_graphs import assert_same
 from tests.tokenizers.translation import (
     CODES,
     ENGLISH,
@@ -22,7 +22,7 @@ from tests.tokenizers.translation import (
 from tests.tokenizers.translation import tokenizer as two_sided
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import files, languages, marian
-from tfllm.tokenizers.checking import check_file
+from tfllm.tokenizers.parity_check import check_file
 
 NAMES = ("marian", "marian apart")
 TEXTS = [*CORPUS[:7], *TRICKY, f"{CODES[0]} the cat", f"{CODES[0]}the cat", "a >>xyz<< b", "</s>a"]
@@ -213,7 +213,7 @@ def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count, named):
 def test_every_line_of_real_text(data, source, target):
     """No difference between Python and graph, on the side that a line is meant for or not."""
     from tests.tokenizers.translation import table_of
-    from tfllm.tokenizers.checking import read_lines
+    from tfllm.tokenizers.parity_check import read_lines
 
     models = [
         learned([line.decode() for line in read_lines(data / name)], 2000)

@@ -7,7 +7,8 @@ import json
 import sentencepiece
 
 from tests.tokenizers.decoders import CORPUS, trained
-from tfllm.tokenizers import marian, proto
+from tfllm.tokenizers import marian
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.config_files import Settings
 
 ENGLISH = [CORPUS[0], CORPUS[2], CORPUS[6]] * 4

@@ -16,7 +16,7 @@ from tfllm.errors import SettingError
 from tfllm.tasks import CausalLM
 from tfllm.tokenizers import files as tokenizer_files
 from tfllm.training import vocabulary
-from tfllm.training.logs import read as read_log
+from tfllm.training.monitoring.logs import read as read_log
 from tfllm.training.recipe import Recipe, TokenizerSettings
 from tfllm.training.run import train
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tfllm import config
-from tfllm.data.corpus import open_corpus
+from tfllm.data.corpora.corpus import open_corpus
 from tfllm.data.settings import CorpusDocuments
 from tfllm.errors import DataError, SettingError
 from tfllm.tokenizers import files
@@ -15,7 +15,9 @@ TEXT = "One two three. Four five!\nSix seven. Eight nine ten.\n" * 20
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
-    monkeypatch.setattr("tfllm.data.lengths.draw", lambda counted, path: path.write_bytes(b""))
+    monkeypatch.setattr(
+        "tfllm.data.corpora.lengths.draw", lambda counted, path: path.write_bytes(b"")
+    )
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from tfllm.errors import SettingError
 from tfllm.evaluation.metrics import measure
 from tfllm.tasks import measures
 from tfllm.training import callbacks
-from tfllm.training.logs import read as read_log
 from tfllm.training.measuring import direction, is_better
+from tfllm.training.monitoring.logs import read as read_log
 from tfllm.training.recipe import EvaluateSettings, Recipe
 from tfllm.training.run import train
 from tfllm.training.tuning import search

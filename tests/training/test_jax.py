@@ -14,7 +14,8 @@ from tests.training.strategy_runs import ROOT, environment
 from tfllm import config
 from tfllm.checkpoints import store
 from tfllm.errors import SettingError
-from tfllm.training import backend, jax_devices, jax_model
+from tfllm.training import backend, jax_model
+from tfllm.training.distribution import jax_devices
 from tfllm.training.recipe import Recipe, TrainSettings
 from tfllm.training.run import train
 

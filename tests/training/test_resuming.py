@@ -14,7 +14,8 @@ from tfllm import config
 from tfllm.cli import main
 from tfllm.errors import DataError, SettingError, StorageError
 from tfllm.training import directory as files
-from tfllm.training import inputs, precision, state
+from tfllm.training import inputs, state
+from tfllm.training.acceleration import precision
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
 

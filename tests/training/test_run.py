@@ -14,7 +14,7 @@ from tfllm import config
 from tfllm.checkpoints import store
 from tfllm.errors import DataError, SettingError, StorageError, TrainingFailed
 from tfllm.evaluation.metrics import measure
-from tfllm.training.logs import read as read_log
+from tfllm.training.monitoring.logs import read as read_log
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
 

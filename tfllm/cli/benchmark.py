@@ -45,15 +45,16 @@ def benchmark(
 
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.errors import SettingError
-    from tfllm.evaluation import inputs
     from tfllm.evaluation.reading import settings_for
+    from tfllm.runtimes import inputs
 
     batches = _numbers(batch_sizes, "--batch-sizes")
     lengths = _numbers(length, "--length") if length else []
     given = list(inputs.read_inputs(input, settings_for(model, input).reading)) if input else []
 
-    from tfllm.evaluation import benchmark as measuring
-    from tfllm.evaluation.harness import open_model, versions
+    from tfllm.evaluation.harness import versions
+    from tfllm.runtimes import benchmark as measuring
+    from tfllm.runtimes.opening import open_model
 
     start = time.perf_counter()
     predictor = open_model(model)
@@ -109,8 +110,8 @@ def _example_sets(
 ) -> dict[str, list[dict[str, Any]]]:
     """Name of the row -> examples."""
     from tfllm.errors import SettingError
-    from tfllm.evaluation import inputs
-    from tfllm.evaluation.benchmark import DIFFERENT_BATCHES, sample_examples
+    from tfllm.runtimes import inputs
+    from tfllm.runtimes.benchmark import DIFFERENT_BATCHES, sample_examples
 
     if given:
         return {"as given": list(inputs.check(given, predictor.task))}
@@ -133,7 +134,7 @@ def _language_rows(
 ) -> list[dict[str, Any]]:
     """One row for every length of prompt and batch size."""
     from tfllm.cli.output import progress_bar
-    from tfllm.evaluation import language_speed
+    from tfllm.runtimes import generation_speed
 
     engine = predictor.generator.engine
     lengths = lengths or [PROMPT]
@@ -141,7 +142,7 @@ def _language_rows(
     with progress_bar("measured", len(lengths) * len(batches)) as advance:
         for length in lengths:
             for size in batches:
-                rows.append(language_speed.measure(engine, length, new_tokens, size, seconds))
+                rows.append(generation_speed.measure(engine, length, new_tokens, size, seconds))
                 advance(1)
     return rows
 

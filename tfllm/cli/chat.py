@@ -45,7 +45,7 @@ def chat(
     precision: Precision = "float32",
 ) -> None:
     """A conversation in the terminal; answers appear as they are written."""
-    from tfllm.generation.settings import made
+    from tfllm.generation.config import made
 
     options = locals()
     settings = made(**{name: options[name] for name in SETTINGS})

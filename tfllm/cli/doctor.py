@@ -134,7 +134,7 @@ def _tensorflow() -> dict[str, Any]:
         import keras
         import tensorflow as tf
 
-        from tfllm.training import precision
+        from tfllm.training.acceleration import precision
 
         gpus = [
             tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)

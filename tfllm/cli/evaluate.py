@@ -71,7 +71,8 @@ def evaluate(
     if plots and Path(plots).is_file():
         raise StorageError(f"--plots: '{plots}' is a file. Name a directory.")
 
-    from tfllm.evaluation.harness import measured_answers, open_model, report
+    from tfllm.evaluation.harness import measured_answers, report
+    from tfllm.runtimes.opening import open_model
 
     predictor = open_model(model)
     with progress_bar("measured", len(examples)) as advance:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tfllm.generation.settings import GenerationSettings
-    from tfllm.generation.text import Text, TextGenerator
+    from tfllm.generation.config import GenerationSettings
+    from tfllm.generation.text_generator import Text, TextGenerator
 
 EXAMPLES = """Examples:
 
@@ -152,7 +152,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The settings among the options that were given. Raises SettingError for what is wrong with
     any model; whether they fit together depends on what the model itself says."""
     from tfllm.errors import SettingError
-    from tfllm.generation.settings import made
+    from tfllm.generation.config import made
 
     truncate, early_stopping = options["truncate"], options["early_stopping"]
     if bool(options["prompts"]) == bool(options["input"]):
@@ -187,7 +187,7 @@ EARLY_STOPPING: dict[str, Any] = {"true": True, "false": False, "never": "never"
 def open_writer(model: str, precision: str = "float32") -> TextGenerator:
     """What writes texts with a checkpoint or an exported file. Raises SettingError."""
     from tfllm.errors import SettingError
-    from tfllm.evaluation.harness import open_model
+    from tfllm.runtimes.opening import open_model
 
     predictor = open_model(model)
     if predictor.task.kind not in ("causal_lm", "seq2seq"):
@@ -211,7 +211,7 @@ def _read(path: str) -> Iterator[dict[str, Any]]:
     """Prompts or sources of a file: `prompt`, `source`, or `messages`. Raises DataError naming file
     and line."""
     from tfllm.errors import DataError
-    from tfllm.evaluation.inputs import read_inputs
+    from tfllm.runtimes.inputs import read_inputs
 
     for example in read_inputs(path):
         prompt = example.get("prompt", example.get("source", example.get("text")))

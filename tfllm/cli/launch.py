@@ -14,9 +14,9 @@ from typing import IO, Annotated
 import typer
 
 from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
-from tfllm.training import cluster as clusters
 from tfllm.training import stopping
-from tfllm.training.cluster import Cluster
+from tfllm.training.distribution import cluster as clusters
+from tfllm.training.distribution.cluster import Cluster
 
 EXAMPLES = """
 Examples:
@@ -60,7 +60,7 @@ def launch(
     options += ["--output", str(directory)]
     if ray:
         from tfllm.evaluation.metrics import measure
-        from tfllm.training import ray_train
+        from tfllm.training.distribution import ray_train
 
         print(ray_train.run(settings, directory, workers, resume, measure))
         return

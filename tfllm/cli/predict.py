@@ -49,9 +49,10 @@ def predict(
 
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.errors import SettingError
-    from tfllm.evaluation import inputs
-    from tfllm.evaluation.harness import check_writing, open_model
+    from tfllm.evaluation.harness import check_writing
     from tfllm.evaluation.reading import settings_for
+    from tfllm.runtimes import inputs
+    from tfllm.runtimes.opening import open_model
 
     if bool(texts) == bool(input):
         raise SettingError("Give either texts or --input FILE (- for standard input).")

@@ -104,8 +104,9 @@ def _export(checkpoint: Any, name: str, output: Path) -> str:
 
 def _measured(name: str, path: Path, checks: str, examples: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of the table: size, accuracy of each language, time for one text."""
-    from tfllm.evaluation.benchmark import measure_speed
-    from tfllm.evaluation.harness import measured_answers, open_model
+    from tfllm.evaluation.harness import measured_answers
+    from tfllm.runtimes.benchmark import measure_speed
+    from tfllm.runtimes.opening import open_model
 
     predictor = open_model(path)
     right: dict[str, list[bool]] = {"en": [], "zh": []}

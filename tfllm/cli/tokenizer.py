@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
-    from tfllm.tokenizers.checking import Report
+    from tfllm.tokenizers.parity_check import Report
 
 EXAMPLES = """Examples:
 
@@ -87,7 +87,7 @@ def check(
     """
     from tfllm.cli.output import progress_bar
     from tfllm.errors import CheckFailed, DataError
-    from tfllm.tokenizers.checking import check_file
+    from tfllm.tokenizers.parity_check import check_file
 
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
@@ -145,7 +145,7 @@ def train(
     Without --column every line is text, whatever the file.
     """
     from tfllm.cli.output import stage_bar
-    from tfllm.data.texts import Lines
+    from tfllm.data.corpora.texts import Lines
     from tfllm.tokenizers.train import Options, learned
 
     _check_free(Path(output))
@@ -173,7 +173,7 @@ def load(model: str, target: bool = False) -> Tokenizer:
 
 def _folder(model: str) -> Path:
     from tfllm.checkpoints import hub
-    from tfllm.evaluation.savedmodel_model import version_folder
+    from tfllm.runtimes.savedmodel import version_folder
     from tfllm.tokenizers.files import vocabulary_file
 
     if model.startswith(hub.SCHEME):

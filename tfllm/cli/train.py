@@ -42,7 +42,7 @@ def train(
     """Train a model from a recipe; the run's directory is printed in the end."""
     import os
 
-    from tfllm.training import cluster as clusters
+    from tfllm.training.distribution import cluster as clusters
 
     cluster = clusters.found(os.environ)
     if cluster is None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tfllm.data.corpus import Corpus, is_corpus, open_corpus
+from tfllm.data.corpora.corpus import Corpus, is_corpus, open_corpus
+from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve
-from tfllm.data.preparation_settings import PrepareSettings
 from tfllm.data.sources import Reading, read
 from tfllm.errors import DataError, SettingError
 

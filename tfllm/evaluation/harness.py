@@ -7,15 +7,14 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tfllm.errors import ArtifactError, DataError, SettingError
 from tfllm.evaluation.metrics import headline, measure
-from tfllm.evaluation.predictor import BATCH_SIZE, Answer, Example, Predictor, Progress
+from tfllm.runtimes.predictor import BATCH_SIZE, Answer, Example, Predictor, Progress
 from tfllm.tasks import Task
 
-__all__ = ["Measured", "evaluate", "headline", "measured_answers", "open_model", "report"]
+__all__ = ["Measured", "evaluate", "headline", "measured_answers", "report"]
 
 # The gold fields of which an example must have the first set, by the task's kind.
 GOLD: dict[str, tuple[str, ...]] = {
@@ -54,32 +53,6 @@ class Measured:
     answers: list[Answer]
     examples: Sequence[Example]
     seconds: float  # of answering: tokenizing included, loading not
-
-
-def open_model(source: str | Path) -> Predictor:
-    """A predictor for a tfllm checkpoint, a run, a Hugging Face directory or hub id, a SavedModel
-    (its directory, or the one of its versions), or a .tflite file or the directory of one.
-
-    Raises CheckpointError or ArtifactError naming what does not fit.
-    """
-    path = Path(source)
-    if path.suffix == ".litertlm" or (path / "model.litertlm").is_file():
-        from tfllm.evaluation.language_artifact import open_bundle_model
-
-        return open_bundle_model(path)
-    if path.suffix == ".tflite" or (path / "model.tflite").is_file():
-        from tfllm.evaluation.tflite_model import open_tflite
-
-        if not path.exists():
-            raise ArtifactError(f"There is no file '{path}'. Check the path.")
-        return open_tflite(path)
-    from tfllm.evaluation.savedmodel_model import open_savedmodel, version_folder
-
-    if folder := version_folder(path):
-        return open_savedmodel(folder)
-    from tfllm.evaluation.checkpoint_model import open_checkpoint
-
-    return open_checkpoint(str(source))
 
 
 def evaluate(

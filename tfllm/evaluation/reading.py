@@ -15,7 +15,7 @@ from tfllm import config
 from tfllm.data.sources import Reading, known_format
 from tfllm.evaluation.span_answers import Language
 from tfllm.evaluation.text_to_text import Tokenize
-from tfllm.generation.given import GivenSettings
+from tfllm.generation.overrides import GivenSettings
 
 
 class Settings(Reading, GivenSettings):

@@ -8,7 +8,7 @@ TARGETS: what can be written. A target is a module with
     checks(checkpoint, profile, folder)             what the files alone tell
     finish(checkpoint, profile, folder, checks)     tfllm.json with the checks
 
-`tfllm.export.verify` runs what was written, in the runtime that it is for.
+`tfllm.export.verify.encoder` runs what was written, in the runtime that it is for.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def _checks(
     target: Any, checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dict]
 ) -> Iterator[Check]:
     """The checks of the files, then of what they do; the second only where the first passed."""
-    from tfllm.export import verify
+    from tfllm.export.verify import encoder
 
     alone = target.checks(checkpoint, profile, folder)
     yield from alone
     if all(check.passed for check in alone):
         target.finish(checkpoint, profile, folder, alone)  # the predictors read tfllm.json
-        yield from verify.checks(checkpoint, profile, folder, examples)
+        yield from encoder.checks(checkpoint, profile, folder, examples)

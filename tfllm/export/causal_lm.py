@@ -25,7 +25,7 @@ import tensorflow as tf
 from tfllm.export.base import Profile, context_of
 from tfllm.generation import cache as caches
 from tfllm.generation import loop
-from tfllm.generation.settings import NO_ID, Features, Rows
+from tfllm.generation.config import NO_ID, Features, Rows
 from tfllm.tasks import graph
 from tfllm.tokenizers.base import known_ids
 
@@ -87,7 +87,7 @@ def signatures(
     checkpoint: Any, model: keras.Model, graph_tokenizer: Any, profile: Profile
 ) -> dict[str, Any]:
     """Signature name -> tf.function. Keep `model`'s variables and `graph_tokenizer` alive."""
-    from tfllm.generation.products import laid_out
+    from tfllm.generation.cpu_decoding import laid_out
     from tfllm.models.decoding import decoder
 
     made = laid_out(decoder(model, checkpoint.family, checkpoint.config))

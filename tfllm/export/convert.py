@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import MissingExtra, SettingError
-from tfllm.evaluation.quiet import quiet
 from tfllm.export.flatbuffer import as_numbers
 from tfllm.export.int8 import ScaledChannels, with_true_ranges
+from tfllm.runtimes.quiet import quiet
 
 Inputs = Mapping[str, np.ndarray]
 

@@ -80,7 +80,7 @@ def converted(checkpoint: Any, profile: Profile) -> bytes:
 
 def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     """Signature name -> concrete function."""
-    from tfllm.generation.settings import made as made_settings
+    from tfllm.generation.config import made as made_settings
     from tfllm.models.decoding import decoder
 
     if reads_sources(checkpoint):

@@ -30,7 +30,7 @@ from keras import ops
 from tfllm.generation import cache as caches
 from tfllm.generation import loop, penalties
 from tfllm.generation import source as sources
-from tfllm.generation.settings import Features, GenerationSettings, features, row_specs, rows
+from tfllm.generation.config import Features, GenerationSettings, features, row_specs, rows
 from tfllm.layers import heads
 from tfllm.models.decoding import Decoder
 from tfllm.models.encoder_decoder import Crossed, EncoderDecoder

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import MissingExtra, SettingError
-from tfllm.evaluation import litertlm_file
-from tfllm.evaluation.litertlm_file import FILE_NAME
 from tfllm.export import flatbuffer, lite_decoder, tflite
 from tfllm.export.base import Check, Profile, context_of, is_language_model, stated
+from tfllm.runtimes import litertlm_file
+from tfllm.runtimes.litertlm_file import FILE_NAME
 
 TOKENIZERS = ("bytepair", "sentencepiece", "characters")
 # Without a template of its own a model goes on from what is said.

@@ -15,7 +15,7 @@ from typing import Any
 from tfllm.errors import SettingError
 from tfllm.export import convert, tflite
 from tfllm.export.base import Check, Profile, stated
-from tfllm.export.sentences import VARIED
+from tfllm.export.verify.sentences import VARIED
 
 INPUTS = ("token_ids", "mask", "token_types")  # MediaPipe gives all three, always
 TASKS = ("classification", "embedding")

@@ -29,10 +29,10 @@ import tensorflow as tf
 
 from tfllm.export.base import Profile, beams_of, context_of, own_beams
 from tfllm.export.causal_lm import SETTINGS, checked_ids, checked_settings
-from tfllm.generation import loop, searching
+from tfllm.generation import beam_decoding, loop
 from tfllm.generation import source as sources
-from tfllm.generation.settings import GenerationSettings, Rows, features, rows
-from tfllm.generation.settings import made as made_settings
+from tfllm.generation.config import GenerationSettings, Rows, features, rows
+from tfllm.generation.config import made as made_settings
 from tfllm.generation.state import FULL, STOPPED
 from tfllm.tasks import graph
 from tfllm.tokenizers.base import known_ids
@@ -138,8 +138,8 @@ class Writer:
     def __init__(
         self, checkpoint: Any, model: keras.Model, tokenizers: tuple[Any, Any], profile: Profile
     ):
+        from tfllm.generation.cpu_decoding import laid_out
         from tfllm.generation.defaults import defaults_of
-        from tfllm.generation.products import laid_out
         from tfllm.models.encoder_decoder import encoder_decoder
 
         self.model = laid_out(encoder_decoder(model, checkpoint.family, checkpoint.config))
@@ -215,7 +215,7 @@ class Writer:
         start = tf.fill([tf.shape(wanted)[0], 1], self.start_id)
         covers = settings.coverage_penalty > 0
         needs = replace(features(settings), known=self.known)
-        found = searching.decode(
+        found = beam_decoding.decode(
             self.model, start, tf.ones_like(wanted), made, needs, most_new,
             num_beams=settings.num_beams,
             length_penalty=given["length_penalty"][:, None],

@@ -1,8 +1,8 @@
 """TFLite files that take the text itself, through TensorFlow Text's operations for TFLite.
 
-The exact tokenizer of tfllm.tokenizers.graph needs Unicode operations that TFLite lacks, so these
-files hold TensorFlow Text's own BERT tokenizer. It reads ordinary text alike; the exporter counts
-on its own sentences where the two differ. The runtime must register OPERATIONS: in Python
+The exact tokenizer of tfllm.tokenizers.graph.wordpiece needs Unicode operations that TFLite lacks,
+so these files hold TensorFlow Text's own BERT tokenizer. It reads ordinary text alike; the exporter
+counts on its own sentences where the two differ. The runtime must register OPERATIONS: in Python
 `tensorflow_text.tflite_registrar.SELECT_TFTEXT_OPS`, in an app a build with these kernels.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from tfllm.errors import SettingError
 from tfllm.export.base import Check, Profile, stated
-from tfllm.export.sentences import SENTENCES
+from tfllm.export.verify.sentences import SENTENCES
 
 OPERATIONS = ("FastBertNormalize", "FastWordpieceTokenizeWithOffsets")
 TASKS = ("classification", "embedding", "next_sentence")
@@ -120,7 +120,7 @@ def _row(tokens: list[Any], python: Any, length: int) -> dict[str, Any]:
     if len(tokens) == 1:
         kept = [tf.minimum(sizes[0], length - 2)]
     else:
-        from tfllm.tokenizers.rows import kept_lengths
+        from tfllm.tokenizers.graph.rows import kept_lengths
 
         kept = list(kept_lengths(sizes[0], sizes[1], length - 3))
     ids, types = [[python.start_id]], [[0]]

@@ -31,7 +31,7 @@ from tfllm.export.base import (
 )
 from tfllm.export.int8 import ScaledChannels
 from tfllm.export.savedmodel import write_files
-from tfllm.export.sentences import examples as own_examples
+from tfllm.export.verify.sentences import examples as own_examples
 
 FILE = "model.tflite"
 # Masked scores share one int8 scale with all others: a large constant would make all of them one.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import MissingExtra
-from tfllm.export.sentences import SENTENCES
+from tfllm.export.verify.sentences import SENTENCES
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MOST_RECORDS = 1000

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from tfllm.generation.largest import largest
+from tfllm.generation.blocked_top_k import largest
 
 EarlyStopping = bool | Literal["never"]
 

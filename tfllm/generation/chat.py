@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tfllm.errors import SettingError
-from tfllm.generation.settings import LARGEST_SEED, GenerationSettings
-from tfllm.generation.text import Text, TextGenerator
+from tfllm.generation.config import LARGEST_SEED, GenerationSettings
+from tfllm.generation.text_generator import Text, TextGenerator
 
 Message = dict[str, str]
 

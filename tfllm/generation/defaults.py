@@ -11,7 +11,7 @@ from typing import Any
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import CheckpointError
-from tfllm.generation.settings import GenerationSettings, made
+from tfllm.generation.config import GenerationSettings, made
 
 # Hugging Face's key: ours.
 NAMES = {

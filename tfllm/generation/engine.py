@@ -25,8 +25,8 @@ from tfllm.generation import cache as caches
 from tfllm.generation import loop
 from tfllm.generation import source as sources
 from tfllm.generation import state as states
-from tfllm.generation.searching import Result, Searcher
-from tfllm.generation.settings import (
+from tfllm.generation.beam_decoding import Result, Searcher
+from tfllm.generation.config import (
     Features,
     GenerationSettings,
     Rows,

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfllm.generation import cache as caches
 from tfllm.generation import source as sources
 from tfllm.generation import state as states
-from tfllm.generation.settings import Features, Rows
+from tfllm.generation.config import Features, Rows
 from tfllm.generation.state import RUNNING, STOPPED, State
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfllm.generation.settings import NO_ID, Features, Rows
+from tfllm.generation.config import NO_ID, Features, Rows
 
 # As good as minus infinity, but finite: if everything is barred, something can still be chosen.
 BARRED = -1e30

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfllm.generation import cache as caches
 from tfllm.generation import state as states
-from tfllm.generation.settings import Features, GenerationSettings, Rows, rows
+from tfllm.generation.config import Features, GenerationSettings, Rows, rows
 from tfllm.generation.state import REASONS, RUNNING, STOPPED, State
 
 if TYPE_CHECKING:

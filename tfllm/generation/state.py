@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from tfllm.generation import cache as caches
 from tfllm.generation import source as sources
+from tfllm.generation.config import Features, Rows
 from tfllm.generation.penalties import penalised
-from tfllm.generation.samplers import choose
-from tfllm.generation.settings import Features, Rows
+from tfllm.generation.sampling import choose
 
 if TYPE_CHECKING:
     from tfllm.models.decoding import Decoder

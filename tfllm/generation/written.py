@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tfllm.tasks.seq2seq import Seq2Seq, source_of
 
 if TYPE_CHECKING:
-    from tfllm.generation.settings import GenerationSettings
-    from tfllm.generation.text_to_text import TextToText
+    from tfllm.generation.config import GenerationSettings
+    from tfllm.generation.seq2seq_generator import TextToText
 
 TOGETHER = 8  # batches that the engine is given at once: rows that end make room for others
 

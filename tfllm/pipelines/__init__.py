@@ -62,7 +62,7 @@ class Pipeline:
     task: str
     """The name that it was asked for by."""
     model: Any
-    """A `tfllm.evaluation.predictor.Predictor`."""
+    """A `tfllm.runtimes.predictor.Predictor`."""
     kind: Kind
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Options of every call that does not say otherwise."""
@@ -116,11 +116,11 @@ def _opened(model: Any) -> Any:
     from tfllm.checkpoints.base import Checkpoint
 
     if isinstance(model, Checkpoint):
-        from tfllm.evaluation.checkpoint_model import open_checkpoint
+        from tfllm.runtimes.checkpoint import open_checkpoint
 
         return open_checkpoint(model)
     if hasattr(model, "answers"):
         return model
-    from tfllm.evaluation.harness import open_model
+    from tfllm.runtimes.opening import open_model
 
     return open_model(model)

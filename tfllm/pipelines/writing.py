@@ -139,7 +139,7 @@ def _in_languages(predictor: Any, source: str | None, target: str | None) -> Any
         return predictor.generator
     from dataclasses import replace
 
-    from tfllm.generation.text_to_text import TextToText
+    from tfllm.generation.seq2seq_generator import TextToText
     from tfllm.tokenizers import languages
 
     checkpoint = predictor.checkpoint

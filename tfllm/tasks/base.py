@@ -278,7 +278,7 @@ class Task(Settings):
         return self.corpus_features(corpus, tokenizer)
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
-        """Rows over a `tfllm.data.corpus.Corpus`, made when asked for. Not of every task."""
+        """Rows over a `data.corpora.corpus.Corpus`, made when asked for. Not of every task."""
         raise NotImplementedError
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:

@@ -11,11 +11,11 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
-from tfllm.tasks import packing
 from tfllm.tasks.base import Example, Features, Rows, text_of, where
-from tfllm.tasks.corpus_stream import CorpusStream
 from tfllm.tasks.next_token import NextToken
-from tfllm.tasks.packing import Stream
+from tfllm.tasks.objectives import packing
+from tfllm.tasks.objectives.corpus_stream import CorpusStream
+from tfllm.tasks.objectives.packing import Stream
 
 if TYPE_CHECKING:
     import keras

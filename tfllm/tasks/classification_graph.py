@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tfllm.tasks.classification import Classification
     from tfllm.tasks.next_sentence import NextSentence
-    from tfllm.tokenizers.graph import GraphTokenizer
+    from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
 
 
 def signatures(

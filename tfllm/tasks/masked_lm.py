@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from tfllm.tasks import documents, masking, packing
 from tfllm.tasks.base import ClassWeights, Example, Features, Made, Task, encoded, made, text_of
-from tfllm.tasks.corpus_stream import CorpusStream
-from tfllm.tasks.masked_rows import MaskedFeatures, Plain, drawn
+from tfllm.tasks.objectives import documents, masking, packing
+from tfllm.tasks.objectives.corpus_stream import CorpusStream
+from tfllm.tasks.objectives.masked_rows import MaskedFeatures, Plain, drawn
 from tfllm.tokenizers.word_pieces import APART, AS_IT_IS, JOINED
 
 if TYPE_CHECKING:

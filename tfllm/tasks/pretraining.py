@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tfllm.tasks import documents, masking, next_sentence, sentence_pairs
+from tfllm.tasks import next_sentence
 from tfllm.tasks.base import ClassWeights, Example, Features, Made, encoded
 from tfllm.tasks.classification import softmax
 from tfllm.tasks.masked_lm import MaskedLM, Masking, rows_to_fill
-from tfllm.tasks.masked_rows import MaskedFeatures, Plain, drawn
+from tfllm.tasks.objectives import documents, masking, sentence_pairs
+from tfllm.tasks.objectives.masked_rows import MaskedFeatures, Plain, drawn
 
 if TYPE_CHECKING:
     import keras

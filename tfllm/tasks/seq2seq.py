@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
-from tfllm.tasks import pair_rows
-from tfllm.tasks import span_corruption as spans
 from tfllm.tasks.base import Example, Features, text_of, where
 from tfllm.tasks.next_token import NextToken
-from tfllm.tasks.pair_rows import Pair, PairFeatures
-from tfllm.tasks.span_pairs import SpanPairs
+from tfllm.tasks.objectives import source_target_rows
+from tfllm.tasks.objectives import span_corruption as spans
+from tfllm.tasks.objectives.source_target_rows import Pair, PairFeatures
+from tfllm.tasks.objectives.span_corruption_rows import SpanPairs
 
 if TYPE_CHECKING:
     import keras
@@ -91,7 +91,7 @@ class Seq2Seq(NextToken):
         missing, and for texts that are too long.
         """
         if self.span_corruption:
-            from tfllm.tasks.documents import documents
+            from tfllm.tasks.objectives.documents import documents
 
             return self._corrupted(documents(examples, tokenizer), tokenizer)
         kept: list[tuple[int, str]] = []  # the example's number, a target
@@ -111,7 +111,7 @@ class Seq2Seq(NextToken):
             target = made[place] if made is not None else np.zeros(0, np.int32)
             self._check(len(target), self.max_length, "target", "max_length", examples[number])
             pairs.append((sources[number], target[: self.max_length]))
-        return pair_rows.features(
+        return source_target_rows.features(
             pairs,
             np.array([len(target) for _, target in pairs], np.int64),
             np.array([len(source) for source, _ in pairs], np.int64),
@@ -157,7 +157,7 @@ class Seq2Seq(NextToken):
         if not isinstance(pairs, SpanPairs):
             return features
         assert isinstance(features, PairFeatures)
-        return pair_rows.drawn(features, replace(pairs, draw=(seed, epoch)))
+        return source_target_rows.drawn(features, replace(pairs, draw=(seed, epoch)))
 
     def _start(self, tokenizer: Tokenizer) -> int:
         start_id = tokenizer.target.pad_id if self.start_id is None else self.start_id
@@ -225,7 +225,7 @@ class Seq2Seq(NextToken):
 
     def _of_spans(self, pairs: SpanPairs, tokenizer: Tokenizer, digest: str) -> Features:
         source_lengths, lengths = pairs.lengths
-        return pair_rows.features(
+        return source_target_rows.features(
             pairs, lengths, source_lengths, self._start(tokenizer), tokenizer, digest=digest
         )
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import keras
 
     from tfllm.tasks.question_answering import QuestionAnswering
-    from tfllm.tokenizers.graph import GraphTokenizer
+    from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
 
 NEVER = -1e30  # the score of a span that is not allowed
 

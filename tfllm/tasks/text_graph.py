@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tfllm.tasks.embedding import Embedding
     from tfllm.tasks.masked_lm import MaskedLM
     from tfllm.tasks.token_classification import TokenClassification
-    from tfllm.tokenizers.graph import GraphTokenizer
+    from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
 
 
 def embedding(task: Embedding, model: keras.Model, tokenizer: GraphTokenizer) -> dict[str, Any]:

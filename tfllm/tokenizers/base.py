@@ -12,7 +12,7 @@ import numpy as np
 from tfllm.errors import SettingError, TokenizerError
 
 if TYPE_CHECKING:
-    from tfllm.tokenizers.forms import Form
+    from tfllm.tokenizers.special_tokens import Form
 
 # Windows over a context move by at least this share of the room that the stride leaves.
 WINDOW_SHARE = 4

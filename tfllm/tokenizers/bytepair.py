@@ -15,7 +15,7 @@ from typing import Any
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import classes
 from tfllm.tokenizers.config_files import Settings, content, json_file, text_file
-from tfllm.tokenizers.rust import RustTokenizer, answered, complete
+from tfllm.tokenizers.hf_tokenizers import RustTokenizer, answered, complete
 
 ENDOFTEXT = "<|endoftext|>"
 QWEN_PATTERN = (
@@ -47,7 +47,7 @@ class BytePair(RustTokenizer):
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
-        from tfllm.tokenizers.graph_bytepair import BytePairGraph
+        from tfllm.tokenizers.graph.bytepair import BytePairGraph
 
         return BytePairGraph(self, profile)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tfllm.tokenizers.config_files import ROLES, USUAL, Settings
-from tfllm.tokenizers.rust import RustTokenizer
+from tfllm.tokenizers.hf_tokenizers import RustTokenizer
 
 UNKNOWN = "<unk>"
 UNKNOWN_NAMES = (UNKNOWN, "[UNK]", "<|unk|>")
@@ -51,7 +51,7 @@ class Characters(RustTokenizer):
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
-        from tfllm.tokenizers.graph_characters import CharactersGraph
+        from tfllm.tokenizers.graph.characters import CharactersGraph
 
         return CharactersGraph(self, profile)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import proto
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.config_files import AS_IT_STANDS, Settings, content
 
 BERT_TOKENS = {

@@ -20,14 +20,14 @@ from tfllm.tokenizers import (
     config_files,
     languages,
     marian,
-    proto,
     sentencepiece,
     wordpiece_files,
 )
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.characters import Characters
 from tfllm.tokenizers.config_files import Settings, json_file
-from tfllm.tokenizers.rust import RustTokenizer
+from tfllm.tokenizers.hf_tokenizers import RustTokenizer
 from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
 from tfllm.tokenizers.wordpiece_files import read_vocabulary as read_vocabulary
 

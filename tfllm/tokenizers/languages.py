@@ -8,7 +8,7 @@ from typing import Any
 
 from tfllm.errors import TokenizerError, did_you_mean
 from tfllm.tokenizers.config_files import Settings
-from tfllm.tokenizers.forms import Form
+from tfllm.tokenizers.special_tokens import Form
 
 FIRST_CODES = tuple(
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT "

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import config_files, proto
+from tfllm.tokenizers import config_files
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import check_ids
 from tfllm.tokenizers.config_files import AddedToken, Names, Settings, content, json_file
-from tfllm.tokenizers.forms import Form
 from tfllm.tokenizers.sentencepiece import THREADS, SentencePiece, processor_of
+from tfllm.tokenizers.special_tokens import Form
 
 SOURCE, TARGET, IDS, TARGET_IDS = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
 FILES = (SOURCE, TARGET, IDS, TARGET_IDS)
@@ -74,7 +75,7 @@ class Marian(SentencePiece):
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
-        from tfllm.tokenizers.graph_marian import MarianGraph
+        from tfllm.tokenizers.graph.marian import MarianGraph
 
         return MarianGraph(self, profile)
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import classes, config_files, proto
+from tfllm.tokenizers import classes, config_files
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import check_ids
 from tfllm.tokenizers.config_files import AddedToken, Names, Settings
-from tfllm.tokenizers.forms import Form, bert, scalars
 from tfllm.tokenizers.languages import CODES
-from tfllm.tokenizers.named import NamedTokenizer
+from tfllm.tokenizers.named_tokens import NamedTokenizer
+from tfllm.tokenizers.special_tokens import Form, bert, scalars
 
 ALBERT = "AlbertTokenizer"
 T5_EXTRA_IDS = 100
@@ -165,7 +166,7 @@ class SentencePiece(NamedTokenizer):
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
-        from tfllm.tokenizers.graph_sentencepiece import SentencePieceGraph
+        from tfllm.tokenizers.graph.sentencepiece import SentencePieceGraph
 
         return SentencePieceGraph(self, profile)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tfllm.tokenizers.rust import RustTokenizer
+from tfllm.tokenizers.hf_tokenizers import RustTokenizer
 
 
 class SentencePieceJson(RustTokenizer):
@@ -23,6 +23,6 @@ class SentencePieceJson(RustTokenizer):
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
-        from tfllm.tokenizers.graph_sentencepiece_json import SentencePieceJsonGraph
+        from tfllm.tokenizers.graph.sentencepiece_json import SentencePieceJsonGraph
 
         return SentencePieceJsonGraph(self, profile)

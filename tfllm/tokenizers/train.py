@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import DataError, SettingError, did_you_mean
-from tfllm.tokenizers import bytepair, characters, classes, proto, sentencepiece
+from tfllm.tokenizers import bytepair, characters, classes, sentencepiece
+from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.config_files import Settings
 from tfllm.tokenizers.wordpiece import PREFIX, Normalization, Specials, WordPiece

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers.base import check_ids
 from tfllm.tokenizers.config_files import AddedToken, token_of, write_json
-from tfllm.tokenizers.forms import Form, RowTokenizer, bert, scalars
-from tfllm.tokenizers.rust import answered
+from tfllm.tokenizers.hf_tokenizers import answered
+from tfllm.tokenizers.special_tokens import Form, RowTokenizer, bert, scalars
 
 if TYPE_CHECKING:
-    from tfllm.tokenizers.graph import GraphTokenizer
+    from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
 
 PREFIX = "##"
 MAX_WORD_CHARACTERS = 100  # a longer word becomes the unknown token
@@ -201,7 +201,7 @@ class WordPiece(RowTokenizer):
 
     def graph(self, profile: str = "reference") -> GraphTokenizer:
         """The same tokenizer as TensorFlow ops; profile "mediapipe" does what its C++ does."""
-        from tfllm.tokenizers.graph import GraphTokenizer
+        from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
 
         return GraphTokenizer(self, profile)
 

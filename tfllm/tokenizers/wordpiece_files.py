@@ -22,7 +22,7 @@ from tfllm.tokenizers.config_files import (
     text_file,
     token_of,
 )
-from tfllm.tokenizers.rust import parsed
+from tfllm.tokenizers.hf_tokenizers import parsed
 from tfllm.tokenizers.wordpiece import MAX_WORD_CHARACTERS, PREFIX, Specials, WordPiece
 
 # Hugging Face's name of a special token -> ours

@@ -16,19 +16,19 @@ import numpy as np
 
 from tfllm.data.batching import Batch, Batches
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
+from tfllm.keras_internals import INPUT_WAIT
 from tfllm.tasks import measures
 from tfllm.training import state
 from tfllm.training.background import Writer
 from tfllm.training.directory import STATE
 from tfllm.training.epochs import Epochs
-from tfllm.training.hooks import INPUT_WAIT
-from tfllm.training.logs import Log
 from tfllm.training.measuring import Measured, Validation, direction, is_better
-from tfllm.training.progress import Bar
+from tfllm.training.monitoring.logs import Log
+from tfllm.training.monitoring.progress import Bar
+from tfllm.training.monitoring.watching import Watch, write_samples
 from tfllm.training.recipe import EvaluateSettings, Recipe
 from tfllm.training.state import Place
 from tfllm.training.stopping import Stop
-from tfllm.training.watching import Watch, write_samples
 
 SHOWN_MEASURES = 5  # in a line for people; metrics.jsonl has all
 

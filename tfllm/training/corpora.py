@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tfllm.data.corpus import TOKENIZER, is_corpus
-from tfllm.data.encoding import Cut
+from tfllm.data.corpora.corpus import TOKENIZER, is_corpus
+from tfllm.data.corpora.encoding import Cut
+from tfllm.data.corpora.preparation import Job, Progress, prepare, validation_of
+from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve
-from tfllm.data.preparation import Job, Progress, prepare, validation_of
-from tfllm.data.preparation_settings import PrepareSettings
 from tfllm.errors import SettingError
 from tfllm.tasks import AnyTask
 from tfllm.tokenizers import files as tokenizer_files

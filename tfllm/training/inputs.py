@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.data.corpus import Corpus, file_digest, files_of
+from tfllm.data.corpora.corpus import Corpus, file_digest, files_of
 from tfllm.errors import DataError
 from tfllm.tasks import Features
 from tfllm.training.measuring import Validation

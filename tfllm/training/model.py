@@ -16,9 +16,9 @@ import keras
 import tensorflow as tf
 from keras import tree
 
+from tfllm.keras_internals import ReplicatedModel
 from tfllm.tasks.base import IGNORED
 from tfllm.training.averages import Averages
-from tfllm.training.hooks import ReplicatedModel
 
 
 @keras.saving.register_keras_serializable(package="tfllm")

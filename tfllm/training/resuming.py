@@ -13,10 +13,11 @@ import numpy as np
 
 from tfllm.tasks import Features
 from tfllm.training import directory as files
-from tfllm.training import inputs, precision, state
+from tfllm.training import inputs, state
+from tfllm.training.acceleration import precision
+from tfllm.training.distribution.strategies import Devices
 from tfllm.training.recipe import Recipe
 from tfllm.training.state import Place
-from tfllm.training.strategies import Devices
 
 SHOWN_EXAMPLES = 8  # in an error message about a batch
 

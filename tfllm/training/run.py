@@ -14,41 +14,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfllm import config
+from tfllm import config, keras_internals
 from tfllm.data import batching, feeding
 from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
-from tfllm.training import (
-    checks,
-    hooks,
-    inputs,
-    jax_model,
-    kernels,
-    optimizers,
-    origin,
-    precision,
-    rematerialisation,
-    resuming,
-    strategies,
-)
+from tfllm.training import checks, inputs, jax_model, optimizers, origin, resuming
 from tfllm.training import directory as files
+from tfllm.training.acceleration import kernels, precision, rematerialization
 from tfllm.training.averages import Averages
 from tfllm.training.callbacks import Keeper, check_best
+from tfllm.training.distribution import strategies
+from tfllm.training.distribution.strategies import Devices
 from tfllm.training.epochs import Epochs
 from tfllm.training.jax_model import JaxModel
-from tfllm.training.logs import Log
 from tfllm.training.measuring import Measure, Validation, input_names
 from tfllm.training.model import TrainingModel
-from tfllm.training.profiling import Profile
-from tfllm.training.progress import Bar
+from tfllm.training.monitoring.logs import Log
+from tfllm.training.monitoring.profiling import Profile
+from tfllm.training.monitoring.progress import Bar
+from tfllm.training.monitoring.watching import Watch, target_share
 from tfllm.training.recipe import Recipe, TrainSettings
 from tfllm.training.resuming import Opening
 from tfllm.training.state import Place
 from tfllm.training.stopping import signals
-from tfllm.training.strategies import Devices
 from tfllm.training.texts import texts_of
-from tfllm.training.watching import Watch, target_share
 
 DEFAULT_EPOCHS = 3
 
@@ -81,7 +71,7 @@ def train(
     SIGTERM and SIGHUP save the state and return. `locked`: the caller holds the directory's lock
     (`tfllm.training.directory.locked`).
     Raises InputError before anything is written, TrainingFailed when the loss is no number or a
-    worker was lost. Of several workers (`tfllm.training.cluster`) the chief alone writes.
+    worker was lost. Of several workers (`training.distribution.cluster`) the chief alone writes.
     """
     directory = Path(output or Path("runs") / recipe.name)
     devices = strategies.choose(
@@ -130,7 +120,7 @@ def _train(
             checks.warn_of_warmup(settings, steps)
         model, used = _model(start, settings, steps, features)
     if devices.replicas > 1:
-        hooks.fold_replica_into_dropout(model)
+        keras_internals.fold_replica_into_dropout(model)
     check_best(recipe.evaluate, validation, model)
     first = Place(
         inputs=digests, chosen=chosen | used, replicas=devices.replicas,
@@ -242,7 +232,7 @@ def _install(model: Any, start: origin.Start, settings: TrainSettings) -> str:
     chosen = kernels.choose(settings.kernels, _parameters(model.trainable_weights))
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
-    if settings.rematerialize and not rematerialisation.install(model):
+    if settings.rematerialize and not rematerialization.install(model):
         raise SettingError(
             f"train.rematerialize: '{start.checkpoint.family}' has no blocks that can be "
             "computed again. Set it to false."

@@ -32,7 +32,7 @@ class Texts:
 
     def measured(self, checkpoint: Checkpoint, count: int) -> dict[str, Any]:
         """The measures of the texts for `count` examples, evenly spread: files may be sorted."""
-        from tfllm.generation.text_to_text import TextToText
+        from tfllm.generation.seq2seq_generator import TextToText
         from tfllm.generation.written import written
 
         count = min(count, len(self.examples))

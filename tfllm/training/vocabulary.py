@@ -14,7 +14,7 @@ from tfllm.tasks.causal_lm import lines_of, messages_of
 from tfllm.tasks.seq2seq import source_of, targets_of
 from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.ending import ending
+from tfllm.tokenizers.eos_ending import ending
 from tfllm.tokenizers.train import Options, learned
 from tfllm.tokenizers.wordpiece import WordPiece
 from tfllm.training.recipe import TokenizerSettings

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tfllm.tasks.measures import Direction
 from tfllm.training import directory as files
-from tfllm.training.logs import read
 from tfllm.training.measuring import is_better
+from tfllm.training.monitoring.logs import read
 
 COMMAND = (sys.executable, "-m", "tfllm", "train")
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>

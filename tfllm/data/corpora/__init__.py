@@ -1,0 +1,1 @@
+"""Preparing a corpus: duplicates, sentences, vocabulary, token shards."""

@@ -1,0 +1,1 @@
+"""Everything that opens a model and answers with it: checkpoints, SavedModel, LiteRT, LiteRT-LM."""

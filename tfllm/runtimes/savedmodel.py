@@ -1,0 +1,298 @@
+"""Answers from a SavedModel, through the signature that TF Serving would call.
+
+Texts go in as strings and come back as labels, spans or vectors; here they only get the form that
+`tfllm predict` writes. TensorFlow and TensorFlow Text are all that runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import ArtifactError, SettingError
+from tfllm.runtimes.artifact import read_description
+from tfllm.runtimes.predictor import (
+    BATCH_SIZE,
+    Answer,
+    Example,
+    Predictor,
+    Progress,
+    RowPredictor,
+    check_finite,
+)
+from tfllm.tasks import Task, next_sentence, words
+from tfllm.tasks.base import text_of
+from tfllm.tasks.embedding import Embedding
+from tfllm.tokenizers import files
+
+SIGNATURE, SCORE = "serving_default", "score"
+Outputs = Mapping[str, Any]  # name -> one example's part of an output, a numpy value
+
+
+def version_folder(path: Path) -> Path | None:
+    """The folder with `saved_model.pb`: `path` itself, or its highest version; else None."""
+    if (path / "saved_model.pb").is_file():
+        return path
+    versions = [
+        folder
+        for folder in (path.iterdir() if path.is_dir() else ())
+        if folder.name.isdecimal() and (folder / "saved_model.pb").is_file()
+    ]
+    return max(versions, key=lambda folder: int(folder.name), default=None)
+
+
+def open_savedmodel(folder: Path) -> Predictor:
+    """The SavedModel in a version's folder. Raises ArtifactError."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  registers the tokenizer's operations
+
+    description, task = read_description(folder / "assets" / "tfllm.json")
+    try:
+        module = tf.saved_model.load(str(folder))
+    except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ArtifactError(
+            f"'{folder}' is not a whole SavedModel ({first}). Export again."
+        ) from None
+    if SIGNATURE not in module.signatures:
+        known = ", ".join(module.signatures) or "none"
+        raise ArtifactError(
+            f"'{folder}' has no signature {SIGNATURE} (it has: {known}). Export it with tfllm."
+        )
+    facts = {
+        "kind": "savedmodel",
+        "path": str(folder),
+        "family": description.get("family"),
+        "task": task.kind,
+        "size_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "signatures": sorted(module.signatures),
+    }
+    if task.kind == "causal_lm" and {"tokens", "generate_tokens"} <= set(module.signatures):
+        from tfllm.runtimes.causal_lm_artifact import open_language_savedmodel
+
+        return open_language_savedmodel(folder, module, description, task, facts)
+    if task.kind == "seq2seq" and {"beam_tokens", "generate_tokens"} <= set(module.signatures):
+        from tfllm.runtimes.seq2seq_artifact import open_source_savedmodel
+
+        return open_source_savedmodel(folder, module, description, task, facts)
+    return SavedModelPredictor(task, facts, folder, module)
+
+
+@dataclass(frozen=True)
+class SavedModelPredictor:
+    """A SavedModel whose signature takes texts."""
+
+    task: Task
+    facts: dict[str, Any]
+    folder: Path
+    module: Any
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        return files.load(self.folder / "assets").vocabulary
+
+    def describe(self) -> dict[str, Any]:
+        return self.facts
+
+    def answers(
+        self,
+        examples: Sequence[Example],
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+    ) -> list[Answer]:
+        """See Predictor.answers."""
+        if self.task.kind == "embedding" and any("text_pair" in example for example in examples):
+            return self._pairs(examples, batch_size, progress)
+        texts = [self._texts(example) for example in examples]
+        answer = ANSWERS[self.task.kind]
+        return [
+            answer(self.task, example, outputs)
+            for example, outputs in zip(
+                examples, self._run(texts, batch_size, progress), strict=True
+            )
+        ]
+
+    def hidden_tokens(
+        self,
+        examples: Sequence[Example],
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+    ) -> list[Answer]:
+        """See RowPredictor.hidden_tokens; through the signature `tokens`."""
+        import tensorflow as tf
+
+        tokens = self.module.signatures["tokens"]
+        names = list(tokens.structured_input_signature[1])
+
+        def call(inputs: dict[str, np.ndarray]) -> np.ndarray:
+            (output,) = tokens(**{name: tf.constant(inputs[name]) for name in names}).values()
+            return output.numpy()
+
+        tokenizer = files.load(self.folder / "assets")
+        rows = RowPredictor(self.task, tokenizer, self.facts, 0, call)
+        return rows.hidden_tokens(examples, batch_size, progress)
+
+    def scored(
+        self,
+        examples: Sequence[Example],
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+        *,
+        stride: int | None = None,
+        measure: str = "all",
+    ) -> list[Answer]:
+        """Language models: see LanguagePredictor.scored; through the signature `score`.
+
+        A text is scored as the signature does it, in one window. Raises ArtifactError without one.
+        """
+        if SCORE not in self.module.signatures:
+            raise ArtifactError(
+                f"'{self.folder}' has no signature {SCORE}, which tells how likely texts are. "
+                "Measure the checkpoint that it was exported from."
+            )
+        if stride is not None or measure != "all":
+            raise SettingError(
+                "--set: stride and measure need a checkpoint; a SavedModel scores whole texts. "
+                "Leave them out, or measure the checkpoint that it was exported from."
+            )
+        texts = [text_of(example) for example in examples]
+        given = [{"text": text} for text in texts]
+        outputs = self._run(given, batch_size, progress, SCORE)
+        return [
+            {
+                "log_probability": float(output["log_probability"]),
+                "token_count": int(output["token_count"]),
+                "byte_count": len(text.encode()),
+                "character_count": len(text),
+            }
+            for text, output in zip(texts, outputs, strict=True)
+        ]
+
+    def _run(
+        self,
+        texts: Sequence[dict[str, str]],
+        batch_size: int,
+        progress: Progress | None,
+        name: str = SIGNATURE,
+    ) -> list[Outputs]:
+        """A signature's outputs for every example. Texts of like length share a batch."""
+        import tensorflow as tf
+
+        signature = self.module.signatures[name]
+        order = sorted(range(len(texts)), key=lambda i: -sum(map(len, texts[i].values())))
+        found: list[Outputs] = [{}] * len(texts)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            fed = {name: tf.constant([texts[row][name] for row in rows]) for name in texts[0]}
+            outputs = {name: value.numpy() for name, value in signature(**fed).items()}
+            for value in outputs.values():
+                if value.dtype.kind == "f":
+                    check_finite(value, self.folder)
+            for place, row in enumerate(rows):
+                found[row] = {name: value[place] for name, value in outputs.items()}
+            if progress:
+                progress(len(rows))
+        return found
+
+    def _texts(self, example: Example) -> dict[str, str]:
+        """The signature's inputs for one example."""
+        names = list(self.module.signatures[SIGNATURE].structured_input_signature[1])
+        if "text_pair" in example and "text_pair" not in names:
+            raise ArtifactError(
+                f"{example.get('_where', 'input')}: has a text_pair, but the signature of "
+                f"'{self.folder}' takes {', '.join(names)} only. Remove the field text_pair."
+            )
+        if names == ["prompt"]:
+            return {"prompt": str(example.get("prompt", example.get("text", "")))}
+        if "words" in example and names == ["text"]:
+            return {"text": " ".join(example["words"])}
+        return {name: example[name] for name in names}
+
+    def _pairs(
+        self, examples: Sequence[Example], batch_size: int, progress: Progress | None
+    ) -> list[Answer]:
+        texts = [{"text": e[name]} for e in examples for name in ("text", "text_pair")]
+        half = (lambda amount: progress(amount / 2)) if progress else None
+        vectors = [outputs["embedding"] for outputs in self._run(texts, batch_size, half)]
+        assert isinstance(self.task, Embedding)
+        return [self.task.paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
+
+
+def _classification(task: Any, example: Example, outputs: Outputs) -> Answer:
+    if "score" in outputs:
+        return {"label": float(outputs["score"])}
+    if task.problem == "regression":
+        return {"scores": dict(zip(task.labels, map(float, outputs["scores"]), strict=True))}
+    return task.named(outputs["scores"])
+
+
+def _next_sentence(task: Task, example: Example, outputs: Outputs) -> Answer:
+    probability = outputs["is_next"]
+    return next_sentence.named(np.array([probability, 1 - probability]))
+
+
+def _embedding(task: Task, example: Example, outputs: Outputs) -> Answer:
+    return {"embedding": outputs["embedding"].tolist()}
+
+
+def _question_answering(task: Task, example: Example, outputs: Outputs) -> Answer:
+    return {
+        "answer": outputs["answer"].decode(),
+        "start": int(outputs["start"]),
+        "end": int(outputs["end"]),
+        "score": float(outputs["score"]),
+    }
+
+
+def _token_classification(task: Task, example: Example, outputs: Outputs) -> Answer:
+    """Entities of the words that the graph found, or of the example's own words.
+
+    An own word has the tag of the first found word that begins in it: both are the tag of its first
+    piece.
+    """
+    labels = [label.decode() for label in outputs["labels"]]
+    columns = (outputs["starts"], outputs["ends"], outputs["scores"])
+    if "words" not in example:
+        return {"entities": words.entities(example["text"], labels, *columns)}
+    found_starts = [int(start) for start, label in zip(columns[0], labels, strict=True) if label]
+    lengths = [len(word) for word in example["words"]]
+    starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
+    first = np.searchsorted(found_starts, starts)
+    inside = np.append(found_starts, np.inf)[first] < starts + lengths
+    places = [int(place) if within else None for place, within in zip(first, inside, strict=True)]
+    tags = ["O" if place is None else labels[place] for place in places]
+    scores = [0.0 if place is None else float(columns[2][place]) for place in places]
+    text = " ".join(example["words"])
+    found = words.entities(text, tags, starts.tolist(), (starts + lengths).tolist(), scores)
+    return {"entities": found, "tags": tags}
+
+
+def _masked_lm(task: Task, example: Example, outputs: Outputs) -> Answer:
+    masks = []
+    for tokens, scores in zip(outputs["tokens"], outputs["scores"], strict=True):
+        found = [
+            {"token": token.decode(), "score": float(score)}
+            for token, score in zip(tokens, scores, strict=True)
+        ]
+        if found[0]["token"]:  # the rest is padding
+            masks.append({**found[0], "candidates": found})
+    return {"text": outputs["text"].decode(), "masks": masks}
+
+
+def _causal_lm(task: Task, example: Example, outputs: Outputs) -> Answer:
+    return {"text": outputs["text"].decode()}
+
+
+ANSWERS: dict[str, Callable[[Any, Example, Outputs], Answer]] = {
+    "classification": _classification,
+    "next_sentence": _next_sentence,
+    "embedding": _embedding,
+    "question_answering": _question_answering,
+    "token_classification": _token_classification,
+    "masked_lm": _masked_lm,
+    "causal_lm": _causal_lm,
+}

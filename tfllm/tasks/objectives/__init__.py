@@ -1,0 +1,1 @@
+"""Self-supervised objectives: how training rows are made from plain text."""

@@ -1,0 +1,85 @@
+"""Documents of sentences in memory, read as a prepared corpus is (`tfllm.data.corpora.corpus`)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfllm.data.corpora.sentences import sentences
+from tfllm.errors import DataError
+from tfllm.tasks.base import Example, text_of, where
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.base import Tokenizer
+
+GROUP = 4096  # documents that are tokenized at once
+
+BREAK = re.compile(r"<br\s*/?>")  # a line end in texts from web pages
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What `Sentences` asks for, in memory: two or four bytes a token."""
+
+    ids: np.ndarray
+    sentence_lengths: np.ndarray
+    document_starts: np.ndarray
+    token_starts: np.ndarray
+    digest: str
+    numbers: np.ndarray
+    """int [M]: which example each document is; those without tokens are none"""
+
+    def tokens(self, begin: int, end: int) -> np.ndarray:
+        """Ids at the places begin ... end: int32."""
+        return self.ids[begin:end].astype(np.int32)
+
+
+def documents(examples: Sequence[Example], tokenizer: Tokenizer) -> Documents:
+    """Every example's text (or list of texts) is a document; one without tokens is left out."""
+    kind = np.uint16 if tokenizer.vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
+    parts: list[np.ndarray] = []
+    lengths: list[int] = []
+    starts, numbers = [0], list[int]()
+    for start in range(0, len(examples), GROUP):
+        cut = [list(sentences_of(example)) for example in examples[start : start + GROUP]]
+        flat = [sentence for document in cut for sentence in document]
+        found = iter(tokenizer.encode_ids(flat, add_special_tokens=False))
+        for number, document in enumerate(cut, start):
+            kept = [ids for ids in (next(found) for _ in document) if len(ids)]
+            if kept:
+                parts.extend(np.asarray(ids, kind) for ids in kept)
+                lengths.extend(len(ids) for ids in kept)
+                starts.append(len(lengths))
+                numbers.append(number)
+    if not parts:
+        raise DataError(f"{where(examples[0]) if examples else ''}the texts have no tokens.")
+    ids = np.concatenate(parts)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    first = np.array(starts, np.int64)
+    return Documents(
+        ids=ids,
+        sentence_lengths=np.array(lengths, np.int64),
+        document_starts=first,
+        token_starts=np.concatenate([[0], ends]),
+        digest=hashlib.sha256(b"".join(map(bytes, (ids, ends, first)))).hexdigest()[:16],
+        numbers=np.array(numbers, np.int64),
+    )
+
+
+def examples_of(corpus: Any, document: np.ndarray) -> np.ndarray:
+    """The numbers of the examples that documents are: int [rows]."""
+    numbers = getattr(corpus, "numbers", None)
+    return document if numbers is None else numbers[document]
+
+
+def sentences_of(example: Example) -> Iterator[str]:
+    """The sentences of a text; each part of a list of texts ends one."""
+    value = example.get("text")
+    texts = value if isinstance(value, list | tuple) else [text_of(example)]
+    for text in texts:
+        yield from sentences(BREAK.sub("\n", str(text)))

@@ -1,0 +1,123 @@
+"""Which tokens of a row are hidden, and what stands in their place (Devlin et al. 2019, 3.1).
+
+Single tokens, whole words, or in scripts that put no spaces between words spans of characters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfllm.data.corpora.word_marks import ideographs, word_starts
+from tfllm.errors import SettingError
+from tfllm.tasks.base import IGNORED
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.base import Tokenizer
+
+# Of the tokens to be told, the share that becomes [MASK], and another token of the vocabulary.
+MASKED, RANDOM = 0.8, 0.1
+
+# Shares of spans of 1, 2, 3 and 4 characters (the n-grams of MacBERT: Cui et al. 2020, 3.1).
+SPAN_SHARES = (0.4, 0.3, 0.2, 0.1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How tokens are hidden, and the facts of the vocabulary that it takes."""
+
+    probability: float
+    mask_id: int
+    vocabulary_size: int
+    begins: np.ndarray | None = None
+    """bool [V]: tokens that begin a word; None: tokens are chosen singly"""
+    unspaced: np.ndarray | None = None
+    """bool [V]: tokens of scripts without spaces, of which spans are made"""
+
+    def count(self, length: int) -> int:
+        """How many of a row's `length` tokens are hidden, special ones counted in the length."""
+        return max(1, round(length * self.probability))
+
+
+def rule(tokenizer: Tokenizer, probability: float, whole_word: bool = False) -> Rule:
+    """The rule for a vocabulary. Raises SettingError where it cannot be followed."""
+    if tokenizer.mask_id is None:
+        raise SettingError(
+            "The vocabulary has no mask token, such as [MASK], to hide others with. Use one that "
+            "has, or learn one: tfllm tokenizer train --kind wordpiece."
+        )
+    facts = (probability, tokenizer.mask_id, tokenizer.vocabulary_size)
+    if not whole_word:
+        return Rule(*facts)
+    begins = word_starts(tokenizer)
+    if begins is None:
+        raise SettingError(
+            f"task.whole_word: a vocabulary of {tokenizer.kind} does not say where words begin. "
+            "Use wordpiece, byte-level BPE or SentencePiece, or remove the key."
+        )
+    return Rule(*facts, begins, ideographs(tokenizer))
+
+
+def chosen(ids: np.ndarray, free: np.ndarray, rule: Rule, chance: np.random.Generator):
+    """The places to hide, in order: int [M]. `free` bool [T]: the places that may be.
+
+    At most `rule.count(T)`, and at least one where any is free. Whole words are taken as long as
+    they fit; a single word that is longer than all there may be is hidden in part.
+    """
+    places = np.flatnonzero(free)
+    limit = rule.count(len(ids))
+    if rule.begins is None:
+        return np.sort(chance.permutation(places)[:limit])
+    if not len(places):
+        return places
+    words = np.split(places, np.flatnonzero(_starts(ids[places], places, rule, chance))[1:])
+    picked: list[np.ndarray] = []
+    room = limit
+    for number in chance.permutation(len(words)):
+        if len(words[number]) <= room:
+            picked.append(words[number])
+            room -= len(words[number])
+        if not room:
+            break
+    return np.sort(np.concatenate(picked or [words[0][:limit]]))
+
+
+def _starts(
+    ids: np.ndarray, places: np.ndarray, rule: Rule, chance: np.random.Generator
+) -> np.ndarray:
+    """Whether a word or a span begins at each of `places`: bool [P], the first always."""
+    assert rule.begins is not None and rule.unspaced is not None
+    starts = rule.begins[ids].copy()
+    starts[0] = True
+    starts[1:] |= np.diff(places) > 1
+    unspaced = np.flatnonzero(rule.unspaced[ids])
+    if len(unspaced):
+        # A run of such tokens is cut into spans; the lengths are drawn for the row as a whole.
+        sizes = chance.choice(np.arange(1, 1 + len(SPAN_SHARES)), len(unspaced), p=SPAN_SHARES)
+        cuts = np.zeros(len(unspaced), bool)
+        ends = np.cumsum(sizes)
+        cuts[ends[ends < len(unspaced)]] = True
+        cuts[0] = True  # so does every run
+        cuts[1:] |= np.diff(places[unspaced]) > 1
+        starts[unspaced] = cuts
+    return starts
+
+
+def hidden(
+    ids: np.ndarray, places: np.ndarray, rule: Rule, chance: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens with those at `places` hidden, and the targets: int32 [T] each, -100 elsewhere.
+
+    80 % become [MASK], 10 % any token of the vocabulary, 10 % stay.
+    """
+    target = np.full(len(ids), IGNORED, np.int32)
+    target[places] = ids[places]
+    draws = chance.random(len(places))
+    others = chance.integers(rule.vocabulary_size, size=len(places))
+    result = np.array(ids, np.int32)
+    result[places[draws < MASKED]] = rule.mask_id
+    other = (draws >= MASKED) & (draws < MASKED + RANDOM)
+    result[places[other]] = others[other]
+    return result, target

@@ -1,0 +1,151 @@
+"""Pairs of text that follow one another, or do not (Devlin et al. 2019, section 3.1, task 2).
+
+As `create_pretraining_data.py` of google-research/bert makes them: sentences of a document are put
+together until they fill a row (every tenth document's rows are shorter), cut in two at random, and
+in half of the cases the second part is replaced by sentences of another document. What is too long
+loses tokens at both ends. Two things differ, so that row i of an epoch can be made without those
+before it: sentences that were replaced are not put back into the next row (another epoch has them),
+and a row's length does not depend on the epoch, nor on whether its parts follow one another.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from tfllm.errors import DataError
+
+SHORTER_SHARE = 0.1  # of the documents: their rows have any length
+RANDOM_SHARE = 0.5  # of the pairs
+SMALLEST = 2  # tokens of a pair: one each
+LENGTHS_SEED = 2019  # which documents have shorter rows is the same in every run
+
+
+class Sentences(Protocol):
+    """Documents of sentences of tokens: `data.corpora.corpus.Corpus`, or `documents.Documents`."""
+
+    sentence_lengths: np.ndarray  # int [N]
+    document_starts: np.ndarray  # int [M + 1]: the first sentence of each; the last entry is N
+    token_starts: np.ndarray  # int [N + 1]: the place of each sentence's first token
+
+    def tokens(self, begin: int, end: int) -> np.ndarray: ...
+
+
+class Pair(NamedTuple):
+    """Two ranges of places of tokens, [begin, end) each."""
+
+    first: tuple[int, int]
+    second: tuple[int, int]
+    is_next: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of one corpus. All arrays are int [rows]."""
+
+    sentences: Sentences
+    document: np.ndarray
+    begin: np.ndarray  # the row's first sentence
+    end: np.ndarray  # behind its last
+    total: np.ndarray  # tokens of both parts together
+    by_size: np.ndarray  # int [M]: documents, the shortest first
+    sizes: np.ndarray  # int [M]: their tokens, in this order
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+    def pair(self, row: int, chance: np.random.Generator) -> Pair:
+        """The two parts of a row."""
+        begin, end, total = int(self.begin[row]), int(self.end[row]), int(self.total[row])
+        cut = begin + (1 if end - begin < 2 else int(chance.integers(1, end - begin)))
+        places = self.sentences.token_starts
+        first = (int(places[begin]), int(places[cut]))
+        replaced = end - begin < 2 or chance.random() < RANDOM_SHARE
+        second = (first[1], int(places[end]))
+        if replaced:
+            needed = max(1, total - (first[1] - first[0]))
+            second = self._elsewhere(int(self.document[row]), needed, chance)
+        return Pair(*shortened(first, second, total, chance), not replaced)
+
+    def _elsewhere(
+        self, document: int, needed: int, chance: np.random.Generator
+    ) -> tuple[int, int]:
+        """Whole sentences of another document, at least `needed` tokens together, or all that a
+        document has where none has as many."""
+        count = len(self.sizes)
+        first = min(int(np.searchsorted(self.sizes, needed)), count - 2)
+        drawn = first + int(chance.integers(count - first))
+        if self.by_size[drawn] == document:
+            drawn = first + (drawn + 1 - first) % (count - first)
+        other = int(self.by_size[drawn])
+        starts, places = self.sentences.document_starts, self.sentences.token_starts
+        low, high = int(starts[other]), int(starts[other + 1])
+        own = places[low : high + 1]
+        # The last sentence from which on there is enough.
+        last = int(np.searchsorted(own, own[-1] - needed, side="right")) - 1
+        start = int(chance.integers(max(last, 0) + 1))
+        end = min(int(np.searchsorted(own, own[start] + needed)), high - low)
+        return int(own[start]), int(own[end])
+
+
+def shortened(
+    first: tuple[int, int], second: tuple[int, int], total: int, chance: np.random.Generator
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Both ranges, together at most `total` long: the longer one loses a token at a time (the
+    second where both are equal), each at its begin or its end."""
+    lengths = [first[1] - first[0], second[1] - second[0]]
+    if sum(lengths) <= total:
+        return first, second
+    shorter = min(lengths)
+    kept = [length if length == shorter else total - shorter for length in lengths]
+    if 2 * shorter > total or lengths[0] == lengths[1]:
+        kept = [total - total // 2, total // 2]
+    ranges = []
+    for (begin, end), length in zip((first, second), kept, strict=True):
+        before = int(chance.binomial(end - begin - length, 0.5))
+        ranges.append((begin + before, begin + before + length))
+    return ranges[0], ranges[1]
+
+
+def plan(sentences: Sentences, room: int) -> Plan:
+    """Rows of `room` tokens at most, special ones not counted.
+
+    Raises DataError for a single document: nothing could be told from what does not follow.
+    """
+    starts, places = map(np.asarray, (sentences.document_starts, sentences.token_starts))
+    sizes = np.diff(places[starts])
+    if len(sizes) < 2:
+        raise DataError(
+            "Pairs that do not follow one another need two documents, and the training data has "
+            f"{len(sizes)}. Give more documents, or use the task masked_lm."
+        )
+    chance = np.random.default_rng(LENGTHS_SEED)
+    rows = array("q")  # four numbers a row, without an object for each
+    for document, (low, high) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        target = room
+        if chance.random() < SHORTER_SHARE:
+            target = int(chance.integers(SMALLEST, room + 1))
+        for begin, end, total in _chunks(places[low : high + 1], target, room):
+            rows.extend((document, int(low) + begin, int(low) + end, total))
+    document_of, begin, end, total = np.frombuffer(rows, np.int64).reshape(-1, 4).T
+    by_size = np.argsort(sizes, kind="stable")
+    return Plan(sentences, document_of, begin, end, total, by_size, sizes[by_size])
+
+
+def _chunks(own: np.ndarray, target: int, room: int):
+    """(begin, end, tokens of a row) of a document's rows, in sentences of the document.
+
+    `own` [n + 1]: places of its sentences. A row ends with the sentence that reaches `target`. One
+    of a single sentence gets its second part from elsewhere, and fills up to `target`.
+    """
+    begin, count = 0, len(own) - 1
+    while begin < count:
+        end = min(int(np.searchsorted(own, own[begin] + target)), count)
+        end = max(end, begin + 1)
+        found = int(own[end] - own[begin])
+        total = min(found, room) if end - begin > 1 else max(target, min(found, room))
+        yield begin, end, max(total, SMALLEST)
+        begin = end

@@ -1,0 +1,161 @@
+"""Texts with spans taken out, and the spans: what T5 was pretrained on (Raffel et al. 2020, 3.1.4).
+
+    Thank you for inviting me to your party last week .
+    source: Thank you <0> me to your party <1> week . </s>
+    target: <0> for inviting <1> last <2> </s>
+
+Where spans lie is `random_spans_noise_mask` of google-research/text-to-text-transfer-transformer:
+their number and that of hidden tokens are fixed by the length, spans of both kinds alternate, the
+first is kept, and all ways of cutting are equally likely.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfllm.errors import SettingError
+from tfllm.tasks.objectives import packing
+from tfllm.tasks.objectives.corpus_stream import CorpusStream
+from tfllm.tasks.objectives.packing import Stream
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.base import Tokenizer
+
+NOISE_DENSITY = 0.15  # of the tokens are taken out
+MEAN_SPAN = 3.0  # tokens
+SENTINEL = "<extra_id_{}>"
+
+
+def spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """(hidden tokens, spans) of a text of `length` tokens, 2 or more; at least one is kept."""
+    hidden = min(max(int(np.round(np.float32(length) * np.float32(density))), 1), length - 1)
+    count = max(int(np.round(np.float32(hidden) / np.float32(mean_span))), 1)
+    return hidden, count
+
+
+def noise_mask(
+    length: int,
+    chance: np.random.Generator,
+    density: float = NOISE_DENSITY,
+    mean_span: float = MEAN_SPAN,
+) -> np.ndarray:
+    """Which tokens of a text are taken out: bool [length]. One of less than 2 tokens keeps all."""
+    if length < 2:
+        return np.zeros(length, bool)
+    hidden, count = spans(length, density, mean_span)
+    count = min(count, hidden, length - hidden)  # every span of both kinds has a token
+    lengths = np.stack([_cut(length - hidden, count, chance), _cut(hidden, count, chance)], axis=1)
+    return np.repeat(np.tile([False, True], count), lengths.ravel())
+
+
+def _cut(total: int, parts: int, chance: np.random.Generator) -> np.ndarray:
+    """Lengths, 1 or more, of `parts` parts of `total`; all ways are equally likely."""
+    first = np.arange(total - 1) < parts - 1
+    chance.shuffle(first)
+    begins = np.concatenate([[0], np.flatnonzero(first) + 1, [total]])
+    return np.diff(begins)
+
+
+def corrupted(
+    ids: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, end_id: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(source, target) of a text: int32 [S] and [T].
+
+    Every hidden span is one sentinel in the source; the target has the sentinel of each span before
+    its tokens. `end_id` ends both. Raises SettingError where there are fewer sentinels than spans.
+    """
+    source, target = (_replaced(ids, mask, sentinels) for mask in (noise, ~noise))
+    end = [] if end_id is None else [end_id]
+    return np.append(source, end).astype(np.int32), np.append(target, end).astype(np.int32)
+
+
+def _replaced(ids: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
+    """Every run of masked tokens as one sentinel, counted from the first run."""
+    begins = mask & ~np.concatenate([[False], mask[:-1]])
+    number = np.cumsum(begins)
+    if len(number) and number[-1] > len(sentinels):
+        raise SettingError(
+            f"A text has {number[-1]} spans and the vocabulary {len(sentinels)} sentinels "
+            f"({SENTINEL.format(0)}, ...). Lower task.max_length, or add sentinels."
+        )
+    marked = np.where(begins, sentinels[np.maximum(number, 1) - 1], ids) if len(ids) else ids
+    return marked[begins | ~mask]
+
+
+def sentinels(tokenizer: Tokenizer) -> np.ndarray:
+    """Ids of <extra_id_0>, <extra_id_1>, ... as far as the vocabulary has them: int32 [N]."""
+    found: list[int] = []
+    while (number := tokenizer.token_id(SENTINEL.format(len(found)))) is not None:
+        found.append(number)
+    if not found:
+        raise SettingError(
+            f"The vocabulary has no sentinels ({SENTINEL.format(0)}, ...) to mark spans with. Use "
+            "T5's, or learn one with them as special tokens."
+        )
+    return np.array(found, np.int32)
+
+
+def text_length(
+    inputs: int, density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN
+) -> tuple[int, int]:
+    """(tokens of a text, of its target) that fill a source of `inputs` tokens, ends included.
+
+    `random_spans_helper` of the same: no padding is needed where all texts have this length.
+    """
+
+    def sizes(length: int) -> tuple[int, int]:
+        hidden, count = spans(length, density, mean_span)
+        return length - hidden + count + 1, hidden + count + 1
+
+    length = inputs
+    while sizes(length + 1)[0] <= inputs:
+        length += 1
+    target = sizes(length)[1]
+    if density == 0.5 and target > inputs:
+        length, target = length - 1, target - 1
+    return length, target
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Windows of a stream of texts, corrupted anew in every epoch."""
+
+    stream: Stream | CorpusStream
+    length: int
+    """tokens of a window"""
+    sentinels: np.ndarray
+    end_id: int | None
+    density: float = NOISE_DENSITY
+    mean_span: float = MEAN_SPAN
+
+    def __len__(self) -> int:
+        return -(-len(self.stream) // self.length)
+
+    def row(self, number: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, target) int32 [S] and [T]: a function of (seed, epoch, number)."""
+        begin = number * self.length
+        size = min(self.length, len(self.stream) - begin)
+        moved = packing.shift(self.length, seed, epoch)
+        ids = self.stream.tokens(np.arange(begin + moved, begin + moved + size))
+        chance = np.random.default_rng((seed, epoch, number))
+        noise = noise_mask(size, chance, self.density, self.mean_span)
+        return corrupted(ids, noise, self.sentinels, self.end_id)
+
+
+def rows(
+    corpus: Any,
+    tokenizer: Tokenizer,
+    inputs: int,
+    density: float = NOISE_DENSITY,
+    mean_span: float = MEAN_SPAN,
+) -> Rows:
+    """Rows with sources of `inputs` tokens over a prepared corpus, or `documents.documents`.
+
+    Texts follow one another without anything between, as in T5's own data.
+    """
+    length, _ = text_length(inputs, density, mean_span)
+    stream = CorpusStream(corpus, documents=False)
+    return Rows(stream, length, sentinels(tokenizer), tokenizer.end_id, density, mean_span)

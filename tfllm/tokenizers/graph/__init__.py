@@ -1,0 +1,1 @@
+"""The tokenizers as TensorFlow ops, equal to the Python tokenizers id by id."""

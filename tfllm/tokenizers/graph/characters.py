@@ -1,0 +1,63 @@
+"""A vocabulary of characters as TensorFlow ops: one look-up for each code point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from tfllm.errors import SettingError
+from tfllm.tokenizers.graph.base import TextGraph, joined, without
+from tfllm.tokenizers.graph.bytepair import literals_of
+from tfllm.tokenizers.graph.codepoints import CODE_POINTS, PAGE_BITS, PAGE_SIZE
+from tfllm.tokenizers.graph.special_tokens import REPLACEMENT, Pieces, Tokens
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.characters import Characters
+
+LEFT_OUT = -1
+
+
+class CharactersGraph(TextGraph):
+    """One token for each code point; make it with `Tokenizer.graph()`."""
+
+    def __init__(self, tokenizer: Characters, profile: str = "reference"):
+        if profile != "reference":
+            raise SettingError(f"There is no tokenizer profile '{profile}' for characters.")
+        literals, _ = literals_of(tokenizer.described(), False)
+        super().__init__(tokenizer, literals)
+        unknown = tokenizer.unknown_id
+        ids = np.full(CODE_POINTS, LEFT_OUT if unknown is None else unknown, np.int32)
+        for token, number in tokenizer.described()["model"]["vocab"].items():
+            if len(token) == 1:
+                ids[ord(token)] = number
+        pages, page_of = np.unique(ids.reshape(-1, PAGE_SIZE), axis=0, return_inverse=True)
+        with tf.init_scope():
+            self._page_starts = tf.constant((page_of.reshape(-1) * PAGE_SIZE).astype(np.int32))
+            self._pages = tf.constant(pages.reshape(-1))
+            self._strings = tf.constant(tokenizer.vocabulary)
+            special = tokenizer.special_ids
+            self._kept = tf.constant([i not in special for i in range(tokenizer.vocabulary_size)])
+
+    def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """Ids int32 [B, None] to UTF-8 string [B]; special tokens and unknown ids left out."""
+        kept = without(ids, self._kept)
+        return joined(kept.with_flat_values(tf.gather(self._strings, kept.flat_values)))
+
+    def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
+        decoded = tf.raw_ops.UnicodeDecode(
+            input=pieces.strings,
+            input_encoding="UTF-8",
+            errors="replace",
+            replacement_char=REPLACEMENT,
+        )
+        points, splits = decoded.char_values, decoded.row_splits
+        start = tf.gather(self._page_starts, tf.bitwise.right_shift(points, PAGE_BITS))
+        ids = tf.gather(self._pages, start + tf.bitwise.bitwise_and(points, PAGE_SIZE - 1))
+        lengths = splits[1:] - splits[:-1]
+        starts = tf.ragged.range(lengths).flat_values
+        kept = tf.where(ids != LEFT_OUT)[:, 0]
+        ids, starts = tf.gather(ids, kept), tf.cast(tf.gather(starts, kept), tf.int32)
+        splits = tf.searchsorted(kept, splits, out_type=tf.int64)
+        return Tokens(ids, starts, starts + 1, splits, lengths)

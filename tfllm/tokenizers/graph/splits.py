@@ -1,0 +1,273 @@
+"""Where byte-level BPE cuts a text into words, decided in the graph by neighbouring code points.
+
+The patterns of GPT-2 and Llama 3 (Qwen2) are alternatives tried from left to right, with a
+look-ahead that RE2 has not. What they cut is a function of the kinds of a few neighbours, which
+vector operations compute at many times the speed of a regular expression. The kinds come from the
+reference itself, the `tokenizers` package, asked once about every code point: letter, number, white
+space.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfllm.errors import TokenizerError
+from tfllm.tokenizers.graph.codepoints import (
+    CODE_POINTS,
+    PAGE_BITS,
+    PAGE_SIZE,
+    SURROGATES,
+    UNIFORM,
+    examined,
+)
+
+# Kinds of a code point. EDGE stands before, between and after texts.
+EDGE, LETTER, NUMBER, SPACE, OTHER, LINE_END, DIGIT = range(7)
+CLASSES = {LETTER: r"\p{L}+", NUMBER: r"\p{N}+", SPACE: r"\s+"}
+BLANK, APOSTROPHE = ord(" "), ord("'")
+LINE_ENDS = (ord("\n"), ord("\r"))
+# 's 't 'm 'd, and 're 've 'll: what may follow an apostrophe.
+SHORT_ENDINGS, LONG_ENDINGS = "stmd", (("r", "e"), ("v", "e"), ("l", "l"))
+
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a pre-tokenizer cuts."""
+
+    llama3: bool = False
+    """Llama 3's pattern, else GPT-2's"""
+    group: int = 0
+    """Llama 3's pattern: so many numbers make one word"""
+    single_digits: bool = False
+    """every number is a text of its own (Digits before ByteLevel)"""
+    prefix_space: bool = False
+    """a space is put before each text that has none"""
+    nfc: bool = False
+    """texts are brought to Unicode's form NFC first"""
+
+
+PATTERNS = {
+    GPT2_PATTERN: Style(),
+    LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}{1,3}"): Style(llama3=True, group=3),
+    LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}"): Style(llama3=True, group=1),
+    LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}{1,2}"): Style(llama3=True, group=2),
+}
+
+
+def style_of(described: Mapping[str, Any]) -> Style:
+    """The style of a tokenizer.json. Raises TokenizerError for one that the graph does not know."""
+    normalizer = described.get("normalizer")
+    if normalizer is not None and normalizer.get("type") == "Sequence":
+        inner = normalizer["normalizers"]
+        normalizer = inner[0] if len(inner) == 1 else normalizer if inner else None
+    if normalizer is not None and normalizer.get("type") != "NFC":
+        _refuse("normalizer", normalizer)
+    part = described["pre_tokenizer"]
+    parts = part["pretokenizers"] if part["type"] == "Sequence" else [part]
+    *before, last = parts
+    if last["type"] != "ByteLevel" or len(before) > 1:
+        _refuse("pre_tokenizer", part)
+    settings = {"prefix_space": bool(last.get("add_prefix_space", True)), "nfc": bool(normalizer)}
+    regex = bool(last.get("use_regex", True))
+    if not before and regex:
+        return Style(**settings)
+    if before and before[0]["type"] == "Digits" and before[0].get("individual_digits") and regex:
+        return Style(single_digits=True, **settings)
+    if before and before[0]["type"] == "Split" and not regex:
+        pattern = before[0]["pattern"].get("Regex")
+        plain = before[0].get("behavior") == "Isolated" and not before[0].get("invert")
+        found = PATTERNS.get(pattern)
+        if found and plain and not settings["prefix_space"]:
+            return Style(found.llama3, found.group, False, False, settings["nfc"])
+    return _refuse("pre_tokenizer", part)
+
+
+def _refuse(key: str, part: Mapping[str, Any]) -> Any:
+    raise TokenizerError(
+        f"tokenizer.json: in the graph '{key}' {str(part)[:300]} is not known; those of GPT-2, "
+        "GPT-NeoX, Llama 3, Qwen2 and SmolLM2 are. The tokenizer works in Python."
+    )
+
+
+class Kinds(NamedTuple):
+    """The kind of every code point. Of c: pages[page_starts[c >> 8] + (c & 255)]."""
+
+    page_starts: np.ndarray
+    """int32 [4352]"""
+    pages: np.ndarray
+    """int32 [256 * distinct pages]"""
+
+
+@functools.lru_cache(maxsize=4)
+def kinds_of(style: Style) -> Kinds:
+    """Asked of the reference's own regular expressions."""
+    from tokenizers import Regex, pre_tokenizers
+
+    points = examined()
+    text = "".join(map(chr, points))
+
+    def matched(splitter: Any) -> np.ndarray:
+        inside = np.ones(len(points), bool)
+        for _, (start, stop) in splitter.pre_tokenize_str(text):
+            inside[start:stop] = False
+        return np.array(points)[inside]
+
+    kinds = np.full(CODE_POINTS, OTHER, np.int32)
+    for kind, pattern in CLASSES.items():
+        kinds[matched(pre_tokenizers.Split(Regex(pattern), "removed"))] = kind
+    if style.llama3:
+        kinds[list(LINE_ENDS)] = LINE_END
+    if style.single_digits:
+        for _, (start, stop) in pre_tokenizers.Digits(individual_digits=True).pre_tokenize_str(
+            "".join("a" + chr(point) for point in points)
+        ):
+            if stop - start == 1 and start % 2:
+                kinds[points[start // 2]] = DIGIT
+    for uniform in UNIFORM:
+        kinds[uniform.start : uniform.stop] = kinds[uniform.start]
+    pages, page_of = np.unique(kinds.reshape(-1, PAGE_SIZE), axis=0, return_inverse=True)
+    return Kinds((page_of.reshape(-1) * PAGE_SIZE).astype(np.int32), pages.reshape(-1))
+
+
+@functools.cache
+def _same_letter(letter: str) -> tuple[int, ...]:
+    """The code points that the reference takes for a letter when case does not matter."""
+    from tokenizers import Regex, pre_tokenizers
+
+    text = "".join(map(chr, (p for p in range(0x10000) if p not in SURROGATES)))
+    left = pre_tokenizers.Split(Regex(f"(?i:{letter})"), "removed").pre_tokenize_str(text)
+    kept = {character for part, _ in left for character in part}
+    return tuple(ord(character) for character in text if character not in kept)
+
+
+class WordCutter(tf.Module):
+    """Marks the code points at which words begin."""
+
+    def __init__(self, style: Style):
+        super().__init__()
+        self._style = style
+        kinds = kinds_of(style)
+        letters = {letter for ending in (*SHORT_ENDINGS, *LONG_ENDINGS) for letter in ending}
+        self._letters = {
+            letter: _same_letter(letter) if style.llama3 else (ord(letter),) for letter in letters
+        }
+        with tf.init_scope():
+            self._page_starts = tf.constant(kinds.page_starts)
+            self._pages = tf.constant(kinds.pages)
+
+    def __call__(self, points: tf.Tensor, edges: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Code points int32 [C] of all texts, and the places int64 [P] of the one put after each.
+
+        Returns their kinds int32 [C], EDGE at the edges, and whether a word begins there bool [C].
+        """
+        start = tf.gather(self._page_starts, tf.bitwise.right_shift(points, PAGE_BITS))
+        kinds = tf.gather(self._pages, start + tf.bitwise.bitwise_and(points, PAGE_SIZE - 1))
+        kinds = tf.tensor_scatter_nd_update(kinds, edges[:, None], tf.fill(tf.shape(edges), EDGE))
+        around = _Around(points, kinds)
+        begins = self._llama3(around) if self._style.llama3 else self._gpt2(around)
+        return kinds, begins
+
+    def _gpt2(self, a: _Around) -> tf.Tensor:
+        space, before, after = a.kind == SPACE, a.before, a.after
+        joins = a.after_blank  # the blank before begins the word
+        changes = a.kind != before
+        solid = (after != SPACE) & (after != EDGE) & (after != DIGIT)
+        begins = tf.where(space, (before != SPACE) | solid, changes & ~joins)
+        begins |= (a.kind == EDGE) | (a.kind == DIGIT)
+        return self._with_contractions(a, begins, (before != OTHER) & ~joins)
+
+    def _llama3(self, a: _Around) -> tf.Tensor:
+        kind, before, after = a.kind, a.before, a.after
+        white = (kind == SPACE) | (kind == LINE_END)
+        white_before = (before == SPACE) | (before == LINE_END)
+        white_after = (after == SPACE) | (after == LINE_END)
+        changes = ((kind != before) & ~(white & white_before)) | (kind == EDGE)
+        run = tf.cumsum(tf.cast(changes, tf.int32)) - 1  # [C], runs of one kind
+        place = tf.range(tf.size(kind))
+        count = tf.reduce_sum(tf.cast(changes, tf.int32))
+        firsts = tf.cast(tf.where(changes)[:, 0], tf.int32)  # [R]
+        first = tf.gather(firsts, run)
+        # Line ends right after other characters belong to them.
+        inner = tf.where(white & (kind != LINE_END), place, tf.size(kind))
+        solid_start = tf.gather(tf.math.unsorted_segment_min(inner, run, count), run)
+        of_other = tf.gather(before, first) == OTHER
+        taken = (kind == LINE_END) & of_other & (place < solid_start)
+        free_end = (kind == LINE_END) & ~taken
+        last_end = tf.math.unsorted_segment_max(tf.where(free_end, place, -1), run, count)
+        last_end = tf.gather(last_end, run)
+        was_taken = _shifted(taken, False)
+        begins_white = (place == first) | was_taken | (place == last_end + 1)
+        solid = ~white_after & (after != EDGE)
+        begins_white |= solid & (kind == SPACE)
+        begins_white &= ~taken
+        # A letter run takes one character before it that is no letter, number or line end,
+        # unless that one belongs to the word before.
+        alone = (before == OTHER) & (a.two_before != OTHER) & ~_shifted(a.after_blank, False)
+        takes = (before == SPACE) | alone
+        begins_letter = changes & ~takes
+        begins_other = changes & ~a.after_blank
+        begins_number = (place - first) % max(self._style.group, 1) == 0
+        begins = tf.where(white, begins_white, kind == EDGE)
+        begins = tf.where(kind == LETTER, begins_letter, begins)
+        begins = tf.where(kind == OTHER, begins_other, begins)
+        begins = tf.where(kind == NUMBER, begins_number, begins)
+        return self._with_contractions(a, begins, (before != OTHER) & ~a.after_blank)
+
+    def _with_contractions(self, a: _Around, begins: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
+        """'s and the others are words where the apostrophe may begin one."""
+        apostrophe = (a.points == APOSTROPHE) & (a.kind == OTHER) & free & (a.after == LETTER)
+
+        def cut() -> tf.Tensor:
+            one = _shifted(apostrophe, False)  # the letter after the apostrophe
+            two = _shifted(one, False)
+            previous = _shifted(a.points, 0)
+            short = one & self._any_of(a.points, SHORT_ENDINGS)
+            long = tf.zeros_like(one)
+            for first, second in LONG_ENDINGS:
+                long |= self._any_of(previous, first) & self._any_of(a.points, second)
+            long &= two & (a.kind == LETTER)
+            ended = _shifted(short | long, False)
+            of_long = _unshifted(long)
+            inside = short | long | of_long
+            return tf.where(inside, False, begins) | (ended & (a.kind == LETTER))
+
+        return tf.cond(tf.reduce_any(apostrophe), cut, lambda: begins)
+
+    def _any_of(self, points: tf.Tensor, letters: str) -> tf.Tensor:
+        wanted = [point for letter in letters for point in self._letters[letter]]
+        return functools.reduce(tf.logical_or, [points == point for point in wanted])
+
+
+class _Around:
+    """Each code point with its neighbours; EDGE before the first and after the last."""
+
+    def __init__(self, points: tf.Tensor, kinds: tf.Tensor):
+        self.points = points
+        self.kind = kinds
+        self.before = _shifted(kinds, EDGE)
+        self.two_before = _shifted(self.before, EDGE)
+        self.after = _unshifted(kinds, EDGE)
+        blank = (points == BLANK) & (kinds == SPACE)
+        self.after_blank = _shifted(blank, False)
+
+
+def _shifted(values: tf.Tensor, first: Any) -> tf.Tensor:
+    """Each value's predecessor."""
+    return tf.concat([tf.constant([first], values.dtype), values[:-1]], 0)
+
+
+def _unshifted(values: tf.Tensor, last: Any = False) -> tf.Tensor:
+    """Each value's successor."""
+    return tf.concat([values[1:], tf.constant([last], values.dtype)], 0)

@@ -1,0 +1,151 @@
+"""The WordPiece tokenizer as TensorFlow ops, equal to the Python one id by id and offset by offset.
+
+Only core ops and tf-text kernels that TF Serving links; no Python, no XLA, no table resource. All
+tables are constants of the module, held once however many functions use them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from tfllm.errors import SettingError, did_you_mean
+from tfllm.tokenizers.graph.base import TextGraph
+from tfllm.tokenizers.graph.codepoints import (
+    CODE_POINTS,
+    SURROGATES,
+    Table,
+    identity_table,
+    reference_table,
+)
+from tfllm.tokenizers.graph.special_tokens import (
+    Pieces,
+    Tokens,
+    raw_literals,
+    rows_of,
+    without_offsets,
+)
+from tfllm.tokenizers.graph.words import WordSplitter
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.wordpiece import WordPiece
+
+PROFILES = ("reference", "mediapipe")
+NO_LIMIT_BYTES = 2**30
+PRIVATE_USE = range(0xE000, 0xF900)
+
+# MediaPipe's word splitting (tasks/cc/text/tokenizers/bert_tokenizer.h): RE2's \s, which is ASCII
+# only, drops out; punctuation and ideographs are words of their own.
+MEDIAPIPE_SPACE = r"\s"
+MEDIAPIPE_ALONE = (
+    r"[!-/:-@\[-`{-~]|\p{P}|[\x{4E00}-\x{9FFF}]|[\x{3400}-\x{4DBF}]|[\x{20000}-\x{2A6DF}]"
+    r"|[\x{2A700}-\x{2B73F}]|[\x{2B740}-\x{2B81F}]|[\x{2B820}-\x{2CEAF}]|[\x{F900}-\x{FAFF}]"
+    r"|[\x{2F800}-\x{2FA1F}]"
+)
+MEDIAPIPE_MAX_WORD_BYTES = 100
+
+
+class GraphTokenizer(TextGraph):
+    """BERT's tokenizer as TensorFlow ops; make it with `Tokenizer.graph()`.
+
+    Profile "mediapipe" splits as MediaPipe's C++ does and knows no special tokens written in the
+    text.
+    """
+
+    def __init__(self, tokenizer: WordPiece, profile: str = "reference"):
+        import tensorflow_text
+
+        if profile not in PROFILES:
+            raise SettingError(
+                f"There is no tokenizer profile '{profile}'. {did_you_mean(profile, PROFILES)}"
+            )
+        mediapipe = profile == "mediapipe"
+        model = tokenizer.vocabulary[: tokenizer.model_size]
+        super().__init__(tokenizer, [] if mediapipe else raw_literals(tokenizer))
+        self.profile = profile
+        self._unknown_id = tokenizer.unknown_id
+        self._max_word_characters = None if mediapipe else tokenizer.max_word_characters
+        self._unknown_word = _unknown_word(model)
+        self._split = WordSplitter(
+            _mediapipe_table() if mediapipe else reference_table(tokenizer.normalization)
+        )
+        with tf.init_scope():
+            self._wordpiece = tensorflow_text.FastWordpieceTokenizer(
+                model,
+                max_bytes_per_word=MEDIAPIPE_MAX_WORD_BYTES if mediapipe else NO_LIMIT_BYTES,
+                unknown_token=tokenizer.specials.unknown,
+                no_pretokenization=True,
+                token_out_type=tf.int32,
+            )
+
+    def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """Encoders do not write texts."""
+        raise NotImplementedError("WordPiece loses spaces and case; decode in Python.")
+
+    def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
+        words = self._split(pieces.strings)
+        strings = words.strings
+        if self._max_word_characters is not None:
+            size = words.code_point_splits[1:] - words.code_point_splits[:-1]
+            too_long = size > self._max_word_characters
+            strings = tf.cond(
+                tf.reduce_any(too_long),
+                lambda: tf.where(too_long, self._unknown_word, strings),
+                lambda: strings,
+            )
+        if not offsets:
+            ids = self._wordpiece.tokenize(strings)
+            splits = tf.gather(ids.row_splits, words.splits)
+            return without_offsets(ids.flat_values, splits)
+        ids, starts, ends = self._wordpiece.tokenize_with_offsets(strings)
+        word = rows_of(ids.row_splits, tf.size(ids.flat_values))  # [M]
+        first, last = self._code_points(words, word, ids.flat_values, starts, ends)
+        splits = tf.gather(ids.row_splits, words.splits)
+        lengths = words.text_starts[1:] - words.text_starts[:-1] - 1  # without the space put after
+        piece = rows_of(splits, tf.size(word))
+        begin = tf.gather(words.text_starts, piece)
+        first = tf.gather(words.origins, first) - begin
+        last = tf.gather(words.origins, last) - begin
+        return Tokens(
+            ids.flat_values,
+            tf.cast(first, tf.int32),
+            tf.cast(last + 1, tf.int32),
+            splits,
+            lengths,
+        )
+
+    def _code_points(self, words, word, ids, starts, ends) -> tuple[tf.Tensor, tf.Tensor]:
+        """Tokens' byte ranges within their words to their first and last code points, int64 [M]."""
+        sizes = tf.add_n(
+            [tf.cast(words.code_points >= limit, tf.int64) for limit in (0, 0x80, 0x800, 0x10000)]
+        )
+        byte_splits = tf.concat([[0], tf.cumsum(sizes)], 0)  # [K + 1]
+        word_bytes = tf.gather(byte_splits, words.code_point_splits)  # [W + 1]
+        begin, end = tf.gather(word_bytes, word), tf.gather(word_bytes, word + 1)
+        known = ids != self._unknown_id  # an unknown token is its whole word
+        stop = tf.where(known, begin + tf.cast(ends.flat_values, tf.int64), end)
+        start = tf.where(known, begin + tf.cast(starts.flat_values, tf.int64), begin)
+        first = tf.searchsorted(byte_splits, start, out_type=tf.int64)
+        last = tf.searchsorted(byte_splits, stop, out_type=tf.int64) - 1
+        return first, last
+
+
+def _unknown_word(vocabulary: list[str]) -> str:
+    """A word that no vocabulary piece begins: it stands for words that are too long."""
+    used = {character for token in vocabulary for character in token}
+    return next(chr(point) for point in PRIVATE_USE if chr(point) not in used)
+
+
+@functools.cache
+def _mediapipe_table() -> Table:
+    """RE2's own answers, for every code point."""
+    points = [point for point in range(CODE_POINTS) if point not in SURROGATES]
+    with tf.init_scope():
+        characters = tf.strings.unicode_encode(tf.constant(points)[:, None], "UTF-8")
+        space = tf.strings.regex_full_match(characters, MEDIAPIPE_SPACE).numpy()
+        alone = tf.strings.regex_full_match(characters, MEDIAPIPE_ALONE).numpy()
+    table = np.array(points)
+    return identity_table(table[space], table[alone], lower_ascii=True)

@@ -1,0 +1,1 @@
+"""Faster or smaller training steps: fused kernels, rematerialization, precision."""

@@ -1,0 +1,1 @@
+"""Where a run computes: devices, hosts, and how their workers meet."""

@@ -1,0 +1,281 @@
+"""Which devices a run computes on (`train.strategy`), and which part of it is this process's.
+
+TPU is written to TensorFlow's documented interface and has never been run: no machine with one was
+at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfllm.errors import SettingError, TrainingFailed, did_you_mean
+from tfllm.training.backend import JAX_STRATEGIES
+from tfllm.training.distribution import cluster as clusters
+from tfllm.training.distribution import rendezvous
+from tfllm.training.distribution.cluster import Cluster
+
+log = logging.getLogger(__name__)
+
+STRATEGIES = ("auto", "one", "mirrored", "multi_worker", "tpu")
+
+WORKER_TIMEOUT = 1800.0  # seconds: clusters may start their machines one after the other
+
+TPU_ADDRESS = "TPU_NAME"  # the variable that names a TPU elsewhere
+
+# What workers send one another goes in blocks of int32 of these sizes: short messages, variables.
+WORD, SMALL, LARGE = 4, 2**10, 2**20
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of a run, of all workers, as a `tf.distribute` strategy."""
+
+    strategy: Any
+    cluster: Cluster | None = None
+    """The workers; None for a run of one process."""
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model, over all workers; each takes its part of every batch."""
+        return self.strategy.num_replicas_in_sync
+
+    @property
+    def own_replicas(self) -> range:
+        """The numbers of the replicas that this process feeds."""
+        own = self.replicas // (len(self.cluster) if self.cluster else 1)
+        first = own * (self.cluster.index if self.cluster else 0)
+        return range(first, first + own)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the run directory."""
+        return self.cluster is None or self.cluster.is_chief
+
+    def fitting(self) -> contextlib.AbstractContextManager[None]:
+        """What `fit` must run in."""
+        return self.strategy.scope() if self._on_jax else contextlib.nullcontext()
+
+    def fed(self, dataset: Any) -> Any:
+        """The batches of `tfllm.data.feeding` as `fit` takes them for these devices."""
+        if self._on_jax:
+            from tfllm.training.distribution import jax_devices
+
+            return jax_devices.padded(dataset.as_numpy_iterator(), self.strategy.parts)
+        if self.replicas == 1:
+            return dataset
+        return self.strategy.distribute_datasets_from_function(lambda _: dataset)
+
+    @property
+    def _on_jax(self) -> bool:
+        return keras.backend.backend() == "jax"
+
+    def of_chief(self, data: bytes = b"") -> bytes:
+        """The bytes that the chief gives; every worker must call it at the same place."""
+        if self.cluster is None:
+            return data
+        words = np.zeros(-(-len(data) // WORD) if self.is_chief else 0, np.int32)
+        words.view(np.uint8)[: len(data) if self.is_chief else 0] = np.frombuffer(
+            data if self.is_chief else b"", np.uint8
+        )
+        first = np.concatenate([[len(data) if self.is_chief else 0], words[: SMALL - 1]])
+        received = self._sum(first, SMALL)
+        size, parts = int(received[0]), [received[1:]]
+        for start in range(SMALL - 1, -(-size // WORD), LARGE):
+            parts.append(self._sum(words[start : start + LARGE], LARGE))
+        return np.concatenate(parts).tobytes()[:size]
+
+    def _sum(self, values: np.ndarray, block: int) -> np.ndarray:
+        """int32 values, padded to `block`, added up over the workers."""
+        padded = np.zeros(block, np.int32)
+        padded[: len(values)] = values
+        return rendezvous.heard(lambda: _summing(self.strategy, block)(padded).numpy())
+
+
+@functools.cache
+def _summing(strategy: Any, block: int) -> Any:
+    """Adds up int32 [block] over the workers; TensorFlow's workers crash where sizes change."""
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([block], tf.int32)])
+    def total(values: Any) -> Any:
+        def of_replica(values: Any) -> Any:
+            context = tf.distribute.get_replica_context()
+            # One replica of a worker speaks for all of it.
+            local = context.replica_id_in_sync_group % len(strategy.extended.worker_devices)
+            own = tf.where(local == 0, values, tf.zeros_like(values))
+            return context.all_reduce("SUM", own)
+
+        return strategy.experimental_local_results(strategy.run(of_replica, args=(values,)))[0]
+
+    return total
+
+
+def choose(
+    name: str, model_devices: int | None = None, worker_timeout: float = WORKER_TIMEOUT
+) -> Devices:
+    """The devices of `train.strategy`. Raises SettingError where the machine has no such ones, and
+    where other workers have not come within `worker_timeout` seconds."""
+    import tensorflow as tf
+
+    check(name)
+    if keras.backend.backend() == "jax":
+        from tfllm.training.distribution import jax_devices
+
+        return Devices(jax_devices.choose(name, model_devices))
+    cluster = clusters.found(os.environ)
+    gpus = tf.config.list_logical_devices("GPU") if cluster is None else []
+    if name == "tpu":
+        return Devices(_tpu())
+    if name == "multi_worker" or (name == "auto" and cluster is not None):
+        return _multi_worker(cluster, worker_timeout)
+    if cluster is not None:
+        raise SettingError(
+            f"train.strategy: {name}, but {clusters.VARIABLE} or Slurm names {len(cluster)} "
+            "workers, which would each train a model of their own. Use train.strategy=multi_worker."
+        )
+    if name == "one" or (name == "auto" and len(gpus) < 2):
+        return Devices(tf.distribute.get_strategy())
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        raise SettingError(
+            "train.strategy: mirrored needs two devices or more, this machine shows one. "
+            "Use train.strategy=one."
+        )
+    return Devices(_mirrored(tuple(device.name for device in devices)))
+
+
+def check(name: str) -> None:
+    """Raises SettingError for a strategy that does not exist, or not on this Keras backend."""
+    backend = keras.backend.backend()
+    if name in JAX_STRATEGIES and backend != "jax":
+        raise SettingError(
+            f"train.strategy: {name} is Keras' own distribution (keras.distribution), which on the "
+            f"backend '{backend}' changes nothing and says nothing: everything would run on one "
+            "device. Set KERAS_BACKEND=jax, or use train.strategy=mirrored."
+        )
+    if name not in (*STRATEGIES, *JAX_STRATEGIES):
+        known = (*STRATEGIES, *JAX_STRATEGIES)
+        raise SettingError(
+            f"train.strategy: '{name}' is not available. {did_you_mean(name, known)} "
+            f"Use one of: {', '.join(known)}."
+        )
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> Any:
+    """One strategy for all runs of a process: a second one's collective operations would be taken
+    for the first one's, which fails as "Shape mismatch in the collective instance"."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(list(devices))
+
+
+@contextlib.contextmanager
+def losses_told(devices: Devices, directory: Path) -> Iterator[None]:
+    """Inside, the loss of another worker is raised as TrainingFailed, with the way to go on."""
+    import tensorflow as tf
+
+    if devices.cluster is None:
+        yield
+        return
+    try:
+        yield
+    except tf.errors.OpError as error:
+        text = error.message or type(error).__name__
+        if not isinstance(error, _lost()) and "ollective" not in text:
+            raise
+        raise TrainingFailed(
+            f"Worker {devices.cluster.index} of {len(devices.cluster)} stops: another worker has "
+            f"gone ({_cause(text)}). "
+            f"Start all of them again with --output {directory} --resume."
+        ) from None
+
+
+def _cause(text: str) -> str:
+    """The line that says why, of TensorFlow's many."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    aborted = [line for line in lines if "aborted by" in line]
+    return (aborted or lines or ["no reason given"])[0][:200]
+
+
+def _lost() -> tuple[type[Exception], ...]:
+    """What TensorFlow raises when the other end of a collective operation has gone."""
+    import tensorflow as tf
+
+    errors = tf.errors
+    return (
+        errors.UnavailableError, errors.AbortedError, errors.CancelledError,
+        errors.DeadlineExceededError,
+    )  # fmt: skip
+
+
+def _multi_worker(cluster: Cluster | None, seconds: float) -> Devices:
+    if cluster is None:
+        raise SettingError(
+            f"train.strategy: multi_worker needs the workers' addresses in {clusters.VARIABLE}, or "
+            "Slurm's variables with more than one task. On one machine, start them with: "
+            "tfllm launch --workers 2 RECIPE"
+        )
+    return Devices(_connected(cluster, seconds), cluster)
+
+
+_strategies: dict[Cluster, Any] = {}
+
+
+def _connected(cluster: Cluster, seconds: float) -> Any:
+    """One strategy for all runs of a process: workers connect once."""
+    import tensorflow as tf
+
+    if cluster in _strategies:
+        return _strategies[cluster]
+    os.environ[clusters.VARIABLE] = cluster.tf_config()
+    log.warning(
+        "worker %d of %d (%s): waiting for the others",
+        cluster.index, len(cluster), cluster.addresses[cluster.index],
+    )  # fmt: skip
+    rendezvous.meet(cluster, seconds)
+    try:
+        with rendezvous.unheard(cluster, seconds):
+            _strategies[cluster] = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise SettingError(
+            f"{cluster.source}: TensorFlow cannot connect worker {cluster.index} "
+            f"({cluster.addresses[cluster.index]}) with the others: {_cause(error.message or '')}. "
+            "Check that all addresses are right and reached from here."
+        ) from None
+    return _strategies[cluster]
+
+
+def _tpu() -> Any:
+    """TPUStrategy as https://www.tensorflow.org/guide/tpu starts it. Not run."""
+    import tensorflow as tf
+
+    if TPU_ADDRESS not in os.environ and importlib.util.find_spec("libtpu") is None:
+        raise SettingError(
+            "train.strategy: tpu, but this TensorFlow has no TPU runtime (no package libtpu) and "
+            f"{TPU_ADDRESS} names no TPU. Run on a TPU host, or use train.strategy=auto."
+        )
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            tpu=os.environ.get(TPU_ADDRESS, "local")
+        )
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (tf.errors.OpError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingError(
+            f"train.strategy: tpu, but no TPU answers ({reason}). Run on a TPU host with a "
+            "TensorFlow that has its runtime (libtpu), or use train.strategy=auto."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
