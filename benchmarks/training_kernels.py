@@ -99,7 +99,11 @@ def batch(rows: int, tokens: int):
 
     dice = np.random.default_rng(0)
     ids = dice.integers(1000, 30000, (rows, tokens), dtype=np.int32)
-    inputs = {"token_ids": ids, "token_types": np.zeros_like(ids), "mask": np.ones_like(ids)}
+    inputs = {
+        "token_ids": ids,
+        "segment_ids": np.zeros_like(ids),
+        "padding_mask": np.ones_like(ids),
+    }
     labels = dice.integers(0, 2, rows, dtype=np.int32)
     return {name: tf.constant(value) for name, value in inputs.items()}, tf.constant(labels)
 

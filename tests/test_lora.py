@@ -22,7 +22,7 @@ def classifier(seed=1):
 
 def batch(rows=4):
     ids = np.random.default_rng(0).integers(5, 50, (rows, 7), dtype=np.int32)
-    return {"token_ids": ids, "token_types": np.zeros_like(ids), "mask": np.ones_like(ids)}
+    return {"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": np.ones_like(ids)}
 
 
 def adapted(**options):

@@ -111,8 +111,8 @@ def theirs(name, folder):
 def ours(checkpoint):
     ones = np.ones_like(IDS)
     given = {
-        "token_ids": IDS, "mask": ones, "token_types": IDS * 0, "source_ids": IDS,
-        "source_mask": ones,
+        "token_ids": IDS, "padding_mask": ones, "segment_ids": IDS * 0, "source_ids": IDS,
+        "source_padding_mask": ones,
     }  # fmt: skip
     return np.asarray(checkpoint.model({name: given[name] for name in checkpoint.model.input}))
 

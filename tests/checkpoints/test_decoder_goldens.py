@@ -30,7 +30,7 @@ def source(golden):
 
 def assert_equal_scores(checkpoint, inputs, logits):
     """Where the mask counts: transformers' scores on padding are of no meaning."""
-    kept = inputs["mask"] == 1
+    kept = inputs["padding_mask"] == 1
     np.testing.assert_allclose(
         np.asarray(checkpoint.model(inputs))[kept], logits[kept], atol=TOLERANCE
     )
@@ -209,7 +209,7 @@ def test_live_against_transformers(tmp_path, vocabulary_text, name):
     huggingface.write(store.load(tmp_path / "ours"), tmp_path / "back")
     again, report = type(model).from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    kept = given["mask"] == 1
+    kept = given["padding_mask"] == 1
     answers = [make_decoders.answer(each.eval(), given)[kept] for each in (again, model)]
     np.testing.assert_allclose(*answers, atol=TOLERANCE)  # it may choose another kernel
 

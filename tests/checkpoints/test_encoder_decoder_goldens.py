@@ -54,7 +54,7 @@ def test_cached_steps_equal_the_full_pass(source, name):
     directory, inputs, logits = source(name)
     checkpoint = store.load(directory)
     made = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    mask = inputs["source_mask"][1:2]
+    mask = inputs["source_padding_mask"][1:2]
     decoder = made.after(made.cross(made.encode(inputs["source_ids"][1:2], mask)), mask)
     ids = np.repeat(inputs["token_ids"][1:2], 2, axis=0)
     whole = np.asarray(checkpoint.model({key: value[1:2] for key, value in inputs.items()}))

@@ -65,9 +65,9 @@ def test_scores_of_long_texts(both):
     mask = np.ones((2, TARGET_LENGTH), "int32")
     inputs = {
         "source_ids": generator.integers(3, 32, source_mask.shape).astype("int32"),
-        "source_mask": source_mask,
+        "source_padding_mask": source_mask,
         "token_ids": generator.integers(3, 32, mask.shape).astype("int32"),
-        "mask": mask,
+        "padding_mask": mask,
     }
     ids, mask, written, _ = (torch.tensor(value).long() for value in inputs.values())
     with torch.no_grad():

@@ -44,7 +44,7 @@ def scores(outputs):
 
 def assert_equal_scores(ours, theirs, inputs):
     """Of texts, and of tokens that count: transformers puts RoBERTa's padding all at one place."""
-    kept = inputs["mask"] == 1 if theirs.ndim == 3 else slice(None)
+    kept = inputs["padding_mask"] == 1 if theirs.ndim == 3 else slice(None)
     np.testing.assert_allclose(np.asarray(ours)[kept], theirs[kept], atol=TOLERANCE)
 
 

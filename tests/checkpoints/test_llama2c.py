@@ -54,7 +54,7 @@ def test_the_real_model_tells_its_story(data, tmp_path):
     # One pass tells what a loop would write: each token is the most probable after those before.
     row = np.array([checkpoint.tokenizer.encode(STORY).ids], np.int32)
     assert row[0, 0] == 1
-    logits = np.asarray(checkpoint.model({"token_ids": row, "mask": np.ones_like(row)}))
+    logits = np.asarray(checkpoint.model({"token_ids": row, "padding_mask": np.ones_like(row)}))
     np.testing.assert_array_equal(logits[0, :-1].argmax(-1), row[0, 1:])
     assert checkpoint.stop_ids == (1, 2)
     facts = describe(source)
@@ -119,7 +119,7 @@ def test_a_decoder_embeds(source):
     path, _ = source()
     model = store.load(path, task=Embedding(max_length=16)).model
     row = np.arange(5, dtype=np.int32)[None]
-    assert model({"token_ids": row, "mask": np.ones_like(row)}).shape == (1, 8)
+    assert model({"token_ids": row, "padding_mask": np.ones_like(row)}).shape == (1, 8)
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def test_settings_there_and_back(golden, tmp_path, pooling, normalize):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_poolings_by_their_definition(golden, pooling):
     directory, inputs, _ = golden("bert", "embedding")
-    mask = np.array(inputs["mask"], "int32")
+    mask = np.array(inputs["padding_mask"], "int32")
     mask[0], mask[1, 3:] = 1, 0
-    inputs = {**inputs, "mask": mask}
+    inputs = {**inputs, "padding_mask": mask}
     hidden = store.load(directory, task=Embedding(pooling="first", normalize=False, max_length=16))
     states = np.asarray(_states(hidden, inputs))
     made = store.load(directory, task=Embedding(pooling=pooling, normalize=False, max_length=16))
@@ -199,9 +199,9 @@ def test_a_decoder_with_modules_gives_vectors(tmp_path, family):
     assert (checkpoint.task.pooling, checkpoint.task.normalize) == ("last", True)
     ids = np.array([[5, 6, 7, 8], [5, 6, 0, 0]], "int32")
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], "int32")
-    vectors = np.asarray(checkpoint.model({"token_ids": ids, "mask": mask}))
+    vectors = np.asarray(checkpoint.model({"token_ids": ids, "padding_mask": mask}))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
-    short = checkpoint.model({"token_ids": ids[1:, :2], "mask": mask[1:, :2]})
+    short = checkpoint.model({"token_ids": ids[1:, :2], "padding_mask": mask[1:, :2]})
     np.testing.assert_allclose(vectors[1], np.asarray(short)[0], atol=1e-5)  # padding is not seen
 
     huggingface.write(checkpoint, tmp_path / "back")
@@ -209,13 +209,13 @@ def test_a_decoder_with_modules_gives_vectors(tmp_path, family):
     assert set(after) == set(before)
     again = store.load(tmp_path / "back")
     assert again.task == checkpoint.task
-    np.testing.assert_array_equal(again.model({"token_ids": ids, "mask": mask}), vectors)
+    np.testing.assert_array_equal(again.model({"token_ids": ids, "padding_mask": mask}), vectors)
     bare = dataclasses.replace(checkpoint, origin=None, carried={})
     huggingface.write(bare, tmp_path / "bare")
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
     assert config["architectures"] == [{"llama": "LlamaModel", "gpt2": "GPT2Model"}[family]]
     again = store.load(tmp_path / "bare")
-    np.testing.assert_array_equal(again.model({"token_ids": ids, "mask": mask}), vectors)
+    np.testing.assert_array_equal(again.model({"token_ids": ids, "padding_mask": mask}), vectors)
 
 
 def test_a_masked_model_with_modules_gives_vectors(golden):

@@ -52,7 +52,7 @@ def tied(golden, request):
 
 def scores(checkpoint, inputs):
     found = np.asarray(checkpoint.model({name: inputs[name] for name in checkpoint.model.input}))
-    return found[inputs["mask"] == 1] if "mask" in inputs else found
+    return found[inputs["padding_mask"] == 1] if "padding_mask" in inputs else found
 
 
 def test_equal_tensors_are_one_weight(tied, tmp_path):
@@ -62,7 +62,7 @@ def test_equal_tensors_are_one_weight(tied, tmp_path):
     checkpoint = store.load(directory)
     assert checkpoint.config.tie_embeddings
     np.testing.assert_allclose(
-        scores(checkpoint, inputs), logits[inputs["mask"] == 1], atol=TOLERANCE
+        scores(checkpoint, inputs), logits[inputs["padding_mask"] == 1], atol=TOLERANCE
     )
     assert describe(directory)["parameters"] == parameters
     huggingface.write(checkpoint, tmp_path / "back")
@@ -76,7 +76,7 @@ def test_a_weight_is_found_under_its_other_name(tied, tmp_path):
     change(directory, lambda t: {**{n: v for n, v in t.items() if n != words}, head: t[words]})
     checkpoint = store.load(directory)
     np.testing.assert_allclose(
-        scores(checkpoint, inputs), logits[inputs["mask"] == 1], atol=TOLERANCE
+        scores(checkpoint, inputs), logits[inputs["padding_mask"] == 1], atol=TOLERANCE
     )
     huggingface.write(checkpoint, tmp_path / "back")
     assert set(load_file(tmp_path / "back" / "model.safetensors")) == set(
@@ -155,7 +155,7 @@ def test_of_two_biases_the_layers_own_is_added(golden, tmp_path, family, first, 
     change(directory, lambda t: {**t, first: t[first] + 5, other: bias})
     checkpoint = store.load(directory)
     np.testing.assert_allclose(
-        scores(checkpoint, inputs), logits[inputs["mask"] == 1], atol=TOLERANCE
+        scores(checkpoint, inputs), logits[inputs["padding_mask"] == 1], atol=TOLERANCE
     )
     huggingface.write(checkpoint, tmp_path / "back")
     after = load_file(tmp_path / "back" / "model.safetensors")
@@ -163,7 +163,7 @@ def test_of_two_biases_the_layers_own_is_added(golden, tmp_path, family, first, 
     np.testing.assert_array_equal(after[other], bias)
     change(directory, lambda t: {n: v for n, v in t.items() if n != first})
     np.testing.assert_allclose(
-        scores(store.load(directory), inputs), logits[inputs["mask"] == 1], atol=TOLERANCE
+        scores(store.load(directory), inputs), logits[inputs["padding_mask"] == 1], atol=TOLERANCE
     )
 
 
@@ -192,5 +192,5 @@ def test_shared_embeddings_under_a_sides_name(golden, name):
 
     change(directory, edit)
     np.testing.assert_allclose(
-        scores(store.load(directory), inputs), logits[inputs["mask"] == 1], atol=TOLERANCE
+        scores(store.load(directory), inputs), logits[inputs["padding_mask"] == 1], atol=TOLERANCE
     )

@@ -34,7 +34,10 @@ def predictor():
 
 def log_probabilities(predictor, ids):
     """Of every token but the first, from one row."""
-    given = {"token_ids": np.array([ids[:-1]]), "mask": np.ones((1, len(ids) - 1), np.int32)}
+    given = {
+        "token_ids": np.array([ids[:-1]]),
+        "padding_mask": np.ones((1, len(ids) - 1), np.int32),
+    }
     logits = np.asarray(predictor.checkpoint.model(given), np.float64)[0]
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     return logits[np.arange(len(ids) - 1), ids[1:]]

@@ -41,7 +41,7 @@ def make(family, kind):
     if family in TOKENIZERS:
         tokenizer = decoders.tokenizer(TOKENIZERS[family])
     shape = {
-        "variant": family, "num_token_types": TYPES[family], "pad_id": tokenizer.pad_id or 0,
+        "variant": family, "num_segments": TYPES[family], "pad_id": tokenizer.pad_id or 0,
         "vocabulary_size": tokenizer.vocabulary_size,
     }  # fmt: skip
     task = tasks.build({"kind": kind, "max_length": 32, **TASKS.get(kind, {})})
@@ -62,7 +62,7 @@ def test_a_savedmodel_takes_what_its_model_takes(family, kind, tmp_path):
     assert artifact.failed == []
     inputs = set(savedmodel.signatures_of(artifact.path)["tokens"].inputs)
     assert inputs == set(checkpoint.model.input)
-    assert ("token_types" in inputs) == (TYPES[family] > 1)
+    assert ("segment_ids" in inputs) == (TYPES[family] > 1)
     assert len(open_model(artifact.path).answers(examples(kind))) == len(examples(kind))
 
 

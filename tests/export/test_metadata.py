@@ -41,7 +41,9 @@ def inside(schema, path):
 
 
 def test_every_field_is_where_the_schema_has_it(schema):
-    content = metadata.text_model("Title", "About", ["mask", "token_ids"], "probability", True)
+    content = metadata.text_model(
+        "Title", "About", ["padding_mask", "token_ids"], "probability", True
+    )
     found = read(schema, content)
     assert (found.name, found.description) == (b"Title", b"About")
     assert found.minParserVersion == metadata.PARSER_VERSION.encode()

@@ -27,8 +27,8 @@ ENCODERS = {
     "bert question_answering": {},
     "bert masked_lm": {},
     "bert embedding pooler": {},
-    "bert classification distilbert": {"variant": "distilbert", "num_token_types": 0},
-    "bert classification roberta": {"variant": "roberta", "num_token_types": 1, "pad_id": 0},
+    "bert classification distilbert": {"variant": "distilbert", "num_segments": 0},
+    "bert classification roberta": {"variant": "roberta", "num_segments": 1, "pad_id": 0},
     "bert classification electra": {"variant": "electra", "embedding_dim": 32},
 }
 DECODERS = {

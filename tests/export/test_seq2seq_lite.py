@@ -66,5 +66,5 @@ def test_signatures_have_the_names_that_are_documented():
     functions = lite_decoder.functions_of(checkpoint(), profile("tflite-float32"))
     assert list(functions) == ["encode", "decode"]
     assert set(functions["encode"].structured_outputs) == {
-        "source_mask", "source_k_0", "source_v_0",
+        "source_padding_mask", "source_k_0", "source_v_0",
     }  # fmt: skip

@@ -73,7 +73,7 @@ def test_other_tasks(kind, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_without_token_types_keeps_mediapipes_third_input(tmp_path):
-    checkpoint = make("classification", {"num_token_types": 0, "variant": "distilbert"})
+    checkpoint = make("classification", {"num_segments": 0, "variant": "distilbert"})
     artifact = export(checkpoint, profile("mediapipe"), tmp_path / "phone")
     graph = flatbuffer.parse((artifact.path / tflite.FILE).read_bytes()).subgraphs[0]
     assert len(graph.inputs) == 3
@@ -143,4 +143,4 @@ def test_mediapipes_package_gives_the_checkpoints_numbers(kind, tmp_path):
     wanted = mediapipe_package.expected(reference, artifact.profile, texts)
     found = mediapipe_package.answers(artifact.path / tflite.FILE, checkpoint.task, texts)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert mediapipe_package.INPUTS == ("token_ids", "mask", "token_types")
+    assert mediapipe_package.INPUTS == ("token_ids", "padding_mask", "segment_ids")

@@ -134,7 +134,7 @@ def test_probabilities_are_those_of_the_whole_softmax():
     generator = writer("llama")
     text = generator.generate(["The cat"], SETTINGS["greedy"])[0]
     ids = [*generator.tokenizer.encode_ids(["The cat"])[0], *text.token_ids]
-    given = {"token_ids": np.array([ids]), "mask": np.ones([1, len(ids)], np.int32)}
+    given = {"token_ids": np.array([ids]), "padding_mask": np.ones([1, len(ids)], np.int32)}
     model = generator.checkpoint.model
     logits = np.asarray(model({name: given[name] for name in model.input}))[0]
     logs = tf.nn.log_softmax(logits).numpy()

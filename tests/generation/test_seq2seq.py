@@ -125,7 +125,10 @@ def log_probabilities(name, source, tokens):
     one = checkpoint(name)
     row = np.array([[one.start_id, *tokens[:-1]]], np.int32)
     given = {"source_ids": np.array([source], np.int32), "token_ids": row}
-    masks = {"source_mask": np.ones([1, len(source)], np.int32), "mask": np.ones_like(row)}
+    masks = {
+        "source_padding_mask": np.ones([1, len(source)], np.int32),
+        "padding_mask": np.ones_like(row),
+    }
     logits = np.asarray(one.model({**given, **masks}))[0].astype(np.float64)
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 

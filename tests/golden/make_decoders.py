@@ -60,7 +60,7 @@ def inputs() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(SEED)
     mask = (np.arange(LENGTH) < np.array([[LENGTH], [4], [7]])).astype("int32")
     ids = generator.integers(1, VOCABULARY, (3, LENGTH)).astype("int32") * mask
-    return {"token_ids": ids, "mask": mask}
+    return {"token_ids": ids, "padding_mask": mask}
 
 
 def build(name: str) -> torch.nn.Module:
@@ -80,7 +80,7 @@ def build(name: str) -> torch.nn.Module:
 
 def answer(model: torch.nn.Module, given: dict[str, np.ndarray]) -> np.ndarray:
     """The scores of the next token."""
-    names = {"token_ids": "input_ids", "mask": "attention_mask"}
+    names = {"token_ids": "input_ids", "padding_mask": "attention_mask"}
     with torch.no_grad():
         outputs = model(**{names[key]: torch.tensor(value).long() for key, value in given.items()})
     return outputs.logits.numpy()

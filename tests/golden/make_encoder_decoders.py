@@ -75,9 +75,9 @@ def inputs() -> dict[str, np.ndarray]:
     token_ids, mask = padded(TARGET_LENGTHS, SEED + 1)
     return {
         "source_ids": source_ids,
-        "source_mask": source_mask,
+        "source_padding_mask": source_mask,
         "token_ids": token_ids,
-        "mask": mask,
+        "padding_mask": mask,
     }
 
 
@@ -106,9 +106,9 @@ def answer(model: torch.nn.Module, given: dict[str, np.ndarray]) -> np.ndarray:
     """The scores of the next token of the target."""
     names = {
         "source_ids": "input_ids",
-        "source_mask": "attention_mask",
+        "source_padding_mask": "attention_mask",
         "token_ids": "decoder_input_ids",
-        "mask": "decoder_attention_mask",
+        "padding_mask": "decoder_attention_mask",
     }
     with torch.no_grad():
         outputs = model(**{names[key]: torch.tensor(value).long() for key, value in given.items()})

@@ -82,9 +82,9 @@ def inputs(family: str) -> dict[str, np.ndarray]:
     mask = (np.arange(LENGTH) < lengths).astype("int32")
     pad = PADS.get(family, 0)
     ids = generator.integers(pad + 1, VOCABULARY, (3, LENGTH)).astype("int32")
-    given = {"token_ids": np.where(mask, ids, np.int32(pad)), "mask": mask}
+    given = {"token_ids": np.where(mask, ids, np.int32(pad)), "padding_mask": mask}
     if family not in ("distilbert", "roberta"):
-        given["token_types"] = (np.arange(LENGTH) >= 3).astype("int32") * mask
+        given["segment_ids"] = (np.arange(LENGTH) >= 3).astype("int32") * mask
     return given
 
 
@@ -110,7 +110,11 @@ def build(family: str, head: str) -> torch.nn.Module | None:
 
 def answer(model: torch.nn.Module, given: dict[str, np.ndarray]) -> np.ndarray:
     """The raw scores; for a bare encoder the mean of its states at length 1."""
-    names = {"token_ids": "input_ids", "token_types": "token_type_ids", "mask": "attention_mask"}
+    names = {
+        "token_ids": "input_ids",
+        "segment_ids": "token_type_ids",
+        "padding_mask": "attention_mask",
+    }
     with torch.no_grad():
         outputs = model(**{names[key]: torch.tensor(value).long() for key, value in given.items()})
     if "start_logits" in outputs:
@@ -119,7 +123,7 @@ def answer(model: torch.nn.Module, given: dict[str, np.ndarray]) -> np.ndarray:
         return outputs.prediction_logits.numpy()
     if "logits" in outputs:
         return outputs.logits.numpy()
-    return pooled(outputs.last_hidden_state, torch.tensor(given["mask"])).numpy()
+    return pooled(outputs.last_hidden_state, torch.tensor(given["padding_mask"])).numpy()
 
 
 def pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -155,7 +159,7 @@ def minilm(directory: Path) -> dict[str, np.ndarray]:
     return {
         "sentences": np.array(SENTENCES),
         "token_ids": given["input_ids"].numpy().astype("int32"),
-        "mask": given["attention_mask"].numpy().astype("int32"),
+        "padding_mask": given["attention_mask"].numpy().astype("int32"),
         "embeddings": pooled(states, given["attention_mask"]).numpy(),
     }
 

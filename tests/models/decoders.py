@@ -79,7 +79,7 @@ def padded(texts: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
     ids, mask = np.zeros((2, len(texts), length), "int32")
     for row, text in enumerate(texts):
         ids[row, : len(text)], mask[row, : len(text)] = text, 1
-    return {"token_ids": ids, "mask": mask}
+    return {"token_ids": ids, "padding_mask": mask}
 
 
 def alone(model: keras.Model, text: np.ndarray) -> np.ndarray:

@@ -91,9 +91,9 @@ def inputs_of(pairs, source_length: int = 0, target_length: int = 0) -> dict[str
     token_ids, mask = padded(targets, target_length or max(map(len, targets)))
     return {
         "source_ids": source_ids,
-        "source_mask": source_mask,
+        "source_padding_mask": source_mask,
         "token_ids": token_ids,
-        "mask": mask,
+        "padding_mask": mask,
     }
 
 

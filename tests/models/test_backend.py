@@ -61,9 +61,9 @@ for name, family in (("gpt2", "gpt2"), ("llama3", "llama"), ("mistral", "llama")
     variables, table = weights.variables_of(model), module.WEIGHTS[hf_config["model_type"]]
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["causal_lm"]})
     weights.to_variables(rows, variables, load(golden[f"{name}/tensors"].tobytes()))
-    inputs = {key: golden[f"{name}/inputs/{key}"] for key in ("token_ids", "mask")}
+    inputs = {key: golden[f"{name}/inputs/{key}"] for key in ("token_ids", "padding_mask")}
     outputs = keras.ops.convert_to_numpy(model(inputs))
-    apart = np.abs(outputs - golden[f"{name}/logits"])[inputs["mask"] == 1]
+    apart = np.abs(outputs - golden[f"{name}/logits"])[inputs["padding_mask"] == 1]
     worst = max(worst, float(apart.max()))
 print(worst)
 """
@@ -95,9 +95,9 @@ for name, family in (("marian", "transformer"), ("flan_t5", "t5"), ("mbart", "ba
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["seq2seq"]})
     weights.to_variables(rows, variables, tensors)
     inputs = {key: golden[f"{name}/inputs/{key}"]
-              for key in ("source_ids", "source_mask", "token_ids", "mask")}
+              for key in ("source_ids", "source_padding_mask", "token_ids", "padding_mask")}
     outputs = keras.ops.convert_to_numpy(model(inputs))
-    apart = np.abs(outputs - golden[f"{name}/logits"])[inputs["mask"] == 1]
+    apart = np.abs(outputs - golden[f"{name}/logits"])[inputs["padding_mask"] == 1]
     worst = max(worst, float(apart.max()))
 print(worst)
 """

@@ -73,7 +73,7 @@ def test_packed_documents_equal_each_alone(name):
     ids, mask = np.zeros((2, 1, 24), "int32")
     ids[0, :20] = np.concatenate(texts)
     mask[0, :20] = np.repeat([1, 2, 3], decoders.LENGTHS)
-    together = np.asarray(model({"token_ids": ids, "mask": mask}))[0]
+    together = np.asarray(model({"token_ids": ids, "padding_mask": mask}))[0]
     start = 0
     for text in texts:
         end = start + len(text)

@@ -22,9 +22,9 @@ CONFIGS = {
     "bert": bert.Config(**SHAPE),
     "electra": bert.Config(variant="electra", embedding_dim=4, **SHAPE),
     "distilbert": bert.Config(
-        variant="distilbert", num_token_types=0, classifier_dropout=0.2, **SHAPE
+        variant="distilbert", num_segments=0, classifier_dropout=0.2, **SHAPE
     ),
-    "roberta": bert.Config(variant="roberta", num_token_types=1, pad_id=1, **SHAPE),
+    "roberta": bert.Config(variant="roberta", num_segments=1, pad_id=1, **SHAPE),
 }
 HEADS = {
     "classify": (lambda model, config: heads.classify(model.output, config, 3), (2, 3)),
@@ -36,7 +36,7 @@ HEADS = {
     **{
         f"embed {pooling}": (
             lambda model, config, pooling=pooling: heads.embed(
-                model.output, model.input["mask"], pooling, normalize=True, config=config
+                model.output, model.input["padding_mask"], pooling, normalize=True, config=config
             ),
             (2, 8),
         )
@@ -62,9 +62,9 @@ def inputs_for(config, length=6):
     mask = np.ones((2, length), "int32")
     mask[0, 4:] = 0
     inputs = {"token_ids": generator.integers(1, 40, (2, length)).astype("int32") * mask}
-    if config.num_token_types > 1:
-        inputs["token_types"] = np.tile(np.arange(length) // 3, (2, 1)).astype("int32") * mask
-    return {**inputs, "mask": mask}
+    if config.num_segments > 1:
+        inputs["segment_ids"] = np.tile(np.arange(length) // 3, (2, 1)).astype("int32") * mask
+    return {**inputs, "padding_mask": mask}
 
 
 @pytest.mark.parametrize("precision", POLICIES)
@@ -92,7 +92,7 @@ def test_a_masked_text_embeds_as_without_its_padding(config):
     padded = inputs_for(config)
     short = {name: values[:1, :4] for name, values in padded.items()}
     for pooling in heads.POOLINGS:
-        outputs = heads.embed(model.output, model.input["mask"], pooling, True, config)
+        outputs = heads.embed(model.output, model.input["padding_mask"], pooling, True, config)
         embedder = keras.Model(model.input, outputs)
         np.testing.assert_allclose(embedder(padded)[:1], embedder(short), atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(embedder(padded), axis=-1), 1, atol=1e-5)

@@ -21,7 +21,7 @@ def signature(batch, length, log):
         log.append((batch, length))
         return {"logits": (token_ids * mask).sum(1, keepdims=True).astype(np.float32)}
 
-    names = ("token_ids", "mask")
+    names = ("token_ids", "padding_mask")
     inputs = {name: {"dtype": np.int32, "quantization": (0.0, 0)} for name in names}
     return Signature(run, inputs, "logits", FLOAT, batch, length)
 
@@ -41,7 +41,7 @@ def test_rows_go_through_the_fitting_shape(rows, width, called):
     log = []
     shapes = [(3, 16), (1, 4), (1, 8), (4, 8)]
     ids = np.random.default_rng(0).integers(1, 9, (rows, width)).astype(np.int32)
-    inputs = {"token_ids": ids, "token_types": ids * 0, "mask": np.ones_like(ids)}
+    inputs = {"token_ids": ids, "segment_ids": ids * 0, "padding_mask": np.ones_like(ids)}
     output = call_signatures([signature(*shape, log) for shape in shapes], inputs)
     assert log == called
     assert output.shape == (rows, 1)

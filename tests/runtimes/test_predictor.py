@@ -27,7 +27,7 @@ def tokenizer():
 
 def counting(inputs):
     """Raw scores [B, 2]: how often "bad" and "good" stand in a row; padding is asserted unread."""
-    assert np.all((inputs["token_ids"] == 0) == (inputs["mask"] == 0))
+    assert np.all((inputs["token_ids"] == 0) == (inputs["padding_mask"] == 0))
     ids = inputs["token_ids"]
     return np.stack([(ids == BAD).sum(1), (ids == GOOD).sum(1)], axis=1).astype(np.float32)
 

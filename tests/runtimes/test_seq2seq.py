@@ -69,8 +69,8 @@ def test_targets_are_told_as_the_model_gives_them(predictor):
     source = np.array([[2, 3, 4, 1]])
     logits = np.asarray(
         model(
-            {"source_ids": source, "source_mask": np.ones_like(source),
-             "token_ids": np.array([[0, *target[:-1]]]), "mask": np.ones((1, 4), int)}
+            {"source_ids": source, "source_padding_mask": np.ones_like(source),
+             "token_ids": np.array([[0, *target[:-1]]]), "padding_mask": np.ones((1, 4), int)}
         )
     )[0]  # fmt: skip
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -63,7 +63,7 @@ class Toy(tf.Module):
 
     @tf.function(input_signature=[
         tf.TensorSpec([None, None], tf.int32, name="token_ids"),
-        tf.TensorSpec([None, None], tf.int32, name="mask"),
+        tf.TensorSpec([None, None], tf.int32, name="padding_mask"),
     ])  # fmt: skip
     def tokens(self, token_ids, mask):
         rows = tf.gather(self.table, token_ids) * tf.cast(mask, tf.float32)[..., None]

@@ -26,9 +26,21 @@ SIGNATURES = [
     "length", "classify", "regress", "nothing", "__saved_model_init_op",
 ]  # fmt: skip
 MODELS = ["toy", "kinds"]
-NAMES = ["x", "text", "text_pair", "token_ids", "mask", "raw", "divisor", "b64", "int8", "y", ""]
+NAMES = [
+    "x",
+    "text",
+    "text_pair",
+    "token_ids",
+    "padding_mask",
+    "raw",
+    "divisor",
+    "b64",
+    "int8",
+    "y",
+    "",
+]
 INPUTS = {
-    "toy": {"": ["text"], "pair": ["text", "text_pair"], "tokens": ["token_ids", "mask"],
+    "toy": {"": ["text"], "pair": ["text", "text_pair"], "tokens": ["token_ids", "padding_mask"],
             "length": ["text"], "classify": ["inputs"]},
     "kinds": {"": ["x"], "wide": ["x"], "total": ["x"], "uneven": ["x"], "scalar": ["x"],
               "sixteen": ["x"], "divide": ["divisor"], "raw": ["raw"]},

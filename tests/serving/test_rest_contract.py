@@ -110,8 +110,8 @@ def test_bytes_that_are_no_text_stay_json(client):
 def test_token_ids_in_logits_out(contract):
     client, _ = contract
     rows = [
-        {"token_ids": [1, 2, 3], "mask": [1, 1, 0]},
-        {"token_ids": [1, 2, 9], "mask": [1, 1, 0]},
+        {"token_ids": [1, 2, 3], "padding_mask": [1, 1, 0]},
+        {"token_ids": [1, 2, 9], "padding_mask": [1, 1, 0]},
     ]
     answer = predict(client, T, signature_name="tokens", instances=rows).json()["predictions"]
     assert answer[0] == answer[1]

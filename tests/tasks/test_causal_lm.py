@@ -28,7 +28,7 @@ def examples(*texts):
 
 def rows_of(features):
     inputs, targets = features.batch(range(len(features)))
-    return inputs["token_ids"], inputs["mask"], targets
+    return inputs["token_ids"], inputs["padding_mask"], targets
 
 
 def told(features):

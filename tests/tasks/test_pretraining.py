@@ -67,8 +67,8 @@ def test_batches_are_the_rows(features):
     for place, row in enumerate((3, 0)):
         made, size = drawn.hidden(row), int(drawn.lengths[row])
         assert inputs["token_ids"][place, :size].tolist() == made.ids.tolist()
-        assert inputs["token_types"][place, :size].tolist() == made.types.tolist()
-        assert inputs["mask"][place].tolist() == [1] * size + [0] * (32 - size)
+        assert inputs["segment_ids"][place, :size].tolist() == made.types.tolist()
+        assert inputs["padding_mask"][place].tolist() == [1] * size + [0] * (32 - size)
         tokens = targets["tokens"][place]
         assert tokens[:size].tolist() == made.target.tolist()
         assert (tokens[size:] == IGNORED).all()

@@ -207,7 +207,7 @@ def test_hugging_face_reads_both_heads(run, tmp_path):
             token_type_ids=torch.tensor(types).long(),
             attention_mask=torch.tensor(mask).long(),
         )
-    ours = checkpoint.model({"token_ids": ids, "token_types": types, "mask": mask})
+    ours = checkpoint.model({"token_ids": ids, "segment_ids": types, "padding_mask": mask})
     kept = mask == 1
     np.testing.assert_allclose(
         np.asarray(ours["tokens"])[kept], theirs.prediction_logits.numpy()[kept], atol=PARITY
@@ -218,6 +218,6 @@ def test_hugging_face_reads_both_heads(run, tmp_path):
 
     back = store.load(tmp_path / "theirs")
     assert back.task.kind == "pretraining"
-    again = back.model({"token_ids": ids, "token_types": types, "mask": mask})
+    again = back.model({"token_ids": ids, "segment_ids": types, "padding_mask": mask})
     for name, values in ours.items():
         np.testing.assert_array_equal(again[name], values)

@@ -42,9 +42,9 @@ def test_the_decoder_reads_the_target_one_token_late(tokenizer):
         [*ids(tokenizer, "cde"), END],
         [*ids(tokenizer, "f"), END, IGNORED, IGNORED],
     ]
-    assert inputs["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert inputs["padding_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert inputs["source_ids"].tolist()[0] == [*ids(tokenizer, "ab"), END, *[PAD] * 5]
-    assert inputs["source_mask"].sum(axis=1).tolist() == [3, 6]
+    assert inputs["source_padding_mask"].sum(axis=1).tolist() == [3, 6]
     assert features.lengths.tolist() == [4, 2] and features.source_lengths.tolist() == [3, 6]
     assert [row.tolist() for row in features.source_ids] == [
         [*ids(tokenizer, "ab"), END], [*ids(tokenizer, "abcde"), END]

@@ -21,10 +21,10 @@ def test_batch_pads_and_masks(tokenizer):
     assert pieces(tokenizer, features.token_ids[1]) == ["[CLS]", "bad", "[SEP]"]
     inputs, targets = features.batch([1, 0])
     assert inputs["token_ids"].tolist() == [[2, 9, 3, 0, 0, 0], [2, 5, 6, 7, 8, 3]]
-    assert inputs["mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
+    assert inputs["padding_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
     assert all(array.dtype == np.int32 for array in inputs.values())
     assert targets.tolist() == [0, 1]
-    assert features.batch([1], length=4)[0]["mask"].tolist() == [[1, 1, 1, 0]]
+    assert features.batch([1], length=4)[0]["padding_mask"].tolist() == [[1, 1, 1, 0]]
     assert features.lengths.tolist() == [6, 3]
     assert features.units.tolist() == [[0], [1]]
 
@@ -33,7 +33,7 @@ def test_pairs_have_types_and_are_cut(tokenizer):
     task = tasks.Classification(labels=("a", "b"), pair=True, max_length=7)
     example = {"text": "the film was good", "text_pair": "very bad"}
     inputs, targets = task.features([example], tokenizer).batch([0])
-    assert inputs["token_types"].tolist() == [[0, 0, 0, 0, 1, 1, 1]]
+    assert inputs["segment_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1]]
     assert targets is None
     with pytest.raises(DataError, match="text_pair"):
         task.features([{"text": "the film"}], tokenizer)

@@ -90,10 +90,10 @@ def test_tokens_take_the_models_inputs(tokenizer, in_graph, tiny, kind, variant)
     named = {"labels": ["O", "B-X"]} if "classification" in kind else {}
     task = tasks.build({"kind": kind, **named})
     types = 0 if variant == "distilbert" else 2
-    model = tiny(task, variant=variant, num_token_types=types)
+    model = tiny(task, variant=variant, num_segments=types)
     function = task.signatures(model, in_graph)["tokens"]
     ids = np.array([[2, 5, 6, 3], [2, 7, 3, 0]], np.int32)
-    inputs = {"token_ids": ids, "token_types": 0 * ids, "mask": (ids > 0).astype(np.int32)}
+    inputs = {"token_ids": ids, "segment_ids": 0 * ids, "padding_mask": (ids > 0).astype(np.int32)}
     inputs = {name: inputs[name] for name in model.input}
     outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
     (value,) = outputs.values()

@@ -93,7 +93,7 @@ def batch(model, name):
     for key in x:
         if key.endswith("_ids"):
             x[key] = chance.integers(1, 25, shape).astype("int32")
-        if key == "token_types":
+        if key == "segment_ids":
             x[key] = np.zeros(shape, "int32")
     outputs = model.output
     if isinstance(outputs, dict):

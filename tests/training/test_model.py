@@ -156,8 +156,8 @@ def test_tied_embeddings_get_the_gradients_of_both_uses():
         auto_scale_loss=False,
     )
     ids = tf.constant([[1, 2, 1, 2, 3], [4, 4, 1, 0, 0]])
-    x = {"token_ids": ids[:, :-1], "mask": tf.constant([[1, 1, 1, 1], [1, 1, 1, 0]])}
-    y = tf.where(x["mask"] > 0, ids[:, 1:], -100)
+    x = {"token_ids": ids[:, :-1], "padding_mask": tf.constant([[1, 1, 1, 1], [1, 1, 1, 0]])}
+    y = tf.where(x["padding_mask"] > 0, ids[:, 1:], -100)
     _, gradients = model._gradients(x, y)
     place = [w.path for w in model.trainable_weights].index("token_embedding/embeddings")
     weight, gradient = model.trainable_weights[place], gradients[place]

@@ -31,7 +31,7 @@ def function(
 
     def forward(**inputs: Any) -> dict[str, Any]:
         if scaled:
-            scaled.trace(inputs["mask"])
+            scaled.trace(inputs["padding_mask"])
         return {output: model(inputs, training=False)}
 
     return tf.function(forward, autograph=False).get_concrete_function(**specs)

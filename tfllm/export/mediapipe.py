@@ -17,7 +17,7 @@ from tfllm.export import convert, tflite
 from tfllm.export.base import Check, Profile, stated
 from tfllm.export.verify.sentences import VARIED
 
-INPUTS = ("token_ids", "mask", "token_types")  # MediaPipe gives all three, always
+INPUTS = ("token_ids", "padding_mask", "segment_ids")  # MediaPipe gives all three, always
 TASKS = ("classification", "embedding")
 TITLES = {"classification": "TextClassifier", "embedding": "TextEmbedder"}
 TOKENIZER = "wordpiece"
@@ -63,7 +63,7 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
             {"serving_default": _function(checkpoint, length, scaled)},
             convert.keeper(checkpoint.model),
             profile.quantization,
-            [{name: row.get(name, row["mask"] * 0) for name in INPUTS} for row in rows],
+            [{name: row.get(name, row["padding_mask"] * 0) for name in INPUTS} for row in rows],
             in_float=profile.float_operations,
             oldest_runtime=profile.oldest_runtime,
         )
@@ -101,15 +101,15 @@ def _function(checkpoint: Any, length: int, scaled: Any) -> Any:
     model, task = checkpoint.model, checkpoint.task
     many = getattr(task, "problem", "") == "multi_label"
 
-    def forward(token_ids: Any, mask: Any, token_types: Any) -> dict[str, Any]:
+    def forward(token_ids: Any, mask: Any, segment_ids: Any) -> dict[str, Any]:
         if scaled:
             scaled.trace(mask)
-        given = {"token_ids": token_ids, "mask": mask, "token_types": token_types}
+        given = {"token_ids": token_ids, "padding_mask": mask, "segment_ids": segment_ids}
         output = model({name: given[name] for name in model.input}, training=False)
-        if "token_types" not in model.input:
+        if "segment_ids" not in model.input:
             # An input that nothing reads would be dropped, and MediaPipe wants three. The types are
             # never below zero, so this adds nothing.
-            unused = tf.reduce_sum(tf.minimum(token_types, 0))
+            unused = tf.reduce_sum(tf.minimum(segment_ids, 0))
             output += tf.cast(unused, tf.float32)
         if task.kind == "embedding":
             return {"embedding": output}

@@ -32,7 +32,7 @@ PARSER_VERSION = "1.5.0"  # the schema's version with these fields
 IDENTIFIER = b"M001"
 
 # What the inputs are called in the metadata; MediaPipe finds them by these names.
-INPUT_NAMES = {"token_ids": "ids", "mask": "mask", "token_types": "segment_ids"}
+INPUT_NAMES = {"token_ids": "ids", "padding_mask": "mask", "segment_ids": "segment_ids"}
 
 
 def text_model(

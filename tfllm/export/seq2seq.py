@@ -114,16 +114,16 @@ def tokens(model: keras.Model) -> Any:
     pair = tf.TensorSpec([None, None], tf.int32)
     specs = [
         tf.TensorSpec(pair.shape, pair.dtype, name)
-        for name in ("source_ids", "source_mask", "token_ids", "mask")
+        for name in ("source_ids", "source_padding_mask", "token_ids", "padding_mask")
     ]
 
     @graph.function(specs)
     def logits(source_ids, source_mask, token_ids, mask):
         given = {
             "source_ids": source_ids,
-            "source_mask": source_mask,
+            "source_padding_mask": source_mask,
             "token_ids": token_ids,
-            "mask": mask,
+            "padding_mask": mask,
         }
         for name in ("source_ids", "token_ids"):
             given[name] = graph.checked(name, "at least 0", given[name], given[name] >= 0)
@@ -170,7 +170,7 @@ class Writer:
         packed = self.source_tokenizer(
             tf.strings.join([self.prefix, prompts]), max_length=self.longest_source
         )
-        lengths = tf.reduce_sum(packed["mask"], axis=1)
+        lengths = tf.reduce_sum(packed["padding_mask"], axis=1)
         written = write(packed["token_ids"], lengths, *given)
         full = tf.strings.length(tf.strings.strip(prompts)) > 0
         counts = tf.where(full, written.counts, 0)

@@ -132,7 +132,7 @@ def _row(tokens: list[Any], python: Any, length: int) -> dict[str, Any]:
     blank = [[0, length - used]]
     rows = {
         "token_ids": tf.pad(row, blank, constant_values=python.pad_id),
-        "token_types": tf.pad(tf.concat(types, 0), blank),
-        "mask": tf.cast(tf.range(length) < used, tf.int32),
+        "segment_ids": tf.pad(tf.concat(types, 0), blank),
+        "padding_mask": tf.cast(tf.range(length) < used, tf.int32),
     }
     return {name: tf.reshape(value, [1, length]) for name, value in rows.items()}

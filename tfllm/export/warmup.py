@@ -20,7 +20,7 @@ from tfllm.export.verify.sentences import SENTENCES
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MOST_RECORDS = 1000
 # Numbers that are not 1 in the records: a second token is what warms a loop up.
-FILL = {"token_types": 0, "max_new_tokens": 4}
+FILL = {"segment_ids": 0, "max_new_tokens": 4}
 TOKENS = 16  # length of the rows for signatures that take token ids
 
 Arrays = dict[str, np.ndarray]

@@ -48,7 +48,7 @@ class Config:
     """Tokens; there are this many learned positions, and for RoBERTa pad_id + 1 unused ones."""
     embedding_dim: int = 0
     """Width of the embeddings, projected to `hidden_dim` where it differs; 0 is the same."""
-    num_token_types: int = 2
+    num_segments: int = 2
     """0: the model has no token types; with 0 or 1 it has no such input."""
     activation: str = "gelu"
     layer_norm_epsilon: float = 1e-12
@@ -97,8 +97,8 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
     `mask` is 1 where a token counts and 0 on padding. `mask_constant`: see `layers.attention`.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-    token_types = keras.Input((None,), dtype="int32", name="token_types")
-    mask = keras.Input((None,), dtype="int32", name="mask")
+    segment_ids = keras.Input((None,), dtype="int32", name="segment_ids")
+    mask = keras.Input((None,), dtype="int32", name="padding_mask")
 
     x = keras.layers.ReversibleEmbedding(
         config.vocabulary_size,
@@ -106,13 +106,13 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
         embeddings_initializer=normal(config.initializer_range),
         name="token_embedding",
     )(token_ids)
-    if config.num_token_types:
+    if config.num_segments:
         x = x + keras.layers.Embedding(
-            config.num_token_types,
+            config.num_segments,
             config.embedding_dim,
             embeddings_initializer=normal(config.initializer_range),
             name="type_embedding",
-        )(token_types if config.num_token_types > 1 else ops.zeros_like(token_ids))
+        )(segment_ids if config.num_segments > 1 else ops.zeros_like(token_ids))
     x = PositionEmbedding(
         config.max_sequence_length,
         config.initializer_range,
@@ -142,9 +142,9 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
             name=f"layer_{i}",
         )(x, attention_mask=attention_mask)
 
-    inputs = {"token_ids": token_ids, "token_types": token_types, "mask": mask}
-    if config.num_token_types < 2:
-        del inputs["token_types"]
+    inputs = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": mask}
+    if config.num_segments < 2:
+        del inputs["segment_ids"]
     return keras.Model(inputs, x, name=config.variant)
 
 
@@ -165,7 +165,7 @@ BERT_KEYS = {
     "num_heads": "num_attention_heads",
     "hidden_dim": "hidden_size",
     "intermediate_dim": "intermediate_size",
-    "num_token_types": "type_vocab_size",
+    "num_segments": "type_vocab_size",
     "activation": "hidden_act",
     "layer_norm_epsilon": "layer_norm_eps",
     "dropout": "hidden_dropout_prob",
@@ -198,7 +198,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "intermediate_dim": 1024,
         "embedding_dim": 128,
     },
-    "distilbert": {"num_layers": 6, "num_token_types": 0, "classifier_dropout": 0.2},
+    "distilbert": {"num_layers": 6, "num_segments": 0, "classifier_dropout": 0.2},
     "roberta": {"vocabulary_size": 50265, "pad_id": 1},
     "xlm-roberta": {"pad_id": 1},
 }

@@ -142,11 +142,11 @@ def backbone(config: Config) -> keras.Model:
     `mask` numbers the segments of a row: see `layers.segments`.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-    mask = keras.Input((None,), dtype="int32", name="mask")
+    mask = keras.Input((None,), dtype="int32", name="padding_mask")
     hidden, _ = forward(
         layers_of(config), config, token_ids, segments.positions(mask), segments.allowed(mask)
     )
-    return keras.Model({"token_ids": token_ids, "mask": mask}, hidden, name="gpt2")
+    return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name="gpt2")
 
 
 MODEL_TYPES = ("gpt2",)

@@ -84,8 +84,8 @@ def backbone(config: Config) -> keras.Model:
     `mask` numbers the segments of a row: see `layers.segments`.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-    mask = keras.Input((None,), dtype="int32", name="mask")
+    mask = keras.Input((None,), dtype="int32", name="padding_mask")
     masks = {window: segments.allowed(mask, window) for window in dict.fromkeys(windows(config))}
     allowed = tuple(masks[window] for window in windows(config))
     hidden, _ = forward(layers_of(config), config, token_ids, segments.positions(mask), allowed)
-    return keras.Model({"token_ids": token_ids, "mask": mask}, hidden, name=config.variant)
+    return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=config.variant)

@@ -31,7 +31,7 @@ WHOLE: dict[str, tuple[int, int]] = {
     "max_window_layers": (0, LAYERS),
     "num_buckets": (2, TOKENS),
     "max_distance": (1, MOST),
-    "num_token_types": (0, TOKENS),
+    "num_segments": (0, TOKENS),
     "pad_id": (-MOST, MOST),
     "start_id": (0, MOST),
 }

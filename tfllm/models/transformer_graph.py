@@ -89,17 +89,17 @@ def backbone(layers: Layers, config: Any, name: str) -> keras.Model:
     decoder's hidden states (B, T, hidden_dim) after its last norm. Masks are 0 on padding."""
     inputs = {
         name: keras.Input((None,), dtype="int32", name=name)
-        for name in ("source_ids", "source_mask", "token_ids", "mask")
+        for name in ("source_ids", "source_padding_mask", "token_ids", "padding_mask")
     }
-    encoded = encode(layers, config, inputs["source_ids"], inputs["source_mask"])
+    encoded = encode(layers, config, inputs["source_ids"], inputs["source_padding_mask"])
     hidden, _ = forward(
         layers,
         config,
         inputs["token_ids"],
         _places(inputs["token_ids"][:1, :]),
-        segments.allowed(inputs["mask"]),
+        segments.allowed(inputs["padding_mask"]),
         cross(layers, config, encoded),
-        inputs["source_mask"],
+        inputs["source_padding_mask"],
     )
     return keras.Model(inputs, hidden, name=name)
 

@@ -67,7 +67,7 @@ def _tokens(predictor: Any, text: str) -> list[Token]:
     tokenizer = predictor.tokenizer
     encoding = tokenizer.encode(text, max_length=predictor.task.max_length)
     ids = np.array([encoding.ids], np.int32)
-    given = {"token_ids": ids, "token_types": ids * 0, "mask": np.ones_like(ids)}
+    given = {"token_ids": ids, "segment_ids": ids * 0, "padding_mask": np.ones_like(ids)}
     scores = np.asarray(predictor.call(given))[0].astype(np.float32)
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares = powers / powers.sum(axis=-1, keepdims=True)

@@ -102,7 +102,7 @@ class LanguagePredictor:
 
         @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)
         def forward(ids, targets):
-            given = {"token_ids": ids, "mask": tf.ones_like(ids)}
+            given = {"token_ids": ids, "padding_mask": tf.ones_like(ids)}
             logits = model({name: given[name] for name in names}, training=False)
             safe = tf.maximum(targets, 0)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(safe, logits)

@@ -65,7 +65,7 @@ def open_source_savedmodel(
     def logits(source: Sequence[int], target: Sequence[int]) -> np.ndarray:
         given = {"source_ids": source, "token_ids": target}
         rows = {name: np.array([ids], np.int32) for name, ids in given.items()}
-        masks = {"source_mask": rows["source_ids"], "mask": rows["token_ids"]}
+        masks = {"source_padding_mask": rows["source_ids"], "padding_mask": rows["token_ids"]}
         rows |= {name: np.ones_like(ids) for name, ids in masks.items()}
         (found,) = module.signatures["tokens"](**rows).values()
         return found.numpy()[0]

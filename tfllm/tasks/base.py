@@ -58,7 +58,7 @@ def encoded(
 
 
 def inputs_of(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `inputs` that the model asks for (some families have no `token_types`)."""
+    """Those of `inputs` that the model asks for (some families have no `segment_ids`)."""
     return {name: inputs[name] for name in model.input}
 
 
@@ -109,7 +109,7 @@ class Features:
     """
 
     token_ids: Sequence[np.ndarray]  # int32 [T_i] per row, special tokens included
-    token_types: Sequence[np.ndarray] | None  # int32 [T_i]; None: all 0
+    segment_ids: Sequence[np.ndarray] | None  # int32 [T_i]; None: all 0
     example: np.ndarray  # int [rows]: the index of the example that each row came from
     targets: Sequence[np.ndarray] | None  # per row: [], [C], [T_i] or [2]; None without labels
     details: list[dict[str, Any]]  # per row: what `answers` needs (offsets, words, text)
@@ -179,10 +179,10 @@ class Features:
             length = max((len(self.token_ids[row]) for row in rows), default=1)
         return {
             "token_ids": padded([self.token_ids[row] for row in rows], length, self.pad_id or 0),
-            "token_types": np.zeros((len(rows), length), np.int32)
-            if self.token_types is None
-            else padded([self.token_types[row] for row in rows], length, 0),
-            "mask": padded([self._mask(row) for row in rows], length, 0),
+            "segment_ids": np.zeros((len(rows), length), np.int32)
+            if self.segment_ids is None
+            else padded([self.segment_ids[row] for row in rows], length, 0),
+            "padding_mask": padded([self._mask(row) for row in rows], length, 0),
         }
 
     def _mask(self, row: int) -> np.ndarray:
@@ -200,7 +200,7 @@ def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Fe
     }
     return Features(
         token_ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
-        token_types=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
+        segment_ids=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
         pad_id=tokenizer.pad_id,
         **{**fields, **more},
     )

@@ -102,7 +102,7 @@ class CausalLM(NextToken):
             begins, lengths = packing.windows(len(stream), self.max_length)
         return Features(
             token_ids=Rows(begins, lengths, stream.tokens),
-            token_types=None,
+            segment_ids=None,
             example=np.arange(len(begins)),
             targets=Rows(begins, lengths, stream.targets),
             details=[],

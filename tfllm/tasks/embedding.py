@@ -74,7 +74,7 @@ class Embedding(Task):
         from tfllm.layers import heads
 
         vectors = heads.embed(
-            backbone.output, backbone.input["mask"], self.pooling, self.normalize, config
+            backbone.output, backbone.input["padding_mask"], self.pooling, self.normalize, config
         )
         return keras.Model(backbone.input, vectors, name=self.kind)
 

@@ -36,7 +36,7 @@ def run_by_length(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Ten
     A batch is padded to its longest row; groups of the sorted rows are padded to their own. On a
     batch of 32 sentences that saves a third of the time. Outputs are in the order of the rows.
     """
-    lengths = tf.reduce_sum(packed["mask"], axis=1)
+    lengths = tf.reduce_sum(packed["padding_mask"], axis=1)
     order = tf.argsort(lengths, direction="DESCENDING", stable=True)
     lengths = tf.gather(lengths, order)
     inputs = {name: tf.gather(packed[name], order) for name in model.input}
@@ -102,7 +102,7 @@ def function(signature: list[tf.TensorSpec]) -> Callable[[Callable], Any]:
 
 def _named(forward: Callable, names: list[str], signature: list[tf.TensorSpec]) -> Any:
     """`forward` as a tf.function whose arguments have the names of the model's inputs."""
-    if names == ["token_ids", "mask"]:
+    if names == ["token_ids", "padding_mask"]:
 
         @function(signature)
         def without_types(token_ids, mask):
@@ -112,9 +112,9 @@ def _named(forward: Callable, names: list[str], signature: list[tf.TensorSpec]) 
 
     by_name = {spec.name: spec for spec in signature}
 
-    @function([by_name["token_ids"], by_name["token_types"], by_name["mask"]])
-    def with_types(token_ids, token_types, mask):
-        given = {"token_ids": token_ids, "token_types": token_types, "mask": mask}
+    @function([by_name["token_ids"], by_name["segment_ids"], by_name["padding_mask"]])
+    def with_types(token_ids, segment_ids, mask):
+        given = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": mask}
         return forward(*(given[name] for name in names))
 
     return with_types

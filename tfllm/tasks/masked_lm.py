@@ -105,7 +105,7 @@ class MaskedLM(Masking):
         sizes = lengths + form.single_specials
         return MaskedFeatures(
             token_ids=Made(len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids),
-            token_types=None,
+            segment_ids=None,
             example=documents.examples_of(corpus, stream.document_of(begins)),
             targets=None,
             details=[],
@@ -175,7 +175,7 @@ def rows_to_fill(
             }
         )
         fixed.append(special | masked)
-    token_ids, types = rows.token_ids, rows.token_types
+    token_ids, types = rows.token_ids, rows.segment_ids
     assert types is not None
 
     def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
@@ -183,7 +183,7 @@ def rows_to_fill(
 
     return MaskedFeatures(
         token_ids=token_ids,
-        token_types=types,
+        segment_ids=types,
         example=rows.example,
         targets=None,
         details=details,

@@ -81,7 +81,7 @@ class Pretraining(Masking):
         nothing = Made(len(plan), lambda row: np.zeros(int(lengths[row]), np.int32))
         return MaskedFeatures(
             token_ids=nothing,
-            token_types=None,
+            segment_ids=None,
             example=documents.examples_of(corpus, plan.document),
             targets=None,
             details=[],

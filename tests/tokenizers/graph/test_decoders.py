@@ -109,7 +109,7 @@ def test_rows(name):
             rows = python.encode_batch(texts, seconds, max_length=max_length)
             for row, ids, types, mask in zip(
                 rows,
-                *(packed[key].numpy() for key in ("token_ids", "token_types", "mask")),
+                *(packed[key].numpy() for key in ("token_ids", "segment_ids", "padding_mask")),
                 strict=True,
             ):
                 assert ids[: mask.sum()].tolist() == row.ids

@@ -171,10 +171,10 @@ def test_rows_of_texts_and_pairs(max_length):
         assert packed["token_ids"].numpy().tolist() == [
             row.ids + [tokenizer.pad_id] * n for row, n in zip(rows, pad, strict=True)
         ]
-        assert packed["token_types"].numpy().tolist() == [
+        assert packed["segment_ids"].numpy().tolist() == [
             row.type_ids + [0] * n for row, n in zip(rows, pad, strict=True)
         ]
-        assert packed["mask"].numpy().tolist() == [
+        assert packed["padding_mask"].numpy().tolist() == [
             [1] * len(row) + [0] * n for row, n in zip(rows, pad, strict=True)
         ]
         assert {value.dtype for value in packed.values()} == {tf.int32}
@@ -197,8 +197,8 @@ def test_windows(max_length, stride):
             size = len(expected)
             assert got["example"][row] == number
             assert got["token_ids"][row][:size] == expected.ids
-            assert got["token_types"][row][:size] == expected.type_ids
-            assert sum(got["mask"][row]) == size
+            assert got["segment_ids"][row][:size] == expected.type_ids
+            assert sum(got["padding_mask"][row]) == size
             offsets = list(zip(got["starts"][row], got["ends"][row], strict=True))
             inside = [sequence == 1 for sequence in expected.sequence_ids]
             inside += [False] * (len(offsets) - size)

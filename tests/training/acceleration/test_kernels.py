@@ -148,7 +148,11 @@ def test_installed_kernels_change_no_output():
     backbone = bert.backbone(config)
     model = keras.Model(backbone.input, heads.classify(backbone.output, config, 3))
     ids = np.random.default_rng(0).integers(5, 50, (4, 7), dtype=np.int32)
-    inputs = {"token_ids": ids, "token_types": np.zeros_like(ids), "mask": np.ones_like(ids)}
+    inputs = {
+        "token_ids": ids,
+        "segment_ids": np.zeros_like(ids),
+        "padding_mask": np.ones_like(ids),
+    }
     before = model(inputs).numpy()
     # Per layer: GELU, two normalisations, three dropouts, four projections; embeddings: one each;
     # head: a dropout.

@@ -49,7 +49,7 @@ def inputs(model):
     ids = np.random.default_rng(0).integers(5, 30, (4, 9), dtype=np.int32)
     mask = np.ones_like(ids)
     mask[0, 6:] = 0
-    given = {"token_ids": ids, "token_types": np.zeros_like(ids), "mask": mask}
+    given = {"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": mask}
     return {name: tf.constant(given[name]) for name in model.input}
 
 

@@ -273,7 +273,7 @@ def lengths_of(checkpoint: Any, profile: Profile, texts: Sequence[str]) -> Rows:
 def _logits(checkpoint: Any, ids: np.ndarray) -> np.ndarray:
     """float32 [1, T, V]."""
     model = checkpoint.model
-    given = {"token_ids": ids, "mask": np.ones_like(ids)}
+    given = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
     return np.asarray(model({name: given[name] for name in model.input}, training=False))
 
 

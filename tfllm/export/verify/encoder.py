@@ -274,7 +274,7 @@ def _batches(reference: Any, examples: Sequence[dict]) -> list[tuple[Inputs, np.
             del inputs["positions"]
         else:
             inputs = features.inputs(rows)
-            counted = inputs["mask"] > 0
+            counted = inputs["padding_mask"] > 0
         found.append((inputs, counted))
     return found
 

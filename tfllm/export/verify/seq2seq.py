@@ -214,8 +214,8 @@ def _logits(checkpoint: Any, source: Sequence[int], target: Sequence[int]) -> np
     """Scores float32 [T, V] of the token after each of `target`, the start token first."""
     ids = {"source_ids": source, "token_ids": target}
     given = {name: np.array([row], np.int32) for name, row in ids.items()}
-    given["source_mask"] = np.ones_like(given["source_ids"])
-    given["mask"] = np.ones_like(given["token_ids"])
+    given["source_padding_mask"] = np.ones_like(given["source_ids"])
+    given["padding_mask"] = np.ones_like(given["token_ids"])
     model = checkpoint.model
     return np.asarray(model({name: given[name] for name in model.input}, training=False))[0]
 

@@ -75,7 +75,7 @@ class MaskedFeatures(Features):
         once = replace(
             self,
             token_ids=[row.ids for row in made],
-            token_types=[row.types for row in made],
+            segment_ids=[row.types for row in made],
             targets=None if self.targets is None else [row.target for row in made],
             draw=None,
         )
@@ -104,6 +104,6 @@ def drawn(features: MaskedFeatures, seed: int, epoch: int) -> MaskedFeatures:
     return replace(
         changed,
         token_ids=Made(count, lambda row: changed.hidden(row).ids),
-        token_types=Made(count, lambda row: changed.hidden(row).types),
+        segment_ids=Made(count, lambda row: changed.hidden(row).types),
         targets=Made(count, lambda row: changed.hidden(row).target),
     )

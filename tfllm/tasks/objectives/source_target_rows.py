@@ -45,9 +45,9 @@ class PairFeatures(Features):
             length = max(map(len, read))
         inputs = {
             "source_ids": padded(sources, source_length, self.source_pad_id or 0),
-            "source_mask": padded([np.ones(len(ids)) for ids in sources], source_length, 0),
+            "source_padding_mask": padded([np.ones(len(ids)) for ids in sources], source_length, 0),
             "token_ids": padded(read, length, self.pad_id or 0),
-            "mask": padded([np.ones(len(ids)) for ids in read], length, 0),
+            "padding_mask": padded([np.ones(len(ids)) for ids in read], length, 0),
         }
         if self.targets is None:
             return inputs, None
@@ -74,7 +74,7 @@ def features(
     none = Made(0, lambda row: np.zeros(0, np.int32))
     found = PairFeatures(
         token_ids=none,
-        token_types=None,
+        segment_ids=None,
         example=np.arange(len(pairs)) if example is None else example,
         targets=none if targets else None,
         details=[],

@@ -88,7 +88,7 @@ class TextGraph(tf.Module):
     def pack(
         self, first: tf.RaggedTensor, second: tf.RaggedTensor | None = None, *, max_length: int
     ) -> dict[str, tf.Tensor]:
-        """Ids to "token_ids", "token_types", "mask": int32 [B, T], T the longest row of the batch.
+        """Ids to "token_ids", "segment_ids", "padding_mask": int32 [B, T], T the longest row.
 
         No row passes `max_length`, special tokens included; pairs are cut longest-first.
         """
@@ -100,8 +100,8 @@ class TextGraph(tf.Module):
     ) -> dict[str, tf.Tensor]:
         """UTF-8 strings [B] to R rows whose windows over the context overlap by `stride` tokens.
 
-        int32 [R, T]: "token_ids", "token_types", "mask", "starts", "ends" (code points of the
-        context, -1 outside of it); int32 [R]: "example", the index of each row's example.
+        int32 [R, T]: "token_ids", "segment_ids", "padding_mask", "starts", "ends" (code points of
+        the context, -1 outside of it); int32 [R]: "example", the index of each row's example.
         """
         context, starts, ends = self.tokenize_with_offsets(contexts)
         question = self.tokenize(questions)

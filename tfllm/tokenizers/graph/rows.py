@@ -83,8 +83,8 @@ def windows(
     """Rows `start question between window end`, as `Tokenizer.encode_windows` gives them.
 
     Ragged int32 [B, None] of ids and of the context's offsets, to int32 [R, T] "token_ids",
-    "token_types", "mask", "starts", "ends" (-1 outside the context) and "example" [R], the index
-    of the example that each row belongs to.
+    "segment_ids", "padding_mask", "starts", "ends" (-1 outside the context) and "example" [R], the
+    index of the example that each row belongs to.
     """
     check_stride(max_length, stride, ids.form.pair_specials)
     room = tf.constant(max_length - ids.form.pair_specials, tf.int64)
@@ -128,7 +128,7 @@ def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor
     longest = tf.reduce_max(tf.concat([total, [specials]], 0))
     place = tf.range(longest)[None, :]  # [1, T]
     token_ids = tf.fill(_shape(total, longest), ids.pad)
-    token_types = tf.zeros_like(token_ids)
+    segment_ids = tf.zeros_like(token_ids)
     for number, token in enumerate(form.start):
         token_ids = tf.where(place == number, token, token_ids)
     offset = tf.fill(tf.shape(total), tf.constant(len(form.start), tf.int64))  # where a part starts
@@ -142,16 +142,16 @@ def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor
         after = form.end if last else form.between
         types = (own_type,) * len(after) if last else form.between_types
         if own_type:
-            token_types = tf.where(inside, own_type, token_types)
+            segment_ids = tf.where(inside, own_type, segment_ids)
         for distance, (token, kind) in enumerate(zip(after, types, strict=True)):
             token_ids = tf.where(inner == length + distance, token, token_ids)
             if kind:
-                token_types = tf.where(inner == length + distance, kind, token_types)
+                segment_ids = tf.where(inner == length + distance, kind, segment_ids)
         offset += part.lengths + len(after)
     rows = {
         "token_ids": token_ids,
-        "token_types": token_types,
-        "mask": tf.cast(place < total[:, None], tf.int32),
+        "segment_ids": segment_ids,
+        "padding_mask": tf.cast(place < total[:, None], tf.int32),
     }
     return rows, inner
 

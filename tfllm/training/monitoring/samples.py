@@ -50,7 +50,11 @@ def _tokens(validation: Validation, model: Any, count: int) -> list[Row]:
     if isinstance(targets, Mapping):
         targets = targets["tokens"]
     told, predicted = map(np.asarray, at_positions(targets, outputs))
-    names = ("source_ids", "source_mask") if "source_ids" in inputs else ("token_ids", "mask")
+    names = (
+        ("source_ids", "source_padding_mask")
+        if "source_ids" in inputs
+        else ("token_ids", "padding_mask")
+    )
     given, mask = (np.asarray(inputs[name]) for name in names)
     found = []
     for row, scores, target in zip(rows, predicted, told, strict=True):
