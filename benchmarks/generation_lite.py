@@ -20,11 +20,11 @@ def main() -> None:
     options = generation.arguments()
     # The runtime is opened with as many threads as Python counts.
     os.cpu_count = lambda: options.threads  # type: ignore[assignment]
-    from tfllm.generation.config import GenerationSettings
+    from tfllm.generation.config import GenerationConfig
     from tfllm.runtimes.opening import open_model
 
     engine = open_model(options.artifact).generator.engine
-    settings = GenerationSettings(max_new_tokens=generation.NEW_TOKENS)
+    settings = GenerationConfig(max_new_tokens=generation.NEW_TOKENS)
 
     workload.report(
         runner="tfllm LiteRT",

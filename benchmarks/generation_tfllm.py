@@ -9,7 +9,7 @@ import workload
 
 from tfllm.checkpoints import store
 from tfllm.generation import cpu_decoding
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.engine import Engine
 from tfllm.models.decoding import decoder
 
@@ -22,7 +22,7 @@ def main() -> None:
     made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     engine = Engine(cpu_decoding.prepared(made, options.precision))
     del checkpoint
-    settings = GenerationSettings(max_new_tokens=generation.NEW_TOKENS)
+    settings = GenerationConfig(max_new_tokens=generation.NEW_TOKENS)
 
     def call(ids: list[list[int]]) -> list[list[int]]:
         return [result.ids for result in engine.generate(ids, settings)]

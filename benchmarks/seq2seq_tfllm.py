@@ -29,7 +29,7 @@ def main() -> None:
         max_new_tokens=seq2seq.NEW_TOKENS,
         min_new_tokens=seq2seq.NEW_TOKENS,
         num_beams=options.beams,
-        stop_ids=(seq2seq.END,),
+        eos_token_id=(seq2seq.END,),
     )
 
     def call(sources: list[list[int]]) -> list[list[int]]:

@@ -64,7 +64,7 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, na
     (directory / "generation_config.json").write_text(json.dumps(STOPS))
     checkpoint = store.load(directory)
     assert (checkpoint.family, checkpoint.task.kind) == (FAMILIES[name], "causal_lm")
-    assert (checkpoint.task.max_length, checkpoint.stop_ids) == (16, (2, 4))
+    assert (checkpoint.task.max_length, checkpoint.eos_token_id) == (16, (2, 4))
     assert_equal_scores(checkpoint, inputs, logits)
     assert_comes_back(checkpoint, directory, inputs, tmp_path)
 
@@ -146,7 +146,7 @@ def test_a_model_of_ours_names_its_own_end(tmp_path):
     )  # fmt: skip
     tokenizer = WordPiece.from_vocabulary(VOCABULARY, lowercase=True)
     made = store.create("gpt2", config, tokenizer, CausalLM(max_length=16))
-    assert made.stop_ids == (tokenizer.end_id,)
+    assert made.eos_token_id == (tokenizer.end_id,)
     huggingface.write(made, tmp_path / "theirs")
     written = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert written["eos_token_id"] == tokenizer.end_id

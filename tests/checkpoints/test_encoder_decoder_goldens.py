@@ -78,7 +78,7 @@ def test_what_generation_needs_is_kept(source, tmp_path, name):
     checkpoint = store.load(directory)
     config = json.loads((directory / "config.json").read_text())
     assert checkpoint.start_id == config["decoder_start_token_id"]
-    assert checkpoint.stop_ids == (config["eos_token_id"],)
+    assert checkpoint.eos_token_id == (config["eos_token_id"],)
     assert checkpoint.for_generation("num_beams") == 4
     assert checkpoint.for_generation("bad_words_ids") == [[39]]
     (directory / "generation_config.json").unlink()

@@ -56,13 +56,13 @@ def test_the_real_model_tells_its_story(data, tmp_path):
     assert row[0, 0] == 1
     logits = np.asarray(checkpoint.model({"token_ids": row, "padding_mask": np.ones_like(row)}))
     np.testing.assert_array_equal(logits[0, :-1].argmax(-1), row[0, 1:])
-    assert checkpoint.stop_ids == (1, 2)
+    assert checkpoint.eos_token_id == (1, 2)
     facts = describe(source)
     assert (facts["form"], facts["parameters"]) == ("llama2.c file", 260032)
 
     huggingface.write(checkpoint, tmp_path / "theirs")
     again = store.load(tmp_path / "theirs")
-    assert again.stop_ids == (1, 2)
+    assert again.eos_token_id == (1, 2)
     for ours, theirs in zip(checkpoint.model.weights, again.model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -86,7 +86,7 @@ def test_convert_names_a_tokenizer(source, tmp_path, capsys):
     convert(str(path), str(tmp_path / "ours"), tokenizer=str(tmp_path / "a.bin"))
     checkpoint = store.load(tmp_path / "ours")
     assert (checkpoint.family, checkpoint.task.kind) == ("llama", "causal_lm")
-    assert checkpoint.stop_ids == (1, 2)
+    assert checkpoint.eos_token_id == (1, 2)
     with pytest.raises(SettingError, match="brings its own"):
         convert(str(tmp_path / "ours"), str(tmp_path / "x"), tokenizer=str(tmp_path / "a.bin"))
 

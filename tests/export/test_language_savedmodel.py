@@ -221,7 +221,7 @@ def test_a_whole_export_passes_all_checks(family, tmp_path):
     names = " ".join(check.name for check in seen)
     assert "same greedy texts of 100 prompts" in names and "score differs" in names
     described = json.loads((tmp_path / "out/1/assets/tfllm.json").read_text())
-    assert described["stop_ids"] == [0] and described["context"] == 128
+    assert described["eos_token_id"] == [0] and described["context"] == 128
 
 
 @pytest.mark.slow

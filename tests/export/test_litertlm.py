@@ -119,7 +119,7 @@ def test_stories_with_sentencepiece(name, data, tmp_path):
     stories = store.load(data / "checkpoints" / "stories260K.bin")
     artifact = export(stories, profile(name, ["max_length=192"]), tmp_path / "out")
     described = json.loads((artifact.path / "tfllm.json").read_text())
-    assert described["context"] == 192 and described["stop_ids"] == [1, 2]
+    assert described["context"] == 192 and described["eos_token_id"] == [1, 2]
     if name == "litertlm":
         checked = [check for check in artifact.checks if check.name.startswith("litert-lm")]
         assert [check.value for check in checked] == ["1", "1"]

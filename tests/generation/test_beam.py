@@ -9,21 +9,21 @@ import tensorflow as tf
 
 from tests.generation.goldens import golden, gpt2
 from tfllm.generation import beam
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.engine import Engine
 
 CASES = json.loads(str(golden()["beams"]))
-NAMES = {"no_repeat_ngram_size": "no_repeat_ngram"}
+NAMES = {"no_repeat_ngram_size": "no_repeat_ngram_size"}
 OURS = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty")
 
 
 def settings_of(case):
     fields = {NAMES.get(name, name): value for name, value in case.items()}
-    fields = {name: fields[name] for name in (*OURS, "no_repeat_ngram") if name in fields}
-    return GenerationSettings(
+    fields = {name: fields[name] for name in (*OURS, "no_repeat_ngram_size") if name in fields}
+    return GenerationConfig(
         max_new_tokens=16,
         num_return_sequences=case["num_beams"],
-        stop_ids=tuple(case["stops"]),
+        eos_token_id=tuple(case["stops"]),
         **fields,
     )
 
@@ -66,13 +66,13 @@ def test_prompts_of_unlike_length_equal_each_alone_and_share_graphs():
 
 
 def test_log_probabilities_add_up_to_the_score():
-    update = {"length_penalty": 0.0, "num_return_sequences": 1, "stop_ids": (98, 99)}
+    update = {"length_penalty": 0.0, "num_return_sequences": 1, "eos_token_id": (98, 99)}
     result = engine().generate([[3, 5]], settings_of(CASES[2]).model_copy(update=update))[0]
     assert sum(result.log_probabilities) == pytest.approx(result.score, abs=1e-4)
 
 
 def test_other_settings_beside_beam_search():
-    greedy, search = GenerationSettings(max_new_tokens=5), settings_of(CASES[2])
+    greedy, search = GenerationConfig(max_new_tokens=5), settings_of(CASES[2])
     results = engine().generate([[3], [4], [3]], [greedy, search, greedy])
     assert results[0] == results[-1]
     assert len(results) == 6
@@ -97,7 +97,7 @@ def test_any_model_that_can_be_stepped_is_searched():
             num_beams=2,
             most_new=3,
             limits=tf.constant([3, 3]),
-            stop_ids=tf.fill([2, 1], -1),
+            eos_token_id=tf.fill([2, 1], -1),
             length_penalty=0.0,
             early_stopping="never",
         )

@@ -8,7 +8,7 @@ from tests.generation import goldens
 from tests.generation.models import checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation import cpu_decoding, state
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.engine import Engine
 from tfllm.generation.text_generator import TextGenerator
 
@@ -45,10 +45,10 @@ def test_bfloat16_gives_nearly_the_same_logits_and_keeps_one_copy_of_the_kernels
 
 def test_bfloat16_steps_equal_its_reading_of_the_whole_text():
     engine = Engine(cpu_decoding.in_bfloat16(own_copy()))
-    settings = GenerationSettings(max_new_tokens=6)
+    settings = GenerationConfig(max_new_tokens=6)
     ids = engine.generate([[3, 5, 11, 2]], settings)[0].ids
     assert [
-        engine.generate([[3, 5, 11, 2, *ids[:n]]], GenerationSettings(max_new_tokens=1))[0].ids[0]
+        engine.generate([[3, 5, 11, 2, *ids[:n]]], GenerationConfig(max_new_tokens=1))[0].ids[0]
         for n in range(6)
     ] == ids
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.generation.conftest import FakeDecoder
 from tfllm.errors import SettingError
-from tfllm.generation.config import GenerationSettings, made
+from tfllm.generation.config import GenerationConfig, made
 from tfllm.generation.engine import Engine
 from tfllm.generation.slots import Request, Slots
 
@@ -33,7 +33,7 @@ ENGINE = Engine(DECODER)  # shared, because every engine traces its own graphs
 def test_greedy_equals_running_the_whole_sequence(window):
     decoder = FakeDecoder(window=window) if window else DECODER
     results = (Engine(decoder) if window else ENGINE).generate(
-        PROMPTS, GenerationSettings(max_new_tokens=20)
+        PROMPTS, GenerationConfig(max_new_tokens=20)
     )
     for prompt, result in zip(PROMPTS, results, strict=True):
         ids, scores = plain_greedy(decoder, prompt, 20)
@@ -43,10 +43,10 @@ def test_greedy_equals_running_the_whole_sequence(window):
 
 
 SETTINGS = [
-    GenerationSettings(max_new_tokens=9),
-    GenerationSettings(max_new_tokens=20, temperature=1.0, top_k=7, seed=3),
-    GenerationSettings(max_new_tokens=14, temperature=1.3, top_p=0.8, repetition_penalty=1.2),
-    GenerationSettings(max_new_tokens=20, no_repeat_ngram=2, bad_words=((4,), (1, 2))),
+    GenerationConfig(max_new_tokens=9),
+    GenerationConfig(max_new_tokens=20, temperature=1.0, top_k=7, seed=3),
+    GenerationConfig(max_new_tokens=14, temperature=1.3, top_p=0.8, repetition_penalty=1.2),
+    GenerationConfig(max_new_tokens=20, no_repeat_ngram_size=2, bad_words_ids=((4,), (1, 2))),
 ]
 
 
@@ -71,14 +71,14 @@ def test_graphs_are_traced_once_for_all_lengths_and_batches():
     engine = Engine(DECODER)
     for length in (1, 17, 70):
         for batch in (1, 2, 5):
-            settings = GenerationSettings(max_new_tokens=length)
+            settings = GenerationConfig(max_new_tokens=length)
             engine.generate([[1] * length] * batch, settings)
     assert engine.traces == 2
 
 
 def test_several_texts_of_a_prompt_share_one_reading_and_differ():
     engine = ENGINE
-    settings = GenerationSettings(temperature=1.0, num_return_sequences=4, max_new_tokens=12)
+    settings = GenerationConfig(temperature=1.0, num_return_sequences=4, max_new_tokens=12)
     results = engine.generate(PROMPTS[:2], settings)
     assert len(results) == 8
     assert len({tuple(one.ids) for one in results[:4]}) == 4
@@ -88,10 +88,10 @@ def test_several_texts_of_a_prompt_share_one_reading_and_differ():
 
 
 def test_stop_ids_end_a_text_and_are_not_part_of_it():
-    whole = ENGINE.generate([PROMPTS[0]], GenerationSettings(max_new_tokens=20))[0]
+    whole = ENGINE.generate([PROMPTS[0]], GenerationConfig(max_new_tokens=20))[0]
     stop = whole.ids[7]
     first = whole.ids.index(stop)
-    settings = GenerationSettings(max_new_tokens=20, stop_ids=(stop, 10**6))
+    settings = GenerationConfig(max_new_tokens=20, eos_token_id=(stop, 10**6))
     result = ENGINE.generate([PROMPTS[0]], settings)[0]
     assert result.ids == whole.ids[:first]
     assert result.finish_reason == "stop"
@@ -100,14 +100,14 @@ def test_stop_ids_end_a_text_and_are_not_part_of_it():
 
 def test_a_text_ends_at_the_window():
     engine = Engine(FakeDecoder(places=16))
-    result = engine.generate([[1] * 10], GenerationSettings(max_new_tokens=50))[0]
+    result = engine.generate([[1] * 10], GenerationConfig(max_new_tokens=50))[0]
     assert len(result.ids) == 6
     assert result.finish_reason == "length"
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_listener_hears_every_token_and_can_end_a_text(steps):
-    whole = ENGINE.generate(PROMPTS[:2], GenerationSettings(max_new_tokens=20))
+    whole = ENGINE.generate(PROMPTS[:2], GenerationConfig(max_new_tokens=20))
     heard = {0: [], 1: []}
 
     def on_token(number, token, log_probability):
@@ -115,7 +115,7 @@ def test_the_listener_hears_every_token_and_can_end_a_text(steps):
         assert log_probability < 0
         return number == 0 and len(heard[0]) == 6
 
-    settings = GenerationSettings(max_new_tokens=20)
+    settings = GenerationConfig(max_new_tokens=20)
     results = ENGINE.generate(PROMPTS[:2], settings, on_token, steps=steps)
     assert results[0].ids == heard[0] == whole[0].ids[:6]
     assert results[0].finish_reason == "stop"
@@ -151,7 +151,7 @@ def test_requests_join_and_leave_between_steps_without_disturbing_others():
 )
 def test_prompts_that_cannot_be_continued(prompt, words):
     with pytest.raises(SettingError, match=words):
-        ENGINE.generate([[1], prompt], GenerationSettings())
+        ENGINE.generate([[1], prompt], GenerationConfig())
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_prompts_that_cannot_be_continued(prompt, words):
         ({"num_return_sequences": 2}, "same text 2 times"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
         ({"seed": 2**31}, "--seed"),
-        ({"bad_words": ((),)}, "bad_words"),
+        ({"bad_words_ids": ((),)}, "bad_words_ids"),
     ],
 )
 def test_settings_that_make_no_sense(fields, words):
@@ -173,7 +173,7 @@ def test_settings_that_make_no_sense(fields, words):
 
 
 def test_top_k_beyond_the_vocabulary_means_all():
-    settings = GenerationSettings(temperature=1.0, max_new_tokens=20)
+    settings = GenerationConfig(temperature=1.0, max_new_tokens=20)
     many = settings.model_copy(update={"top_k": 10**6})
     engine = ENGINE
     assert engine.generate(PROMPTS, many) == engine.generate(PROMPTS, settings)
@@ -181,7 +181,7 @@ def test_top_k_beyond_the_vocabulary_means_all():
 
 def test_no_state_is_left_in_the_engine():
     engine = ENGINE
-    settings = GenerationSettings(max_new_tokens=5, temperature=1.0)
+    settings = GenerationConfig(max_new_tokens=5, temperature=1.0)
     first = engine.generate(PROMPTS, settings)
     assert engine.generate(PROMPTS, settings) == first
     assert tf.executing_eagerly()

@@ -8,15 +8,15 @@ import tensorflow as tf
 
 from tests.generation.goldens import gpt2
 from tfllm.generation import cache, loop
-from tfllm.generation.config import Features, GenerationSettings, features, row_specs, rows
+from tfllm.generation.config import Features, GenerationConfig, features, row_specs, rows
 from tfllm.generation.engine import Engine
 
 PROMPTS = [[3, 5, 11, 2], [8], [40, 41, 7, 7, 7, 1]]
 NEW = 12
 SETTINGS = [
-    GenerationSettings(max_new_tokens=NEW),
-    GenerationSettings(max_new_tokens=7, temperature=1.0, top_k=9, seed=12),
-    GenerationSettings(max_new_tokens=NEW, temperature=0.8, top_p=0.9, seed=2**31 - 1),
+    GenerationConfig(max_new_tokens=NEW),
+    GenerationConfig(max_new_tokens=7, temperature=1.0, top_k=9, seed=12),
+    GenerationConfig(max_new_tokens=NEW, temperature=0.8, top_p=0.9, seed=2**31 - 1),
 ]
 SAMPLING = features(SETTINGS[1])
 
@@ -72,7 +72,7 @@ def test_the_loop_equals_the_engine():
     results = engine().generate(PROMPTS, SETTINGS)
     got = as_numpy(whole(*padded(PROMPTS, 8), rows_of(SETTINGS), NEW))
     assert_same(got, results)
-    stop = {"stop_ids": (results[0].ids[5], results[2].ids[3])}
+    stop = {"eos_token_id": (results[0].ids[5], results[2].ids[3])}
     stopping = [one.model_copy(update=stop) for one in SETTINGS]
     results = engine().generate(PROMPTS, stopping)
     assert "stop" in {one.finish_reason for one in results}
@@ -89,7 +89,7 @@ def tflite(needs: Features, batch: int, width: int) -> bytes:
     fixed = {
         name: tf.TensorSpec([batch], getattr(specs, name).dtype, name)
         for name in specs._fields
-        if name not in ("bad_words", "stop_ids")
+        if name not in ("bad_words_ids", "eos_token_id")
     }
 
     @tf.function(
@@ -103,8 +103,8 @@ def tflite(needs: Features, batch: int, width: int) -> bytes:
     def whole(token_ids, lengths, *values):
         settings = specs._replace(
             **dict(zip(fixed, values, strict=True)),
-            stop_ids=tf.fill([batch, 1], -1),
-            bad_words=tf.zeros([batch, 0, 4], tf.int32),
+            eos_token_id=tf.fill([batch, 1], -1),
+            bad_words_ids=tf.zeros([batch, 0, 4], tf.int32),
         )
         texts = loop.generate(gpt2(), token_ids, lengths, settings, needs, NEW, cache.select)
         return texts._asdict()

@@ -16,7 +16,7 @@ from tfllm.checkpoints import store
 from tfllm.export import causal_lm, lite_decoder, seq2seq
 from tfllm.export.base import profile
 from tfllm.generation import penalties
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.seq2seq_generator import TextToText
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.models import bert, llama_config
@@ -35,11 +35,13 @@ WINDOW = 48
 # Two float32 log-probabilities of one token, one read token by token and one all at once.
 ROUNDING = 1e-4
 SETTINGS = {
-    "greedy": GenerationSettings(max_new_tokens=12),
-    "hot": GenerationSettings(max_new_tokens=12, temperature=2.0, seed=1, num_return_sequences=4),
-    "filtered": GenerationSettings(max_new_tokens=12, temperature=1.0, top_k=5, seed=2),
-    "penalised": GenerationSettings(max_new_tokens=12, repetition_penalty=1.3, no_repeat_ngram=2),
-    "beams": GenerationSettings(max_new_tokens=12, num_beams=3, num_return_sequences=3),
+    "greedy": GenerationConfig(max_new_tokens=12),
+    "hot": GenerationConfig(max_new_tokens=12, temperature=2.0, seed=1, num_return_sequences=4),
+    "filtered": GenerationConfig(max_new_tokens=12, temperature=1.0, top_k=5, seed=2),
+    "penalised": GenerationConfig(
+        max_new_tokens=12, repetition_penalty=1.3, no_repeat_ngram_size=2
+    ),
+    "beams": GenerationConfig(max_new_tokens=12, num_beams=3, num_return_sequences=3),
 }
 
 QUICK = [("llama", "greedy"), ("llama", "hot"), ("t5", "beams")]

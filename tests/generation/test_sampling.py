@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.generation.goldens import golden
 from tfllm.generation import penalties, random, sampling
-from tfllm.generation.config import Features, GenerationSettings, features, rows
+from tfllm.generation.config import Features, GenerationConfig, features, rows
 
 EVERYTHING = Features(True, True, True, 4, 4)
 
@@ -16,7 +16,7 @@ def processed(name):
 
 
 def rows_of(count=3, **fields):
-    settings = GenerationSettings(**{"temperature": 1.0, **fields})
+    settings = GenerationConfig(**{"temperature": 1.0, **fields})
     made = rows([settings] * count, [100] * count)
     return tf.nest.map_structure(tf.constant, made)
 
@@ -43,16 +43,16 @@ def test_filters_equal_transformers(name, fields, front, monkeypatch):
     ("name", "fields"),
     [
         ("repetition", {"repetition_penalty": 1.3}),
-        ("ngram_2", {"no_repeat_ngram": 2}),
-        ("ngram_3", {"no_repeat_ngram": 3}),
-        ("bad_words", {"bad_words": "golden"}),
+        ("ngram_2", {"no_repeat_ngram_size": 2}),
+        ("ngram_3", {"no_repeat_ngram_size": 3}),
+        ("bad_words", {"bad_words_ids": "golden"}),
     ],
 )
 def test_penalties_equal_transformers(name, fields):
     ids = processed("ids")
-    if "bad_words" in fields:
+    if "bad_words_ids" in fields:
         first, second = ids[0].tolist(), ids[1].tolist()
-        fields = {"bad_words": ((4,), (first[-1], 9), (second[-2], second[-1], 10), (999,))}
+        fields = {"bad_words_ids": ((4,), (first[-1], 9), (second[-2], second[-1], 10), (999,))}
     lengths = tf.constant([12, 12, 12])
     padded = tf.pad(ids, [[0, 0], [0, 5]], constant_values=3)
     got = penalties.penalised(
@@ -76,9 +76,9 @@ def test_presence_and_frequency_count_the_text_without_the_prompt():
 def test_every_row_has_its_own_settings():
     logits = processed("logits")
     each = [
-        GenerationSettings(temperature=1.0),
-        GenerationSettings(temperature=0.5, top_k=2),
-        GenerationSettings(temperature=2.0, top_p=0.5, min_p=0.2),
+        GenerationConfig(temperature=1.0),
+        GenerationConfig(temperature=0.5, top_k=2),
+        GenerationConfig(temperature=2.0, top_p=0.5, min_p=0.2),
     ]
     made = tf.nest.map_structure(tf.constant, rows(each, [9] * 3))
     together = sampling.filtered(logits, made, EVERYTHING).numpy()
@@ -90,7 +90,7 @@ def test_every_row_has_its_own_settings():
 
 
 def test_all_barred_still_chooses_a_token():
-    settings = rows_of(1, bad_words=tuple((token,) for token in range(4)))
+    settings = rows_of(1, bad_words_ids=tuple((token,) for token in range(4)))
     logits = penalties.penalised(
         tf.constant([[1.0, 2.0, 3.0, 0.0]]), tf.zeros([1, 5], tf.int32), tf.constant([1]),
         tf.constant([1]), settings, EVERYTHING,
@@ -125,11 +125,11 @@ def test_temperature_zero_is_greedy_and_a_tiny_one_nearly():
 
 def test_few_kinds_of_graphs():
     kinds = {
-        features(GenerationSettings(**fields))
+        features(GenerationConfig(**fields))
         for fields in (
-            {}, {"temperature": 0.5}, {"temperature": 1.0, "top_k": 3}, {"no_repeat_ngram": 2},
-            {"no_repeat_ngram": 3, "temperature": 1.0}, {"repetition_penalty": 2.0},
-            {"bad_words": ((1, 2),)},
+            {}, {"temperature": 0.5}, {"temperature": 1.0, "top_k": 3}, {"no_repeat_ngram_size": 2},
+            {"no_repeat_ngram_size": 3, "temperature": 1.0}, {"repetition_penalty": 2.0},
+            {"bad_words_ids": ((1, 2),)},
         )
     }  # fmt: skip
     assert len(kinds) == 3

@@ -36,9 +36,12 @@ def settings_of(name, case):
     one = checkpoint(name)
     generation = {**one.generation, "max_length": None, **case["case"]}
     asking = replace(one, generation=generation)
-    plain = {"bad_words_ids": ("bad_words", ()), "forced_eos_token_id": ("forced_last_id", None)}
+    plain = {
+        "bad_words_ids": ("bad_words_ids", ()),
+        "forced_eos_token_id": ("forced_eos_token_id", None),
+    }
     none = dict(value for key, value in plain.items() if case["case"].get(key, 0) is None)
-    return defaults_of(asking).model_copy(update={"stop_ids": tuple(case["stops"]), **none})
+    return defaults_of(asking).model_copy(update={"eos_token_id": tuple(case["stops"]), **none})
 
 
 def written(name, settings, sources=None):
@@ -78,7 +81,7 @@ def test_sources_of_unlike_length_equal_each_alone_and_share_graphs():
 
 def test_sampled_texts_do_not_depend_on_neighbours():
     settings = made(
-        max_new_tokens=9, temperature=1.3, num_return_sequences=3, seed=5, stop_ids=(0,)
+        max_new_tokens=9, temperature=1.3, num_return_sequences=3, seed=5, eos_token_id=(0,)
     )
     model = Engine(engine("marian_apart").decoder, max_rows=5)  # rows leave, others join
     prompts = starts("marian_apart", len(SOURCES))
@@ -97,7 +100,7 @@ def test_coverage_is_that_of_the_finished_text():
     settings = made(
         num_beams=4,
         max_new_tokens=9,
-        stop_ids=(2, 3),
+        eos_token_id=(2, 3),
         coverage_penalty=penalty,
         early_stopping=True,
     )
@@ -106,7 +109,7 @@ def test_coverage_is_that_of_the_finished_text():
         (result,) = written(name, settings, [source])
         ended = result.finish_reason == "stop"
         # Where a token looked depends on those before it: any may stand for the one that ended it.
-        tokens = [*result.ids, *settings.stop_ids[:ended]]
+        tokens = [*result.ids, *settings.eos_token_id[:ended]]
         start = checkpoint(name).start_id
         (weights,) = seq2seq_generator.alignments(model, start, [source], [tokens])
         np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=ROUNDING)
@@ -114,7 +117,7 @@ def test_coverage_is_that_of_the_finished_text():
         coverages.append(coverage)
         logs = log_probabilities(name, source, tokens)
         total = logs[np.arange(len(result.ids)), result.ids].sum()
-        total += logs[-1, list(settings.stop_ids)].max() if ended else 0.0
+        total += logs[-1, list(settings.eos_token_id)].max() if ended else 0.0
         expected = total / len(tokens) + penalty * coverage
         assert result.score == pytest.approx(expected, abs=SCORES["atol"], rel=SCORES["rtol"])
     assert min(coverages) < -1  # far from nothing, for a source longer than its text
@@ -152,7 +155,11 @@ def test_nothing_is_written_after_what_cannot_be_read():
 def test_settings_of_the_checkpoint_and_of_the_caller():
     one = checkpoint("marian")
     settings = defaults_of(one)
-    assert (settings.num_beams, settings.bad_words, settings.forced_last_id) == (4, ((39,),), 0)
+    assert (settings.num_beams, settings.bad_words_ids, settings.forced_eos_token_id) == (
+        4,
+        ((39,),),
+        0,
+    )
     assert settings.max_new_tokens == one.config.max_sequence_length - 1
     sampled = defaults_of(one, temperature=0.5)
     assert (sampled.num_beams, sampled.temperature) == (1, 0.5)

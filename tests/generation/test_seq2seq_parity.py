@@ -34,8 +34,8 @@ CASES = {
     "never": {"early_stopping": "never", "length_penalty": 0.5, "forced_bos_token_id": 7},
 }
 NAMES = {
-    "no_repeat_ngram_size": "no_repeat_ngram",
-    "forced_bos_token_id": "forced_first_id",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "forced_bos_token_id": "forced_bos_token_id",
 }
 
 
@@ -68,7 +68,7 @@ def test_beams_equal_transformers(name, tmp_path):
     width = max(map(len, sources))
     ids = torch.tensor([row + [3] * (width - len(row)) for row in sources])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sources])
-    (stop,) = checkpoint.stop_ids
+    (stop,) = checkpoint.eos_token_id
     for case in CASES.values():
         out = model.generate(
             ids, attention_mask=mask, num_beams=4, num_return_sequences=2, max_new_tokens=NEW,
@@ -77,7 +77,7 @@ def test_beams_equal_transformers(name, tmp_path):
         expected = [row[1:] for row in out.sequences.tolist()]
         expected = [row[: row.index(stop)] if stop in row else row for row in expected]
         settings = made(
-            num_beams=4, num_return_sequences=2, max_new_tokens=NEW, stop_ids=(stop,),
+            num_beams=4, num_return_sequences=2, max_new_tokens=NEW, eos_token_id=(stop,),
             **{NAMES.get(key, key): value for key, value in case.items()},
         )  # fmt: skip
         found = engine.generate([[checkpoint.start_id]] * 3, settings, sources=sources)

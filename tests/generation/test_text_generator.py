@@ -7,12 +7,12 @@ import pytest
 from tests.generation.models import WINDOW, checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation.chat import ChatSession
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.text_generator import Listener, TextGenerator, open_generator
 from tfllm.tokenizers.streaming import TextStream
 
-GREEDY = GenerationSettings(max_new_tokens=24)
-SAMPLED = GenerationSettings(max_new_tokens=40, temperature=1.0, seed=4, num_return_sequences=3)
+GREEDY = GenerationConfig(max_new_tokens=24)
+SAMPLED = GenerationConfig(max_new_tokens=40, temperature=1.0, seed=4, num_return_sequences=3)
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def test_stop_strings_end_texts_of_a_batch_apart():
 
 
 def test_beams_hear_stop_strings_too():
-    settings = GenerationSettings(num_beams=2, max_new_tokens=16)
+    settings = GenerationConfig(num_beams=2, max_new_tokens=16)
     whole = writer().generate(["Hello"], settings)[0]
     stop = whole.text[3:5]
     heard = []
@@ -126,7 +126,7 @@ def test_empty_prompts():
 def test_bad_words_do_not_appear():
     whole = writer().generate(["Hello"], GREEDY)[0]
     word = next(letter for letter in whole.text if letter.isascii() and letter.isprintable())
-    settings = GREEDY.model_copy(update={"bad_words": writer().bad_words([word])})
+    settings = GREEDY.model_copy(update={"bad_words_ids": writer().bad_words_ids([word])})
     assert word not in writer().generate(["Hello"], settings)[0].text
 
 
@@ -135,7 +135,7 @@ def test_other_tasks_cannot_write(tiny_checkpoint):
         open_generator(str(tiny_checkpoint))
 
 
-CHAT = GenerationSettings(max_new_tokens=10, temperature=1.0)
+CHAT = GenerationConfig(max_new_tokens=10, temperature=1.0)
 
 
 def test_a_conversation_remembers_and_forgets_its_oldest_turns():
@@ -168,7 +168,7 @@ def test_a_message_beyond_the_window_leaves_the_history_as_it_was():
 
 def test_stories_begin_as_they_should(data):
     stories = open_generator(str(data / "checkpoints" / "stories260K.bin"))
-    text = stories.generate([""], GenerationSettings(max_new_tokens=60))[0]
+    text = stories.generate([""], GenerationConfig(max_new_tokens=60))[0]
     wanted = "Once upon a time, there was a little girl named Lily. She loved to play outside in"
     assert text.text.startswith(wanted)
     assert text.token_count == 60

@@ -95,7 +95,7 @@ def test_samples_show_the_source(straight, folder):
 def test_a_checkpoint_that_writes(straight):
     checkpoint = store.load(straight.directory)
     assert checkpoint.task.start_id == checkpoint.tokenizer.pad_id == 0
-    assert checkpoint.stop_ids == (checkpoint.tokenizer.end_id,)
+    assert checkpoint.eos_token_id == (checkpoint.tokenizer.end_id,)
     assert checkpoint.tokenizer.encode_ids(["one"])[0][-1] == checkpoint.tokenizer.end_id
 
 

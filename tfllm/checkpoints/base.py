@@ -65,7 +65,7 @@ class Checkpoint:
     """Hugging Face's `generation_config.json`, if there was one."""
 
     @property
-    def stop_ids(self) -> tuple[int, ...]:
+    def eos_token_id(self) -> tuple[int, ...]:
         """Ids that end a generated text: as Hugging Face's files say, else the tokenizer's end."""
         if (named := self.for_generation("eos_token_id")) is not None:
             return tuple(named) if isinstance(named, list) else (named,)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tfllm.generation.config import GenerationSettings
+    from tfllm.generation.config import GenerationConfig
     from tfllm.generation.text_generator import Text, TextGenerator
 
 EXAMPLES = """Examples:
@@ -75,7 +75,7 @@ def generate(
     frequency_penalty: Annotated[
         float | None, typer.Option(help="Off the logit, for each time in the text.")
     ] = None,
-    no_repeat_ngram: Annotated[
+    no_repeat_ngram_size: Annotated[
         int | None, typer.Option(help="No so many tokens in a row twice; 0: off.")
     ] = None,
     bad_word: Annotated[
@@ -133,8 +133,8 @@ def generate(
     settings = generator.defaults(**given)
     generator.engine.max_rows = max(batch_size, settings.num_beams)
     if bad_word:
-        words = (*settings.bad_words, *generator.bad_words(bad_word))
-        settings = settings.model_copy(update={"bad_words": words})
+        words = (*settings.bad_words_ids, *generator.bad_words_ids(bad_word))
+        settings = settings.model_copy(update={"bad_words_ids": words})
     writer = _Writer(generator, settings, tuple(stop or ()), truncate)
     if stream:
         writer.stream(examples)
@@ -176,8 +176,8 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
 
 SETTINGS = (
     "max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p", "min_p",
-    "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram", "num_beams",
-    "length_penalty", "coverage_penalty", "num_return_sequences", "seed",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size",
+    "num_beams", "length_penalty", "coverage_penalty", "num_return_sequences", "seed",
 )  # fmt: skip
 TOGETHER = ("coverage_penalty", "num_return_sequences")
 """Those that are wrong only beside others."""
@@ -232,7 +232,7 @@ class _Writer:
     def __init__(
         self,
         generator: TextGenerator,
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         stop: tuple[str, ...],
         truncate: Any,
     ):

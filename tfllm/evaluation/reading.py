@@ -15,11 +15,11 @@ from tfllm import config
 from tfllm.data.sources import Reading, known_format
 from tfllm.evaluation.span_answers import Language
 from tfllm.evaluation.text_to_text import Tokenize
-from tfllm.generation.overrides import GivenSettings
+from tfllm.generation.overrides import GenerationOverrides
 
 
-class Settings(Reading, GivenSettings):
-    """The keys of `--set`; those of GivenSettings are for texts that are written after sources."""
+class Settings(Reading, GenerationOverrides):
+    """The keys of `--set`; those of GenerationOverrides are for sequence-to-sequence models."""
 
     language: Language = "auto"
     """Rules for span answers: "en" (SQuAD), "zh" (CMRC), or found per example."""

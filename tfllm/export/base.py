@@ -327,12 +327,12 @@ def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dic
     decoder: dict[str, Any] = {}
     if is_language_model(checkpoint):
         decoder["context"] = context_of(checkpoint, profile)
-        decoder["stop_ids"] = list(checkpoint.stop_ids)
+        decoder["eos_token_id"] = list(checkpoint.eos_token_id)
     if reads_sources(checkpoint):
         from tfllm.generation.defaults import written_settings
 
         decoder["context"] = context_of(checkpoint, profile)
-        decoder["stop_ids"] = list(checkpoint.stop_ids)
+        decoder["eos_token_id"] = list(checkpoint.eos_token_id)
         decoder["start_id"] = checkpoint.task.starting(checkpoint.start_id).start_id
         decoder["num_beams"] = beams_of(checkpoint, profile)
         own: dict[str, Any] = {"num_beams": own_beams(checkpoint, profile)}

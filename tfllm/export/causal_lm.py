@@ -49,7 +49,7 @@ SETTINGS = {
     "seed": tf.int32,
 }
 
-# What each of these, and beam search's, must be: as GenerationSettings, but that a request may want
+# What each of these, and beam search's, must be: as GenerationConfig, but that a request may want
 # no token at all.
 RULES = {
     "max_new_tokens": ("at least 0", lambda value: value >= 0),
@@ -150,7 +150,7 @@ class Writer:
         self.tokenizer = graph_tokenizer
         self.window = context_of(checkpoint, profile)
         self.most_new = min(profile.generation.most_new_tokens or self.window, self.window)
-        self.stop_ids = tuple(checkpoint.stop_ids)
+        self.eos_token_id = tuple(checkpoint.eos_token_id)
         self.start_id = checkpoint.tokenizer.start_id
         self.known = known_ids(checkpoint.tokenizer, decoder.vocabulary_size)
         self.xla = profile.xla
@@ -203,7 +203,7 @@ class Writer:
 
     def _written(self, token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed, most):
         ones, zeros = tf.ones_like(temperature), tf.zeros_like(lengths)
-        stops = self.stop_ids or (NO_ID,)
+        stops = self.eos_token_id or (NO_ID,)
         rows = Rows(
             temperature=temperature,
             top_k=top_k,
@@ -212,12 +212,12 @@ class Writer:
             repetition_penalty=ones,
             presence_penalty=ones * 0.0,
             frequency_penalty=ones * 0.0,
-            no_repeat_ngram=zeros,
-            bad_words=tf.zeros([tf.shape(lengths)[0], 0, 1], tf.int32),
-            stop_ids=zeros[:, None] + tf.constant([stops], tf.int32),
+            no_repeat_ngram_size=zeros,
+            bad_words_ids=tf.zeros([tf.shape(lengths)[0], 0, 1], tf.int32),
+            eos_token_id=zeros[:, None] + tf.constant([stops], tf.int32),
             min_new_tokens=zeros,
-            forced_first_id=zeros + NO_ID,
-            forced_last_id=zeros + NO_ID,
+            forced_bos_token_id=zeros + NO_ID,
+            forced_eos_token_id=zeros + NO_ID,
             seed=seed,
             number=zeros,
             limit=tf.minimum(lengths + tf.maximum(max_new_tokens, 1), self.window),
@@ -253,7 +253,7 @@ class Writer:
     @property
     def _first_id(self) -> int:
         """What an empty prompt begins with."""
-        return self.start_id if self.start_id is not None else (self.stop_ids or (0,))[0]
+        return self.start_id if self.start_id is not None else (self.eos_token_id or (0,))[0]
 
     def scores(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(sum of the tokens' log-probabilities float32 [B], how many tokens were told int32 [B]).

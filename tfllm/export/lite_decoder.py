@@ -87,7 +87,7 @@ def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
         return source_functions(checkpoint, profile)
     made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     context = context_of(checkpoint, profile)
-    settings = made_settings(stop_ids=tuple(checkpoint.stop_ids))
+    settings = made_settings(eos_token_id=tuple(checkpoint.eos_token_id))
     known = known_ids(checkpoint.tokenizer, made.vocabulary_size)
     if profile.prompt_length is None:
         lengths = profile.prefill_lengths or lite_steps.prefill_lengths(context)
@@ -111,7 +111,7 @@ def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     if profile.prompt_length is None:
         return lite_steps.source_steps(made, context, length)
     own = defaults_of(checkpoint)
-    settings = own.model_copy(update={"stop_ids": tuple(checkpoint.stop_ids)})
+    settings = own.model_copy(update={"eos_token_id": tuple(checkpoint.eos_token_id)})
     most_new = min(own.max_new_tokens, context - 1)
     start_id = checkpoint.task.starting(checkpoint.start_id).start_id
     known = known_ids(checkpoint.tokenizer.target, made.vocabulary_size)

@@ -30,7 +30,7 @@ from keras import ops
 from tfllm.generation import cache as caches
 from tfllm.generation import loop, penalties
 from tfllm.generation import source as sources
-from tfllm.generation.config import Features, GenerationSettings, features, row_specs, rows
+from tfllm.generation.config import Features, GenerationConfig, features, row_specs, rows
 from tfllm.layers import heads
 from tfllm.models.decoding import Decoder
 from tfllm.models.encoder_decoder import Crossed, EncoderDecoder
@@ -204,7 +204,7 @@ def whole_loop(
     batch: int,
     prompt_length: int,
     most_new: int,
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     known: tuple[tuple[int, int], ...],
     start_id: int = 0,
 ) -> Any:

@@ -98,9 +98,9 @@ def metadata(checkpoint: Any, profile: Profile) -> Any:
     found = llm_metadata_pb2.LlmMetadata()
     if begins(tokenizer):
         found.start_token.token_ids.ids.append(tokenizer.start_id)
-    for stop in checkpoint.stop_ids:
+    for stop in checkpoint.eos_token_id:
         found.stop_tokens.add().token_ids.ids.append(stop)
-    padding = (tokenizer.pad_id, *checkpoint.stop_ids, 0)
+    padding = (tokenizer.pad_id, *checkpoint.eos_token_id, 0)
     found.pad_token.token_ids.ids.append(next(one for one in padding if one is not None))
     found.max_num_tokens = context_of(checkpoint, profile)
     found.llm_model_type.generic_model.SetInParent()
@@ -200,6 +200,6 @@ def described(path: Path) -> Mapping[str, Any]:
         "runtime": flatbuffer.shown_runtime(model),
         "context": found.max_num_tokens,
         "start_ids": list(found.start_token.token_ids.ids),
-        "stop_ids": [number for stop in found.stop_tokens for number in stop.token_ids.ids],
+        "eos_token_id": [number for stop in found.stop_tokens for number in stop.token_ids.ids],
         "chat_template": found.jinja_prompt_template,
     }

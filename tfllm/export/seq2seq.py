@@ -31,7 +31,7 @@ from tfllm.export.base import Profile, beams_of, context_of, own_beams
 from tfllm.export.causal_lm import SETTINGS, checked_ids, checked_settings
 from tfllm.generation import beam_decoding, loop
 from tfllm.generation import source as sources
-from tfllm.generation.config import GenerationSettings, Rows, features, rows
+from tfllm.generation.config import GenerationConfig, Rows, features, rows
 from tfllm.generation.config import made as made_settings
 from tfllm.generation.state import FULL, STOPPED
 from tfllm.tasks import graph
@@ -152,7 +152,7 @@ class Writer:
         settings = defaults_of(checkpoint)
         self.settings = settings.model_copy(
             update={
-                "stop_ids": tuple(checkpoint.stop_ids),
+                "eos_token_id": tuple(checkpoint.eos_token_id),
                 "num_return_sequences": 1,
                 "num_beams": own_beams(checkpoint, profile),
             }
@@ -220,7 +220,7 @@ class Writer:
             num_beams=settings.num_beams,
             length_penalty=given["length_penalty"][:, None],
             early_stopping=settings.early_stopping,
-            renormalize=settings.renormalize,
+            renormalize_logits=settings.renormalize_logits,
             source=self._source(token_ids, lengths),
             coverage_penalty=settings.coverage_penalty if covers else None,
         )  # fmt: skip
@@ -245,7 +245,7 @@ class Writer:
             self.model, tf.clip_by_value(token_ids, 0, size - 1), tf.maximum(lengths, 1)
         )
 
-    def _rows(self, given: dict, settings: GenerationSettings) -> tuple[Rows, tf.Tensor, tf.Tensor]:
+    def _rows(self, given: dict, settings: GenerationConfig) -> tuple[Rows, tf.Tensor, tf.Tensor]:
         """(the checkpoint's settings with those `given` for each of B rows, the most new tokens of
         a row, how many each row wants int32 [B])."""
         wanted = tf.clip_by_value(given["max_new_tokens"], 0, self.most_new)

@@ -57,7 +57,7 @@ def search(
     num_beams: int,
     most_new: tf.Tensor | int,
     limits: tf.Tensor,
-    stop_ids: tf.Tensor,
+    eos_token_id: tf.Tensor,
     length_penalty: tf.Tensor | float = 1.0,
     early_stopping: EarlyStopping = False,
     change: Change = lambda values, ids, count: values,
@@ -69,11 +69,11 @@ def search(
     `logits` float32 [B * K, V] are those of the first new token; the K rows of one text are equal
     then and stand together. `state` is any nest of tensors [B * K, ...]; its rows are picked by
     tf.gather. `limits` int32 [B] are the most new tokens of each row, none above `most_new` = N;
-    `stop_ids` int32 [B, E], filled up with -1. `bonus` makes of a state what is added to the score
-    of a text that ends now, float32 [B * K] of at most 0. `shapes` are those of `state`, where its
-    tensors grow.
+    `eos_token_id` int32 [B, E], filled up with -1. `bonus` makes of a state what is added to the
+    score of a text that ends now, float32 [B * K] of at most 0. `shapes` are those of `state`,
+    where its tensors grow.
     """
-    size = _Size(num_beams, logits.shape[-1], stop_ids.shape[1], early_stopping, length_penalty)
+    size = _Size(num_beams, logits.shape[-1], eos_token_id.shape[1], early_stopping, length_penalty)
     batch = tf.shape(limits)[0]
     running, finished = _nothing(batch, num_beams, most_new)
     first = tf.concat([tf.zeros([batch, 1]), tf.fill([batch, num_beams - 1], IMPOSSIBLE)], axis=1)
@@ -82,7 +82,7 @@ def search(
 
     def pick(count, state, logits, running, finished, improvable):
         found = _continuations(size, count, logits, running, change)
-        ended, stopped = _ended(found, count, limits, stop_ids)
+        ended, stopped = _ended(found, count, limits, eos_token_id)
         scores = _ended_scores(size, count, found, None if bonus is None else bonus(state))
         found_ends = found._replace(scores=scores)
         finished = _with_finished(size, count, found_ends, ended, stopped, finished, improvable)
@@ -122,14 +122,14 @@ class _Size(NamedTuple):
 
     num_beams: int
     vocabulary_size: int
-    stop_ids: int
+    eos_token_id: int
     early_stopping: EarlyStopping
     length_penalty: tf.Tensor | float
 
     @property
     def kept(self) -> int:
         """Continuations of which num_beams surely go on, whichever of them stop."""
-        wanted = max(2, 1 + self.stop_ids) * self.num_beams
+        wanted = max(2, 1 + self.eos_token_id) * self.num_beams
         return min(wanted, self.num_beams * self.vocabulary_size)
 
 
@@ -181,10 +181,10 @@ def _continuations(
 
 
 def _ended(
-    found: _Found, count: tf.Tensor, limits: tf.Tensor, stop_ids: tf.Tensor
+    found: _Found, count: tf.Tensor, limits: tf.Tensor, eos_token_id: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """(which continuations end, which by a stop id), bool [B, M]."""
-    stopped = tf.reduce_any(tf.equal(found.newest[:, :, None], stop_ids[:, None]), axis=2)
+    stopped = tf.reduce_any(tf.equal(found.newest[:, :, None], eos_token_id[:, None]), axis=2)
     return tf.logical_or(stopped, (count + 1 >= limits)[:, None]), stopped
 
 

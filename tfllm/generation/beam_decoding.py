@@ -20,7 +20,7 @@ from tfllm.generation import state as states
 from tfllm.generation.beam import EarlyStopping, Texts, search
 from tfllm.generation.config import (
     Features,
-    GenerationSettings,
+    GenerationConfig,
     Rows,
     row_specs,
     rows,
@@ -54,8 +54,8 @@ class _Kind(NamedTuple):
     needs: Features
     num_beams: int
     early_stopping: beam.EarlyStopping
-    stop_ids: int
-    renormalize: bool
+    eos_token_id: int
+    renormalize_logits: bool
     covers: bool
 
 
@@ -69,7 +69,7 @@ class Searcher:
     def texts(
         self,
         chosen: Sequence[tuple[Sequence[int], Sequence[int]]],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
     ) -> list[list[Result]]:
         """The texts of each prompt with its source."""
         prompts, given = zip(*chosen, strict=True)
@@ -80,8 +80,8 @@ class Searcher:
             needs,
             settings.num_beams,
             settings.early_stopping,
-            len(settings.stop_ids),
-            settings.renormalize,
+            len(settings.eos_token_id),
+            settings.renormalize_logits,
             settings.coverage_penalty > 0,
         )
         if kind not in self._graphs:
@@ -102,7 +102,9 @@ class Searcher:
         ]
 
     def _graph(self, kind: _Kind):
-        specs = row_specs()._replace(stop_ids=tf.TensorSpec([None, kind.stop_ids], tf.int32))
+        specs = row_specs()._replace(
+            eos_token_id=tf.TensorSpec([None, kind.eos_token_id], tf.int32)
+        )
 
         @tf.function(
             autograph=False,
@@ -128,7 +130,7 @@ class Searcher:
                 num_beams=kind.num_beams,
                 length_penalty=length_penalty,
                 early_stopping=kind.early_stopping,
-                renormalize=kind.renormalize,
+                renormalize_logits=kind.renormalize_logits,
                 source=self.engine.read_source(source),
                 coverage_penalty=coverage_penalty if kind.covers else None,
             )
@@ -158,7 +160,7 @@ def decode(
     num_beams: int,
     length_penalty: tf.Tensor | float = 1.0,
     early_stopping: EarlyStopping = False,
-    renormalize: bool = False,
+    renormalize_logits: bool = False,
     source: sources.AnySource = sources.NOTHING,
     coverage_penalty: tf.Tensor | float | None = None,
     writer: caches.Writer = caches.scatter,
@@ -195,7 +197,7 @@ def decode(
         prompt = tf.pad(prompts, [[0, 0], [0, most_new]])
         ids = tf.where(place < starts[:, None], prompt, tf.gather(new, column, batch_dims=1))
         values = penalised(values, ids, starts + count, starts, wide, features)
-        return tf.nn.log_softmax(values) if renormalize else values
+        return tf.nn.log_softmax(values) if renormalize_logits else values
 
     def coverage(state: Any) -> tf.Tensor:
         assert isinstance(source, sources.Source)
@@ -214,7 +216,7 @@ def decode(
         num_beams=num_beams,
         most_new=most_new,
         limits=rows.limit - lengths,
-        stop_ids=rows.stop_ids,
+        eos_token_id=rows.eos_token_id,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
         change=change,

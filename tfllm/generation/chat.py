@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tfllm.errors import SettingError
-from tfllm.generation.config import LARGEST_SEED, GenerationSettings
+from tfllm.generation.config import LARGEST_SEED, GenerationConfig
 from tfllm.generation.text_generator import Text, TextGenerator
 
 Message = dict[str, str]
@@ -28,7 +28,7 @@ class ChatSession:
     def answer(
         self,
         said: str,
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         *,
         stop: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
@@ -57,7 +57,7 @@ class ChatSession:
         self.turns = 0
 
     def _fitting(
-        self, asked: list[Message], settings: GenerationSettings
+        self, asked: list[Message], settings: GenerationConfig
     ) -> tuple[list[Message], list[int]]:
         """(the newest turns that fit with room for an answer, their tokens)."""
         window = self.generator.engine.decoder.max_sequence_length

@@ -21,7 +21,7 @@ NO_ID = -1  # fills rows of ids that have fewer than others
 TokenIds = tuple[int, ...]
 
 
-class GenerationSettings(Settings):
+class GenerationConfig(Settings):
     """Settings of one prompt. The defaults give the most likely token each time (greedy)."""
 
     max_new_tokens: int = Field(64, ge=1)
@@ -40,15 +40,15 @@ class GenerationSettings(Settings):
     """Taken from the logit of every token that the text so far holds; the prompt does not count."""
     frequency_penalty: float = Field(0.0, allow_inf_nan=False)
     """Taken from a token's logit once for each time that the text so far holds it."""
-    no_repeat_ngram: int = Field(0, ge=0, le=32)
+    no_repeat_ngram_size: int = Field(0, ge=0, le=32)
     """No sequence of so many tokens appears twice in prompt and text; 0 allows all."""
-    bad_words: tuple[TokenIds, ...] = ()
+    bad_words_ids: tuple[TokenIds, ...] = ()
     """Sequences of token ids that must not appear."""
     min_new_tokens: int = Field(0, ge=0)
     """Before so many tokens no stop id is written."""
-    forced_first_id: int | None = Field(None, ge=0)
+    forced_bos_token_id: int | None = Field(None, ge=0)
     """The first token of every text: mBART's language, BART's start."""
-    forced_last_id: int | None = Field(None, ge=0)
+    forced_eos_token_id: int | None = Field(None, ge=0)
     """The token at the place of `max_new_tokens`, where a text has not ended before."""
     num_beams: int = Field(1, ge=1, le=64)
     """Above 1: beam search of that width."""
@@ -57,19 +57,19 @@ class GenerationSettings(Settings):
     coverage_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Beam search with sources: so many times the coverage of Wu et al. 2016 is added to a text's
     score, which is 0 where every token of the source was looked at and below 0 elsewhere."""
-    renormalize: bool = False
+    renormalize_logits: bool = False
     """Beam search makes probabilities sum to 1 again after penalties have barred tokens."""
     early_stopping: bool | Literal["never"] = False
     """When beam search ends: see docs/generation.md."""
     num_return_sequences: int = Field(1, ge=1, le=1024)
     """Texts per prompt."""
-    stop_ids: TokenIds = ()
+    eos_token_id: TokenIds = ()
     """Token ids that end a text; they are not part of it."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Of the random numbers; one seed gives one text."""
 
     @model_validator(mode="after")
-    def _fit_together(self) -> GenerationSettings:
+    def _fit_together(self) -> GenerationConfig:
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
                 f"num_beams {self.num_beams} searches and temperature {self.temperature:g} "
@@ -90,15 +90,15 @@ class GenerationSettings(Settings):
                 f"coverage_penalty {self.coverage_penalty:g} changes what beam search finds, and "
                 "num_beams is 1; raise num_beams or set coverage_penalty to 0"
             )
-        if any(not word or min(word) < 0 for word in self.bad_words):
-            raise ValueError("bad_words must be sequences of at least one token id")
+        if any(not word or min(word) < 0 for word in self.bad_words_ids):
+            raise ValueError("bad_words_ids must be sequences of at least one token id")
         return self
 
 
-def made(**fields: object) -> GenerationSettings:
-    """GenerationSettings of these fields. Raises SettingError that names the option."""
+def made(**fields: object) -> GenerationConfig:
+    """GenerationConfig of these fields. Raises SettingError that names the option."""
     try:
-        return GenerationSettings.model_validate(fields)
+        return GenerationConfig.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else ""
@@ -125,17 +125,17 @@ class Rows(NamedTuple):
     """float32 [B]"""
     frequency_penalty: tf.Tensor
     """float32 [B]"""
-    no_repeat_ngram: tf.Tensor
+    no_repeat_ngram_size: tf.Tensor
     """int32 [B]; 0: off"""
-    bad_words: tf.Tensor
+    bad_words_ids: tf.Tensor
     """int32 [B, W, N]: W sequences of at most N ids, filled up with NO_ID from the left"""
-    stop_ids: tf.Tensor
+    eos_token_id: tf.Tensor
     """int32 [B, K], filled up with NO_ID"""
     min_new_tokens: tf.Tensor
     """int32 [B]"""
-    forced_first_id: tf.Tensor
+    forced_bos_token_id: tf.Tensor
     """int32 [B]; NO_ID: none"""
-    forced_last_id: tf.Tensor
+    forced_eos_token_id: tf.Tensor
     """int32 [B]; NO_ID: none"""
     seed: tf.Tensor
     """int32 [B]"""
@@ -181,12 +181,12 @@ class Features:
         )
 
 
-def features(settings: GenerationSettings) -> Features:
+def features(settings: GenerationConfig) -> Features:
     """What these settings need, in few kinds, so that few graphs are made: greedy, sampling, and
     everything. Sizes are rounded up. Beam search, and forced ids, cost nothing that they need not:
     their settings are those of a checkpoint, and the same for all its texts."""
     sampling = settings.temperature > 0
-    forced = settings.forced_first_id is not None or settings.forced_last_id is not None
+    forced = settings.forced_bos_token_id is not None or settings.forced_eos_token_id is not None
     least = settings.min_new_tokens > 0
     penalties = (
         settings.repetition_penalty != 1,
@@ -194,24 +194,24 @@ def features(settings: GenerationSettings) -> Features:
         settings.frequency_penalty != 0,
     )
     exact = settings.num_beams > 1 or forced or least
-    longest = max(map(len, settings.bad_words), default=1)
+    longest = max(map(len, settings.bad_words_ids), default=1)
     if exact:
         return Features(
             sampling=sampling,
             filters=sampling,
             penalties=any(penalties),
-            ngram=_rounded(settings.no_repeat_ngram) if settings.no_repeat_ngram else 0,
-            bad_word=_rounded(longest) if settings.bad_words else 0,
+            ngram=_rounded(settings.no_repeat_ngram_size) if settings.no_repeat_ngram_size else 0,
+            bad_word=_rounded(longest) if settings.bad_words_ids else 0,
             forced=forced,
             least=least,
         )
-    if not any((*penalties, settings.no_repeat_ngram > 0, settings.bad_words)):
+    if not any((*penalties, settings.no_repeat_ngram_size > 0, settings.bad_words_ids)):
         return Features(sampling=sampling, filters=sampling)
     return Features(
         sampling=True,
         filters=True,
         penalties=True,
-        ngram=_rounded(max(settings.no_repeat_ngram, 1)),
+        ngram=_rounded(max(settings.no_repeat_ngram_size, 1)),
         bad_word=_rounded(longest),
     )
 
@@ -224,12 +224,12 @@ def _rounded(size: int) -> int:
 FLOATS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
-INTEGERS = ("top_k", "no_repeat_ngram", "min_new_tokens", "seed")
-IDS = ("forced_first_id", "forced_last_id")
+INTEGERS = ("top_k", "no_repeat_ngram_size", "min_new_tokens", "seed")
+IDS = ("forced_bos_token_id", "forced_eos_token_id")
 
 
 def rows(
-    settings: Sequence[GenerationSettings],
+    settings: Sequence[GenerationConfig],
     limits: Sequence[int],
     numbers: Sequence[int] | None = None,
 ) -> Rows:
@@ -242,20 +242,24 @@ def rows(
     for name in IDS:
         given = [getattr(one, name) for one in settings]
         fields[name] = np.array([NO_ID if one is None else one for one in given], np.int32)
-    longest = _rounded(max((len(word) for one in settings for word in one.bad_words), default=1))
-    most = max(len(one.bad_words) for one in settings)
+    longest = _rounded(
+        max((len(word) for one in settings for word in one.bad_words_ids), default=1)
+    )
+    most = max(len(one.bad_words_ids) for one in settings)
     words = np.full((len(settings), most, longest), NO_ID, np.int32)
     for row, one in enumerate(settings):
-        for place, word in enumerate(one.bad_words):
+        for place, word in enumerate(one.bad_words_ids):
             words[row, place, longest - len(word) :] = word
-    stops = np.full((len(settings), max(len(one.stop_ids) for one in settings)), NO_ID, np.int32)
+    stops = np.full(
+        (len(settings), max(len(one.eos_token_id) for one in settings)), NO_ID, np.int32
+    )
     for row, one in enumerate(settings):
-        stops[row, : len(one.stop_ids)] = one.stop_ids
+        stops[row, : len(one.eos_token_id)] = one.eos_token_id
     numbers = [0] * len(settings) if numbers is None else numbers
     return Rows(
         **fields,
-        bad_words=words,
-        stop_ids=stops,
+        bad_words_ids=words,
+        eos_token_id=stops,
         number=np.array(numbers, np.int32),
         limit=np.array(limits, np.int32),
     )
@@ -266,7 +270,7 @@ def row_specs() -> Rows:
     import tensorflow as tf
 
     def spec(name: str) -> tf.TensorSpec:
-        shapes = {"bad_words": [None, None, None], "stop_ids": [None, None]}
+        shapes = {"bad_words_ids": [None, None, None], "eos_token_id": [None, None]}
         dtype = tf.float32 if name in FLOATS else tf.int32
         return tf.TensorSpec(shapes.get(name, [None]), dtype, name)
 

@@ -11,20 +11,12 @@ from typing import Any
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import CheckpointError
-from tfllm.generation.config import GenerationSettings, made
+from tfllm.generation.config import GenerationConfig, made
 
-# Hugging Face's key: ours.
-NAMES = {
-    "num_beams": "num_beams",
-    "length_penalty": "length_penalty",
-    "early_stopping": "early_stopping",
-    "no_repeat_ngram_size": "no_repeat_ngram",
-    "repetition_penalty": "repetition_penalty",
-    "forced_bos_token_id": "forced_first_id",
-    "forced_eos_token_id": "forced_last_id",
-    "renormalize_logits": "renormalize",
-    "num_return_sequences": "num_return_sequences",
-}
+NAMES = (
+    "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "repetition_penalty",
+    "forced_bos_token_id", "forced_eos_token_id", "renormalize_logits", "num_return_sequences",
+)  # fmt: skip
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 """What transformers takes where `do_sample` is true and a key is not written."""
 OTHERS = (
@@ -38,7 +30,7 @@ REFUSED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def defaults_of(checkpoint: Checkpoint, **given: Any) -> GenerationSettings:
+def defaults_of(checkpoint: Checkpoint, **given: Any) -> GenerationConfig:
     """The settings that an encoder-decoder's checkpoint names, with `given` ones in their place.
 
     `given` fields that are None count as not given. A temperature turns beam search off, and beam
@@ -67,11 +59,11 @@ def _fields(checkpoint: Checkpoint) -> dict[str, Any]:
                 f"{checkpoint.path}: generation_config.json has {key} {value!r}, which tfllm "
                 f"cannot do. Set it to {harmless!r} there to go without."
             )
-    named = {name: checkpoint.for_generation(key) for key, name in NAMES.items()}
+    named = {name: checkpoint.for_generation(name) for name in NAMES}
     fields = {name: _single(value) for name, value in named.items() if value is not None}
-    stops = checkpoint.stop_ids
+    stops = checkpoint.eos_token_id
     words = checkpoint.for_generation("bad_words_ids") or ()
-    fields["bad_words"] = tuple(
+    fields["bad_words_ids"] = tuple(
         tuple(word) for word in words if not (len(word) == 1 and word[0] in stops)
     )
     fields |= _lengths(checkpoint)
@@ -79,8 +71,8 @@ def _fields(checkpoint: Checkpoint) -> dict[str, Any]:
         for name, value in SAMPLING.items():
             found = checkpoint.for_generation(name)
             fields[name] = value if found is None else found
-    if "forced_first_id" not in fields and (language := _language(checkpoint)) is not None:
-        fields["forced_first_id"] = language
+    if "forced_bos_token_id" not in fields and (language := _language(checkpoint)) is not None:
+        fields["forced_bos_token_id"] = language
     return fields
 
 

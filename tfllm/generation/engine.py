@@ -1,7 +1,7 @@
 """Prompts of token ids to texts of token ids, many at once. It knows no text.
 
     engine = Engine(decoder)
-    results = engine.generate([[1, 5, 9], [1, 7]], GenerationSettings(max_new_tokens=20))
+    results = engine.generate([[1, 5, 9], [1, 7]], GenerationConfig(max_new_tokens=20))
 
 There are two graphs, one that reads prompts and one that writes tokens, each traced once for any
 number of rows and any length. A server that adds and removes requests between steps uses
@@ -28,7 +28,7 @@ from tfllm.generation import state as states
 from tfllm.generation.beam_decoding import Result, Searcher
 from tfllm.generation.config import (
     Features,
-    GenerationSettings,
+    GenerationConfig,
     Rows,
     features,
     row_specs,
@@ -64,7 +64,7 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: GenerationSettings | Sequence[GenerationSettings],
+        settings: GenerationConfig | Sequence[GenerationConfig],
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
@@ -105,12 +105,12 @@ class Engine:
     def settings_of(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: GenerationSettings | Sequence[GenerationSettings],
-    ) -> Sequence[GenerationSettings]:
+        settings: GenerationConfig | Sequence[GenerationConfig],
+    ) -> Sequence[GenerationConfig]:
         """One for each prompt; the prompts are checked."""
         for number, prompt in enumerate(prompts):
             self.check(prompt, f"prompt {number + 1}")
-        return [settings] * len(prompts) if isinstance(settings, GenerationSettings) else settings
+        return [settings] * len(prompts) if isinstance(settings, GenerationConfig) else settings
 
     def sources_of(
         self, prompts: Sequence[Sequence[int]], given: Sequence[Sequence[int]] | None
@@ -156,11 +156,11 @@ class Engine:
                 "it with the tokenizer of this model."
             )
 
-    def needs(self, settings: GenerationSettings) -> Features:
+    def needs(self, settings: GenerationConfig) -> Features:
         """What a graph for these settings has to be able to do."""
         return replace(features(settings), known=self.known)
 
-    def limit(self, prompt: Sequence[int], settings: GenerationSettings) -> int:
+    def limit(self, prompt: Sequence[int], settings: GenerationConfig) -> int:
         """Tokens that prompt and text have together at most."""
         return min(len(prompt) + settings.max_new_tokens, self.decoder.max_sequence_length)
 
@@ -227,7 +227,7 @@ class Engine:
     def _searched(
         self,
         prompts: Sequence[Sequence[int]],
-        each: Sequence[GenerationSettings],
+        each: Sequence[GenerationConfig],
         given: Sequence[Sequence[int]],
     ) -> list[Result]:
         """Prompts of which some ask for beam search; neighbours of equal settings share a batch."""
@@ -261,7 +261,7 @@ class Engine:
 
 def _requests(
     prompts: Sequence[Sequence[int]],
-    each: Sequence[GenerationSettings],
+    each: Sequence[GenerationConfig],
     given: Sequence[Sequence[int]],
 ) -> list[Request]:
     requests: list[Request] = []

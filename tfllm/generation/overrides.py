@@ -9,8 +9,8 @@ from pydantic import Field
 from tfllm.config import Settings
 
 
-class GivenSettings(Settings):
-    """What may be said of how texts are written after sources; see `GenerationSettings`."""
+class GenerationOverrides(Settings):
+    """What may be said of how texts are written after sources; see `GenerationConfig`."""
 
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens to write at most."""
@@ -24,7 +24,7 @@ class GivenSettings(Settings):
     """Of beam search: higher favours texts that leave nothing of the source out."""
     early_stopping: bool | Literal["never"] | None = None
     """When beam search ends."""
-    no_repeat_ngram: int | None = Field(default=None, ge=0, le=32)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=32)
     """No so many tokens in a row twice; 0: off."""
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Above 1: less of what the text holds."""
@@ -42,7 +42,7 @@ class GivenSettings(Settings):
     @property
     def given(self) -> dict[str, Any]:
         """The fields that are given."""
-        named = {name: getattr(self, name) for name in GivenSettings.model_fields}
+        named = {name: getattr(self, name) for name in GenerationOverrides.model_fields}
         return {name: value for name, value in named.items() if value is not None}
 
     @property
@@ -50,10 +50,7 @@ class GivenSettings(Settings):
         """The same as keys of `generation_config.json`."""
         if not self.given:
             return {}
-        from tfllm.generation.defaults import NAMES  # which loads the models
-
-        keys = {ours: theirs for theirs, ours in NAMES.items()}
-        found = {keys.get(name, name): value for name, value in self.given.items()}
+        found = dict(self.given)
         found.pop("seed", None)  # of one call, not of a model
         if found.get("temperature"):
             found["do_sample"] = True

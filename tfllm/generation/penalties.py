@@ -35,18 +35,20 @@ def penalised(
             logits, times, rows.presence_penalty, rows.frequency_penalty
         )
     if features.ngram:
-        logits = no_repeat_ngram(logits, ids, lengths, rows.no_repeat_ngram, features.ngram)
+        logits = no_repeat_ngram_size(
+            logits, ids, lengths, rows.no_repeat_ngram_size, features.ngram
+        )
     if features.bad_word:
-        logits = bad_words(logits, ids, lengths, rows.bad_words, features.bad_word)
+        logits = bad_words_ids(logits, ids, lengths, rows.bad_words_ids, features.bad_word)
     written = lengths - prompt_lengths
     if features.least:
-        early = tf.logical_and(rows.stop_ids >= 0, (written < rows.min_new_tokens)[:, None])
-        logits = _barred(logits, tf.maximum(rows.stop_ids, 0), early)
+        early = tf.logical_and(rows.eos_token_id >= 0, (written < rows.min_new_tokens)[:, None])
+        logits = _barred(logits, tf.maximum(rows.eos_token_id, 0), early)
     if features.known:
         logits = known(logits, features.known)
     if features.forced:
-        logits = forced(logits, rows.forced_first_id, tf.equal(written, 0))
-        logits = forced(logits, rows.forced_last_id, tf.equal(lengths + 1, rows.limit))
+        logits = forced(logits, rows.forced_bos_token_id, tf.equal(written, 0))
+        logits = forced(logits, rows.forced_eos_token_id, tf.equal(lengths + 1, rows.limit))
     return logits
 
 
@@ -78,7 +80,7 @@ def presence_and_frequency(
     return logits - frequency[:, None] * times - presence[:, None] * tf.minimum(times, 1.0)
 
 
-def no_repeat_ngram(
+def no_repeat_ngram_size(
     logits: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, sizes: tf.Tensor, largest: int
 ) -> tf.Tensor:
     """Bars every token that would write an n-gram of the row a second time.
@@ -97,7 +99,7 @@ def no_repeat_ngram(
     return _barred(logits, ids, match)
 
 
-def bad_words(
+def bad_words_ids(
     logits: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, words: tf.Tensor, longest: int
 ) -> tf.Tensor:
     """Bars the last token of a bad word whose other tokens are the last ones of the row.

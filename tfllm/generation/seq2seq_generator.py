@@ -14,7 +14,7 @@ import numpy as np
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.defaults import defaults_of
 from tfllm.generation.engine import OnToken, Result
 from tfllm.generation.text_generator import OnText, Text, TextGenerator, Truncate
@@ -32,14 +32,14 @@ class TextToText(TextGenerator):
     given = "after sources"
     instead = "Give an encoder-decoder (transformer, t5, bart), or use tfllm predict."
 
-    def defaults(self, **given: Any) -> GenerationSettings:
+    def defaults(self, **given: Any) -> GenerationConfig:
         """The checkpoint's own settings with `given` ones in their place; see `defaults_of`."""
         return defaults_of(self.checkpoint, **given)
 
     def generate(
         self,
         prompts: Sequence[str],
-        settings: GenerationSettings | None = None,
+        settings: GenerationConfig | None = None,
         *,
         stop: Sequence[str] = (),
         truncate: Truncate | None = None,
@@ -58,7 +58,7 @@ class TextToText(TextGenerator):
     def encode(
         self,
         prompt: str,
-        settings: GenerationSettings | None = None,
+        settings: GenerationConfig | None = None,
         truncate: Truncate | None = None,
     ) -> list[int]:
         """A source's tokens, the task's prefix before it. Raises SettingError."""
@@ -108,7 +108,7 @@ class TextToText(TextGenerator):
         assert start is not None
         return start
 
-    def bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of words that must not appear."""
         target = self.tokenizer.target
         forms = [form for word in words for form in (word, f" {word}")]
@@ -118,7 +118,7 @@ class TextToText(TextGenerator):
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
         """Raises SettingError: these models read one text."""
@@ -128,7 +128,7 @@ class TextToText(TextGenerator):
         """Raises SettingError for tokens that cannot be read."""
         self.engine.check_source(ids)
 
-    def cut(self, ids: list[int], settings: GenerationSettings) -> list[int]:
+    def cut(self, ids: list[int], settings: GenerationConfig) -> list[int]:
         """Sources are cut as they are encoded."""
         return ids
 
@@ -144,7 +144,7 @@ class TextToText(TextGenerator):
     def _written(
         self,
         ids: Sequence[Sequence[int]],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         on_token: OnToken | None,
         steps: int | None,
     ) -> list[Result]:

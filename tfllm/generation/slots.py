@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfllm.generation import cache as caches
 from tfllm.generation import state as states
-from tfllm.generation.config import Features, GenerationSettings, Rows, rows
+from tfllm.generation.config import Features, GenerationConfig, Rows, rows
 from tfllm.generation.state import REASONS, RUNNING, STOPPED, State
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Request:
     """One text: what is asked for, and what has been written."""
 
     prompt: Sequence[int]
-    settings: GenerationSettings
+    settings: GenerationConfig
     sequence: int = 0
     """Which of its prompt's texts this is, from 0: with the seed it gives the random numbers."""
     number: int = 0

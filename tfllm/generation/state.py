@@ -139,7 +139,7 @@ def _with_next(state: State, logits: tf.Tensor, rows: Rows, features: Features) 
         chosen = tf.gather(logits, token, batch_dims=1) - tf.reduce_logsumexp(logits, axis=-1)
         log_probabilities = tf.where(here, chosen[:, None], log_probabilities)
     lengths = state.lengths + tf.cast(running, tf.int32)
-    stopped = tf.reduce_any(tf.equal(rows.stop_ids, token[:, None]), axis=1)
+    stopped = tf.reduce_any(tf.equal(rows.eos_token_id, token[:, None]), axis=1)
     reason = tf.where(stopped, STOPPED, tf.where(lengths >= rows.limit, FULL, RUNNING))
     return state._replace(
         ids=tf.where(here, token[:, None], state.ids),

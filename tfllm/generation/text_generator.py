@@ -1,7 +1,7 @@
 """Prompts to texts with a checkpoint: tokens in and out of the engine, stop strings, streaming.
 
 generator = TextGenerator(checkpoint)
-generator.generate(["Once upon a time"], GenerationSettings(max_new_tokens=50))[0].text
+generator.generate(["Once upon a time"], GenerationConfig(max_new_tokens=50))[0].text
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation import cpu_decoding
-from tfllm.generation.config import GenerationSettings, made
+from tfllm.generation.config import GenerationConfig, made
 from tfllm.generation.engine import ROWS, Engine, OnToken, Result
 from tfllm.models.decoding import decoder
 from tfllm.tokenizers.base import known_ids
@@ -81,7 +81,7 @@ class TextGenerator:
     def generate(
         self,
         prompts: Sequence[str],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         *,
         stop: Sequence[str] = (),
         truncate: Truncate | None = None,
@@ -99,7 +99,7 @@ class TextGenerator:
     def continued(
         self,
         ids: Sequence[Sequence[int]],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         *,
         stop: Sequence[str] = (),
         on_text: OnText | None = None,
@@ -124,7 +124,7 @@ class TextGenerator:
         listens = on_text is not None or bool(stop)
         results = self._written(
             ids,
-            self.with_stop_ids(settings),
+            self.with_eos_token_id(settings),
             on_token if listens else None,
             1 if on_text else None,
         )
@@ -147,14 +147,14 @@ class TextGenerator:
     def _written(
         self,
         ids: Sequence[Sequence[int]],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         on_token: OnToken | None,
         steps: int | None,
     ) -> list[Result]:
         return self.engine.generate(ids, settings, on_token, steps=steps)
 
     def encode(
-        self, prompt: str, settings: GenerationSettings, truncate: Truncate | None = None
+        self, prompt: str, settings: GenerationConfig, truncate: Truncate | None = None
     ) -> list[int]:
         """The prompt's tokens. Raises SettingError where they cannot be continued."""
         ids = self.tokenizer.encode_ids([prompt])[0]
@@ -172,7 +172,7 @@ class TextGenerator:
             )
         return self.cut(ids, settings) if truncate == "left" else ids
 
-    def cut(self, ids: list[int], settings: GenerationSettings) -> list[int]:
+    def cut(self, ids: list[int], settings: GenerationConfig) -> list[int]:
         """The last tokens, so many that `max_new_tokens` fit; a start token stays in front."""
         window = self.engine.decoder.max_sequence_length
         room = max(window - settings.max_new_tokens, 1)
@@ -185,7 +185,7 @@ class TextGenerator:
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
         """A conversation's tokens, as the chat template writes it. Raises TokenizerError."""
@@ -196,16 +196,16 @@ class TextGenerator:
         """Raises SettingError for tokens that cannot be continued."""
         self.engine.check(ids)
 
-    def defaults(self, **given: Any) -> GenerationSettings:
+    def defaults(self, **given: Any) -> GenerationConfig:
         """The settings of `given` fields that are not None. Raises SettingError."""
         return made(**{name: value for name, value in given.items() if value is not None})
 
-    def with_stop_ids(self, settings: GenerationSettings) -> GenerationSettings:
+    def with_eos_token_id(self, settings: GenerationConfig) -> GenerationConfig:
         """The settings with the model's own stop ids."""
-        stops = dict.fromkeys((*settings.stop_ids, *self.checkpoint.stop_ids))
-        return settings.model_copy(update={"stop_ids": tuple(stops)})
+        stops = dict.fromkeys((*settings.eos_token_id, *self.checkpoint.eos_token_id))
+        return settings.model_copy(update={"eos_token_id": tuple(stops)})
 
-    def bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of words that must not appear, alone and after a space."""
         forms = [form for word in words for form in (word, f" {word}")]
         found = self.tokenizer.encode_ids(forms, add_special_tokens=False) if forms else []

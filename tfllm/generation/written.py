@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tfllm.tasks.seq2seq import Seq2Seq, source_of
 
 if TYPE_CHECKING:
-    from tfllm.generation.config import GenerationSettings
+    from tfllm.generation.config import GenerationConfig
     from tfllm.generation.seq2seq_generator import TextToText
 
 TOGETHER = 8  # batches that the engine is given at once: rows that end make room for others
@@ -17,7 +17,7 @@ TOGETHER = 8  # batches that the engine is given at once: rows that end make roo
 def written(
     writer: TextToText,
     examples: Sequence[Mapping[str, Any]],
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     *,
     truncate: bool | None = None,
     batch_size: int = 32,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError
-from tfllm.generation.defaults import NAMES
 
 GENERATING = (
     "max_new_tokens", "min_new_tokens", "max_length", "min_length", "do_sample", "temperature",
@@ -99,12 +98,12 @@ def rewritten(
 
 
 def _settings(writer: Any, options: dict[str, Any], longest: int | None) -> Any:
-    """GenerationSettings of transformers' arguments. `longest` tokens stand before those that
+    """GenerationConfig of transformers' arguments. `longest` tokens stand before those that
     max_length counts; None: who calls reckons with it."""
     given = {name: value for name, value in options.items() if value is not None}
     for harmless in ("clean_up_tokenization_spaces", "batch_size"):
         given.pop(harmless, None)
-    fields = {NAMES.get(name, name): value for name, value in given.items()}
+    fields = dict(given)
     samples = fields.pop("do_sample", None)
     if samples:
         fields = {**SAMPLED, **fields}
@@ -119,10 +118,10 @@ def _settings(writer: Any, options: dict[str, Any], longest: int | None) -> Any:
         if least is not None:
             fields.setdefault("min_new_tokens", max(least - longest, 0))
     if "bad_words_ids" in fields:
-        fields["bad_words"] = tuple(map(tuple, fields.pop("bad_words_ids")))
+        fields["bad_words_ids"] = tuple(map(tuple, fields.pop("bad_words_ids")))
     stops = fields.pop("eos_token_id", None)
     if stops is not None:
-        fields["stop_ids"] = tuple(stops) if isinstance(stops, list | tuple) else (stops,)
+        fields["eos_token_id"] = tuple(stops) if isinstance(stops, list | tuple) else (stops,)
     return writer.defaults(**fields)
 
 

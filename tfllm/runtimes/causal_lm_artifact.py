@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import ArtifactError, SettingError
-from tfllm.generation.config import GenerationSettings, made
+from tfllm.generation.config import GenerationConfig, made
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.slots import padded
 from tfllm.runtimes.causal_lm import LanguagePredictor
@@ -28,7 +28,7 @@ from tfllm.tokenizers import files
 STOPPED = 1  # in the output `finished`
 # Settings that the signatures take; all others must have their defaults.
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-SETTINGS_AND_CALLER = (*SETTINGS, "stop_ids", "num_return_sequences")
+SETTINGS_AND_CALLER = (*SETTINGS, "eos_token_id", "num_return_sequences")
 ROWS = 32  # written at once
 Logits = Callable[[np.ndarray], np.ndarray]
 """Token ids int32 [B, T] to the scores of the token after each, float32 [B, T, V]."""
@@ -135,7 +135,7 @@ def _artifact(
         tokenizer=files.load(folder),
         config=SimpleNamespace(vocabulary_size=engine.decoder.vocabulary_size),
         family=description.get("family"),
-        stop_ids=tuple(description.get("stop_ids", ())),
+        eos_token_id=tuple(description.get("eos_token_id", ())),
         path=folder,
     )
     return LanguageArtifact(checkpoint, facts, engine, score, logits)
@@ -151,7 +151,7 @@ class SavedModelEngine(Engine):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: GenerationSettings | Sequence[GenerationSettings],
+        settings: GenerationConfig | Sequence[GenerationConfig],
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
@@ -168,7 +168,7 @@ class SavedModelEngine(Engine):
             results += self._written(rows[start : start + self.max_rows])
         return [heard(number, result, on_token) for number, result in enumerate(results)]
 
-    def _written(self, rows: Sequence[tuple[Sequence[int], GenerationSettings]]) -> list[Result]:
+    def _written(self, rows: Sequence[tuple[Sequence[int], GenerationConfig]]) -> list[Result]:
         import tensorflow as tf
 
         token_ids, lengths = padded([prompt for prompt, _ in rows])
@@ -185,7 +185,7 @@ class SavedModelEngine(Engine):
         return results_of({name: value.numpy() for name, value in found.items()})
 
 
-def check_settings(settings: GenerationSettings, own: GenerationSettings | None = None) -> None:
+def check_settings(settings: GenerationConfig, own: GenerationConfig | None = None) -> None:
     """Raises SettingError for what no signature takes; `own` settings are in the file."""
     plain = own or made()
     for name in type(settings).model_fields:

@@ -36,7 +36,7 @@ class SourcePredictor:
         return self.facts
 
     def settings(self, **given: Any) -> Any:
-        """The GenerationSettings that `answers` takes: the checkpoint's with the `given` ones."""
+        """The GenerationConfig that `answers` takes: the checkpoint's with the `given` ones."""
         return self.generator.defaults(**given)
 
     def answers(
@@ -48,7 +48,7 @@ class SourcePredictor:
         truncate: bool | None = None,
         **given: Any,
     ) -> list[Answer]:
-        """See `generation.written`; `given` are fields of GenerationSettings."""
+        """See `generation.written`; `given` are fields of GenerationConfig."""
         from tfllm.generation.written import written
 
         return written(

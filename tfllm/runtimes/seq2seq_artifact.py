@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.defaults import defaults_of
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.slots import padded
@@ -112,7 +112,7 @@ def described(folder: Path, description: dict[str, Any], task: Task) -> Any:
             vocabulary_size=description["config"]["vocabulary_size"],
         ),
         family=description.get("family"),
-        stop_ids=tuple(description.get("stop_ids", ())),
+        eos_token_id=tuple(description.get("eos_token_id", ())),
         start_id=description["start_id"],
         generation=generation,
         for_generation=generation.get,
@@ -131,7 +131,7 @@ class SavedModelSources(Engine):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: GenerationSettings | Sequence[GenerationSettings],
+        settings: GenerationConfig | Sequence[GenerationConfig],
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
@@ -147,7 +147,7 @@ class SavedModelSources(Engine):
         return [heard(number, result, on_token) for number, result in enumerate(results)]
 
     def _written(
-        self, given: Sequence[Sequence[int]], each: Sequence[GenerationSettings]
+        self, given: Sequence[Sequence[int]], each: Sequence[GenerationConfig]
     ) -> list[Result]:
         import tensorflow as tf
 
@@ -178,14 +178,14 @@ class SavedModelSources(Engine):
             for one, score in zip(results, arrays["score"], strict=True)
         ]
 
-    def _check(self, settings: GenerationSettings, names: Sequence[str], searched: bool) -> None:
+    def _check(self, settings: GenerationConfig, names: Sequence[str], searched: bool) -> None:
         if searched and settings.num_beams != self.num_beams:
             raise SettingError(
                 f"--num-beams {settings.num_beams}: the exported file searches with "
                 f"{self.num_beams} beams, or with 1. Use the checkpoint, or export it with "
                 f"generation.num_beams: {settings.num_beams}."
             )
-        free = {*names, *SAMPLED, *SEARCHED, "num_beams", "stop_ids"}
+        free = {*names, *SAMPLED, *SEARCHED, "num_beams", "eos_token_id"}
         for name in type(settings).model_fields:
             if name not in free and getattr(settings, name) != getattr(self.own, name):
                 raise SettingError(

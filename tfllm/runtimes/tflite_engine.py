@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError
-from tfllm.generation.config import Features, GenerationSettings, row_specs, rows
+from tfllm.generation.config import Features, GenerationConfig, row_specs, rows
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.penalties import penalised
 from tfllm.generation.sampling import choose
@@ -52,7 +52,7 @@ class LiteEngine(Engine):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: GenerationSettings | Sequence[GenerationSettings],
+        settings: GenerationConfig | Sequence[GenerationConfig],
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
@@ -77,7 +77,7 @@ class LiteEngine(Engine):
         self,
         number: int,
         prompt: Sequence[int],
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         sequence: int,
         on_token: OnToken | None,
     ) -> Result:
@@ -91,7 +91,7 @@ class LiteEngine(Engine):
             logits = self.steps.step(int(ids[0, length - 1]), length - 1)
             found = _chosen(needs, len(logits))(logits[None], ids, [length], [len(prompt)], row)
             token, value = int(found[0][0]), float(found[1][0])
-            if token in settings.stop_ids:
+            if token in settings.eos_token_id:
                 return Result(ids[0, len(prompt) : length].tolist(), values, "stop")
             ids[0, length] = token
             values.append(value)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.generation.config import GenerationSettings
+from tfllm.generation.config import GenerationConfig
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.slots import padded
 from tfllm.runtimes.causal_lm_artifact import check_settings, heard, results_of
@@ -25,7 +25,7 @@ OUTPUTS = {"ids": "token_ids", "counts": "token_count"}
 class LoopEngine(Engine):
     """One text, or as many as a signature has rows, in each call."""
 
-    def __init__(self, path: Path, vocabulary_size: int, own: GenerationSettings | None = None):
+    def __init__(self, path: Path, vocabulary_size: int, own: GenerationConfig | None = None):
         """`own` are the settings in a file that reads sources; they are its prompts then."""
         interpreter = interpreter_of(path)
         self._runners = {
@@ -51,7 +51,7 @@ class LoopEngine(Engine):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: GenerationSettings | Sequence[GenerationSettings],
+        settings: GenerationConfig | Sequence[GenerationConfig],
         on_token: OnToken | None = None,
         *,
         steps: int | None = None,
@@ -84,7 +84,7 @@ class LoopEngine(Engine):
     def _texts(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: Sequence[GenerationSettings],
+        settings: Sequence[GenerationConfig],
         size: int,
     ) -> list[Result]:
         """Of one call; where there are fewer prompts than the signature has rows, the last one

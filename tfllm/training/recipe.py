@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tfllm.config import Settings
 from tfllm.data.settings import DataSettings
-from tfllm.generation.overrides import GivenSettings
+from tfllm.generation.overrides import GenerationOverrides
 from tfllm.tasks import AnyTask
 
 Positive = Annotated[int, Field(gt=0)]
@@ -209,7 +209,7 @@ class EvaluateSettings(Settings):
     generate: int | None = Field(default=None, ge=0)
     """seq2seq: validation examples that texts are written for, and measured (bleu, rouge_l, ...),
     at every measurement. Unset: at the end of the run alone, for 2,000 of them; 0: never."""
-    generation: GivenSettings = GivenSettings()
+    generation: GenerationOverrides = GenerationOverrides()
     """seq2seq: how these texts are written, and what the checkpoint keeps as its own settings."""
 
     @model_validator(mode="after")

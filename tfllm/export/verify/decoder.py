@@ -295,7 +295,7 @@ def _request(prompts: Sequence[str], sampled: bool = False, seed: int = 0) -> di
 def _settings(writer: Any, **fields: Any) -> Any:
     from tfllm.generation.config import made
 
-    return writer.with_stop_ids(made(max_new_tokens=NEW_TOKENS, **fields))
+    return writer.with_eos_token_id(made(max_new_tokens=NEW_TOKENS, **fields))
 
 
 def _texts(writer: Any, prompts: Sequence[str]) -> list[str]:
@@ -314,7 +314,7 @@ def _sampled(writer: Any, request: dict[str, Any]) -> list[str]:
 def _continued(writer: Any, prompts: Sequence[str], settings: Any) -> list[Any]:
     first = writer.tokenizer.start_id
     if first is None:
-        first = (*writer.checkpoint.stop_ids, 0)[0]
+        first = (*writer.checkpoint.eos_token_id, 0)[0]
     ids = [ids or [first] for ids in writer.tokenizer.encode_ids(list(prompts))]
     return writer.continued(ids, settings, prompts=list(prompts))
 

@@ -142,7 +142,7 @@ def _written(
     tokenizers differ in that)."""
     from tfllm.generation.config import made
 
-    settings = writer.with_stop_ids(made(max_new_tokens=room))
+    settings = writer.with_eos_token_id(made(max_new_tokens=room))
     stopping = made(max_new_tokens=room + 1)
     new = writer.engine.generate([ids], settings)[0]
     tokens = list(new.ids)
