@@ -61,11 +61,13 @@ def test_scores_of_long_texts(both):
 
     made, theirs, _ = both
     generator = np.random.default_rng(1)
-    source_mask = (np.arange(SOURCE_LENGTH) < np.array([[SOURCE_LENGTH], [90]])).astype("int32")
+    source_padding_mask = (np.arange(SOURCE_LENGTH) < np.array([[SOURCE_LENGTH], [90]])).astype(
+        "int32"
+    )
     mask = np.ones((2, TARGET_LENGTH), "int32")
     inputs = {
-        "source_ids": generator.integers(3, 32, source_mask.shape).astype("int32"),
-        "source_padding_mask": source_mask,
+        "source_ids": generator.integers(3, 32, source_padding_mask.shape).astype("int32"),
+        "source_padding_mask": source_padding_mask,
         "token_ids": generator.integers(3, 32, mask.shape).astype("int32"),
         "padding_mask": mask,
     }

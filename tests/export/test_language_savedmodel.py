@@ -168,7 +168,7 @@ def test_wrong_ids_are_refused_by_their_name(checkpoint, module):
     assert np.array_equal(found["token_ids"], generate_tokens(module, [[1, 2]], [2])["token_ids"])
     mask = tf.constant([[1, 1]], tf.int32)
     with pytest.raises(tf.errors.InvalidArgumentError, match="input token_ids must be"):
-        module.signatures["tokens"](token_ids=tf.constant([[1, -1]], tf.int32), mask=mask)
+        module.signatures["tokens"](token_ids=tf.constant([[1, -1]], tf.int32), padding_mask=mask)
 
 
 def test_stop_ids_end_a_text_and_are_not_in_it(checkpoint, writer, tmp_path):

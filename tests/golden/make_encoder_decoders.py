@@ -71,11 +71,11 @@ def padded(lengths: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]
 
 def inputs() -> dict[str, np.ndarray]:
     """Three pairs, padded."""
-    source_ids, source_mask = padded(SOURCE_LENGTHS, SEED)
+    source_ids, source_padding_mask = padded(SOURCE_LENGTHS, SEED)
     token_ids, mask = padded(TARGET_LENGTHS, SEED + 1)
     return {
         "source_ids": source_ids,
-        "source_padding_mask": source_mask,
+        "source_padding_mask": source_padding_mask,
         "token_ids": token_ids,
         "padding_mask": mask,
     }

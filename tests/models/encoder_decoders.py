@@ -87,11 +87,11 @@ def padded(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray
 def inputs_of(pairs, source_length: int = 0, target_length: int = 0) -> dict[str, np.ndarray]:
     """Right-padded rows for the graph of training."""
     sources, targets = zip(*pairs, strict=True)
-    source_ids, source_mask = padded(sources, source_length or max(map(len, sources)))
+    source_ids, source_padding_mask = padded(sources, source_length or max(map(len, sources)))
     token_ids, mask = padded(targets, target_length or max(map(len, targets)))
     return {
         "source_ids": source_ids,
-        "source_padding_mask": source_mask,
+        "source_padding_mask": source_padding_mask,
         "token_ids": token_ids,
         "padding_mask": mask,
     }

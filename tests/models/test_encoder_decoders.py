@@ -41,7 +41,7 @@ def test_a_cache_may_be_a_function_that_stores_first(name):
     """As on phones: a buffer of fixed length, of which the mask shows what is filled."""
     model, made = made_for.model_of(name)
     source, target = made_for.rows()[1]
-    crossed, source_mask = made_for.crossed_of(made, [source], 6)
+    crossed, source_padding_mask = made_for.crossed_of(made, [source], 6)
     shape = (1, made.num_heads, 12, made.head_dim)
     buffers = [tuple(np.zeros(shape, "float32") for _ in range(2)) for _ in range(2)]
     outputs = []
@@ -58,7 +58,12 @@ def test_a_cache_may_be_a_function_that_stores_first(name):
 
         allowed = slots[:, None] <= places[:, :, None]
         hidden, _ = made(
-            target[None, start:end], places, allowed, crossed, source_mask, (stored(0), stored(1))
+            target[None, start:end],
+            places,
+            allowed,
+            crossed,
+            source_padding_mask,
+            (stored(0), stored(1)),
         )
         outputs.append(np.asarray(made.logits(hidden))[0])
     want = made_for.alone(model, (source, target))

@@ -16,10 +16,10 @@ FLOAT = {"dtype": np.float32, "quantization": (0.0, 0)}
 def signature(batch, length, log):
     """Sums the ids of each row, and notes the shape it was called with."""
 
-    def run(token_ids, mask):
-        assert token_ids.shape == mask.shape == (batch, length)
+    def run(token_ids, padding_mask):
+        assert token_ids.shape == padding_mask.shape == (batch, length)
         log.append((batch, length))
-        return {"logits": (token_ids * mask).sum(1, keepdims=True).astype(np.float32)}
+        return {"logits": (token_ids * padding_mask).sum(1, keepdims=True).astype(np.float32)}
 
     names = ("token_ids", "padding_mask")
     inputs = {name: {"dtype": np.int32, "quantization": (0.0, 0)} for name in names}

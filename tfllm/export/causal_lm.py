@@ -7,7 +7,7 @@
                       int32[B] -> token_ids int32[B, N], token_count, log_probabilities
                       float[B, N], finished int32[B] (1: by a stop id, 2: by length)
     score             text string[B] -> log_probability float[B], token_count int32[B]
-    tokens            token_ids, mask int32[B, T] -> logits float[B, T, V]
+    tokens            token_ids, padding_mask int32[B, T] -> logits float[B, T, V]
 
 `text` does not repeat the prompt. Every row has its own settings, and what it gets does not depend
 on its neighbours. A prompt that fills the window loses its beginning, an empty one begins with the

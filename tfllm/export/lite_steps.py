@@ -12,8 +12,8 @@ to the scores; a place counts where it is above MASKED.
 
 Models that read sources have `decode` alone, with a source beside the caches that `encode` gives:
 
-    encode      source_ids int32 [1, S], source_length int32 [1] -> source_mask int32 [1, S],
-                source_k_i and source_v_i float32 [1, H, S, hd] of every layer i
+    encode      source_ids int32 [1, S], source_length int32 [1] ->
+                source_padding_mask int32 [1, S], source_k_i and source_v_i float32 [1, H, S, hd] of every layer i
 
 Whole loop: `generate`, token ids and settings in, token ids out. See `generation.loop`. Of models
 that read sources the token ids are the source.
@@ -37,7 +37,7 @@ from tfllm.models.encoder_decoder import Crossed, EncoderDecoder
 
 DECODE = "decode"
 ENCODE = "encode"
-SOURCE_MASK = "source_mask"
+SOURCE_MASK = "source_padding_mask"
 GENERATE = "generate"
 MASKED = -1.0
 SHORTEST_PREFILL, PREFILL_STEP = 4, 4  # 4, 16, 64, 256, ...
@@ -66,8 +66,8 @@ class ScaledCrossed(_Scaled, Crossed):
 class ScaledPair(_Scaled, EncoderDecoder):
     """An encoder-decoder with that decoder."""
 
-    def after(self, crossed: Any, source_mask: Any) -> Decoder:
-        return ScaledCrossed(self.family, self.config, self.layers, crossed, source_mask)
+    def after(self, crossed: Any, source_padding_mask: Any) -> Decoder:
+        return ScaledCrossed(self.family, self.config, self.layers, crossed, source_padding_mask)
 
 
 def prefill(length: int) -> str:

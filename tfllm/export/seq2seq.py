@@ -11,8 +11,8 @@
     generate_tokens,  the same with token_ids int32[B, S], filled up on the right, and lengths
     beam_tokens       int32[B] -> token_ids int32[B, N], token_count, log_probabilities float[B, N],
                       finished int32[B] (1: by a stop id, 2: by length), score
-    tokens            source_ids, source_mask int32[B, S], token_ids, mask int32[B, T]
-                      -> logits float[B, T, V]
+    tokens            source_ids, source_padding_mask int32[B, S],
+                      token_ids, padding_mask int32[B, T] -> logits float[B, T, V]
 
 `prompt` is the source, before which the task's prefix is put. Of a source that is too long the
 beginning is read, and an empty one gives the empty text: one bad row cannot fail its neighbours,
@@ -118,12 +118,12 @@ def tokens(model: keras.Model) -> Any:
     ]
 
     @graph.function(specs)
-    def logits(source_ids, source_mask, token_ids, mask):
+    def logits(source_ids, source_padding_mask, token_ids, padding_mask):
         given = {
             "source_ids": source_ids,
-            "source_padding_mask": source_mask,
+            "source_padding_mask": source_padding_mask,
             "token_ids": token_ids,
-            "padding_mask": mask,
+            "padding_mask": padding_mask,
         }
         for name in ("source_ids", "token_ids"):
             given[name] = graph.checked(name, "at least 0", given[name], given[name] >= 0)

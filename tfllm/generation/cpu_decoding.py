@@ -64,9 +64,9 @@ class LaidOutCrossed(_Scores, Crossed):
 class LaidOutPair(_Scores, EncoderDecoder):
     """The same encoder-decoder."""
 
-    def after(self, crossed: Any, source_mask: Any) -> Decoder:
+    def after(self, crossed: Any, source_padding_mask: Any) -> Decoder:
         return LaidOutCrossed(
-            self.family, self.config, self.layers, crossed, source_mask, head=self.head
+            self.family, self.config, self.layers, crossed, source_padding_mask, head=self.head
         )
 
 

@@ -1,8 +1,8 @@
 """What an engine or an exporter needs of an encoder-decoder. It knows ids only.
 
-encoded = made.encode(source_ids, source_mask)     once for each source
+encoded = made.encode(source_ids, source_padding_mask)     once for each source
 crossed = made.cross(encoded)                      once for each source
-decoder = made.after(crossed, source_mask)         steps, as those of a causal model
+decoder = made.after(crossed, source_padding_mask)         steps, as those of a causal model
 """
 
 from __future__ import annotations
@@ -76,9 +76,11 @@ class EncoderDecoder:
         """Of hidden states, keys and values."""
         return self.layers["layer_0"].compute_dtype
 
-    def encode(self, source_ids: Any, source_mask: Any) -> Any:
+    def encode(self, source_ids: Any, source_padding_mask: Any) -> Any:
         """Ids and mask int32 (B, S), padded on the right, to (B, S, D)."""
-        return FAMILIES[self.family].encode(self.layers, self.config, source_ids, source_mask)
+        return FAMILIES[self.family].encode(
+            self.layers, self.config, source_ids, source_padding_mask
+        )
 
     def cross(self, encoded: Any) -> tuple[KeysAndValues, ...]:
         """What steps need of the source: keys and values (B, num_heads, S, head_dim) per layer."""
@@ -90,29 +92,29 @@ class EncoderDecoder:
         positions: Any,
         allowed: Any,
         crossed: tuple[KeysAndValues, ...],
-        source_mask: Any,
+        source_padding_mask: Any,
         cache: tuple[Cache, ...] | None = None,
         alignments: list[Any] | None = None,
     ) -> tuple[Any, tuple[KeysAndValues, ...]]:
         """Hidden states (R, T, D) after the last norm, and the new keys and values of the target.
 
         `token_ids`, `positions` int32 (R, T) and `cache` as `models.decoding.Decoder`; `allowed`
-        boolean (R, T, C + T), of which key i stands at position i. `crossed` and `source_mask`
-        int32 (B, S) are of B sources, and R is B or a multiple: as many rows for each source, one
+        boolean (R, T, C + T), of which key i stands at position i. `crossed` and
+        `source_padding_mask` int32 (B, S) are of B sources, and R is B or a multiple: as many rows for each source, one
         after another (beams). `alignments` takes each layer's weights on the source, (R, H, T, S).
         """
         return FAMILIES[self.family].forward(
-            self.layers, self.config, token_ids, positions, allowed, crossed, source_mask, cache,
-            alignments,
+            self.layers, self.config, token_ids, positions, allowed, crossed, source_padding_mask,
+            cache, alignments,
         )  # fmt: skip
 
     def logits(self, hidden: Any) -> Any:
         """Scores of the next token: (..., D) to float32 (..., vocabulary_size)."""
         return logits_of(hidden, self.config, self.layers)
 
-    def after(self, crossed: tuple[KeysAndValues, ...], source_mask: Any) -> Decoder:
+    def after(self, crossed: tuple[KeysAndValues, ...], source_padding_mask: Any) -> Decoder:
         """The decoder of these sources, as an engine of causal models steps it."""
-        return Crossed(self.family, self.config, self.layers, crossed, source_mask)
+        return Crossed(self.family, self.config, self.layers, crossed, source_padding_mask)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Crossed(Decoder):
     """A decoder with the sources that it writes after."""
 
     crossed: tuple[KeysAndValues, ...] = ()
-    source_mask: Any = None
+    source_padding_mask: Any = None
     alignments: list[Any] | None = None
     """Takes, at every call, each layer's weights on the source (R, H, T, S)."""
 
@@ -137,7 +139,7 @@ class Crossed(Decoder):
     ) -> tuple[Any, tuple[KeysAndValues, ...]]:
         return FAMILIES[self.family].forward(
             self.layers, self.config, token_ids, positions, allowed, self.crossed,
-            self.source_mask, cache, self.alignments,
+            self.source_padding_mask, cache, self.alignments,
         )  # fmt: skip
 
 

@@ -31,11 +31,11 @@ Layers = Mapping[str, keras.layers.Layer]
 ENCODER, DECODER = "encoder_", ""
 
 
-def encode(layers: Layers, config: Any, source_ids: Any, source_mask: Any) -> Any:
+def encode(layers: Layers, config: Any, source_ids: Any, source_padding_mask: Any) -> Any:
     """Source ids and mask int32 (B, S) to what the decoder attends to (B, S, D)."""
     positions = _places(source_ids[:1, :])
     x = _embedded(layers, config, ENCODER, source_ids, positions)
-    seen = ops.expand_dims(ops.greater(source_mask, 0), 1)  # (B, 1, S): the same for all
+    seen = ops.expand_dims(ops.greater(source_padding_mask, 0), 1)  # (B, 1, S): the same for all
     bias = _bias(layers, ENCODER, positions, seen)
     number = config.num_encoder_layers
     x, _ = stacked(layers, number, x, positions, seen, position_bias=bias, prefix=ENCODER)
@@ -57,7 +57,7 @@ def forward(
     positions: Any,
     allowed: Any,
     crossed: tuple[KeysAndValues, ...],
-    source_mask: Any,
+    source_padding_mask: Any,
     cache: tuple[Cache, ...] | None = None,
     alignments: list[Any] | None = None,
 ) -> tuple[Any, tuple[KeysAndValues, ...]]:
@@ -65,12 +65,12 @@ def forward(
     attention to the target itself.
 
     `allowed`: boolean (R, T, C + T), of which key i stands at position i; `cache`: see
-    `models.decoding`. `crossed` and `source_mask` int32 (B, S) are of B sources; R is B, or a
-    multiple: as many rows for each, one after another. `alignments` takes the weights of every
+    `models.decoding`. `crossed` and `source_padding_mask` int32 (B, S) are of B sources; R is B, or
+    a multiple: as many rows for each, one after another. `alignments` takes the weights of every
     layer's attention to the source, (R, H, T, S).
     """
     x = _embedded(layers, config, DECODER, token_ids, positions)
-    seen = ops.expand_dims(ops.greater(source_mask, 0), 1)
+    seen = ops.expand_dims(ops.greater(source_padding_mask, 0), 1)
     bias = _bias(layers, DECODER, positions, allowed)
     new = []
     for i in range(config.num_layers):

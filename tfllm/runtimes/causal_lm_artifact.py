@@ -67,7 +67,9 @@ def open_language_savedmodel(
     def scores(ids: np.ndarray) -> np.ndarray:
         import tensorflow as tf
 
-        (output,) = tokens(token_ids=tf.constant(ids), mask=tf.constant(np.ones_like(ids))).values()
+        (output,) = tokens(
+            token_ids=tf.constant(ids), padding_mask=tf.constant(np.ones_like(ids))
+        ).values()
         return output.numpy()
 
     def score(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ LARGEST_CHUNK_BATCHES = 32
 Example = dict[str, Any]
 Answer = dict[str, Any]
 Progress = Callable[[float], None]  # called with the number of examples done since the last call
-Inputs = dict[str, np.ndarray]  # token_ids, segment_ids, mask: int32 [B, T]
+Inputs = dict[str, np.ndarray]  # token_ids, segment_ids, padding_mask: int32 [B, T]
 
 
 class Predictor(Protocol):

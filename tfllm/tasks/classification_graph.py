@@ -28,7 +28,7 @@ def signatures(
     classify         inputs string[B], serialised tf.Example with the features text (text_pair)
                      -> classes string[B, C], scores float[B, C]
     regress          the same inputs -> outputs float[B] (a task with one number only)
-    tokens           token_ids, segment_ids, mask int32[B, T] -> logits float[B, C]
+    tokens           token_ids, segment_ids, padding_mask int32[B, T] -> logits float[B, C]
     """
     names = ["text", "text_pair"] if task.pair else ["text"]
 

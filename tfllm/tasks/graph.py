@@ -105,16 +105,18 @@ def _named(forward: Callable, names: list[str], signature: list[tf.TensorSpec]) 
     if names == ["token_ids", "padding_mask"]:
 
         @function(signature)
-        def without_types(token_ids, mask):
-            return forward(token_ids, mask)
+        def without_segments(token_ids, padding_mask):
+            return forward(token_ids, padding_mask)
 
-        return without_types
+        return without_segments
 
     by_name = {spec.name: spec for spec in signature}
 
     @function([by_name["token_ids"], by_name["segment_ids"], by_name["padding_mask"]])
-    def with_types(token_ids, segment_ids, mask):
-        given = {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": mask}
-        return forward(*(given[name] for name in names))
+    def with_segments(token_ids, segment_ids, padding_mask):
+        inputs = {
+            "token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask,
+        }  # fmt: skip
+        return forward(*(inputs[name] for name in names))
 
-    return with_types
+    return with_segments

@@ -21,8 +21,8 @@ Pair = tuple[np.ndarray, np.ndarray]  # source int32 [S], target int32 [T]
 
 @dataclass(frozen=True)
 class PairFeatures(Features):
-    """Features whose `batch` has `source_ids` and `source_mask` int32 [B, S] beside `token_ids` and
-    `mask` int32 [B, T]; S is the next length of `data.batching.ladder`."""
+    """Features whose `batch` has `source_ids` and `source_padding_mask` int32 [B, S] beside
+    `token_ids` and `padding_mask` int32 [B, T]; S is the next length of `data.batching.ladder`."""
 
     pairs: Sequence[Pair] = ()
     start_id: int = 0
