@@ -13,7 +13,8 @@ to the scores; a place counts where it is above MASKED.
 Models that read sources have `decode` alone, with a source beside the caches that `encode` gives:
 
     encode      source_ids int32 [1, S], source_length int32 [1] ->
-                source_padding_mask int32 [1, S], source_k_i and source_v_i float32 [1, H, S, hd] of every layer i
+                source_padding_mask int32 [1, S],
+                source_k_i and source_v_i float32 [1, H, S, hd] of every layer i
 
 Whole loop: `generate`, token ids and settings in, token ids out. See `generation.loop`. Of models
 that read sources the token ids are the source.

@@ -100,8 +100,9 @@ class EncoderDecoder:
 
         `token_ids`, `positions` int32 (R, T) and `cache` as `models.decoding.Decoder`; `allowed`
         boolean (R, T, C + T), of which key i stands at position i. `crossed` and
-        `source_padding_mask` int32 (B, S) are of B sources, and R is B or a multiple: as many rows for each source, one
-        after another (beams). `alignments` takes each layer's weights on the source, (R, H, T, S).
+        `source_padding_mask` int32 (B, S) are of B sources, and R is B or a multiple: as many rows
+        for each source, one after another (beams). `alignments` takes each layer's weights on the
+        source, (R, H, T, S).
         """
         return FAMILIES[self.family].forward(
             self.layers, self.config, token_ids, positions, allowed, crossed, source_padding_mask,
