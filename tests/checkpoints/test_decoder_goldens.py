@@ -146,10 +146,10 @@ def test_a_model_of_ours_names_its_own_end(tmp_path):
     )  # fmt: skip
     tokenizer = WordPiece.from_vocabulary(VOCABULARY, lowercase=True)
     made = store.create("gpt2", config, tokenizer, CausalLM(max_length=16))
-    assert made.eos_token_id == (tokenizer.end_id,)
+    assert made.eos_token_id == (tokenizer.eos_token_id,)
     huggingface.write(made, tmp_path / "theirs")
     written = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    assert written["eos_token_id"] == tokenizer.end_id
+    assert written["eos_token_id"] == tokenizer.eos_token_id
     assert written["architectures"] == ["GPT2LMHeadModel"]
     assert store.load(tmp_path / "theirs").config == config
 

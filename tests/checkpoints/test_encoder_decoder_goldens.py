@@ -196,7 +196,7 @@ def test_a_model_of_ours_goes_to_hugging_face_and_back(tmp_path, family, vocabul
     huggingface.write(made, tmp_path / "theirs")
     written = json.loads((tmp_path / "theirs" / "config.json").read_text())
     generation = json.loads((tmp_path / "theirs" / "generation_config.json").read_text())
-    assert written["eos_token_id"] == generation["eos_token_id"] == vocabulary.end_id
+    assert written["eos_token_id"] == generation["eos_token_id"] == vocabulary.eos_token_id
     assert generation["decoder_start_token_id"] == made.config.start_id
     assert written["is_encoder_decoder"] is True
     again = store.load(tmp_path / "theirs")

@@ -94,7 +94,7 @@ def test_they_generate_from_what_we_wrote(both):
     made, theirs, _ = both
     settings = theirs.generation_config
     assert settings.decoder_start_token_id == made.start_id
-    assert settings.eos_token_id == made.tokenizer.end_id
+    assert settings.eos_token_id == made.tokenizer.eos_token_id
     if made.config.num_encoder_layers < made.config.num_layers:
         return  # transformers 5 gives T5's cache as many layers as the encoder has
     ids = theirs.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=False)

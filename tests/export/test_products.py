@@ -82,7 +82,7 @@ def checkpoint_of(name, folder):
     else:
         made = translation("marian")
         task = tasks.build({"kind": "seq2seq", "max_length": LENGTH})
-        own = {"pad_id": made.pad_id, **PAIRS[name]}
+        own = {"pad_id": made.pad_token_id, **PAIRS[name]}
     shape = {
         **SHAPE, "vocabulary_size": made.vocabulary_size, "max_sequence_length": 2 * LENGTH, **own,
     }  # fmt: skip

@@ -20,7 +20,7 @@ SENTENCES = tuple(dict.fromkeys(ENGLISH))
 def checkpoint(family: str = "transformer", **task) -> Checkpoint:
     """It asks for beam search of width 3, as Marian's files do; `task` are fields of Seq2Seq."""
     made = tokenizer("marian")
-    pad = made.pad_id
+    pad = made.pad_token_id
     shape = {
         "vocabulary_size": made.vocabulary_size, "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
         "dropout": 0.0, "max_sequence_length": WINDOW, "pad_id": pad,
@@ -31,7 +31,7 @@ def checkpoint(family: str = "transformer", **task) -> Checkpoint:
         spread = 1.4 if weight.path.endswith(("gamma", "scale")) else 0.7
         weight.assign(draw.normal(0.0, spread, weight.shape))
     created.generation.update(  # type: ignore[attr-defined]
-        num_beams=3, max_length=12, bad_words_ids=[[pad]], forced_eos_token_id=made.end_id,
-        eos_token_id=made.end_id, decoder_start_token_id=pad,
+        num_beams=3, max_length=12, bad_words_ids=[[pad]], forced_eos_token_id=made.eos_token_id,
+        eos_token_id=made.eos_token_id, decoder_start_token_id=pad,
     )  # fmt: skip
     return created

@@ -55,7 +55,7 @@ def test_sources_that_cannot_be_read_are_named(writer):
     with pytest.raises(SettingError, match=f"model reads {LONGEST}.*--truncate right"):
         writer.generate([long])
     assert len(writer.encode(long, None, "right")) == LONGEST
-    assert writer.encode(long, None, "right")[-1] == checkpoint().tokenizer.end_id
+    assert writer.encode(long, None, "right")[-1] == checkpoint().tokenizer.eos_token_id
     with pytest.raises(SettingError, match="source is empty"):
         writer.generate([" "])
     with pytest.raises(SettingError, match="--truncate left"):

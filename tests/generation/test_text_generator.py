@@ -109,7 +109,7 @@ def test_prompts_that_are_too_long():
 
 
 def test_the_start_token_stays_in_front_of_a_cut_prompt():
-    start = checkpoint().tokenizer.start_id
+    start = checkpoint().tokenizer.bos_token_id
     ids = writer().cut([start, *range(200)], GREEDY)
     assert ids[0] == start
     assert ids[1:] == list(range(97, 200))

@@ -31,7 +31,7 @@ def features(tokenizer):
 
 def test_a_row_is_two_texts_with_their_types_and_label(tokenizer, features):
     drawn = TASK.for_epoch(features, seed=1, epoch=0)
-    start, end = tokenizer.start_id, tokenizer.end_id
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     labels = []
     for row in range(len(drawn)):
         made = drawn.hidden(row)

@@ -162,7 +162,7 @@ def test_masks_are_a_function_of_seed_epoch_and_row(tokenizer):
     told = target != base.IGNORED
     assert (target[told] == plain[told]).all() and (hidden[~told] == plain[~told]).all()
     assert abs(told.mean() - 0.15 * 50 / 52) < 0.01
-    masked = (hidden[told] == tokenizer.mask_id).mean()
+    masked = (hidden[told] == tokenizer.mask_token_id).mean()
     kept = (hidden[told] == plain[told]).mean()
     assert abs(masked - 0.8) < 0.03 and abs(kept - 0.1) < 0.03
     assert drawn.targets[300].tolist() == [-100, -100]  # an empty text has nothing to hide

@@ -54,9 +54,8 @@ def test_roberta_rows():
     assert [tokens[0], tokens[-1]] == ["<s>", "</s>"]
     assert tokens.count("</s>") == 3
     assert set(python.encode("cat", "mat").type_ids) == {0}
-    assert [python.vocabulary[i] for i in (python.start_id, python.end_id, python.mask_id)] == [
-        "<s>", "</s>", "<mask>"
-    ]  # fmt: skip
+    ids = python.bos_token_id, python.eos_token_id, python.mask_token_id
+    assert [python.vocabulary[i] for i in ids] == ["<s>", "</s>", "<mask>"]
     assert python.vocabulary[python.encode("the  <mask>").ids[-2]] == "<mask>"
 
 
@@ -83,10 +82,10 @@ def test_special_tokens_are_told_apart():
     ids = python.encode("<|im_start|>cat").ids
     assert python.decode(ids) == "cat"
     assert python.decode(ids, skip_special_tokens=False) == "<|im_start|>cat"
-    assert (python.pad_id, python.mask_id) == (None, None)
-    assert python.start_id == python.end_id == python.token_id("<|endoftext|>")
+    assert (python.pad_token_id, python.mask_token_id) == (None, None)
+    assert python.bos_token_id == python.eos_token_id == python.token_id("<|endoftext|>")
     llama = tokenizer("bpe")
-    assert llama.encode("cat").ids[0] == llama.start_id
+    assert llama.encode("cat").ids[0] == llama.bos_token_id
     assert llama.encode("cat", add_special_tokens=False).ids == llama.encode("cat").ids[1:]
 
 
@@ -97,9 +96,9 @@ def test_settings_name_the_special_tokens(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "special_tokens_map.json").unlink()
     python = files.load(tmp_path)
-    assert python.vocabulary[python.end_id] == "<|im_end|>"
-    assert python.vocabulary[python.pad_id] == "<|endoftext|>"
-    assert python.start_id is None
+    assert python.vocabulary[python.eos_token_id] == "<|im_end|>"
+    assert python.vocabulary[python.pad_token_id] == "<|endoftext|>"
+    assert python.bos_token_id is None
     assert python.chat_template == "{{ messages }}"
     python.save(tmp_path / "again")
     assert files.load(tmp_path / "again") == python
@@ -121,7 +120,7 @@ def test_llama2c_joins_the_best_scores_first(tmp_path):
     tokens = [python.vocabulary[i] for i in python.encode("abc é").ids]
     assert tokens == ["<s>", "▁a", "bc", "▁", "<0xC3>", "<0xA9>"]
     assert python.decode(python.encode("abc é").ids) == "abc é"
-    assert (python.start_id, python.end_id) == (1, 2)
+    assert (python.bos_token_id, python.eos_token_id) == (1, 2)
 
 
 def test_llama2c_of_real_data(data):

@@ -118,4 +118,4 @@ def test_what_is_saved_is_read_back_the_same(maker, tmp_path):
         again = files.load(tmp_path / f"{number} again")
         assert [again.encode(text) for text in TEXTS] == [python.encode(text) for text in TEXTS]
         assert (again.vocabulary, again.form) == (python.vocabulary, python.form), name
-        assert again.special_ids == python.special_ids, name
+        assert again.all_special_ids == python.all_special_ids, name

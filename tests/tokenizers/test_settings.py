@@ -75,7 +75,7 @@ def test_a_fine_tuned_berts_new_words(tmp_path):
               "rstrip": False, "single_word": False}  # fmt: skip
     python = files.load(write(tmp_path, bert_json(added=[tokens])))
     number = python.token_id("Newtok")
-    assert number == python.vocabulary_size - 1 and number not in python.special_ids
+    assert number == python.vocabulary_size - 1 and number not in python.all_special_ids
     assert python.encode("a newtok, NEWTOK", add_special_tokens=False).ids.count(number) == 2
     assert python.decode([number]) == "newtok"  # the package keeps its normalised form
 

@@ -124,7 +124,7 @@ def test_every_character_is_a_token(corpus):
     assert tokenizer.vocabulary == sorted(set(TEXT))
     few = train([corpus], "characters", Options(8))
     assert few.vocabulary_size == 8 and few.vocabulary[0] == "<unk>"
-    assert few.encode("\u9999").ids == [few.unknown_id]
+    assert few.encode("\u9999").ids == [few.unk_token_id]
 
 
 def test_the_characters_of_nanogpt(data):

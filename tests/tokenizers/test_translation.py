@@ -56,8 +56,8 @@ def test_random_texts(name, texts):
 def test_pieces_have_the_ids_of_the_table():
     python = two_sided("marian")
     table = json.loads(python.table)
-    assert python.vocabulary_size == len(table) == python.pad_id + 1
-    assert (python.end_id, python.unknown_id, python.start_id) == (0, 1, None)
+    assert python.vocabulary_size == len(table) == python.pad_token_id + 1
+    assert (python.eos_token_id, python.unk_token_id, python.bos_token_id) == (0, 1, None)
     for side, model, line in zip((python, python.target), pair(), (ENGLISH[0], OTHERS[1]),
                                  strict=True):  # fmt: skip
         processor = marian.processor_of(model, "model")
@@ -80,10 +80,10 @@ def test_texts_come_back():
     python = two_sided("marian apart")
     for line, side in ((ENGLISH[1], python), (OTHERS[1], python.target)):
         ids = side.encode(line).ids
-        if side.unknown_id not in ids:
+        if side.unk_token_id not in ids:
             assert side.decode(ids) == line
     target = python.target
-    ids = [target.encode("und").ids[0], target.pad_id, target.end_id]
+    ids = [target.encode("und").ids[0], target.pad_token_id, target.eos_token_id]
     kept = target.decode(ids, skip_special_tokens=False)
     assert kept.endswith("<pad> </s>") and not target.decode(ids).endswith("</s>")
 
@@ -169,8 +169,8 @@ def test_mbart_from_a_tokenizer_json(tmp_path):
     config = {"tokenizer_class": "MBartTokenizer", "eos_token": "</s>", "tgt_lang": "ro_RO"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     loaded = files.load(tmp_path)
-    assert loaded.form.end == (loaded.end_id, loaded.token_id("en_XX"))
-    assert loaded.target.form.end == (loaded.end_id, loaded.token_id("ro_RO"))
+    assert loaded.form.end == (loaded.eos_token_id, loaded.token_id("en_XX"))
+    assert loaded.target.form.end == (loaded.eos_token_id, loaded.token_id("ro_RO"))
     rows = loaded.target.graph().encode(tf.constant(["the cat"])).to_list()
     assert rows == [loaded.target.encode("the cat").ids]
 
@@ -196,7 +196,7 @@ def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count, named):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     python = files.load(tmp_path)
     ids = python.encode("the <extra_id_0> cat<extra_id_1>").ids
-    assert ids[-1] == python.end_id
+    assert ids[-1] == python.eos_token_id
     if count:
         assert python.vocabulary[-1] == "<extra_id_0>"
         assert {python.vocabulary_size - 1, python.vocabulary_size - 2} < set(ids)

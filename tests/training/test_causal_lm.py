@@ -73,7 +73,7 @@ def test_it_learns_and_leaves_a_checkpoint(straight):
     assert measured["perplexity"] == pytest.approx(np.exp(measured["loss"]), rel=1e-3)
     checkpoint = store.load(straight.directory)
     assert checkpoint.tokenizer.kind == "characters"
-    assert tokenizer_files.load(straight.directory / "tokenizer").start_id == 0
+    assert tokenizer_files.load(straight.directory / "tokenizer").bos_token_id == 0
 
 
 @pytest.mark.parametrize("step", [9, pytest.param(4, marks=pytest.mark.slow)])
@@ -129,7 +129,7 @@ def test_byte_pairs_are_learned_from_conversations(folder):
     chats = [json.loads(line) for line in (folder / "chats.jsonl").read_text().splitlines()]
     tokenizer = vocabulary.learn(settings, chats)
     assert tokenizer.vocabulary_size == 270 and tokenizer.kind == "bytepair"
-    assert (tokenizer.start_id, tokenizer.end_id) == (0, 1)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
     text = "The cat, 床前\n sat"
     assert tokenizer.decode(tokenizer.encode_ids([text])[0]) == text
     again = vocabulary.learn(settings, chats)

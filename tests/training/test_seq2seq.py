@@ -94,9 +94,9 @@ def test_samples_show_the_source(straight, folder):
 
 def test_a_checkpoint_that_writes(straight):
     checkpoint = store.load(straight.directory)
-    assert checkpoint.task.start_id == checkpoint.tokenizer.pad_id == 0
-    assert checkpoint.eos_token_id == (checkpoint.tokenizer.end_id,)
-    assert checkpoint.tokenizer.encode_ids(["one"])[0][-1] == checkpoint.tokenizer.end_id
+    assert checkpoint.task.start_id == checkpoint.tokenizer.pad_token_id == 0
+    assert checkpoint.eos_token_id == (checkpoint.tokenizer.eos_token_id,)
+    assert checkpoint.tokenizer.encode_ids(["one"])[0][-1] == checkpoint.tokenizer.eos_token_id
 
 
 def test_texts_are_written_measured_and_chosen_by(folder, tmp_path):

@@ -163,10 +163,10 @@ def head_config(task: Task, before: Mapping[str, Any], tokenizer: Any) -> dict[s
     """What a head adds to `config.json`. `before`: the file that the checkpoint came from."""
     if task.kind == "causal_lm" and not before:
         # Without them transformers takes its own numbers, which stand for other tokens here.
-        return {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
+        return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if task.kind == "seq2seq" and not before:
-        named = {"bos_token_id": tokenizer.start_id, "eos_token_id": tokenizer.end_id}
-        return {**named, "forced_eos_token_id": tokenizer.end_id}
+        named = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        return {**named, "forced_eos_token_id": tokenizer.eos_token_id}
     if not isinstance(task, Classification | TokenClassification):
         return {}
     labels = task.labels

@@ -69,7 +69,7 @@ class Checkpoint:
         """Ids that end a generated text: as Hugging Face's files say, else the tokenizer's end."""
         if (named := self.for_generation("eos_token_id")) is not None:
             return tuple(named) if isinstance(named, list) else (named,)
-        end = self.tokenizer.target.end_id
+        end = self.tokenizer.target.eos_token_id
         return () if end is None else (end,)
 
     @property

@@ -151,7 +151,7 @@ class Writer:
         self.window = context_of(checkpoint, profile)
         self.most_new = min(profile.generation.most_new_tokens or self.window, self.window)
         self.eos_token_id = tuple(checkpoint.eos_token_id)
-        self.start_id = checkpoint.tokenizer.start_id
+        self.start_id = checkpoint.tokenizer.bos_token_id
         self.known = known_ids(checkpoint.tokenizer, decoder.vocabulary_size)
         self.xla = profile.xla
         # One function, so that the file holds the loop once for all signatures.

@@ -97,10 +97,10 @@ def metadata(checkpoint: Any, profile: Profile) -> Any:
     tokenizer, settings = checkpoint.tokenizer, profile.generation
     found = llm_metadata_pb2.LlmMetadata()
     if begins(tokenizer):
-        found.start_token.token_ids.ids.append(tokenizer.start_id)
+        found.start_token.token_ids.ids.append(tokenizer.bos_token_id)
     for stop in checkpoint.eos_token_id:
         found.stop_tokens.add().token_ids.ids.append(stop)
-    padding = (tokenizer.pad_id, *checkpoint.eos_token_id, 0)
+    padding = (tokenizer.pad_token_id, *checkpoint.eos_token_id, 0)
     found.pad_token.token_ids.ids.append(next(one for one in padding if one is not None))
     found.max_num_tokens = context_of(checkpoint, profile)
     found.llm_model_type.generic_model.SetInParent()
@@ -118,11 +118,11 @@ def metadata(checkpoint: Any, profile: Profile) -> Any:
 def begins(tokenizer: Any) -> bool:
     """Whether the runtime has to put the start token before all: as the template does, or, where
     there is no template, the tokenizer."""
-    if tokenizer.start_id is None:
+    if tokenizer.bos_token_id is None:
         return False
     if tokenizer.chat_template:
-        return _rendered(tokenizer).startswith(tokenizer.vocabulary[tokenizer.start_id])
-    return tokenizer.start_id in tokenizer.form.start
+        return _rendered(tokenizer).startswith(tokenizer.vocabulary[tokenizer.bos_token_id])
+    return tokenizer.bos_token_id in tokenizer.form.start
 
 
 def template_of(tokenizer: Any) -> str:
@@ -164,7 +164,7 @@ def _with_written(tokenizer: Any) -> bytes:
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
     text = _rendered(tokenizer)
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    for number in tokenizer.special_ids:
+    for number in tokenizer.all_special_ids:
         piece = proto.pieces[number] if number < len(proto.pieces) else None
         if piece is not None and piece.type == kinds.CONTROL and piece.piece in text:
             piece.type = kinds.USER_DEFINED

@@ -81,7 +81,7 @@ def tokenizer(python: Any) -> Any:
     return tf_text.FastBertTokenizer(
         vocab=python.vocabulary[: python.model_size],
         token_out_type=tf.int32,
-        unknown_token=python.vocabulary[python.unknown_id],
+        unknown_token=python.vocabulary[python.unk_token_id],
         lower_case_nfd_strip_accents=python.lowercase,
         support_detokenization=False,
     )
@@ -123,15 +123,15 @@ def _row(tokens: list[Any], python: Any, length: int) -> dict[str, Any]:
         from tfllm.tokenizers.graph.rows import kept_lengths
 
         kept = list(kept_lengths(sizes[0], sizes[1], length - 3))
-    ids, types = [[python.start_id]], [[0]]
+    ids, types = [[python.bos_token_id]], [[0]]
     for number, (part, size) in enumerate(zip(tokens, kept, strict=True)):
-        ids += [part[:size], [python.end_id]]
+        ids += [part[:size], [python.eos_token_id]]
         types += [tf.fill([size + 1], number)]
     row = tf.concat(ids, 0)
     used = tf.size(row)
     blank = [[0, length - used]]
     rows = {
-        "token_ids": tf.pad(row, blank, constant_values=python.pad_id),
+        "token_ids": tf.pad(row, blank, constant_values=python.pad_token_id),
         "segment_ids": tf.pad(tf.concat(types, 0), blank),
         "padding_mask": tf.cast(tf.range(length) < used, tf.int32),
     }

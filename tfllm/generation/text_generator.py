@@ -159,12 +159,12 @@ class TextGenerator:
         """The prompt's tokens. Raises SettingError where they cannot be continued."""
         ids = self.tokenizer.encode_ids([prompt])[0]
         if not ids:
-            if self.tokenizer.start_id is None:
+            if self.tokenizer.bos_token_id is None:
                 raise SettingError(
                     "The prompt is empty, and this model has no start token to begin with. Give "
                     "a prompt of at least one character."
                 )
-            ids = [self.tokenizer.start_id]
+            ids = [self.tokenizer.bos_token_id]
         if truncate == "right":
             raise SettingError(
                 "--truncate right: the end of a prompt is what a text goes on from. Write "
@@ -178,7 +178,7 @@ class TextGenerator:
         room = max(window - settings.max_new_tokens, 1)
         if len(ids) <= room:
             return ids
-        if room > 1 and ids[0] == self.tokenizer.start_id:
+        if room > 1 and ids[0] == self.tokenizer.bos_token_id:
             return [ids[0], *ids[-(room - 1) :]]
         return ids[-room:]
 

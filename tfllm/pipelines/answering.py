@@ -143,10 +143,10 @@ def _candidates(
     tokenizer: Any, text: str, masks: Sequence[Any], targets: Any, top_k: int
 ) -> list[Any]:
     if not masks:
-        mask = tokenizer.vocabulary[tokenizer.mask_id]
+        mask = tokenizer.vocabulary[tokenizer.mask_token_id]
         raise SettingError(f"No mask token ({mask}) found in the text '{text[:40]}'. Write one.")
     ids = tokenizer.encode_ids([text])[0]
-    places = [place for place, token in enumerate(ids) if token == tokenizer.mask_id]
+    places = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]
     found = []
     for place, mask in zip(places, masks, strict=False):
         chosen = []

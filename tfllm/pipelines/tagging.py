@@ -78,7 +78,7 @@ def _tokens(predictor: Any, text: str) -> list[Token]:
         start, end = encoding.offsets[place]
         word = tokenizer.vocabulary[number]
         part = word.startswith(PIECE) if tokenizer.kind == "wordpiece" else _goes_on(text, start)
-        if number == tokenizer.unknown_id:
+        if number == tokenizer.unk_token_id:
             word, part = text[start:end], False
         found.append(
             {"scores": shares[place], "index": place, "word": word, "start": start, "end": end,

@@ -82,7 +82,9 @@ def last_words(examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer
                 "with words that spaces separate."
             )
         whole, part = tokenizer.encode_ids([text, before], add_special_tokens=False)
-        start = [] if tokenizer.start_id is None or not task.documents else [tokenizer.start_id]
+        start = (
+            [] if tokenizer.bos_token_id is None or not task.documents else [tokenizer.bos_token_id]
+        )
         ids = np.array([*start, *whole], np.int32)
         counts = np.arange(len(ids)) >= max(1, len(start) + len(part))
         found.append(Scored(ids, counts, len((space + word).encode()), len(space + word)))
@@ -160,7 +162,7 @@ def checked_stride(stride: int | None, window: int) -> int:
 
 def _document(text: str, task: CausalLM, tokenizer: Tokenizer) -> Scored:
     parts = tokenizer.encode_ids(list(pieces(text)), add_special_tokens=False)
-    start = [] if tokenizer.start_id is None or not task.documents else [tokenizer.start_id]
+    start = [] if tokenizer.bos_token_id is None or not task.documents else [tokenizer.bos_token_id]
     ids = np.concatenate([np.asarray(part, np.int32) for part in (start, *parts)])
     counts = np.arange(len(ids)) > 0
     untold = "" if start or not len(ids) else tokenizer.decode([int(ids[0])])

@@ -201,7 +201,7 @@ def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Fe
     return Features(
         token_ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
         segment_ids=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
-        pad_id=tokenizer.pad_id,
+        pad_id=tokenizer.pad_token_id,
         **{**fields, **more},
     )
 

@@ -106,7 +106,7 @@ class CausalLM(NextToken):
             example=np.arange(len(begins)),
             targets=Rows(begins, lengths, stream.targets),
             details=[],
-            pad_id=tokenizer.pad_id,
+            pad_id=tokenizer.pad_token_id,
             per_token=True,
             segments=Rows(begins, lengths, stream.segments),
             shift=0 if whole or not self.packing else self.max_length,
@@ -195,7 +195,7 @@ def messages_of(example: Example) -> list[dict[str, str]]:
 
 def _specials(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Ids before and after a document, as far as the vocabulary has them."""
-    start, end = tokenizer.start_id, tokenizer.end_id
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     return [] if start is None else [start], [] if end is None else [end]
 
 

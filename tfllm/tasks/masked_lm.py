@@ -53,7 +53,7 @@ class Masking(Task):
             found = [{"token": vocabulary[i], "score": float(probabilities[i])} for i in best]
             masks.append({**found[0], "candidates": found})
             tokens.append(detail["tokenizer"].fillings[best[0]])
-        mask = vocabulary[detail["tokenizer"].mask_id]
+        mask = vocabulary[detail["tokenizer"].mask_token_id]
         return {"text": filled(detail["text"], mask, tokens), "masks": masks}
 
 
@@ -109,7 +109,7 @@ class MaskedLM(Masking):
             example=documents.examples_of(corpus, stream.document_of(begins)),
             targets=None,
             details=[],
-            pad_id=tokenizer.pad_id,
+            pad_id=tokenizer.pad_token_id,
             row_lengths=sizes,
             digest=corpus.digest,
             shift=room,
@@ -165,7 +165,7 @@ def rows_to_fill(
     fixed: list[np.ndarray] = []
     for example, encoding, ids in zip(examples, encodings, rows.token_ids, strict=True):
         special = np.array([number is None for number in encoding.sequence_ids])
-        masked = ids == tokenizer.mask_id
+        masked = ids == tokenizer.mask_token_id
         details.append(
             {
                 "text": text_of(example),
@@ -187,7 +187,7 @@ def rows_to_fill(
         example=rows.example,
         targets=None,
         details=details,
-        pad_id=tokenizer.pad_id,
+        pad_id=tokenizer.pad_token_id,
         plain=plain,
         rule=masking.rule(tokenizer, task.mask_probability, task.whole_word),
     )

@@ -85,7 +85,7 @@ class Pretraining(Masking):
             example=documents.examples_of(corpus, plan.document),
             targets=None,
             details=[],
-            pad_id=tokenizer.pad_id,
+            pad_id=tokenizer.pad_token_id,
             row_lengths=lengths,
             digest=sentences.digest,
             plain=plain,

@@ -160,7 +160,7 @@ class Seq2Seq(NextToken):
         return source_target_rows.drawn(features, replace(pairs, draw=(seed, epoch)))
 
     def _start(self, tokenizer: Tokenizer) -> int:
-        start_id = tokenizer.target.pad_id if self.start_id is None else self.start_id
+        start_id = tokenizer.target.pad_token_id if self.start_id is None else self.start_id
         if start_id is None:
             raise SettingError(
                 "task.start_id: the vocabulary has no padding token, which targets usually begin "
@@ -171,13 +171,13 @@ class Seq2Seq(NextToken):
     def _targets(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
         """Ids of every target, int32 [T_i], end token included. Where `truncate` cuts one, the last
         is not its end."""
-        form, end_id = tokenizer.target.form, tokenizer.target.end_id
-        if end_id is None:
+        form, eos_token_id = tokenizer.target.form, tokenizer.target.eos_token_id
+        if eos_token_id is None:
             raise SettingError(
                 "tokenizer: the vocabulary has no token that ends a target. Add </s> to its "
                 "special tokens."
             )
-        end = form.end or (end_id,)
+        end = form.end or (eos_token_id,)
         rows = tokenizer.target.encode_ids(texts, add_special_tokens=False)
         return [np.array([*form.start, *ids, *end], np.int32) for ids in rows]
 

@@ -77,7 +77,7 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
     to the most masks of the batch. `tokens` (the signature): logits [B, T, V].
     """
     python = tokenizer.tokenizer
-    mask = python.vocabulary[python.mask_id]
+    mask = python.vocabulary[python.mask_token_id]
     manners, contents = map(tf.constant, zip(*python.fillings, strict=True))
 
     @graph.function(graph.texts("text"))
@@ -85,7 +85,7 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
         text = graph.valid_utf8(text)
         packed = tokenizer(text, max_length=task.max_length)
         raw = graph.run(model, packed)  # [B, T, V]
-        place = tf.where(packed["token_ids"] == python.mask_id)  # [N, 2]
+        place = tf.where(packed["token_ids"] == python.mask_token_id)  # [N, 2]
         count = min(task.top_k, python.vocabulary_size)
         shares = tf.nn.softmax(tf.gather_nd(raw, place))  # rows without a token are not chosen
         scores, best = tf.math.top_k(shares[:, : python.vocabulary_size], count)

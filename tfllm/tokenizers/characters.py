@@ -35,7 +35,7 @@ class Characters(RustTokenizer):
     def _split(self, texts: Sequence[str]) -> list[Any]:
         """The package's tokens. Its offsets do not count the characters that it leaves out."""
         rows = super()._split(texts)
-        if self.unknown_id is not None:
+        if self.unk_token_id is not None:
             return rows
         return [self._placed(text, row) for text, row in zip(texts, rows, strict=True)]
 

@@ -21,13 +21,13 @@ Message = Mapping[str, Any]
 ASSISTANT = "assistant"
 # Hugging Face's names that templates use for special tokens -> role
 TEMPLATE_NAMES = {
-    "bos_token": "start_id",
-    "eos_token": "end_id",
-    "pad_token": "pad_id",
-    "unk_token": "unknown_id",
-    "cls_token": "start_id",
-    "sep_token": "end_id",
-    "mask_token": "mask_id",
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "pad_token": "pad_token_id",
+    "unk_token": "unk_token_id",
+    "cls_token": "bos_token_id",
+    "sep_token": "eos_token_id",
+    "mask_token": "mask_token_id",
 }
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

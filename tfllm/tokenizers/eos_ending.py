@@ -34,7 +34,7 @@ def _template(tokenizer: RustTokenizer) -> dict[str, Any]:
     assert end is not None  # learned with it
     after = {"SpecialToken": {"id": end, "type_id": 0}}
     texts = [{"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")]
-    known = {end: {"id": end, "ids": [tokenizer.end_id], "tokens": [end]}}
+    known = {end: {"id": end, "ids": [tokenizer.eos_token_id], "tokens": [end]}}
     return {
         "type": "TemplateProcessing",
         "single": [texts[0], after],

@@ -34,7 +34,7 @@ class RustTokenizer(NamedTokenizer):
     row_form: Form
     config: Mapping[str, Any] = field(repr=False, compare=False)
     vocabulary: list[str] = field(repr=False, compare=False)
-    special_ids: frozenset[int] = field(repr=False, compare=False)
+    all_special_ids: frozenset[int] = field(repr=False, compare=False)
     _rust: Any = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
     target_form: Form | None = None
@@ -76,7 +76,7 @@ class RustTokenizer(NamedTokenizer):
             row_form=_form(rust, source),
             config=settings.own_config(),
             vocabulary=vocabulary,
-            special_ids=special,
+            all_special_ids=special,
             _rust=rust,
             _ids=table,
         )
@@ -103,7 +103,7 @@ class RustTokenizer(NamedTokenizer):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self._rust.save(str(folder / "tokenizer.json"))
-        added = [self.vocabulary[number] for number in sorted(self.special_ids)]
+        added = [self.vocabulary[number] for number in sorted(self.all_special_ids)]
         config_files.write(folder, self.names, added, self.config, self.chat_template)
 
     def graph(self, profile: str = "reference") -> Any:

@@ -56,5 +56,5 @@ def between(tokenizer: Any, source: str, target: str, path: Path | None = None) 
 
 
 def _form(tokenizer: Any, kind: str, language: str) -> Form:
-    code, end = tokenizer.token_id(language), tokenizer.end_id
+    code, end = tokenizer.token_id(language), tokenizer.eos_token_id
     return Form(end=(end, code)) if kind == "MBartTokenizer" else Form(start=(code,), end=(end,))

@@ -54,7 +54,7 @@ class Marian(SentencePiece):
         for number in ids:
             if number >= self.vocabulary_size:
                 continue
-            if number not in self.special_ids:
+            if number not in self.all_special_ids:
                 part.append(self.vocabulary[number])
             elif not skip_special_tokens:
                 texts += [self._processor.decode_pieces(part), self.vocabulary[number], " "]
@@ -84,7 +84,7 @@ class Marian(SentencePiece):
         return [[self._number(piece, 0) for piece in row] for row in rows]
 
     def _number(self, piece: str, number: int) -> int:
-        found = self._ids.get(piece, self.unknown_id)
+        found = self._ids.get(piece, self.unk_token_id)
         assert found is not None
         return found
 
@@ -142,7 +142,7 @@ def made(
                 chat_template=None,
                 config=config,
                 vocabulary=vocabulary,
-                special_ids=frozenset(table[token] for token in names.present()),
+                all_special_ids=frozenset(table[token] for token in names.present()),
                 _processor=processor_of(model, folder / name),
                 _ids=dict(table),
                 table=json.dumps(dict(table), ensure_ascii=False, indent=2) + "\n",

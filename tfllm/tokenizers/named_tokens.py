@@ -47,23 +47,23 @@ class NamedTokenizer(RowTokenizer):
         return False
 
     @property
-    def pad_id(self) -> int | None:
+    def pad_token_id(self) -> int | None:
         return self.token_id(self.names.pad)
 
     @property
-    def unknown_id(self) -> int | None:
+    def unk_token_id(self) -> int | None:
         return self.token_id(self.names.unknown)
 
     @property
-    def start_id(self) -> int | None:
+    def bos_token_id(self) -> int | None:
         return self.token_id(self.names.start)
 
     @property
-    def end_id(self) -> int | None:
+    def eos_token_id(self) -> int | None:
         return self.token_id(self.names.end)
 
     @property
-    def mask_id(self) -> int | None:
+    def mask_token_id(self) -> int | None:
         return self.token_id(self.names.mask)
 
     def token_id(self, token: str | None) -> int | None:

@@ -75,7 +75,7 @@ class SentencePiece(NamedTokenizer):
     chat_template: str | None = field(repr=False)
     config: Mapping[str, Any] = field(repr=False, compare=False)
     vocabulary: list[str] = field(repr=False, compare=False)
-    special_ids: frozenset[int] = field(repr=False, compare=False)
+    all_special_ids: frozenset[int] = field(repr=False, compare=False)
     _processor: Any = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
     added: tuple[AddedToken, ...] = field(repr=False, compare=False)
@@ -113,11 +113,11 @@ class SentencePiece(NamedTokenizer):
         check_ids(ids)
         known = [int(i) for i in ids if i < self.vocabulary_size]
         if skip_special_tokens:
-            known = [i for i in known if i not in self.special_ids]
+            known = [i for i in known if i not in self.all_special_ids]
         texts: list[str] = []
         part: list[int] = []
         for number in known:
-            if number in self.special_ids:
+            if number in self.all_special_ids:
                 texts += [self._text(part, not texts), self.vocabulary[number]]
                 part = []
             else:
@@ -148,7 +148,7 @@ class SentencePiece(NamedTokenizer):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / self.file_name).write_bytes(self.source)
-        special = [self.vocabulary[number] for number in sorted(self.special_ids)]
+        special = [self.vocabulary[number] for number in sorted(self.all_special_ids)]
         size = len(proto.parse(self.source, self.file_name).pieces)
         further = {
             number: token
@@ -315,7 +315,7 @@ def from_proto(
         chat_template=settings.chat_template,
         config={**settings.own_config(), **({} if kind else _class_of(form))},
         vocabulary=[entry.piece for entry in arranged.pieces],
-        special_ids=frozenset(table[token.content] for token in added if token.special),
+        all_special_ids=frozenset(table[token.content] for token in added if token.special),
         _processor=processor_of(made, path),
         _ids=table,
         added=tuple(sorted(added, key=lambda token: table[token.content])),

@@ -18,7 +18,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True):
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._special_ids = tokenizer.special_ids
+        self._special_ids = tokenizer.all_special_ids
         self._size = tokenizer.vocabulary_size
         self._pieces = tokenizer.vocabulary if tokenizer.kind == "sentencepiece" else None
         # Decoded again with the new ones: whether a text begins with a space depends on its start.

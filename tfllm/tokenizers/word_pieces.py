@@ -64,7 +64,7 @@ def fillings(tokenizer: Tokenizer) -> list[tuple[int, str]]:
         ]
     if tokenizer.kind == "characters":
         return [(AS_IT_IS, text) for text in texts]
-    special = tokenizer.special_ids
+    special = tokenizer.all_special_ids
     return [
         (AS_IT_IS, tokenizer.vocabulary[number])
         if number in special

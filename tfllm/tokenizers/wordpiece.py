@@ -118,23 +118,23 @@ class WordPiece(RowTokenizer):
         return self.normalization.lowercase
 
     @property
-    def pad_id(self) -> int:
+    def pad_token_id(self) -> int:
         return self._ids[self.specials.pad]
 
     @property
-    def unknown_id(self) -> int:
+    def unk_token_id(self) -> int:
         return self._ids[self.specials.unknown]
 
     @property
-    def start_id(self) -> int:
+    def bos_token_id(self) -> int:
         return self._ids[self.specials.start]
 
     @property
-    def end_id(self) -> int:
+    def eos_token_id(self) -> int:
         return self._ids[self.specials.end]
 
     @property
-    def mask_id(self) -> int:
+    def mask_token_id(self) -> int:
         return self._ids[self.specials.mask]
 
     @property
@@ -152,12 +152,12 @@ class WordPiece(RowTokenizer):
         return self._ids.get(token)
 
     @property
-    def special_ids(self) -> frozenset[int]:
+    def all_special_ids(self) -> frozenset[int]:
         return frozenset(self._ids[token.content] for token in self.added if token.special)
 
     @property
     def form(self) -> Form:
-        return bert(self.start_id, self.end_id)
+        return bert(self.bos_token_id, self.eos_token_id)
 
     @property
     def chat_template(self) -> None:

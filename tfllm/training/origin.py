@@ -135,8 +135,8 @@ def _tokenizer_of(corpus: Any, settings: TokenizerSettings | str | None) -> Toke
 
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:
     """The family's Config from the recipe's shape and the tokenizer's vocabulary."""
-    vocabulary = {"vocabulary_size": tokenizer.vocabulary_size, "pad_id": tokenizer.pad_id}
-    if task.kind == "seq2seq" and tokenizer.pad_id is None:
+    vocabulary = {"vocabulary_size": tokenizer.vocabulary_size, "pad_id": tokenizer.pad_token_id}
+    if task.kind == "seq2seq" and tokenizer.pad_token_id is None:
         raise SettingError(
             "tokenizer: the vocabulary has no padding token, which a model of sources and targets "
             "needs. Add <pad> to its special tokens."

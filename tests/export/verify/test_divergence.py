@@ -37,9 +37,9 @@ def value_of(artifact, beginning):
 # --- the numbers
 
 
-def vocabulary(size, unknown_id=None, tokens=None):
+def vocabulary(size, unk_token_id=None, tokens=None):
     texts = [f"token {number}" for number in range(tokens or size)]
-    named = SimpleNamespace(vocabulary=texts, unknown_id=unknown_id)
+    named = SimpleNamespace(vocabulary=texts, unk_token_id=unk_token_id)
     return divergence.Vocabulary(named, size)
 
 
@@ -74,7 +74,7 @@ def test_sums_are_the_same_whatever_is_held_at_once(monkeypatch):
     for at_once in (2**22, 90):
         monkeypatch.setattr(divergence, "AT_ONCE", at_once)
         told = divergence.Told()
-        told.add(wanted, found, targets, vocabulary(30, unknown_id=3))
+        told.add(wanted, found, targets, vocabulary(30, unk_token_id=3))
         sums.append(told)
     left = targets != 3
     assert sums[0].tokens == sums[1].tokens == left.sum() and sums[0].unknown == (~left).sum()

@@ -70,7 +70,7 @@ def test_full_windows_hide_tokens_and_no_separators(tokenizer):
     task = tasks.MaskedLM(max_length=16, packing=True)
     features = task.features([{"text": text} for text in TEXTS], tokenizer)
     assert (features.lengths[:-1] == 16).all() and features.lengths[-1] <= 16
-    start, end = tokenizer.start_id, tokenizer.end_id
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     seen = []
     for epoch in (0, 1):
         drawn = task.for_epoch(features, 1, epoch)

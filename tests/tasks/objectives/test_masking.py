@@ -39,7 +39,7 @@ def test_what_stands_in_place_of_hidden_tokens(tokenizer):
     hidden, target = masking.hidden(ids, places, rule, chance())
     assert (target[places] == 7).all() and (np.delete(target, places) == IGNORED).all()
     assert (np.delete(hidden, places) == 7).all()
-    shares = [(hidden[places] == value).mean() for value in (tokenizer.mask_id, 7)]
+    shares = [(hidden[places] == value).mean() for value in (tokenizer.mask_token_id, 7)]
     by_chance = 0.1 / tokenizer.vocabulary_size  # a random token may be any, these too
     assert shares == pytest.approx([0.8 + by_chance, 0.1 + by_chance], abs=SHARE_TOLERANCE)
     assert len(set(hidden[places])) == tokenizer.vocabulary_size

@@ -71,7 +71,7 @@ def test_source_and_target():
     ids = np.arange(10, 20)  # Thank you for inviting me to your party last week
     noise = np.zeros(10, bool)
     noise[[2, 3, 8]] = True
-    source, target = span_corruption.corrupted(ids, noise, np.array([99, 98, 97]), end_id=1)
+    source, target = span_corruption.corrupted(ids, noise, np.array([99, 98, 97]), eos_token_id=1)
     assert source.tolist() == [10, 11, 99, 14, 15, 16, 17, 98, 19, 1]
     # The published target replaces every kept span by a sentinel, the first and the last as well.
     assert target.tolist() == [99, 12, 13, 98, 18, 97, 1]
@@ -128,7 +128,7 @@ def test_rows_of_a_corpus():
         tokens=lambda begin, end: ids[begin:end],
     )
     names = {f"<extra_id_{number}>": 900 - number for number in range(50)}
-    tokenizer = SimpleNamespace(token_id=names.get, end_id=1)
+    tokenizer = SimpleNamespace(token_id=names.get, eos_token_id=1)
     found = span_corruption.rows(corpus, tokenizer, inputs=32)
     assert found.length == span_corruption.text_length(32)[0]
     for epoch in (0, 1):

@@ -99,7 +99,7 @@ def test_rows(name):
     python, ops = tokenizer(name), graph(name)
     texts, pairs = TRICKY[5:8], TRICKY[8:11]
     assert ops.encode(tf.constant(texts)).to_list() == python.encode_ids(texts)
-    if python.pad_id is None:
+    if python.pad_token_id is None:
         return
     for max_length in (7, 12, 64):
         for seconds in (None, pairs):
@@ -114,7 +114,7 @@ def test_rows(name):
             ):
                 assert ids[: mask.sum()].tolist() == row.ids
                 assert types[: mask.sum()].tolist() == row.type_ids
-                assert (ids[mask.sum() :] == python.pad_id).all()
+                assert (ids[mask.sum() :] == python.pad_token_id).all()
 
 
 @pytest.mark.parametrize("name", ["roberta", "xlm-r"])

@@ -169,7 +169,7 @@ def test_rows_of_texts_and_pairs(max_length):
         longest = max(map(len, rows))
         pad = [longest - len(row) for row in rows]
         assert packed["token_ids"].numpy().tolist() == [
-            row.ids + [tokenizer.pad_id] * n for row, n in zip(rows, pad, strict=True)
+            row.ids + [tokenizer.pad_token_id] * n for row, n in zip(rows, pad, strict=True)
         ]
         assert packed["segment_ids"].numpy().tolist() == [
             row.type_ids + [0] * n for row, n in zip(rows, pad, strict=True)

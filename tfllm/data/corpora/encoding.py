@@ -82,7 +82,7 @@ class DocumentEncoder:
             self.encode.dtype,
             [ordinals[place] for place in kept],
             [len(texts[place]) for place in kept],
-            self.encode.tokenizer.unknown_id,
+            self.encode.tokenizer.unk_token_id,
         )
 
     def _sentences(self, text: str) -> list[str]:

@@ -178,7 +178,7 @@ def write_corpus(
     done = 0
     for batch in _batches(documents):
         numbers = range(done, done + len(batch))
-        writer.add(encoded(batch, dtype, numbers, unknown_id=tokenizer.unknown_id))
+        writer.add(encoded(batch, dtype, numbers, unk_token_id=tokenizer.unk_token_id))
         done += len(batch)
     writer.close()
     tokenizer.save(folder / TOKENIZER)

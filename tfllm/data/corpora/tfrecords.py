@@ -57,7 +57,7 @@ def encoded(
     dtype: np.dtype,
     ordinals: Sequence[int] | None = None,
     characters: Sequence[int] | None = None,
-    unknown_id: int | None = None,
+    unk_token_id: int | None = None,
 ) -> Encoded:
     """Records of documents, each a list of sentences of ids. Every sentence has a token."""
     return joined(
@@ -65,7 +65,7 @@ def encoded(
         dtype,
         ordinals,
         characters,
-        unknown_id,
+        unk_token_id,
     )
 
 
@@ -74,7 +74,7 @@ def joined(
     dtype: np.dtype,
     ordinals: Sequence[int] | None = None,
     characters: Sequence[int] | None = None,
-    unknown_id: int | None = None,
+    unk_token_id: int | None = None,
 ) -> Encoded:
     """`encoded` for sentences whose ids are the bytes of `dtype` already."""
     records: list[bytes] = []
@@ -89,7 +89,7 @@ def joined(
         payloads.append(payload)
         counts.append(len(here))
         lengths.extend(here)
-        found = 0 if unknown_id is None else (np.frombuffer(ids, dtype) == unknown_id).sum()
+        found = 0 if unk_token_id is None else (np.frombuffer(ids, dtype) == unk_token_id).sum()
         unknown.append(int(found))
     count = len(records)
     return Encoded(

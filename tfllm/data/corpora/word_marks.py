@@ -26,7 +26,7 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray | None:
     Special tokens begin words, and so does a token that begins with an ideograph, which no space
     stands before.
     """
-    special = tokenizer.special_ids
+    special = tokenizer.all_special_ids
     if tokenizer.kind == "wordpiece":
         starts = [not token.startswith(PREFIX) for token in tokenizer.vocabulary]
     elif tokenizer.kind == "sentencepiece":

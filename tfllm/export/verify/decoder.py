@@ -115,7 +115,7 @@ def _scores(
 def _started(checkpoint: Any, text: str) -> list[int]:
     """A text's tokens, the start token first where there is one."""
     tokenizer = checkpoint.tokenizer
-    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return [*start, *tokenizer.encode_ids([text], add_special_tokens=False)[0]]
 
 
@@ -236,7 +236,7 @@ def prompts_of(texts: Sequence[str]) -> list[str]:
 def told_rows(checkpoint: Any, profile: Profile, texts: Texts) -> dict[str, Rows]:
     """Token ids of real texts, start token first where there is one: rows of at least two."""
     tokenizer = checkpoint.tokenizer
-    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     width = min(TOLD_ROW, context_of(checkpoint, profile)) - len(start)
     found: dict[str, Rows] = {}
     for name, some in texts.items():
@@ -260,7 +260,7 @@ def beginnings(checkpoint: Any, profile: Profile, texts: Texts) -> Rows:
 def lengths_of(checkpoint: Any, profile: Profile, texts: Sequence[str]) -> Rows:
     """Prompts of several lengths: one token, over several prefill rows, near the context's end."""
     tokenizer = checkpoint.tokenizer
-    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     joined = " ".join([*texts[:50], *PLAIN, CONTEXT])
     context = context_of(checkpoint, profile)
     most = profile.prompt_length or context
@@ -312,7 +312,7 @@ def _sampled(writer: Any, request: dict[str, Any]) -> list[str]:
 
 
 def _continued(writer: Any, prompts: Sequence[str], settings: Any) -> list[Any]:
-    first = writer.tokenizer.start_id
+    first = writer.tokenizer.bos_token_id
     if first is None:
         first = (*writer.checkpoint.eos_token_id, 0)[0]
     ids = [ids or [first] for ids in writer.tokenizer.encode_ids(list(prompts))]

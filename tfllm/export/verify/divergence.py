@@ -29,7 +29,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, size: int):
         from tfllm.tokenizers.base import known_ids
 
-        self.unknown_id: int | None = tokenizer.unknown_id
+        self.unk_token_id: int | None = tokenizer.unk_token_id
         self.known = np.full(size, not known_ids(tokenizer, size))
         for start, stop in known_ids(tokenizer, size):
             self.known[start:stop] = True
@@ -63,7 +63,7 @@ class Told:
     ) -> None:
         """Scores [N, V] of checkpoint and file before the N tokens `targets`."""
         chosen = np.asarray(targets)
-        unknown = vocabulary.unknown_id
+        unknown = vocabulary.unk_token_id
         known = np.full(chosen.shape, True) if unknown is None else chosen != unknown
         self.unknown += int((~known).sum())
         places = np.flatnonzero(known)

@@ -106,7 +106,7 @@ def conversation(checkpoint: Any, writer: Any, said: Sequence[str]) -> list[set[
     names: dict[str, Any] = {**chat.special_names(tokenizer)}
     if begins(tokenizer):
         names["bos_token"] = ""
-    ids = [tokenizer.start_id] if begins(tokenizer) else []
+    ids = [tokenizer.bos_token_id] if begins(tokenizer) else []
     messages: list[dict[str, str]] = []
     before, answers = "", []
     for message in said:
@@ -131,7 +131,7 @@ def _same(wanted: Sequence[set[str]], found: Sequence[str]) -> list[bool]:
 
 def _ids(checkpoint: Any, prompt: str) -> list[int]:
     tokenizer = checkpoint.tokenizer
-    start = [tokenizer.start_id] if begins(tokenizer) else []
+    start = [tokenizer.bos_token_id] if begins(tokenizer) else []
     return [*start, *tokenizer.encode_ids([prompt], add_special_tokens=False)[0]]
 
 

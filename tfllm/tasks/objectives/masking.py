@@ -29,7 +29,7 @@ class Rule:
     """How tokens are hidden, and the facts of the vocabulary that it takes."""
 
     probability: float
-    mask_id: int
+    mask_token_id: int
     vocabulary_size: int
     begins: np.ndarray | None = None
     """bool [V]: tokens that begin a word; None: tokens are chosen singly"""
@@ -43,12 +43,12 @@ class Rule:
 
 def rule(tokenizer: Tokenizer, probability: float, whole_word: bool = False) -> Rule:
     """The rule for a vocabulary. Raises SettingError where it cannot be followed."""
-    if tokenizer.mask_id is None:
+    if tokenizer.mask_token_id is None:
         raise SettingError(
             "The vocabulary has no mask token, such as [MASK], to hide others with. Use one that "
             "has, or learn one: tfllm tokenizer train --kind wordpiece."
         )
-    facts = (probability, tokenizer.mask_id, tokenizer.vocabulary_size)
+    facts = (probability, tokenizer.mask_token_id, tokenizer.vocabulary_size)
     if not whole_word:
         return Rule(*facts)
     begins = word_starts(tokenizer)
@@ -117,7 +117,7 @@ def hidden(
     draws = chance.random(len(places))
     others = chance.integers(rule.vocabulary_size, size=len(places))
     result = np.array(ids, np.int32)
-    result[places[draws < MASKED]] = rule.mask_id
+    result[places[draws < MASKED]] = rule.mask_token_id
     other = (draws >= MASKED) & (draws < MASKED + RANDOM)
     result[places[other]] = others[other]
     return result, target

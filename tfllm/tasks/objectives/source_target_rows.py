@@ -78,13 +78,13 @@ def features(
         example=np.arange(len(pairs)) if example is None else example,
         targets=none if targets else None,
         details=[],
-        pad_id=tokenizer.target.pad_id,
+        pad_id=tokenizer.target.pad_token_id,
         per_token=True,
         row_lengths=np.maximum(lengths, 1),
         source_lengths=source_lengths,
         digest=digest,
         start_id=start_id,
-        source_pad_id=tokenizer.pad_id,
+        source_pad_id=tokenizer.pad_token_id,
     )
     return drawn(found, pairs)
 

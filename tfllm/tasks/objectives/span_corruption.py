@@ -60,15 +60,16 @@ def _cut(total: int, parts: int, chance: np.random.Generator) -> np.ndarray:
 
 
 def corrupted(
-    ids: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, end_id: int | None = None
+    ids: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, eos_token_id: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(source, target) of a text: int32 [S] and [T].
 
     Every hidden span is one sentinel in the source; the target has the sentinel of each span before
-    its tokens. `end_id` ends both. Raises SettingError where there are fewer sentinels than spans.
+    its tokens. `eos_token_id` ends both. Raises SettingError where there are fewer sentinels than
+    spans.
     """
     source, target = (_replaced(ids, mask, sentinels) for mask in (noise, ~noise))
-    end = [] if end_id is None else [end_id]
+    end = [] if eos_token_id is None else [eos_token_id]
     return np.append(source, end).astype(np.int32), np.append(target, end).astype(np.int32)
 
 
@@ -127,7 +128,7 @@ class Rows:
     length: int
     """tokens of a window"""
     sentinels: np.ndarray
-    end_id: int | None
+    eos_token_id: int | None
     density: float = NOISE_DENSITY
     mean_span: float = MEAN_SPAN
 
@@ -142,7 +143,7 @@ class Rows:
         ids = self.stream.tokens(np.arange(begin + moved, begin + moved + size))
         chance = np.random.default_rng((seed, epoch, number))
         noise = noise_mask(size, chance, self.density, self.mean_span)
-        return corrupted(ids, noise, self.sentinels, self.end_id)
+        return corrupted(ids, noise, self.sentinels, self.eos_token_id)
 
 
 def rows(
@@ -158,4 +159,4 @@ def rows(
     """
     length, _ = text_length(inputs, density, mean_span)
     stream = CorpusStream(corpus, documents=False)
-    return Rows(stream, length, sentinels(tokenizer), tokenizer.end_id, density, mean_span)
+    return Rows(stream, length, sentinels(tokenizer), tokenizer.eos_token_id, density, mean_span)

@@ -42,6 +42,6 @@ class SpanPairs(Sequence[Pair]):
         chance = np.random.default_rng(0)  # any: the numbers of both depend on the length alone
         noise = span_corruption.noise_mask(size, chance, self.rows.density, self.rows.mean_span)
         source, target = span_corruption.corrupted(
-            np.zeros(size, np.int32), noise, self.rows.sentinels, self.rows.end_id
+            np.zeros(size, np.int32), noise, self.rows.sentinels, self.rows.eos_token_id
         )
         return len(source), len(target)

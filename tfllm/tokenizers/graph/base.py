@@ -35,7 +35,7 @@ class TextGraph(tf.Module):
     def __init__(self, tokenizer: Any, literals: Sequence[Literal]):
         super().__init__()
         self.tokenizer = tokenizer  # the vocabulary, for whoever turns ids back into tokens
-        self.ids = rows.Ids(tokenizer.form, tokenizer.pad_id)
+        self.ids = rows.Ids(tokenizer.form, tokenizer.pad_token_id)
         self._cut = Cutter(literals)
         # One function, so that a saved model holds these ops once however many signatures use them.
         signature = [tf.TensorSpec([None], tf.string)]

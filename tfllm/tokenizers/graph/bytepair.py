@@ -75,7 +75,7 @@ class BytePairGraph(TextGraph):
             self._alphabet = tf.constant([ord(c) for c in byte_characters()])  # byte -> character
             self._bytes = tf.constant(token_bytes)
             self._sizes = tf.constant([len(value) for value in token_bytes])
-            special = tokenizer.special_ids
+            special = tokenizer.all_special_ids
             self._kept = tf.constant([i not in special for i in range(len(token_bytes))])
             self._trims: Any = _trims(tokenizer, described)
         self.trims_offsets = self._trims is not None

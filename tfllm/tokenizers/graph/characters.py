@@ -27,7 +27,7 @@ class CharactersGraph(TextGraph):
             raise SettingError(f"There is no tokenizer profile '{profile}' for characters.")
         literals, _ = literals_of(tokenizer.described(), False)
         super().__init__(tokenizer, literals)
-        unknown = tokenizer.unknown_id
+        unknown = tokenizer.unk_token_id
         ids = np.full(CODE_POINTS, LEFT_OUT if unknown is None else unknown, np.int32)
         for token, number in tokenizer.described()["model"]["vocab"].items():
             if len(token) == 1:
@@ -37,7 +37,7 @@ class CharactersGraph(TextGraph):
             self._page_starts = tf.constant((page_of.reshape(-1) * PAGE_SIZE).astype(np.int32))
             self._pages = tf.constant(pages.reshape(-1))
             self._strings = tf.constant(tokenizer.vocabulary)
-            special = tokenizer.special_ids
+            special = tokenizer.all_special_ids
             self._kept = tf.constant([i not in special for i in range(tokenizer.vocabulary_size)])
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:

@@ -27,7 +27,7 @@ class _NumberedPieces(SentencePieceKernel):
             numbers = tf.range(tokenizer.vocabulary_size)
             self._table = tf.lookup.StaticHashTable(
                 tf.lookup.KeyValueTensorInitializer(tokenizer.vocabulary, numbers),
-                tokenizer.unknown_id,
+                tokenizer.unk_token_id,
             )
 
     def _numbers(self, values: tf.Tensor) -> tf.Tensor:
@@ -41,7 +41,7 @@ class MarianGraph(TextGraph):
         check_profile(profile)
         super().__init__(tokenizer, raw_literals(tokenizer))
         self._model = _NumberedPieces(tokenizer)
-        special = tokenizer.special_ids
+        special = tokenizer.all_special_ids
         with tf.init_scope():
             self._kept = tf.constant([i not in special for i in range(tokenizer.vocabulary_size)])
             self._pieces = tf.constant(tokenizer.vocabulary)

@@ -37,7 +37,7 @@ class SentencePieceGraph(TextGraph):
         self._model = SentencePieceKernel(tokenizer.kernel_model())
         model = proto.parse(tokenizer.kernel_model(), tokenizer.file_name)
         self._prefix = tokenizer.prefix
-        spec, special = model.normalizer_spec, tokenizer.special_ids
+        spec, special = model.normalizer_spec, tokenizer.all_special_ids
         self._strips = spec.add_dummy_prefix or spec.remove_extra_whitespaces
         self._strips_all = spec.remove_extra_whitespaces
         self._fence = next(

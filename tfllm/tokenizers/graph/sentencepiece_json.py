@@ -65,7 +65,7 @@ class SentencePieceJsonGraph(TextGraph):
             _check_spaces(described)
             self._model = _Merges(tokenizer, model)
         self._decoder = _flat(described.get("decoder"))
-        special = tokenizer.special_ids
+        special = tokenizer.all_special_ids
         added = {entry["id"] for entry in described.get("added_tokens") or []}
         strings = [
             (token if number in added else token.replace(proto.SPACE, " ")).encode()
@@ -226,7 +226,7 @@ class _Merges(tf.Module):
         for number, token in enumerate(tokenizer.vocabulary):
             if token in proto.BYTES:
                 pieces.append((token, 0.0, proto.BYTE))
-            elif number not in tokenizer.special_ids and token in scored:
+            elif number not in tokenizer.all_special_ids and token in scored:
                 pieces.append((token, scored[token], proto.NORMAL))
             else:
                 pieces.append((f"{NEVER}{number}", 0.0, proto.CONTROL))

@@ -66,7 +66,7 @@ class GraphTokenizer(TextGraph):
         model = tokenizer.vocabulary[: tokenizer.model_size]
         super().__init__(tokenizer, [] if mediapipe else raw_literals(tokenizer))
         self.profile = profile
-        self._unknown_id = tokenizer.unknown_id
+        self._unknown_id = tokenizer.unk_token_id
         self._max_word_characters = None if mediapipe else tokenizer.max_word_characters
         self._unknown_word = _unknown_word(model)
         self._split = WordSplitter(
