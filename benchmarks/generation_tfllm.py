@@ -11,7 +11,7 @@ from tfllm.checkpoints import store
 from tfllm.generation import cpu_decoding
 from tfllm.generation.config import GenerationConfig
 from tfllm.generation.engine import Engine
-from tfllm.models.decoding import decoder
+from tfllm.models.decoder import get_decoder
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     checkpoint = store.load(options.model)
-    made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    made = get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     engine = Engine(cpu_decoding.prepared(made, options.precision))
     del checkpoint
     settings = GenerationConfig(max_new_tokens=generation.NEW_TOKENS)

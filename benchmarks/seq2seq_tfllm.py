@@ -12,7 +12,7 @@ from tfllm.checkpoints import store
 from tfllm.generation import cpu_decoding
 from tfllm.generation.config import made
 from tfllm.generation.engine import Engine
-from tfllm.models.encoder_decoder import encoder_decoder
+from tfllm.models.encoder_decoder import get_encoder_decoder
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     checkpoint = store.load(options.model)
-    model = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    model = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     engine = Engine(cpu_decoding.prepared(model, options.precision))
     engine.max_rows = options.batch_size * options.beams
     start = [checkpoint.start_id]

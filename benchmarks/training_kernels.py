@@ -45,7 +45,7 @@ def build(
         heads_of = 12 if width == 384 else max(2, width // 64)
         config = bert.Config(num_layers=layers, hidden_dim=width, num_heads=heads_of)
         backbone = bert.backbone(config)
-        model = TrainingModel(backbone.input, heads.classify(backbone.output, config, 2))
+        model = TrainingModel(backbone.input, heads.classification_head(backbone.output, config, 2))
     if kernels_name != "plain":
         kernels.install(model, compiled=kernels_name == "compiled")
     if rematerialize:

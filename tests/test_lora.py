@@ -17,7 +17,7 @@ CONFIG = bert.Config(
 def classifier(seed=1):
     keras.utils.set_random_seed(seed)
     backbone = bert.backbone(CONFIG)
-    return keras.Model(backbone.input, heads.classify(backbone.output, CONFIG, 3))
+    return keras.Model(backbone.input, heads.classification_head(backbone.output, CONFIG, 3))
 
 
 def batch(rows=4):
@@ -79,6 +79,6 @@ def test_faults_of_an_adapter(tmp_path):
         lora.load(classifier(), tmp_path)
     path = lora.save(adapted()[0], tmp_path / "adapter")
     backbone = bert.backbone(CONFIG)
-    other = keras.Model(backbone.input, heads.tag(backbone.output, CONFIG, 3))
+    other = keras.Model(backbone.input, heads.token_classification_head(backbone.output, CONFIG, 3))
     with pytest.raises(CheckpointError, match="another model"):
         lora.load(other, path)

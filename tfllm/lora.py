@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
+from tfllm.checkpoints.files import (
+    atomic_directory,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
 
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
@@ -86,7 +92,7 @@ def save(model: Any, directory: str | Path) -> Path:
         "alpha": float(adapted[0].lora_alpha),
         "targets": sorted({layer.name for layer in adapted}),
     }
-    with written(directory, replaces=WEIGHTS) as part:
+    with atomic_directory(directory, replaces=WEIGHTS) as part:
         write_tensors(
             part / WEIGHTS,
             {variable.path: variable.numpy() for variable in model.trainable_variables},

@@ -12,7 +12,7 @@ from tests.checkpoints.test_goldens import GOLDEN, TOLERANCE, assert_same_tensor
 from tfllm.checkpoints import huggingface, store
 from tfllm.checkpoints.describe import describe
 from tfllm.errors import CheckpointError
-from tfllm.models.decoding import decoder
+from tfllm.models.decoder import get_decoder
 from tfllm.tasks.embedding import Embedding
 
 NAMES = (
@@ -74,13 +74,13 @@ def test_windows_hold_in_cached_steps(source, name):
     """The window is shorter than the text."""
     directory, inputs, logits = source(name)
     checkpoint = store.load(directory)
-    made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    made = get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     ids = inputs["token_ids"][:1]
     places = np.arange(ids.shape[1], dtype="int32")[None]
     cache, outputs = None, []
     for start, end in ((0, 5), *((i, i + 1) for i in range(5, ids.shape[1]))):
         known, new = places[:, :end], places[:, start:end]
-        seen = made.narrowed(known[:, None] <= new[:, :, None], new, known)
+        seen = made.layer_masks(known[:, None] <= new[:, :, None], new, known)
         hidden, added = made(ids[:, start:end], new, seen, cache)
         outputs.append(np.asarray(made.logits(hidden)))
         cache = added if cache is None else tuple(

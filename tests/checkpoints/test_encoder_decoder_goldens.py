@@ -14,7 +14,7 @@ from tfllm.checkpoints import huggingface, store
 from tfllm.checkpoints.describe import describe
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import bart, t5, transformer
-from tfllm.models.encoder_decoder import encoder_decoder
+from tfllm.models.encoder_decoder import get_encoder_decoder
 from tfllm.tasks import build
 
 FAMILIES = {
@@ -53,9 +53,11 @@ def test_cached_steps_equal_the_full_pass(source, name):
     """Two rows for one source, which is padded; cross-attention's keys and values made once."""
     directory, inputs, logits = source(name)
     checkpoint = store.load(directory)
-    made = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    made = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     mask = inputs["source_padding_mask"][1:2]
-    decoder = made.after(made.cross(made.encode(inputs["source_ids"][1:2], mask)), mask)
+    decoder = made.with_encoder_output(
+        made.cross_kv(made.encode(inputs["source_ids"][1:2], mask)), mask
+    )
     ids = np.repeat(inputs["token_ids"][1:2], 2, axis=0)
     whole = np.asarray(checkpoint.model({key: value[1:2] for key, value in inputs.items()}))
     cache, outputs = None, []

@@ -74,7 +74,9 @@ def test_the_discriminator_head_is_carried_and_works(golden):
     assert checkpoint.task.kind == "embedding"
     assert any(name.startswith("discriminator_predictions") for name in checkpoint.carried)
     backbone = FAMILIES["bert"].backbone(checkpoint.config)
-    model = keras.Model(backbone.input, heads.replaced(backbone.output, checkpoint.config))
+    model = keras.Model(
+        backbone.input, heads.replaced_token_head(backbone.output, checkpoint.config)
+    )
     tables = FAMILIES["bert"].WEIGHTS["electra"]
     variables = weights.variables_of(model)
     rows = weights.rows_of(variables, {**tables.backbone, **tables.heads["replaced_tokens"]})

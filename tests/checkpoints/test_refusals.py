@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tfllm.checkpoints import store
 from tfllm.checkpoints.describe import describe
 from tfllm.errors import CheckpointError, SettingError
-from tfllm.models import FAMILIES, configured
+from tfllm.models import FAMILIES, build_config
 
 
 def change(directory, edit=dict, **config):
@@ -306,7 +306,7 @@ def test_temperatures_are_finite(golden):
 @pytest.mark.parametrize("value", [float("nan"), -1.0, float("inf")])
 def test_shapes_of_recipes_have_the_same_limits(family, value):
     with pytest.raises(SettingError, match="attention_dropout is .*a number from 0 to 1|dropout"):
-        configured(family, {"attention_dropout" if family != "t5" else "dropout": value})
+        build_config(family, {"attention_dropout" if family != "t5" else "dropout": value})
 
 
 # Names that any file may have; they are no weights, and transformers leaves them out.

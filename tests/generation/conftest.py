@@ -69,7 +69,7 @@ class FakeDecoder(tf.Module):
         )
         return x + tf.nn.tanh(mixed @ self.out[i]), fresh
 
-    def narrowed(self, allowed, positions, key_positions):
+    def layer_masks(self, allowed, positions, key_positions):
         if self.window is None:
             return allowed
         near = positions[:, :, None] - key_positions[:, None] < self.window
@@ -82,7 +82,7 @@ class FakeDecoder(tf.Module):
         """Logits [T, V] of the whole sequence at once, without a cache."""
         place = np.arange(len(ids))
         positions = tf.constant([place], tf.int32)
-        allowed = self.narrowed((place[None] <= place[:, None])[None], positions, positions)
+        allowed = self.layer_masks((place[None] <= place[:, None])[None], positions, positions)
         hidden, _ = self(tf.constant([ids]), positions, allowed)
         return self.logits(hidden)[0].numpy()
 

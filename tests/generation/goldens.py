@@ -10,7 +10,7 @@ import numpy as np
 
 from tfllm.checkpoints import weights
 from tfllm.models import FAMILIES
-from tfllm.models.decoding import Decoder, decoder
+from tfllm.models.decoder import Decoder, get_decoder
 
 FILE = Path(__file__).parent.parent / "golden" / "generation.npz"
 
@@ -35,4 +35,4 @@ def gpt2() -> Decoder:
     rows = weights.rows_of(variables, family.WEIGHTS["gpt2"].backbone)
     assert set(rows) == set(variables)
     weights.to_variables(rows, variables, tensors)
-    return decoder(backbone, "gpt2", config)
+    return get_decoder(backbone, "gpt2", config)

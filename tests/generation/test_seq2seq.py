@@ -13,7 +13,7 @@ from tfllm.generation.config import made
 from tfllm.generation.cpu_decoding import prepared
 from tfllm.generation.defaults import defaults_of
 from tfllm.generation.engine import Engine
-from tfllm.models.encoder_decoder import encoder_decoder
+from tfllm.models.encoder_decoder import get_encoder_decoder
 
 SOURCES = told()["sources"]
 # Sums of some dozen float32 log-probabilities, of which T5's are up to -100 in all.
@@ -24,7 +24,7 @@ ROUNDING = 1e-5  # of one step in another batch
 @functools.cache
 def engine(name):
     one = checkpoint(name)
-    return Engine(prepared(encoder_decoder(one.model, one.family, one.config)))
+    return Engine(prepared(get_encoder_decoder(one.model, one.family, one.config)))
 
 
 def starts(name, count):

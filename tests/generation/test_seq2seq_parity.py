@@ -8,7 +8,7 @@ from tfllm.checkpoints import store
 from tfllm.generation.config import made
 from tfllm.generation.cpu_decoding import prepared
 from tfllm.generation.engine import Engine
-from tfllm.models.encoder_decoder import encoder_decoder
+from tfllm.models.encoder_decoder import get_encoder_decoder
 
 pytestmark = pytest.mark.parity
 SIZE, NEW = 90, 40
@@ -54,7 +54,7 @@ def loaded(name, folder, torch, transformers):
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     checkpoint = store.load(folder)
-    ours = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    ours = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     return model, Engine(prepared(ours)), checkpoint
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfllm.layers import heads
 from tfllm.models import FAMILIES, gpt2, llama
-from tfllm.models.decoding import Decoder, decoder
+from tfllm.models.decoder import Decoder, get_decoder
 
 SHAPE = {
     "vocabulary_size": 40,
@@ -59,14 +59,14 @@ def new_model(name: str) -> tuple[keras.Model, Decoder]:
     config = CONFIGS[name]
     keras.utils.set_random_seed(0)
     backbone = FAMILIES[family_of(name)].backbone(config)
-    logits = heads.next_token(backbone.output, config, backbone)
+    logits = heads.lm_head(backbone.output, config, backbone)
     model = keras.Model(backbone.input, logits)
     generator = np.random.default_rng(0)
     for weight in model.weights:
         if weight.path.endswith(("bias", "beta", "gamma", "scale")):
             centre = 1.0 if weight.path.endswith(("gamma", "scale")) else 0.0
             weight.assign(generator.normal(centre, 0.3, weight.shape))
-    return model, decoder(model, family_of(name), config)
+    return model, get_decoder(model, family_of(name), config)
 
 
 def rows() -> list[np.ndarray]:
@@ -94,7 +94,7 @@ def stepped(made: Decoder, text: np.ndarray, chunks: list[int]) -> np.ndarray:
         end = start + size
         places = np.arange(end, dtype="int32")[None]
         allowed = places[:, None, :] <= places[:, start:, None]
-        seen = made.narrowed(allowed, places[:, start:], places)
+        seen = made.layer_masks(allowed, places[:, start:], places)
         hidden, new = made(text[None, start:end], places[:, start:], seen, cache)
         outputs.append(np.asarray(made.logits(hidden))[0])
         cache = new if cache is None else tuple(

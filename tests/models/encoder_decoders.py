@@ -7,7 +7,7 @@ import numpy as np
 
 from tfllm.layers import heads
 from tfllm.models import FAMILIES, bart, t5, transformer
-from tfllm.models.encoder_decoder import EncoderDecoder, encoder_decoder
+from tfllm.models.encoder_decoder import EncoderDecoder, get_encoder_decoder
 
 SHAPE = {
     "vocabulary_size": 40,
@@ -57,13 +57,13 @@ def new_model(name: str) -> tuple[keras.Model, EncoderDecoder]:
     config = CONFIGS[name]
     keras.utils.set_random_seed(0)
     backbone = FAMILIES[family_of(name)].backbone(config)
-    logits = heads.next_token(backbone.output, config, backbone)
+    logits = heads.lm_head(backbone.output, config, backbone)
     model = keras.Model(backbone.input, logits)
     generator = np.random.default_rng(0)
     for weight in model.weights:
         centre = 1.0 if weight.path.endswith(("gamma", "scale")) else 0.0
         weight.assign(generator.normal(centre, 0.3, weight.shape))
-    return model, encoder_decoder(model, family_of(name), config)
+    return model, get_encoder_decoder(model, family_of(name), config)
 
 
 def rows() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -105,7 +105,7 @@ def alone(model: keras.Model, pair) -> np.ndarray:
 def crossed_of(made: EncoderDecoder, sources: list[np.ndarray], length: int):
     """(keys and values, mask) of padded sources."""
     ids, mask = padded(sources, length)
-    return made.cross(made.encode(ids, mask)), mask
+    return made.cross_kv(made.encode(ids, mask)), mask
 
 
 def stepped(decoder, targets: np.ndarray, chunks: list[int]) -> np.ndarray:

@@ -27,7 +27,7 @@ part = {name.removeprefix("classification/"): golden[name] for name in golden
         if name.startswith("classification/")}
 config = bert.from_hf(json.loads(part["config"].tobytes()))
 backbone = bert.backbone(config)
-model = keras.Model(backbone.input, heads.classify(backbone.output, config, 3))
+model = keras.Model(backbone.input, heads.classification_head(backbone.output, config, 3))
 variables = weights.variables_of(model)
 table = bert.WEIGHTS["bert"]
 rows = weights.rows_of(variables, {**table.backbone, **table.heads["classification"]})
@@ -57,7 +57,7 @@ for name, family in (("gpt2", "gpt2"), ("llama3", "llama"), ("mistral", "llama")
     hf_config = json.loads(golden[f"{name}/config"].tobytes())
     config = module.from_hf(hf_config)
     backbone = module.backbone(config)
-    model = keras.Model(backbone.input, heads.next_token(backbone.output, config, backbone))
+    model = keras.Model(backbone.input, heads.lm_head(backbone.output, config, backbone))
     variables, table = weights.variables_of(model), module.WEIGHTS[hf_config["model_type"]]
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["causal_lm"]})
     weights.to_variables(rows, variables, load(golden[f"{name}/tensors"].tobytes()))
@@ -86,12 +86,12 @@ worst = 0.0
 for name, family in (("marian", "transformer"), ("flan_t5", "t5"), ("mbart", "bart")):
     module = models.FAMILIES[family]
     tensors = load(golden[f"{name}/tensors"].tobytes())
-    config = models.config_of(family, json.loads(golden[f"{name}/config"].tobytes()))
+    config = models.config_from_hf(family, json.loads(golden[f"{name}/config"].tobytes()))
     if family == "t5":
         config = dataclasses.replace(config, tie_embeddings="lm_head.weight" not in tensors)
     backbone = module.backbone(config)
-    model = keras.Model(backbone.input, heads.next_token(backbone.output, config, backbone))
-    variables, table = weights.variables_of(model), models.weights_of(family, config)
+    model = keras.Model(backbone.input, heads.lm_head(backbone.output, config, backbone))
+    variables, table = weights.variables_of(model), models.weight_map(family, config)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["seq2seq"]})
     weights.to_variables(rows, variables, tensors)
     inputs = {key: golden[f"{name}/inputs/{key}"]

@@ -7,7 +7,7 @@ import pytest
 from tests.models import decoders
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import FAMILIES, bert, gpt2, llama
-from tfllm.models.decoding import decoder
+from tfllm.models.decoder import get_decoder
 
 TOLERANCE = 1e-5
 
@@ -50,7 +50,7 @@ def test_a_cache_may_be_a_function_that_stores_first(name):
 
             return store
 
-        seen = made.narrowed(slots[:, None] <= places[:, :, None], places, slots)
+        seen = made.layer_masks(slots[:, None] <= places[:, :, None], places, slots)
         hidden, _ = made(text[None, start:end], places, seen, (stored(0), stored(1)))
         outputs.append(np.asarray(made.logits(hidden))[0])
     want = decoders.alone(model, text)
@@ -158,14 +158,14 @@ def test_config_both_ways(name):
 
 def test_an_untied_backbone_has_no_logits():
     config = decoders.CONFIGS["gpt2 untied"]
-    made = decoder(gpt2.backbone(config), "gpt2", config)
+    made = get_decoder(gpt2.backbone(config), "gpt2", config)
     with pytest.raises(SettingError, match="causal_lm"):
         made.logits(np.zeros((1, 16), "float32"))
 
 
 def test_an_encoder_does_not_generate():
     with pytest.raises(SettingError, match="'bert' cannot generate. Those that can: gpt2, llama"):
-        decoder(keras.Sequential(), "bert", bert.Config())
+        get_decoder(keras.Sequential(), "bert", bert.Config())
 
 
 @pytest.mark.parametrize(

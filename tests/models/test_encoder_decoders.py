@@ -9,9 +9,9 @@ import pytest
 from tests.models import encoder_decoders as made_for
 from tfllm.checkpoints import weights
 from tfllm.errors import CheckpointError, SettingError
-from tfllm.models import FAMILIES, gpt2, transformer, weights_of
-from tfllm.models.decoding import decoder
-from tfllm.models.encoder_decoder import encoder_decoder
+from tfllm.models import FAMILIES, gpt2, transformer, weight_map
+from tfllm.models.decoder import get_decoder
+from tfllm.models.encoder_decoder import get_encoder_decoder
 
 ONE_EACH = ("transformer pre-norm", "t5 gated", "bart mbart")
 TOLERANCE = 1e-5  # rounding of float32: sums are taken in another order
@@ -32,7 +32,7 @@ def policy():
 def test_cached_steps_equal_the_full_pass(name, chunks):
     model, made = made_for.model_of(name)
     source, target = made_for.rows()[1]
-    steps = made.after(*made_for.crossed_of(made, [source], 11))
+    steps = made.with_encoder_output(*made_for.crossed_of(made, [source], 11))
     got = made_for.stepped(steps, target[None], chunks)[0]
     np.testing.assert_allclose(got, made_for.alone(model, (source, target)), atol=TOLERANCE)
 
@@ -86,10 +86,10 @@ def test_rows_that_share_a_source_need_it_once(name):
     (first, long), (second, _), _ = made_for.rows()
     crossed, mask = made_for.crossed_of(made, [first, second], 9)
     targets = np.stack([(long + i) % 30 for i in range(6)])
-    got = made_for.stepped(made.after(crossed, mask), targets, [2, 1, 2])
+    got = made_for.stepped(made.with_encoder_output(crossed, mask), targets, [2, 1, 2])
     for row, target in enumerate(targets):
         own = made_for.crossed_of(made, [(first, second)[row // 3]], 9)
-        want = made_for.stepped(made.after(*own), target[None], [5])[0]
+        want = made_for.stepped(made.with_encoder_output(*own), target[None], [5])[0]
         np.testing.assert_allclose(got[row], want, atol=TOLERANCE)
 
 
@@ -120,7 +120,7 @@ def test_every_precision_gives_float32_scores(name, policy):
 def test_variables_and_weight_table_name_each_other(name):
     config = made_for.CONFIGS[name]
     model, _ = made_for.model_of(name)
-    table = weights_of(made_for.family_of(name), config)
+    table = weight_map(made_for.family_of(name), config)
     variables = weights.variables_of(model)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["seq2seq"]})
     assert set(rows) == set(variables)
@@ -176,17 +176,19 @@ def test_config_both_ways(name):
 def test_what_reads_no_source_is_refused():
     model = gpt2.backbone(gpt2.Config(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=4))
     with pytest.raises(SettingError, match="reads no source. Those that do: transformer"):
-        encoder_decoder(model, "gpt2", None)
+        get_encoder_decoder(model, "gpt2", None)
     model, made = made_for.model_of("transformer")
     with pytest.raises(SettingError, match="cannot generate. Those that can: gpt2"):
-        decoder(model, "transformer", made.config)
+        get_decoder(model, "transformer", made.config)
 
 
 def test_a_backbone_lacks_the_bias_of_its_logits():
     model, made = made_for.model_of("transformer")
     backbone = transformer.backbone(made.config)
     with pytest.raises(SettingError, match="token_bias"):
-        encoder_decoder(backbone, "transformer", made.config).logits(np.zeros((1, 8), "float32"))
+        get_encoder_decoder(backbone, "transformer", made.config).logits(
+            np.zeros((1, 8), "float32")
+        )
 
 
 @pytest.mark.parametrize(

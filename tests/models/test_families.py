@@ -27,15 +27,18 @@ CONFIGS = {
     "roberta": bert.Config(variant="roberta", num_segments=1, pad_id=1, **SHAPE),
 }
 HEADS = {
-    "classify": (lambda model, config: heads.classify(model.output, config, 3), (2, 3)),
-    "tag": (lambda model, config: heads.tag(model.output, config, 5), (2, 6, 5)),
-    "span": (lambda model, config: heads.span(model.output, config), (2, 6, 2)),
-    "masked": (lambda model, config: heads.masked(model.output, config, model), (2, 6, 40)),
-    "next_sentence": (lambda model, config: heads.next_sentence(model.output, config), (2, 2)),
-    "replaced": (lambda model, config: heads.replaced(model.output, config), (2, 6)),
+    "classify": (lambda model, config: heads.classification_head(model.output, config, 3), (2, 3)),
+    "tag": (
+        lambda model, config: heads.token_classification_head(model.output, config, 5),
+        (2, 6, 5),
+    ),
+    "span": (lambda model, config: heads.span_head(model.output, config), (2, 6, 2)),
+    "masked": (lambda model, config: heads.masked_lm_head(model.output, config, model), (2, 6, 40)),
+    "next_sentence": (lambda model, config: heads.next_sentence_head(model.output, config), (2, 2)),
+    "replaced": (lambda model, config: heads.replaced_token_head(model.output, config), (2, 6)),
     **{
         f"embed {pooling}": (
-            lambda model, config, pooling=pooling: heads.embed(
+            lambda model, config, pooling=pooling: heads.text_embedding(
                 model.output, model.input["padding_mask"], pooling, normalize=True, config=config
             ),
             (2, 8),
@@ -92,7 +95,9 @@ def test_a_masked_text_embeds_as_without_its_padding(config):
     padded = inputs_for(config)
     short = {name: values[:1, :4] for name, values in padded.items()}
     for pooling in heads.POOLINGS:
-        outputs = heads.embed(model.output, model.input["padding_mask"], pooling, True, config)
+        outputs = heads.text_embedding(
+            model.output, model.input["padding_mask"], pooling, True, config
+        )
         embedder = keras.Model(model.input, outputs)
         np.testing.assert_allclose(embedder(padded)[:1], embedder(short), atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(embedder(padded), axis=-1), 1, atol=1e-5)
@@ -143,7 +148,7 @@ def test_a_copy_by_keras_is_the_same_model(config):
 def test_it_trains_with_low_rank_updates_too(config):
     model = bert.backbone(config)
     model.get_layer("layer_0").attention.query_dense.enable_lora(2)
-    classifier = keras.Model(model.input, heads.classify(model.output, config, 2))
+    classifier = keras.Model(model.input, heads.classification_head(model.output, config, 2))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # A graph would take longer to trace than all of this to run.
     classifier.compile(keras.optimizers.Adam(0.01), loss, run_eagerly=True)

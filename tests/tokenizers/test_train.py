@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tfllm.data.corpora.texts import Lines
+from tfllm.data.corpora.documents import Lines
 from tfllm.errors import DataError, SettingError
 from tfllm.tokenizers import files
 from tfllm.tokenizers import train as module

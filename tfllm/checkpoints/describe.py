@@ -10,10 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.checkpoints import architectures, finding, llama2c, names, sources, store, ties
+from tfllm.checkpoints import (
+    hf_directory,
+    hf_tasks,
+    llama2c,
+    locate,
+    store,
+    tensor_names,
+    tied_weights,
+)
 from tfllm.checkpoints.files import read_json, read_tensors, tensor_shapes
-from tfllm.models import config_of, weights_of
-from tfllm.models.rows import Row
+from tfllm.models import config_from_hf, weight_map
+from tfllm.models.weight_map import Row
 from tfllm.tokenizers import files as tokenizer_files
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
@@ -27,7 +35,7 @@ def describe(directory: Path) -> dict[str, Any]:
         form, (family, config, task, shapes) = "llama2.c file", _llama2c(directory)
         vocabulary = llama2c.tokenizer_beside(directory, config.vocabulary_size)
         files = {file.name: file.stat().st_size for file in (directory, vocabulary)}
-    elif (directory / finding.SETTINGS).is_file():
+    elif (directory / locate.SETTINGS).is_file():
         form, (family, config, task, shapes) = "tfllm checkpoint", _own(directory)
     else:
         form, (family, config, task, shapes) = "Hugging Face directory", _hugging_face(directory)
@@ -63,7 +71,7 @@ def sizes(directory: Path) -> dict[str, int]:
 
 def _own(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     family, config, task, _ = store.settings_of(directory)
-    return family, config, task.model_dump(mode="json"), tensor_shapes(directory / finding.TENSORS)
+    return family, config, task.model_dump(mode="json"), tensor_shapes(directory / locate.TENSORS)
 
 
 def _llama2c(path: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
@@ -76,22 +84,22 @@ def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     """Parameters are counted once: tied tensors and counters are left out."""
     source = directory / "config.json"
     hf_config = read_json(source)
-    family, _ = sources.model_type_of(hf_config, str(source))
-    shapes = sources.shapes_of(directory)
-    table = weights_of(family, config_of(family, hf_config))
-    kept = names.kept(shapes, table)
-    found = ties.resolved(
-        config_of(family, hf_config),
+    family, _ = hf_directory.model_type_of(hf_config, str(source))
+    shapes = hf_directory.shapes_of(directory)
+    table = weight_map(family, config_from_hf(family, hf_config))
+    kept = tensor_names.kept(shapes, table)
+    found = tied_weights.resolved(
+        config_from_hf(family, hf_config),
         table,
-        names.canonical(kept, table),
+        tensor_names.canonical(kept, table),
         lambda *both: _same(directory, shapes, both),
         str(directory),
     )
-    kind = architectures.kind_of(hf_config, family, table, directory)
+    kind = hf_tasks.kind_of(hf_config, family, table, directory)
     row = table.heads.get(kind, {}).get("classifier/kernel")
     size = shapes[row.name][0][0] if isinstance(row, Row) and row.name in shapes else None
     longest = found.config.max_sequence_length
-    task = architectures.task_of(kind, hf_config, directory, size, longest)
+    task = hf_tasks.task_of(kind, hf_config, directory, size, longest)
     left_out = {*found.equal, *table.buffers}
     counted = {name: shapes[name] for name in kept if found.canonical[name] not in left_out}
     return family, found.config, task.model_dump(mode="json"), counted
@@ -102,6 +110,6 @@ def _same(directory: Path, shapes: Shapes, pair: tuple[str, str]) -> bool:
     if shapes[pair[0]] != shapes[pair[1]]:
         return False
     tensors: dict[str, np.ndarray] = {}
-    for file in sources.tensor_files(directory):
+    for file in hf_directory.tensor_files(directory):
         tensors |= read_tensors(file, pair)
     return np.array_equal(tensors[pair[0]], tensors[pair[1]], equal_nan=True)

@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def written(directory: str | Path, replaces: str = "") -> Iterator[Path]:
+def atomic_directory(directory: str | Path, replaces: str = "") -> Iterator[Path]:
     """A new directory under a temporary name, which takes its real name when all is written.
 
     An existing directory is replaced only when it is empty or holds a file called `replaces`.

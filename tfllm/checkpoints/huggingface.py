@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.checkpoints import architectures, names, sentences, ties, weights
+from tfllm.checkpoints import hf_tasks, sentence_transformers, tensor_names, tied_weights, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
-from tfllm.checkpoints.files import read_tensors, write_json, write_tensors, written
-from tfllm.checkpoints.sources import (
+from tfllm.checkpoints.files import atomic_directory, read_tensors, write_json, write_tensors
+from tfllm.checkpoints.hf_directory import (
     CONFIG,
     GENERATION,
     TENSORS,
@@ -26,8 +26,8 @@ from tfllm.checkpoints.sources import (
     tensor_files,
 )
 from tfllm.errors import CheckpointError
-from tfllm.models import FAMILIES, config_of, weights_of
-from tfllm.models.rows import Weights
+from tfllm.models import FAMILIES, config_from_hf, weight_map
+from tfllm.models.weight_map import Weights
 from tfllm.tasks import Task
 from tfllm.tasks.embedding import Embedding
 
@@ -42,14 +42,14 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
 
     hf_config = read_config(directory)
     family, _ = model_type_of(hf_config, str(directory / CONFIG))
-    config = config_of(family, hf_config)
-    table = weights_of(family, config)
+    config = config_from_hf(family, hf_config)
+    table = weight_map(family, config)
     refuse_quantized(shapes_of(directory), str(directory))
     raw = _all_tensors(directory, table)
     tied = _ties(config, table, raw, str(directory))
     config = tied.config
     own = _own_task(hf_config, family, table, raw, directory, config, needed=task is None)
-    tokenizer = sentences.lowered(tokenizer_files.load(directory), directory)
+    tokenizer = sentence_transformers.lowered(tokenizer_files.load(directory), directory)
     check_sizes(tokenizer, config, directory)
 
     _, model = new_model(family, config, task or own)
@@ -67,8 +67,10 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     )
 
 
-def _ties(config: Any, table: Weights, raw: Mapping[str, np.ndarray], source: str) -> ties.Ties:
-    canonical = names.canonical(raw, table)
+def _ties(
+    config: Any, table: Weights, raw: Mapping[str, np.ndarray], source: str
+) -> tied_weights.Ties:
+    canonical = tensor_names.canonical(raw, table)
     if len(set(canonical.values())) < len(canonical):
         twice = [name for name, count in Counter(canonical.values()).items() if count > 1]
         raise CheckpointError(f"{source}: {weights.listed(twice)} stands there under two names.")
@@ -76,14 +78,14 @@ def _ties(config: Any, table: Weights, raw: Mapping[str, np.ndarray], source: st
     def same(one: str, other: str) -> bool:
         return np.array_equal(raw[one], raw[other], equal_nan=True)
 
-    return ties.resolved(config, table, canonical, same, source)
+    return tied_weights.resolved(config, table, canonical, same, source)
 
 
 def _all_tensors(directory: Path, table: Weights) -> dict[str, np.ndarray]:
     raw: dict[str, np.ndarray] = {}
     for file in tensor_files(directory):
         raw.update(read_tensors(file))
-    return {name: raw[name] for name in names.kept(raw, table)}
+    return {name: raw[name] for name in tensor_names.kept(raw, table)}
 
 
 def _own_task(
@@ -97,11 +99,11 @@ def _own_task(
 ) -> Any:
     """The task of the directory itself; None for a head that tfllm has not, unless `needed`."""
     try:
-        kind = architectures.kind_of(hf_config, family, table, directory)
+        kind = hf_tasks.kind_of(hf_config, family, table, directory)
         row = table.heads.get(kind, {}).get("classifier/kernel")
         tensor = raw.get(row.name) if row is not None and not isinstance(row, str) else None
         size = None if tensor is None else len(tensor)
-        return architectures.task_of(kind, hf_config, directory, size, config.max_sequence_length)
+        return hf_tasks.task_of(kind, hf_config, directory, size, config.max_sequence_length)
     except CheckpointError:
         if needed:
             raise
@@ -114,7 +116,7 @@ def fill(
     task: Task | None,
     own: Task | None,
     raw: Mapping[str, np.ndarray],
-    found: ties.Ties,
+    found: tied_weights.Ties,
     directory: Path,
     hf_config: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], Origin | None]:
@@ -125,7 +127,7 @@ def fill(
     variables = weights.variables_of(model)
     kind = (task or own).kind  # type: ignore[union-attr]
     rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
-    known = {name for name in tensors if name in names.unused(table)}
+    known = {name for name in tensors if name in tensor_names.unused(table)}
     if changed := task is not None and not same_head(task, own):
         known |= {name for name in tensors if own is None and not name.startswith(table.prefix)}
         backbone = weights.rows_of(variables, table.backbone)
@@ -137,8 +139,8 @@ def fill(
         raise CheckpointError(f"{source}: a {kind} model has {weights.listed(fresh)}, which "
                               f"files of {hf_config['model_type']} have not.")  # fmt: skip
 
-    if ties.LOGITS in rows and rows[ties.LOGITS].name not in tensors:
-        raise CheckpointError(_no_logits(rows[ties.LOGITS].name, table, kind, source))
+    if tied_weights.LOGITS in rows and rows[tied_weights.LOGITS].name not in tensors:
+        raise CheckpointError(_no_logits(rows[tied_weights.LOGITS].name, table, kind, source))
     absent = {row.name for row in rows.values()} & set(table.optional) - set(tensors)
     rows = {path: row for path, row in rows.items() if row.name not in absent}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -186,8 +188,8 @@ def fill_from_carried(
     kind: str,
 ) -> set[str]:
     """Fills a new head from carried tensors (a pooler). Returns the paths that were filled."""
-    table = weights_of(family, config)
-    canonical = names.canonical(carried, table)
+    table = weight_map(family, config)
+    canonical = tensor_names.canonical(carried, table)
     tensors = {canonical[name]: tensor for name, tensor in carried.items()}
     rows = weights.rows_of(variables, table.heads.get(kind, {}))
     rows = {
@@ -256,7 +258,7 @@ def _origin(
         names={
             name: raw_name
             for name, raw_name in in_file.items()
-            if raw_name != names.written(name, table.prefix, prefixed, old_norm_names)
+            if raw_name != tensor_names.hf_name(name, table.prefix, prefixed, old_norm_names)
         },
         dtype=most,
         dtypes={name: dtype for name, dtype in dtypes.items() if dtype != most},
@@ -270,7 +272,7 @@ def write(checkpoint: Checkpoint, directory: str | Path) -> Path:
     A checkpoint that came from one gives its tensors back under their names and in their dtypes,
     where those hold the values. Raises CheckpointError for what Hugging Face has no place for.
     """
-    with written(directory) as part:
+    with atomic_directory(directory) as part:
         _write(checkpoint, part)
     return Path(directory)
 
@@ -278,7 +280,7 @@ def write(checkpoint: Checkpoint, directory: str | Path) -> Path:
 def _write(checkpoint: Checkpoint, directory: Path) -> None:
     module = FAMILIES[checkpoint.family]
     shape = module.to_hf(checkpoint.config)
-    table = weights_of(checkpoint.family, checkpoint.config)
+    table = weight_map(checkpoint.family, checkpoint.config)
     kind = checkpoint.task.kind
     if kind == "classification" and getattr(checkpoint.task, "pooling", "first") == "mean":
         raise CheckpointError(
@@ -305,25 +307,25 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
     tensors, dtype = _in_source_dtype(tensors, origin)
     in_file = {
         origin.names.get(name)
-        or names.written(name, table.prefix, origin.prefixed, origin.old_norm_names): tensor
+        or tensor_names.hf_name(name, table.prefix, origin.prefixed, origin.old_norm_names): tensor
         for name, tensor in tensors.items()
     }
     write_tensors(directory / TENSORS, {**in_file, **checkpoint.carried})
     config = _config(checkpoint, origin, shape, dtype)
     write_json(directory / "config.json", config)
-    if generation := checkpoint.generation or architectures.generation_of(checkpoint.task, config):
+    if generation := checkpoint.generation or hf_tasks.generation_of(checkpoint.task, config):
         write_json(directory / GENERATION, generation)
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):
         width = checkpoint.config.hidden_dim
-        sentences.write(checkpoint.task, width, directory)
+        sentence_transformers.write(checkpoint.task, width, directory)
 
 
 def _untied(table: Weights, checkpoint: Checkpoint) -> list[str]:
     """Tensors to write out because transformers ties none of them where the logits stand alone."""
     if getattr(checkpoint.config, "tie_embeddings", True) or checkpoint.family == ALWAYS_TIED:
         return []
-    return [name for name in table.tied if name not in ties.logits_names(table)]
+    return [name for name in table.tied if name not in tied_weights.logits_names(table)]
 
 
 def _in_source_dtype(
@@ -350,14 +352,14 @@ def _config(
     config = dict(origin.config)
     if not config or not _of_shape(config, checkpoint):
         config |= shape
-    table = weights_of(checkpoint.family, checkpoint.config)
+    table = weight_map(checkpoint.family, checkpoint.config)
     if not config.get("architectures") or not origin.config:
         # Decoders have no head for vectors: their last name is that of the backbone.
         named = table.architectures.get(origin.kind) or table.architectures["causal_lm"][-1:]
         config["architectures"] = [named[0]]
     if dtype != origin.dtype or not origin.config:
         config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    head = architectures.head_config(checkpoint.task, origin.config, checkpoint.tokenizer)
+    head = hf_tasks.head_config(checkpoint.task, origin.config, checkpoint.tokenizer)
     return {**config, **head}
 
 
@@ -365,7 +367,7 @@ def _of_shape(config: dict[str, Any], checkpoint: Checkpoint) -> bool:
     """Whether a `config.json` says the checkpoint's shape. A decoder's `tie_word_embeddings` is set
     to what the tensors have; in other families transformers ties more by it than the logits."""
     ours = checkpoint.config
-    theirs = config_of(checkpoint.family, config)
+    theirs = config_from_hf(checkpoint.family, config)
     if getattr(theirs, "tie_embeddings", None) != getattr(ours, "tie_embeddings", None):
         theirs = dataclasses.replace(theirs, tie_embeddings=ours.tie_embeddings)
         if hasattr(FAMILIES[checkpoint.family], "windows"):

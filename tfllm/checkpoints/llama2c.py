@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.checkpoints import huggingface, names, ties
+from tfllm.checkpoints import huggingface, tensor_names, tied_weights
 from tfllm.checkpoints.base import Checkpoint, new_model
 from tfllm.errors import CheckpointError
 from tfllm.models import llama
@@ -52,7 +52,7 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
     }
     _, model = new_model("llama", config, task or own)
     raw = tensors_of(path, config)
-    tied = ties.Ties(config, names.canonical(raw, table), ())
+    tied = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
     carried, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
     return Checkpoint(
         family="llama",

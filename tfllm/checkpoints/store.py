@@ -15,12 +15,18 @@ from typing import Any
 from tfllm import tasks
 from tfllm.checkpoints import huggingface, llama2c, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
-from tfllm.checkpoints.files import read_json, read_tensors, write_json, write_tensors, written
-from tfllm.checkpoints.finding import SETTINGS, TENSORS, find
-from tfllm.checkpoints.sources import GENERATION, read_generation
+from tfllm.checkpoints.files import (
+    atomic_directory,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from tfllm.checkpoints.hf_directory import GENERATION, read_generation
+from tfllm.checkpoints.locate import SETTINGS, TENSORS, find
 from tfllm.errors import CheckpointError, SettingError
-from tfllm.models import configured
-from tfllm.models.rows import Row
+from tfllm.models import build_config
+from tfllm.models.weight_map import Row
 
 __all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "settings_of"]
 
@@ -64,7 +70,7 @@ def create(
     seed: int | None = None,
 ) -> Checkpoint:
     """A new checkpoint with random weights. `config`: the family's Config or its plain fields."""
-    config = configured(family, config) if isinstance(config, Mapping) else config
+    config = build_config(family, config) if isinstance(config, Mapping) else config
     sides = [("vocabulary_size", tokenizer.target)]
     if hasattr(config, "source_vocabulary_size"):
         sides.append(("source_vocabulary_size", tokenizer))
@@ -84,7 +90,7 @@ def save(checkpoint: Checkpoint, directory: str | Path) -> Path:
 
     Raises StorageError, a full disk included, and then the older one is as it was.
     """
-    with written(directory, replaces=SETTINGS) as part:
+    with atomic_directory(directory, replaces=SETTINGS) as part:
         values = weights.variables_of(checkpoint.model)
         write_tensors(
             part / TENSORS, {path: weights.array_of(value) for path, value in values.items()}
@@ -122,7 +128,7 @@ def settings_of(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]:
         )
     try:
         family = data["family"]
-        config = configured(family, data["config"], f"{path}: config")
+        config = build_config(family, data["config"], f"{path}: config")
         task = tasks.build(data["task"], source=f"{path}: task")
         kept = data.get("huggingface")
         origin = Origin(**{**kept, "tied": tuple(kept["tied"])}) if kept else None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import CheckpointError
-from tfllm.models.rows import Row, Table
+from tfllm.models.weight_map import Row, Table
 
 SHOWN_NAMES = 5
 LAYER_NUMBER = re.compile(r"_(\d+)/")

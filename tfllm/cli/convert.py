@@ -28,7 +28,7 @@ def convert(
 ) -> None:
     """Writes a checkpoint in the other form: weights, head, labels and tokenizer."""
     from tfllm.checkpoints.files import refuse_occupied
-    from tfllm.checkpoints.finding import find
+    from tfllm.checkpoints.locate import find
 
     refuse_occupied(output)
     found = find(source)  # a wrong path is told before Keras is loaded

@@ -41,7 +41,7 @@ def inspect(
 
 def described(model: str) -> dict[str, Any]:
     """All that is known of a model without running it. Raises InputError."""
-    from tfllm.checkpoints.finding import find
+    from tfllm.checkpoints.locate import find
 
     path = Path(model)
     if path.suffix == ".litertlm" or (path / BUNDLE_NAME).is_file():

@@ -43,7 +43,7 @@ def prepare(
     """
     from tfllm import config
     from tfllm.cli.output import stage_bar
-    from tfllm.data.corpora.workers import cores
+    from tfllm.data.corpora.process_pool import cores
     from tfllm.training.corpora import CorpusRecipe, prepare_corpus
 
     settings = config.load(recipe, CorpusRecipe, overrides)

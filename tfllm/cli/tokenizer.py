@@ -145,7 +145,7 @@ def train(
     Without --column every line is text, whatever the file.
     """
     from tfllm.cli.output import stage_bar
-    from tfllm.data.corpora.texts import Lines
+    from tfllm.data.corpora.documents import Lines
     from tfllm.tokenizers.train import Options, learned
 
     _check_free(Path(output))

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from pydantic import Field
 
 from tfllm.config import Settings
-from tfllm.data import documents, parallel, tables
+from tfllm.data import parallel_text, table_formats, text_formats
 from tfllm.data.label_numbers import as_number
 from tfllm.data.lines import RAISING, Watch
 from tfllm.errors import DataError, SettingError, did_you_mean
@@ -27,17 +27,17 @@ MISSING = object()  # a column that a row does not have; None is a value
 
 # Each reader yields (place, raw columns), by column name or, without a header, by index.
 FORMATS = {
-    "text": documents.read_text,
-    "paragraphs": documents.read_paragraphs,
-    "document": documents.read_document,
-    "dialogues": documents.read_dialogues,
-    "tsv": tables.read_tsv,
-    "csv": tables.read_csv,
-    "jsonl": documents.read_jsonl,
-    "parquet": tables.read_parquet,
-    "squad": documents.read_squad,
-    "conll": documents.read_conll,
-    "parallel": parallel.read_parallel,
+    "text": text_formats.read_text,
+    "paragraphs": text_formats.read_paragraphs,
+    "document": text_formats.read_document,
+    "dialogues": text_formats.read_dialogues,
+    "tsv": table_formats.read_tsv,
+    "csv": table_formats.read_csv,
+    "jsonl": text_formats.read_jsonl,
+    "parquet": table_formats.read_parquet,
+    "squad": text_formats.read_squad,
+    "conll": text_formats.read_conll,
+    "parallel": parallel_text.read_parallel,
 }
 
 # The format of a file that the recipe does not name one for, by the ending before `.gz`.
@@ -95,7 +95,7 @@ def read(
             example = _named(row, settings.columns, where)
             _name_labels(example, settings, where)
             if "answers" in example:
-                example["answers"] = documents.answers_of(example["answers"])
+                example["answers"] = text_formats.answers_of(example["answers"])
         except DataError as error:
             watch.fault(error)
             continue
@@ -121,7 +121,7 @@ def format_of(path: str | Path) -> str:
 
 def known_format(path: str | Path) -> Format | None:
     """The format that a file's name says: by its ending, or by braces that name two files."""
-    if parallel.pair_of(path):
+    if parallel_text.pair_of(path):
         return "parallel"
     ending = Path(str(path).removesuffix(".gz")).suffix.lower()
     return cast(Format | None, ENDINGS.get(ending))

@@ -44,7 +44,7 @@ def export(
     the profile's tolerance. `seen` is called with each check as it is done. Raises CheckFailed;
     what stood at `output` before then still stands there.
     """
-    from tfllm.checkpoints.files import written
+    from tfllm.checkpoints.files import atomic_directory
     from tfllm.evaluation.harness import check_gold
 
     target = TARGETS[profile.target]
@@ -59,7 +59,7 @@ def export(
     place, fresh = target.place(output), not output.exists()
     done: list[Check] = []
     try:
-        with written(place, replaces="tfllm.json") as folder:
+        with atomic_directory(place, replaces="tfllm.json") as folder:
             target.write(checkpoint, profile, folder)
             for check in _checks(target, checkpoint, profile, folder, examples):
                 done.append(check)

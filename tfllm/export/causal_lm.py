@@ -32,7 +32,7 @@ from tfllm.tokenizers.base import known_ids
 if TYPE_CHECKING:
     import keras
 
-    from tfllm.models.decoding import Decoder
+    from tfllm.models.decoder import Decoder
 
 # Tokens of a prompt that decide whether the text after it begins with a space; as generation.text.
 CONTEXT = 8
@@ -88,9 +88,9 @@ def signatures(
 ) -> dict[str, Any]:
     """Signature name -> tf.function. Keep `model`'s variables and `graph_tokenizer` alive."""
     from tfllm.generation.cpu_decoding import laid_out
-    from tfllm.models.decoding import decoder
+    from tfllm.models.decoder import get_decoder
 
-    made = laid_out(decoder(model, checkpoint.family, checkpoint.config))
+    made = laid_out(get_decoder(model, checkpoint.family, checkpoint.config))
     writer = Writer(made, checkpoint, graph_tokenizer, profile)
     settings = [tf.TensorSpec([None], kind, name) for name, kind in SETTINGS.items()]
     ids = [
@@ -280,7 +280,7 @@ class Writer:
         positions = tf.zeros_like(token_ids) + place[None]
         known = place[None] < tf.maximum(lengths, 1)[:, None]
         allowed = (place[None] <= place[:, None])[None] & known[:, None]
-        allowed = self.decoder.narrowed(allowed, positions, positions)
+        allowed = self.decoder.layer_masks(allowed, positions, positions)
         return self.decoder(token_ids, positions, allowed)[0]
 
     def _logs(self, hidden: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:

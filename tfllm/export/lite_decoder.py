@@ -81,11 +81,11 @@ def converted(checkpoint: Any, profile: Profile) -> bytes:
 def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     """Signature name -> concrete function."""
     from tfllm.generation.config import made as made_settings
-    from tfllm.models.decoding import decoder
+    from tfllm.models.decoder import get_decoder
 
     if reads_sources(checkpoint):
         return source_functions(checkpoint, profile)
-    made = decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    made = get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     context = context_of(checkpoint, profile)
     settings = made_settings(eos_token_id=tuple(checkpoint.eos_token_id))
     known = known_ids(checkpoint.tokenizer, made.vocabulary_size)
@@ -101,9 +101,9 @@ def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     """The same of a model that reads sources; its loop writes as the checkpoint asks, beams and
     sampling apart."""
     from tfllm.generation.defaults import defaults_of
-    from tfllm.models.encoder_decoder import encoder_decoder
+    from tfllm.models.encoder_decoder import get_encoder_decoder
 
-    made = encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+    made = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     if getattr(checkpoint.config, "logits_scale", 1.0) != 1.0:
         made = lite_steps.ScaledPair(made.family, made.config, made.layers)
     context = context_of(checkpoint, profile)

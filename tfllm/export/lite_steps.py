@@ -33,8 +33,8 @@ from tfllm.generation import loop, penalties
 from tfllm.generation import source as sources
 from tfllm.generation.config import Features, GenerationConfig, features, row_specs, rows
 from tfllm.layers import heads
-from tfllm.models.decoding import Decoder
-from tfllm.models.encoder_decoder import Crossed, EncoderDecoder
+from tfllm.models.decoder import Decoder
+from tfllm.models.encoder_decoder import CrossAttendingDecoder, EncoderDecoder
 
 DECODE = "decode"
 ENCODE = "encode"
@@ -57,18 +57,18 @@ class _Scaled:
     def logits(self, hidden: Any) -> Any:
         made: Any = self
         zero = tf.minimum(tf.abs(hidden[..., :1]), 0)
-        return heads.token_scores(hidden, made.config, made.layers, made.config.logits_scale + zero)
+        return heads.token_logits(hidden, made.config, made.layers, made.config.logits_scale + zero)
 
 
-class ScaledCrossed(_Scaled, Crossed):
+class ScaledCrossed(_Scaled, CrossAttendingDecoder):
     """A decoder after its sources."""
 
 
 class ScaledPair(_Scaled, EncoderDecoder):
     """An encoder-decoder with that decoder."""
 
-    def after(self, crossed: Any, source_padding_mask: Any) -> Decoder:
-        return ScaledCrossed(self.family, self.config, self.layers, crossed, source_padding_mask)
+    def with_encoder_output(self, cross_kv: Any, source_padding_mask: Any) -> Decoder:
+        return ScaledCrossed(self.family, self.config, self.layers, cross_kv, source_padding_mask)
 
 
 def prefill(length: int) -> str:
@@ -164,7 +164,7 @@ def _step(
         writers: Any = tuple(_writers(decoder, cache, written, input_pos[0]))
         positions = input_pos[None]
         made = _after(decoder, cache)
-        allowed = made.narrowed(mask[:, 0] > MASKED, positions, tf.range(context)[None])
+        allowed = made.layer_masks(mask[:, 0] > MASKED, positions, tf.range(context)[None])
         hidden, _ = made(tokens, positions, allowed, writers)
         if not with_logits:
             return written

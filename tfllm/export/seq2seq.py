@@ -140,9 +140,9 @@ class Writer:
     ):
         from tfllm.generation.cpu_decoding import laid_out
         from tfllm.generation.defaults import defaults_of
-        from tfllm.models.encoder_decoder import encoder_decoder
+        from tfllm.models.encoder_decoder import get_encoder_decoder
 
-        self.model = laid_out(encoder_decoder(model, checkpoint.family, checkpoint.config))
+        self.model = laid_out(get_encoder_decoder(model, checkpoint.family, checkpoint.config))
         self.source_tokenizer, self.target_tokenizer = tokenizers
         self.known = known_ids(checkpoint.tokenizer.target, self.model.vocabulary_size)
         self.prefix = getattr(checkpoint.task, "prefix", "")

@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 
 from tfllm.errors import SettingError
-from tfllm.models.decoding import Decoder
-from tfllm.models.encoder_decoder import Crossed, EncoderDecoder
+from tfllm.models.decoder import Decoder
+from tfllm.models.encoder_decoder import CrossAttendingDecoder, EncoderDecoder
 
 PRECISIONS = ("float32", "bfloat16")
 BLOCKS = r"((encoder_)?layer|cross)_\d+"
@@ -56,7 +56,7 @@ class LaidOut(_Scores, Decoder):
 
 
 @dataclass(frozen=True)
-class LaidOutCrossed(_Scores, Crossed):
+class LaidOutCrossed(_Scores, CrossAttendingDecoder):
     """The same decoder after its sources."""
 
 
@@ -64,9 +64,9 @@ class LaidOutCrossed(_Scores, Crossed):
 class LaidOutPair(_Scores, EncoderDecoder):
     """The same encoder-decoder."""
 
-    def after(self, crossed: Any, source_padding_mask: Any) -> Decoder:
+    def with_encoder_output(self, cross_kv: Any, source_padding_mask: Any) -> Decoder:
         return LaidOutCrossed(
-            self.family, self.config, self.layers, crossed, source_padding_mask, head=self.head
+            self.family, self.config, self.layers, cross_kv, source_padding_mask, head=self.head
         )
 
 

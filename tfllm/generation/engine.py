@@ -37,7 +37,7 @@ from tfllm.generation.slots import Request, Slots
 from tfllm.generation.state import State
 
 if TYPE_CHECKING:
-    from tfllm.models.decoding import Decoder
+    from tfllm.models.decoder import Decoder
     from tfllm.models.encoder_decoder import EncoderDecoder
 
 ROWS = 32  # written at once

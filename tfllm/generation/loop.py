@@ -16,7 +16,7 @@ from tfllm.generation.config import Features, Rows
 from tfllm.generation.state import RUNNING, STOPPED, State
 
 if TYPE_CHECKING:
-    from tfllm.models.decoding import Decoder
+    from tfllm.models.decoder import Decoder
 
 
 class Texts(NamedTuple):

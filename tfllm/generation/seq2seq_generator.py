@@ -18,7 +18,7 @@ from tfllm.generation.config import GenerationConfig
 from tfllm.generation.defaults import defaults_of
 from tfllm.generation.engine import OnToken, Result
 from tfllm.generation.text_generator import OnText, Text, TextGenerator, Truncate
-from tfllm.models.encoder_decoder import encoder_decoder
+from tfllm.models.encoder_decoder import get_encoder_decoder
 from tfllm.tokenizers.streaming import TextStream
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TextToText(TextGenerator):
         return ids
 
     def _model(self, checkpoint: Checkpoint) -> Any:
-        return encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+        return get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
 
     def _stream(self) -> TextStream:
         return TextStream(self.tokenizer.target)

@@ -36,7 +36,7 @@ def read(decoder: Any, source_ids: tf.Tensor, lengths: tf.Tensor) -> Source:
     """Sources int32 [B, S], filled up on the right, of `lengths` int32 [B], each at least 1."""
     places = source_ids.shape[1] or tf.shape(source_ids)[1]
     mask = tf.cast(tf.range(places)[None] < lengths[:, None], tf.int32)
-    return Source(mask, decoder.cross(decoder.encode(source_ids * mask, mask)))
+    return Source(mask, decoder.cross_kv(decoder.encode(source_ids * mask, mask)))
 
 
 def after(decoder: Any, source: AnySource, alignments: list[Any] | None = None) -> Any:
@@ -44,7 +44,7 @@ def after(decoder: Any, source: AnySource, alignments: list[Any] | None = None) 
     attention to the source, float [R, H, T, S], at each call."""
     if not isinstance(source, Source):
         return decoder
-    made = decoder.after(source.crossed, source.mask)
+    made = decoder.with_encoder_output(source.crossed, source.mask)
     return made if alignments is None else replace(made, alignments=alignments)
 
 

@@ -17,7 +17,7 @@ from tfllm.generation.penalties import penalised
 from tfllm.generation.sampling import choose
 
 if TYPE_CHECKING:
-    from tfllm.models.decoding import Decoder
+    from tfllm.models.decoder import Decoder
 
 RUNNING, STOPPED, FULL = 0, 1, 2
 REASONS = {STOPPED: "stop", FULL: "length"}
@@ -90,7 +90,7 @@ def read(
     positions = tf.broadcast_to(place[None], [batch, longest])
     known = place[None] < lengths[:, None]
     allowed = tf.logical_and((place[None] <= place[:, None])[None], known[:, None])
-    allowed = decoder.narrowed(allowed, positions, positions)
+    allowed = decoder.layer_masks(allowed, positions, positions)
     hidden, cache = decoder(token_ids, positions, allowed)
     logits = decoder.logits(tf.gather(hidden, lengths - 1, batch_dims=1))
     return logits, caches.padded(caches.cleared(cache, known), size)
@@ -116,7 +116,7 @@ def step(
     """(logits float32 [B, V], cache with the token) after `token_ids` int32 [B] at `places` [B]."""
     here = places[:, None]
     stored = tf.range(_shape(cache[0][0])[2])[None] + tf.zeros_like(here)
-    allowed = decoder.narrowed((stored <= here)[:, None], here, stored)
+    allowed = decoder.layer_masks((stored <= here)[:, None], here, stored)
     written = caches.Written(cache, places, writer)
     hidden, _ = decoder(token_ids[:, None], here, allowed, written.layers())
     return decoder.logits(hidden[:, 0]), written.cache()

@@ -15,7 +15,7 @@ from tfllm.errors import SettingError
 from tfllm.generation import cpu_decoding
 from tfllm.generation.config import GenerationConfig, made
 from tfllm.generation.engine import ROWS, Engine, OnToken, Result
-from tfllm.models.decoding import decoder
+from tfllm.models.decoder import get_decoder
 from tfllm.tokenizers.base import known_ids
 from tfllm.tokenizers.streaming import TextStream
 
@@ -135,7 +135,7 @@ class TextGenerator:
         return texts
 
     def _model(self, checkpoint: Checkpoint) -> Any:
-        return decoder(checkpoint.model, checkpoint.family, checkpoint.config)
+        return get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
 
     def _stream(self) -> TextStream:
         return TextStream(self.tokenizer)

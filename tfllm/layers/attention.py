@@ -67,7 +67,7 @@ def set_mask_constant(model: keras.Model, constant: float) -> None:
     model.train_function = None
 
 
-def mix(
+def scaled_dot_product_attention(
     query: Any,
     keys: Any,
     values: Any,

@@ -16,8 +16,8 @@ from keras import ops
 
 from tfllm.layers import rotary
 from tfllm.layers.activations import activation as activation_named
-from tfllm.layers.attention import mix
-from tfllm.layers.projections import Spread, dense, norm_named
+from tfllm.layers.attention import scaled_dot_product_attention
+from tfllm.layers.projections import Spread, dense, normalization_layer
 
 KeysAndValues = tuple[Any, Any]
 """Each (B, num_key_value_heads, length, head_dim); keys are rotated already."""
@@ -90,7 +90,7 @@ class CausalAttention(keras.layers.Layer):
         self.attention_output.build((*x_shape[:-1], heads * self.head_dim))
         if self.norm_epsilon:
             for name in ("query_norm", "key_norm"):
-                norm = norm_named("rms", name, self.norm_epsilon, policy)
+                norm = normalization_layer("rms", name, self.norm_epsilon, policy)
                 norm.build((None, None, None, self.head_dim))
                 setattr(self, name, norm)
         self.dropped = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")
@@ -125,7 +125,7 @@ class CausalAttention(keras.layers.Layer):
         elif cache is not None:
             keys = ops.concatenate([ops.cast(cache[0], key.dtype), key], axis=2)
             values = ops.concatenate([ops.cast(cache[1], value.dtype), value], axis=2)
-        mixed, _ = mix(
+        mixed, _ = scaled_dot_product_attention(
             query, keys, values, allowed, self.dropped, self.scaled, position_bias, training
         )
         batch, length = ops.shape(x)[:2]
@@ -204,11 +204,15 @@ class CausalBlock(keras.layers.Layer):
 
     def build(self, x_shape: tuple[int | None, ...], *_: Any, **__: Any) -> None:
         policy = self.dtype_policy
-        self.attention_norm = norm_named(self.norm, "attention_norm", self.norm_epsilon, policy)
+        self.attention_norm = normalization_layer(
+            self.norm, "attention_norm", self.norm_epsilon, policy
+        )
         self.attention_norm.build(x_shape)
         self.attention = CausalAttention(**self.attention_options, dtype=policy, name="attention")
         self.attention.build(x_shape)
-        self.feedforward_norm = norm_named(self.norm, "feedforward_norm", self.norm_epsilon, policy)
+        self.feedforward_norm = normalization_layer(
+            self.norm, "feedforward_norm", self.norm_epsilon, policy
+        )
         self.feedforward_norm.build(x_shape)
 
         spread, residual = self.attention.initializer_range, self.attention.residual_range
@@ -304,7 +308,7 @@ BLOCK = (
 )  # fmt: skip
 
 
-def stacked(
+def run_blocks(
     layers: Mapping[str, keras.layers.Layer],
     num_layers: int,
     x: Any,

@@ -11,9 +11,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfllm.layers.attention import mix
+from tfllm.layers.attention import scaled_dot_product_attention
 from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues
-from tfllm.layers.projections import Spread, dense, norm_named
+from tfllm.layers.projections import Spread, dense, normalization_layer
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
@@ -98,19 +98,19 @@ class CrossAttention(keras.layers.Layer):
         self.dropped = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")
 
     def call(
-        self, x: Any, crossed: KeysAndValues, seen: Any, training: bool | None = None
+        self, x: Any, cross_kv: KeysAndValues, seen: Any, training: bool | None = None
     ) -> tuple[Any, Any]:
         """(R, T, D) to (R, T, D), and the attention weights (R, H, T, S).
 
-        `crossed`: keys and values (B, H, S, head_dim); `seen`: boolean (B, 1, S). R is B, or a
+        `cross_kv`: keys and values (B, H, S, head_dim); `seen`: boolean (B, 1, S). R is B, or a
         multiple of it: as many rows for each source, one after another, such as beams.
         """
-        keys, values = crossed
+        keys, values = cross_kv
         batch, _, source_length, _ = ops.shape(keys)
         rows, length, _ = ops.shape(x)
         query = ops.reshape(self.query(x), (batch, -1, self.num_heads, self.head_dim))
         query = ops.transpose(query, (0, 2, 1, 3))  # (B, H, R / B * T, head_dim)
-        mixed, weights = mix(
+        mixed, weights = scaled_dot_product_attention(
             query, keys, values, seen, self.dropped, self.scaled, training=training
         )
         mixed = ops.reshape(mixed, (rows, length, self.num_heads * self.head_dim))
@@ -119,9 +119,9 @@ class CrossAttention(keras.layers.Layer):
         return self.attention_output(mixed), ops.transpose(weights, (0, 2, 1, 3))
 
     def compute_output_spec(
-        self, x: Any, crossed: KeysAndValues, seen: Any, training: Any = None
+        self, x: Any, cross_kv: KeysAndValues, seen: Any, training: Any = None
     ) -> tuple[Any, Any]:
-        return keras.KerasTensor(x.shape, self.compute_dtype), weights_spec(self, x, crossed)
+        return keras.KerasTensor(x.shape, self.compute_dtype), weights_spec(self, x, cross_kv)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **{name: getattr(self, name) for name in CROSS}}
@@ -143,7 +143,7 @@ class CrossBlock(CausalBlock):
     def build(self, x_shape: tuple[int | None, ...], *_: Any, **__: Any) -> None:
         super().build(x_shape)
         own, policy = self.attention, self.dtype_policy
-        self.cross_norm = norm_named(self.norm, "cross_norm", self.norm_epsilon, policy)
+        self.cross_norm = normalization_layer(self.norm, "cross_norm", self.norm_epsilon, policy)
         self.cross_norm.build(x_shape)
         self.cross_attention = CrossAttention(
             own.num_heads,
@@ -164,7 +164,7 @@ class CrossBlock(CausalBlock):
         x: Any,
         allowed: Any,
         positions: Any,
-        crossed: KeysAndValues,
+        cross_kv: KeysAndValues,
         seen: Any,
         cache: Cache | None = None,
         position_bias: Any = None,
@@ -173,7 +173,7 @@ class CrossBlock(CausalBlock):
         """As CausalBlock, and the weights of the attention to the source: see CrossAttention."""
         x, new = self.attended(x, allowed, positions, cache, position_bias, training)
         inner = self.cross_norm(x) if self.pre_norm else x
-        part, weights = self.cross_attention(inner, crossed, seen, training=training)
+        part, weights = self.cross_attention(inner, cross_kv, seen, training=training)
         x = self.added(x, self.cross_dropped(part, training=training), self.cross_norm)
         return self.fed(x, training), new, weights
 
@@ -182,18 +182,18 @@ class CrossBlock(CausalBlock):
         x: Any,
         allowed: Any,
         positions: Any,
-        crossed: KeysAndValues,
+        cross_kv: KeysAndValues,
         seen: Any,
         cache: Any = None,
         position_bias: Any = None,
         training: Any = None,
     ) -> tuple[Any, KeysAndValues, Any]:
         x, new = super().compute_output_spec(x, allowed, positions, cache, position_bias, training)
-        return x, new, weights_spec(self, x, crossed)
+        return x, new, weights_spec(self, x, cross_kv)
 
 
-def weights_spec(layer: keras.layers.Layer, x: Any, crossed: KeysAndValues) -> Any:
+def weights_spec(layer: keras.layers.Layer, x: Any, cross_kv: KeysAndValues) -> Any:
     """Attention weights (R, H, T, S) of x (R, T, D)."""
-    _, heads, source_length, _ = crossed[0].shape
+    _, heads, source_length, _ = cross_kv[0].shape
     shape = (x.shape[0], heads, x.shape[1], source_length)
     return keras.KerasTensor(shape, layer.compute_dtype)

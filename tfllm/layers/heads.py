@@ -40,7 +40,7 @@ class TokenBias(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
-class Picked(keras.layers.Layer):
+class GatherPositions(keras.layers.Layer):
     """Some places of each row: (B, T, D) and positions int32 (B, P) to (B, P, D)."""
 
     def call(self, hidden: Any, positions: Any) -> Any:
@@ -53,7 +53,7 @@ class Picked(keras.layers.Layer):
         return keras.KerasTensor((*positions.shape, hidden.shape[-1]), dtype=hidden.dtype)
 
 
-def summary(hidden: Any, config: Any) -> Any:
+def pooler(hidden: Any, config: Any) -> Any:
     """The first token through one layer: (B, T, D) to (B, D).
 
     BERT's tanh "pooler", DistilBERT's relu "pre_classifier", the gelu layer in ELECTRA's and the
@@ -67,31 +67,31 @@ def summary(hidden: Any, config: Any) -> Any:
     )(hidden[:, 0])
 
 
-def classify(hidden: Any, config: Any, size: int, mask: Any = None) -> Any:
+def classification_head(hidden: Any, config: Any, size: int, mask: Any = None) -> Any:
     """Scores of the whole text: (B, T, D) to (B, size).
 
     From the first token, as Hugging Face's heads; with `mask` (B, T) from the mean over the tokens
     that it keeps, which has no pooler.
     """
     if mask is not None:
-        return _dense(size, config, "classifier")(_dropout(config)(mean(hidden, mask)))
+        return _dense(size, config, "classifier")(_dropout(config)(masked_mean(hidden, mask)))
     if config.variant in ELECTRA_HEADS:
         hidden = _dropout(config, "summary_dropout")(hidden)
-    pooled = _dropout(config)(summary(hidden, config))
+    pooled = _dropout(config)(pooler(hidden, config))
     return _dense(size, config, "classifier")(pooled)
 
 
-def tag(hidden: Any, config: Any, size: int) -> Any:
+def token_classification_head(hidden: Any, config: Any, size: int) -> Any:
     """Scores of every token: (B, T, D) to (B, T, size)."""
     return _dense(size, config, "classifier")(_dropout(config)(hidden))
 
 
-def span(hidden: Any, config: Any) -> Any:
+def span_head(hidden: Any, config: Any) -> Any:
     """How well an answer starts ([..., 0]) and ends ([..., 1]) here: (B, T, D) to (B, T, 2)."""
     return _dense(2, config, "span")(hidden)
 
 
-def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
+def masked_lm_head(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     """Scores of every token of the vocabulary at every place: (B, T, D) to (B, T, V).
 
     Tied: the last product is with the token embeddings themselves, in the backbone's precision.
@@ -115,7 +115,7 @@ def masked(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     return TokenBias(name="token_bias")(logits)
 
 
-def at_positions(model: keras.Model) -> keras.Model:
+def masked_lm_at_positions(model: keras.Model) -> keras.Model:
     """A model that ends in `masked`, with scores at some places only, through the same layers.
 
     The further input `positions` int32 (B, P) says which. Scores of all tokens become a dict:
@@ -123,7 +123,7 @@ def at_positions(model: keras.Model) -> keras.Model:
     model gives stays beside them.
     """
     positions = keras.Input((None,), dtype="int32", name="positions")
-    x = Picked(name="picked")(model.get_layer("transform").input, positions)
+    x = GatherPositions(name="gather_positions")(model.get_layer("transform").input, positions)
     for name in ("transform", "transform_norm"):
         x = model.get_layer(name)(x)
     if any(layer.name == "logits" for layer in model.layers):
@@ -136,7 +136,7 @@ def at_positions(model: keras.Model) -> keras.Model:
     return keras.Model(inputs, {**others, **scores}, name=model.name)
 
 
-def next_token(hidden: Any, config: Any, backbone: keras.Model) -> Any:
+def lm_head(hidden: Any, config: Any, backbone: keras.Model) -> Any:
     """Scores of the token after each: (B, T, D) to (B, T, V).
 
     Tied: the product with the token embeddings themselves, in the backbone's precision.
@@ -153,10 +153,10 @@ def next_token(hidden: Any, config: Any, backbone: keras.Model) -> Any:
         )
     if getattr(config, "logits_bias", False):
         layers["token_bias"] = TokenBias(name="token_bias")
-    return token_scores(hidden, config, layers)
+    return token_logits(hidden, config, layers)
 
 
-def token_scores(
+def token_logits(
     hidden: Any,
     config: Any,
     layers: Mapping[str, keras.layers.Layer],
@@ -176,12 +176,12 @@ def token_scores(
     return ops.cast(logits, "float32")
 
 
-def next_sentence(hidden: Any, config: Any) -> Any:
+def next_sentence_head(hidden: Any, config: Any) -> Any:
     """Scores of "follows" ([:, 0]) and "is from elsewhere" ([:, 1]): (B, T, D) to (B, 2)."""
-    return _dense(2, config, "next_sentence")(summary(hidden, config))
+    return _dense(2, config, "next_sentence")(pooler(hidden, config))
 
 
-def replaced(hidden: Any, config: Any) -> Any:
+def replaced_token_head(hidden: Any, config: Any) -> Any:
     """ELECTRA's discriminator: above 0 where a token was replaced. (B, T, D) to (B, T)."""
     x = keras.layers.Dense(
         config.hidden_dim,
@@ -192,7 +192,7 @@ def replaced(hidden: Any, config: Any) -> Any:
     return _dense(1, config, "replaced")(x)[:, :, 0]
 
 
-def embed(
+def text_embedding(
     hidden: Any, mask: Any, pooling: str = "mean", normalize: bool = True, config: Any = None
 ) -> Any:
     """One vector per text, in float32: (B, T, D) and mask (B, T) to (B, D).
@@ -207,12 +207,12 @@ def embed(
         raise SettingError(f"There is no pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
     kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
     if pooling == "mean":
-        x = mean(hidden, mask)
+        x = masked_mean(hidden, mask)
     elif pooling == "last":
         after = ops.pad(kept[:, 1:], [[0, 0], [0, 1], [0, 0]])
         x = ops.sum(ops.cast(hidden, "float32") * (kept - after), axis=1)
     elif pooling == "weighted_mean":
-        x = mean(hidden, ops.cumsum(kept, axis=1)[:, :, 0] * kept[:, :, 0])
+        x = masked_mean(hidden, ops.cumsum(kept, axis=1)[:, :, 0] * kept[:, :, 0])
     elif pooling == "root_mean":
         count = ops.maximum(ops.sum(kept, axis=1), 1e-9)
         x = ops.sum(ops.cast(hidden, "float32") * kept, axis=1) / ops.sqrt(count)
@@ -221,13 +221,13 @@ def embed(
     elif pooling == "first":
         x = ops.cast(hidden[:, 0], "float32")
     else:
-        x = ops.cast(summary(hidden, config), "float32")
+        x = ops.cast(pooler(hidden, config), "float32")
     if normalize:
         x = x / ops.maximum(ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)), 1e-12)
     return x
 
 
-def mean(hidden: Any, mask: Any) -> Any:
+def masked_mean(hidden: Any, mask: Any) -> Any:
     """The mean over the tokens that the mask keeps, in float32: (B, T, D), (B, T) to (B, D)."""
     kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
     # 1e-9 as in sentence-transformers: an empty row gives zeros, no division by zero.

@@ -9,7 +9,7 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
-class Unpaired(keras.layers.Layer):
+class SplitPairs(keras.layers.Layer):
     """Rows of pairs (B, 2, T) to rows of texts (2B, T), each first text before its second."""
 
     def call(self, rows: Any) -> Any:
@@ -21,7 +21,7 @@ class Unpaired(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
-class Paired(keras.layers.Layer):
+class JoinPairs(keras.layers.Layer):
     """Vectors of texts (2B, D) to vectors of pairs (B, 2, D)."""
 
     def call(self, vectors: Any) -> Any:
@@ -32,10 +32,10 @@ class Paired(keras.layers.Layer):
         return keras.KerasTensor((None if batch is None else batch // 2, 2, width), vectors.dtype)
 
 
-def over_pairs(model: keras.Model) -> keras.Model:
+def apply_to_pairs(model: keras.Model) -> keras.Model:
     """The same layers and weights with inputs int32 (B, 2, T) and outputs (B, 2, D)."""
     rows = {name: keras.Input((2, None), dtype="int32", name=name) for name in model.input}
-    texts = {name: Unpaired(name=f"{name}_unpaired")(row) for name, row in rows.items()}
+    texts = {name: SplitPairs(name=f"{name}_unpaired")(row) for name, row in rows.items()}
     # The graph itself, not the model as one layer: its layers stay this model's own.
     vectors = model.call(texts)
-    return keras.Model(rows, Paired(name="paired", dtype="float32")(vectors), name=model.name)
+    return keras.Model(rows, JoinPairs(name="paired", dtype="float32")(vectors), name=model.name)

@@ -55,7 +55,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
-class SinusoidalPositions(keras.layers.Layer):
+class SinusoidalPositionEmbedding(keras.layers.Layer):
     """Positions int32 (B, T) to fixed rows (B, T, width) of waves (Vaswani et al. 2017, 3.5).
 
     All sines stand before all cosines, as tensor2tensor and Marian lay them out; the paper's are

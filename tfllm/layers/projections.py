@@ -44,7 +44,9 @@ def dense(
     )
 
 
-def norm_named(kind: str, name: str, epsilon: float, policy: Any = None) -> keras.layers.Layer:
+def normalization_layer(
+    kind: str, name: str, epsilon: float, policy: Any = None
+) -> keras.layers.Layer:
     """A normalisation of the kind "layer" or "rms"; both compute in float32."""
     if kind == "rms":
         return RMSNormalization(epsilon=epsilon, dtype=policy, name=name)

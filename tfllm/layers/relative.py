@@ -14,7 +14,7 @@ from tfllm.errors import SettingError
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
-class RelativeBias(keras.layers.Layer):
+class RelativePositionBias(keras.layers.Layer):
     """What is added to attention scores (Raffel et al. 2020, 2.1): positions of queries (B, T) and
     of keys (B, K), int32, to float32 (B, num_heads, T, K).
 

@@ -12,7 +12,7 @@ from typing import Any
 from keras import ops
 
 
-def allowed(mask: Any, window: int | None = None) -> Any:
+def attention_mask(mask: Any, window: int | None = None) -> Any:
     """Segments (B, T) to boolean (B, T, T): True where a query (axis 1) sees a key (axis 2).
 
     A token sees itself and what came before it in its own document, with `window` only that many
@@ -23,7 +23,7 @@ def allowed(mask: Any, window: int | None = None) -> Any:
     of_query, of_key = ops.expand_dims(mask, 2), ops.expand_dims(mask, 1)
     seen = ops.logical_and(ops.less_equal(keys, queries), ops.equal(of_query, of_key))
     seen = ops.logical_and(seen, ops.greater(of_key, 0))
-    return seen if window is None else narrowed(seen, places, places, window)
+    return seen if window is None else apply_sliding_window(seen, places, places, window)
 
 
 def positions(mask: Any) -> Any:
@@ -31,11 +31,11 @@ def positions(mask: Any) -> Any:
 
     Padding is at 0.
     """
-    seen = ops.sum(ops.cast(allowed(mask), "int32"), axis=-1)
+    seen = ops.sum(ops.cast(attention_mask(mask), "int32"), axis=-1)
     return ops.maximum(ops.subtract(seen, 1), 0)
 
 
-def narrowed(seen: Any, query_positions: Any, key_positions: Any, window: int) -> Any:
+def apply_sliding_window(seen: Any, query_positions: Any, key_positions: Any, window: int) -> Any:
     """`seen`, boolean (B, S, K), without the keys that lie `window` or more tokens back.
 
     `query_positions` int32 (B, S), `key_positions` int32 (B, K): places in the same document.

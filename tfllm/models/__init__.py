@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bart, bert, gpt2, llama, numbers, t5, transformer
-from tfllm.models.rows import Weights
+from tfllm.models import bart, bert, field_limits, gpt2, llama, t5, transformer
+from tfllm.models.weight_map import Weights
 
 FAMILIES: dict[str, Any] = {
     "bert": bert,
@@ -20,23 +20,23 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def weights_of(family: str, config: Any) -> Weights:
+def weight_map(family: str, config: Any) -> Weights:
     """The rows between a model of this shape and Hugging Face's tensors."""
     key = getattr(config, "layout", None) or getattr(config, "variant", family)
     return FAMILIES[family].WEIGHTS[key]
 
 
-def config_of(family: str, hf_config: Mapping[str, Any]) -> Any:
+def config_from_hf(family: str, hf_config: Mapping[str, Any]) -> Any:
     """The config for a Hugging Face `config.json`. Raises CheckpointError."""
     return FAMILIES[family].from_hf(hf_config)
 
 
 def is_encoder_decoder(family: str) -> bool:
     """Whether models of the family read a source and write a target."""
-    return hasattr(FAMILIES[family], "cross")
+    return hasattr(FAMILIES[family], "cross_kv")
 
 
-def configured(family: str, fields: Mapping[str, Any], source: str = "model") -> Any:
+def build_config(family: str, fields: Mapping[str, Any], source: str = "model") -> Any:
     """The config of a family from plain data. Raises SettingError naming the nearest known key."""
     if family not in FAMILIES:
         raise SettingError(
@@ -49,7 +49,7 @@ def configured(family: str, fields: Mapping[str, Any], source: str = "model") ->
             raise SettingError(f"{source}: unknown key '{name}'. {did_you_mean(name, known)}")
         if value is not None or known[name] is not None:
             _check_kind(name, value, known[name], source)
-        if wanted := numbers.problem(name, value):
+        if wanted := field_limits.problem(name, value):
             raise SettingError(f"{source}: {name} is {value!r}; it must be {wanted}.")
     try:
         return config(**fields)

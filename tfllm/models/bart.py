@@ -15,12 +15,12 @@ from tfllm.errors import SettingError, did_you_mean
 from tfllm.layers.blocks import normal
 from tfllm.models import hf_config as hf
 from tfllm.models import transformer, transformer_graph, transformer_layers
-from tfllm.models.rows import Weights
-from tfllm.models.transformer_graph import cross, encode, forward
+from tfllm.models.transformer_graph import cross_kv, encode, forward
 from tfllm.models.transformer_weights import LOGITS, LOGITS_BIAS, SHARED, TIED, blocks
+from tfllm.models.weight_map import Weights
 
 __all__ = [
-    "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross", "encode", "forward", "from_hf",
+    "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross_kv", "encode", "forward", "from_hf",
     "to_hf",
 ]  # fmt: skip
 

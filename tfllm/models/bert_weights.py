@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfllm.models.rows import Row, Table, Weights, linear, norm
+from tfllm.models.weight_map import Row, Table, Weights, linear, norm
 
 
 def _embeddings(prefix: str) -> dict:

@@ -1,8 +1,8 @@
 """What an engine or an exporter needs of an encoder-decoder. It knows ids only.
 
-encoded = made.encode(source_ids, source_padding_mask)     once for each source
-crossed = made.cross(encoded)                      once for each source
-decoder = made.after(crossed, source_padding_mask)         steps, as those of a causal model
+encoded = model.encode(source_ids, source_padding_mask)              once for each source
+cross_kv = model.cross_kv(encoded)                                   once for each source
+decoder = model.with_encoder_output(cross_kv, source_padding_mask)   steps as a causal decoder
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import keras
 from tfllm.errors import SettingError
 from tfllm.layers.causal import Cache, KeysAndValues
 from tfllm.models import FAMILIES, is_encoder_decoder
-from tfllm.models.decoding import Decoder, logits_of
+from tfllm.models.decoder import Decoder, logits_of
 
 
 @dataclass(frozen=True)
@@ -82,30 +82,30 @@ class EncoderDecoder:
             self.layers, self.config, source_ids, source_padding_mask
         )
 
-    def cross(self, encoded: Any) -> tuple[KeysAndValues, ...]:
+    def cross_kv(self, encoded: Any) -> tuple[KeysAndValues, ...]:
         """What steps need of the source: keys and values (B, num_heads, S, head_dim) per layer."""
-        return FAMILIES[self.family].cross(self.layers, self.config, encoded)
+        return FAMILIES[self.family].cross_kv(self.layers, self.config, encoded)
 
     def __call__(
         self,
         token_ids: Any,
         positions: Any,
         allowed: Any,
-        crossed: tuple[KeysAndValues, ...],
+        cross_kv: tuple[KeysAndValues, ...],
         source_padding_mask: Any,
         cache: tuple[Cache, ...] | None = None,
         alignments: list[Any] | None = None,
     ) -> tuple[Any, tuple[KeysAndValues, ...]]:
         """Hidden states (R, T, D) after the last norm, and the new keys and values of the target.
 
-        `token_ids`, `positions` int32 (R, T) and `cache` as `models.decoding.Decoder`; `allowed`
-        boolean (R, T, C + T), of which key i stands at position i. `crossed` and
+        `token_ids`, `positions` int32 (R, T) and `cache` as `models.decoder.Decoder`; `allowed`
+        boolean (R, T, C + T), of which key i stands at position i. `cross_kv` and
         `source_padding_mask` int32 (B, S) are of B sources, and R is B or a multiple: as many rows
         for each source, one after another (beams). `alignments` takes each layer's weights on the
         source, (R, H, T, S).
         """
         return FAMILIES[self.family].forward(
-            self.layers, self.config, token_ids, positions, allowed, crossed, source_padding_mask,
+            self.layers, self.config, token_ids, positions, allowed, cross_kv, source_padding_mask,
             cache, alignments,
         )  # fmt: skip
 
@@ -113,16 +113,20 @@ class EncoderDecoder:
         """Scores of the next token: (..., D) to float32 (..., vocabulary_size)."""
         return logits_of(hidden, self.config, self.layers)
 
-    def after(self, crossed: tuple[KeysAndValues, ...], source_padding_mask: Any) -> Decoder:
+    def with_encoder_output(
+        self, cross_kv: tuple[KeysAndValues, ...], source_padding_mask: Any
+    ) -> Decoder:
         """The decoder of these sources, as an engine of causal models steps it."""
-        return Crossed(self.family, self.config, self.layers, crossed, source_padding_mask)
+        return CrossAttendingDecoder(
+            self.family, self.config, self.layers, cross_kv, source_padding_mask
+        )
 
 
 @dataclass(frozen=True)
-class Crossed(Decoder):
+class CrossAttendingDecoder(Decoder):
     """A decoder with the sources that it writes after."""
 
-    crossed: tuple[KeysAndValues, ...] = ()
+    cross_kv: tuple[KeysAndValues, ...] = ()
     source_padding_mask: Any = None
     alignments: list[Any] | None = None
     """Takes, at every call, each layer's weights on the source (R, H, T, S)."""
@@ -139,12 +143,12 @@ class Crossed(Decoder):
         cache: tuple[Cache, ...] | None = None,
     ) -> tuple[Any, tuple[KeysAndValues, ...]]:
         return FAMILIES[self.family].forward(
-            self.layers, self.config, token_ids, positions, allowed, self.crossed,
+            self.layers, self.config, token_ids, positions, allowed, self.cross_kv,
             self.source_padding_mask, cache, self.alignments,
         )  # fmt: skip
 
 
-def encoder_decoder(model: keras.Model, family: str, config: Any) -> EncoderDecoder:
+def get_encoder_decoder(model: keras.Model, family: str, config: Any) -> EncoderDecoder:
     """The encoder-decoder inside a seq2seq model, or its backbone. Raises SettingError."""
     if not is_encoder_decoder(family):
         able = ", ".join(name for name in FAMILIES if is_encoder_decoder(name))

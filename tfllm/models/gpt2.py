@@ -16,9 +16,9 @@ from tfllm.errors import SettingError
 from tfllm.layers import segments
 from tfllm.layers.activations import activation
 from tfllm.layers.blocks import normal
-from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, stacked
+from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, run_blocks
 from tfllm.models import hf_config as hf
-from tfllm.models.rows import Row, Weights, norm, part
+from tfllm.models.weight_map import Row, Weights, norm, part
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
@@ -123,11 +123,11 @@ def forward(
 ) -> tuple[Any, tuple[KeysAndValues, ...]]:
     """Ids and positions int32 (B, S) to hidden states (B, S, D), and the new keys and values.
 
-    `allowed`: boolean (B, S, C + S), or one per layer. `cache`: see `models.decoding`.
+    `allowed`: boolean (B, S, C + S), or one per layer. `cache`: see `models.decoder`.
     """
     x = layers["token_embedding"](token_ids) + layers["position_embedding"](positions)
     x = layers["embedding_dropout"](x)
-    x, new = stacked(layers, config.num_layers, x, positions, allowed, cache)
+    x, new = run_blocks(layers, config.num_layers, x, positions, allowed, cache)
     return layers["final_norm"](x), new
 
 
@@ -144,7 +144,11 @@ def backbone(config: Config) -> keras.Model:
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     mask = keras.Input((None,), dtype="int32", name="padding_mask")
     hidden, _ = forward(
-        layers_of(config), config, token_ids, segments.positions(mask), segments.allowed(mask)
+        layers_of(config),
+        config,
+        token_ids,
+        segments.positions(mask),
+        segments.attention_mask(mask),
     )
     return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name="gpt2")
 

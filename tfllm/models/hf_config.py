@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.layers.activations import ACTIVATIONS
-from tfllm.models import numbers
+from tfllm.models import field_limits
 
 ConfigType = TypeVar("ConfigType")
 
@@ -28,7 +28,7 @@ def fields_of(
 
 def check_number(field: str, value: Any, key: str) -> None:
     """Raises CheckpointError where Hugging Face's `key` holds no number for the field."""
-    if wanted := numbers.problem(field, value):
+    if wanted := field_limits.problem(field, value):
         raise CheckpointError(
             f"config.json: {key} is {value!r}; it must be {wanted}. Correct the key, or copy the "
             "file again."
@@ -56,7 +56,7 @@ def built(config: type[ConfigType], fields: Mapping[str, Any]) -> ConfigType:
             f"config.json: unknown activation '{name}'. Known: {', '.join(sorted(ACTIVATIONS))}."
         )
     for field, value in fields.items():  # those that are computed from other keys
-        if wanted := numbers.problem(field, value):
+        if wanted := field_limits.problem(field, value):
             raise CheckpointError(
                 f"config.json: {field} comes to {value!r}; it must be {wanted}. Copy the file "
                 "again."

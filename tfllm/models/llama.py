@@ -14,8 +14,8 @@ import keras
 
 from tfllm.layers import segments
 from tfllm.layers.blocks import normal
-from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, stacked
-from tfllm.layers.projections import norm_named
+from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, run_blocks
+from tfllm.layers.projections import normalization_layer
 from tfllm.models.llama_config import MODEL_TYPES, Config, from_hf, to_hf, windows
 from tfllm.models.llama_weights import WEIGHTS
 
@@ -57,7 +57,7 @@ def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
         )
         for i in range(config.num_layers)
     ]
-    final = norm_named("rms", "final_norm", epsilon)
+    final = normalization_layer("rms", "final_norm", epsilon)
     return {layer.name: layer for layer in (embedding, *blocks, final)}
 
 
@@ -71,10 +71,10 @@ def forward(
 ) -> tuple[Any, tuple[KeysAndValues, ...]]:
     """Ids and positions int32 (B, S) to hidden states (B, S, D), and the new keys and values.
 
-    `allowed`: boolean (B, S, C + S), or one per layer. `cache`: see `models.decoding`.
+    `allowed`: boolean (B, S, C + S), or one per layer. `cache`: see `models.decoder`.
     """
     x = layers["token_embedding"](token_ids)
-    x, new = stacked(layers, config.num_layers, x, positions, allowed, cache)
+    x, new = run_blocks(layers, config.num_layers, x, positions, allowed, cache)
     return layers["final_norm"](x), new
 
 
@@ -85,7 +85,9 @@ def backbone(config: Config) -> keras.Model:
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     mask = keras.Input((None,), dtype="int32", name="padding_mask")
-    masks = {window: segments.allowed(mask, window) for window in dict.fromkeys(windows(config))}
+    masks = {
+        window: segments.attention_mask(mask, window) for window in dict.fromkeys(windows(config))
+    }
     allowed = tuple(masks[window] for window in windows(config))
     hidden, _ = forward(layers_of(config), config, token_ids, segments.positions(mask), allowed)
     return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=config.variant)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfllm.models.rows import Row, Weights, linear, scale
+from tfllm.models.weight_map import Row, Weights, linear, scale
 
 
 def _weights(*architectures: str) -> Weights:

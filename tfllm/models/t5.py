@@ -13,14 +13,14 @@ from typing import Any, ClassVar, Literal
 import keras
 
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
-from tfllm.layers.relative import RelativeBias
+from tfllm.layers.relative import RelativePositionBias
 from tfllm.models import hf_config as hf
 from tfllm.models import transformer_graph, transformer_layers
-from tfllm.models.rows import Row, Table, Weights, scale
-from tfllm.models.transformer_graph import ENCODER, cross, encode, forward
+from tfllm.models.transformer_graph import ENCODER, cross_kv, encode, forward
+from tfllm.models.weight_map import Row, Table, Weights, scale
 
 __all__ = [
-    "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross", "encode", "forward", "from_hf",
+    "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross_kv", "encode", "forward", "from_hf",
     "to_hf",
 ]  # fmt: skip
 
@@ -135,7 +135,7 @@ def backbone(config: Config) -> keras.Model:
 
     def own(side: str) -> list[keras.layers.Layer]:
         return [
-            RelativeBias(
+            RelativePositionBias(
                 config.num_heads,
                 config.num_buckets,
                 config.max_distance,

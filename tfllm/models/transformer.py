@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import keras
 
 from tfllm.errors import CheckpointError
-from tfllm.layers.positions import SinusoidalPositions
+from tfllm.layers.positions import SinusoidalPositionEmbedding
 from tfllm.layers.projections import Spread
 from tfllm.models import hf_config as hf
 from tfllm.models import transformer_graph, transformer_layers
-from tfllm.models.transformer_graph import cross, encode, forward
+from tfllm.models.transformer_graph import cross_kv, encode, forward
 from tfllm.models.transformer_weights import WEIGHTS
 
 __all__ = [
-    "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross", "encode", "forward", "from_hf",
+    "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross_kv", "encode", "forward", "from_hf",
     "to_hf",
 ]  # fmt: skip
 
@@ -116,7 +116,7 @@ def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
         attention,
         block,
         config.initializer_range or width**-0.5,
-        lambda side: [SinusoidalPositions(length, width, name=f"{side}position_embedding")],
+        lambda side: [SinusoidalPositionEmbedding(length, width, name=f"{side}position_embedding")],
     )
 
 

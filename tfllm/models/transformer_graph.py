@@ -25,7 +25,7 @@ from keras import ops
 from tfllm.errors import SettingError
 from tfllm.layers import segments
 from tfllm.layers.activations import activation
-from tfllm.layers.causal import Cache, KeysAndValues, stacked
+from tfllm.layers.causal import Cache, KeysAndValues, run_blocks
 
 Layers = Mapping[str, keras.layers.Layer]
 ENCODER, DECODER = "encoder_", ""
@@ -38,11 +38,11 @@ def encode(layers: Layers, config: Any, source_ids: Any, source_padding_mask: An
     seen = ops.expand_dims(ops.greater(source_padding_mask, 0), 1)  # (B, 1, S): the same for all
     bias = _bias(layers, ENCODER, positions, seen)
     number = config.num_encoder_layers
-    x, _ = stacked(layers, number, x, positions, seen, position_bias=bias, prefix=ENCODER)
+    x, _ = run_blocks(layers, number, x, positions, seen, position_bias=bias, prefix=ENCODER)
     return _ended(layers, ENCODER, x)
 
 
-def cross(layers: Layers, config: Any, encoded: Any) -> tuple[KeysAndValues, ...]:
+def cross_kv(layers: Layers, config: Any, encoded: Any) -> tuple[KeysAndValues, ...]:
     """The source's keys and values for every decoder layer, each (B, H, S, head_dim).
 
     Computed once for a source: no step needs `encoded` again.
@@ -56,7 +56,7 @@ def forward(
     token_ids: Any,
     positions: Any,
     allowed: Any,
-    crossed: tuple[KeysAndValues, ...],
+    cross_kv: tuple[KeysAndValues, ...],
     source_padding_mask: Any,
     cache: tuple[Cache, ...] | None = None,
     alignments: list[Any] | None = None,
@@ -65,7 +65,7 @@ def forward(
     attention to the target itself.
 
     `allowed`: boolean (R, T, C + T), of which key i stands at position i; `cache`: see
-    `models.decoding`. `crossed` and `source_padding_mask` int32 (B, S) are of B sources; R is B, or
+    `models.decoder`. `cross_kv` and `source_padding_mask` int32 (B, S) are of B sources; R is B, or
     a multiple: as many rows for each, one after another. `alignments` takes the weights of every
     layer's attention to the source, (R, H, T, S).
     """
@@ -75,7 +75,7 @@ def forward(
     new = []
     for i in range(config.num_layers):
         x, added, weights = layers[f"layer_{i}"](
-            x, allowed, positions, crossed[i], seen,
+            x, allowed, positions, cross_kv[i], seen,
             cache=cache[i] if cache else None, position_bias=bias,
         )  # fmt: skip
         new.append(added)
@@ -97,8 +97,8 @@ def backbone(layers: Layers, config: Any, name: str) -> keras.Model:
         config,
         inputs["token_ids"],
         _places(inputs["token_ids"][:1, :]),
-        segments.allowed(inputs["padding_mask"]),
-        cross(layers, config, encoded),
+        segments.attention_mask(inputs["padding_mask"]),
+        cross_kv(layers, config, encoded),
         inputs["source_padding_mask"],
     )
     return keras.Model(inputs, hidden, name=name)

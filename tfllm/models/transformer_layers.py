@@ -9,7 +9,7 @@ import keras
 
 from tfllm.layers.causal import CausalBlock
 from tfllm.layers.cross import CrossBlock, CrossKeysAndValues
-from tfllm.layers.projections import Spread, initializer, norm_named
+from tfllm.layers.projections import Spread, initializer, normalization_layer
 from tfllm.models.transformer_graph import DECODER, ENCODER
 
 
@@ -79,7 +79,7 @@ def layers_of(
         ]
         if config.pre_norm:
             name = f"{side}final_norm"
-            made.append(norm_named(block["norm"], name, block["norm_epsilon"]))
+            made.append(normalization_layer(block["norm"], name, block["norm_epsilon"]))
     made += [
         CrossKeysAndValues(
             config.num_heads,

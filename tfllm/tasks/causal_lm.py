@@ -63,7 +63,7 @@ class CausalLM(NextToken):
                 f"task.kind: causal_lm needs a decoder, and '{backbone.name}' is none. Use the "
                 "family gpt2 or llama, or the task masked_lm."
             )
-        scores = heads.next_token(backbone.output, config, backbone)
+        scores = heads.lm_head(backbone.output, config, backbone)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(

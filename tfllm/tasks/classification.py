@@ -62,7 +62,7 @@ class Classification(Task):
         from tfllm.layers import heads
 
         mask = backbone.input["padding_mask"] if self.pooling == "mean" else None
-        scores = heads.classify(backbone.output, config, self.size, mask)
+        scores = heads.classification_head(backbone.output, config, self.size, mask)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(

@@ -73,7 +73,7 @@ class Embedding(Task):
 
         from tfllm.layers import heads
 
-        vectors = heads.embed(
+        vectors = heads.text_embedding(
             backbone.output, backbone.input["padding_mask"], self.pooling, self.normalize, config
         )
         return keras.Model(backbone.input, vectors, name=self.kind)
@@ -138,7 +138,7 @@ class Embedding(Task):
         """The same layers over pairs: inputs int32 [B, 2, T], vectors [B, 2, D]."""
         from tfllm.layers import pairs
 
-        return pairs.over_pairs(model)
+        return pairs.apply_to_pairs(model)
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None

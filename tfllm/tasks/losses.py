@@ -121,7 +121,7 @@ class CrossEntropy(TaskLoss):
 @registered
 class MaskedCrossEntropy(CrossEntropy):
     """Cross entropy of hidden tokens: targets int [B, T]; outputs [B, T, V], or the dict of a model
-    that gives scores at some places only (`tfllm.layers.heads.at_positions`)."""
+    that gives scores at some places only (`tfllm.layers.heads.masked_lm_at_positions`)."""
 
     def located(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         return at_positions(y_true, y_pred)

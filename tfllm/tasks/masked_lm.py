@@ -36,7 +36,7 @@ class Masking(Task):
         """The same layers with scores at the hidden tokens only: input `positions` int32 [B, P]."""
         from tfllm.layers import heads
 
-        return heads.at_positions(model)
+        return heads.masked_lm_at_positions(model)
 
     def filled(self, scores: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
         """The answer for a text with masks: scores [T, V], `detail` of `rows_to_fill`."""
@@ -71,7 +71,7 @@ class MaskedLM(Masking):
 
         from tfllm.layers import heads
 
-        scores = heads.masked(backbone.output, config, backbone)
+        scores = heads.masked_lm_head(backbone.output, config, backbone)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(

@@ -30,7 +30,7 @@ class NextSentence(Task):
 
         from tfllm.layers import heads
 
-        scores = heads.next_sentence(backbone.output, config)
+        scores = heads.next_sentence_head(backbone.output, config)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(

@@ -40,8 +40,8 @@ class Pretraining(Masking):
         from tfllm.layers import heads
 
         scores = {
-            "tokens": heads.masked(backbone.output, config, backbone),
-            "next_sentence": heads.next_sentence(backbone.output, config),
+            "tokens": heads.masked_lm_head(backbone.output, config, backbone),
+            "next_sentence": heads.next_sentence_head(backbone.output, config),
         }
         return keras.Model(backbone.input, scores, name=self.kind)
 

@@ -41,7 +41,7 @@ class QuestionAnswering(Task):
 
         from tfllm.layers import heads
 
-        return keras.Model(backbone.input, heads.span(backbone.output, config), name=self.kind)
+        return keras.Model(backbone.input, heads.span_head(backbone.output, config), name=self.kind)
 
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True

@@ -78,7 +78,7 @@ class Seq2Seq(NextToken):
                 f"task.max_source_length is {self.source_length}, and the model has positions for "
                 f"{config.max_sequence_length} tokens. Lower it to that."
             )
-        scores = heads.next_token(backbone.output, config, backbone)
+        scores = heads.lm_head(backbone.output, config, backbone)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(

@@ -59,7 +59,7 @@ class TokenClassification(Task):
         from tfllm.layers import heads
 
         size = label_names.needed(self.labels, "tags")
-        scores = heads.tag(backbone.output, config, size)
+        scores = heads.token_classification_head(backbone.output, config, size)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(

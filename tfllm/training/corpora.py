@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.data.corpora.corpus import TOKENIZER, is_corpus
-from tfllm.data.corpora.encoding import Cut
+from tfllm.data.corpora.document_encoding import Cut
 from tfllm.data.corpora.preparation import Job, Progress, prepare, validation_of
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve

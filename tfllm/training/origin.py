@@ -13,7 +13,7 @@ from tfllm.checkpoints import store
 from tfllm.checkpoints.store import Checkpoint
 from tfllm.data.lines import resolve
 from tfllm.errors import SettingError, StorageError
-from tfllm.models import configured
+from tfllm.models import build_config
 from tfllm.tasks import Task
 from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
@@ -141,7 +141,7 @@ def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> 
             "tokenizer: the vocabulary has no padding token, which a model of sources and targets "
             "needs. Add <pad> to its special tokens."
         )
-    config = configured(str(settings.family), {**vocabulary, **settings.shape})
+    config = build_config(str(settings.family), {**vocabulary, **settings.shape})
     if task.max_length > config.max_sequence_length:
         raise SettingError(
             f"task.max_length is {task.max_length}, but model.max_sequence_length is "

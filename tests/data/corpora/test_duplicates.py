@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from tfllm.data.corpora import deduplication, duplicates
-from tfllm.data.corpora.duplicates import EXACT, KEPT, MINIMA, NEAR, SHINGLE_WORDS, signatures
+from tfllm.data.corpora import deduplication, minhash
+from tfllm.data.corpora.minhash import EXACT, KEPT, MINIMA, NEAR, SHINGLE_WORDS, signatures
 
 # The standard deviation of an estimate from 112 minima is at most 0.047; the mean of 200 is near.
 LARGEST_BIAS, LARGEST_DEVIATION = 0.015, 0.055
@@ -69,7 +69,7 @@ def test_signatures_do_not_depend_on_the_batch():
         assert alone.exact[0] == together.exact[place]
         assert (alone.bands[:, 0] == together.bands[:, place]).all()
         assert (alone.sketch[0] == together.sketch[place]).all()
-    assert together.bands.shape == (duplicates.BANDS, 8) and together.sketch.shape == (8, MINIMA)
+    assert together.bands.shape == (minhash.BANDS, 8) and together.sketch.shape == (8, MINIMA)
 
 
 def test_what_repeats_goes_and_the_first_stays(tmp_path):

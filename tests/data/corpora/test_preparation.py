@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import VOCABULARY
 from tfllm.data.corpora import lengths, preparation, shards
 from tfllm.data.corpora.corpus import open_corpus
-from tfllm.data.corpora.encoding import BulkEncoder
+from tfllm.data.corpora.document_encoding import BulkEncoder
 from tfllm.data.corpora.preparation import Job, prepare, validation_of
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.sources import Reading

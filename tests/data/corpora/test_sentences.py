@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfllm.data.corpora.sentences import sentences
+from tfllm.data.corpora.sentence_splitter import sentences
 
 CASES = {
     "abbreviations": (

@@ -146,7 +146,7 @@ def test_installed_kernels_change_no_output():
     )
     keras.utils.set_random_seed(1)
     backbone = bert.backbone(config)
-    model = keras.Model(backbone.input, heads.classify(backbone.output, config, 3))
+    model = keras.Model(backbone.input, heads.classification_head(backbone.output, config, 3))
     ids = np.random.default_rng(0).integers(5, 50, (4, 7), dtype=np.int32)
     inputs = {
         "token_ids": ids,

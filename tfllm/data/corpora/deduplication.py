@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfllm.data.corpora import duplicates
-from tfllm.data.corpora.duplicates import Signatures
+from tfllm.data.corpora import minhash
+from tfllm.data.corpora.minhash import Signatures
 from tfllm.data.corpora.shards import replacing
 
 FATE = "fate.npy"
@@ -32,7 +32,7 @@ def start(near: bool, similarity: float) -> None:
 
 def signatures_of(batch: tuple[Sequence[int], Sequence[str]]) -> Signatures:
     """The signatures of (ordinals, texts), in a worker."""
-    return duplicates.signatures(batch[1], _near, _similarity)
+    return minhash.signatures(batch[1], _near, _similarity)
 
 
 def done(work: Path) -> int:
@@ -58,7 +58,7 @@ def decide(work: Path, similarity: float) -> np.ndarray:
     parts = [np.load(path, mmap_mode="r") for path in _parts(work, "exact")]
     exact = np.concatenate(parts) if parts else np.empty(0, np.uint64)
     sketch = [np.load(path, mmap_mode="r") for path in _parts(work, "sketch")]
-    fate = duplicates.decide(exact, _parts(work, "bands"), sketch, similarity)
+    fate = minhash.decide(exact, _parts(work, "bands"), sketch, similarity)
     with replacing(work / FATE) as file:
         np.save(file, fate)
     shutil.rmtree(work / FOLDER)

@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.data.corpora import deduplication, encoding
+from tfllm.data.corpora import deduplication, document_encoding
 from tfllm.data.corpora.corpus import MANIFEST, TOKENIZER, open_corpus
-from tfllm.data.corpora.duplicates import EXACT, KEPT, NEAR, SEED
-from tfllm.data.corpora.encoding import Cut
+from tfllm.data.corpora.document_encoding import Cut
+from tfllm.data.corpora.documents import Document, documents, existing
 from tfllm.data.corpora.lengths import write_lengths
+from tfllm.data.corpora.minhash import EXACT, KEPT, NEAR, SEED
+from tfllm.data.corpora.process_pool import processes
 from tfllm.data.corpora.read_stats import Tally
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.corpora.shards import ShardWriter, finish, finished_shards
 from tfllm.data.corpora.staging_dir import workplace
-from tfllm.data.corpora.texts import Document, documents, existing
-from tfllm.data.corpora.workers import processes
 from tfllm.data.settings import held_out
 from tfllm.data.sources import Reading
 from tfllm.errors import DataError
@@ -206,9 +206,9 @@ def _encode(
             told = partial(progress, "encoding")
             chosen = _chosen(job, tally, count, fate, told, repeated)
             try:
-                with processes(workers, encoding.start, arguments) as ordered:
+                with processes(workers, document_encoding.start, arguments) as ordered:
                     batches = _batches(chosen, writer.next_ordinal)
-                    for encoded in ordered(encoding.encode, batches):
+                    for encoded in ordered(document_encoding.encode, batches):
                         writer.add(encoded)
                 writer.close()
             except BaseException:

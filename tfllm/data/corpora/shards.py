@@ -20,7 +20,7 @@ import numpy as np
 from tfllm.data.corpora import corpus
 from tfllm.data.corpora.corpus import INDEX, MANIFEST, TOKENIZER, Corpus, file_digest, open_corpus
 from tfllm.data.corpora.tfrecords import Encoded, encoded, token_type
-from tfllm.data.corpora.word_marks import word_starts
+from tfllm.data.corpora.word_boundaries import word_starts
 from tfllm.tokenizers.base import Tokenizer
 
 SHARD_BYTES = 64 << 20

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfllm.data.corpora.sentences import sentences
+from tfllm.data.corpora.sentence_splitter import sentences
 from tfllm.errors import DataError
 from tfllm.tasks.base import Example, text_of, where
 

@@ -41,7 +41,7 @@ class MaskedFeatures(Features):
     """Features that `drawn` gives their masks; `batch` has a further input `positions` then.
 
     `positions` int32 [B, P] are the places to be told, 0 (the first token) behind the last: a model
-    that is trained computes scores there only (`tfllm.layers.heads.at_positions`).
+    that is trained computes scores there only (`tfllm.layers.heads.masked_lm_at_positions`).
     """
 
     plain: Callable[[int, np.random.Generator, int], Plain] | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfllm.data.corpora.word_marks import ideographs, word_starts
+from tfllm.data.corpora.word_boundaries import ideographs, word_starts
 from tfllm.errors import SettingError
 from tfllm.tasks.base import IGNORED
 

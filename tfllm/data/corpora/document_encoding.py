@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfllm.data.corpora.sentences import sentences
+from tfllm.data.corpora.sentence_splitter import sentences
 from tfllm.data.corpora.tfrecords import Encoded, joined, token_type
 from tfllm.tokenizers import files
 from tfllm.tokenizers.base import Tokenizer

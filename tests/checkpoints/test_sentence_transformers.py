@@ -227,7 +227,7 @@ def test_a_masked_model_with_modules_gives_vectors(golden):
 def test_an_encoder_decoder_with_modules_is_refused(golden):
     directory, _, _ = golden("encoder_decoders", "t5")
     layout(directory)
-    with pytest.raises(CheckpointError, match="a model of vectors, and in tfllm the family t5"):
+    with pytest.raises(CheckpointError, match="an embedding model, and in tfllm the family t5"):
         store.load(directory)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfllm.errors import CheckpointError
-from tfllm.models.rows import Row, Weights
+from tfllm.models.weight_map import Row, Weights
 
 log = logging.getLogger("tfllm")
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfllm.checkpoints import sentences
+from tfllm.checkpoints import sentence_transformers
 from tfllm.checkpoints.files import read_json
 from tfllm.errors import CheckpointError, did_you_mean
 from tfllm.models import FAMILIES, is_encoder_decoder
-from tfllm.models.rows import Weights
+from tfllm.models.weight_map import Weights
 from tfllm.tasks import TASKS, Task
 from tfllm.tasks.classification import Classification
 from tfllm.tasks.question_answering import QuestionAnswering
@@ -34,11 +34,12 @@ def kind_of(hf_config: Mapping[str, Any], family: str, weights: Weights, directo
     """The kind of task that a Hugging Face directory is for. Raises CheckpointError naming the
     known."""
     source = f"{directory / 'config.json'}"
-    if (directory / sentences.MODULES).is_file():
+    if (directory / sentence_transformers.MODULES).is_file():
         if is_encoder_decoder(family):
             raise CheckpointError(
-                f"{directory / sentences.MODULES}: a model of vectors, and in tfllm the family "
-                f"{family} writes texts only. Use one whose model is an encoder or a decoder."
+                f"{directory / sentence_transformers.MODULES}: an embedding model, and in tfllm "
+                f"the family {family} generates text only. Use one whose model is an encoder or a "
+                "decoder."
             )
         return "embedding"
     kinds = {name: kind for kind, names in weights.architectures.items() for name in names}
@@ -80,7 +81,7 @@ def task_of(
     """
     source = f"{directory / 'config.json'}"
     if kind == "embedding":
-        return sentences.task_of(directory, longest_row(directory, positions))
+        return sentence_transformers.task_of(directory, longest_row(directory, positions))
     if kind == "question_answering":
         length = min(QuestionAnswering().max_length, longest_row(directory, positions))
         return QuestionAnswering(

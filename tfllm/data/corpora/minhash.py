@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfllm.data.corpora.word_marks import IDEOGRAPHS
+from tfllm.data.corpora.word_boundaries import IDEOGRAPHS
 
 SHINGLE_WORDS = 5
 BANDS, ROWS = 14, 8

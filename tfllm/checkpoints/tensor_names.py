@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from tfllm.models.rows import Row, Table, Weights
+from tfllm.models.weight_map import Row, Table, Weights
 
 NUMBER = re.compile(r"\.\d+\.")
 # What files may hold in any family although no weights are in it: counters and constants that a
@@ -37,7 +37,7 @@ def canonical(names: Iterable[str], weights: Weights) -> dict[str, str]:
     return result
 
 
-def written(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str:
+def hf_name(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str:
     """The name in a file of this layout for a canonical name."""
     if not prefixed:
         name = name.removeprefix(prefix)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.checkpoints.files import read_json, tensor_shapes
-from tfllm.checkpoints.finding import FOREIGN_FORMS, PICKLE
+from tfllm.checkpoints.locate import FOREIGN_FORMS, PICKLE
 from tfllm.checkpoints.weights import listed
 from tfllm.errors import CheckpointError
 from tfllm.models import FAMILIES

@@ -60,7 +60,7 @@ class Decoder:
         windows = self.windows
         return None if None in windows else max(w for w in windows if w is not None)
 
-    def narrowed(self, allowed: Any, positions: Any, key_positions: Any) -> Any:
+    def layer_masks(self, allowed: Any, positions: Any, key_positions: Any) -> Any:
         """What `__call__` takes as `allowed`, from one mask (B, S, K) for all layers.
 
         `positions` int32 (B, S) of the queries and `key_positions` int32 (B, K) say how far apart
@@ -72,7 +72,7 @@ class Decoder:
         masks = {
             window: allowed
             if window is None
-            else segments.narrowed(allowed, positions, key_positions, window)
+            else segments.apply_sliding_window(allowed, positions, key_positions, window)
             for window in dict.fromkeys(windows)
         }
         return tuple(masks[window] for window in windows)
@@ -87,7 +87,7 @@ class Decoder:
         """Hidden states (B, S, D) after the final norm, and the new keys and values of every layer.
 
         `token_ids`, `positions`: int32 (B, S). `allowed`: boolean (B, S, C + S), C cached tokens
-        first, or one per layer (see `narrowed`). `cache`: per layer keys and values, each
+        first, or one per layer (see `layer_masks`). `cache`: per layer keys and values, each
         (B, num_key_value_heads, C, head_dim), or a function from the new ones to all that are
         attended to. New ones have S in the place of C.
         """
@@ -111,10 +111,10 @@ def logits_of(hidden: Any, config: Any, layers: Mapping[str, keras.layers.Layer]
             "The model's logits have a bias, and it has no layer 'token_bias'. Give the "
             "model of its task (seq2seq), not its backbone."
         )
-    return heads.token_scores(hidden, config, layers)
+    return heads.token_logits(hidden, config, layers)
 
 
-def decoder(model: keras.Model, family: str, config: Any) -> Decoder:
+def get_decoder(model: keras.Model, family: str, config: Any) -> Decoder:
     """The decoder inside a causal language model, or its backbone. Raises SettingError."""
     if not hasattr(FAMILIES[family], "windows"):
         able = ", ".join(name for name, module in FAMILIES.items() if hasattr(module, "windows"))

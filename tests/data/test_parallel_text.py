@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from tfllm import config
-from tfllm.data.parallel import pair_of
+from tfllm.data.parallel_text import pair_of
 from tfllm.data.settings import DataSettings, train_examples, validation_examples
 from tfllm.data.sources import format_of, read
 from tfllm.errors import DataError
