@@ -10,7 +10,7 @@ import workload
 
 from tfllm.checkpoints import store
 from tfllm.generation import cpu_decoding
-from tfllm.generation.config import made
+from tfllm.generation.config import generation_config
 from tfllm.generation.engine import Engine
 from tfllm.models.encoder_decoder import get_encoder_decoder
 
@@ -25,7 +25,7 @@ def main() -> None:
     engine.max_rows = options.batch_size * options.beams
     start = [checkpoint.start_id]
     del checkpoint
-    settings = made(
+    settings = generation_config(
         max_new_tokens=seq2seq.NEW_TOKENS,
         min_new_tokens=seq2seq.NEW_TOKENS,
         num_beams=options.beams,

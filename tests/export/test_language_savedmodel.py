@@ -17,7 +17,7 @@ from tfllm.export import causal_lm, export, oplint, savedmodel
 from tfllm.export.base import profile
 from tfllm.export.verify import encoder
 from tfllm.export.verify.sentences import PLAIN
-from tfllm.generation.config import made
+from tfllm.generation.config import generation_config
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
@@ -75,7 +75,7 @@ def generate(module, prompts, **settings):
 
 
 def own(writer, prompt, **fields):
-    return writer.generate([prompt], made(**fields))[0]
+    return writer.generate([prompt], generation_config(**fields))[0]
 
 
 def test_every_input_and_output_is_led_by_the_batch(version):
@@ -124,7 +124,7 @@ def test_a_row_may_ask_for_too_much_or_nothing(module, writer):
         seed=[0] * 4,
     )
     assert (texts[1], counts[1]) == ("", 0)
-    cut = writer.generate([long], made(max_new_tokens=8), truncate="left")[0]
+    cut = writer.generate([long], generation_config(max_new_tokens=8), truncate="left")[0]
     assert (texts[2], counts[2]) == (cut.text, cut.token_count)
     whole = own(writer, "yes", max_new_tokens=1000)
     assert (texts[3], counts[3]) == (whole.text, whole.token_count)
@@ -174,14 +174,19 @@ def test_wrong_ids_are_refused_by_their_name(checkpoint, module):
 def test_stop_ids_end_a_text_and_are_not_in_it(checkpoint, writer, tmp_path):
     from dataclasses import replace
 
-    ids = writer.engine.generate([writer.tokenizer.encode_ids(["yes"])[0]], made())[0].ids
+    ids = writer.engine.generate([writer.tokenizer.encode_ids(["yes"])[0]], generation_config())[
+        0
+    ].ids
     stopping = replace(checkpoint, generation={"eos_token_id": [ids[4]]})
     folder = tmp_path / "1"
     folder.mkdir()
     savedmodel.write(stopping, profile("savedmodel", ["warmup_batch_sizes=[1]"]), folder)
     texts, counts = generate(tf.saved_model.load(str(folder)), ["yes"])
     assert counts == [ids.index(ids[4])]
-    assert texts[0] == TextGenerator(stopping).generate(["yes"], made(max_new_tokens=NEW))[0].text
+    assert (
+        texts[0]
+        == TextGenerator(stopping).generate(["yes"], generation_config(max_new_tokens=NEW))[0].text
+    )
 
 
 def test_scores_are_the_checkpoints(checkpoint, module):
@@ -198,13 +203,13 @@ def test_the_file_is_measured_and_asked_as_the_checkpoint_is(checkpoint, version
     examples = [{"text": text} for text in PLAIN[:6]]
     expected = evaluate(open_checkpoint(checkpoint), examples)
     assert evaluate(predictor, examples) == pytest.approx(expected, rel=1e-5)
-    settings = made(max_new_tokens=NEW, temperature=0.8, seed=4)
+    settings = generation_config(max_new_tokens=NEW, temperature=0.8, seed=4)
     found = predictor.generator.generate(PROMPTS, settings, stop=["e"])
     assert [one.text for one in found] == [
         one.text for one in writer.generate(PROMPTS, settings, stop=["e"])
     ]
     with pytest.raises(SettingError, match="--repetition-penalty"):
-        predictor.generator.generate(["yes"], made(repetition_penalty=1.3))
+        predictor.generator.generate(["yes"], generation_config(repetition_penalty=1.3))
 
 
 def test_more_positions_than_the_model_has_are_refused(checkpoint):

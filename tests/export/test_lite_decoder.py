@@ -12,7 +12,7 @@ from tfllm.evaluation.harness import evaluate
 from tfllm.export import convert, export, flatbuffer, lite_decoder, lite_steps, lite_weights, tflite
 from tfllm.export.base import profile
 from tfllm.export.verify.sentences import PLAIN
-from tfllm.generation.config import made
+from tfllm.generation.config import generation_config
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
@@ -91,7 +91,10 @@ def test_only_built_in_operations_and_one_copy_of_the_weights(checkpoint, conten
 def test_steps_write_what_the_engine_writes(checkpoint, writer, opened):
     engine = opened().generator.engine
     rows = prompts(checkpoint)
-    for settings in (made(max_new_tokens=9), made(max_new_tokens=9, temperature=1.1, seed=5)):
+    for settings in (
+        generation_config(max_new_tokens=9),
+        generation_config(max_new_tokens=9, temperature=1.1, seed=5),
+    ):
         for row in rows:
             (found,) = engine.generate([row], settings)
             (expected,) = writer.engine.generate([row], settings)
@@ -105,9 +108,9 @@ def test_steps_write_what_the_engine_writes(checkpoint, writer, opened):
 def test_a_new_text_sees_nothing_of_the_last_one(checkpoint, opened):
     engine = opened().generator.engine
     long, short = prompts(checkpoint)[4], prompts(checkpoint)[2]
-    alone = engine.generate([short], made(max_new_tokens=9))[0]
-    engine.generate([long], made(max_new_tokens=5))
-    assert engine.generate([short], made(max_new_tokens=9))[0] == alone
+    alone = engine.generate([short], generation_config(max_new_tokens=9))[0]
+    engine.generate([long], generation_config(max_new_tokens=5))
+    assert engine.generate([short], generation_config(max_new_tokens=9))[0] == alone
 
 
 def test_the_file_is_measured_as_the_checkpoint_is(checkpoint, opened):
@@ -209,7 +212,11 @@ def test_stories_are_exported_and_told(name, data, tmp_path):
     if name == "tflite-int4":  # 64 channels in groups of 32 lose more than large models do
         options += ["tolerance.perplexity_rise=0.25", "tolerance.agreement=0.6"]
     artifact = export(stories, profile(name, options), tmp_path / "out")
-    text = open_model(artifact.path).generator.generate(["Once upon a time"], made())[0].text
+    text = (
+        open_model(artifact.path)
+        .generator.generate(["Once upon a time"], generation_config())[0]
+        .text
+    )
     assert text.startswith(", there was a little girl named Lily.")
 
 
@@ -232,7 +239,7 @@ def test_a_loop_of_two_rows_takes_any_number_of_prompts(tmp_path):
     settings = profile("tflite-loop", ["prompt_length=24", "batch_sizes=[2]"])
     engine = open_model(export(checkpoint, settings, tmp_path / "out").path).generator.engine
     rows = prompts(checkpoint)[:3]
-    each = [made(max_new_tokens=n, temperature=0.9, seed=n) for n in (5, 9, 7)]
+    each = [generation_config(max_new_tokens=n, temperature=0.9, seed=n) for n in (5, 9, 7)]
     together = engine.generate(rows, each)
     alone = [engine.generate([row], [one])[0] for row, one in zip(rows, each, strict=True)]
     assert [text.ids for text in together] == [text.ids for text in alone]

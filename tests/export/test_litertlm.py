@@ -104,9 +104,13 @@ def test_a_stop_token_inside_of_an_answer(tmp_path):
 
     checkpoint = make(tmp_path / "tokenizer", "llama")
     ids = checkpoint.tokenizer.chat([{"role": "user", "content": SAID[0]}])
-    from tfllm.generation.config import made
+    from tfllm.generation.config import generation_config
 
-    new = TextGenerator(checkpoint).engine.generate([ids], made(max_new_tokens=12))[0].ids
+    new = (
+        TextGenerator(checkpoint)
+        .engine.generate([ids], generation_config(max_new_tokens=12))[0]
+        .ids
+    )
     stopping = replace(checkpoint, generation={"eos_token_id": [0, new[6]]})
     assert len(conversation(stopping, TextGenerator(stopping), SAID)) == 2
     assert not export(stopping, profile("litertlm"), tmp_path / "out").failed

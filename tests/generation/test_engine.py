@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.generation.conftest import FakeDecoder
 from tfllm.errors import SettingError
-from tfllm.generation.config import GenerationConfig, made
+from tfllm.generation.config import GenerationConfig, generation_config
 from tfllm.generation.engine import Engine
 from tfllm.generation.slots import Request, Slots
 
@@ -169,7 +169,7 @@ def test_prompts_that_cannot_be_continued(prompt, words):
 )
 def test_settings_that_make_no_sense(fields, words):
     with pytest.raises(SettingError, match=words):
-        made(**fields)
+        generation_config(**fields)
 
 
 def test_top_k_beyond_the_vocabulary_means_all():

@@ -8,7 +8,13 @@ import tensorflow as tf
 
 from tests.generation.goldens import gpt2
 from tfllm.generation import cache, loop
-from tfllm.generation.config import Features, GenerationConfig, features, row_specs, rows
+from tfllm.generation.config import (
+    GenerationConfig,
+    GraphFlags,
+    batch_configs,
+    batched_config_specs,
+    graph_flags,
+)
 from tfllm.generation.engine import Engine
 
 PROMPTS = [[3, 5, 11, 2], [8], [40, 41, 7, 7, 7, 1]]
@@ -18,7 +24,7 @@ SETTINGS = [
     GenerationConfig(max_new_tokens=7, temperature=1.0, top_k=9, seed=12),
     GenerationConfig(max_new_tokens=NEW, temperature=0.8, top_p=0.9, seed=2**31 - 1),
 ]
-SAMPLING = features(SETTINGS[1])
+SAMPLING = graph_flags(SETTINGS[1])
 
 
 @functools.cache
@@ -35,7 +41,7 @@ def padded(prompts, width):
 
 def rows_of(settings):
     limits = [len(p) + s.max_new_tokens for p, s in zip(PROMPTS, settings, strict=True)]
-    return rows(settings, limits)
+    return batch_configs(settings, limits)
 
 
 def assert_same(texts, results, log_probabilities=True):
@@ -62,7 +68,7 @@ def test_the_loop_equals_the_engine():
         input_signature=[
             tf.TensorSpec([None, None], tf.int32),
             tf.TensorSpec([None], tf.int32),
-            row_specs(),
+            batched_config_specs(),
             tf.TensorSpec([], tf.int32),
         ],
     )
@@ -83,9 +89,9 @@ def test_the_loop_equals_the_engine():
     assert not [name for name in names if "Xla" in name]
 
 
-def tflite(needs: Features, batch: int, width: int) -> bytes:
+def tflite(needs: GraphFlags, batch: int, width: int) -> bytes:
     """A whole-loop file of fixed shapes; settings of the rows are inputs."""
-    specs = row_specs()
+    specs = batched_config_specs()
     fixed = {
         name: tf.TensorSpec([batch], getattr(specs, name).dtype, name)
         for name in specs._fields
@@ -120,7 +126,7 @@ def tflite(needs: Features, batch: int, width: int) -> bytes:
 
 
 @pytest.mark.edge
-@pytest.mark.parametrize("needs", [Features(), SAMPLING], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("needs", [GraphFlags(), SAMPLING], ids=["greedy", "sampling"])
 def test_litert_writes_the_same_with_its_own_operations(needs):
     interpreter = pytest.importorskip("ai_edge_litert.interpreter")
     from tfllm.export import flatbuffer

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from tests.generation.goldens import golden
 from tfllm.generation import penalties, random, sampling
-from tfllm.generation.config import Features, GenerationConfig, features, rows
+from tfllm.generation.config import GenerationConfig, GraphFlags, batch_configs, graph_flags
 
-EVERYTHING = Features(True, True, True, 4, 4)
+EVERYTHING = GraphFlags(True, True, True, 4, 4)
 
 
 def processed(name):
@@ -17,7 +17,7 @@ def processed(name):
 
 def rows_of(count=3, **fields):
     settings = GenerationConfig(**{"temperature": 1.0, **fields})
-    made = rows([settings] * count, [100] * count)
+    made = batch_configs([settings] * count, [100] * count)
     return tf.nest.map_structure(tf.constant, made)
 
 
@@ -80,10 +80,10 @@ def test_every_row_has_its_own_settings():
         GenerationConfig(temperature=0.5, top_k=2),
         GenerationConfig(temperature=2.0, top_p=0.5, min_p=0.2),
     ]
-    made = tf.nest.map_structure(tf.constant, rows(each, [9] * 3))
+    made = tf.nest.map_structure(tf.constant, batch_configs(each, [9] * 3))
     together = sampling.filtered(logits, made, EVERYTHING).numpy()
     for row, one in enumerate(each):
-        alone = tf.nest.map_structure(tf.constant, rows([one], [9]))
+        alone = tf.nest.map_structure(tf.constant, batch_configs([one], [9]))
         got = sampling.filtered(logits[row : row + 1], alone, EVERYTHING)
         np.testing.assert_allclose(got[0], together[row], rtol=1e-6)
     assert [(row > 0).sum() for row in together][:2] == [43, 2]
@@ -125,7 +125,7 @@ def test_temperature_zero_is_greedy_and_a_tiny_one_nearly():
 
 def test_few_kinds_of_graphs():
     kinds = {
-        features(GenerationConfig(**fields))
+        graph_flags(GenerationConfig(**fields))
         for fields in (
             {}, {"temperature": 0.5}, {"temperature": 1.0, "top_k": 3}, {"no_repeat_ngram_size": 2},
             {"no_repeat_ngram_size": 3, "temperature": 1.0}, {"repetition_penalty": 2.0},

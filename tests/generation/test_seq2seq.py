@@ -9,7 +9,7 @@ import pytest
 from tests.generation.seq2seq_models import NAMES, checkpoint, told
 from tfllm.errors import SettingError
 from tfllm.generation import seq2seq_generator
-from tfllm.generation.config import made
+from tfllm.generation.config import generation_config
 from tfllm.generation.cpu_decoding import prepared
 from tfllm.generation.defaults import defaults_of
 from tfllm.generation.engine import Engine
@@ -80,7 +80,7 @@ def test_sources_of_unlike_length_equal_each_alone_and_share_graphs():
 
 
 def test_sampled_texts_do_not_depend_on_neighbours():
-    settings = made(
+    settings = generation_config(
         max_new_tokens=9, temperature=1.3, num_return_sequences=3, seed=5, eos_token_id=(0,)
     )
     model = Engine(engine("marian_apart").decoder, max_rows=5)  # rows leave, others join
@@ -97,7 +97,7 @@ def test_sampled_texts_do_not_depend_on_neighbours():
 def test_coverage_is_that_of_the_finished_text():
     """The score of Wu et al. 2016 from the alignments of a whole pass."""
     name, penalty = "marian_apart", 0.7
-    settings = made(
+    settings = generation_config(
         num_beams=4,
         max_new_tokens=9,
         eos_token_id=(2, 3),
@@ -137,7 +137,7 @@ def log_probabilities(name, source, tokens):
 
 
 def test_nothing_is_written_after_what_cannot_be_read():
-    settings = made(max_new_tokens=2)
+    settings = generation_config(max_new_tokens=2)
     for sources, problem in (
         ([[]], "source 1 is empty"),
         ([[3] * 17], "17 tokens, and the model reads 16"),
@@ -147,9 +147,9 @@ def test_nothing_is_written_after_what_cannot_be_read():
         with pytest.raises(SettingError, match=problem):
             engine("bart").generate(starts("bart", 1), settings, sources=sources)
     with pytest.raises(SettingError, match="--num-beams 41: .* only 40 tokens"):
-        written("bart", made(num_beams=41))
+        written("bart", generation_config(num_beams=41))
     with pytest.raises(SettingError, match="raise num_beams"):
-        made(coverage_penalty=0.5)
+        generation_config(coverage_penalty=0.5)
 
 
 def test_settings_of_the_checkpoint_and_of_the_caller():

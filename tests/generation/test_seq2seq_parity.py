@@ -5,7 +5,7 @@ import pytest
 
 from tests.checkpoints.conftest import VOCABULARY
 from tfllm.checkpoints import store
-from tfllm.generation.config import made
+from tfllm.generation.config import generation_config
 from tfllm.generation.cpu_decoding import prepared
 from tfllm.generation.engine import Engine
 from tfllm.models.encoder_decoder import get_encoder_decoder
@@ -76,7 +76,7 @@ def test_beams_equal_transformers(name, tmp_path):
         )  # fmt: skip
         expected = [row[1:] for row in out.sequences.tolist()]
         expected = [row[: row.index(stop)] if stop in row else row for row in expected]
-        settings = made(
+        settings = generation_config(
             num_beams=4, num_return_sequences=2, max_new_tokens=NEW, eos_token_id=(stop,),
             **{NAMES.get(key, key): value for key, value in case.items()},
         )  # fmt: skip

@@ -45,10 +45,10 @@ def chat(
     precision: Precision = "float32",
 ) -> None:
     """A conversation in the terminal; answers appear as they are written."""
-    from tfllm.generation.config import made
+    from tfllm.generation.config import generation_config
 
     options = locals()
-    settings = made(**{name: options[name] for name in SETTINGS})
+    settings = generation_config(**{name: options[name] for name in SETTINGS})
 
     from tfllm.generation.chat import ChatSession
     from tfllm.tokenizers.chat import template_of

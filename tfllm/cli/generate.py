@@ -152,7 +152,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The settings among the options that were given. Raises SettingError for what is wrong with
     any model; whether they fit together depends on what the model itself says."""
     from tfllm.errors import SettingError
-    from tfllm.generation.config import made
+    from tfllm.generation.config import generation_config
 
     truncate, early_stopping = options["truncate"], options["early_stopping"]
     if bool(options["prompts"]) == bool(options["input"]):
@@ -168,7 +168,7 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: options[name] for name in SETTINGS if options[name] is not None}
     for name, value in given.items():
         if name not in TOGETHER:
-            made(**{name: value})
+            generation_config(**{name: value})
     if early_stopping is not None:
         given["early_stopping"] = EARLY_STOPPING[early_stopping]
     return given

@@ -15,7 +15,7 @@ from tfllm import config
 from tfllm.data.sources import Reading, known_format
 from tfllm.evaluation.span_answers import Language
 from tfllm.evaluation.text_to_text import Tokenize
-from tfllm.generation.overrides import GenerationOverrides
+from tfllm.generation.config import GenerationOverrides
 
 
 class Settings(Reading, GenerationOverrides):
@@ -43,7 +43,7 @@ class Settings(Reading, GenerationOverrides):
     @property
     def writing(self) -> dict[str, Any]:
         """What concerns how texts are written, as far as it is given."""
-        return self.given | ({} if self.truncate is None else {"truncate": self.truncate})
+        return self.set_fields() | ({} if self.truncate is None else {"truncate": self.truncate})
 
     @property
     def reading(self) -> Reading:

@@ -25,7 +25,7 @@ import tensorflow as tf
 from tfllm.export.base import Profile, context_of
 from tfllm.generation import cache as caches
 from tfllm.generation import loop
-from tfllm.generation.config import NO_ID, Features, Rows
+from tfllm.generation.config import NO_ID, BatchedConfig, GraphFlags, signature_fields
 from tfllm.tasks import graph
 from tfllm.tokenizers.base import known_ids
 
@@ -41,13 +41,7 @@ SCORED_AT_ONCE = 128
 # Lengths that XLA compiles for: prompts and new tokens are rounded up to them.
 XLA_BUCKET = 64
 
-SETTINGS = {
-    "max_new_tokens": tf.int32,
-    "temperature": tf.float32,
-    "top_k": tf.int32,
-    "top_p": tf.float32,
-    "seed": tf.int32,
-}
+SETTINGS = signature_fields("generate")
 
 # What each of these, and beam search's, must be: as GenerationConfig, but that a request may want
 # no token at all.
@@ -204,7 +198,7 @@ class Writer:
     def _written(self, token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed, most):
         ones, zeros = tf.ones_like(temperature), tf.zeros_like(lengths)
         stops = self.eos_token_id or (NO_ID,)
-        rows = Rows(
+        rows = BatchedConfig(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -219,10 +213,10 @@ class Writer:
             forced_bos_token_id=zeros + NO_ID,
             forced_eos_token_id=zeros + NO_ID,
             seed=seed,
-            number=zeros,
-            limit=tf.minimum(lengths + tf.maximum(max_new_tokens, 1), self.window),
+            sequence_index=zeros,
+            max_length=tf.minimum(lengths + tf.maximum(max_new_tokens, 1), self.window),
         )
-        needs = Features(sampling=True, filters=True, known=self.known)
+        needs = GraphFlags(sampling=True, filters=True, token_ranges=self.known)
         # XLA has no kernel for what TensorFlow's optimizer makes of a scatter.
         writer = caches.select if self.xla else caches.scatter
         return tuple(loop.generate(self.decoder, token_ids, lengths, rows, needs, most, writer))

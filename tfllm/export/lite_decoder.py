@@ -80,14 +80,14 @@ def converted(checkpoint: Any, profile: Profile) -> bytes:
 
 def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     """Signature name -> concrete function."""
-    from tfllm.generation.config import made as made_settings
+    from tfllm.generation.config import generation_config
     from tfllm.models.decoder import get_decoder
 
     if reads_sources(checkpoint):
         return source_functions(checkpoint, profile)
     made = get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     context = context_of(checkpoint, profile)
-    settings = made_settings(eos_token_id=tuple(checkpoint.eos_token_id))
+    settings = generation_config(eos_token_id=tuple(checkpoint.eos_token_id))
     known = known_ids(checkpoint.tokenizer, made.vocabulary_size)
     if profile.prompt_length is None:
         lengths = profile.prefill_lengths or lite_steps.prefill_lengths(context)

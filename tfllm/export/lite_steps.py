@@ -31,7 +31,14 @@ from keras import ops
 from tfllm.generation import cache as caches
 from tfllm.generation import loop, penalties
 from tfllm.generation import source as sources
-from tfllm.generation.config import Features, GenerationConfig, features, row_specs, rows
+from tfllm.generation.config import (
+    GenerationConfig,
+    GraphFlags,
+    batch_configs,
+    batched_config_specs,
+    fields_in,
+    graph_flags,
+)
 from tfllm.layers import heads
 from tfllm.models.decoder import Decoder
 from tfllm.models.encoder_decoder import CrossAttendingDecoder, EncoderDecoder
@@ -100,7 +107,7 @@ def steps(
     """Signature name -> concrete function: one `prefill_N` for each of `lengths`, and `decode`.
 
     `known` are the ids that may be written, where the caller itself cannot bar others (see
-    `Features`): LiteRT-LM chooses from the logits as they are.
+    `GraphFlags`): LiteRT-LM chooses from the logits as they are.
     """
     made = {prefill(length): _step(decoder, context, length, False) for length in lengths}
     return {**made, DECODE: _step(decoder, context, 1, True, known=known)}
@@ -197,7 +204,7 @@ def _writers(
 
 
 # The settings of a row that `generate` takes, each [B].
-LOOP_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed")
+LOOP_SETTINGS = fields_in("sampling")
 
 
 def whole_loop(
@@ -211,24 +218,24 @@ def whole_loop(
 ) -> Any:
     """The concrete function `generate` of B rows. What is no LOOP_SETTING is as `settings` say, the
     stop ids too; texts after sources begin with `start_id`. `known` are the ids that may be
-    written (see `Features`).
+    written (see `GraphFlags`).
 
     token_ids int32 [B, P] filled up on the right, lengths int32 [B], max_new_tokens int32 [B] of at
     most N, and LOOP_SETTINGS [B] -> ids int32 [B, N], counts int32 [B], log_probabilities float32
     [B, N], finished int32 [B] (1: by a stop id, 2: by length). Seeds give the texts that
     `tfllm generate` writes.
     """
-    types = row_specs()._asdict()
+    types = batched_config_specs()._asdict()
     specs = {
         "token_ids": tf.TensorSpec([batch, prompt_length], tf.int32, "token_ids"),
         "lengths": tf.TensorSpec([batch], tf.int32, "lengths"),
         "max_new_tokens": tf.TensorSpec([batch], tf.int32, "max_new_tokens"),
         **{name: tf.TensorSpec([batch], types[name].dtype, name) for name in LOOP_SETTINGS},
     }
-    needs = Features(sampling=True, filters=True, known=known)
+    needs = GraphFlags(sampling=True, filters=True, token_ranges=known)
     if sources.needed(decoder):
-        needs |= features(settings.model_copy(update={"num_beams": 2}))  # exactly what is needed
-    plain = rows([settings] * batch, [0] * batch)
+        needs |= graph_flags(settings.model_copy(update={"num_beams": 2}))  # exactly what is needed
+    plain = batch_configs([settings] * batch, [0] * batch)
 
     def generate(token_ids: tf.Tensor, lengths: tf.Tensor, max_new_tokens: tf.Tensor, **given: Any):
         source: sources.AnySource = sources.NOTHING
@@ -236,7 +243,7 @@ def whole_loop(
             source = sources.read(decoder, token_ids, lengths)
             token_ids, lengths = tf.fill([batch, 1], start_id), tf.ones([batch], tf.int32)
         limit = lengths + tf.minimum(max_new_tokens, most_new)
-        made = tf.nest.map_structure(tf.constant, plain)._replace(limit=limit, **given)
+        made = tf.nest.map_structure(tf.constant, plain)._replace(max_length=limit, **given)
         found = loop.generate(
             decoder, token_ids, lengths, made, needs, most_new, caches.select, source
         )

@@ -25,14 +25,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfllm.export.base import Profile, beams_of, context_of, own_beams
 from tfllm.export.causal_lm import SETTINGS, checked_ids, checked_settings
 from tfllm.generation import beam_decoding, loop
 from tfllm.generation import source as sources
-from tfllm.generation.config import GenerationConfig, Rows, features, rows
-from tfllm.generation.config import made as made_settings
+from tfllm.generation.config import (
+    BatchedConfig,
+    GenerationConfig,
+    batch_configs,
+    generation_config,
+    graph_flags,
+    signature_fields,
+)
 from tfllm.generation.state import FULL, STOPPED
 from tfllm.tasks import graph
 from tfllm.tokenizers.base import known_ids
@@ -40,7 +47,7 @@ from tfllm.tokenizers.base import known_ids
 if TYPE_CHECKING:
     import keras
 
-BEAM_SETTINGS = {"max_new_tokens": tf.int32, "length_penalty": tf.float32}
+BEAM_SETTINGS = signature_fields("beam")
 
 
 class Written(NamedTuple):
@@ -193,8 +200,10 @@ class Writer:
     def _sampled(self, token_ids: tf.Tensor, lengths: tf.Tensor, given: dict) -> Written:
         """One token after another; `given` are SETTINGS, each [B]."""
         made, most_new, wanted = self._rows(given, self.settings)
-        needs = features(self.settings.model_copy(update={"num_beams": 2}))  # exactly what it needs
-        needs |= replace(features(made_settings(temperature=1.0)), known=self.known)
+        needs = graph_flags(
+            self.settings.model_copy(update={"num_beams": 2})
+        )  # exactly what it needs
+        needs |= replace(graph_flags(generation_config(temperature=1.0)), token_ranges=self.known)
         start = tf.fill([tf.shape(wanted)[0], 1], self.start_id)
         found = loop.generate(
             self.model, start, tf.ones_like(wanted), made, needs, most_new,
@@ -214,7 +223,7 @@ class Writer:
         made, most_new, wanted = self._rows(given, settings)
         start = tf.fill([tf.shape(wanted)[0], 1], self.start_id)
         covers = settings.coverage_penalty > 0
-        needs = replace(features(settings), known=self.known)
+        needs = replace(graph_flags(settings), token_ranges=self.known)
         found = beam_decoding.decode(
             self.model, start, tf.ones_like(wanted), made, needs, most_new,
             num_beams=settings.num_beams,
@@ -245,20 +254,26 @@ class Writer:
             self.model, tf.clip_by_value(token_ids, 0, size - 1), tf.maximum(lengths, 1)
         )
 
-    def _rows(self, given: dict, settings: GenerationConfig) -> tuple[Rows, tf.Tensor, tf.Tensor]:
+    def _rows(
+        self, given: dict, settings: GenerationConfig
+    ) -> tuple[BatchedConfig, tf.Tensor, tf.Tensor]:
         """(the checkpoint's settings with those `given` for each of B rows, the most new tokens of
         a row, how many each row wants int32 [B])."""
         wanted = tf.clip_by_value(given["max_new_tokens"], 0, self.most_new)
         count = tf.shape(wanted)[0]
-        plain = tf.nest.map_structure(tf.constant, rows([settings], [0]))
+        plain = tf.nest.map_structure(tf.constant, batch_configs([settings], [0]))
         made = tf.nest.map_structure(lambda one: tf.repeat(one, count, axis=0), plain)
         limit = 1 + tf.maximum(wanted, 1)
-        fields = {name: given[name] for name in SETTINGS if name in given and name in Rows._fields}
+        fields = {
+            name: given[name]
+            for name in SETTINGS
+            if name in given and name in BatchedConfig._fields
+        }
         most_new = tf.reduce_max(tf.concat([limit - 1, [1]], 0))
-        return made._replace(limit=limit, **fields), most_new, wanted
+        return made._replace(max_length=limit, **fields), most_new, wanted
 
 
-def _shared(write: Any, kinds: dict[str, tf.DType]) -> Any:
+def _shared(write: Any, kinds: dict[str, np.dtype]) -> Any:
     """`write` of token_ids, lengths and one tensor for each of `kinds`, as one graph function."""
 
     @graph.function(
@@ -276,7 +291,7 @@ def _shared(write: Any, kinds: dict[str, tf.DType]) -> Any:
     )
 
 
-def _specs(kinds: dict[str, tf.DType]) -> list[tf.TensorSpec]:
+def _specs(kinds: dict[str, np.dtype]) -> list[tf.TensorSpec]:
     return [tf.TensorSpec([None], kind, name) for name, kind in kinds.items()]
 
 

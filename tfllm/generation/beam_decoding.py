@@ -19,11 +19,11 @@ from tfllm.generation import source as sources
 from tfllm.generation import state as states
 from tfllm.generation.beam import EarlyStopping, Texts, search
 from tfllm.generation.config import (
-    Features,
+    BatchedConfig,
     GenerationConfig,
-    Rows,
-    row_specs,
-    rows,
+    GraphFlags,
+    batch_configs,
+    batched_config_specs,
 )
 from tfllm.generation.penalties import penalised
 from tfllm.generation.slots import padded
@@ -51,7 +51,7 @@ class Result:
 class _Kind(NamedTuple):
     """What one graph of beam search is made for."""
 
-    needs: Features
+    needs: GraphFlags
     num_beams: int
     early_stopping: beam.EarlyStopping
     eos_token_id: int
@@ -89,7 +89,7 @@ class Searcher:
         found = self._graphs[kind](
             token_ids,
             lengths,
-            rows([settings] * len(prompts), limits),
+            batch_configs([settings] * len(prompts), limits),
             int((np.array(limits) - lengths).max()),
             settings.length_penalty,
             settings.coverage_penalty,
@@ -102,7 +102,7 @@ class Searcher:
         ]
 
     def _graph(self, kind: _Kind):
-        specs = row_specs()._replace(
+        specs = batched_config_specs()._replace(
             eos_token_id=tf.TensorSpec([None, kind.eos_token_id], tf.int32)
         )
 
@@ -153,8 +153,8 @@ def decode(
     decoder: Any,
     token_ids: tf.Tensor,
     lengths: tf.Tensor,
-    rows: Rows,
-    features: Features,
+    rows: BatchedConfig,
+    features: GraphFlags,
     most_new: tf.Tensor | int,
     *,
     num_beams: int,
@@ -215,7 +215,7 @@ def decode(
         logits,
         num_beams=num_beams,
         most_new=most_new,
-        limits=rows.limit - lengths,
+        limits=rows.max_length - lengths,
         eos_token_id=rows.eos_token_id,
         length_penalty=length_penalty,
         early_stopping=early_stopping,

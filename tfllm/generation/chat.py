@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tfllm.errors import SettingError
-from tfllm.generation.config import LARGEST_SEED, GenerationConfig
+from tfllm.generation.config import MAX_SEED, GenerationConfig
 from tfllm.generation.text_generator import Text, TextGenerator
 
 Message = dict[str, str]
@@ -40,7 +40,7 @@ class ChatSession:
         """
         asked = [*self.messages, {"role": "user", "content": said}]
         asked, ids = self._fitting(asked, settings)
-        turn = settings.model_copy(update={"seed": (settings.seed + self.turns) % LARGEST_SEED})
+        turn = settings.model_copy(update={"seed": (settings.seed + self.turns) % MAX_SEED})
         text = self.generator.continued(
             [ids],
             turn,

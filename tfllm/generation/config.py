@@ -1,13 +1,19 @@
-"""How text is generated: one typed object of settings, and the same as tensors with a row each."""
+"""The settings of generation: one typed class, and what everything else derives from it.
+
+`GenerationConfig` holds the settings of one prompt under transformers' names. `FIELDS` says of
+every field what it is for, and is the only list of settings: command-line options, export profiles,
+the inputs of exported signatures and the tensors of a batch (`BatchedConfig`) derive from both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
 
 from tfllm.config import Settings
 from tfllm.errors import SettingError
@@ -15,61 +21,72 @@ from tfllm.errors import SettingError
 if TYPE_CHECKING:
     import tensorflow as tf
 
-LARGEST_SEED = 2**31 - 1
-NO_ID = -1  # fills rows of ids that have fewer than others
+MAX_SEED = 2**31 - 1
+NO_ID = -1  # padding of rows of ids, and the id of a token that is not set
 
 TokenIds = tuple[int, ...]
 
 
 class GenerationConfig(Settings):
-    """Settings of one prompt. The defaults give the most likely token each time (greedy)."""
+    """Settings of the texts generated for one prompt. The defaults are greedy search.
+
+    Names and meanings are those of transformers' `GenerationConfig`; `presence_penalty` and
+    `frequency_penalty` are those of OpenAI's API, `coverage_penalty` that of Wu et al. 2016.
+    """
 
     max_new_tokens: int = Field(64, ge=1)
-    """Tokens to write at most; generation also stops at the end of the model's window."""
+    """Maximum number of tokens to generate, the prompt not counted; the end of the model's context
+    window ends a text too."""
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Divides the logits before sampling; 0 takes the most likely token."""
+    """Divides the logits before sampling: lower is more predictable. 0 takes the most likely token
+    (greedy search)."""
     top_k: int = Field(0, ge=0)
-    """Samples among so many most likely tokens; 0, or more than the vocabulary has, means all."""
+    """Top-k sampling: keep only this many tokens of the highest probability; 0 keeps all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Samples among the most likely tokens that reach this probability together (nucleus)."""
+    """Nucleus sampling: keep the smallest set of most likely tokens whose cumulative probability is
+    at least this."""
     min_p: float = Field(0.0, ge=0, le=1)
-    """Samples among tokens at least this share as likely as the most likely one."""
+    """Min-p sampling: keep tokens whose probability is at least this share of the most likely
+    token's."""
     repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Above 1 makes every token of prompt and text so far less likely (Keskar et al. 2019)."""
+    """Penalty on tokens of the prompt and the text so far; above 1 makes them less likely, 1 is
+    none (Keskar et al. 2019)."""
     presence_penalty: float = Field(0.0, allow_inf_nan=False)
-    """Taken from the logit of every token that the text so far holds; the prompt does not count."""
+    """Subtracted from the logit of every token that the generated text contains."""
     frequency_penalty: float = Field(0.0, allow_inf_nan=False)
-    """Taken from a token's logit once for each time that the text so far holds it."""
+    """Subtracted from a token's logit once for each time that the generated text contains it."""
     no_repeat_ngram_size: int = Field(0, ge=0, le=32)
-    """No sequence of so many tokens appears twice in prompt and text; 0 allows all."""
+    """No n-gram of this size occurs twice in prompt and text; 0 allows all."""
     bad_words_ids: tuple[TokenIds, ...] = ()
-    """Sequences of token ids that must not appear."""
+    """Sequences of token ids that must not be generated."""
     min_new_tokens: int = Field(0, ge=0)
-    """Before so many tokens no stop id is written."""
+    """Minimum number of tokens to generate: no end-of-sequence token is generated before."""
     forced_bos_token_id: int | None = Field(None, ge=0)
-    """The first token of every text: mBART's language, BART's start."""
+    """Token id forced as the first generated token, such as mBART's target language."""
     forced_eos_token_id: int | None = Field(None, ge=0)
-    """The token at the place of `max_new_tokens`, where a text has not ended before."""
+    """Token id forced as the last token when `max_new_tokens` is reached."""
     num_beams: int = Field(1, ge=1, le=64)
-    """Above 1: beam search of that width."""
+    """Number of beams of beam search; 1 is no beam search."""
     length_penalty: float = Field(1.0, allow_inf_nan=False)
-    """Beam search divides a text's log-probability by length to this power."""
+    """Beam search: exponent of the length by which a text's log-probability is divided; higher
+    favours longer texts."""
     coverage_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Beam search with sources: so many times the coverage of Wu et al. 2016 is added to a text's
-    score, which is 0 where every token of the source was looked at and below 0 elsewhere."""
+    """Beam search of encoder-decoders: weight of the coverage term (Wu et al. 2016) in a text's
+    score; higher favours texts that attend to every token of the source."""
     renormalize_logits: bool = False
-    """Beam search makes probabilities sum to 1 again after penalties have barred tokens."""
+    """Beam search: normalize the log-probabilities again after the penalties."""
     early_stopping: bool | Literal["never"] = False
-    """When beam search ends: see docs/generation.md."""
+    """Beam search: when it ends. true: once `num_beams` texts are complete; false: when better ones
+    are unlikely; never: when better ones are impossible."""
     num_return_sequences: int = Field(1, ge=1, le=1024)
-    """Texts per prompt."""
+    """Number of texts generated for each prompt."""
     eos_token_id: TokenIds = ()
-    """Token ids that end a text; they are not part of it."""
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Of the random numbers; one seed gives one text."""
+    """Token ids that end a text (end of sequence); they are not part of it."""
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    """Seed of the random numbers of sampling; the same seed gives the same text."""
 
     @model_validator(mode="after")
-    def _fit_together(self) -> GenerationConfig:
+    def _check_combination(self) -> GenerationConfig:
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
                 f"num_beams {self.num_beams} searches and temperature {self.temperature:g} "
@@ -95,21 +112,153 @@ class GenerationConfig(Settings):
         return self
 
 
-def made(**fields: object) -> GenerationConfig:
-    """GenerationConfig of these fields. Raises SettingError that names the option."""
+def generation_config(**fields: object) -> GenerationConfig:
+    """Build a GenerationConfig.
+
+    Args:
+        **fields: Fields of GenerationConfig; the others keep their defaults.
+
+    Raises:
+        SettingError: A value is wrong; the message names the command-line option of that field.
+    """
     try:
         return GenerationConfig.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else ""
         message = problem["msg"].removeprefix("Value error, ")
-        found = f"; it is {problem['input']!r}" if name else ""
+        value = f"; it is {problem['input']!r}" if name else ""
         option = f"--{name.replace('_', '-')}: " if name else ""
-        raise SettingError(f"{option}{message}{found}.") from None
+        raise SettingError(f"{option}{message}{value}.") from None
 
 
-class Rows(NamedTuple):
-    """The settings of B rows as tensors, one entry for each row."""
+Group = Literal["length", "sampling", "penalty", "constraint", "beam_search", "output"]
+
+
+class Use(NamedTuple):
+    """What a field of GenerationConfig is for, and where it may be set."""
+
+    group: Group
+    per_row: bool = True
+    """Each row of a batch has its own value: a tensor of `BatchedConfig`."""
+    signatures: tuple[str, ...] = ()
+    """The exported signatures that take it as an input with one value for each row: `generate` and
+    `generate_tokens` ("generate"), `beam` and `beam_tokens` ("beam")."""
+    in_checkpoint: bool = True
+    """Hugging Face's `generation_config.json` has it under the same name and with the same
+    meaning."""
+
+
+FIELDS: dict[str, Use] = {
+    "max_new_tokens": Use("length", per_row=False, signatures=("generate", "beam")),
+    "min_new_tokens": Use("length"),
+    "temperature": Use("sampling", signatures=("generate",)),
+    "top_k": Use("sampling", signatures=("generate",)),
+    "top_p": Use("sampling", signatures=("generate",)),
+    "min_p": Use("sampling"),
+    "seed": Use("sampling", signatures=("generate",), in_checkpoint=False),
+    "repetition_penalty": Use("penalty"),
+    "presence_penalty": Use("penalty", in_checkpoint=False),
+    "frequency_penalty": Use("penalty", in_checkpoint=False),
+    "no_repeat_ngram_size": Use("constraint"),
+    "bad_words_ids": Use("constraint"),
+    "forced_bos_token_id": Use("constraint"),
+    "forced_eos_token_id": Use("constraint"),
+    "eos_token_id": Use("constraint"),
+    "num_beams": Use("beam_search", per_row=False),
+    "length_penalty": Use("beam_search", per_row=False, signatures=("beam",)),
+    "coverage_penalty": Use("beam_search", per_row=False, in_checkpoint=False),
+    "early_stopping": Use("beam_search", per_row=False),
+    "renormalize_logits": Use("beam_search", per_row=False),
+    "num_return_sequences": Use("output", per_row=False),
+}
+"""Every field of GenerationConfig. The order is that of a signature's inputs."""
+
+
+def fields_in(*groups: Group) -> tuple[str, ...]:
+    """The names of the fields in these groups, in the order of `FIELDS`."""
+    return tuple(name for name, use in FIELDS.items() if use.group in groups)
+
+
+def signature_fields(signature: str) -> dict[str, np.dtype]:
+    """The settings that an exported signature takes, "generate" or "beam", with their types."""
+    return {name: dtype_of(name) for name, use in FIELDS.items() if signature in use.signatures}
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The type of a field in a tensor: float32, or int32 for numbers and ids."""
+    return np.dtype(
+        np.float32 if GenerationConfig.model_fields[name].annotation is float else np.int32
+    )
+
+
+def description_of(name: str) -> str:
+    """The description of a field on one line, as help texts show it."""
+    return " ".join((GenerationConfig.model_fields[name].description or "").split())
+
+
+def option_fields(names: Iterable[str] = tuple(FIELDS), *, optional: bool = True) -> dict[str, Any]:
+    """Fields of GenerationConfig for another class of settings: see `pydantic.create_model`.
+
+    Args:
+        names: Which fields.
+        optional: Make None, "not set", the default; else it is GenerationConfig's.
+
+    Returns:
+        Name -> (type, field) with the same limits and description.
+    """
+    return {name: _option(GenerationConfig.model_fields[name], optional) for name in names}
+
+
+def _option(field: FieldInfo, optional: bool) -> tuple[Any, Any]:
+    value: Any = (
+        Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    )
+    if not optional:
+        return value, Field(field.default, description=field.description)
+    return value | None, Field(None, description=field.description)
+
+
+class _Overrides(Settings):
+    """Settings of generation of which any may be left unset."""
+
+    def set_fields(self) -> dict[str, Any]:
+        """The fields that are set."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The set fields as keys of `generation_config.json`."""
+        fields = self.set_fields()
+        fields.pop("seed", None)  # of one call, not of a model
+        if fields.get("temperature"):
+            fields["do_sample"] = True
+        return fields
+
+
+if TYPE_CHECKING:
+
+    class GenerationOverrides(_Overrides):
+        """The fields of GenerationConfig, each None, its default, where it is not set."""
+
+else:
+    GenerationOverrides = create_model(
+        "GenerationOverrides",
+        __base__=_Overrides,
+        __module__=__name__,
+        __doc__="""The fields of GenerationConfig; a field that is None, the default, is not set.
+
+        The checkpoint's own settings hold for the fields that are not set.
+        """,
+        **option_fields(),
+    )
+
+
+class BatchedConfig(NamedTuple):
+    """The settings of B rows as tensors with one entry for each row.
+
+    The fields of GenerationConfig that are `per_row` in FIELDS, and two that tell rows apart.
+    """
 
     temperature: tf.Tensor
     """float32 [B]; 0: greedy"""
@@ -128,9 +277,9 @@ class Rows(NamedTuple):
     no_repeat_ngram_size: tf.Tensor
     """int32 [B]; 0: off"""
     bad_words_ids: tf.Tensor
-    """int32 [B, W, N]: W sequences of at most N ids, filled up with NO_ID from the left"""
+    """int32 [B, W, N]: W sequences of at most N ids, padded on the left with NO_ID"""
     eos_token_id: tf.Tensor
-    """int32 [B, K], filled up with NO_ID"""
+    """int32 [B, E], padded with NO_ID"""
     min_new_tokens: tf.Tensor
     """int32 [B]"""
     forced_bos_token_id: tf.Tensor
@@ -139,139 +288,142 @@ class Rows(NamedTuple):
     """int32 [B]; NO_ID: none"""
     seed: tf.Tensor
     """int32 [B]"""
-    number: tf.Tensor
-    """int32 [B]: which of its prompt's texts a row is, from 0"""
-    limit: tf.Tensor
-    """int32 [B]: tokens of prompt and text together at most"""
+    sequence_index: tf.Tensor
+    """int32 [B]: which of its prompt's `num_return_sequences` texts a row is, from 0"""
+    max_length: tf.Tensor
+    """int32 [B]: maximum number of tokens of prompt and text together"""
 
 
 @dataclass(frozen=True)
-class Features:
-    """What a graph has to be able to do; what is not in it costs nothing."""
+class GraphFlags:
+    """What a graph has to support; what it need not support costs nothing."""
 
     sampling: bool = False
     """Temperatures above 0."""
     filters: bool = False
     """top_k, top_p, min_p."""
     penalties: bool = False
-    """Repetition, presence and frequency."""
-    ngram: int = 0
-    """The longest n-gram that may be barred from repeating."""
-    bad_word: int = 0
-    """Ids in the longest bad word."""
-    forced: bool = False
-    """Forced ids."""
-    least: bool = False
-    """A least number of tokens."""
-    known: tuple[tuple[int, int], ...] = ()
-    """Half-open ranges of the ids that have a token, where the model has scores of others too."""
+    """Repetition, presence and frequency penalties."""
+    max_ngram_size: int = 0
+    """The largest `no_repeat_ngram_size`; 0: none."""
+    max_bad_word_length: int = 0
+    """Token ids of the longest of `bad_words_ids`; 0: none."""
+    forced_tokens: bool = False
+    """forced_bos_token_id, forced_eos_token_id."""
+    min_new_tokens: bool = False
+    """A minimum number of tokens."""
+    token_ranges: tuple[tuple[int, int], ...] = ()
+    """Half-open ranges of the ids that have a token, where the model has logits for others too;
+    (): every id has one."""
     log_probabilities: bool = True
 
-    def __or__(self, other: Features) -> Features:
-        return Features(
+    def __or__(self, other: GraphFlags) -> GraphFlags:
+        return GraphFlags(
             self.sampling or other.sampling,
             self.filters or other.filters,
             self.penalties or other.penalties,
-            max(self.ngram, other.ngram),
-            max(self.bad_word, other.bad_word),
-            self.forced or other.forced,
-            self.least or other.least,
-            self.known or other.known,
+            max(self.max_ngram_size, other.max_ngram_size),
+            max(self.max_bad_word_length, other.max_bad_word_length),
+            self.forced_tokens or other.forced_tokens,
+            self.min_new_tokens or other.min_new_tokens,
+            self.token_ranges or other.token_ranges,
             self.log_probabilities or other.log_probabilities,
         )
 
 
-def features(settings: GenerationConfig) -> Features:
-    """What these settings need, in few kinds, so that few graphs are made: greedy, sampling, and
-    everything. Sizes are rounded up. Beam search, and forced ids, cost nothing that they need not:
-    their settings are those of a checkpoint, and the same for all its texts."""
-    sampling = settings.temperature > 0
-    forced = settings.forced_bos_token_id is not None or settings.forced_eos_token_id is not None
-    least = settings.min_new_tokens > 0
+def graph_flags(config: GenerationConfig) -> GraphFlags:
+    """The flags of the graph that serves a config.
+
+    There are few kinds, so that few graphs are traced: greedy, sampling, and everything; sizes are
+    rounded up. With beam search, forced tokens or a minimum length the flags are exact: these are
+    settings of a checkpoint, and the same for all its texts.
+    """
+    sampling = config.temperature > 0
+    forced = config.forced_bos_token_id is not None or config.forced_eos_token_id is not None
     penalties = (
-        settings.repetition_penalty != 1,
-        settings.presence_penalty != 0,
-        settings.frequency_penalty != 0,
+        config.repetition_penalty != 1
+        or config.presence_penalty != 0
+        or config.frequency_penalty != 0
     )
-    exact = settings.num_beams > 1 or forced or least
-    longest = max(map(len, settings.bad_words_ids), default=1)
-    if exact:
-        return Features(
+    ngram_size = config.no_repeat_ngram_size
+    word_length = max(map(len, config.bad_words_ids), default=1)
+    if config.num_beams > 1 or forced or config.min_new_tokens > 0:
+        return GraphFlags(
             sampling=sampling,
             filters=sampling,
-            penalties=any(penalties),
-            ngram=_rounded(settings.no_repeat_ngram_size) if settings.no_repeat_ngram_size else 0,
-            bad_word=_rounded(longest) if settings.bad_words_ids else 0,
-            forced=forced,
-            least=least,
+            penalties=penalties,
+            max_ngram_size=_round_up(ngram_size) if ngram_size else 0,
+            max_bad_word_length=_round_up(word_length) if config.bad_words_ids else 0,
+            forced_tokens=forced,
+            min_new_tokens=config.min_new_tokens > 0,
         )
-    if not any((*penalties, settings.no_repeat_ngram_size > 0, settings.bad_words_ids)):
-        return Features(sampling=sampling, filters=sampling)
-    return Features(
+    if not (penalties or ngram_size or config.bad_words_ids):
+        return GraphFlags(sampling=sampling, filters=sampling)
+    return GraphFlags(
         sampling=True,
         filters=True,
         penalties=True,
-        ngram=_rounded(max(settings.no_repeat_ngram_size, 1)),
-        bad_word=_rounded(longest),
+        max_ngram_size=_round_up(max(ngram_size, 1)),
+        max_bad_word_length=_round_up(word_length),
     )
 
 
-def _rounded(size: int) -> int:
+def _round_up(size: int) -> int:
     """The next of 4, 8, 16, …"""
     return max(4, 1 << (size - 1).bit_length())
 
 
-FLOATS = (
-    "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-)  # fmt: skip
-INTEGERS = ("top_k", "no_repeat_ngram_size", "min_new_tokens", "seed")
-IDS = ("forced_bos_token_id", "forced_eos_token_id")
+def batch_configs(
+    configs: Sequence[GenerationConfig],
+    max_lengths: Sequence[int],
+    sequence_indices: Sequence[int] | None = None,
+) -> BatchedConfig:
+    """Batch the settings of B rows.
 
+    Args:
+        configs: The settings of each row.
+        max_lengths: `BatchedConfig.max_length` of each row.
+        sequence_indices: `BatchedConfig.sequence_index` of each row; unset: 0.
 
-def rows(
-    settings: Sequence[GenerationConfig],
-    limits: Sequence[int],
-    numbers: Sequence[int] | None = None,
-) -> Rows:
-    """One row of settings for each of B texts, as NumPy arrays that TensorFlow takes as tensors."""
-    fields: dict[str, np.ndarray] = {}
-    for name in FLOATS:
-        fields[name] = np.array([getattr(one, name) for one in settings], np.float32)
-    for name in INTEGERS:
-        fields[name] = np.array([getattr(one, name) for one in settings], np.int32)
-    for name in IDS:
-        given = [getattr(one, name) for one in settings]
-        fields[name] = np.array([NO_ID if one is None else one for one in given], np.int32)
-    longest = _rounded(
-        max((len(word) for one in settings for word in one.bad_words_ids), default=1)
-    )
-    most = max(len(one.bad_words_ids) for one in settings)
-    words = np.full((len(settings), most, longest), NO_ID, np.int32)
-    for row, one in enumerate(settings):
-        for place, word in enumerate(one.bad_words_ids):
-            words[row, place, longest - len(word) :] = word
-    stops = np.full(
-        (len(settings), max(len(one.eos_token_id) for one in settings)), NO_ID, np.int32
-    )
-    for row, one in enumerate(settings):
-        stops[row, : len(one.eos_token_id)] = one.eos_token_id
-    numbers = [0] * len(settings) if numbers is None else numbers
-    return Rows(
-        **fields,
+    Returns:
+        NumPy arrays, which TensorFlow takes as tensors.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, use in FIELDS.items():
+        if use.per_row and name not in ID_ROWS:
+            values = [getattr(config, name) for config in configs]
+            values = [NO_ID if value is None else value for value in values]
+            arrays[name] = np.array(values, dtype_of(name))
+    word_length = max((len(word) for each in configs for word in each.bad_words_ids), default=1)
+    word_length = _round_up(word_length)
+    word_count = max(len(config.bad_words_ids) for config in configs)
+    words = np.full((len(configs), word_count, word_length), NO_ID, np.int32)
+    eos_count = max(len(config.eos_token_id) for config in configs)
+    eos = np.full((len(configs), eos_count), NO_ID, np.int32)
+    for row, config in enumerate(configs):
+        eos[row, : len(config.eos_token_id)] = config.eos_token_id
+        for index, word in enumerate(config.bad_words_ids):
+            words[row, index, word_length - len(word) :] = word
+    indices = [0] * len(configs) if sequence_indices is None else sequence_indices
+    return BatchedConfig(
+        **arrays,
         bad_words_ids=words,
-        eos_token_id=stops,
-        number=np.array(numbers, np.int32),
-        limit=np.array(limits, np.int32),
+        eos_token_id=eos,
+        sequence_index=np.array(indices, np.int32),
+        max_length=np.array(max_lengths, np.int32),
     )
 
 
-def row_specs() -> Rows:
-    """The TensorSpecs of `Rows` for any number of rows."""
+ID_ROWS = {"bad_words_ids": 3, "eos_token_id": 2}
+"""Fields of BatchedConfig that are not [B], with their ranks."""
+
+
+def batched_config_specs() -> BatchedConfig:
+    """The TensorSpecs of a BatchedConfig for any number of rows."""
     import tensorflow as tf
 
     def spec(name: str) -> tf.TensorSpec:
-        shapes = {"bad_words_ids": [None, None, None], "eos_token_id": [None, None]}
-        dtype = tf.float32 if name in FLOATS else tf.int32
-        return tf.TensorSpec(shapes.get(name, [None]), dtype, name)
+        dtype = dtype_of(name) if name in FIELDS else np.int32
+        return tf.TensorSpec([None] * ID_ROWS.get(name, 1), dtype, name)
 
-    return Rows(*map(spec, Rows._fields))
+    return BatchedConfig(*map(spec, BatchedConfig._fields))

@@ -11,12 +11,15 @@ from typing import Any
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import CheckpointError
-from tfllm.generation.config import GenerationConfig, made
+from tfllm.generation.config import FIELDS, ID_ROWS, GenerationConfig, generation_config
 
-NAMES = (
-    "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "repetition_penalty",
-    "forced_bos_token_id", "forced_eos_token_id", "renormalize_logits", "num_return_sequences",
-)  # fmt: skip
+NAMES = tuple(
+    name
+    for name, use in FIELDS.items()
+    if use.in_checkpoint and use.group not in ("length", "sampling") and name not in ID_ROWS
+)
+"""Keys of generation_config.json that are taken as they are; lengths, sampling and lists of ids are
+converted."""
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 """What transformers takes where `do_sample` is true and a key is not written."""
 OTHERS = (
@@ -43,7 +46,7 @@ def defaults_of(checkpoint: Checkpoint, **given: Any) -> GenerationConfig:
         fields |= {"num_beams": 1, "coverage_penalty": 0.0}
     if given.get("num_beams", 1) > 1 and "temperature" not in given:
         fields["temperature"] = 0.0
-    return made(**fields)
+    return generation_config(**fields)
 
 
 def written_settings(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -27,11 +27,11 @@ from tfllm.generation import source as sources
 from tfllm.generation import state as states
 from tfllm.generation.beam_decoding import Result, Searcher
 from tfllm.generation.config import (
-    Features,
+    BatchedConfig,
     GenerationConfig,
-    Rows,
-    features,
-    row_specs,
+    GraphFlags,
+    batched_config_specs,
+    graph_flags,
 )
 from tfllm.generation.slots import Request, Slots
 from tfllm.generation.state import State
@@ -57,8 +57,8 @@ class Engine:
         self.traces = 0
         self.known: tuple[tuple[int, int], ...] = ()
         """Half-open ranges of the ids that may be written; () for all."""
-        self._readers: dict[Features, tf.types.experimental.PolymorphicFunction] = {}
-        self._writers: dict[Features, tf.types.experimental.PolymorphicFunction] = {}
+        self._readers: dict[GraphFlags, tf.types.experimental.PolymorphicFunction] = {}
+        self._writers: dict[GraphFlags, tf.types.experimental.PolymorphicFunction] = {}
         self._searcher = Searcher(self)
 
     def generate(
@@ -156,9 +156,9 @@ class Engine:
                 "it with the tokenizer of this model."
             )
 
-    def needs(self, settings: GenerationConfig) -> Features:
+    def needs(self, settings: GenerationConfig) -> GraphFlags:
         """What a graph for these settings has to be able to do."""
-        return replace(features(settings), known=self.known)
+        return replace(graph_flags(settings), token_ranges=self.known)
 
     def limit(self, prompt: Sequence[int], settings: GenerationConfig) -> int:
         """Tokens that prompt and text have together at most."""
@@ -168,8 +168,8 @@ class Engine:
         self,
         token_ids: np.ndarray,
         lengths: np.ndarray,
-        settings: Rows,
-        needs: Features,
+        settings: BatchedConfig,
+        needs: GraphFlags,
         size: int,
         repeats: np.ndarray,
         source: tuple[np.ndarray, ...] = (),
@@ -179,13 +179,13 @@ class Engine:
             self._readers[needs] = self._reader(needs)
         return self._readers[needs](token_ids, lengths, settings, size, repeats, source)
 
-    def write(self, state: State, settings: Rows, needs: Features, steps: int) -> State:
+    def write(self, state: State, settings: BatchedConfig, needs: GraphFlags, steps: int) -> State:
         """`loop.run` as a graph."""
         if needs not in self._writers:
             self._writers[needs] = self._writer(needs, state.cache[0][0].dtype)
         return self._writers[needs](state, settings, steps)
 
-    def _reader(self, needs: Features):
+    def _reader(self, needs: GraphFlags):
         integers = tf.TensorSpec([None], tf.int32)
 
         @tf.function(
@@ -193,7 +193,7 @@ class Engine:
             input_signature=[
                 tf.TensorSpec([None, None], tf.int32),
                 integers,
-                row_specs(),
+                batched_config_specs(),
                 tf.TensorSpec([], tf.int32),
                 integers,
                 sources.id_specs(self.decoder),
@@ -209,12 +209,12 @@ class Engine:
     def read_source(self, given: tuple[tf.Tensor, ...]) -> sources.AnySource:
         return sources.read(self.decoder, *given) if given else sources.NOTHING
 
-    def _writer(self, needs: Features, dtype: tf.DType):
+    def _writer(self, needs: GraphFlags, dtype: tf.DType):
         @tf.function(
             autograph=False,
             input_signature=[
                 states.specs(self.decoder, dtype),
-                row_specs(),
+                batched_config_specs(),
                 tf.TensorSpec([], tf.int32),
             ],
         )

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfllm.generation import cache as caches
 from tfllm.generation import source as sources
 from tfllm.generation import state as states
-from tfllm.generation.config import Features, Rows
+from tfllm.generation.config import BatchedConfig, GraphFlags
 from tfllm.generation.state import RUNNING, STOPPED, State
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Texts(NamedTuple):
 def run(
     decoder: Decoder,
     state: State,
-    rows: Rows,
-    features: Features,
+    rows: BatchedConfig,
+    features: GraphFlags,
     steps: tf.Tensor | int,
     writer: caches.Writer = caches.scatter,
 ) -> State:
@@ -70,8 +70,8 @@ def generate(
     decoder: Decoder,
     token_ids: tf.Tensor,
     lengths: tf.Tensor,
-    rows: Rows,
-    features: Features,
+    rows: BatchedConfig,
+    features: GraphFlags,
     most_new: tf.Tensor | int,
     writer: caches.Writer = caches.scatter,
     source: sources.AnySource = sources.NOTHING,
@@ -79,8 +79,8 @@ def generate(
     """Prompts to new tokens in one graph.
 
     `token_ids` int32 [B, P] filled up on the right, `lengths` int32 [B], at least 1 each.
-    `most_new` is N, the room for new tokens of the longest row; `rows.limit` says where each row
-    ends and must not be above P + N. With P and N Python numbers and B known, all shapes are
+    `most_new` is N, the room for new tokens of the longest row; `rows.max_length` says where each
+    row ends and must not be above P + N. With P and N Python numbers and B known, all shapes are
     static.
     """
     longest = token_ids.shape[1]

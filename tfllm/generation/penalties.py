@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tfllm.generation.config import NO_ID, Features, Rows
+from tfllm.generation.config import NO_ID, BatchedConfig, GraphFlags
 
 # As good as minus infinity, but finite: if everything is barred, something can still be chosen.
 BARRED = -1e30
@@ -21,8 +21,8 @@ def penalised(
     ids: tf.Tensor,
     lengths: tf.Tensor,
     prompt_lengths: tf.Tensor,
-    rows: Rows,
-    features: Features,
+    rows: BatchedConfig,
+    features: GraphFlags,
 ) -> tf.Tensor:
     """All penalties in the order of transformers' logits processors, after which ids without a
     token are barred."""
@@ -34,21 +34,23 @@ def penalised(
         logits = presence_and_frequency(
             logits, times, rows.presence_penalty, rows.frequency_penalty
         )
-    if features.ngram:
+    if features.max_ngram_size:
         logits = no_repeat_ngram_size(
-            logits, ids, lengths, rows.no_repeat_ngram_size, features.ngram
+            logits, ids, lengths, rows.no_repeat_ngram_size, features.max_ngram_size
         )
-    if features.bad_word:
-        logits = bad_words_ids(logits, ids, lengths, rows.bad_words_ids, features.bad_word)
+    if features.max_bad_word_length:
+        logits = bad_words_ids(
+            logits, ids, lengths, rows.bad_words_ids, features.max_bad_word_length
+        )
     written = lengths - prompt_lengths
-    if features.least:
+    if features.min_new_tokens:
         early = tf.logical_and(rows.eos_token_id >= 0, (written < rows.min_new_tokens)[:, None])
         logits = _barred(logits, tf.maximum(rows.eos_token_id, 0), early)
-    if features.known:
-        logits = known(logits, features.known)
-    if features.forced:
+    if features.token_ranges:
+        logits = known(logits, features.token_ranges)
+    if features.forced_tokens:
         logits = forced(logits, rows.forced_bos_token_id, tf.equal(written, 0))
-        logits = forced(logits, rows.forced_eos_token_id, tf.equal(lengths + 1, rows.limit))
+        logits = forced(logits, rows.forced_eos_token_id, tf.equal(lengths + 1, rows.max_length))
     return logits
 
 

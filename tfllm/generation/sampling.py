@@ -13,7 +13,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfllm.generation import random
-from tfllm.generation.config import Features, Rows
+from tfllm.generation.config import BatchedConfig, GraphFlags
 
 # So many tokens are sorted at first. Only where a row's top-k or nucleus does not end among them,
 # the whole vocabulary is.
@@ -24,21 +24,23 @@ COLDEST = 1e-6  # temperature below which the division would overflow
 WEIGHTS = 2**29  # integers that the probabilities of a row share
 
 
-def choose(logits: tf.Tensor, rows: Rows, position: tf.Tensor, features: Features) -> tf.Tensor:
+def choose(
+    logits: tf.Tensor, rows: BatchedConfig, position: tf.Tensor, features: GraphFlags
+) -> tf.Tensor:
     """Token ids int32 [B] of logits float32 [B, V]; `position` int32 [B] counts new tokens."""
     greedy = tf.argmax(logits, axis=-1, output_type=tf.int32)
     if not features.sampling:
         return greedy
 
     def drawn() -> tf.Tensor:
-        number = random.uniform(rows.seed, rows.number, position)
+        number = random.uniform(rows.seed, rows.sequence_index, position)
         sampled = draw(filtered(logits, rows, features), number)
         return tf.where(rows.temperature > 0, sampled, greedy)
 
     return tf.cond(tf.reduce_any(rows.temperature > 0), drawn, lambda: greedy)
 
 
-def filtered(logits: tf.Tensor, rows: Rows, features: Features) -> tf.Tensor:
+def filtered(logits: tf.Tensor, rows: BatchedConfig, features: GraphFlags) -> tf.Tensor:
     """Probabilities float32 [B, V], not yet divided by their sum; 0 for tokens cut off.
 
     The most likely token has 1.
@@ -63,7 +65,7 @@ def draw(likely: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(ends <= target[:, None], tf.int32), axis=-1)
 
 
-def threshold(scaled: tf.Tensor, rows: Rows) -> tf.Tensor:
+def threshold(scaled: tf.Tensor, rows: BatchedConfig) -> tf.Tensor:
     """The logit that a token needs to be kept, float32 [B].
 
     `scaled` float32 [B, V]: logits over temperature, 0 for the most likely token of a row.
@@ -81,7 +83,7 @@ def threshold(scaled: tf.Tensor, rows: Rows) -> tf.Tensor:
     return tf.maximum(edge, share)
 
 
-def _edge(best: tf.Tensor, scaled: tf.Tensor, rows: Rows) -> tuple[tf.Tensor, tf.Tensor]:
+def _edge(best: tf.Tensor, scaled: tf.Tensor, rows: BatchedConfig) -> tuple[tf.Tensor, tf.Tensor]:
     """(threshold of top-k and top-p float32 [B], whether `best` suffices to know it bool [B]).
 
     `best` float32 [B, K]: the largest of `scaled` [B, V] in falling order.

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfllm.generation import cache as caches
 from tfllm.generation import state as states
-from tfllm.generation.config import Features, GenerationConfig, Rows, rows
+from tfllm.generation.config import BatchedConfig, GenerationConfig, GraphFlags, batch_configs
 from tfllm.generation.state import REASONS, RUNNING, STOPPED, State
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class Slots:
         self.requests: list[Request] = []
         """Request of each row."""
         self._state: State | None = None
-        self._rows: Rows | None = None
-        self._features = Features()
+        self._rows: BatchedConfig | None = None
+        self._features = GraphFlags()
 
     def join(self, requests: Sequence[Request]) -> list[Progress]:
         """Reads new prompts and writes their first tokens; requests that share a prompt object
@@ -96,7 +96,7 @@ class Slots:
         if self._state is None:
             return []
         before = self._state.lengths.numpy()
-        limits = self._settings().limit.numpy()
+        limits = self._settings().max_length.numpy()
         steps = int(min(steps, (limits - before).max()))
         size = caches.capacity(int(before.max()) + steps)
         if size != self._size():
@@ -159,14 +159,14 @@ class Slots:
         if self._state is not None:
             self._state = states.kept(self._state, tf.constant(places)) if places else None
 
-    def _settings(self) -> Rows:
+    def _settings(self) -> BatchedConfig:
         if self._rows is None:
             self._rows = self._settings_of(self.requests)
             self._features = reduce(or_, (self.engine.needs(one.settings) for one in self.requests))
         return self._rows
 
-    def _settings_of(self, requests: Sequence[Request]) -> Rows:
-        made = rows(
+    def _settings_of(self, requests: Sequence[Request]) -> BatchedConfig:
+        made = batch_configs(
             [one.settings for one in requests],
             [self.engine.limit(one.prompt, one.settings) for one in requests],
             [one.sequence for one in requests],

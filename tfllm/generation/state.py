@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfllm.generation import cache as caches
 from tfllm.generation import source as sources
-from tfllm.generation.config import Features, Rows
+from tfllm.generation.config import BatchedConfig, GraphFlags
 from tfllm.generation.penalties import penalised
 from tfllm.generation.sampling import choose
 
@@ -46,8 +46,8 @@ def begin(
     decoder: Decoder,
     token_ids: tf.Tensor,
     lengths: tf.Tensor,
-    rows: Rows,
-    features: Features,
+    rows: BatchedConfig,
+    features: GraphFlags,
     size: tf.Tensor | int,
     repeats: tf.Tensor | None = None,
     source: sources.AnySource = sources.NOTHING,
@@ -97,7 +97,7 @@ def read(
 
 
 def advance(
-    decoder: Decoder, state: State, rows: Rows, features: Features, writer: caches.Writer
+    decoder: Decoder, state: State, rows: BatchedConfig, features: GraphFlags, writer: caches.Writer
 ) -> State:
     """Feeds the last token of each row and chooses the next. Finished rows stay as they are."""
     place = state.lengths - 1
@@ -127,7 +127,7 @@ def last_ids(state: State) -> tf.Tensor:
     return tf.gather(state.ids, state.lengths - 1, batch_dims=1)
 
 
-def _with_next(state: State, logits: tf.Tensor, rows: Rows, features: Features) -> State:
+def _with_next(state: State, logits: tf.Tensor, rows: BatchedConfig, features: GraphFlags) -> State:
     """The state with one more token in every row that is running."""
     changed = penalised(logits, state.ids, state.lengths, state.prompt_lengths, rows, features)
     token = choose(changed, rows, state.lengths - state.prompt_lengths, features)
@@ -140,7 +140,7 @@ def _with_next(state: State, logits: tf.Tensor, rows: Rows, features: Features) 
         log_probabilities = tf.where(here, chosen[:, None], log_probabilities)
     lengths = state.lengths + tf.cast(running, tf.int32)
     stopped = tf.reduce_any(tf.equal(rows.eos_token_id, token[:, None]), axis=1)
-    reason = tf.where(stopped, STOPPED, tf.where(lengths >= rows.limit, FULL, RUNNING))
+    reason = tf.where(stopped, STOPPED, tf.where(lengths >= rows.max_length, FULL, RUNNING))
     return state._replace(
         ids=tf.where(here, token[:, None], state.ids),
         log_probabilities=log_probabilities,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation import cpu_decoding
-from tfllm.generation.config import GenerationConfig, made
+from tfllm.generation.config import GenerationConfig, generation_config
 from tfllm.generation.engine import ROWS, Engine, OnToken, Result
 from tfllm.models.decoder import get_decoder
 from tfllm.tokenizers.base import known_ids
@@ -198,7 +198,9 @@ class TextGenerator:
 
     def defaults(self, **given: Any) -> GenerationConfig:
         """The settings of `given` fields that are not None. Raises SettingError."""
-        return made(**{name: value for name, value in given.items() if value is not None})
+        return generation_config(
+            **{name: value for name, value in given.items() if value is not None}
+        )
 
     def with_eos_token_id(self, settings: GenerationConfig) -> GenerationConfig:
         """The settings with the model's own stop ids."""

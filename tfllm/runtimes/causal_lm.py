@@ -41,10 +41,10 @@ class LanguagePredictor:
         progress: Progress | None = None,
     ) -> list[Answer]:
         """`{"text"}`: the likeliest continuation of `text` or `prompt`, or answer to `messages`."""
-        from tfllm.generation.config import made
+        from tfllm.generation.config import generation_config
         from tfllm.tokenizers import chat
 
-        generator, settings = self.generator, made()
+        generator, settings = self.generator, generation_config()
         found: list[Answer] = []
         for start in range(0, len(examples), batch_size):
             some = examples[start : start + batch_size]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import ArtifactError, SettingError
-from tfllm.generation.config import GenerationConfig, made
+from tfllm.generation.config import GenerationConfig, generation_config, signature_fields
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.slots import padded
 from tfllm.runtimes.causal_lm import LanguagePredictor
@@ -27,7 +27,7 @@ from tfllm.tokenizers import files
 
 STOPPED = 1  # in the output `finished`
 # Settings that the signatures take; all others must have their defaults.
-SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+SETTINGS = signature_fields("generate")
 SETTINGS_AND_CALLER = (*SETTINGS, "eos_token_id", "num_return_sequences")
 ROWS = 32  # written at once
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -174,12 +174,9 @@ class SavedModelEngine(Engine):
         import tensorflow as tf
 
         token_ids, lengths = padded([prompt for prompt, _ in rows])
-        types = {"temperature": np.float32, "top_p": np.float32}
         given = {
-            name: tf.constant(
-                np.array([getattr(one, name) for _, one in rows], types.get(name, np.int32))
-            )
-            for name in SETTINGS
+            name: tf.constant([getattr(one, name) for _, one in rows], dtype)
+            for name, dtype in SETTINGS.items()
         }
         found = self.signature(
             token_ids=tf.constant(token_ids), lengths=tf.constant(lengths), **given
@@ -189,7 +186,7 @@ class SavedModelEngine(Engine):
 
 def check_settings(settings: GenerationConfig, own: GenerationConfig | None = None) -> None:
     """Raises SettingError for what no signature takes; `own` settings are in the file."""
-    plain = own or made()
+    plain = own or generation_config()
     for name in type(settings).model_fields:
         if name not in SETTINGS_AND_CALLER and getattr(settings, name) != getattr(plain, name):
             raise SettingError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.generation.config import made
+from tfllm.generation.config import generation_config
 from tfllm.generation.engine import Engine
 
 FEWEST_CALLS = 3
@@ -32,7 +32,7 @@ def measure(
         prompts = chance.integers(decoder.vocabulary_size, size=(batch_size, length)).tolist()
         for tokens, taken in times.items():
             start = time.perf_counter()
-            engine.generate(prompts, made(max_new_tokens=tokens))
+            engine.generate(prompts, generation_config(max_new_tokens=tokens))
             taken.append(time.perf_counter() - start)
         end = time.perf_counter() + seconds if end is None else end
     one, all_tokens = (float(np.median(taken[1:])) for taken in times.values())

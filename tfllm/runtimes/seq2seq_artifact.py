@@ -6,7 +6,7 @@ LiteRT        `encode` and `decode`, or `generate`: one token after another, no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.generation.config import GenerationConfig
+from tfllm.generation.config import GenerationConfig, signature_fields
 from tfllm.generation.defaults import defaults_of
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.slots import padded
@@ -25,8 +25,7 @@ from tfllm.runtimes.seq2seq import SourcePredictor
 from tfllm.tasks import Task
 from tfllm.tokenizers import files
 
-SAMPLED = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-SEARCHED = ("max_new_tokens", "length_penalty")
+SAMPLED, SEARCHED = signature_fields("generate"), signature_fields("beam")
 ROWS = 32  # written at once
 
 
@@ -156,12 +155,9 @@ class SavedModelSources(Engine):
         for one in each:
             self._check(one, names, searched)
         token_ids, lengths = padded(given)
-        floats = ("temperature", "top_p", "length_penalty")
         settings = {
-            name: tf.constant(
-                [getattr(one, name) for one in each], tf.float32 if name in floats else tf.int32
-            )
-            for name in names
+            name: tf.constant([getattr(one, name) for one in each], dtype)
+            for name, dtype in names.items()
         }
         signature: Callable[..., Any] = self.signatures[
             "beam_tokens" if searched else "generate_tokens"
@@ -178,7 +174,7 @@ class SavedModelSources(Engine):
             for one, score in zip(results, arrays["score"], strict=True)
         ]
 
-    def _check(self, settings: GenerationConfig, names: Sequence[str], searched: bool) -> None:
+    def _check(self, settings: GenerationConfig, names: Iterable[str], searched: bool) -> None:
         if searched and settings.num_beams != self.num_beams:
             raise SettingError(
                 f"--num-beams {settings.num_beams}: the exported file searches with "

@@ -12,7 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError
-from tfllm.generation.config import Features, GenerationConfig, row_specs, rows
+from tfllm.generation.config import (
+    GenerationConfig,
+    GraphFlags,
+    batch_configs,
+    batched_config_specs,
+)
 from tfllm.generation.engine import Engine, OnToken, Result
 from tfllm.generation.penalties import penalised
 from tfllm.generation.sampling import choose
@@ -82,7 +87,7 @@ class LiteEngine(Engine):
         on_token: OnToken | None,
     ) -> Result:
         limit, needs = self.limit(prompt, settings), self.needs(settings)
-        row = rows([settings], [limit], [sequence])
+        row = batch_configs([settings], [limit], [sequence])
         ids = np.zeros([1, self.steps.context], np.int32)
         ids[0, : len(prompt)] = prompt
         values: list[float] = []
@@ -101,7 +106,7 @@ class LiteEngine(Engine):
 
 
 @functools.cache
-def _chosen(needs: Features, vocabulary_size: int) -> Any:
+def _chosen(needs: GraphFlags, vocabulary_size: int) -> Any:
     """logits float32 [1, V], ids int32 [1, C], lengths and prompt lengths [1], settings -> the next
     token and its log-probability, each [1]."""
     integers = tf.TensorSpec([None], tf.int32)
@@ -113,7 +118,7 @@ def _chosen(needs: Features, vocabulary_size: int) -> Any:
             tf.TensorSpec([None, None], tf.int32),
             integers,
             integers,
-            row_specs(),
+            batched_config_specs(),
         ],
     )
     def chosen(logits, ids, lengths, prompt_lengths, settings):

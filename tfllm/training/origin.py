@@ -75,7 +75,7 @@ def start(
         else _loaded(recipe, task)
     )
     task = checkpoint.task.starting(checkpoint.start_id)
-    generation = {**checkpoint.generation, **recipe.evaluate.generation.huggingface}
+    generation = {**checkpoint.generation, **recipe.evaluate.generation.to_huggingface()}
     checkpoint = dataclasses.replace(checkpoint, task=task, generation=generation)
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from tfllm.config import Settings
 from tfllm.data.settings import DataSettings
-from tfllm.generation.overrides import GenerationOverrides
+from tfllm.generation.config import GenerationOverrides
 from tfllm.tasks import AnyTask
 
 Positive = Annotated[int, Field(gt=0)]

@@ -38,7 +38,7 @@ class Texts:
         count = min(count, len(self.examples))
         few = [self.examples[index * len(self.examples) // count] for index in range(count)]
         writer = TextToText(checkpoint)  # a new one: it copies weights
-        settings = writer.defaults(**self.settings.generation.given)
+        settings = writer.defaults(**self.settings.generation.set_fields())
         answers = written(writer, few, settings, truncate=True, batch_size=self.settings.batch_size)
         return self.measure(checkpoint.task, answers, few)
 
@@ -56,7 +56,7 @@ class Texts:
         found.pop("samples", None)
         return {
             **found,
-            "generation": self.settings.generation.given,
+            "generation": self.settings.generation.set_fields(),
             "examples": min(FINAL_TEXTS, len(self.examples)),
             "seconds": round(time.monotonic() - begun, 1),
         }

@@ -293,9 +293,9 @@ def _request(prompts: Sequence[str], sampled: bool = False, seed: int = 0) -> di
 
 
 def _settings(writer: Any, **fields: Any) -> Any:
-    from tfllm.generation.config import made
+    from tfllm.generation.config import generation_config
 
-    return writer.with_eos_token_id(made(max_new_tokens=NEW_TOKENS, **fields))
+    return writer.with_eos_token_id(generation_config(max_new_tokens=NEW_TOKENS, **fields))
 
 
 def _texts(writer: Any, prompts: Sequence[str]) -> list[str]:

@@ -140,10 +140,10 @@ def _written(
 ) -> tuple[list[int], set[str]]:
     """(new tokens with the stop token, their text without and with special tokens: packages of
     tokenizers differ in that)."""
-    from tfllm.generation.config import made
+    from tfllm.generation.config import generation_config
 
-    settings = writer.with_eos_token_id(made(max_new_tokens=room))
-    stopping = made(max_new_tokens=room + 1)
+    settings = writer.with_eos_token_id(generation_config(max_new_tokens=room))
+    stopping = generation_config(max_new_tokens=room + 1)
     new = writer.engine.generate([ids], settings)[0]
     tokens = list(new.ids)
     if new.finish_reason == "stop":
