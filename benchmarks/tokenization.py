@@ -16,7 +16,7 @@ import tensorflow as tf
 import tokenizers as reference
 import workload
 
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 
 LINES = 64
 ROUNDS = 3
@@ -39,7 +39,7 @@ def main() -> None:
     options = workload.arguments()
     texts, _ = workload.sst2(12800)
     batches = [texts[i : i + LINES] for i in range(0, len(texts), LINES)]
-    ours = files.load(options.model)
+    ours = load_tokenizer(options.model)
     graph = tf.function(
         ours.graph().tokenize, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
     )

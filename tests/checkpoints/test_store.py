@@ -12,7 +12,7 @@ from tfllm.checkpoints import files, store
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import CheckpointError, SettingError, StorageError
 from tfllm.tasks.classification import Classification
-from tfllm.tokenizers import files as tokenizer_files
+from tfllm.tokenizers.loading import load_tokenizer
 
 SHAPE = {"vocabulary_size": 32, "num_layers": 1, "num_heads": 2, "hidden_dim": 8,
          "max_sequence_length": 16}  # fmt: skip
@@ -22,7 +22,7 @@ TASK = Classification(labels=("no", "yes"), max_length=16)
 @pytest.fixture
 def tokenizer(tmp_path, vocabulary_text):
     (tmp_path / "vocab.txt").write_text(vocabulary_text)
-    return tokenizer_files.load(tmp_path)
+    return load_tokenizer(tmp_path)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.export.verify.sentences import CONTEXT, PLAIN, QUESTIONS
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
@@ -32,7 +32,7 @@ def tokenizer(folder, vocabulary_size=400, chat=True):
     (folder / "tokenizer_config.json").write_text(f"{{{settings}}}")
     if chat:
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return files.load(folder)
+    return load_tokenizer(folder)
 
 
 def make(folder, family="gpt2", chat=True, **shape):

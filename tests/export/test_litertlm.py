@@ -103,7 +103,7 @@ def test_a_stop_token_inside_of_an_answer(tmp_path):
     from tfllm.generation.text_generator import TextGenerator
 
     checkpoint = make(tmp_path / "tokenizer", "llama")
-    ids = checkpoint.tokenizer.chat([{"role": "user", "content": SAID[0]}])
+    ids = checkpoint.tokenizer.apply_chat_template([{"role": "user", "content": SAID[0]}])
     from tfllm.generation.config import generation_config
 
     new = (

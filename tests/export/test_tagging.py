@@ -13,7 +13,7 @@ from tfllm.export import export
 from tfllm.export.base import profile
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
-from tfllm.tokenizers.word_pieces import LONE_SPACE
+from tfllm.tokenizers.word_alignment import SINGLE_SPACE
 from tfllm.tokenizers.wordpiece import WordPiece
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,7 @@ def test_the_pipeline_has_them_too(tagger):
     compared = 0
     for text, _ in SENTENCES:
         row = tagger.tokenizer.encode(text)
-        if (tagger.tokenizer.token_marks[row.ids] == LONE_SPACE).any():
+        if (tagger.tokenizer.token_kinds[row.ids] == SINGLE_SPACE).any():
             continue
         compared += 1
         wanted = predictor.answers([{"text": text}])[0]["entities"]

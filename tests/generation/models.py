@@ -9,7 +9,7 @@ from tfllm.checkpoints.base import Checkpoint
 from tfllm.models import gpt2
 from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tokenizers import bytepair
-from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.tokenizer_config import Settings
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"

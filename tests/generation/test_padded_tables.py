@@ -24,9 +24,9 @@ from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tasks.masked_lm import MaskedLM
 from tfllm.tasks.seq2seq import Seq2Seq
 from tfllm.tokenizers import bytepair
-from tfllm.tokenizers.base import known_ids
-from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.base import valid_id_ranges
 from tfllm.tokenizers.streaming import TextStream
+from tfllm.tokenizers.tokenizer_config import Settings
 from tfllm.tokenizers.wordpiece import WordPiece
 
 PADDING = 60  # rows without a token
@@ -95,11 +95,11 @@ def test_the_ids_that_have_a_token():
     class Gaps:
         vocabulary = ["a", "b", "", "c", ""]
 
-    assert known_ids(Gaps(), 7) == ((0, 2), (3, 4))
-    assert known_ids(Gaps(), 4) == ((0, 2), (3, 4))
-    assert known_ids(Gaps(), 2) == ()
+    assert valid_id_ranges(Gaps(), 7) == ((0, 2), (3, 4))
+    assert valid_id_ranges(Gaps(), 4) == ((0, 2), (3, 4))
+    assert valid_id_ranges(Gaps(), 2) == ()
     logits = tf.constant(np.arange(14.0).reshape(2, 7), tf.float32)
-    found = penalties.known(logits, known_ids(Gaps(), 7)).numpy()
+    found = penalties.known(logits, valid_id_ranges(Gaps(), 7)).numpy()
     assert found[:, [0, 1, 3]].tolist() == logits.numpy()[:, [0, 1, 3]].tolist()
     assert (found[:, [2, 4, 5, 6]] == penalties.BARRED).all()
 
@@ -126,7 +126,7 @@ def test_only_tokens_are_written(family, settings):
             for token in text.token_ids
         ]  # fmt: skip
     finally:
-        generator.engine.known = known_ids(
+        generator.engine.known = valid_id_ranges(
             generator.tokenizer.target, generator.engine.decoder.vocabulary_size
         )
     assert max(free) >= size

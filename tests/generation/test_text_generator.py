@@ -150,7 +150,7 @@ def test_a_conversation_remembers_and_forgets_its_oldest_turns():
     assert session.messages[-2]["content"] == "turn 5"
     assert session.messages[0]["role"] == "user"
     assert len(session.messages) < 14
-    ids = session.generator.tokenizer.chat([*session.system, *session.messages[:-1]])
+    ids = session.generator.tokenizer.apply_chat_template([*session.system, *session.messages[:-1]])
     assert len(ids) + CHAT.max_new_tokens <= WINDOW
     assert session.system[0]["content"] == "Be brief."
     session.reset()

@@ -13,7 +13,7 @@ from tfllm.models.transformer import Config
 from tfllm.runtimes.opening import open_model
 from tfllm.tasks import Seq2Seq
 from tfllm.tokenizers.characters import from_characters
-from tfllm.tokenizers.eos_ending import ending
+from tfllm.tokenizers.train import append_eos
 
 LOGIT = 1e-4  # float32 sums in another order
 
@@ -26,7 +26,7 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    tokenizer = ending(from_characters("abc", ("<pad>", "</s>")))
+    tokenizer = append_eos(from_characters("abc", ("<pad>", "</s>")))
     config = Config(
         vocabulary_size=5, num_layers=1, num_heads=2, hidden_dim=16, max_sequence_length=16
     )

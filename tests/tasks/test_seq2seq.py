@@ -7,7 +7,7 @@ from tfllm.errors import DataError, SettingError
 from tfllm.tasks import build
 from tfllm.tasks.base import IGNORED
 from tfllm.tokenizers.characters import from_characters
-from tfllm.tokenizers.eos_ending import ending
+from tfllm.tokenizers.train import append_eos
 
 PAD, END, UNKNOWN = 0, 1, 2
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))
@@ -16,7 +16,7 @@ SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))
 @pytest.fixture(scope="module")
 def tokenizer():
     letters = "abcdefghijklmnopqrstuvwxyz "
-    return ending(from_characters(letters, ("<pad>", "</s>", "<unk>", *SENTINELS)))
+    return append_eos(from_characters(letters, ("<pad>", "</s>", "<unk>", *SENTINELS)))
 
 
 def task(**settings):

@@ -11,7 +11,7 @@ from tfllm.data import sources
 from tfllm.errors import DataError
 from tfllm.tasks import spans, words
 from tfllm.tasks.masked_lm import filled
-from tfllm.tokenizers.files import read_vocabulary
+from tfllm.tokenizers.loading import read_vocabulary
 from tfllm.tokenizers.wordpiece import WordPiece
 
 
@@ -178,7 +178,7 @@ def test_masks_are_filled(tokenizer):
     assert [mask["token"] for mask in first["masks"]] == ["film", "good"]
     assert len(first["masks"][0]["candidates"]) == 2
     assert second == {"text": "the film", "masks": []}
-    able = tokenizer.fillings[tokenizer.vocabulary.index("##able")]
+    able = tokenizer.fill_mask_texts[tokenizer.vocabulary.index("##able")]
     assert filled("un [MASK] [MASK]!", "[MASK]", [able]) == "unable [MASK]!"
     json.dumps([first, second])
 

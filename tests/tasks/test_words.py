@@ -12,9 +12,10 @@ from tfllm.tasks import words
 from tfllm.tasks.masked_lm import filled
 from tfllm.tasks.text_graph import fill
 from tfllm.tasks.words_graph import WordFinder
-from tfllm.tokenizers import files, word_pieces
+from tfllm.tokenizers import word_alignment
 from tfllm.tokenizers.bytepair import from_vocabulary
-from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.loading import load_tokenizer
+from tfllm.tokenizers.tokenizer_config import Settings
 
 TEXTS = [
     "unbelievable Berlin",
@@ -40,7 +41,7 @@ def starts_of(python, text):
 
 
 def test_gpt2_has_a_word_for_each_word(data):
-    python = files.load(data / "tokenizers" / "gpt2_hf_tokenizer.json")
+    python = load_tokenizer(data / "tokenizers" / "gpt2_hf_tokenizer.json")
     text = "unbelievable Berlin"
     found = words.pieces_of(text, python.encode(text), python)
     assert found.places.tolist() == [0, 4]
@@ -125,8 +126,8 @@ QUICK = ("gpt2", "roberta", "xlm-r", "llama.json")
 def test_the_graph_finds_the_same_words(name, max_length):
     python = tokenizer(name)
     graph, find = python.graph(), WordFinder(python)
-    form = python.form
-    room = None if max_length is None else max_length - form.single_specials
+    template = python.row_template
+    room = None if max_length is None else max_length - template.num_special_tokens
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def words_of(texts):
@@ -138,7 +139,7 @@ def test_the_graph_finds_the_same_words(name, max_length):
     for text, row in zip(TEXTS, rows, strict=True):
         encoding = python.encode(text, max_length=max_length)
         found = words.pieces_of(text, encoding, python)
-        places = found.places - len(form.start)
+        places = found.places - len(template.prefix)
         wanted = [list(word) for word in zip(places, found.starts, found.ends, strict=True)]
         assert row == wanted, repr(text)
     assert words_of(tf.constant([], tf.string)).rows.shape == (0,)
@@ -147,8 +148,8 @@ def test_the_graph_finds_the_same_words(name, max_length):
 def test_a_vocabulary_of_one_piece_for_several_words():
     """`..."` or several ideographs in one piece: one word, as far as the piece goes."""
     numbers = words.words_of("北京 a")
-    marks = np.array([word_pieces.PLAIN, word_pieces.SPACED])
-    found = word_pieces.word_pieces(numbers, np.array([[0, 2], [2, 4]]), marks)
+    marks = np.array([word_alignment.PLAIN, word_alignment.LEADING_SPACE])
+    found = word_alignment.word_spans(numbers, np.array([[0, 2], [2, 4]]), marks)
     assert [part.tolist() for part in found[1:]] == [[0, 1], [0, 3], [2, 4]]
 
 
@@ -176,7 +177,7 @@ def test_answers_of_rows_without_special_tokens_around():
 def test_tokens_in_the_place_of_masks(name, tokens, wanted):
     """No vocabulary's marks stand in a text; Python and graph write the same."""
     python = tokenizer(name)
-    ways = [python.fillings[python.token_id(token)] for token in tokens]
+    ways = [python.fill_mask_texts[python.token_id(token)] for token in tokens]
     text = "the <mask><mask> sat"
     assert filled(text, "<mask>", ways) == wanted
     manners, contents = [way[0] for way in ways], [way[1] for way in ways]

@@ -19,10 +19,9 @@ from tokenizers import (
 from tfllm.tokenizers import bytepair, characters
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.bytepair import BytePair
-from tfllm.tokenizers.config_files import Settings
-from tfllm.tokenizers.graph.splits import LLAMA3_PATTERN
-from tfllm.tokenizers.sentencepiece import from_proto
-from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
+from tfllm.tokenizers.graph.byte_level_pre_tokenizer import LLAMA3_PATTERN
+from tfllm.tokenizers.sentencepiece import SentencePieceJson, from_proto
+from tfllm.tokenizers.tokenizer_config import Settings
 
 CORPUS = [
     "The cat sat on the mat, and it's the cat's mat; we'll see what they've done.",

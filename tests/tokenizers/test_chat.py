@@ -6,7 +6,7 @@ from tests.tokenizers.decoders import tokenizer
 from tfllm.errors import DataError, TokenizerError
 from tfllm.tokenizers import chat
 from tfllm.tokenizers.bytepair import BytePair
-from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.tokenizer_config import Settings
 
 CHATML = (
     "{% for message in messages %}\n"
@@ -35,16 +35,16 @@ def test_chatml():
     text = chat.render(CHATML, MESSAGES[:1], add_generation_prompt=True)
     assert text == "<|im_start|>user\nthe cat?<|im_end|>\n<|im_start|>assistant\n"
     python = with_template(CHATML)
-    ids = python.chat(MESSAGES[:1])
+    ids = python.apply_chat_template(MESSAGES[:1])
     assert python.decode(ids, skip_special_tokens=False) == text
     assert ids[0] == python.token_id("<|im_start|>")
-    assert len(python.chat(MESSAGES[:1], add_generation_prompt=False)) < len(ids)
+    assert len(python.apply_chat_template(MESSAGES[:1], add_generation_prompt=False)) < len(ids)
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["chatml", "marked"])
 def test_answers(template):
     python = with_template(template)
-    ids, spans = chat.chat_spans(python, MESSAGES)
+    ids, spans = chat.assistant_spans(python, MESSAGES)
     said = [python.decode(ids[begin:end]).strip(": \n") for begin, end in spans]
     assert said == ["sat on the mat", "你好"]
     end = "<|im_end|>" if template == CHATML else "<|endoftext|>"
@@ -81,13 +81,13 @@ def test_what_goes_wrong_is_said(template, messages, error, said):
 
 def test_without_a_template():
     with pytest.raises(TokenizerError, match="no chat template"):
-        tokenizer("gpt2").chat(MESSAGES)
+        tokenizer("gpt2").apply_chat_template(MESSAGES)
 
 
 def test_a_template_that_rewrites_what_was_said():
     last_only = "{{ messages[-1].content }}"
     with pytest.raises(TokenizerError, match="generation"):
-        chat.chat_spans(with_template(last_only), MESSAGES)
+        chat.assistant_spans(with_template(last_only), MESSAGES)
 
 
 @pytest.mark.parity
@@ -101,13 +101,13 @@ def test_transformers_renders_the_same(template, tmp_path):
         assert theirs.apply_chat_template(
             MESSAGES, add_generation_prompt=prompt, tokenize=False
         ) == chat.render(
-            template, MESSAGES, add_generation_prompt=prompt, **chat.special_names(python)
+            template, MESSAGES, add_generation_prompt=prompt, **chat.special_tokens_map(python)
         )
     if template == MARKED:
         found = theirs.apply_chat_template(
             MESSAGES, return_assistant_tokens_mask=True, return_dict=True
         )
-        ids, spans = chat.chat_spans(python, MESSAGES)
+        ids, spans = chat.assistant_spans(python, MESSAGES)
         assert found["input_ids"] == ids
         mask = [int(any(a <= i < b for a, b in spans)) for i in range(len(ids))]
         assert found["assistant_masks"] == mask

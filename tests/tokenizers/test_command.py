@@ -7,7 +7,7 @@ import pytest
 
 from tests.tokenizers.vocabularies import VOCABULARY
 from tfllm.cli import main
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
 
 
@@ -98,7 +98,7 @@ def test_train(capsys, tmp_path):
         capsys, "train", corpus, "--vocabulary-size", 80, "--output", output, "--cased"
     )
     assert status == 0 and f"{output}: " in out
-    learned = files.load(output)
+    learned = load_tokenizer(output)
     assert learned.vocabulary_size <= 80 and not learned.lowercase
     assert learned.decode(learned.encode("Die Katze läuft").ids) == "Die Katze läuft"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer as Rust
 
 from tests.tokenizers.decoders import MAKERS, ROBERTA, TRICKY, learned, tokenizer, trained
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import files
 from tfllm.tokenizers import sentencepiece_proto as proto
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.tokenizers.sentencepiece import from_proto
 
 
@@ -17,9 +17,13 @@ from tfllm.tokenizers.sentencepiece import from_proto
 def test_saved_files_read_back(name, tmp_path):
     python = tokenizer(name)
     python.save(tmp_path)
-    again = files.load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert again.vocabulary == python.vocabulary
-    assert (again.kind, again.form, again.names) == (python.kind, python.form, python.names)
+    assert (again.kind, again.row_template, again.names) == (
+        python.kind,
+        python.row_template,
+        python.names,
+    )
     for text in TRICKY:
         assert again.encode(text) == python.encode(text)
     if (tmp_path / "tokenizer.json").is_file():
@@ -42,7 +46,7 @@ def test_vocabulary_and_merges(names, tmp_path):
     tokenizer("gpt2").save(tmp_path / "all")
     for name, source in zip(names, ("vocab.json", "merges.txt"), strict=True):
         (tmp_path / name).write_bytes((tmp_path / "all" / source).read_bytes())
-    python = files.load(tmp_path)
+    python = load_tokenizer(tmp_path)
     for text in TRICKY:
         plain = text.replace("<|", "")  # the file of merges does not know the added tokens
         assert python.encode(plain).ids == tokenizer("gpt2").encode(plain).ids
@@ -95,13 +99,13 @@ def test_settings_name_the_special_tokens(tmp_path):
                 "bos_token": None, "chat_template": "{{ messages }}"}  # fmt: skip
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "special_tokens_map.json").unlink()
-    python = files.load(tmp_path)
+    python = load_tokenizer(tmp_path)
     assert python.vocabulary[python.eos_token_id] == "<|im_end|>"
     assert python.vocabulary[python.pad_token_id] == "<|endoftext|>"
     assert python.bos_token_id is None
     assert python.chat_template == "{{ messages }}"
     python.save(tmp_path / "again")
-    assert files.load(tmp_path / "again") == python
+    assert load_tokenizer(tmp_path / "again") == python
 
 
 def llama2c(pieces):
@@ -116,7 +120,7 @@ def test_llama2c_joins_the_best_scores_first(tmp_path):
     pieces += [(token, 0.0) for token in proto.BYTES]
     pieces += [(" ", -9), ("a", -8), ("b", -7), ("c", -6), ("bc", -1), ("ab", -2), (" a", -3)]
     (tmp_path / "tokenizer.bin").write_bytes(llama2c(pieces))
-    python = files.load(tmp_path)
+    python = load_tokenizer(tmp_path)
     tokens = [python.vocabulary[i] for i in python.encode("abc é").ids]
     assert tokens == ["<s>", "▁a", "bc", "▁", "<0xC3>", "<0xA9>"]
     assert python.decode(python.encode("abc é").ids) == "abc é"
@@ -124,7 +128,7 @@ def test_llama2c_joins_the_best_scores_first(tmp_path):
 
 
 def test_llama2c_of_real_data(data):
-    python = files.load(data / "checkpoints" / "stories260K_tok512.bin")
+    python = load_tokenizer(data / "checkpoints" / "stories260K_tok512.bin")
     text = "Once upon a time, there was a little girl named Lily."
     ids = python.encode(text).ids
     assert (python.vocabulary_size, ids[0]) == (512, 1)
@@ -154,14 +158,14 @@ def test_broken_files_are_named(case, tmp_path):
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(TokenizerError, match=said):
-        files.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_other_classes_of_the_same_file_are_refused(tmp_path):
     (tmp_path / "sentencepiece.bpe.model").write_bytes(trained("unigram").SerializeToString())
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "NllbTokenizer"}')
     with pytest.raises(TokenizerError, match="NllbTokenizer"):
-        files.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_vocabulary_without_all_bytes_has_no_graph():

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tests.tokenizers import hostile
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 VERSIONS = ("4.57", "5.23")
@@ -39,7 +39,7 @@ def load(version, name, folder):
     for file, text in saved(version)[name].items():
         data = base64.b64decode(text) if file.endswith(BINARY) else text.encode()
         (folder / file).write_bytes(data)
-    return files.load(folder)
+    return load_tokenizer(folder)
 
 
 def differences(python, graph, texts):

@@ -9,8 +9,8 @@ import tensorflow as tf
 from tests.tokenizers.decoders import tokenizer
 from tests.tokenizers.file_cases import CONFIG, TEXTS, bert, bert_json, cases, gpt2, write
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import files
-from tfllm.tokenizers.hf_tokenizers import RustTokenizer
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
+from tfllm.tokenizers.loading import load_tokenizer
 
 CASES = cases()
 MORE = (
@@ -44,7 +44,7 @@ REFUSED = {
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_the_graph_gives_the_same(name, tmp_path):
-    python = files.load(write(tmp_path, CASES[name]))
+    python = load_tokenizer(write(tmp_path, CASES[name]))
     graph = python.graph()
     texts = [*TEXTS, *MORE]
     rows = python.encode_batch(texts, add_special_tokens=False)
@@ -63,7 +63,7 @@ def test_the_graph_gives_the_same(name, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_graph_does_not_know_works_in_python(name, tmp_path):
-    python = files.load(write(tmp_path, CASES[name]))
+    python = load_tokenizer(write(tmp_path, CASES[name]))
     assert python.encode("hello").ids
     with pytest.raises(TokenizerError, match=REFUSED[name]):
         python.graph()
@@ -73,7 +73,7 @@ def test_a_fine_tuned_berts_new_words(tmp_path):
     """As `add_tokens` leaves them: found after normalisation, and no special tokens."""
     tokens = {"content": "Newtok", "special": False, "normalized": True, "lstrip": False,
               "rstrip": False, "single_word": False}  # fmt: skip
-    python = files.load(write(tmp_path, bert_json(added=[tokens])))
+    python = load_tokenizer(write(tmp_path, bert_json(added=[tokens])))
     number = python.token_id("Newtok")
     assert number == python.vocabulary_size - 1 and number not in python.all_special_ids
     assert python.encode("a newtok, NEWTOK", add_special_tokens=False).ids.count(number) == 2
@@ -87,8 +87,8 @@ USER = [{"role": "user", "content": "cat"}]
 
 def test_of_several_templates_the_default_counts(tmp_path):
     folder = write(tmp_path, gpt2(chat_template=[TOOLS, DEFAULT]))
-    python = files.load(folder)
-    assert python.decode(python.chat(USER)) == "plain cat"
+    python = load_tokenizer(folder)
+    assert python.decode(python.apply_chat_template(USER)) == "plain cat"
     from tfllm.tokenizers import chat
 
     given = chat.encode(python, USER, tools=[{"name": "f"}])
@@ -106,12 +106,12 @@ def test_of_several_templates_the_default_counts(tmp_path):
 )
 def test_templates_without_a_default_are_refused(contents, tmp_path):
     with pytest.raises(TokenizerError, match="none is called 'default'"):
-        files.load(write(tmp_path, contents))
+        load_tokenizer(write(tmp_path, contents))
 
 
 def test_a_file_wins_over_the_settings(tmp_path):
     beside = {"chat_template.jinja": "file", "additional_chat_templates/rag.jinja": "x"}
-    python = files.load(write(tmp_path, gpt2(beside, chat_template=[DEFAULT])))
+    python = load_tokenizer(write(tmp_path, gpt2(beside, chat_template=[DEFAULT])))
     assert python.chat_template == "file"
 
 
@@ -131,18 +131,18 @@ def test_a_file_wins_over_the_settings(tmp_path):
 )
 def test_wrong_settings_are_named(contents, said, tmp_path):
     with pytest.raises(TokenizerError, match=said):
-        files.load(write(tmp_path, contents))
+        load_tokenizer(write(tmp_path, contents))
 
 
 def test_rows_that_lose_their_beginning_are_refused_and_prompts_are_not(tmp_path):
     left = {"truncation_side": "left"}
-    python = files.load(write(tmp_path / "gpt2", gpt2(**left)))
+    python = load_tokenizer(write(tmp_path / "gpt2", gpt2(**left)))
     assert python.encode_ids(["hello"]) == [python.encode("hello").ids]
     for call in (python.encode, python.encode_words):
         with pytest.raises(TokenizerError, match="'truncation_side' left is not known"):
             call(["hello"] if call == python.encode_words else "hello", max_length=4)
     with pytest.raises(TokenizerError, match="'truncation_side' left"):
-        files.load(write(tmp_path / "bert", bert(**left)))
+        load_tokenizer(write(tmp_path / "bert", bert(**left)))
 
 
 def test_the_space_before_a_text_survives_saving(tmp_path):
@@ -150,7 +150,7 @@ def test_the_space_before_a_text_survives_saving(tmp_path):
     python = tokenizer("bpe")
     python.save(tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["tfllm_prefix"] == "model"
-    again = files.load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert again.prefix == python.prefix == "model"
     text = " the</s>cat"
     assert again.encode(text) == python.encode(text)
@@ -169,7 +169,7 @@ def test_a_panic_of_the_rust_package_is_an_error_of_ours():
     python = tokenizer("llama3")
     broken = object.__new__(type(python))
     vars(broken).update(vars(python), _rust=Broken())
-    assert isinstance(broken, RustTokenizer)
+    assert isinstance(broken, HFTokenizer)
     for call in (broken.encode, lambda text: broken.encode_ids([text])):
         with pytest.raises(TokenizerError, match="text of 4 characters: retry-limit-in-match over"):
             call("text")
@@ -187,7 +187,7 @@ def test_a_class_that_only_the_model_s_type_names_gives_way_to_the_file(tmp_path
     """A Chinese GPT-2 has BERT's vocabulary; a class that a file names is another matter."""
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    assert files.load(tmp_path).kind == "wordpiece"
+    assert load_tokenizer(tmp_path).kind == "wordpiece"
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     with pytest.raises(TokenizerError, match="is for byte-level BPE"):
-        files.load(tmp_path)
+        load_tokenizer(tmp_path)

@@ -9,9 +9,9 @@ from tokenizers import normalizers, pre_tokenizers
 
 from tests.tokenizers.decoders import graph as small_graph
 from tests.tokenizers.decoders import tokenizer as small
-from tfllm.tokenizers import files
-from tfllm.tokenizers.graph.codepoints import CODE_POINTS, SURROGATES, reference_table
-from tfllm.tokenizers.graph.words import WordSplitter
+from tfllm.tokenizers.graph.bert_pre_tokenizer import WordSplitter
+from tfllm.tokenizers.graph.codepoint_tables import CODE_POINTS, SURROGATES, reference_table
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.tokenizers.parity_check import check_file
 from tfllm.tokenizers.wordpiece import Normalization, WordPiece
 
@@ -96,7 +96,7 @@ def test_every_code_point_alone_and_among_marks(form):
 
 def real_tokenizer(data, kind, folder):
     shutil.copy(data / "tokenizers" / f"bert_base_{kind}_vocab.txt", folder / "vocab.txt")
-    tokenizer = files.load(folder)
+    tokenizer = load_tokenizer(folder)
     return (
         WordPiece.from_vocabulary(tokenizer.vocabulary, lowercase=False)
         if kind == "cased"
@@ -148,7 +148,7 @@ DECODER_SETS = (
 
 @functools.cache
 def decoder(data, name):
-    tokenizer = files.load(data / "tokenizers" / name)
+    tokenizer = load_tokenizer(data / "tokenizers" / name)
     return tokenizer, tokenizer.graph()
 
 

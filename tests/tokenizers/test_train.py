@@ -10,9 +10,9 @@ import pytest
 
 from tfllm.data.corpora.documents import Lines
 from tfllm.errors import DataError, SettingError
-from tfllm.tokenizers import files
 from tfllm.tokenizers import train as module
-from tfllm.tokenizers.train import KINDS, Options, learned
+from tfllm.tokenizers.loading import load_tokenizer
+from tfllm.tokenizers.train import KINDS, TrainerOptions, train_tokenizer
 
 TEXT = "The cat sat on the mat.\nÜber den Wolken, 你好 1974.\n" * 30
 SIZES = {"wordpiece": 120, "bpe": 300, "unigram": 300, "characters": 60}
@@ -20,7 +20,7 @@ SIZES = {"wordpiece": 120, "bpe": 300, "unigram": 300, "characters": 60}
 
 def train(paths, kind, options, column=None):
     lines = Lines([str(path) for path in paths], column, lambda *_: None)
-    return learned(lines, kind, options, "corpus")
+    return train_tokenizer(lines, kind, options, "corpus")
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def corpus(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_learned_is_read_back(kind, corpus, tmp_path):
-    options = Options(SIZES[kind], ("<|user|>",))
+    options = TrainerOptions(SIZES[kind], ("<|user|>",))
     tokenizer = train([corpus], kind, options)
     assert tokenizer.vocabulary_size <= SIZES[kind]
     assert tokenizer == train([corpus], kind, options)
     tokenizer.save(tmp_path / "saved")
-    again = files.load(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
     assert again.vocabulary == tokenizer.vocabulary
     ids = again.encode("<|user|>the cat").ids
     assert again.token_id("<|user|>") in ids
@@ -47,13 +47,13 @@ def test_learned_is_read_back(kind, corpus, tmp_path):
 # Prints digests of vocabularies of words whose pairs have many equal counts.
 TWICE = """
 import hashlib, random, sys
-from tfllm.tokenizers.train import Options, learned
+from tfllm.tokenizers.train import TrainerOptions, train_tokenizer
 random.seed(1)
 letters = "abcdefghijklmnopqrstuvwxyzäöüéèñçşğ中文字符测试"
 words = ["".join(random.choices(letters, k=random.randint(2, 9))) for _ in range(300)]
 texts = [" ".join(random.choices(words, k=12)) for _ in range(400)]
 for kind in ("wordpiece", "bpe", "unigram"):
-    vocabulary = learned(texts, kind, Options(600), "texts").vocabulary
+    vocabulary = train_tokenizer(texts, kind, TrainerOptions(600), "texts").vocabulary
     print(kind, len(vocabulary), hashlib.sha256("\\n".join(vocabulary).encode()).hexdigest())
 """
 
@@ -73,7 +73,7 @@ def test_every_process_and_any_threads_learn_the_same():
 
 
 def test_wordpiece_has_every_letter_alone_and_inside_words(corpus):
-    tokens = train([corpus], "wordpiece", Options(120)).vocabulary
+    tokens = train([corpus], "wordpiece", TrainerOptions(120)).vocabulary
     assert tokens[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert {"t", "##t", "1", "##1", ".", "你", "u", "##u"} <= set(tokens)
     assert not {"##.", "##你", "Ü", "##Ü"} & set(tokens)
@@ -81,7 +81,7 @@ def test_wordpiece_has_every_letter_alone_and_inside_words(corpus):
 
 def test_room_that_is_left_goes_to_rarer_ideographs():
     text = "".join(chr(0x4E00 + n) * (1 + n % 3) for n in range(400))
-    tokenizer = learned([text], "wordpiece", Options(300), "texts")
+    tokenizer = train_tokenizer([text], "wordpiece", TrainerOptions(300), "texts")
     assert tokenizer.vocabulary_size == 300
     assert sum(token in text for token in tokenizer.vocabulary) == 295
 
@@ -100,13 +100,15 @@ def test_long_lines_are_cut_and_not_left_out():
     text = "word " * 3000 + "中" * 5000
     parts = list(module._cut([text], {}))
     assert "".join(parts) == text and max(map(len, parts)) <= module.LONGEST_SENTENCE
-    tokenizer = learned([text, "short"], "unigram", Options(300), "texts")
+    tokenizer = train_tokenizer([text, "short"], "unigram", TrainerOptions(300), "texts")
     assert any("中" in token for token in tokenizer.vocabulary)
 
 
 def test_more_characters_than_a_unigram_vocabulary_holds_become_bytes():
     text = "".join(chr(0x4E00 + n) * (1 + n % 3) for n in range(600))
-    tokenizer = learned([text[n : n + 40] for n in range(0, 1200, 40)], "unigram", Options(400), "")
+    tokenizer = train_tokenizer(
+        [text[n : n + 40] for n in range(0, 1200, 40)], "unigram", TrainerOptions(400), ""
+    )
     assert tokenizer.vocabulary_size <= 400
     assert 50 < sum(token in text for token in tokenizer.vocabulary) < 150
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
@@ -114,27 +116,29 @@ def test_more_characters_than_a_unigram_vocabulary_holds_become_bytes():
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "characters"])
 def test_texts_come_back_whole(kind, corpus):
-    tokenizer = train([corpus], kind, Options(SIZES[kind]))
+    tokenizer = train([corpus], kind, TrainerOptions(SIZES[kind]))
     for line in (TEXT[:60], "  cat\n\n the  ", "1974, Über"):
         assert tokenizer.decode(tokenizer.encode(line).ids) == line
 
 
 def test_every_character_is_a_token(corpus):
-    tokenizer = train([corpus], "characters", Options(1000))
+    tokenizer = train([corpus], "characters", TrainerOptions(1000))
     assert tokenizer.vocabulary == sorted(set(TEXT))
-    few = train([corpus], "characters", Options(8))
+    few = train([corpus], "characters", TrainerOptions(8))
     assert few.vocabulary_size == 8 and few.vocabulary[0] == "<unk>"
     assert few.encode("\u9999").ids == [few.unk_token_id]
 
 
 def test_the_characters_of_nanogpt(data):
-    tokenizer = train([data / "tinyshakespeare" / "input.txt"], "characters", Options(100))
+    tokenizer = train([data / "tinyshakespeare" / "input.txt"], "characters", TrainerOptions(100))
     assert tokenizer.vocabulary_size == 65
     assert tokenizer.encode("hii there").ids == [46, 47, 47, 1, 58, 46, 43, 56, 43]
 
 
 def test_roberta_tokens_make_roberta_rows(corpus):
-    tokenizer = train([corpus], "bpe", Options(300, ("<s>", "<pad>", "</s>", "<unk>", "<mask>")))
+    tokenizer = train(
+        [corpus], "bpe", TrainerOptions(300, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    )
     tokens = [tokenizer.vocabulary[i] for i in tokenizer.encode("cat", "mat").ids]
     assert tokens[0] == "<s>" and tokens.count("</s>") == 3
 
@@ -143,13 +147,15 @@ def test_a_column_of_json_lines(tmp_path):
     path = tmp_path / "poems.jsonl"
     poems = [{"title": "x", "paragraphs": ["床前明月光", "疑是地上霜"]}, {"paragraphs": "光"}]
     path.write_text("\n".join(json.dumps(poem) for poem in poems))
-    tokenizer = train([path], "characters", Options(100), "paragraphs")
+    tokenizer = train([path], "characters", TrainerOptions(100), "paragraphs")
     assert set(tokenizer.vocabulary) == set("床前明月光疑是地上霜\n")
     with pytest.raises(DataError, match="poems.jsonl:2: no column 'title'"):
-        train([path], "bpe", Options(300), "title")
+        train([path], "bpe", TrainerOptions(300), "title")
     table = tmp_path / "poems.tsv"
     table.write_text("a\ttext\nx\t床前\n")
-    assert set(train([table], "characters", Options(100), "text").vocabulary) == set("床前\n")
+    assert set(train([table], "characters", TrainerOptions(100), "text").vocabulary) == set(
+        "床前\n"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,23 +163,23 @@ def test_what_goes_wrong_is_said(kind, tmp_path, corpus):
     broken = tmp_path / "broken.txt"
     broken.write_bytes(b"a\nb\xff\n")
     with pytest.raises(DataError, match="broken.txt:2"):
-        train([broken], kind, Options(1000))
+        train([broken], kind, TrainerOptions(1000))
     empty = tmp_path / "empty.txt"
     empty.write_bytes(b" \n")
     with pytest.raises(DataError, match="no text"):
-        train([empty], kind, Options(1000))
+        train([empty], kind, TrainerOptions(1000))
     with pytest.raises(SettingError, match="at least"):
-        train([corpus], kind, Options(1))
+        train([corpus], kind, TrainerOptions(1))
     if kind != "wordpiece":
         with pytest.raises(SettingError, match="lowercase"):
-            train([corpus], kind, Options(300, lowercase=True))
+            train([corpus], kind, TrainerOptions(300, lowercase=True))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_transformers_reads_what_is_learned(kind, corpus, tmp_path):
     transformers = pytest.importorskip("transformers")
-    tokenizer = train([corpus], kind, Options(SIZES[kind], ("<|user|>",)))
+    tokenizer = train([corpus], kind, TrainerOptions(SIZES[kind], ("<|user|>",)))
     tokenizer.save(tmp_path / "saved")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert len(theirs) == tokenizer.vocabulary_size

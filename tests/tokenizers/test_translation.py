@@ -21,7 +21,8 @@ from tests.tokenizers.translation import (
 )
 from tests.tokenizers.translation import tokenizer as two_sided
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import files, languages, marian
+from tfllm.tokenizers import marian, mbart
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.tokenizers.parity_check import check_file
 
 NAMES = ("marian", "marian apart")
@@ -92,7 +93,7 @@ def test_texts_come_back():
 def test_a_directory_keeps_both_sides(name, tmp_path):
     python = two_sided(name)
     python.save(tmp_path)
-    again = files.load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert again == python and again.target == python.target
     assert (tmp_path / marian.TARGET_IDS).exists() == (name == "marian apart")
     assert again.config.get("source_lang") == python.config.get("source_lang")
@@ -126,12 +127,12 @@ def test_files_that_do_not_belong_together(tmp_path, file, edit, said):
     two_sided("marian").save(tmp_path)
     (tmp_path / file).unlink() if edit is None else (tmp_path / file).write_bytes(edit)
     with pytest.raises(TokenizerError, match=said):
-        files.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("kind", languages.CODES)
+@pytest.mark.parametrize("kind", mbart.CODES)
 def test_mbart_says_the_language_of_every_row(tmp_path, kind):
-    python = files.load(write_mbart(tmp_path, kind, src_lang="de_DE", tgt_lang="zh_CN"))
+    python = load_tokenizer(write_mbart(tmp_path, kind, src_lang="de_DE", tgt_lang="zh_CN"))
     german, chinese = python.token_id("de_DE"), python.token_id("zh_CN")
     ids = python.encode("the cat", add_special_tokens=False).ids
     first = kind == "MBartTokenizer"
@@ -145,13 +146,13 @@ def test_mbart_says_the_language_of_every_row(tmp_path, kind):
     assert python.vocabulary[-1] == "<mask>"
 
     python.save(tmp_path / "again")
-    again = files.load(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
     assert again.target.encode("the cat").ids == want
-    turned = languages.between(again, "zh_CN", "de_DE")
+    turned = mbart.between(again, "zh_CN", "de_DE")
     turned.save(tmp_path / "turned")
-    assert files.load(tmp_path / "turned").encode("the cat").ids == want
+    assert load_tokenizer(tmp_path / "turned").encode("the cat").ids == want
     with pytest.raises(TokenizerError, match="Did you mean 'de_DE'"):
-        languages.between(again, "de_DF", "zh_CN")
+        mbart.between(again, "de_DF", "zh_CN")
 
 
 def test_mbart_from_a_tokenizer_json(tmp_path):
@@ -168,9 +169,9 @@ def test_mbart_from_a_tokenizer_json(tmp_path):
     rust.save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": "MBartTokenizer", "eos_token": "</s>", "tgt_lang": "ro_RO"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    loaded = files.load(tmp_path)
-    assert loaded.form.end == (loaded.eos_token_id, loaded.token_id("en_XX"))
-    assert loaded.target.form.end == (loaded.eos_token_id, loaded.token_id("ro_RO"))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.row_template.suffix == (loaded.eos_token_id, loaded.token_id("en_XX"))
+    assert loaded.target.row_template.suffix == (loaded.eos_token_id, loaded.token_id("ro_RO"))
     rows = loaded.target.graph().encode(tf.constant(["the cat"])).to_list()
     assert rows == [loaded.target.encode("the cat").ids]
 
@@ -180,7 +181,7 @@ def test_others_have_one_side_and_no_languages():
         python = tokenizer(name)
         assert python.target is python
         with pytest.raises(TokenizerError, match="no languages"):
-            languages.between(python, "en_XX", "de_DE")
+            mbart.between(python, "en_XX", "de_DE")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count, named):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     else:  # as the first files were
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    python = files.load(tmp_path)
+    python = load_tokenizer(tmp_path)
     ids = python.encode("the <extra_id_0> cat<extra_id_1>").ids
     assert ids[-1] == python.eos_token_id
     if count:

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer as Rust
 
 from tests.tokenizers.vocabularies import VOCABULARY
 from tfllm.errors import SettingError, TokenizerError
-from tfllm.tokenizers import files
 from tfllm.tokenizers.base import kept_lengths, window_ranges
+from tfllm.tokenizers.loading import FILES, check_vocabulary_size, load_tokenizer
 from tfllm.tokenizers.wordpiece import Specials, WordPiece
 
 TEXTS = [
@@ -139,8 +139,8 @@ def test_saved_files_read_back(tmp_path, options):
     added = options.get("added", [])
     tokenizer = WordPiece.from_vocabulary([*VOCABULARY, *added], **options)
     tokenizer.save(tmp_path)
-    assert files.load(tmp_path) == tokenizer
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files.FILES)
+    assert load_tokenizer(tmp_path) == tokenizer
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     text = "Zoë [unused1] ZOË running unwanted"
     theirs = Rust.from_file(str(tmp_path / "tokenizer.json")).encode(text)
     assert tokenizer.encode(text).ids == theirs.ids
@@ -148,27 +148,27 @@ def test_saved_files_read_back(tmp_path, options):
 
 def test_a_vocabulary_alone_is_enough(tmp_path):
     (tmp_path / "vocab.txt").write_text("\r\n".join(VOCABULARY) + "\r\n", newline="")
-    assert files.load(tmp_path) == WordPiece.from_vocabulary(VOCABULARY)
+    assert load_tokenizer(tmp_path) == WordPiece.from_vocabulary(VOCABULARY)
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "never_split": null}')
-    assert files.load(tmp_path) == WordPiece.from_vocabulary(VOCABULARY, lowercase=False)
+    assert load_tokenizer(tmp_path) == WordPiece.from_vocabulary(VOCABULARY, lowercase=False)
 
 
 def test_the_config_wins_over_the_tokenizer_file(tmp_path):
     WordPiece.from_vocabulary(VOCABULARY).save(tmp_path)
     config = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert not files.load(tmp_path).lowercase
+    assert not load_tokenizer(tmp_path).lowercase
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert files.load(tmp_path).lowercase  # without a class, tokenizer.json stands as it is
+    assert load_tokenizer(tmp_path).lowercase  # without a class, tokenizer.json stands as it is
 
 
 def test_other_names_of_special_tokens(tmp_path):
     names = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
     tokenizer = WordPiece.from_vocabulary([*names, "a"], specials=Specials(*names))
     tokenizer.save(tmp_path)
-    assert files.load(tmp_path) == tokenizer
+    assert load_tokenizer(tmp_path) == tokenizer
     (tmp_path / "tokenizer.json").unlink()
-    assert files.load(tmp_path) == tokenizer
+    assert load_tokenizer(tmp_path) == tokenizer
 
 
 BROKEN = {
@@ -195,7 +195,7 @@ def test_broken_files_are_named(tmp_path, case):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(TokenizerError, match=said):
-        files.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def edited(tmp_path, edit):
@@ -221,15 +221,15 @@ def edited(tmp_path, edit):
 )
 def test_settings_that_would_change_the_ids_are_refused(tmp_path, edit, said):
     with pytest.raises(TokenizerError, match=said):
-        files.load(edited(tmp_path, edit))
+        load_tokenizer(edited(tmp_path, edit))
 
 
 def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(TokenizerError, match="no directory"):
-        files.load(tmp_path / "none")
+        load_tokenizer(tmp_path / "none")
 
 
 def test_the_size_of_the_embedding_table(tokenizer):
-    files.check_size(tokenizer, tokenizer.vocabulary_size + 6, "here")
+    check_vocabulary_size(tokenizer, tokenizer.vocabulary_size + 6, "here")
     with pytest.raises(TokenizerError, match="here: the vocabulary has"):
-        files.check_size(tokenizer, tokenizer.vocabulary_size - 1, "here")
+        check_vocabulary_size(tokenizer, tokenizer.vocabulary_size - 1, "here")

@@ -9,7 +9,7 @@ import sentencepiece
 from tests.tokenizers.decoders import CORPUS, trained
 from tfllm.tokenizers import marian
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.tokenizer_config import Settings
 
 ENGLISH = [CORPUS[0], CORPUS[2], CORPUS[6]] * 4
 OTHERS = [CORPUS[3], CORPUS[4], CORPUS[5]] * 4

@@ -14,7 +14,7 @@ from tfllm import config
 from tfllm.checkpoints import store
 from tfllm.errors import SettingError
 from tfllm.tasks import CausalLM
-from tfllm.tokenizers import files as tokenizer_files
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import vocabulary
 from tfllm.training.monitoring.logs import read as read_log
 from tfllm.training.recipe import Recipe, TokenizerSettings
@@ -73,7 +73,7 @@ def test_it_learns_and_leaves_a_checkpoint(straight):
     assert measured["perplexity"] == pytest.approx(np.exp(measured["loss"]), rel=1e-3)
     checkpoint = store.load(straight.directory)
     assert checkpoint.tokenizer.kind == "characters"
-    assert tokenizer_files.load(straight.directory / "tokenizer").bos_token_id == 0
+    assert load_tokenizer(straight.directory / "tokenizer").bos_token_id == 0
 
 
 @pytest.mark.parametrize("step", [9, pytest.param(4, marks=pytest.mark.slow)])

@@ -6,7 +6,7 @@ from tfllm import config
 from tfllm.data.corpora.corpus import open_corpus
 from tfllm.data.settings import CorpusDocuments
 from tfllm.errors import DataError, SettingError
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import inputs
 from tfllm.training.corpora import CorpusRecipe, prepare_corpus
 
@@ -39,7 +39,7 @@ LEARNED = {"kind": "wordpiece", "vocabulary_size": 60}
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram", "characters"])
 def test_a_tokenizer_is_learned_from_the_same_texts(kind, tmp_path, text):
     corpus = prepared(tmp_path, text, tokenizer={"kind": kind, "vocabulary_size": 300})
-    tokenizer = files.load(corpus.tokenizer_directory)
+    tokenizer = load_tokenizer(corpus.tokenizer_directory)
     assert corpus.manifest["tokenizer"]["vocabulary_size"] == tokenizer.vocabulary_size <= 300
     first = tokenizer.decode(corpus.tokens(*corpus.token_starts[:2]))
     assert first.lower() == "one two three."

@@ -90,11 +90,11 @@ class Checkpoint:
 def check_sizes(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
     """Raises TokenizerError when a table of embeddings is too small for the tokenizer's ids: of
     targets, which all models write or have alone, and of sources."""
-    from tfllm.tokenizers import files
+    from tfllm.tokenizers.loading import check_vocabulary_size
 
-    files.check_size(tokenizer.target, config.vocabulary_size, source)
+    check_vocabulary_size(tokenizer.target, config.vocabulary_size, source)
     rows = getattr(config, "source_vocabulary_size", config.vocabulary_size)
-    files.check_size(tokenizer, rows, source)
+    check_vocabulary_size(tokenizer, rows, source)
 
 
 def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.Model]:

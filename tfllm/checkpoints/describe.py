@@ -22,7 +22,7 @@ from tfllm.checkpoints import (
 from tfllm.checkpoints.files import read_json, read_tensors, tensor_shapes
 from tfllm.models import config_from_hf, weight_map
 from tfllm.models.weight_map import Row
-from tfllm.tokenizers import files as tokenizer_files
+from tfllm.tokenizers.loading import load_tokenizer
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
@@ -39,7 +39,7 @@ def describe(directory: Path) -> dict[str, Any]:
         form, (family, config, task, shapes) = "tfllm checkpoint", _own(directory)
     else:
         form, (family, config, task, shapes) = "Hugging Face directory", _hugging_face(directory)
-    tokenizer = tokenizer_files.load(vocabulary)
+    tokenizer = load_tokenizer(vocabulary)
     return {
         "form": form,
         "family": family,

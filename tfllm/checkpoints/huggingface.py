@@ -38,7 +38,7 @@ ALWAYS_TIED = "t5"  # its sources and targets share their embeddings whatever co
 
 def read(directory: Path, task: Task | None = None) -> Checkpoint:
     """A Hugging Face directory as a checkpoint, for its own task or with a new head for `task`."""
-    from tfllm.tokenizers import files as tokenizer_files
+    from tfllm.tokenizers.loading import load_tokenizer
 
     hf_config = read_config(directory)
     family, _ = model_type_of(hf_config, str(directory / CONFIG))
@@ -49,7 +49,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     tied = _ties(config, table, raw, str(directory))
     config = tied.config
     own = _own_task(hf_config, family, table, raw, directory, config, needed=task is None)
-    tokenizer = sentence_transformers.lowered(tokenizer_files.load(directory), directory)
+    tokenizer = sentence_transformers.lowered(load_tokenizer(directory), directory)
     check_sizes(tokenizer, config, directory)
 
     _, model = new_model(family, config, task or own)

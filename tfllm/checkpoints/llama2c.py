@@ -36,12 +36,12 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
 
     Raises CheckpointError and TokenizerError naming the file.
     """
-    from tfllm.tokenizers import files as tokenizer_files
+    from tfllm.tokenizers.loading import check_vocabulary_size, load_tokenizer
 
     config = config_of(path)
     vocabulary = Path(tokenizer) if tokenizer else tokenizer_beside(path, config.vocabulary_size)
-    read_tokenizer = tokenizer_files.load(vocabulary)
-    tokenizer_files.check_size(read_tokenizer, config.vocabulary_size, vocabulary)
+    read_tokenizer = load_tokenizer(vocabulary)
+    check_vocabulary_size(read_tokenizer, config.vocabulary_size, vocabulary)
 
     own = own_task(config)
     table = llama.WEIGHTS[config.variant]

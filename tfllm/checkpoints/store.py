@@ -140,11 +140,11 @@ def settings_of(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]:
 
 
 def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
-    from tfllm.tokenizers import files as tokenizer_files
+    from tfllm.tokenizers.loading import load_tokenizer
 
     family, config, own, origin = settings_of(directory)
     tensors = read_tensors(directory / TENSORS)
-    tokenizer = tokenizer_files.load(directory)
+    tokenizer = load_tokenizer(directory)
     check_sizes(tokenizer, config, directory)
     backbone, model = new_model(family, config, task or own)
     variables = weights.variables_of(model)

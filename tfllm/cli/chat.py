@@ -51,10 +51,10 @@ def chat(
     settings = generation_config(**{name: options[name] for name in SETTINGS})
 
     from tfllm.generation.chat import ChatSession
-    from tfllm.tokenizers.chat import template_of
+    from tfllm.tokenizers.chat import require_chat_template
 
     generator = open_writer(model, precision)
-    template_of(generator.tokenizer)  # without one there is no conversation
+    require_chat_template(generator.tokenizer)  # without one there is no conversation
     _talk(ChatSession(generator, system=system), settings, tuple(stop or ()))
 
 

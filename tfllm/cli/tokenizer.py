@@ -146,10 +146,10 @@ def train(
     """
     from tfllm.cli.output import stage_bar
     from tfllm.data.corpora.documents import Lines
-    from tfllm.tokenizers.train import Options, learned
+    from tfllm.tokenizers.train import TrainerOptions, train_tokenizer
 
     _check_free(Path(output))
-    options = Options(
+    options = TrainerOptions(
         vocabulary_size,
         tuple(special_tokens or ()),
         lowercase=lowercase,
@@ -157,7 +157,7 @@ def train(
     )
     with stage_bar() as progress:
         texts = Lines(tuple(files), column, lambda *done: progress("read", *done))
-        tokenizer = learned(texts, kind, options, ", ".join(files))
+        tokenizer = train_tokenizer(texts, kind, options, ", ".join(files))
     _write(tokenizer, Path(output))
     print(f"{output}: {tokenizer.vocabulary_size} tokens")
 
@@ -165,23 +165,23 @@ def train(
 def load(model: str, target: bool = False) -> Tokenizer:
     """The tokenizer of any directory that has one, of its targets if so asked. Raises
     TokenizerError."""
-    from tfllm.tokenizers import files
+    from tfllm.tokenizers.loading import load_tokenizer
 
-    tokenizer = files.load(_folder(model))
+    tokenizer = load_tokenizer(_folder(model))
     return tokenizer.target if target else tokenizer
 
 
 def _folder(model: str) -> Path:
     from tfllm.checkpoints import hub
     from tfllm.runtimes.savedmodel import version_folder
-    from tfllm.tokenizers.files import vocabulary_file
+    from tfllm.tokenizers.loading import find_vocabulary_file
 
     if model.startswith(hub.SCHEME):
         return hub.fetch(model)
     path = Path(model)
     if path.suffix == ".tflite":
         path = path.parent
-    if path.is_file() or vocabulary_file(path):
+    if path.is_file() or find_vocabulary_file(path):
         return path
     if (path / "checkpoint").is_dir():
         return path / "checkpoint"

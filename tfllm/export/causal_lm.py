@@ -27,7 +27,7 @@ from tfllm.generation import cache as caches
 from tfllm.generation import loop
 from tfllm.generation.config import NO_ID, BatchedConfig, GraphFlags, signature_fields
 from tfllm.tasks import graph
-from tfllm.tokenizers.base import known_ids
+from tfllm.tokenizers.base import valid_id_ranges
 
 if TYPE_CHECKING:
     import keras
@@ -146,7 +146,7 @@ class Writer:
         self.most_new = min(profile.generation.most_new_tokens or self.window, self.window)
         self.eos_token_id = tuple(checkpoint.eos_token_id)
         self.start_id = checkpoint.tokenizer.bos_token_id
-        self.known = known_ids(checkpoint.tokenizer, decoder.vocabulary_size)
+        self.known = valid_id_ranges(checkpoint.tokenizer, decoder.vocabulary_size)
         self.xla = profile.xla
         # One function, so that the file holds the loop once for all signatures.
         self._loop = tf.function(

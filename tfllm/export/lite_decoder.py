@@ -16,7 +16,7 @@ import numpy as np
 from tfllm.errors import SettingError
 from tfllm.export import convert, flatbuffer, lite_steps, lite_weights
 from tfllm.export.base import Check, Profile, context_of, reads_sources
-from tfllm.tokenizers.base import known_ids
+from tfllm.tokenizers.base import valid_id_ranges
 
 QUANTIZATIONS = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}  # of weights that `lite_weights` writes
@@ -88,7 +88,7 @@ def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     made = get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     context = context_of(checkpoint, profile)
     settings = generation_config(eos_token_id=tuple(checkpoint.eos_token_id))
-    known = known_ids(checkpoint.tokenizer, made.vocabulary_size)
+    known = valid_id_ranges(checkpoint.tokenizer, made.vocabulary_size)
     if profile.prompt_length is None:
         lengths = profile.prefill_lengths or lite_steps.prefill_lengths(context)
         barred = known if profile.target == "litertlm" else ()
@@ -114,7 +114,7 @@ def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     settings = own.model_copy(update={"eos_token_id": tuple(checkpoint.eos_token_id)})
     most_new = min(own.max_new_tokens, context - 1)
     start_id = checkpoint.task.starting(checkpoint.start_id).start_id
-    known = known_ids(checkpoint.tokenizer.target, made.vocabulary_size)
+    known = valid_id_ranges(checkpoint.tokenizer.target, made.vocabulary_size)
     length = min(profile.prompt_length, length)
     return _loops(profile, made, length, most_new, settings, known, start_id)
 

@@ -122,7 +122,7 @@ def begins(tokenizer: Any) -> bool:
         return False
     if tokenizer.chat_template:
         return _rendered(tokenizer).startswith(tokenizer.vocabulary[tokenizer.bos_token_id])
-    return tokenizer.bos_token_id in tokenizer.form.start
+    return tokenizer.bos_token_id in tokenizer.row_template.prefix
 
 
 def template_of(tokenizer: Any) -> str:
@@ -132,7 +132,7 @@ def template_of(tokenizer: Any) -> str:
 
     if not tokenizer.chat_template:
         return AS_TEXTS + PLAIN_TEMPLATE
-    names = chat.special_names(tokenizer)
+    names = chat.special_tokens_map(tokenizer)
     if begins(tokenizer):
         names["bos_token"] = ""
     known = "".join(f"{{% set {name} = {json.dumps(text)} %}}" for name, text in names.items())
@@ -143,7 +143,7 @@ def _rendered(tokenizer: Any) -> str:
     """A short conversation as the template writes it."""
     from tfllm.tokenizers import chat
 
-    names: dict[str, Any] = {**chat.special_names(tokenizer)}
+    names: dict[str, Any] = {**chat.special_tokens_map(tokenizer)}
     return chat.render(tokenizer.chat_template, SAMPLE, add_generation_prompt=True, **names)
 
 

@@ -42,7 +42,7 @@ from tfllm.generation.config import (
 )
 from tfllm.generation.state import FULL, STOPPED
 from tfllm.tasks import graph
-from tfllm.tokenizers.base import known_ids
+from tfllm.tokenizers.base import valid_id_ranges
 
 if TYPE_CHECKING:
     import keras
@@ -151,7 +151,7 @@ class Writer:
 
         self.model = laid_out(get_encoder_decoder(model, checkpoint.family, checkpoint.config))
         self.source_tokenizer, self.target_tokenizer = tokenizers
-        self.known = known_ids(checkpoint.tokenizer.target, self.model.vocabulary_size)
+        self.known = valid_id_ranges(checkpoint.tokenizer.target, self.model.vocabulary_size)
         self.prefix = getattr(checkpoint.task, "prefix", "")
         self.window = context_of(checkpoint, profile)
         self.longest_source = min(self.window, checkpoint.task.source_length)

@@ -63,7 +63,7 @@ class ChatSession:
         window = self.generator.engine.decoder.max_sequence_length
         room = max(window - settings.max_new_tokens, window // 2)
         while True:
-            ids = self.generator.tokenizer.chat([*self.system, *asked])
+            ids = self.generator.tokenizer.apply_chat_template([*self.system, *asked])
             if len(ids) <= room:
                 return asked, ids
             if len(asked) == 1:

@@ -102,4 +102,4 @@ def _language(checkpoint: Checkpoint) -> int | None:
     tokenizer: Any = checkpoint.tokenizer.target
     language = getattr(tokenizer, "config", {}).get("tgt_lang")
     number = tokenizer.token_id(language) if language else None
-    return number if number is not None and tokenizer.form.start == (number,) else None
+    return number if number is not None and tokenizer.row_template.prefix == (number,) else None

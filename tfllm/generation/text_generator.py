@@ -16,7 +16,7 @@ from tfllm.generation import cpu_decoding
 from tfllm.generation.config import GenerationConfig, generation_config
 from tfllm.generation.engine import ROWS, Engine, OnToken, Result
 from tfllm.models.decoder import get_decoder
-from tfllm.tokenizers.base import known_ids
+from tfllm.tokenizers.base import valid_id_ranges
 from tfllm.tokenizers.streaming import TextStream
 
 # on_text(number of the text, piece): called as soon as a piece is certain.
@@ -76,7 +76,7 @@ class TextGenerator:
             made = self._model(checkpoint)
             engine = Engine(cpu_decoding.prepared(made, precision), max_rows=max_rows)
         self.engine = engine
-        engine.known = known_ids(self.tokenizer.target, engine.decoder.vocabulary_size)
+        engine.known = valid_id_ranges(self.tokenizer.target, engine.decoder.vocabulary_size)
 
     def generate(
         self,
@@ -189,7 +189,7 @@ class TextGenerator:
         truncate: Truncate | None = None,
     ) -> list[int]:
         """A conversation's tokens, as the chat template writes it. Raises TokenizerError."""
-        ids = self.tokenizer.chat(messages)
+        ids = self.tokenizer.apply_chat_template(messages)
         return self.cut(ids, settings) if truncate == "left" else ids
 
     def check(self, ids: Sequence[int]) -> None:

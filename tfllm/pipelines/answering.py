@@ -257,6 +257,6 @@ def _asked(predictor: Any, changes: dict[str, Any]) -> Any:
 def _tokenizer(predictor: Any) -> Any:
     if hasattr(predictor, "tokenizer"):
         return predictor.tokenizer
-    from tfllm.tokenizers import files
+    from tfllm.tokenizers.loading import load_tokenizer
 
-    return files.load(predictor.folder / "assets")
+    return load_tokenizer(predictor.folder / "assets")

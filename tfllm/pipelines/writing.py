@@ -139,14 +139,14 @@ def _in_languages(predictor: Any, source: str | None, target: str | None) -> Any
     from dataclasses import replace
 
     from tfllm.generation.seq2seq_generator import TextToText
-    from tfllm.tokenizers import languages
+    from tfllm.tokenizers import mbart
 
     checkpoint = predictor.checkpoint
     config = getattr(checkpoint.tokenizer, "config", {})
-    source = source or config.get("src_lang") or languages.DEFAULT
-    target = target or config.get("tgt_lang") or languages.DEFAULT
+    source = source or config.get("src_lang") or mbart.DEFAULT
+    target = target or config.get("tgt_lang") or mbart.DEFAULT
     if getattr(predictor, "engine", None) is not None:
         raise SettingError("src_lang, tgt_lang: an exported file has fixed ones. Leave them out.")
-    tokenizer = languages.between(checkpoint.tokenizer, source, target)
+    tokenizer = mbart.between(checkpoint.tokenizer, source, target)
     generation = {**checkpoint.generation, "forced_bos_token_id": tokenizer.token_id(target)}
     return TextToText(replace(checkpoint, tokenizer=tokenizer, generation=generation))

@@ -23,7 +23,7 @@ from tfllm.runtimes.causal_lm import LanguagePredictor
 from tfllm.runtimes.token_log_probs import Score
 from tfllm.tasks import Task
 from tfllm.tasks.base import IGNORED
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 
 STOPPED = 1  # in the output `finished`
 # Settings that the signatures take; all others must have their defaults.
@@ -134,7 +134,7 @@ def _artifact(
     window = engine.decoder.max_sequence_length
     checkpoint: Any = SimpleNamespace(
         task=task.model_copy(update={"max_length": min(task.max_length, window)}),
-        tokenizer=files.load(folder),
+        tokenizer=load_tokenizer(folder),
         config=SimpleNamespace(vocabulary_size=engine.decoder.vocabulary_size),
         family=description.get("family"),
         eos_token_id=tuple(description.get("eos_token_id", ())),

@@ -27,7 +27,7 @@ from tfllm.runtimes.predictor import (
 from tfllm.tasks import Task, next_sentence, words
 from tfllm.tasks.base import text_of
 from tfllm.tasks.embedding import Embedding
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 
 SIGNATURE, SCORE = "serving_default", "score"
 Outputs = Mapping[str, Any]  # name -> one example's part of an output, a numpy value
@@ -93,7 +93,7 @@ class SavedModelPredictor:
 
     @property
     def vocabulary(self) -> Sequence[str]:
-        return files.load(self.folder / "assets").vocabulary
+        return load_tokenizer(self.folder / "assets").vocabulary
 
     def describe(self) -> dict[str, Any]:
         return self.facts
@@ -132,7 +132,7 @@ class SavedModelPredictor:
             (output,) = tokens(**{name: tf.constant(inputs[name]) for name in names}).values()
             return output.numpy()
 
-        tokenizer = files.load(self.folder / "assets")
+        tokenizer = load_tokenizer(self.folder / "assets")
         rows = RowPredictor(self.task, tokenizer, self.facts, 0, call)
         return rows.hidden_tokens(examples, batch_size, progress)
 

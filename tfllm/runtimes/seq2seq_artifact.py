@@ -23,7 +23,7 @@ from tfllm.generation.slots import padded
 from tfllm.runtimes.causal_lm_artifact import heard, results_of
 from tfllm.runtimes.seq2seq import SourcePredictor
 from tfllm.tasks import Task
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 
 SAMPLED, SEARCHED = signature_fields("generate"), signature_fields("beam")
 ROWS = 32  # written at once
@@ -105,7 +105,7 @@ def described(folder: Path, description: dict[str, Any], task: Task) -> Any:
     generation = description.get("generation", {})
     return SimpleNamespace(
         task=task,
-        tokenizer=files.load(folder),
+        tokenizer=load_tokenizer(folder),
         config=SimpleNamespace(
             max_sequence_length=description["context"],
             vocabulary_size=description["config"]["vocabulary_size"],

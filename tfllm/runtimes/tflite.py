@@ -27,7 +27,7 @@ from tfllm.runtimes.predictor import (
 )
 from tfllm.tasks import Task
 from tfllm.tasks.embedding import Embedding
-from tfllm.tokenizers import files
+from tfllm.tokenizers.loading import load_tokenizer
 
 FILE_NAME = "model.tflite"
 PROBABILITY = "probability"  # the output of a file for MediaPipe, in place of raw scores
@@ -71,7 +71,7 @@ def open_tflite(source: Path) -> Predictor:
         return open_source_tflite(path, description, task, facts)
     takes_text = bool(description.get("profile", {}).get("text"))
     signatures = _signatures(path, takes_text)
-    tokenizer = files.load(path.parent)
+    tokenizer = load_tokenizer(path.parent)
     if takes_text:
         return TextPredictor(task, facts, signatures[0], tokenizer.vocabulary)
     raw = _raw_scores(task) if signatures[0].output == PROBABILITY else lambda output: output

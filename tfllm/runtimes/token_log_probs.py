@@ -173,7 +173,7 @@ def _document(text: str, task: CausalLM, tokenizer: Tokenizer) -> Scored:
 def _conversation(example: Example, tokenizer: Tokenizer) -> Scored:
     from tfllm.tokenizers import chat
 
-    found, spans = chat.chat_spans(tokenizer, messages_of(example))
+    found, spans = chat.assistant_spans(tokenizer, messages_of(example))
     ids = np.asarray(found, np.int32)
     counts = np.zeros(len(ids), bool)
     for begin, end in spans:

@@ -265,12 +265,12 @@ class Task(Settings):
 
         Raises SettingError for a corpus of another vocabulary's tokens.
         """
-        from tfllm.tokenizers import files
+        from tfllm.tokenizers.loading import load_tokenizer
 
         corpus = getattr(examples, "corpus", None)
         if corpus is None:
             return self.features(examples, tokenizer)
-        if files.load(corpus.tokenizer_directory).vocabulary != tokenizer.vocabulary:
+        if load_tokenizer(corpus.tokenizer_directory).vocabulary != tokenizer.vocabulary:
             raise SettingError(
                 f"'{corpus.directory}' was prepared with another vocabulary than the model's. "
                 "Prepare it with the model's (tokenizer.path, or model.from), or name its texts."

@@ -144,7 +144,7 @@ class CausalLM(NextToken):
         left_out = 0
         for example in examples:
             messages = messages_of(example)
-            ids, spans = chat.chat_spans(tokenizer, messages)
+            ids, spans = chat.assistant_spans(tokenizer, messages)
             learned = np.full(len(ids), self.learn == "all")
             for begin, end in spans:
                 learned[begin:end] = True

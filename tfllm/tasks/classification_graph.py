@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from tfllm.tasks.classification import Classification
     from tfllm.tasks.next_sentence import NextSentence
-    from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
+    from tfllm.tokenizers.graph.wordpiece import WordPieceGraph
 
 
 def signatures(
-    task: Classification, model: keras.Model, tokenizer: GraphTokenizer
+    task: Classification, model: keras.Model, tokenizer: WordPieceGraph
 ) -> dict[str, Any]:
     """`serving_default`, `tokens`, and `classify` or `regress`.
 
@@ -66,7 +66,7 @@ def signatures(
 
 
 def next_sentence(
-    task: NextSentence, model: keras.Model, tokenizer: GraphTokenizer
+    task: NextSentence, model: keras.Model, tokenizer: WordPieceGraph
 ) -> dict[str, Any]:
     """`serving_default`: text, text_pair string[B] -> is_next float[B], a probability; `tokens`."""
 

@@ -12,7 +12,7 @@ from tfllm.tasks.base import ClassWeights, Example, Features, Made, Task, encode
 from tfllm.tasks.objectives import documents, masking, packing
 from tfllm.tasks.objectives.corpus_stream import CorpusStream
 from tfllm.tasks.objectives.masked_rows import MaskedFeatures, Plain, drawn
-from tfllm.tokenizers.word_pieces import APART, AS_IT_IS, JOINED
+from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 
 if TYPE_CHECKING:
     import keras
@@ -52,7 +52,7 @@ class Masking(Task):
             best = np.array(known)[order]
             found = [{"token": vocabulary[i], "score": float(probabilities[i])} for i in best]
             masks.append({**found[0], "candidates": found})
-            tokens.append(detail["tokenizer"].fillings[best[0]])
+            tokens.append(detail["tokenizer"].fill_mask_texts[best[0]])
         mask = vocabulary[detail["tokenizer"].mask_token_id]
         return {"text": filled(detail["text"], mask, tokens), "masks": masks}
 
@@ -88,21 +88,21 @@ class MaskedLM(Masking):
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
         """Full windows of documents one after another (Liu et al. 2019, 4.2: full sentences)."""
-        form = tokenizer.form
-        start, end = np.asarray(form.start, np.int32), np.asarray(form.end, np.int32)
-        stream = CorpusStream(corpus, after=form.end)
-        room = self.max_length - form.single_specials
+        template = tokenizer.row_template
+        start, end = np.asarray(template.prefix, np.int32), np.asarray(template.suffix, np.int32)
+        stream = CorpusStream(corpus, after=template.suffix)
+        room = self.max_length - template.num_special_tokens
         begins, lengths = packing.windows(len(stream), room)
 
         def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
             begin = int(begins[row]) + moved
             tokens = stream.tokens(np.arange(begin, begin + int(lengths[row])))
             ids = np.concatenate([start, tokens, end])
-            free = ~np.isin(ids, form.end)
+            free = ~np.isin(ids, template.suffix)
             free[: len(start)] = False
             return Plain(ids, np.zeros(len(ids), np.int32), free)
 
-        sizes = lengths + form.single_specials
+        sizes = lengths + template.num_special_tokens
         return MaskedFeatures(
             token_ids=Made(len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids),
             segment_ids=None,
@@ -194,13 +194,13 @@ def rows_to_fill(
 
 
 def filled(text: str, mask: str, tokens: Sequence[tuple[int, str]]) -> str:
-    """The text with its masks replaced by tokens, each with how it is written (`word_pieces`)."""
+    """The text with its masks replaced by tokens, each written as `word_alignment` says."""
     parts = text.split(mask)
     tokens = list(tokens)[: len(parts) - 1]
-    tokens += [(AS_IT_IS, mask)] * (len(parts) - 1 - len(tokens))
+    tokens += [(AS_IS, mask)] * (len(parts) - 1 - len(tokens))
     result = ""
     for number, ((manner, token), part) in enumerate(zip(tokens, parts, strict=False)):
-        before = part.rstrip(SPACES) if manner == JOINED else part
+        before = part.rstrip(SPACES) if manner == NO_SPACE else part
         spaced = part[-1:] in SPACES if part else number == 0
-        result += before + (" " if manner == APART and not spaced else "") + token
+        result += before + (" " if manner == SPACE_BEFORE and not spaced else "") + token
     return result + parts[-1]

@@ -60,24 +60,24 @@ class Pretraining(Masking):
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
         """Rows over documents that are tokenized already; `for_epoch` draws what is in them."""
-        form, sentences = tokenizer.form, corpus
-        plan = sentence_pairs.plan(sentences, self.max_length - form.pair_specials)
+        template, sentences = tokenizer.row_template, corpus
+        plan = sentence_pairs.plan(sentences, self.max_length - template.num_pair_special_tokens)
 
         def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
             pair = plan.pair(row, chance)
             parts = [
-                np.asarray(form.start, np.int32), sentences.tokens(*pair.first),
-                np.asarray(form.between, np.int32), sentences.tokens(*pair.second),
-                np.asarray(form.end, np.int32),
+                np.asarray(template.prefix, np.int32), sentences.tokens(*pair.first),
+                np.asarray(template.separator, np.int32), sentences.tokens(*pair.second),
+                np.asarray(template.suffix, np.int32),
             ]  # fmt: skip
             sizes = [len(part) for part in parts]
             types = np.zeros(sum(sizes), np.int32)
-            types[sum(sizes[:3]) :] = form.second_type
+            types[sum(sizes[:3]) :] = template.pair_type_id
             free = np.repeat([False, True, False, True, False], sizes)
             label = next_sentence.LABELS.index("is_next" if pair.is_next else "not_next")
             return Plain(np.concatenate(parts), types, free, label)
 
-        lengths = plan.total + form.pair_specials
+        lengths = plan.total + template.num_pair_special_tokens
         nothing = Made(len(plan), lambda row: np.zeros(int(lengths[row]), np.int32))
         return MaskedFeatures(
             token_ids=nothing,

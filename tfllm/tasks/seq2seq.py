@@ -130,8 +130,8 @@ class Seq2Seq(NextToken):
         `truncate` stands for the setting of that name. Raises DataError naming file and line.
         """
         texts = [example.get("prefix", self.prefix) + source_of(example) for example in examples]
-        form = tokenizer.form
-        room = self.source_length - len(form.start) - len(form.end)
+        template = tokenizer.row_template
+        room = self.source_length - len(template.prefix) - len(template.suffix)
         found = []
         rows = tokenizer.encode_ids(texts, add_special_tokens=False)
         for ids, example in zip(rows, examples, strict=True):
@@ -139,7 +139,7 @@ class Seq2Seq(NextToken):
             self._check(
                 length, self.source_length, "source", "max_source_length", example, truncate
             )
-            found.append(np.array([*form.start, *ids[:room], *form.end], np.int32))
+            found.append(np.array([*template.prefix, *ids[:room], *template.suffix], np.int32))
         return found
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
@@ -171,15 +171,15 @@ class Seq2Seq(NextToken):
     def _targets(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
         """Ids of every target, int32 [T_i], end token included. Where `truncate` cuts one, the last
         is not its end."""
-        form, eos_token_id = tokenizer.target.form, tokenizer.target.eos_token_id
+        template, eos_token_id = tokenizer.target.row_template, tokenizer.target.eos_token_id
         if eos_token_id is None:
             raise SettingError(
                 "tokenizer: the vocabulary has no token that ends a target. Add </s> to its "
                 "special tokens."
             )
-        end = form.end or (eos_token_id,)
+        end = template.suffix or (eos_token_id,)
         rows = tokenizer.target.encode_ids(texts, add_special_tokens=False)
-        return [np.array([*form.start, *ids, *end], np.int32) for ids in rows]
+        return [np.array([*template.prefix, *ids, *end], np.int32) for ids in rows]
 
     def _check(
         self,

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import keras
 
     from tfllm.tasks.question_answering import QuestionAnswering
-    from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
+    from tfllm.tokenizers.graph.wordpiece import WordPieceGraph
 
 NEVER = -1e30  # the score of a span that is not allowed
 
 
 def signatures(
-    task: QuestionAnswering, model: keras.Model, tokenizer: GraphTokenizer
+    task: QuestionAnswering, model: keras.Model, tokenizer: WordPieceGraph
 ) -> dict[str, Any]:
     """`serving_default`: question, context string[B] -> answer, start, end, score [B]; `tokens`.
 

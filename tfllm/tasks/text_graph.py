@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfllm.tasks import graph
 from tfllm.tasks.words_graph import WordFinder
-from tfllm.tokenizers.word_pieces import APART, AS_IT_IS, JOINED
+from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 
 if TYPE_CHECKING:
     import keras
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from tfllm.tasks.embedding import Embedding
     from tfllm.tasks.masked_lm import MaskedLM
     from tfllm.tasks.token_classification import TokenClassification
-    from tfllm.tokenizers.graph.wordpiece import GraphTokenizer
+    from tfllm.tokenizers.graph.wordpiece import WordPieceGraph
 
 
-def embedding(task: Embedding, model: keras.Model, tokenizer: GraphTokenizer) -> dict[str, Any]:
+def embedding(task: Embedding, model: keras.Model, tokenizer: WordPieceGraph) -> dict[str, Any]:
     """`serving_default`: text string[B] -> embedding float[B, D]; `tokens` -> embedding."""
 
     @graph.function(graph.texts("text"))
@@ -32,7 +32,7 @@ def embedding(task: Embedding, model: keras.Model, tokenizer: GraphTokenizer) ->
 
 
 def token_classification(
-    task: TokenClassification, model: keras.Model, tokenizer: GraphTokenizer
+    task: TokenClassification, model: keras.Model, tokenizer: WordPieceGraph
 ) -> dict[str, Any]:
     """`serving_default`: text string[B] -> the words of each text and their tags, padded [B, W].
 
@@ -41,18 +41,18 @@ def token_classification(
     [B, T, C]. `tfllm.tasks.words.entities` joins words to entities.
     """
     find = WordFinder(tokenizer.tokenizer)
-    form = tokenizer.ids.form
+    template = tokenizer.ids.template
 
     @graph.function(graph.texts("text"))
     def serve(text):
         ids, starts, ends = (
-            ragged[:, : task.max_length - form.single_specials]
+            ragged[:, : task.max_length - template.num_special_tokens]
             for ragged in tokenizer.tokenize_with_offsets(text)
         )
         packed = tokenizer.pack(ids, max_length=task.max_length)
         probabilities = tf.nn.softmax(graph.run(model, packed))  # [B, T, C]
         words = find(text, ids, starts, ends)
-        places = tf.stack([words.rows, words.places + len(form.start)], 1)
+        places = tf.stack([words.rows, words.places + len(template.prefix)], 1)
         scores = tf.gather_nd(probabilities, places)  # [W, C]
         best = tf.argmax(scores, axis=-1, output_type=tf.int32)
         size = tf.size(text, out_type=tf.int64)
@@ -70,7 +70,7 @@ def token_classification(
     return {"serving_default": serve, "tokens": graph.tokens(model)}
 
 
-def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> dict[str, Any]:
+def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: WordPieceGraph) -> dict[str, Any]:
     """`serving_default`: text string[B] -> text string[B] with its [MASK] filled, and candidates.
 
     tokens string[B, M, K] and scores float[B, M, K]: the K best of each mask, padded with "" and 0
@@ -78,7 +78,7 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: GraphTokenizer) -> 
     """
     python = tokenizer.tokenizer
     mask = python.vocabulary[python.mask_token_id]
-    manners, contents = map(tf.constant, zip(*python.fillings, strict=True))
+    manners, contents = map(tf.constant, zip(*python.fill_mask_texts, strict=True))
 
     @graph.function(graph.texts("text"))
     def serve(text):
@@ -121,11 +121,11 @@ def fill(
     told = tf.gather(tf.concat([tokens, [""]], 0), index)
     last = number == tf.gather(parts.row_lengths(), owner) - 1
     known = (number < tf.gather(found, owner)) & ~last
-    manner = tf.where(known, tf.gather(tf.concat([manners, [AS_IT_IS]], 0), index), AS_IT_IS)
+    manner = tf.where(known, tf.gather(tf.concat([manners, [AS_IS]], 0), index), AS_IS)
     token = tf.where(last, "", tf.where(known, told, mask))
     part = parts.flat_values
-    before = tf.where(manner == JOINED, tf.strings.regex_replace(part, r"\s+$", ""), part)
+    before = tf.where(manner == NO_SPACE, tf.strings.regex_replace(part, r"\s+$", ""), part)
     spaced = tf.strings.regex_full_match(part, r"\C*\s") | ((part == "") & (number == 0))
-    space = tf.where((manner == APART) & ~spaced, " ", "")
+    space = tf.where((manner == SPACE_BEFORE) & ~spaced, " ", "")
     pieces = tf.strings.join([before, space, token])
     return tf.strings.reduce_join(parts.with_flat_values(pieces), axis=-1)

@@ -2,7 +2,7 @@
 
 A plain text has no words of its own. They are read off its characters: white space separates words,
 every CJK character is a word, and so is punctuation, except inside of a word (`AT&T`, `U.S`,
-`it's`). Which piece stands for a word is `tokenizers.word_pieces`' rule, the same for words that
+`it's`). Which piece stands for a word is `tokenizers.word_alignment`' rule, the same for words that
 come with labels; a word without a first piece of its own is part of the one before.
 """
 
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfllm.tokenizers import word_pieces
+from tfllm.tokenizers import word_alignment
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Encoding, Tokenizer
-    from tfllm.tokenizers.word_pieces import WordPieces
+    from tfllm.tokenizers.word_alignment import WordSpans
 
 # Kinds of characters. ALONE: a word of its own.
 LETTER, PUNCTUATION, ALONE, WHITE = range(4)
@@ -44,7 +44,7 @@ def character_kinds() -> np.ndarray:
         character = chr(point)
         if character in ASCII_PUNCTUATION or unicodedata.category(character)[0] == "P":
             kinds[point] = PUNCTUATION
-    for kind, ranges in ((ALONE, CJK), (WHITE, word_pieces.WHITE_SPACE)):
+    for kind, ranges in ((ALONE, CJK), (WHITE, word_alignment.WHITE_SPACE)):
         for first, last in ranges:
             kinds[first : last + 1] = kind
     return kinds
@@ -59,15 +59,15 @@ def words_of(text: str) -> np.ndarray:
     after_inner = np.append(False, inner)[:-1]
     solid = kind != WHITE
     goes_on = inner | after_inner | (kind == LETTER) & (before == LETTER)
-    return np.where(solid, np.cumsum(solid & ~goes_on) - 1, word_pieces.NO_WORD)
+    return np.where(solid, np.cumsum(solid & ~goes_on) - 1, word_alignment.NO_WORD)
 
 
-def pieces_of(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordPieces:
+def pieces_of(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordSpans:
     """The words of a text that have a piece in its row; `places` count the row's tokens."""
     own = np.array([sequence is not None for sequence in encoding.sequence_ids], bool)
-    marks = tokenizer.token_marks[np.array(encoding.ids, np.int64)[own]]
+    marks = tokenizer.token_kinds[np.array(encoding.ids, np.int64)[own]]
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)[own]
-    found = word_pieces.word_pieces(words_of(text), offsets, marks)
+    found = word_alignment.word_spans(words_of(text), offsets, marks)
     return found._replace(places=np.flatnonzero(own)[found.places])
 
 

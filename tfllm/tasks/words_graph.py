@@ -1,4 +1,4 @@
-"""Words of texts and their pieces as TensorFlow ops: `words.words_of` and `word_pieces`."""
+"""Words of texts and their pieces as TensorFlow ops: `words.words_of` and `word_alignment`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfllm.tasks.graph import REPLACEMENT
 from tfllm.tasks.words import LETTER, PUNCTUATION, WHITE, character_kinds
-from tfllm.tokenizers.word_pieces import CONTINUED, LONE_SPACE, NO_WORD, PLAIN
-from tfllm.tokenizers.word_pieces import WHITE as WHITE_TOKEN
+from tfllm.tokenizers.word_alignment import CONTINUATION, NO_WORD, PLAIN, SINGLE_SPACE
+from tfllm.tokenizers.word_alignment import WHITE as WHITE_TOKEN
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
@@ -40,7 +40,7 @@ class WordFinder(tf.Module):
         with tf.init_scope():
             self._page_of = tf.constant(page_of.reshape(-1).astype(np.int32))
             self._pages = tf.constant(pages)
-            self._marks = tf.constant(tokenizer.token_marks)
+            self._marks = tf.constant(tokenizer.token_kinds)
 
     def __call__(
         self,
@@ -87,16 +87,18 @@ class WordFinder(tf.Module):
 def _numbers(
     words: tf.Tensor, rows: tf.Tensor, marks: tf.Tensor, first: tf.Tensor, stop: tf.Tensor
 ) -> tf.Tensor:
-    """`word_pieces.word_numbers` of a batch's pieces: int64 [M]."""
+    """`word_alignment.word_ids_of_tokens` of a batch's pieces: int64 [M]."""
     none = tf.constant([NO_WORD], tf.int64)
     inside = (first < stop) & (marks != WHITE_TOKEN)
     found = tf.where(inside, tf.gather(tf.concat([words, none], 0), first), none)
     following = tf.concat([found[1:], none], 0)
-    plain = (marks == PLAIN) | (marks == CONTINUED)
+    plain = (marks == PLAIN) | (marks == CONTINUATION)
     alone = tf.concat([plain[1:] & (rows[1:] == rows[:-1]), [False]], 0)[: tf.size(marks)]
-    found = tf.where(marks == LONE_SPACE, tf.where(alone, following[: tf.size(marks)], none), found)
+    found = tf.where(
+        marks == SINGLE_SPACE, tf.where(alone, following[: tf.size(marks)], none), found
+    )
     size = tf.size(marks, out_type=tf.int64)
-    origins = tf.concat([[0], tf.where(marks != CONTINUED)[:, 0]], 0)
+    origins = tf.concat([[0], tf.where(marks != CONTINUATION)[:, 0]], 0)
     origin = tf.searchsorted(origins, tf.range(size), side="right", out_type=tf.int64) - 1
     return tf.gather(found, tf.gather(origins, origin))
 
@@ -120,7 +122,7 @@ def _found(
     pieces = tf.where(numbers >= 0)[:, 0]
     count = tf.reduce_max(tf.concat([numbers, [NO_WORD]], 0)) + 1
     own = tf.gather(numbers, pieces)
-    whole = tf.gather(marks, pieces) != LONE_SPACE
+    whole = tf.gather(marks, pieces) != SINGLE_SPACE
     far = tf.fill(tf.shape(pieces), tf.int64.max)
     place = tf.math.unsorted_segment_min(pieces, own, count)
     start = tf.math.unsorted_segment_min(tf.where(whole, tf.gather(first, pieces), far), own, count)

@@ -12,7 +12,7 @@ import numpy as np
 from tfllm.errors import SettingError, TokenizerError
 
 if TYPE_CHECKING:
-    from tfllm.tokenizers.special_tokens import Form
+    from tfllm.tokenizers.rows import RowTemplate
 
 # Windows over a context move by at least this share of the room that the stride leaves.
 WINDOW_SHARE = 4
@@ -136,17 +136,17 @@ class Tokenizer(Protocol):
     def lowercase(self) -> bool: ...
 
     @property
-    def token_marks(self) -> np.ndarray:
-        """How each token says where words begin (`word_pieces`): int8 [V]."""
+    def token_kinds(self) -> np.ndarray:
+        """How each token says where words begin (`word_alignment`): int8 [V]."""
         ...
 
     @property
-    def fillings(self) -> list[tuple[int, str]]:
-        """How each token is written in the place of a mask (`word_pieces.fillings`)."""
+    def fill_mask_texts(self) -> list[tuple[int, str]]:
+        """How each token is written in the place of a mask (`word_alignment.fill_mask_texts`)."""
         ...
 
     @property
-    def form(self) -> Form:
+    def row_template(self) -> RowTemplate:
         """The special tokens that `encode` puts around texts."""
         ...
 
@@ -192,7 +192,7 @@ class Tokenizer(Protocol):
         """The ids alone of many texts, in parallel: for a corpus or a prompt."""
         ...
 
-    def chat(
+    def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """A conversation's ids, as the chat template writes it (see `tokenizers.chat`)."""
@@ -224,7 +224,7 @@ class Tokenizer(Protocol):
         ...
 
 
-def known_ids(tokenizer: Tokenizer, size: int) -> tuple[tuple[int, int], ...]:
+def valid_id_ranges(tokenizer: Tokenizer, size: int) -> tuple[tuple[int, int], ...]:
     """Half-open ranges of the ids below `size` that have a token; () where all have one.
 
     A table of embeddings may have more rows than the vocabulary has tokens, and ids may have gaps.

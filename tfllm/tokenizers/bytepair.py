@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import classes
-from tfllm.tokenizers.config_files import Settings, content, json_file, text_file
-from tfllm.tokenizers.hf_tokenizers import RustTokenizer, answered, complete
+from tfllm.tokenizers import hf_classes
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer, answered, complete
+from tfllm.tokenizers.tokenizer_config import Settings, content, json_file, text_file
 
 ENDOFTEXT = "<|endoftext|>"
 QWEN_PATTERN = (
@@ -32,7 +32,7 @@ def byte_characters() -> tuple[str, ...]:
     return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
-class BytePair(RustTokenizer):
+class BytePair(HFTokenizer):
     """Byte-level BPE. Every text is made of known tokens, and any ids make valid UTF-8."""
 
     kind = "bytepair"
@@ -84,10 +84,10 @@ def from_vocabulary(
         rust = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
     kind = settings.tokenizer_class
     if not kind and {"<s>", "</s>", "<mask>"} <= vocabulary.keys():
-        settings = settings.of_class(classes.ROBERTA[0])
+        settings = settings.of_class(hf_classes.ROBERTA[0])
         kind = settings.tokenizer_class
     if kind:
-        settings = classes.checked(settings, "bytepair", Path(source), False)
+        settings = hf_classes.checked(settings, "bytepair", Path(source), False)
     prefix = bool(settings.config.get("add_prefix_space", False))
     rust.pre_tokenizer = split.ByteLevel(add_prefix_space=prefix)
     rust.decoder = decoders.ByteLevel()
@@ -101,7 +101,7 @@ def from_vocabulary(
                 split.ByteLevel(add_prefix_space=prefix, use_regex=False),
             ]
         )
-    if kind in classes.ROBERTA:
+    if kind in hf_classes.ROBERTA:
         own = {token.content for token in settings.added_tokens.values()}
         ends = [content(settings.named[key]) for key in ("cls_token", "sep_token")]
         missing = [token for token in ends if token not in vocabulary and token not in own]
@@ -110,9 +110,9 @@ def from_vocabulary(
     elif not kind and ENDOFTEXT in vocabulary:
         entry = AddedToken(ENDOFTEXT, special=True, normalized=False)
         rust.add_special_tokens([entry])
-    if kind and kind not in classes.ROBERTA:
+    if kind and kind not in hf_classes.ROBERTA:
         complete(rust, settings, source)
-        classes.set_ends(rust, settings)
+        hf_classes.set_ends(rust, settings)
     return BytePair.from_definition(rust.to_str(), settings, source, of_class=True)
 
 

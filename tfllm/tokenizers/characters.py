@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tfllm.tokenizers.config_files import ROLES, USUAL, Settings
-from tfllm.tokenizers.hf_tokenizers import RustTokenizer
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
+from tfllm.tokenizers.tokenizer_config import ROLES, USUAL, Settings
 
 UNKNOWN = "<unk>"
 UNKNOWN_NAMES = (UNKNOWN, "[UNK]", "<|unk|>")
@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
         return len(self.ids)
 
 
-class Characters(RustTokenizer):
+class Characters(HFTokenizer):
     """One token for each Unicode code point."""
 
     kind = "characters"

@@ -56,18 +56,18 @@ def encode(
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """The conversation's ids; the template writes the special tokens itself."""
-    template = template_of(tokenizer)
+    template = require_chat_template(tokenizer)
     text = render(
         template,
         messages,
         add_generation_prompt=add_generation_prompt,
         tools=tools,
-        **special_names(tokenizer),
+        **special_tokens_map(tokenizer),
     )
     return tokenizer.encode_ids([text], add_special_tokens=False)[0]
 
 
-def chat_spans(
+def assistant_spans(
     tokenizer: Tokenizer, messages: Sequence[Message]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """A whole conversation's ids, and the half-open ranges of them that the assistant says.
@@ -76,8 +76,8 @@ def chat_spans(
     else an answer is what the template adds for it to the text that asks for it, which it must
     write the same way both times. Raises TokenizerError where it does not.
     """
-    template = template_of(tokenizer)
-    names = special_names(tokenizer)
+    template = require_chat_template(tokenizer)
+    names = special_tokens_map(tokenizer)
     text, blocks = _render(template, messages, False, None, names)
     if not GENERATION.search(template):
         blocks = list(_answers_between(template, messages, text, names))
@@ -86,7 +86,7 @@ def chat_spans(
     return row.ids, [span for span in spans if span[0] < span[1]]
 
 
-def template_of(tokenizer: Tokenizer) -> str:
+def require_chat_template(tokenizer: Tokenizer) -> str:
     """Raises TokenizerError where the tokenizer has no chat template."""
     if not tokenizer.chat_template:
         raise TokenizerError(
@@ -95,7 +95,7 @@ def template_of(tokenizer: Tokenizer) -> str:
     return tokenizer.chat_template
 
 
-def special_names(tokenizer: Tokenizer) -> dict[str, str]:
+def special_tokens_map(tokenizer: Tokenizer) -> dict[str, str]:
     """bos_token and the others, as templates name them."""
     ids = {name: getattr(tokenizer, role) for name, role in TEMPLATE_NAMES.items()}
     return {name: tokenizer.vocabulary[i] for name, i in ids.items() if i is not None}

@@ -10,34 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import classes, config_files
+from tfllm.tokenizers import hf_classes, tokenizer_config
 from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.config_files import Names, Settings
-from tfllm.tokenizers.named_tokens import NamedTokenizer
-from tfllm.tokenizers.special_tokens import Form, scalars
+from tfllm.tokenizers.rows import NamedTokenizer, RowTemplate, scalars
+from tfllm.tokenizers.tokenizer_config import ADDED, DECODER, Names, Settings
 
 # A text whose tokens no post-processor adds; it shows what is put around them.
 PROBE, PROBE_PAIR = "1 2", "3 4"
 
 
 @dataclass(frozen=True)
-class RustTokenizer(NamedTokenizer):
+class HFTokenizer(NamedTokenizer):
     """Byte-level BPE, SentencePiece or characters, as a tokenizer.json describes them.
 
-    Make it with `from_definition` of the class for its kind, or with `tfllm.tokenizers.files.load`.
+    Make it with `from_definition` of the class for its kind, or with `load_tokenizer`.
     """
 
     names: Names
     definition: str = field(repr=False)
     """tokenizer.json, without truncation and padding"""
     chat_template: str | None = field(repr=False)
-    row_form: Form
+    row_template: RowTemplate
     config: Mapping[str, Any] = field(repr=False, compare=False)
     vocabulary: list[str] = field(repr=False, compare=False)
     all_special_ids: frozenset[int] = field(repr=False, compare=False)
     _rust: Any = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
-    target_form: Form | None = None
+    target_template: RowTemplate | None = None
 
     kind = ""
 
@@ -58,7 +57,7 @@ class RustTokenizer(NamedTokenizer):
         rust.no_padding()
         complete(rust, settings, source)
         if of_class:
-            classes.set_rows(rust, settings)
+            hf_classes.set_rows(rust, settings)
         names = settings.names(one.content for one in rust.get_added_tokens_decoder().values())
         table = rust.get_vocab(with_added_tokens=True)
         vocabulary = [""] * (1 + max(table.values(), default=-1))
@@ -73,7 +72,7 @@ class RustTokenizer(NamedTokenizer):
             names=names,
             definition=rust.to_str(),
             chat_template=settings.chat_template,
-            row_form=_form(rust, source),
+            row_template=_row_template(rust, source),
             config=settings.own_config(),
             vocabulary=vocabulary,
             all_special_ids=special,
@@ -104,7 +103,7 @@ class RustTokenizer(NamedTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         self._rust.save(str(folder / "tokenizer.json"))
         added = [self.vocabulary[number] for number in sorted(self.all_special_ids)]
-        config_files.write(folder, self.names, added, self.config, self.chat_template)
+        tokenizer_config.write(folder, self.names, added, self.config, self.chat_template)
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
@@ -184,7 +183,7 @@ def complete(rust: Any, settings: Settings, source: str | Path) -> None:
         if (got := rust.token_to_id(token.content)) != number:
             raise TokenizerError(
                 f"{source}: the added token '{token.content}' would have the id {got}, and "
-                f"{config_files.DECODER} or {config_files.ADDED} gives it {number}. Ids must "
+                f"{DECODER} or {ADDED} gives it {number}. Ids must "
                 "follow the vocabulary's without a gap; use the files that belong together."
             )
 
@@ -206,7 +205,7 @@ def _refuse_empty(rust: Any, source: str | Path) -> None:
             )
 
 
-def _form(rust: Any, source: str | Path) -> Form:
+def _row_template(rust: Any, source: str | Path) -> RowTemplate:
     """The special tokens that the file's post-processor puts around texts, seen from probes."""
     probes = _probes(rust)
     first, second = (rust.encode(text, add_special_tokens=False).ids for text in probes)
@@ -227,7 +226,7 @@ def _form(rust: Any, source: str | Path) -> Form:
         )
     place = len(start) + len(first)
     types = pair.type_ids
-    return Form(
+    return RowTemplate(
         start,
         between,
         end,

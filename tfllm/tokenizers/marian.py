@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import config_files
 from tfllm.tokenizers import sentencepiece_proto as proto
+from tfllm.tokenizers import tokenizer_config
 from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.config_files import AddedToken, Names, Settings, content, json_file
+from tfllm.tokenizers.rows import RowTemplate
 from tfllm.tokenizers.sentencepiece import THREADS, SentencePiece, processor_of
-from tfllm.tokenizers.special_tokens import Form
+from tfllm.tokenizers.tokenizer_config import AddedToken, Names, Settings, content, json_file
 
 SOURCE, TARGET, IDS, TARGET_IDS = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
 FILES = (SOURCE, TARGET, IDS, TARGET_IDS)
@@ -43,7 +43,7 @@ class Marian(SentencePiece):
         return self.targets or self
 
     @property
-    def recognised(self) -> tuple[AddedToken, ...]:
+    def matched_tokens(self) -> tuple[AddedToken, ...]:
         return (*self.added, *(AddedToken(code) for code in languages(self.vocabulary)))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -71,7 +71,7 @@ class Marian(SentencePiece):
         (folder / IDS).write_text(self.table, encoding="utf-8", newline="\n")
         if self.target.table != self.table:
             (folder / TARGET_IDS).write_text(self.target.table, encoding="utf-8", newline="\n")
-        config_files.write(folder, self.names, self.names.present(), self.config, None)
+        tokenizer_config.write(folder, self.names, self.names.present(), self.config, None)
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
@@ -135,7 +135,7 @@ def made(
         sides.append(
             Marian(
                 names=names,
-                row_form=Form(end=(end,)),
+                row_template=RowTemplate(suffix=(end,)),
                 model=source,
                 source=source,
                 file_name=name,

@@ -14,7 +14,7 @@ from tfllm.errors import DataError
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Encoding, Tokenizer
-    from tfllm.tokenizers.graph.base import TextGraph
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 BATCH_LINES = 256
 BATCH_BYTES = 1 << 18
@@ -55,7 +55,7 @@ class Report:
 def check_file(
     path: str | Path,
     tokenizer: Tokenizer,
-    graph: TextGraph,
+    graph: TokenizerGraph,
     progress: Progress = lambda _: None,
     batch_lines: int = BATCH_LINES,
 ) -> Report:
@@ -71,7 +71,9 @@ def check_file(
     return report
 
 
-def compare(lines: list[bytes], tokenizer: Tokenizer, graph: TextGraph, report: Report) -> None:
+def compare(
+    lines: list[bytes], tokenizer: Tokenizer, graph: TokenizerGraph, report: Report
+) -> None:
     """Compares one batch of lines and adds what it found to the report."""
     import tensorflow as tf
 
@@ -96,7 +98,7 @@ def compare(lines: list[bytes], tokenizer: Tokenizer, graph: TextGraph, report: 
                 report.examples.append(Difference(report.lines, text, ours, theirs))
 
 
-def _texts_back(tokenizer: Tokenizer, graph: TextGraph, ids: Any) -> Sequence[str | None]:
+def _texts_back(tokenizer: Tokenizer, graph: TokenizerGraph, ids: Any) -> Sequence[str | None]:
     """What the graph makes of its own ids, None where it does not write texts."""
     if tokenizer.kind == "wordpiece":
         return [None] * ids.nrows().numpy()

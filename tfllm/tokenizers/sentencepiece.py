@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers import classes, config_files
+from tfllm.tokenizers import hf_classes, tokenizer_config
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.config_files import AddedToken, Names, Settings
-from tfllm.tokenizers.languages import CODES
-from tfllm.tokenizers.named_tokens import NamedTokenizer
-from tfllm.tokenizers.special_tokens import Form, bert, scalars
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
+from tfllm.tokenizers.mbart import CODES
+from tfllm.tokenizers.rows import NamedTokenizer, RowTemplate, bert, scalars
+from tfllm.tokenizers.tokenizer_config import ADDED, DECODER, AddedToken, Names, Settings, content
 
 ALBERT = "AlbertTokenizer"
 T5_EXTRA_IDS = 100
@@ -62,11 +62,11 @@ class SentencePiece(NamedTokenizer):
 
     A text is cut at the special tokens in it, and each part is tokenised as a text of its own, but
     for the space before it: see `prefix`. Make it with `from_proto` or
-    `tfllm.tokenizers.files.load`.
+    `load_tokenizer`.
     """
 
     names: Names
-    row_form: Form
+    row_template: RowTemplate
     model: bytes = field(repr=False)
     """ModelProto whose ids are the tokenizer's, `prefix` aside"""
     source: bytes = field(repr=False, compare=False)
@@ -85,19 +85,19 @@ class SentencePiece(NamedTokenizer):
     `classes.prefix_of` says."""
     splits_special_tokens: bool = False
     """Whether special tokens written in a text are ordinary text."""
-    target_form: Form | None = None
+    target_template: RowTemplate | None = None
 
     kind = "sentencepiece"
 
     @property
-    def recognised(self) -> tuple[AddedToken, ...]:
+    def matched_tokens(self) -> tuple[AddedToken, ...]:
         """Tokens at which a text is cut."""
         return self.added
 
     @property
-    def literal_tokens(self) -> tuple[str, ...]:
-        """The texts of `recognised`."""
-        return tuple(token.content for token in self.recognised)
+    def matched_token_texts(self) -> tuple[str, ...]:
+        """The texts of `matched_tokens`."""
+        return tuple(token.content for token in self.matched_tokens)
 
     def kernel_model(self) -> bytes:
         """The ModelProto that the parts of a text are given to."""
@@ -155,7 +155,7 @@ class SentencePiece(NamedTokenizer):
             for token in self.added
             if (number := self._ids[token.content]) >= size or not token.plain
         }
-        config_files.write(
+        tokenizer_config.write(
             folder,
             self.names,
             special,
@@ -172,7 +172,9 @@ class SentencePiece(NamedTokenizer):
 
     def _pattern(self) -> re.Pattern[str]:
         tokens = [
-            token for token in self.recognised if not (token.special and self.splits_special_tokens)
+            token
+            for token in self.matched_tokens
+            if not (token.special and self.splits_special_tokens)
         ]
         tokens.sort(key=lambda token: len(token.content), reverse=True)
         texts = [
@@ -261,6 +263,22 @@ class SentencePiece(NamedTokenizer):
         return row
 
 
+class SentencePieceJson(HFTokenizer):
+    """BPE with byte fallback or a unigram model over text whose spaces are U+2581."""
+
+    kind = "sentencepiece"
+
+    def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """By the same road as `encode`: the package's faster one gives other ids here and there."""
+        return [list(tokens.ids) for tokens in self._split(texts)]
+
+    def graph(self, profile: str = "reference") -> Any:
+        """The same tokenizer as TensorFlow ops."""
+        from tfllm.tokenizers.graph.sentencepiece_json import SentencePieceJsonGraph
+
+        return SentencePieceJsonGraph(self, profile)
+
+
 def read(path: Path, settings: Settings) -> SentencePiece:
     """From a `.model` file, ids arranged as the settings' tokenizer class has them."""
     try:
@@ -276,10 +294,10 @@ def from_proto(
     """A tokenizer from a ModelProto. Raises TokenizerError naming `path`."""
     source = model.SerializeToString()
     if settings.tokenizer_class or not path.name.startswith("sentencepiece.bpe"):
-        settings = classes.checked(settings, "sentencepiece", path, False)
+        settings = hf_classes.checked(settings, "sentencepiece", path, False)
     else:
         settings = settings.of_class(FAIRSEQ_CLASSES[0])
-        settings = classes.checked(settings, "sentencepiece", path, False)
+        settings = hf_classes.checked(settings, "sentencepiece", path, False)
     kind = settings.tokenizer_class
     _refuse_unknown(kind, settings, model.trainer_spec.model_type == proto.UNIGRAM, path)
     arranged = model
@@ -293,7 +311,7 @@ def from_proto(
     if len(table) != len(arranged.pieces):
         raise TokenizerError(f"{path}: the model has a piece twice.")
     names = _names(arranged, settings, controls)
-    form = _form(kind, names, table, settings, path)
+    template = _row_template(kind, names, table, settings, path)
     found = {token: AddedToken(token) for token in (*controls, *names.present())}
     found |= {token.content: token for token in settings.special_tokens()}
     found |= {
@@ -303,17 +321,17 @@ def from_proto(
     added = [token for token in found.values() if token.content in table]
     # A unigram model of Llama's class is read as the package reads it, as by transformers 4.
     bpe = model.trainer_spec.model_type == proto.BPE
-    by_class = kind in classes.LLAMA and bpe and OWN_PREFIX not in settings.config
-    prefix = classes.prefix_of(settings) if by_class else BY_MODEL
+    by_class = kind in hf_classes.LLAMA and bpe and OWN_PREFIX not in settings.config
+    prefix = hf_classes.prefix_of(settings) if by_class else BY_MODEL
     made = arranged if prefix == BY_MODEL else proto.without_prefix(arranged)
     return SentencePiece(
         names=names,
-        row_form=form,
+        row_template=template,
         model=arranged.SerializeToString(),
         source=source,
         file_name=path.name if path.name in FILE_NAMES else FILE_NAMES[0],
         chat_template=settings.chat_template,
-        config={**settings.own_config(), **({} if kind else _class_of(form))},
+        config={**settings.own_config(), **({} if kind else _class_of(template))},
         vocabulary=[entry.piece for entry in arranged.pieces],
         all_special_ids=frozenset(table[token.content] for token in added if token.special),
         _processor=processor_of(made, path),
@@ -347,11 +365,11 @@ def _refuse_unknown(kind: str, settings: Settings, unigram: bool, path: Path) ->
             f"{path}: 'sp_model_kwargs' asks for another split at random each time, which is not "
             "known here. Remove 'enable_sampling'."
         )
-    usual = classes.ROBERTA_TOKENS.items() if kind in FAIRSEQ_CLASSES else ()
+    usual = hf_classes.ROBERTA_TOKENS.items() if kind in FAIRSEQ_CLASSES else ()
     for key, text in usual:
-        if (entry := settings.named.get(key)) is not None and config_files.content(entry) != text:
+        if (entry := settings.named.get(key)) is not None and content(entry) != text:
             raise TokenizerError(
-                f"{path}: '{key}' is {config_files.content(entry)!r}, and beside a .model file a "
+                f"{path}: '{key}' is {content(entry)!r}, and beside a .model file a "
                 f"{kind} is only known with {text!r}. Use a directory with its tokenizer.json."
             )
     for token in settings.added_tokens.values():
@@ -375,13 +393,13 @@ def _pieces(processor: Any, text: str) -> Iterator[tuple[str, int, int, int]]:
             yield entry.piece, entry.id, entry.begin, entry.end
 
 
-def _class_of(form: Form) -> dict[str, Any]:
+def _class_of(template: RowTemplate) -> dict[str, Any]:
     """Settings with which Hugging Face and `read` put the same special tokens around a text."""
-    if form.start and form.end:
+    if template.prefix and template.suffix:
         return {"tokenizer_class": ALBERT, "do_lower_case": False, "keep_accents": True}
     return (
         {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, OWN_PREFIX: BY_MODEL}
-        if form.start
+        if template.prefix
         else {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
     )
 
@@ -423,8 +441,8 @@ def _added(model: Any, settings: Settings, kind: str, path: Path) -> list[tuple[
     for token, number in {**places, **listed}.items():
         if known.get(token, number) != number:
             raise TokenizerError(
-                f"{path}: '{token}' has the id {known[token]}, and {config_files.DECODER} or "
-                f"{config_files.ADDED} gives it {number}. Use the files that belong together."
+                f"{path}: '{token}' has the id {known[token]}, and {DECODER} or "
+                f"{ADDED} gives it {number}. Use the files that belong together."
             )
         if token not in known:
             found[token] = number
@@ -442,9 +460,9 @@ def _sentinels(settings: Settings, kind: str) -> list[str]:
     return [f"<extra_id_{count - 1 - place}>" for place in range(count)]
 
 
-def _form(
+def _row_template(
     kind: str, names: Names, table: Mapping[str, int], settings: Settings, path: Path
-) -> Form:
+) -> RowTemplate:
     start = table.get(names.start or "")
     end = table.get(names.end or "")
     kind = FORMS.get(kind, "")
@@ -457,17 +475,17 @@ def _form(
         before = (start,) if adds_start and start is not None else ()
         after = (end,) if adds_end and end is not None else ()
         between = (*after, *before)
-        return Form(before, between, after, (0,) * len(after) + (1,) * len(before), 1)
+        return RowTemplate(before, between, after, (0,) * len(after) + (1,) * len(before), 1)
     if kind == "end":
         after = () if end is None else (end,)
-        return Form((), after, after, (0,) * len(after), 0)
+        return RowTemplate((), after, after, (0,) * len(after), 0)
     if start is None or end is None:
         raise TokenizerError(
             f"{path}: the model lacks the special tokens that begin and end a row."
         )
     if kind == "roberta":
         named = (settings.named.get(key) for key in ("bos_token", "eos_token"))
-        start, end = (table.get(config_files.content(entry or "")) for entry in named)
+        start, end = (table.get(content(entry or "")) for entry in named)
         assert start is not None and end is not None  # the class names them
-        return Form((start,), (end, end), (end,), (0, 0), 0)
+        return RowTemplate((start,), (end, end), (end,), (0, 0), 0)
     return bert(start, end)

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import DataError, SettingError, did_you_mean
-from tfllm.tokenizers import bytepair, characters, classes, sentencepiece
+from tfllm.tokenizers import bytepair, characters, hf_classes, sentencepiece
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
+from tfllm.tokenizers.tokenizer_config import Settings
 from tfllm.tokenizers.wordpiece import PREFIX, Normalization, Specials, WordPiece
 
 # Each character of the alphabet takes two places, alone and after PREFIX; the rest are pieces.
@@ -34,6 +35,7 @@ UNIGRAM_SPECIALS = ("<unk>", "<s>", "</s>", "<pad>")
 UNIGRAM_COVERAGE = 0.9995  # of the text, as SentencePiece has it; rarer characters become bytes
 UNIGRAM_THREADS = 4  # the sums depend on it, so it is the same everywhere
 SEED = 0
+T5 = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}  # whose rows end so in Hugging Face, too
 
 CODE_POINTS = 0x110000
 # Trainers are given about so many characters. Sentences without spaces are hardly ever the same, so
@@ -46,7 +48,7 @@ LONGEST_SENTENCE = 2000  # characters; SentencePiece leaves out longer ones, so 
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainerOptions:
     """What to learn; None: the kind's own default."""
 
     vocabulary_size: int
@@ -62,7 +64,9 @@ class Options:
     special tokens given"""
 
 
-def learned(texts: Iterable[str], kind: str, options: Options, source: str) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], kind: str, options: TrainerOptions, source: str
+) -> Tokenizer:
     """A tokenizer whose vocabulary is learned from lines of text; `source` names them in errors.
 
     `texts` is gone through more than once, so it is a list or makes a new iterator each time. The
@@ -79,7 +83,7 @@ def learned(texts: Iterable[str], kind: str, options: Options, source: str) -> T
     return tokenizer
 
 
-def _wordpiece(texts: Iterable[str], options: Options) -> WordPiece | None:
+def _wordpiece(texts: Iterable[str], options: TrainerOptions) -> WordPiece | None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     specials = Specials()
@@ -134,11 +138,11 @@ def _by_frequency(counts: np.ndarray) -> list[str]:
     return [chr(code) for code in sorted(codes, key=lambda code: (-counts[code], code))]
 
 
-def _bpe(texts: Iterable[str], options: Options) -> bytepair.BytePair | None:
+def _bpe(texts: Iterable[str], options: TrainerOptions) -> bytepair.BytePair | None:
     """GPT-2's, <|endoftext|> first and every byte known; RoBERTa's where its tokens are given."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    roberta = set(classes.ROBERTA_TOKENS.values()) <= set(options.special_tokens)
+    roberta = set(hf_classes.ROBERTA_TOKENS.values()) <= set(options.special_tokens)
     end = [bytepair.ENDOFTEXT] if options.end_of_text and not roberta else []
     literal = list(dict.fromkeys([*end, *options.special_tokens]))
     _check_size(options, BYTES + len(literal))
@@ -164,7 +168,7 @@ def _bpe(texts: Iterable[str], options: Options) -> bytepair.BytePair | None:
     return bytepair.from_vocabulary(model["vocab"], merges, Settings({}, named), "--kind bpe")
 
 
-def _unigram(texts: Iterable[str], options: Options) -> sentencepiece.SentencePiece | None:
+def _unigram(texts: Iterable[str], options: TrainerOptions) -> sentencepiece.SentencePiece | None:
     """SentencePiece's unigram model with byte fallback that keeps every text as it is."""
     import sentencepiece as package
 
@@ -218,7 +222,7 @@ def _rare(counts: np.ndarray, most: int) -> list[int]:
     return order[min(needed, most) :].tolist()
 
 
-def _characters(texts: Iterable[str], options: Options) -> characters.Characters | None:
+def _characters(texts: Iterable[str], options: TrainerOptions) -> characters.Characters | None:
     """The most frequent characters, line ends too, in the order of their code points."""
     counts = count(texts)
     if not _has_text(counts):
@@ -236,7 +240,7 @@ def _characters(texts: Iterable[str], options: Options) -> characters.Characters
     return characters.from_characters([chr(code) for code in sorted(kept)], specials)
 
 
-KINDS: dict[str, Callable[[Iterable[str], Options], Any]] = {
+KINDS: dict[str, Callable[[Iterable[str], TrainerOptions], Any]] = {
     "wordpiece": _wordpiece,
     "bpe": _bpe,
     "unigram": _unigram,
@@ -314,8 +318,38 @@ class _Kept:
             raise
 
 
-def _check_size(options: Options, smallest: int) -> None:
+def _check_size(options: TrainerOptions, smallest: int) -> None:
     if options.vocabulary_size < smallest:
         raise SettingError(
             f"--vocabulary-size {options.vocabulary_size}: give at least {smallest}."
         )
+
+
+def append_eos(tokenizer: Any) -> Any:
+    """A learned tokenizer that puts its end token, and nothing else, after every text.
+
+    One whose rows end with special tokens already, as WordPiece's do, stays as it is.
+    """
+    if isinstance(tokenizer, HFTokenizer):
+        described = {**tokenizer.described(), "post_processor": _eos_post_processor(tokenizer)}
+        settings = Settings(tokenizer.config, tokenizer.config, tokenizer.chat_template)
+        return type(tokenizer).from_definition(json.dumps(described), settings)
+    if isinstance(tokenizer, sentencepiece.SentencePiece):
+        model = proto.parse(tokenizer.source, tokenizer.file_name)
+        return sentencepiece.from_proto(model, Settings(T5, T5))
+    return tokenizer
+
+
+def _eos_post_processor(tokenizer: HFTokenizer) -> dict[str, Any]:
+    """A post-processor of the `tokenizers` package: `a </s>` and `a </s> b </s>`."""
+    end = tokenizer.names.end
+    assert end is not None  # learned with it
+    after = {"SpecialToken": {"id": end, "type_id": 0}}
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")]
+    known = {end: {"id": end, "ids": [tokenizer.eos_token_id], "tokens": [end]}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [texts[0], after],
+        "pair": [texts[0], after, texts[1], after],
+        "special_tokens": known,
+    }

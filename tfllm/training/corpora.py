@@ -14,8 +14,8 @@ from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve
 from tfllm.errors import SettingError
 from tfllm.tasks import AnyTask
-from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.loading import find_vocabulary_file, load_tokenizer
 from tfllm.training import vocabulary
 from tfllm.training.recipe import ModelSettings, Recipe, TokenizerSettings
 
@@ -81,7 +81,7 @@ def _tokenizer(
                 "tokenizer: a corpus needs one. Give one, tokenizer: {path: DIR}, or learn one "
                 "from the texts, tokenizer: {kind: wordpiece, vocabulary_size: 8000}"
             )
-        loaded = tokenizer_files.load(_checkpoint(resolve(str(recipe.model.source))))
+        loaded = load_tokenizer(_checkpoint(resolve(str(recipe.model.source))))
         return lambda _: loaded, _content(loaded)
     if isinstance(settings, TokenizerSettings) and settings.kind is not None:
         learned = settings
@@ -98,7 +98,7 @@ def _tokenizer(
 def _checkpoint(path: Path) -> Path:
     """The directory with the tokenizer's files: of a checkpoint, a run or a corpus."""
     for inner in ("checkpoint", TOKENIZER):
-        if not tokenizer_files.vocabulary_file(path) and (path / inner).is_dir():
+        if not find_vocabulary_file(path) and (path / inner).is_dir():
             return path / inner
     return path
 

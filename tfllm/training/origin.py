@@ -15,8 +15,8 @@ from tfllm.data.lines import resolve
 from tfllm.errors import SettingError, StorageError
 from tfllm.models import build_config
 from tfllm.tasks import Task
-from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import directory as files
 from tfllm.training import vocabulary
 from tfllm.training.recipe import LoraSettings, ModelSettings, Recipe, TokenizerSettings
@@ -127,7 +127,7 @@ def _new(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
 def _tokenizer_of(corpus: Any, settings: TokenizerSettings | str | None) -> Tokenizer:
     """The tokenizer that a corpus was prepared with, or the named one: `Task.rows` compares."""
     if settings is None or is_learned(settings):
-        found = tokenizer_files.load(corpus.tokenizer_directory)
+        found = load_tokenizer(corpus.tokenizer_directory)
         template = settings.chat_template if isinstance(settings, TokenizerSettings) else None
         return vocabulary.with_template(found, template)
     return read_tokenizer(settings)

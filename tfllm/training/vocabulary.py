@@ -12,10 +12,9 @@ from tfllm.data.lines import read_all, resolve
 from tfllm.errors import SettingError
 from tfllm.tasks.causal_lm import lines_of, messages_of
 from tfllm.tasks.seq2seq import source_of, targets_of
-from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.eos_ending import ending
-from tfllm.tokenizers.train import Options, learned
+from tfllm.tokenizers.loading import load_tokenizer, read_vocabulary
+from tfllm.tokenizers.train import TrainerOptions, append_eos, train_tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
 from tfllm.training.recipe import TokenizerSettings
 
@@ -44,12 +43,12 @@ def read_tokenizer(
         settings = TokenizerSettings(path=settings)
     if settings.path is None:
         if learned is not None and learned.is_dir():
-            return tokenizer_files.load(learned)
+            return load_tokenizer(learned)
         return (learn_for_pairs if pairs else learn_from)(settings, _Texts(examples))
     path = resolve(settings.path)
     if path.is_file() and path.suffix == ".txt":
         lowercase = True if settings.lowercase is None else settings.lowercase
-        tokens = tokenizer_files.read_vocabulary(path)
+        tokens = read_vocabulary(path)
         return with_template(
             WordPiece.from_vocabulary(tokens, lowercase=lowercase), settings.chat_template
         )
@@ -57,7 +56,7 @@ def read_tokenizer(
         raise SettingError(
             "tokenizer.lowercase goes with a vocab.txt; the directory's own files say it."
         )
-    return with_template(tokenizer_files.load(path), settings.chat_template)
+    return with_template(load_tokenizer(path), settings.chat_template)
 
 
 def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
@@ -74,20 +73,20 @@ def learn_for_pairs(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
     if settings.kind in ("bpe", "characters"):
         tokens = tuple(dict.fromkeys([*PAIR_TOKENS, *settings.special_tokens]))
         settings = settings.model_copy(update={"special_tokens": tokens})
-    return ending(learn_from(settings, texts))
+    return append_eos(learn_from(settings, texts))
 
 
 def learn_from(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer of `settings.kind` over texts, which are gone through more than once."""
     assert settings.kind is not None  # else there is a path
-    options = Options(
+    options = TrainerOptions(
         vocabulary_size=settings.vocabulary_size or sys.maxsize,
         special_tokens=settings.special_tokens,
         lowercase=settings.lowercase,
         end_of_text=False,  # the recipe names all of its special tokens
     )
     try:
-        tokenizer = learned(texts, settings.kind, options, "data.train")
+        tokenizer = train_tokenizer(texts, settings.kind, options, "data.train")
     except SettingError as error:
         raise SettingError(
             str(error).replace("--vocabulary-size", "tokenizer.vocabulary_size is")

@@ -18,7 +18,7 @@ from tfllm.data.corpora.preparation import Job, prepare, validation_of
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.sources import Reading
 from tfllm.errors import DataError, SettingError, StorageError
-from tfllm.tokenizers.train import Options, learned
+from tfllm.tokenizers.train import TrainerOptions, train_tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
 
 TOKENIZER = WordPiece.from_vocabulary(VOCABULARY)
@@ -310,7 +310,9 @@ def test_words_are_encoded_as_in_their_sentences():
         "中文 mixed 字 a", "it's 3.14, no?", "word " * 50, "\u00a0nbsp\u3000wide", "x" * 150,
     ]  # fmt: skip
     words = ["the", "cat", "sat", "é", "中", ".", "##ing", "3"]
-    tokenizer = learned([" ".join(words)] * 5 + generated, "wordpiece", Options(200), "texts")
+    tokenizer = train_tokenizer(
+        [" ".join(words)] * 5 + generated, "wordpiece", TrainerOptions(200), "texts"
+    )
     encode = BulkEncoder(tokenizer)
     for _ in range(2):  # the second time from memory
         rows = [list(memoryview(row).cast("H")) for row in encode(generated)]
@@ -320,7 +322,7 @@ def test_words_are_encoded_as_in_their_sentences():
 
 def test_byte_level_tokens_keep_every_space(tmp_path):
     text = "One two.  Three?\n\nfour. Five\n"
-    tokenizer = learned([text] * 3, "bpe", Options(300), "texts")
+    tokenizer = train_tokenizer([text] * 3, "bpe", TrainerOptions(300), "texts")
     path = write(tmp_path, "a.txt", text)
     given = job(path, reading=Reading(format="document"))
     document = read(made(given, tmp_path / "out", tokenizer=tokenizer), tokenizer)[0]

@@ -21,11 +21,11 @@ from tests.tokenizers.graph.test_decoders import assert_same
 from tests.tokenizers.test_saved_tokenizers import differences
 from tests.tokenizers.test_sweep import CHUNK, EVERY
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers.graph import aligned
+from tfllm.tokenizers.graph import normalized_string
 from tfllm.tokenizers.graph.charsmap import Charsmap, rules_of
 from tfllm.tokenizers.graph.nfc import Composer
 from tfllm.tokenizers.graph.unigram import UnigramModel
-from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
+from tfllm.tokenizers.sentencepiece import SentencePieceJson
 
 PIECES = [("<unk>", 0.0), ("▁", -2.0), ("▁a", -1.0), ("a", -3.0), ("b", -3.0), ("▁b", -1.0)]
 FORMS = ("{}", "x{}y", "{}\u0301\u0323", "\u0600{}\u0340", "\r{}\n")
@@ -192,8 +192,8 @@ def differing(normalize, reference, points, form):
     found = []
     for begin in range(0, len(points), CHUNK):
         texts = [form.format(chr(point)) for point in points[begin : begin + CHUNK]]
-        result = normalize(aligned.decoded(tf.constant(texts)))
-        written = aligned.encoded(result.points, result.splits).numpy()
+        result = normalize(normalized_string.decoded(tf.constant(texts)))
+        written = normalized_string.encoded(result.points, result.splits).numpy()
         found += [
             hex(point)
             for point, text, got in zip(points[begin:], texts, written, strict=False)
@@ -241,8 +241,8 @@ def test_random_marks(name):
     ]
     for _ in range(20):
         texts = ["".join(draw.choices(kinds, k=draw.randrange(12))) for _ in range(500)]
-        result = normalize(aligned.decoded(tf.constant(texts)))
-        written = aligned.encoded(result.points, result.splits).numpy()
+        result = normalize(normalized_string.decoded(tf.constant(texts)))
+        written = normalized_string.encoded(result.points, result.splits).numpy()
         assert [text.decode() for text in written] == [*map(reference.normalize_str, texts)]
 
 

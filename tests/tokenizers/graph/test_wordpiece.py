@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.tokenizers.vocabularies import SPECIALS, VOCABULARY
 from tfllm.errors import SettingError
-from tfllm.tokenizers.files import read_vocabulary
-from tfllm.tokenizers.graph.codepoints import MARK, SEQUENCE, VALUE_MASK, reference_table
+from tfllm.tokenizers.graph.codepoint_tables import MARK, SEQUENCE, VALUE_MASK, reference_table
+from tfllm.tokenizers.loading import read_vocabulary
 from tfllm.tokenizers.wordpiece import WordPiece
 
 OPTIONS = {

@@ -10,9 +10,9 @@ import numpy as np
 
 from tfllm.data.corpora.sentence_splitter import sentences
 from tfllm.data.corpora.tfrecords import Encoded, joined, token_type
-from tfllm.tokenizers import files
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.special_tokens import scalars
+from tfllm.tokenizers.loading import load_tokenizer
+from tfllm.tokenizers.rows import scalars
 from tfllm.tokenizers.wordpiece import WordPiece
 
 REMEMBERED_WORDS = 200_000  # about 40 MB; then the memory is cleared
@@ -35,7 +35,7 @@ class BulkEncoder:
         self.dtype = token_type(tokenizer.vocabulary_size)
         self._known: dict[str, bytes] = {}
         self._by_word = isinstance(tokenizer, WordPiece) and not any(
-            " " in token for token in tokenizer.literal_tokens
+            " " in token for token in tokenizer.matched_token_texts
         )
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
@@ -99,7 +99,7 @@ _encoder: Any = None  # a worker process's own
 def start(tokenizer: str, cut: Cut, join_lines: bool) -> None:
     """Makes a worker ready: loads the tokenizer of a directory."""
     global _encoder
-    _encoder = DocumentEncoder(files.load(Path(tokenizer)), cut, join_lines)
+    _encoder = DocumentEncoder(load_tokenizer(Path(tokenizer)), cut, join_lines)
 
 
 def encode(batch: tuple[Sequence[int], Sequence[str]]) -> Encoded:

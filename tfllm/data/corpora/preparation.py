@@ -31,8 +31,8 @@ from tfllm.data.corpora.staging_dir import workplace
 from tfllm.data.settings import held_out
 from tfllm.data.sources import Reading
 from tfllm.errors import DataError
-from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.loading import load_tokenizer
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 4000
@@ -116,7 +116,7 @@ def prepare(
             if validation.paths == train.paths and (work / deduplication.FATE).is_file():
                 # The same documents: what repeats is known.
                 shutil.copyfile(work / deduplication.FATE, inner / deduplication.FATE)
-            steps(validation, inner, lambda _: tokenizer_files.load(work / TOKENIZER))
+            steps(validation, inner, lambda _: load_tokenizer(work / TOKENIZER))
         for folder in (work, work / VALIDATION):
             deduplication.clear(folder)
     return manifest
@@ -129,7 +129,7 @@ def _prepare_one(
     size = Tally(job.paths).total_bytes
     workers = 1 if size < SMALL_BYTES else workers
     if (work / MANIFEST).is_file():  # killed near the end
-        manifest = finish(work, tokenizer_files.load(work / TOKENIZER), {})
+        manifest = finish(work, load_tokenizer(work / TOKENIZER), {})
         write_lengths(open_corpus(work), work)
         return manifest
     fate = _fate(job, work, workers, progress)
@@ -178,7 +178,7 @@ def _tokenizer(
         shutil.rmtree(part, ignore_errors=True)
         made.save(part)
         part.rename(work / TOKENIZER)
-    return tokenizer_files.load(work / TOKENIZER)
+    return load_tokenizer(work / TOKENIZER)
 
 
 class _Lines:

@@ -27,11 +27,11 @@ class Vocabulary:
     bar and a checkpoint does not: they are left out of both."""
 
     def __init__(self, tokenizer: Any, size: int):
-        from tfllm.tokenizers.base import known_ids
+        from tfllm.tokenizers.base import valid_id_ranges
 
         self.unk_token_id: int | None = tokenizer.unk_token_id
-        self.known = np.full(size, not known_ids(tokenizer, size))
-        for start, stop in known_ids(tokenizer, size):
+        self.known = np.full(size, not valid_id_ranges(tokenizer, size))
+        for start, stop in valid_id_ranges(tokenizer, size):
             self.known[start:stop] = True
 
     def log_softmax(self, scores: np.ndarray) -> np.ndarray:

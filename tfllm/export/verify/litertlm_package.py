@@ -103,7 +103,7 @@ def conversation(checkpoint: Any, writer: Any, said: Sequence[str]) -> list[set[
 
     tokenizer = checkpoint.tokenizer
     template = tokenizer.chat_template or PLAIN_TEMPLATE
-    names: dict[str, Any] = {**chat.special_names(tokenizer)}
+    names: dict[str, Any] = {**chat.special_tokens_map(tokenizer)}
     if begins(tokenizer):
         names["bos_token"] = ""
     ids = [tokenizer.bos_token_id] if begins(tokenizer) else []

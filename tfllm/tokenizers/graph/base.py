@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfllm.tokenizers.graph import rows
-from tfllm.tokenizers.graph.special_tokens import (
+from tfllm.tokenizers.graph.added_tokens import (
     REPLACEMENT,
     Cutter,
     Literal,
@@ -18,7 +18,7 @@ from tfllm.tokenizers.graph.special_tokens import (
 )
 
 
-class TextGraph(tf.Module):
+class TokenizerGraph(tf.Module):
     """Texts to token ids and back as TensorFlow ops; make it with `Tokenizer.graph()`.
 
     Text is UTF-8; each invalid byte sequence counts as one U+FFFD, as in Python's
@@ -35,7 +35,7 @@ class TextGraph(tf.Module):
     def __init__(self, tokenizer: Any, literals: Sequence[Literal]):
         super().__init__()
         self.tokenizer = tokenizer  # the vocabulary, for whoever turns ids back into tokens
-        self.ids = rows.Ids(tokenizer.form, tokenizer.pad_token_id)
+        self.ids = rows.Ids(tokenizer.row_template, tokenizer.pad_token_id)
         self._cut = Cutter(literals)
         # One function, so that a saved model holds these ops once however many signatures use them.
         signature = [tf.TensorSpec([None], tf.string)]
@@ -68,8 +68,8 @@ class TextGraph(tf.Module):
 
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """UTF-8 string [B] to ids int32 [B, None] with the special tokens of a single text."""
-        ids, form = self.tokenize(texts), self.ids.form
-        if not form.single_specials:
+        ids, template = self.tokenize(texts), self.ids.template
+        if not template.num_special_tokens:
             return ids
         size = tf.size(texts, out_type=tf.int64)
 
@@ -77,8 +77,8 @@ class TextGraph(tf.Module):
             values = tf.tile(tf.constant(specials, tf.int32), size[None])
             return tf.RaggedTensor.from_uniform_row_length(values, len(specials), nrows=size)
 
-        parts = [around(form.start)] if form.start else []
-        parts += [ids] + ([around(form.end)] if form.end else [])
+        parts = [around(template.prefix)] if template.prefix else []
+        parts += [ids] + ([around(template.suffix)] if template.suffix else [])
         return tf.concat(parts, 1)
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
@@ -92,7 +92,7 @@ class TextGraph(tf.Module):
 
         No row passes `max_length`, special tokens included; pairs are cut longest-first.
         """
-        self.tokenizer.check_rows(max_length)
+        self.tokenizer.check_truncation_side(max_length)
         return rows.pack(first, second, max_length, self.ids)
 
     def windows(

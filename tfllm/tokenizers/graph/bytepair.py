@@ -22,11 +22,8 @@ import tensorflow as tf
 from tfllm.errors import SettingError, TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.bytepair import byte_characters
-from tfllm.tokenizers.graph import aligned
-from tfllm.tokenizers.graph.base import TextGraph, joined, without
-from tfllm.tokenizers.graph.nfc import Composer
-from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
-from tfllm.tokenizers.graph.special_tokens import (
+from tfllm.tokenizers.graph import normalized_string
+from tfllm.tokenizers.graph.added_tokens import (
     REPLACEMENT,
     Cutter,
     Literal,
@@ -37,7 +34,10 @@ from tfllm.tokenizers.graph.special_tokens import (
     with_literals,
     without_offsets,
 )
-from tfllm.tokenizers.graph.splits import EDGE, WordCutter, style_of
+from tfllm.tokenizers.graph.base import TokenizerGraph, joined, without
+from tfllm.tokenizers.graph.byte_level_pre_tokenizer import EDGE, WordCutter, style_of
+from tfllm.tokenizers.graph.nfc import Composer
+from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.bytepair import BytePair
@@ -47,7 +47,7 @@ NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 DIRECT = 0xF0000  # private characters: words that are looked up whole
 
 
-class BytePairGraph(TextGraph):
+class BytePairGraph(TokenizerGraph):
     """Byte-level BPE as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
     def __init__(self, tokenizer: BytePair, profile: str = "reference"):
@@ -96,15 +96,15 @@ class BytePairGraph(TextGraph):
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
         if self._compose is None:
             return self._merged(pieces, offsets)
-        given = aligned.decoded(pieces.strings)
+        given = normalized_string.decoded(pieces.strings)
         texts = self._compose(given)
-        cut = self._cut_normalized(aligned.encoded(texts.points, texts.splits))
+        cut = self._cut_normalized(normalized_string.encoded(texts.points, texts.splits))
         tokens = self._merged(cut, offsets)
         tokens = with_literals(tokens, cut) if self._cut_normalized else tokens
         splits = tf.gather(tokens.splits, cut.text_splits)
         if not offsets:
             return without_offsets(tokens.ids, splits)
-        starts, ends = aligned.origins(texts, splits, tokens.starts, tokens.ends)
+        starts, ends = normalized_string.origins(texts, splits, tokens.starts, tokens.ends)
         return Tokens(tokens.ids, starts, ends, splits, given.splits[1:] - given.splits[:-1])
 
     def _merged(self, cut: Pieces, offsets: bool) -> Tokens:

@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError
-from tfllm.tokenizers.graph.base import TextGraph, joined, without
+from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, Pieces, Tokens
+from tfllm.tokenizers.graph.base import TokenizerGraph, joined, without
 from tfllm.tokenizers.graph.bytepair import literals_of
-from tfllm.tokenizers.graph.codepoints import CODE_POINTS, PAGE_BITS, PAGE_SIZE
-from tfllm.tokenizers.graph.special_tokens import REPLACEMENT, Pieces, Tokens
+from tfllm.tokenizers.graph.codepoint_tables import CODE_POINTS, PAGE_BITS, PAGE_SIZE
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.characters import Characters
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LEFT_OUT = -1
 
 
-class CharactersGraph(TextGraph):
+class CharactersGraph(TokenizerGraph):
     """One token for each code point; make it with `Tokenizer.graph()`."""
 
     def __init__(self, tokenizer: Characters, profile: str = "reference"):

@@ -16,8 +16,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers.graph.aligned import Aligned, first_of_texts, repeated, transformed
-from tfllm.tokenizers.graph.codepoints import CODE_POINTS, PAGE_BITS, PAGE_SIZE, UNIFORM, examined
+from tfllm.tokenizers.graph.codepoint_tables import (
+    CODE_POINTS,
+    PAGE_BITS,
+    PAGE_SIZE,
+    UNIFORM,
+    examined,
+)
+from tfllm.tokenizers.graph.normalized_string import Aligned, first_of_texts, repeated, transformed
 from tfllm.tokenizers.graph.trie import NONE, PointTrie
 
 CLUSTER_BYTES = 6  # clusters of so many bytes are no longer looked up whole

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.graph.base import TextGraph, without
+from tfllm.tokenizers.graph.added_tokens import Pieces, Tokens, raw_literals
+from tfllm.tokenizers.graph.base import TokenizerGraph, without
 from tfllm.tokenizers.graph.sentencepiece import check_profile, tokens_of
 from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
-from tfllm.tokenizers.graph.special_tokens import Pieces, Tokens, raw_literals
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.marian import Marian
@@ -34,7 +34,7 @@ class _NumberedPieces(SentencePieceKernel):
         return self._table.lookup(values)
 
 
-class MarianGraph(TextGraph):
+class MarianGraph(TokenizerGraph):
     """One side of a Marian tokenizer as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
     def __init__(self, tokenizer: Marian, profile: str = "reference"):

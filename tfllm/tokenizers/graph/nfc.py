@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfllm.tokenizers.graph.aligned import Aligned, first_of_texts, repeated, transformed
-from tfllm.tokenizers.graph.codepoints import (
+from tfllm.tokenizers.graph.codepoint_tables import (
     CODE_POINTS,
     PAGE_BITS,
     PAGE_SIZE,
@@ -25,6 +24,7 @@ from tfllm.tokenizers.graph.codepoints import (
     examined,
     mapped,
 )
+from tfllm.tokenizers.graph.normalized_string import Aligned, first_of_texts, repeated, transformed
 
 MORE_THAN_CLASSES = 256
 POINT_BITS = 21

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfllm.tokenizers.base import WINDOW_SHARE, check_max_length, check_stride
-from tfllm.tokenizers.special_tokens import Form
+from tfllm.tokenizers.rows import RowTemplate
 
 
 class Ids(NamedTuple):
     """What a row is made with besides the ids of its texts."""
 
-    form: Form
+    template: RowTemplate
     pad: int
 
 
@@ -43,13 +43,15 @@ def pack(
 
     Ragged int32 [B, None] to int32 [B, T], T the longest row, at most `max_length`.
     """
-    lengths, form = first.row_lengths(), ids.form
+    lengths, template = first.row_lengths(), ids.template
     if second is None:
-        check_max_length(max_length, form.single_specials)
-        kept = tf.minimum(lengths, max_length - form.single_specials)
+        check_max_length(max_length, template.num_special_tokens)
+        kept = tf.minimum(lengths, max_length - template.num_special_tokens)
         return _rows([_Part(first.flat_values, first.row_starts(), kept)], ids)[0]
-    check_max_length(max_length, form.pair_specials)
-    kept, kept_second = kept_lengths(lengths, second.row_lengths(), max_length - form.pair_specials)
+    check_max_length(max_length, template.num_pair_special_tokens)
+    kept, kept_second = kept_lengths(
+        lengths, second.row_lengths(), max_length - template.num_pair_special_tokens
+    )
     parts = [
         _Part(first.flat_values, first.row_starts(), kept),
         _Part(second.flat_values, second.row_starts(), kept_second),
@@ -86,8 +88,8 @@ def windows(
     "segment_ids", "padding_mask", "starts", "ends" (-1 outside the context) and "example" [R], the
     index of the example that each row belongs to.
     """
-    check_stride(max_length, stride, ids.form.pair_specials)
-    room = tf.constant(max_length - ids.form.pair_specials, tf.int64)
+    check_stride(max_length, stride, ids.template.num_pair_special_tokens)
+    room = tf.constant(max_length - ids.template.num_pair_special_tokens, tf.int64)
     asked, length = question.row_lengths(), context.row_lengths()
     longest = room - stride - -(-(room - stride) // WINDOW_SHARE)  # as base.kept_question
     asked = tf.where(asked + length > room, tf.minimum(asked, longest), asked)
@@ -122,25 +124,27 @@ def windows(
 
 def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
     """The parts and the special tokens; also the places counted from the last part's start."""
-    form = ids.form
-    specials = form.single_specials if len(parts) == 1 else form.pair_specials
+    template = ids.template
+    specials = template.num_special_tokens if len(parts) == 1 else template.num_pair_special_tokens
     total = specials + tf.add_n([part.lengths for part in parts])  # [R]
     longest = tf.reduce_max(tf.concat([total, [specials]], 0))
     place = tf.range(longest)[None, :]  # [1, T]
     token_ids = tf.fill(_shape(total, longest), ids.pad)
     segment_ids = tf.zeros_like(token_ids)
-    for number, token in enumerate(form.start):
+    for number, token in enumerate(template.prefix):
         token_ids = tf.where(place == number, token, token_ids)
-    offset = tf.fill(tf.shape(total), tf.constant(len(form.start), tf.int64))  # where a part starts
+    offset = tf.fill(
+        tf.shape(total), tf.constant(len(template.prefix), tf.int64)
+    )  # where a part starts
     for number, part in enumerate(parts):
         inner = place - offset[:, None]
         length = part.lengths[:, None]
         inside = (inner >= 0) & (inner < length)
         token_ids = tf.where(inside, part.at(inner), token_ids)
-        own_type = form.second_type if number else 0
+        own_type = template.pair_type_id if number else 0
         last = number == len(parts) - 1
-        after = form.end if last else form.between
-        types = (own_type,) * len(after) if last else form.between_types
+        after = template.suffix if last else template.separator
+        types = (own_type,) * len(after) if last else template.separator_type_ids
         if own_type:
             segment_ids = tf.where(inside, own_type, segment_ids)
         for distance, (token, kind) in enumerate(zip(after, types, strict=True)):

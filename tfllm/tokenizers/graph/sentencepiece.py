@@ -11,9 +11,7 @@ import tensorflow as tf
 
 from tfllm.errors import SettingError
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.graph.base import TextGraph, without
-from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
-from tfllm.tokenizers.graph.special_tokens import (
+from tfllm.tokenizers.graph.added_tokens import (
     REPLACEMENT,
     Pieces,
     Tokens,
@@ -21,6 +19,8 @@ from tfllm.tokenizers.graph.special_tokens import (
     rows_of,
     without_offsets,
 )
+from tfllm.tokenizers.graph.base import TokenizerGraph, without
+from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.sentencepiece import SentencePiece
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PREFIXED = ("first", "always")
 
 
-class SentencePieceGraph(TextGraph):
+class SentencePieceGraph(TokenizerGraph):
     """A SentencePiece model as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
     def __init__(self, tokenizer: SentencePiece, profile: str = "reference"):

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.graph.aligned import decoded, first_of_texts
+from tfllm.tokenizers.graph.normalized_string import decoded, first_of_texts
 from tfllm.tokenizers.graph.trie import PointTrie
 
 UNKNOWN_PENALTY = 10.0  # below the worst piece: kUnkPenalty

@@ -13,22 +13,22 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.tokenizers.graph.base import TextGraph
-from tfllm.tokenizers.graph.codepoints import (
-    CODE_POINTS,
-    SURROGATES,
-    Table,
-    identity_table,
-    reference_table,
-)
-from tfllm.tokenizers.graph.special_tokens import (
+from tfllm.tokenizers.graph.added_tokens import (
     Pieces,
     Tokens,
     raw_literals,
     rows_of,
     without_offsets,
 )
-from tfllm.tokenizers.graph.words import WordSplitter
+from tfllm.tokenizers.graph.base import TokenizerGraph
+from tfllm.tokenizers.graph.bert_pre_tokenizer import WordSplitter
+from tfllm.tokenizers.graph.codepoint_tables import (
+    CODE_POINTS,
+    SURROGATES,
+    Table,
+    identity_table,
+    reference_table,
+)
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.wordpiece import WordPiece
@@ -48,7 +48,7 @@ MEDIAPIPE_ALONE = (
 MEDIAPIPE_MAX_WORD_BYTES = 100
 
 
-class GraphTokenizer(TextGraph):
+class WordPieceGraph(TokenizerGraph):
     """BERT's tokenizer as TensorFlow ops; make it with `Tokenizer.graph()`.
 
     Profile "mediapipe" splits as MediaPipe's C++ does and knows no special tokens written in the

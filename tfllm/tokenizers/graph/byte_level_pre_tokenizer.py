@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers.graph.codepoints import (
+from tfllm.tokenizers.graph.codepoint_tables import (
     CODE_POINTS,
     PAGE_BITS,
     PAGE_SIZE,

@@ -21,7 +21,7 @@ SPACES = r"[\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\
 
 
 class Literal(NamedTuple):
-    """A token that is recognised as it is written."""
+    """A token that is matched as it is written."""
 
     content: str
     number: int
@@ -43,12 +43,12 @@ def raw_literals(tokenizer: Any) -> list[Literal]:
     Raises TokenizerError for those that are found otherwise, which the graph does not know.
     """
     refuse_split_specials(tokenizer.splits_special_tokens)
-    for token in tokenizer.recognised:
+    for token in tokenizer.matched_tokens:
         if token.normalized or token.single_word:
             refuse_added(token.content, "normalized" if token.normalized else "single_word")
     return [
         Literal(token.content, number, token.lstrip, token.rstrip)
-        for token in tokenizer.recognised
+        for token in tokenizer.matched_tokens
         if (number := tokenizer.token_id(token.content)) is not None
     ]
 

@@ -16,38 +16,29 @@ from typing import Any
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import (
     bytepair,
-    classes,
-    config_files,
-    languages,
+    hf_classes,
     marian,
+    mbart,
     sentencepiece,
-    wordpiece_files,
+    tokenizer_config,
+    wordpiece,
 )
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.characters import Characters
-from tfllm.tokenizers.config_files import Settings, json_file
-from tfllm.tokenizers.hf_tokenizers import RustTokenizer
-from tfllm.tokenizers.sentencepiece_json import SentencePieceJson
-from tfllm.tokenizers.wordpiece_files import read_vocabulary as read_vocabulary
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
+from tfllm.tokenizers.sentencepiece import SentencePieceJson
+from tfllm.tokenizers.tokenizer_config import Settings, json_file
+from tfllm.tokenizers.wordpiece import read_vocabulary as read_vocabulary
 
 # What a directory may hold of a tokenizer; the first two were there first.
-FILES = ("tokenizer.json", "vocab.txt", config_files.CONFIG, config_files.SPECIALS_MAP)
+FILES = ("tokenizer.json", "vocab.txt", tokenizer_config.CONFIG, tokenizer_config.SPECIALS_MAP)
 MODELS = sentencepiece.FILE_NAMES
 BYTE_PAIR = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 LLAMA2C = "tokenizer.bin"
-ALL_FILES = (
-    *FILES,
-    *MODELS,
-    *(name for pair in BYTE_PAIR for name in pair),
-    LLAMA2C,
-    *marian.FILES,
-    config_files.ADDED,
-    config_files.CHAT_TEMPLATE,
-)
 
 
-def load(source: str | Path) -> Tokenizer:
+def load_tokenizer(source: str | Path) -> Tokenizer:
     """The tokenizer of a directory, or of one vocabulary file: `.json`, `.model`, `.txt`, `.bin`.
 
     Raises TokenizerError naming the file and what is wrong with it.
@@ -57,17 +48,17 @@ def load(source: str | Path) -> Tokenizer:
         return _file(path, Settings())
     if not path.is_dir():
         raise TokenizerError(f"There is no directory '{path}' with tokenizer files.")
-    settings = config_files.read(path)
-    if found := vocabulary_file(path):
-        return languages.with_languages(_file(found, settings), settings, found)
-    classes.refuse_without_vocabulary(settings, path)
+    settings = tokenizer_config.read(path)
+    if found := find_vocabulary_file(path):
+        return mbart.with_languages(_file(found, settings), settings, found)
+    hf_classes.refuse_without_vocabulary(settings, path)
     raise TokenizerError(
         f"'{path}' has neither tokenizer.json nor vocab.txt, vocab.json with merges.txt, a .model "
         "file or a tokenizer.bin. Copy the tokenizer's files of the checkpoint into it."
     )
 
 
-def vocabulary_file(folder: Path) -> Path | None:
+def find_vocabulary_file(folder: Path) -> Path | None:
     """The file that `load` reads in a directory, None where there is none."""
     pairs = [first for first, second in BYTE_PAIR if (folder / second).is_file()]
     for name in (marian.SOURCE, "tokenizer.json", *pairs, *MODELS, "vocab.txt", LLAMA2C):
@@ -76,7 +67,7 @@ def vocabulary_file(folder: Path) -> Path | None:
     return None
 
 
-def check_size(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
+def check_vocabulary_size(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
     """Raises TokenizerError when an embedding table of `rows` rows is too small for the ids.
 
     More rows than tokens are fine: tables are often padded to a round number.
@@ -104,17 +95,17 @@ def _file(path: Path, settings: Settings) -> Tokenizer:
 def _from_json(path: Path, settings: Settings) -> Tokenizer:
     data = json_file(path)
     kind = json_kind(data)
-    settings = classes.checked(settings, kind, path, True)
+    settings = hf_classes.checked(settings, kind, path, True)
     if kind not in JSON_KINDS:
-        return wordpiece_files.from_json(path, data, settings)
-    changed = classes.adapted(data, settings, kind, path)
+        return wordpiece.from_json(path, data, settings)
+    changed = hf_classes.adapted(data, settings, kind, path)
     text = path.read_text("utf-8-sig") if changed is data else json.dumps(changed)
     return JSON_KINDS[kind].from_definition(text, settings, path, of_class=True)
 
 
 def _from_text(path: Path, settings: Settings) -> Tokenizer:
-    return wordpiece_files.from_vocabulary_file(
-        path, classes.checked(settings, "wordpiece", path, False)
+    return wordpiece.from_vocabulary_file(
+        path, hf_classes.checked(settings, "wordpiece", path, False)
     )
 
 
@@ -129,7 +120,7 @@ READERS: dict[str, Callable[[Path, Settings], Tokenizer]] = {
     ".bin": _from_llama2c,
     ".spm": marian.read,
 }
-JSON_KINDS: dict[str, type[RustTokenizer]] = {
+JSON_KINDS: dict[str, type[HFTokenizer]] = {
     "bytepair": bytepair.BytePair,
     "sentencepiece": SentencePieceJson,
     "characters": Characters,

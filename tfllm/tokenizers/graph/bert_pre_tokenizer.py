@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfllm.tokenizers.graph.codepoints import (
+from tfllm.tokenizers.graph.added_tokens import REPLACEMENT
+from tfllm.tokenizers.graph.codepoint_tables import (
     ALONE,
     BARRIER,
     DELTA_ZERO,
@@ -27,7 +28,6 @@ from tfllm.tokenizers.graph.codepoints import (
     WORD,
     Table,
 )
-from tfllm.tokenizers.graph.special_tokens import REPLACEMENT
 
 MORE_THAN_CLASSES = 256
 

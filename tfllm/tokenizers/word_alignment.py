@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
 
 # How a token is written into a text: as it is, joined to what stands before, or after a space.
-AS_IT_IS, JOINED, APART = range(3)
+AS_IS, NO_SPACE, SPACE_BEFORE = range(3)
 # Marks of tokens. WHITE: white space alone, but for the lone mark of a space.
-PLAIN, SPACED, LONE_SPACE, WHITE, CONTINUED = range(5)
+PLAIN, LEADING_SPACE, SINGLE_SPACE, WHITE, CONTINUATION = range(5)
 NO_WORD = -1
-CONTINUATION = "##"
+SUBWORD_PREFIX = "##"
 SPACE_MARK = "\u2581"  # SentencePiece's sign of a space
 # First and last code points of Unicode's White_Space.
 WHITE_SPACE = (
@@ -35,7 +35,7 @@ WHITE_SPACE = (
 )  # fmt: skip
 
 
-class WordPieces(NamedTuple):
+class WordSpans(NamedTuple):
     """The pieces of W words that have one, in the order of the words. int [W] each."""
 
     words: np.ndarray
@@ -48,34 +48,34 @@ class WordPieces(NamedTuple):
     """the place after its last character; of a word that was cut, after that of its last piece"""
 
 
-def token_marks(tokenizer: Tokenizer) -> np.ndarray:
+def token_kinds(tokenizer: Tokenizer) -> np.ndarray:
     """The mark of every token of a vocabulary: int8 [V]."""
     return np.array([_mark(token, tokenizer.kind) for token in _texts(tokenizer)], np.int8)
 
 
-def fillings(tokenizer: Tokenizer) -> list[tuple[int, str]]:
+def fill_mask_texts(tokenizer: Tokenizer) -> list[tuple[int, str]]:
     """How every token is written in the place of a mask, and its text without marks."""
     texts = _texts(tokenizer)
     if tokenizer.kind == "wordpiece":
-        marks = token_marks(tokenizer)
+        marks = token_kinds(tokenizer)
         return [
-            (JOINED, text.removeprefix(CONTINUATION)) if mark == CONTINUED else (AS_IT_IS, text)
+            (NO_SPACE, text.removeprefix(SUBWORD_PREFIX)) if mark == CONTINUATION else (AS_IS, text)
             for text, mark in zip(texts, marks, strict=True)
         ]
     if tokenizer.kind == "characters":
-        return [(AS_IT_IS, text) for text in texts]
+        return [(AS_IS, text) for text in texts]
     special = tokenizer.all_special_ids
     return [
-        (AS_IT_IS, tokenizer.vocabulary[number])
+        (AS_IS, tokenizer.vocabulary[number])
         if number in special
-        else (APART, text[1:])
+        else (SPACE_BEFORE, text[1:])
         if text.startswith(" ")
-        else (JOINED, text)
+        else (NO_SPACE, text)
         for number, text in enumerate(texts)
     ]
 
 
-def word_numbers(words: np.ndarray, offsets: np.ndarray, marks: np.ndarray) -> np.ndarray:
+def word_ids_of_tokens(words: np.ndarray, offsets: np.ndarray, marks: np.ndarray) -> np.ndarray:
     """The word of each piece of a text, NO_WORD where there is none: int64 [T].
 
     Args:
@@ -90,15 +90,15 @@ def word_numbers(words: np.ndarray, offsets: np.ndarray, marks: np.ndarray) -> n
     inside = first < np.maximum(offsets[:, 1], starts + 1)  # a byte may have empty offsets
     found = np.where(inside & (marks != WHITE), np.append(words, NO_WORD)[first], NO_WORD)
     following = np.append(found[1:], NO_WORD)
-    alone = np.append(np.isin(marks[1:], (PLAIN, CONTINUED)), False)
-    found = np.where(marks == LONE_SPACE, np.where(alone, following, NO_WORD), found)
-    origin = np.where(marks == CONTINUED, 0, np.arange(len(marks)))
+    alone = np.append(np.isin(marks[1:], (PLAIN, CONTINUATION)), False)
+    found = np.where(marks == SINGLE_SPACE, np.where(alone, following, NO_WORD), found)
+    origin = np.where(marks == CONTINUATION, 0, np.arange(len(marks)))
     return found[np.maximum.accumulate(origin)]
 
 
-def word_pieces(words: np.ndarray, offsets: np.ndarray, marks: np.ndarray) -> WordPieces:
-    """The words of a text that have pieces, from what `word_numbers` takes."""
-    numbers = word_numbers(words, offsets, marks)
+def word_spans(words: np.ndarray, offsets: np.ndarray, marks: np.ndarray) -> WordSpans:
+    """The words of a text that have pieces, from what `word_ids_of_tokens` takes."""
+    numbers = word_ids_of_tokens(words, offsets, marks)
     pieces = np.flatnonzero(numbers >= 0)
     found, inverse = np.unique(numbers[pieces], return_inverse=True)
     places = np.full(len(found), len(marks))
@@ -107,11 +107,11 @@ def word_pieces(words: np.ndarray, offsets: np.ndarray, marks: np.ndarray) -> Wo
     ends = np.zeros(len(found), np.int64)
     behind = np.where(words >= 0, np.arange(1, len(words) + 1), 0)
     last = np.maximum.accumulate(np.append(0, behind))  # [c]: behind the last solid one before c
-    whole = marks[pieces] != LONE_SPACE
+    whole = marks[pieces] != SINGLE_SPACE
     begin, stop = (np.minimum(offsets[pieces[whole], n], len(words)) for n in (0, 1))
     np.minimum.at(starts, inverse[whole], _solid_from(words)[begin])
     np.maximum.at(ends, inverse[whole], last[stop])
-    return WordPieces(found, places, starts, np.maximum(ends, starts + 1))
+    return WordSpans(found, places, starts, np.maximum(ends, starts + 1))
 
 
 def is_white(characters: Sequence[str]) -> np.ndarray:
@@ -140,9 +140,9 @@ def _texts(tokenizer: Any) -> list[str]:
 
 def _mark(text: str, kind: str) -> int:
     if kind == "wordpiece":
-        return CONTINUED if text.startswith(CONTINUATION) and text != CONTINUATION else PLAIN
+        return CONTINUATION if text.startswith(SUBWORD_PREFIX) and text != SUBWORD_PREFIX else PLAIN
     if text == " ":  # in a vocabulary of characters it marks nothing
-        return WHITE if kind == "characters" else LONE_SPACE
+        return WHITE if kind == "characters" else SINGLE_SPACE
     if text and is_white(text).all():
         return WHITE
-    return SPACED if text.startswith(" ") else PLAIN
+    return LEADING_SPACE if text.startswith(" ") else PLAIN

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfllm.tokenizers.graph.special_tokens import REPLACEMENT, rows_of
-from tfllm.tokenizers.word_pieces import WHITE_SPACE
+from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, rows_of
+from tfllm.tokenizers.word_alignment import WHITE_SPACE
 
 
 class Aligned(NamedTuple):

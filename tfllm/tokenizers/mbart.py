@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError, did_you_mean
-from tfllm.tokenizers.config_files import Settings
-from tfllm.tokenizers.special_tokens import Form
+from tfllm.tokenizers.rows import RowTemplate
+from tfllm.tokenizers.tokenizer_config import Settings
 
 FIRST_CODES = tuple(
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT "
@@ -50,11 +50,17 @@ def between(tokenizer: Any, source: str, target: str, path: Path | None = None) 
             raise TokenizerError(
                 f"{where}there is no language '{language}'. {did_you_mean(language, known)}"
             )
-    forms = [_form(tokenizer, kind, language) for language in (source, target)]
+    templates = [_row_template(tokenizer, kind, language) for language in (source, target)]
     config = {**tokenizer.config, "src_lang": source, "tgt_lang": target}
-    return dataclasses.replace(tokenizer, row_form=forms[0], target_form=forms[1], config=config)
+    return dataclasses.replace(
+        tokenizer, row_template=templates[0], target_template=templates[1], config=config
+    )
 
 
-def _form(tokenizer: Any, kind: str, language: str) -> Form:
+def _row_template(tokenizer: Any, kind: str, language: str) -> RowTemplate:
     code, end = tokenizer.token_id(language), tokenizer.eos_token_id
-    return Form(end=(end, code)) if kind == "MBartTokenizer" else Form(start=(code,), end=(end,))
+    return (
+        RowTemplate(suffix=(end, code))
+        if kind == "MBartTokenizer"
+        else RowTemplate(prefix=(code,), suffix=(end,))
+    )

@@ -14,7 +14,7 @@ from typing import Any
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.config_files import AS_IT_STANDS, Settings, content
+from tfllm.tokenizers.tokenizer_config import AS_IT_STANDS, Settings, content
 
 BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",

@@ -5,6 +5,7 @@ A tokenizer says how it splits a text; rows, truncation and windows are the same
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from tfllm.tokenizers import word_pieces
+from tfllm.tokenizers import word_alignment
 from tfllm.tokenizers.base import (
     Encoding,
     check_max_length,
@@ -21,36 +22,39 @@ from tfllm.tokenizers.base import (
     kept_question,
     window_ranges,
 )
+from tfllm.tokenizers.tokenizer_config import Names, Settings
 
 
 @dataclass(frozen=True)
-class Form:
-    """Rows `start a end` and `start a between b end`, special tokens as ids."""
+class RowTemplate:
+    """Rows `prefix a suffix` and `prefix a separator b suffix`, special tokens as ids."""
 
-    start: tuple[int, ...] = ()
-    between: tuple[int, ...] = ()
-    end: tuple[int, ...] = ()
-    between_types: tuple[int, ...] = ()
-    """type_ids of `between`"""
-    second_type: int = 0
-    """type_id of the second text and of the `end` after it; all else is of type 0"""
-
-    @property
-    def single_specials(self) -> int:
-        return len(self.start) + len(self.end)
+    prefix: tuple[int, ...] = ()
+    separator: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    separator_type_ids: tuple[int, ...] = ()
+    """token_type_ids of `separator`"""
+    pair_type_id: int = 0
+    """token_type_id of the second text and of the `suffix` after it; everything else has type 0"""
 
     @property
-    def pair_specials(self) -> int:
-        return self.single_specials + len(self.between)
+    def num_special_tokens(self) -> int:
+        """Special tokens of a row of one text."""
+        return len(self.prefix) + len(self.suffix)
 
     @property
-    def without_specials(self) -> Form:
-        return Form(second_type=self.second_type)
+    def num_pair_special_tokens(self) -> int:
+        """Special tokens of a row of two texts."""
+        return self.num_special_tokens + len(self.separator)
+
+    @property
+    def without_special_tokens(self) -> RowTemplate:
+        return RowTemplate(pair_type_id=self.pair_type_id)
 
 
-def bert(start: int, end: int) -> Form:
+def bert(start: int, end: int) -> RowTemplate:
     """`[CLS] a [SEP] b [SEP]`, types 0 and 1: BERT, ALBERT."""
-    return Form((start,), (end,), (end,), (0,), 1)
+    return RowTemplate((start,), (end,), (end,), (0,), 1)
 
 
 class Piece(NamedTuple):
@@ -72,18 +76,17 @@ class Tokens(Protocol):
 
 
 class RowTokenizer:
-    """Rows for a tokenizer that gives `form`, `_split` and its vocabulary's marks."""
+    """Rows for a tokenizer that gives `template`, `_split` and its vocabulary's marks."""
 
-    @property
-    def form(self) -> Form:
-        raise NotImplementedError
+    row_template: RowTemplate
+    """The special tokens that `encode` puts around texts."""
 
     @property
     def target(self) -> Any:
         """The tokenizer of targets, where a task has sources and targets: itself for most."""
         return self
 
-    def check_rows(self, max_length: int | None) -> None:
+    def check_truncation_side(self, max_length: int | None) -> None:
         """Raises TokenizerError where rows of at most `max_length` tokens are not known."""
 
     def _split(self, texts: Sequence[str]) -> Sequence[Tokens]:
@@ -113,33 +116,39 @@ class RowTokenizer:
         add_special_tokens: bool = True,
     ) -> list[Encoding]:
         """`encode` for many texts at once, in parallel."""
-        self.check_rows(max_length)
-        form = self.form if add_special_tokens else self.form.without_specials
+        self.check_truncation_side(max_length)
+        template = (
+            self.row_template if add_special_tokens else self.row_template.without_special_tokens
+        )
         first = self._split(texts)
         if pairs is None:
-            check_max_length(max_length, form.single_specials)
-            room = None if max_length is None else max_length - form.single_specials
-            return [_row(form, [_cut(a, 0, room)]) for a in first]
-        check_max_length(max_length, form.pair_specials)
+            check_max_length(max_length, template.num_special_tokens)
+            room = None if max_length is None else max_length - template.num_special_tokens
+            return [_row(template, [_cut(a, 0, room)]) for a in first]
+        check_max_length(max_length, template.num_pair_special_tokens)
         rows = []
         for a, b in zip(first, self._split(pairs), strict=True):
             lengths: tuple[int | None, int | None] = (None, None)
             if max_length is not None:
-                lengths = kept_lengths(len(a), len(b), max_length - form.pair_specials)
-            rows.append(_row(form, [_cut(a, 0, lengths[0]), _cut(b, 0, lengths[1])]))
+                lengths = kept_lengths(
+                    len(a), len(b), max_length - template.num_pair_special_tokens
+                )
+            rows.append(_row(template, [_cut(a, 0, lengths[0]), _cut(b, 0, lengths[1])]))
         return rows
 
     def encode_ids(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
         """The ids alone of many texts, in parallel: for a corpus or a prompt."""
-        form = self.form if add_special_tokens else self.form.without_specials
-        return [[*form.start, *ids, *form.end] for ids in self._split_ids(texts)]
+        template = (
+            self.row_template if add_special_tokens else self.row_template.without_special_tokens
+        )
+        return [[*template.prefix, *ids, *template.suffix] for ids in self._split_ids(texts)]
 
     def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(tokens.ids) for tokens in self._split(texts)]
 
-    def chat(
+    def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """A conversation's ids, as the chat template writes it (see `tokenizers.chat`)."""
@@ -154,22 +163,22 @@ class RowTokenizer:
         the same rows in training and in a text. A word without any character that the
         normalisation keeps has no token. Offsets count within each word.
         """
-        self.check_rows(max_length)
-        check_max_length(max_length, self.form.single_specials)
-        room = None if max_length is None else max_length - self.form.single_specials
+        self.check_truncation_side(max_length)
+        check_max_length(max_length, self.row_template.num_special_tokens)
+        room = None if max_length is None else max_length - self.row_template.num_special_tokens
         piece = _cut(self._split([" ".join(words)])[0], 0, room)
-        marks = self.token_marks[np.array(piece.ids, np.int64)]
-        return _row(self.form, [_in_words(words, piece, marks)])
+        marks = self.token_kinds[np.array(piece.ids, np.int64)]
+        return _row(self.row_template, [_in_words(words, piece, marks)])
 
     @functools.cached_property
-    def token_marks(self) -> np.ndarray:
-        """What `word_pieces` asks of every token: int8 [V]."""
-        return word_pieces.token_marks(cast(Any, self))
+    def token_kinds(self) -> np.ndarray:
+        """What `word_alignment` asks of every token: int8 [V]."""
+        return word_alignment.token_kinds(cast(Any, self))
 
     @functools.cached_property
-    def fillings(self) -> list[tuple[int, str]]:
-        """How each token is written in the place of a mask: `word_pieces.fillings`."""
-        return word_pieces.fillings(cast(Any, self))
+    def fill_mask_texts(self) -> list[tuple[int, str]]:
+        """How each token is written in the place of a mask: `word_alignment.fill_mask_texts`."""
+        return word_alignment.fill_mask_texts(cast(Any, self))
 
     def encode_windows(
         self, question: str, context: str, *, max_length: int, stride: int
@@ -179,14 +188,71 @@ class RowTokenizer:
         As Hugging Face's truncation "only_second" with overflowing tokens, but for a question so
         long that windows could hardly move: it is cut (see `base.kept_question`).
         """
-        form = self.form
-        check_stride(max_length, stride, form.pair_specials)
+        template = self.row_template
+        check_stride(max_length, stride, template.num_pair_special_tokens)
         asked, text = self._split([question, context])
-        room = max_length - form.pair_specials
+        room = max_length - template.num_pair_special_tokens
         kept = kept_question(len(asked), len(text), room, stride)
         head = _cut(asked, 0, kept)
         ranges = window_ranges(len(text), room - kept, stride)
-        return [_row(form, [head, _cut(text, start, stop)]) for start, stop in ranges]
+        return [_row(template, [head, _cut(text, start, stop)]) for start, stop in ranges]
+
+
+class NamedTokenizer(RowTokenizer):
+    """The properties of `base.Tokenizer` that follow from the fields below."""
+
+    names: Names
+    row_template: RowTemplate
+    target_template: RowTemplate | None
+    """Of targets, where it differs."""
+    vocabulary: list[str]
+    config: Mapping[str, Any]
+    """tokenizer_config.json"""
+    _ids: Mapping[str, int]
+
+    def check_truncation_side(self, max_length: int | None) -> None:
+        """See RowTokenizer. A prompt is never cut by the tokenizer, so it does not matter there."""
+        if max_length is not None:
+            Settings(self.config).check_truncation()
+
+    @property
+    def target(self) -> Any:
+        if self.target_template is None:
+            return self
+        changed: Any = self
+        return dataclasses.replace(changed, row_template=self.target_template, target_template=None)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def lowercase(self) -> bool:
+        return False
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self.token_id(self.names.pad)
+
+    @property
+    def unk_token_id(self) -> int | None:
+        return self.token_id(self.names.unknown)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self.token_id(self.names.start)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self.token_id(self.names.end)
+
+    @property
+    def mask_token_id(self) -> int | None:
+        return self.token_id(self.names.mask)
+
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token, None where the vocabulary lacks it."""
+        return None if token is None else self._ids.get(token)
 
 
 def _cut(tokens: Tokens, start: int, stop: int | None) -> Piece:
@@ -198,31 +264,31 @@ def _in_words(words: Sequence[str], piece: Piece, marks: np.ndarray) -> Piece:
     sizes = np.array([len(word) for word in words], np.int64)
     begins = np.cumsum(sizes + 1) - sizes - 1
     owner = np.repeat(np.arange(len(words)), sizes + 1)[:-1]
-    owner = np.where(word_pieces.is_white(" ".join(words)), word_pieces.NO_WORD, owner)
+    owner = np.where(word_alignment.is_white(" ".join(words)), word_alignment.NO_WORD, owner)
     offsets = np.array(piece.offsets, np.int64).reshape(-1, 2)
-    numbers = word_pieces.word_numbers(owner, offsets, marks)
+    numbers = word_alignment.word_ids_of_tokens(owner, offsets, marks)
     begin, size = (np.append(part, 0)[numbers] for part in (begins, sizes))
     within = np.clip(offsets - begin[:, None], 0, size[:, None])
     return Piece(
         piece.ids,
         [(int(start), int(end)) for start, end in within],
-        [None if number == word_pieces.NO_WORD else int(number) for number in numbers],
+        [None if number == word_alignment.NO_WORD else int(number) for number in numbers],
     )
 
 
-def _row(form: Form, pieces: Sequence[Piece]) -> Encoding:
+def _row(template: RowTemplate, pieces: Sequence[Piece]) -> Encoding:
     row = Encoding([], [], [], [], [])
-    _add_specials(row, form.start, [0] * len(form.start))
+    _add_specials(row, template.prefix, [0] * len(template.prefix))
     for sequence, piece in enumerate(pieces):
         if sequence:
-            _add_specials(row, form.between, form.between_types)
+            _add_specials(row, template.separator, template.separator_type_ids)
         row.ids.extend(piece.ids)
         row.offsets.extend(piece.offsets)
         row.word_ids.extend(piece.word_ids)
         row.sequence_ids.extend([sequence] * len(piece.ids))
-        row.type_ids.extend([form.second_type if sequence else 0] * len(piece.ids))
-    last_type = form.second_type if len(pieces) > 1 else 0
-    _add_specials(row, form.end, [last_type] * len(form.end))
+        row.type_ids.extend([template.pair_type_id if sequence else 0] * len(piece.ids))
+    last_type = template.pair_type_id if len(pieces) > 1 else 0
+    _add_specials(row, template.suffix, [last_type] * len(template.suffix))
     return row
 
 
