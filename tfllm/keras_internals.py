@@ -1,122 +1,143 @@
-"""All private parts of Keras that training over several devices needs, in one place.
+"""Every private part of Keras that tfllm touches, each behind a small named function or class.
 
 Written for and tested with the Keras versions of `KERAS`; `tests/test_keras_internals.py` names a
-part that another version has changed. training/adamw.py uses the optimizer's.
+part that another version has changed. Imports Keras alone, because layers and models, which run on
+every backend, build on it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import keras
-import tensorflow as tf
-from keras import tree
+from keras import ops
 
 # The tested range, as in setup.cfg: from the first, below the second.
 KERAS = ("3.15", "3.17")
 
-# Replica ids are multiplied by it before they are added to a dropout's seed: odd and large, so that
-# seeds of other layers are not met.
-REPLICA_SEED = 0x9E3779B1
 
-# A log beside those of `train_step`: the seconds that this process waited for the step's batch.
-INPUT_WAIT = "input_wait"
-
-Logs = dict[str, Any]
+def all_layers(model: keras.Layer, include_self: bool = True) -> list[Any]:
+    """List a model's or layer's layers at every depth, each once, itself included by default."""
+    return list(model._flatten_layers(include_self=include_self))
 
 
-class ReplicatedModel(keras.Model):
-    """A model whose `fit` works under every `tf.distribute` strategy.
+def seed_generators(model: keras.Layer) -> list[Any]:
+    """List the seed generators of all dropout layers in a model, each once."""
+    generators = [getattr(layer, "seed_generator", None) for layer in all_layers(model)]
+    return list({id(each): each for each in generators if each is not None}.values())
 
-    Keras 3's own step function hands PerReplica values to reductions that refuse them under
-    MultiWorkerMirroredStrategy, and puts `merge_call` into a loop for `steps_per_execution`.
-    `train_step` must return values that are the same on every replica.
+
+def override_call(layer: keras.Layer, call: Callable[..., Any]) -> None:
+    """Replace what a built layer computes, in this instance alone, until `restore_call`."""
+    layer.call = call
+
+
+def restore_call(layer: keras.Layer) -> None:
+    """Undo `override_call`; nothing happens where the layer computes its own."""
+    layer.__dict__.pop("call", None)
+
+
+def override_next(generator: keras.random.SeedGenerator, draw: Callable[..., Any]) -> None:
+    """Replace what a seed generator draws: `draw(ordered=True)` returns a seed, an int [2]."""
+    generator.next = draw
+
+
+@contextlib.contextmanager
+def fixed_seeds(generators: Sequence[Any], seeds: Sequence[Any]) -> Iterator[None]:
+    """Inside, every generator gives its one seed; after it, what it gave before."""
+    before = [vars(generator).get("next") for generator in generators]
+    for generator, seed in zip(generators, seeds, strict=True):
+        override_next(generator, lambda ordered=True, seed=seed: seed)
+    try:
+        yield
+    finally:
+        for generator, own in zip(generators, before, strict=True):
+            del generator.next
+            if own is not None:
+                override_next(generator, own)
+
+
+def backend_variable(variable: keras.Variable) -> Any:
+    """The backend's own variable: of TensorFlow, the `tf.Variable` that a `tf.Module` tracks."""
+    return variable._value
+
+
+def stored_matrix(layer: keras.Layer, name: str) -> Any:
+    """The variable of a layer's matrix, named "kernel" or "embeddings"; None where it has none.
+
+    The public property of this name is a tensor where the layer has a LoRA adapter: their sum.
     """
+    return getattr(layer, f"_{name}", None)
 
-    steps_per_call: Callable[[], int] | None = None
-    """How many steps the next call of `fit`'s function does; None: one."""
-    step_logs: Logs = {}
-    """The logs of the last call's steps, each [steps], and INPUT_WAIT."""
-    train_function: Any
-    log_names: tuple[str, ...] = ("loss", "gradient_norm")
-    """The keys that `train_step` returns, each a float32 scalar."""
+
+def release_kernel(layer: keras.Layer) -> None:
+    """Give up the kernel of a Dense layer, so that its memory is freed with the last reference."""
+    layer._untrack_variable(layer._kernel)
+    layer._kernel = None
+
+
+def call_options(layer: keras.Layer) -> list[dict[str, Any]]:
+    """The keyword arguments of every symbolic call of a layer in a functional model."""
+    return [node.arguments.kwargs for node in layer._inbound_nodes]
+
+
+def set_direction(metric: keras.metrics.Metric, direction: Literal["up", "down"]) -> None:
+    """Declare which values of a metric are better, as Keras' callbacks and tuners ask for it."""
+    metric._direction = direction
+
+
+class BuiltModel(keras.Model):
+    """A model that is built before `fit`: no batch is taken from the dataset to build it.
+
+    Keras would take one and reduce it over the replicas of a `tf.distribute` strategy.
+    """
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Keras would take a batch and reduce it over the replicas; the model is built already."""
-
-    def make_train_function(self, force: bool = False) -> None:
-        if self.train_function is not None and not force:
-            return
-        strategy = self.distribute_strategy
-        local = strategy.experimental_local_results
-
-        def one(iterator: Any) -> list[Any]:
-            asked = tf.timestamp()
-            with tf.control_dependencies([asked]):
-                data = next(iterator)
-            parts = [part for one in tree.flatten(data) for part in local(one)]
-            with tf.control_dependencies(parts):
-                waited = tf.timestamp() - asked
-            logs = strategy.run(self.train_step, args=(data,))
-            assert set(logs) == set(self.log_names), logs
-            # Every replica has the same values: those of the first that is here.
-            values = [local(logs[name])[0] for name in self.log_names]
-            return [tf.cast(value, tf.float32) for value in (*values, waited)]
-
-        def single(iterator: Any) -> list[Any]:
-            return [value[None] for value in one(iterator)]
-
-        def several(iterator: Any, count: Any) -> list[Any]:
-            def body(step: Any, results: list[Any]) -> tuple[Any, list[Any]]:
-                values = zip(results, one(iterator), strict=True)
-                return step + 1, [result.write(step, value) for result, value in values]
-
-            names = (*self.log_names, INPUT_WAIT)
-            empty = [tf.TensorArray(tf.float32, size=count) for _ in names]
-            _, results = tf.while_loop(
-                lambda step, _: step < count, body, (0, empty), parallel_iterations=1
-            )
-            return [result.stack() for result in results]
-
-        if not self.run_eagerly:
-            single = tf.function(single, reduce_retracing=True, autograph=False)
-            several = tf.function(several, reduce_retracing=True, autograph=False)
-
-        def function(iterator: Any) -> Logs:
-            count = 1 if self.steps_per_call is None else self.steps_per_call()
-            try:
-                rows = single(iterator) if count == 1 else several(iterator, tf.constant(count))
-            except tf.errors.OutOfRangeError:
-                raise StopIteration from None
-            self.step_logs = dict(zip((*self.log_names, INPUT_WAIT), rows, strict=True))
-            return {name: self.step_logs[name][-1] for name in self.log_names}
-
-        self.train_function = function
+        pass
 
 
-def fold_replica_into_dropout(model: keras.Model) -> int:
-    """Makes every seed generator of `model` differ by replica; returns how many there are.
+class MultiHeadAttentionBase(keras.layers.MultiHeadAttention):
+    """`keras.layers.MultiHeadAttention` whose attention function, `attend`, a subclass defines."""
 
-    Keras mirrors their states, so that all replicas would draw the same mask. The first replica
-    draws what a single device would.
+    def attend(
+        self, query: Any, key: Any, value: Any, attention_mask: Any, training: bool | None
+    ) -> tuple[Any, Any]:
+        """Compute attention: see `tfllm.layers.attention.MultiHeadAttention.attend`."""
+        raise NotImplementedError
+
+    def drop_weights(self, weights: Any, training: bool | None) -> Any:
+        """Apply the layer's dropout to attention weights (B, N, T, S)."""
+        return self._dropout_layer(weights, training=training)
+
+    def _compute_attention(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any = None,
+        training: bool | None = None,
+        return_attention_scores: bool = False,
+    ) -> tuple[Any, Any]:
+        scaled = ops.multiply(query, ops.cast(self._inverse_sqrt_key_dim, query.dtype))
+        return self.attend(scaled, key, value, attention_mask, training)
+
+
+class AdamWBase(keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` with access to its moments.
+
+    A training step that sums the gradients over all devices itself sets `gradients_reduced`.
     """
-    generators = {
-        id(generator): generator
-        for layer in model._flatten_layers()
-        for generator in [getattr(layer, "seed_generator", None)]
-        if generator is not None
-    }
-    for generator in generators.values():
-        generator.next = functools.partial(_next_of_replica, generator)
-    return len(generators)
 
+    gradients_reduced = False
 
-def _next_of_replica(generator: Any, ordered: bool = True) -> Any:
-    seed = type(generator).next(generator, ordered)
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return seed
-    replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
-    return seed + tf.stack([replica * tf.constant(REPLICA_SEED, seed.dtype), 0 * replica])
+    def moments(self, variable: keras.Variable) -> tuple[Any, Any]:
+        """The moving averages of a variable's gradient and of its square."""
+        index = self._get_variable_index(variable)
+        return self._momentums[index], self._velocities[index]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        if self.gradients_reduced:
+            return list(grads_and_vars)
+        return super()._all_reduce_sum_gradients(grads_and_vars)

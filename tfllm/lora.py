@@ -18,6 +18,7 @@ from tfllm.checkpoints.files import (
     write_tensors,
 )
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.keras_internals import all_layers, stored_matrix
 
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 ADAPTED = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
@@ -43,7 +44,7 @@ def enable(
 
     Returns the paths of the adapted layers. Raises SettingError for a name that no layer has.
     """
-    able = [layer for layer in model._flatten_layers() if hasattr(layer, "enable_lora")]
+    able = [layer for layer in all_layers(model) if hasattr(layer, "enable_lora")]
     names = {layer.name for layer in able}
     for target in targets:
         if target not in names:
@@ -62,17 +63,17 @@ def enable(
 
 def merge(adapted: Any, plain: Any) -> None:
     """Sets the weights of `plain`, a model of the same shape without adapters, to the sum."""
-    layers = {layer.path: layer for layer in plain._flatten_layers() if layer.variables}
-    for layer in adapted._flatten_layers():
+    layers = {layer.path: layer for layer in all_layers(plain) if layer.variables}
+    for layer in all_layers(adapted):
         if not getattr(layer, "lora_enabled", False):
             continue
         name = "embeddings" if hasattr(layer, "lora_embeddings_a") else "kernel"
         # The property of this name is the frozen matrix plus the scaled product.
-        getattr(layers[layer.path], f"_{name}").assign(getattr(layer, name))
+        stored_matrix(layers[layer.path], name).assign(getattr(layer, name))
     others = {variable.path: variable for variable in plain.variables}
     merged = {
         f"{layer.path}/{'embeddings' if hasattr(layer, 'lora_embeddings_a') else 'kernel'}"
-        for layer in adapted._flatten_layers()
+        for layer in all_layers(adapted)
         if getattr(layer, "lora_enabled", False)
     }
     for variable in adapted.variables:
@@ -85,7 +86,7 @@ def save(model: Any, directory: str | Path) -> Path:
 
     An older adapter there is replaced. Raises StorageError.
     """
-    adapted = [layer for layer in model._flatten_layers() if getattr(layer, "lora_enabled", False)]
+    adapted = [layer for layer in all_layers(model) if getattr(layer, "lora_enabled", False)]
     settings = {
         "format": 1,
         "rank": adapted[0].lora_rank,

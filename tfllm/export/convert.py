@@ -16,6 +16,7 @@ import numpy as np
 from tfllm.errors import MissingExtra, SettingError
 from tfllm.export.flatbuffer import as_numbers
 from tfllm.export.int8 import ScaledChannels, with_true_ranges
+from tfllm.keras_internals import backend_variable
 from tfllm.runtimes.quiet import quiet
 
 Inputs = Mapping[str, np.ndarray]
@@ -42,7 +43,7 @@ def keeper(model: Any) -> Any:
     import tensorflow as tf
 
     module = tf.Module()
-    module.weights = [weight._value for weight in model.weights]
+    module.weights = [backend_variable(weight) for weight in model.weights]
     return module
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from tfllm.errors import MissingExtra
 from tfllm.export import flatbuffer
+from tfllm.keras_internals import all_layers, override_call, restore_call
 
 # A layer is scaled when its widest channel is so many times the one in the middle.
 UNEVEN = 4.0
@@ -44,7 +45,7 @@ class ScaledChannels:
 
     def __enter__(self) -> ScaledChannels:
         for layer, scales in self.layers.items():
-            layer.call = self._scaled(layer, scales)
+            override_call(layer, self._scaled(layer, scales))
         return self
 
     def __exit__(
@@ -54,7 +55,7 @@ class ScaledChannels:
         traceback: TracebackType | None,
     ) -> None:
         for layer in self.layers:
-            del layer.call
+            restore_call(layer)
 
     def trace(self, mask: Any) -> None:
         """Takes a zero from the inputs (`mask` int32 [B, T], never negative) of the function that
@@ -90,13 +91,13 @@ def ranges(model: Any, inputs: Iterable[Mapping[str, np.ndarray]]) -> Ranges:
         return call
 
     for layer in layers:
-        layer.call = recording(layer)
+        override_call(layer, recording(layer))
     try:
         for one in inputs:
             model(dict(one), training=False)
     finally:
         for layer in layers:
-            del layer.call
+            restore_call(layer)
     return found
 
 
@@ -158,7 +159,7 @@ def _dense(model: Any) -> list[Any]:
 
     return [
         layer
-        for layer in model._flatten_layers()
+        for layer in all_layers(model)
         if isinstance(layer, keras.layers.Dense) and layer.activation is keras.activations.linear
     ]
 

@@ -27,6 +27,7 @@ from tfllm.export.base import (
     reads_sources,
     stated,
 )
+from tfllm.keras_internals import backend_variable
 from tfllm.tasks import METHODS
 
 PRECISIONS = ("float32", "bfloat16")
@@ -86,7 +87,7 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
 
     model = in_precision(checkpoint, profile.quantization)
     module = tf.Module()
-    module.weights = [weight._value for weight in model.weights]
+    module.weights = [backend_variable(weight) for weight in model.weights]
     module.tokenizer = checkpoint.tokenizer.graph()
     if reads_sources(checkpoint):
         module.target_tokenizer = _target_graph(checkpoint.tokenizer, module.tokenizer)

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfllm.errors import SettingError
+from tfllm.keras_internals import all_layers, override_call, release_kernel, stored_matrix
 from tfllm.models.decoder import Decoder
 from tfllm.models.encoder_decoder import CrossAttendingDecoder, EncoderDecoder
 
@@ -110,14 +111,14 @@ def in_bfloat16(decoder: Any) -> Any:
 
 
 def _dense(layer: Any) -> Iterator[Any]:
-    for inner in layer._flatten_layers(include_self=False):
+    for inner in all_layers(layer, include_self=False):
         if isinstance(inner, keras.layers.Dense):
             yield inner
 
 
 def _round(layer: Any) -> None:
     """Lets a Dense layer multiply by a bfloat16 copy of its kernel, which it gives up."""
-    if layer._kernel is None:
+    if stored_matrix(layer, "kernel") is None:
         return  # by an earlier call
     rounded = tf.cast(tf.transpose(layer.kernel.value), tf.bfloat16)
     kernel = tf.Variable(rounded, trainable=False)
@@ -131,6 +132,5 @@ def _round(layer: Any) -> None:
         y = tf.reshape(product, tf.concat([tf.shape(x)[:-1], [outputs]], axis=0))
         return y if layer.activation is None else layer.activation(y)
 
-    layer._untrack_variable(layer._kernel)
-    layer._kernel = None
-    layer.call = call
+    release_kernel(layer)
+    override_call(layer, call)

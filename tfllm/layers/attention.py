@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfllm.keras_internals import MultiHeadAttentionBase, all_layers
+
 # Added to the scores of masked positions. exp() of it is exactly zero in float32 and bfloat16.
 EXACT_MASK = -1e9
 # The largest that float16 holds with room for the scores themselves.
@@ -17,7 +19,7 @@ FLOAT16_MASK = -3e4
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
-class MultiHeadAttention(keras.layers.MultiHeadAttention):
+class MultiHeadAttention(MultiHeadAttentionBase):
     """`keras.layers.MultiHeadAttention` whose mask is an addition of `mask_constant`.
 
     A full-int8 model needs a small constant (about -20 to -100): the scores share one scale with
@@ -29,18 +31,21 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
         super().__init__(*arguments, **options)
         self.mask_constant = mask_constant
 
-    def _compute_attention(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        attention_mask: Any = None,
-        training: bool | None = None,
-        return_attention_scores: bool = False,
+    def attend(
+        self, query: Any, key: Any, value: Any, attention_mask: Any, training: bool | None
     ) -> tuple[Any, Any]:
-        """Attention of (B, T, N, H) queries to (B, S, N, H) keys; Keras names this the place to
-        change. `attention_mask` is boolean (B, T or 1, S). Returns (B, T, N, H), (B, N, T, S)."""
-        query = ops.multiply(query, ops.cast(self._inverse_sqrt_key_dim, query.dtype))
+        """Attend from scaled queries (B, T, N, H) to keys (B, S, N, H).
+
+        Args:
+            query: Queries, times the inverse root of their width.
+            key: Keys.
+            value: Values (B, S, N, H).
+            attention_mask: Boolean (B, T or 1, S), true where a key may be attended to; or None.
+            training: Whether weights are dropped.
+
+        Returns:
+            Outputs (B, T, N, H) and attention weights (B, N, T, S).
+        """
         scores = ops.einsum("bsnh,btnh->bnts", key, query)
         if attention_mask is not None:
             constant = self.mask_constant
@@ -49,7 +54,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
             masked = ops.cast(ops.logical_not(ops.expand_dims(attention_mask, 1)), scores.dtype)
             scores = ops.add(scores, ops.multiply(masked, ops.cast(constant, scores.dtype)))
         weights = ops.softmax(scores, axis=-1)
-        weights = self._dropout_layer(weights, training=training)
+        weights = self.drop_weights(weights, training)
         return ops.einsum("bnts,bsnh->btnh", weights, value), weights
 
     def get_config(self) -> dict[str, Any]:
@@ -58,7 +63,7 @@ class MultiHeadAttention(keras.layers.MultiHeadAttention):
 
 def set_mask_constant(model: keras.Model, constant: float) -> None:
     """Sets the mask constant of every attention layer in `model`, for graphs traced from now on."""
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, MultiHeadAttention):
             layer.mask_constant = constant
     # Functions that Keras traced before still hold the old constant.

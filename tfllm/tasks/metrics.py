@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfllm.keras_internals import set_direction
 from tfllm.tasks.base import IGNORED
 from tfllm.tasks.losses import aligned, at_positions, pair_cosines, registered
 from tfllm.tasks.measures import direction
@@ -47,10 +48,9 @@ class TokenMean(keras.metrics.Metric):
 class Accuracy(TokenMean):
     """Share of targets that have the highest score."""
 
-    _direction = "up"  # for Keras' EarlyStopping and ModelCheckpoint
-
     def __init__(self, name: str = "accuracy", **options: Any):
         super().__init__(name, **options)
+        set_direction(self, "up")  # for Keras' EarlyStopping and ModelCheckpoint
 
     def value(self, targets: Any, outputs: Any) -> Any:
         return ops.equal(targets, ops.cast(ops.argmax(outputs, axis=-1), "int32"))
@@ -60,10 +60,9 @@ class Accuracy(TokenMean):
 class Perplexity(TokenMean):
     """e to the mean cross entropy of the targets."""
 
-    _direction = "down"
-
     def __init__(self, name: str = "perplexity", **options: Any):
         super().__init__(name, **options)
+        set_direction(self, "down")
 
     def value(self, targets: Any, outputs: Any) -> Any:
         return ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
@@ -75,7 +74,7 @@ class Perplexity(TokenMean):
 def mean(name: str, function: Any) -> keras.metrics.Metric:
     """The mean over examples of `function(targets, outputs)`, which is a registered function."""
     metric = keras.metrics.MeanMetricWrapper(fn=function, name=name)
-    metric._direction = "up" if direction(name) == "maximize" else "down"
+    set_direction(metric, "up" if direction(name) == "maximize" else "down")
     return metric
 
 

@@ -1,4 +1,4 @@
-"""AdamW whose step is one pass over each variable. Private hooks of Keras are used here alone.
+"""AdamW whose step is one pass over each variable.
 
 Keras' own update writes the moments and the variable in a dozen separate operations and is the
 reference that this is tested against. TensorFlow's fused kernel has the same formula.
@@ -10,6 +10,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tfllm.keras_internals import AdamWBase
 
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -24,7 +26,7 @@ def is_decayed(variable: Any) -> bool:
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
-class AdamW(keras.optimizers.AdamW):
+class AdamW(AdamWBase):
     """`keras.optimizers.AdamW` with a fused update, on dense gradients.
 
     A training step may reduce the gradients over all devices itself (`gradients_reduced`), and give
@@ -32,7 +34,6 @@ class AdamW(keras.optimizers.AdamW):
     """
 
     gradient_factor: Any = None
-    gradients_reduced = False
 
     def __init__(self, *arguments: Any, decay_vectors: bool = True, **options: Any):
         """`decay_vectors` false: no weight decay of biases and normalisations (`is_decayed`)."""
@@ -49,24 +50,19 @@ class AdamW(keras.optimizers.AdamW):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "decay_vectors": self.decay_vectors}
 
-    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        if self.gradients_reduced:
-            return list(grads_and_vars)
-        return super()._all_reduce_sum_gradients(grads_and_vars)
-
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         if self.amsgrad or variable.dtype not in ("float32", tf.float32) or not ON_TENSORFLOW:
             super().update_step(gradient, variable, learning_rate)
             return
         gradient = tf.convert_to_tensor(gradient)  # one with repeated rows must be added up
         step = tf.cast(self.iterations + 1, tf.float32)
-        index = self._get_variable_index(variable)
+        mean, mean_square = self.moments(variable)
         if self.gradient_factor is not None:
             gradient = gradient * tf.cast(self.gradient_factor, gradient.dtype)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
+            m=mean.value.handle,
+            v=mean_square.value.handle,
             beta1_power=tf.pow(self.beta_1, step),
             beta2_power=tf.pow(self.beta_2, step),
             lr=tf.cast(learning_rate, tf.float32),

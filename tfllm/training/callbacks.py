@@ -16,13 +16,13 @@ import numpy as np
 
 from tfllm.data.batching import Batch, Batches
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
-from tfllm.keras_internals import INPUT_WAIT
 from tfllm.tasks import measures
 from tfllm.training import state
 from tfllm.training.background import Writer
 from tfllm.training.directory import STATE
 from tfllm.training.epochs import Epochs
 from tfllm.training.measuring import Measured, Validation, direction, is_better
+from tfllm.training.model import INPUT_WAIT
 from tfllm.training.monitoring.logs import Log
 from tfllm.training.monitoring.progress import Bar
 from tfllm.training.monitoring.watching import Watch, write_samples

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfllm import config, keras_internals
+from tfllm import config
 from tfllm.data import batching, feeding
 from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
@@ -29,7 +29,7 @@ from tfllm.training.distribution.strategies import Devices
 from tfllm.training.epochs import Epochs
 from tfllm.training.jax_model import JaxModel
 from tfllm.training.measuring import Measure, Validation, input_names
-from tfllm.training.model import TrainingModel
+from tfllm.training.model import TrainingModel, fold_replica_into_dropout
 from tfllm.training.monitoring.logs import Log
 from tfllm.training.monitoring.profiling import Profile
 from tfllm.training.monitoring.progress import Bar
@@ -120,7 +120,7 @@ def _train(
             checks.warn_of_warmup(settings, steps)
         model, used = _model(start, settings, steps, features)
     if devices.replicas > 1:
-        keras_internals.fold_replica_into_dropout(model)
+        fold_replica_into_dropout(model)
     check_best(recipe.evaluate, validation, model)
     first = Place(
         inputs=digests, chosen=chosen | used, replicas=devices.replicas,

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from tfllm.generation import random
+from tfllm.keras_internals import all_layers, override_call, restore_call
 from tfllm.layers.activations import SQRT_HALF, exact_gelu
 
 DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution
@@ -163,15 +164,15 @@ def choose(kernels: str, parameters: int) -> str:
 def install(model: Any, compiled: bool = False) -> int:
     """Puts the kernels into every layer of a model that they fit; returns how many."""
     count = 0
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, keras.layers.Dense) and layer.activation is exact_gelu:
             layer.activation = functools.partial(gelu, compiled=compiled)
         elif type(layer) is keras.layers.LayerNormalization and _is_plain(layer):
-            layer.call = functools.partial(_call_normalization, layer, compiled=compiled)
+            override_call(layer, functools.partial(_call_normalization, layer, compiled=compiled))
         elif type(layer) is keras.layers.Dropout and dropped_bytes(layer.rate):
-            layer.call = functools.partial(_call_dropout, layer, compiled=compiled)
+            override_call(layer, functools.partial(_call_dropout, layer, compiled=compiled))
         elif type(layer) is keras.layers.EinsumDense and _is_projection(layer):
-            layer.call = functools.partial(_call_projection, layer)
+            override_call(layer, functools.partial(_call_projection, layer))
         else:
             continue
         count += 1
@@ -180,10 +181,10 @@ def install(model: Any, compiled: bool = False) -> int:
 
 def remove(model: Any) -> None:
     """Undoes `install`."""
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if getattr(getattr(layer, "activation", None), "func", None) is gelu:
             layer.activation = exact_gelu
-        layer.__dict__.pop("call", None)
+        restore_call(layer)
 
 
 def _is_plain(layer: Any) -> bool:

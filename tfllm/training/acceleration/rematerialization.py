@@ -8,13 +8,19 @@ function. Here the seeds are drawn once, outside, and given to both passes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from tfllm.keras_internals import (
+    all_layers,
+    fixed_seeds,
+    override_call,
+    restore_call,
+    seed_generators,
+)
 from tfllm.layers.blocks import EncoderBlock
 from tfllm.layers.causal import CausalBlock
 
@@ -23,17 +29,17 @@ BLOCKS = (EncoderBlock, CausalBlock)
 
 def install(model: Any) -> int:
     """Makes every block of a built model one that is computed again; returns how many."""
-    blocks: list[Any] = [x for x in model._flatten_layers() if isinstance(x, BLOCKS)]
+    blocks: list[Any] = [x for x in all_layers(model) if isinstance(x, BLOCKS)]
     for block in blocks:
-        block.call = functools.partial(_call, block)
+        override_call(block, functools.partial(_call, block))
     return len(blocks)
 
 
 def remove(model: Any) -> None:
     """Undoes `install`."""
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, BLOCKS):
-            layer.__dict__.pop("call", None)
+            restore_call(layer)
 
 
 def _call(block: Any, *arguments: Any, **options: Any) -> Any:
@@ -41,11 +47,7 @@ def _call(block: Any, *arguments: Any, **options: Any) -> Any:
     call = functools.partial(type(block).call, block)
     if not options.get("training"):
         return call(*arguments, **options)
-    generators = [
-        layer.seed_generator
-        for layer in block._flatten_layers()
-        if getattr(layer, "seed_generator", None) is not None
-    ]
+    generators = seed_generators(block)
     given = (arguments, options)
     leaves = tf.nest.flatten(given)
     places = [place for place, leaf in enumerate(leaves) if tf.is_tensor(leaf)]
@@ -57,7 +59,7 @@ def _call(block: Any, *arguments: Any, **options: Any) -> Any:
         for place, tensor in zip(places, tensors[: len(places)], strict=True):
             filled[place] = tensor
         positional, named = tf.nest.pack_sequence_as(given, filled)
-        with _fixed(generators, tensors[len(places) :]):
+        with fixed_seeds(generators, tensors[len(places) :]):
             result = call(*positional, **named)
         outputs[:] = [result]
         return tf.nest.flatten(result)
@@ -91,22 +93,3 @@ def recomputed(compute: Callable[..., list[Any]], tensors: Sequence[Any]) -> lis
         return tuple(compute(*tensors)), gradient
 
     return list(run(*tensors))
-
-
-@contextlib.contextmanager
-def _fixed(generators: Sequence[Any], seeds: Sequence[Any]) -> Iterator[None]:
-    """Every generator gives its one seed in the block."""
-    before = [vars(generator).get("next") for generator in generators]
-    for generator, seed in zip(generators, seeds, strict=True):
-        generator.next = functools.partial(_same, seed)
-    try:
-        yield
-    finally:
-        for generator, own in zip(generators, before, strict=True):
-            del generator.next
-            if own is not None:  # one that tells the devices apart
-                generator.next = own
-
-
-def _same(seed: Any, ordered: bool = True) -> Any:
-    return seed

@@ -15,6 +15,8 @@ from typing import Any
 
 import keras
 
+from tfllm.keras_internals import all_layers, call_options, stored_matrix
+
 # The product that the rate is measured by: [M, K] x [K, N].
 CPU_PRODUCT, GPU_PRODUCT = (1024, 1024, 4096), (8192, 8192, 8192)
 MEASURED_SECONDS = 0.3  # the best of as many products as fit, after one to warm up
@@ -57,7 +59,7 @@ def work(model: keras.Model, target_share: float = 1.0) -> Work | None:
     }
     scored = target_share if "positions" in model.input else 1.0
     per_token = per_row = per_pair = 0.0
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
             flops = _flops(layer, "kernel")
             if layer.name in single:
@@ -73,8 +75,8 @@ def work(model: keras.Model, target_share: float = 1.0) -> Work | None:
 
 def _flops(layer: Any, name: str) -> float:
     # With LoRA, the name without underscore is a sum; the adapters' own products are small.
-    matrix = getattr(layer, f"_{name}", None)
-    matrix = getattr(layer, name) if matrix is None else matrix
+    stored = stored_matrix(layer, name)
+    matrix = getattr(layer, name) if stored is None else stored
     size = 1
     for length in matrix.shape:
         size *= length
@@ -83,7 +85,7 @@ def _flops(layer: Any, name: str) -> float:
 
 def _is_reversed(layer: Any) -> bool:
     """Whether the embeddings also give the logits."""
-    return any(node.arguments.kwargs.get("reverse") for node in layer._inbound_nodes)
+    return any(options.get("reverse") for options in call_options(layer))
 
 
 def _attention_width(layer: Any) -> int:
