@@ -7,6 +7,7 @@ and run the slow tests of test_strategies.py, and only then widen `KERAS`.
 import ast
 import configparser
 import functools
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -29,6 +30,7 @@ SIGNATURES = {
     "keras.Layer._untrack_variable": ["self", "variable"],
     "keras.layers.MultiHeadAttention._compute_attention": [
         "self", "query", "key", "value", "attention_mask", "training", "return_attention_scores",
+        "use_causal_mask",
     ],
     "keras.random.SeedGenerator.next": ["self", "ordered"],
     "keras.optimizers.Optimizer._all_reduce_sum_gradients": ["self", "grads_and_vars"],
@@ -65,9 +67,10 @@ def small_model():
 
 def test_layers_of_every_depth_and_their_seeds():
     model = small_model()
-    names = [layer.name for layer in keras_internals.all_layers(model)]
-    assert {model.name, "attention", "query", "value", "dense", "dropout"} <= set(names)
-    assert len(names) == len(set(names))
+    layers = keras_internals.all_layers(model)
+    names = {layer.name for layer in layers}
+    assert {model.name, "attention", "query", "value", "dense", "dropout"} <= names
+    assert len({id(layer) for layer in layers}) == len(layers)
     inner = keras_internals.all_layers(model.get_layer("attention"), include_self=False)
     assert "attention" not in {layer.name for layer in inner}
     generators = keras_internals.seed_generators(model)
@@ -212,8 +215,8 @@ def test_every_dropout_of_a_model_is_found():
 PACKAGE = Path(keras_internals.__file__).parent
 # Public methods of Keras that stand for private parts where an instance gets another one.
 PATCHED = {"call", "next"}
-# Of named tuples and of tf.Module, and what the code of others is called by chance.
-NOT_KERAS = {"_replace", "_asdict", "_fields", "_make", "_exit"}
+# What carries the same name elsewhere: named tuples, the process, codecarbon's trackers.
+NOT_KERAS = {"_replace", "_asdict", "_fields", "_make", "_exit", "_hardware", "_mode"}
 
 
 @functools.cache
@@ -227,35 +230,32 @@ def private_names_of_keras() -> frozenset[str]:
 
 
 def foreign_touches(source: str):
-    """(line, attribute) of every private part of Keras that a module reads, sets or overrides."""
+    """(line, attribute) of every private part of Keras that a module reads or sets."""
     tree = ast.parse(source)
     private = private_names_of_keras() - NOT_KERAS
-    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    if "keras" not in source:  # then `self` is no object of Keras
+        own |= {node.attr for node in ast.walk(tree) if is_own(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if ast.unparse(node.value) in ("self", "cls"):
+            if is_own(node):
                 own.add(node.attr)
             elif node.attr in PATCHED:
                 yield node.lineno, node.attr
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             own.add(node.target.id)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr"):
-            name = node.args[1]
-            if isinstance(name, ast.JoinedStr):  # f"_{name}"
-                name = name.values[0]
-            if isinstance(name, ast.Constant) and str(name.value).startswith("_"):
-                if not str(name.value).startswith("__"):
-                    yield node.lineno, str(name.value)
+            name = ast.unparse(node.args[1]).lstrip("f").strip("'")
+            if name.startswith("_{") or name in private:
+                yield node.lineno, name
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in private and node.attr not in own:
             yield node.lineno, node.attr
-    for node in classes:
-        if any("keras" in ast.unparse(base) for base in node.bases):
-            for each in node.body:
-                targets = each.targets if isinstance(each, ast.Assign) else []
-                names = [getattr(each, "name", ""), *(ast.unparse(one) for one in targets)]
-                yield from ((each.lineno, name) for name in names if name in private)
+
+
+def is_own(node) -> bool:
+    """Whether a node is an attribute of `self`."""
+    return isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls")
 
 
 @pytest.mark.parametrize(
@@ -276,14 +276,36 @@ def test_no_other_file_touches_a_private_part_of_keras(path):
         "layer._kernel = None",
         "layer.call = other",
         "generator.next = other",
-        "class A(keras.Model):\n    def _maybe_symbolic_build(self): pass",
-        "class A(keras.metrics.Metric):\n    _direction = 'up'",
         "getattr(layer, f'_{name}')",
         "getattr(layer, '_kernel', None)",
     ],
 )
 def test_a_touch_is_found(line):
     assert list(foreign_touches(line))
+
+
+def overridden(cls) -> set[str]:
+    """The private parts of Keras that a class defines anew."""
+    bases = [base for base in cls.__mro__ if base.__module__.startswith("keras")]
+    return {
+        name
+        for name in vars(cls)
+        if re.match("_[a-z]", name) and any(name in vars(base) for base in bases)
+    }
+
+
+@pytest.mark.parametrize("package", ["layers", "models", "tasks", "training"])
+def test_no_other_class_overrides_a_private_part_of_keras(package):
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and cls.__module__ == module.__name__:
+                assert not overridden(cls), cls
+
+
+def test_an_override_is_found():
+    assert overridden(keras_internals.BuiltModel) == {"_maybe_symbolic_build"}
 
 
 def test_keras_internals_imports_keras_alone():
