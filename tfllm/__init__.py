@@ -1,33 +1,78 @@
 """Transformer language models on Keras 3, from a checkpoint to TF Serving and phones.
 
 >>> import tfllm
->>> checkpoint = tfllm.load("runs/sst2")  # or a Hugging Face directory, or hf://org/name
->>> checkpoint.model  # a plain functional keras.Model
+>>> model = tfllm.load("runs/sst2")  # or a Hugging Face directory, or hf://org/name
+>>> model.keras  # a plain functional keras.Model
 
-Importing this package imports nothing else: TensorFlow is loaded by the first call that needs it.
+Importing this package imports nothing else: TensorFlow is loaded when a name is first used.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfllm.checkpoints.store import Checkpoint
-    from tfllm.pipelines import Pipeline
+    from tfllm.generation.config import GenerationConfig
+    from tfllm.model import InferenceModel, Model, evaluate, export, load, open, train
+    from tfllm.pipelines import pipeline
+    from tfllm.training.recipe import Recipe
 
 __version__ = "0.1.0.dev0"
-__all__ = ["load", "pipeline", "__version__"]
+__all__ = [
+    "GenerationConfig", "InferenceModel", "Model", "Recipe", "__version__", "evaluate", "export",
+    "load", "open", "pipeline", "train",
+]  # fmt: skip
+
+# Where the public names are defined.
+MODULES = {
+    "GenerationConfig": "tfllm.generation.config",
+    "InferenceModel": "tfllm.model",
+    "Model": "tfllm.model",
+    "Recipe": "tfllm.training.recipe",
+    "evaluate": "tfllm.model",
+    "export": "tfllm.model",
+    "load": "tfllm.model",
+    "open": "tfllm.model",
+    "pipeline": "tfllm.pipelines",
+    "train": "tfllm.model",
+}
 
 
-def load(source: str, **options: Any) -> Checkpoint:
-    """Loads a checkpoint: see `tfllm.checkpoints.store.load`, which this calls."""
-    from tfllm.checkpoints.store import load as load_checkpoint
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module 'tfllm' has no attribute '{name}'")
+    found = getattr(importlib.import_module(MODULES[name]), name)
+    return globals().setdefault(name, found)
 
-    return load_checkpoint(source, **options)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
-def pipeline(task: str, model: Any = None, **options: Any) -> Pipeline:
-    """A model by the name of transformers' pipelines: see `tfllm.pipelines.pipeline`."""
-    from tfllm.pipelines import pipeline as made
+class _ExportPackage(ModuleType):
+    """The package `tfllm.export`, which is also the function of that name."""
 
-    return made(task, model, **options)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The function; `inspect` and editors take its signature from here."""
+        from tfllm.model import export
+
+        return export
+
+
+class _Package(ModuleType):
+    """This package: the import of a package inside it sets an attribute, `export` among them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "export" and isinstance(value, ModuleType):
+            value.__class__ = _ExportPackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -104,6 +104,13 @@ class Batches:
             generator.shuffle(batches)
         return [self._batch(units) for units in batches if len(units) >= self.smallest]
 
+    def in_order(self) -> list[Batch]:
+        """The batches of units as they come, without regard to their lengths."""
+        order = np.arange(len(self.units))
+        starts = range(0, len(order), self.batch_size)
+        cut = [order[start : start + self.batch_size] for start in starts]
+        return [self._batch(units) for units in cut if len(units) >= self.smallest]
+
     def from_step(self, epoch: int, step: int) -> Iterator[Batch]:
         """Batches without end, from a step of an epoch on."""
         while True:

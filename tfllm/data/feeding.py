@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +78,65 @@ def dataset(
                         yield element
             now, first = now + 1, 0
 
+    signature = element_spec(features(epoch), batches.units[0], inputs)
+    if split.replicas > 1:
+        signature = (*signature, tf.TensorSpec((None,), tf.float32))
+    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return made.prefetch(AHEAD * len(split.own))
+
+
+def epochs(
+    features: Callable[[int], Rows],
+    batches: Batches,
+    inputs: list[str],
+    sample_weight: Sequence[float] | None = None,
+) -> Any:
+    """Return the batches of one epoch as a dataset; each further iteration is the next epoch.
+
+    Args:
+        features: The rows of an epoch, counted from 0.
+        batches: Which rows make which batch. Without `shuffle` they stay in order.
+        inputs: What the model asks for.
+        sample_weight: A weight for each row, or None.
+
+    Returns:
+        A `tf.data.Dataset` of known length of (inputs {name: [B, ..., T]}, targets [B, ...]) and,
+        with `sample_weight`, weights float32 [B]; of inputs alone where rows have no targets.
+    """
+    import tensorflow as tf
+
+    group = batches.units.shape[1]
+    weights = None if sample_weight is None else np.asarray(sample_weight, np.float32)
+    numbers = itertools.count()
+
+    def plan(epoch: int) -> list[Batch]:
+        return batches.epoch(epoch) if batches.shuffle else batches.in_order()
+
+    def generate() -> Iterator[Any]:
+        epoch = next(numbers)
+        rows = features(epoch)
+        for batch in plan(epoch):
+            arrays, targets = rows.batch(batch.rows, batch.length)
+            x = {name: arrays[name] for name in inputs}
+            if targets is None:
+                yield x
+            elif weights is None:
+                yield x, targets
+            else:
+                yield x, targets, weights[batch.rows[::group]]
+
+    signature = element_spec(features(0), batches.units[0], inputs)
+    if weights is not None:
+        signature = (*signature, tf.TensorSpec((None,), tf.float32))
+    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return made.apply(tf.data.experimental.assert_cardinality(len(plan(0)))).prefetch(AHEAD)
+
+
+def element_spec(rows: Rows, unit: np.ndarray, inputs: list[str]) -> Any:
+    """TensorSpecs of (inputs, targets) for batches of any size and length; of inputs alone where
+    the rows have no targets."""
+    import tensorflow as tf
+
     def of_inputs(array: np.ndarray) -> Any:
         return tf.TensorSpec((None, *array.shape[1:-1], None), tf.as_dtype(array.dtype))
 
@@ -85,14 +145,9 @@ def dataset(
         shape = [None if a != b else a for a, b in zip(short.shape, long.shape, strict=True)]
         return tf.TensorSpec((None, *shape[1:]), tf.as_dtype(short.dtype))
 
-    first_rows = features(epoch)
-    x, short = chosen(first_rows, batches.units[0], 8)
-    _, long = chosen(first_rows, batches.units[0], 16)
-    signature: tuple[Any, ...] = (
-        tf.nest.map_structure(of_inputs, x),
-        tf.nest.map_structure(of_targets, short, long),
-    )
-    if split.replicas > 1:
-        signature = (*signature, tf.TensorSpec((None,), tf.float32))
-    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return made.prefetch(AHEAD * len(split.own))
+    arrays, short = rows.batch(unit, 8)
+    _, long = rows.batch(unit, 16)
+    x = {name: of_inputs(arrays[name]) for name in inputs}
+    if short is None:
+        return x
+    return x, tf.nest.map_structure(of_targets, short, long)

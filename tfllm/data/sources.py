@@ -6,7 +6,7 @@ errors can name the line. A table of readers, one per format, gives raw columns;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -105,6 +105,20 @@ def read(
         watch.fault(
             DataError(f"{path}: the file holds no examples. Give a file with at least one.")
         )
+
+
+def named(rows: Iterable[Mapping[str, Any]], settings: Reading) -> Iterator[dict[str, Any]]:
+    """Examples that are in memory, under canonical names. Raises DataError naming their number.
+
+    Without `settings.columns` all fields stay as they are.
+    """
+    for number, row in enumerate(rows, 1):
+        where = row.get("_where", f"example {number}")
+        example = _named(row, settings.columns, where) if settings.columns else dict(row)
+        _name_labels(example, settings, where)
+        if "answers" in example:
+            example["answers"] = documents.answers_of(example["answers"])
+        yield {**example, "_where": where}
 
 
 def format_of(path: str | Path) -> str:

@@ -7,7 +7,7 @@ data. They hold where the file at hand is of the same format.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,12 +51,20 @@ class Settings(Reading, GenerationOverrides):
         return Reading(**{name: getattr(self, name) for name in Reading.model_fields})
 
 
-def settings_for(model: str, path: str, overrides: Sequence[str] = ()) -> Settings:
-    """Settings for reading `path`. Raises SettingError for an unknown key in `overrides`."""
-    data: dict[str, Any] = dict(_recorded(Path(model), path))
-    if any(config.parse_override(each)[0] in (("columns",), ("format",)) for each in overrides):
+def settings_for(
+    model: str, path: str, overrides: Sequence[str] = (), options: Mapping[str, Any] = {}
+) -> Settings:
+    """Settings for reading `path`: what the model's run or export says, then `options`, then
+    `overrides`. Raises SettingError for an unknown key among them."""
+    data: dict[str, Any] = dict(_recorded(Path(model), path)) if model else {}
+    renamed = any(
+        config.parse_override(text)[0] in (("columns",), ("format",)) for text in overrides
+    )
+    if renamed or "format" in options:
         data.pop("columns", None)
-    return config.build(data, Settings, source="--set", overrides=overrides)
+    data |= options
+    source = "options" if options else "--set"
+    return config.build(data, Settings, source=source, overrides=overrides)
 
 
 def _recorded(model: Path, path: str) -> dict[str, Any]:
