@@ -18,6 +18,7 @@ FLOORS = [
     ["runtimes"],
     ["training", "evaluation"],
     ["export", "saving"],
+    ["model"],
     ["pipelines", "serving"],
     ["cli"],
 ]

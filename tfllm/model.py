@@ -50,15 +50,15 @@ from tfllm.evaluation.metrics import measure
 from tfllm.export import base as profiles
 from tfllm.export import export as write_artifact
 from tfllm.export.base import Artifact, Check, Profile
-from tfllm.generation.config import GenerationConfig
+from tfllm.generation.config import FIELDS, GenerationConfig
 from tfllm.generation.text_generator import Text, Truncate
 from tfllm.runtimes import inputs as runtime_inputs
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
 from tfllm.runtimes.predictor import Predictor
 from tfllm.tasks import Task
-from tfllm.tokenizers import files as tokenizer_files
 from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import directory as run_directory
 from tfllm.training import run as training
 from tfllm.training.adamw import AdamW
@@ -110,7 +110,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int
 
 
-class EvaluationOptions(TypedDict, total=False):
+class EvaluationOptions(GenerationOptions, total=False):
     """Keyword arguments of `evaluate`: how the file is read, how the task is measured, and how
     texts are generated. `tfllm.evaluation.reading.Settings` documents them."""
 
@@ -125,19 +125,6 @@ class EvaluationOptions(TypedDict, total=False):
     measure: Literal["all", "last_word"]
     tokenize: str
     truncate: bool
-    max_new_tokens: int
-    min_new_tokens: int
-    num_beams: int
-    length_penalty: float
-    coverage_penalty: float
-    early_stopping: bool | Literal["never"]
-    no_repeat_ngram_size: int
-    repetition_penalty: float
-    temperature: float
-    top_k: int
-    top_p: float
-    num_return_sequences: int
-    seed: int
 
 
 def checked_options(function: Callable[P, R]) -> Callable[P, R]:
@@ -591,10 +578,13 @@ class Model(InferenceModel):
         validation_steps: int | None = None,
         class_weight: Mapping[int, float] | None = None,
         sample_weight: Any = None,
+        shuffle: bool | None = None,
         initial_epoch: int = 0,
         steps_per_epoch: int | None = None,
     ) -> keras_package.callbacks.History:
         """Train with `keras.Model.fit`, whose arguments these are; `x` is usually a `dataset`.
+
+        A dataset is shuffled by itself; `shuffle` is for arrays.
 
         Returns:
             Keras' History.
@@ -611,6 +601,7 @@ class Model(InferenceModel):
             validation_steps=validation_steps,
             class_weight=None if class_weight is None else dict(class_weight),
             sample_weight=sample_weight,
+            shuffle=not isinstance(x, tf.data.Dataset) if shuffle is None else shuffle,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
         )
@@ -880,7 +871,7 @@ def read_examples(data: Data, settings: Reading, limit: int | None = None) -> Se
     return list(itertools.islice(sources.named(rows, settings), limit))
 
 
-GENERATION_OPTIONS = tuple(GenerationOptions.__annotations__)
+GENERATION_OPTIONS = tuple(FIELDS)
 GENERATE_OPTIONS = (
     "config", "stop_strings", "bad_words", "truncate", "batch_size", "precision", "stream",
     "details",
@@ -1072,4 +1063,4 @@ def _tokenizer_of(predictor: Any) -> Tokenizer:
             return cast(Tokenizer, tokenizer)
     facts = predictor.describe()
     path = Path(facts["path"])
-    return tokenizer_files.load(path / "assets" if facts["kind"] == "savedmodel" else path.parent)
+    return load_tokenizer(path / "assets" if facts["kind"] == "savedmodel" else path.parent)

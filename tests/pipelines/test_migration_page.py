@@ -33,6 +33,6 @@ def test_block(number, monkeypatch, capsys):
     monkeypatch.setattr(
         tfllm, "pipeline", lambda task, model, **options: made(task, loaded(model), **options)
     )
-    monkeypatch.setattr(tfllm, "load", loaded)
+    monkeypatch.setattr(tfllm, "load", lambda name: tfllm.Model(loaded(name)))
     exec(compile(BLOCKS[number], f"{PAGE.name} {number}", "exec"), {"tfllm": tfllm})
     assert capsys.readouterr().out.strip()

@@ -117,7 +117,7 @@ def named(rows: Iterable[Mapping[str, Any]], settings: Reading) -> Iterator[dict
         example = _named(row, settings.columns, where) if settings.columns else dict(row)
         _name_labels(example, settings, where)
         if "answers" in example:
-            example["answers"] = documents.answers_of(example["answers"])
+            example["answers"] = text_formats.answers_of(example["answers"])
         yield {**example, "_where": where}
 
 

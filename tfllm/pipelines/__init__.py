@@ -79,8 +79,8 @@ def pipeline(task: str, model: Any = None, **options: Any) -> Pipeline:
     """What answers `task`, a name of transformers' pipelines.
 
     `model`: a checkpoint, a run, a Hugging Face directory, `hf://org/name`, an exported file, or a
-    loaded Checkpoint. `options` are those of a call, for every call. Raises SettingError for names
-    that do not exist, CheckpointError for a model that is for something else.
+    model that `tfllm.load` or `tfllm.open` returned. `options` are those of a call, for every call.
+    Raises SettingError for names that do not exist and for a model that is for something else.
     """
     name = ALIASES.get(task, "translation" if TRANSLATION.fullmatch(task) else task)
     if name not in TASKS:
@@ -114,7 +114,10 @@ def _known(options: Mapping[str, Any], kind: Kind, task: str) -> None:
 
 def _opened(model: Any) -> Any:
     from tfllm.checkpoints.base import Checkpoint
+    from tfllm.model import InferenceModel
 
+    if isinstance(model, InferenceModel):
+        return model.predictor
     if isinstance(model, Checkpoint):
         from tfllm.runtimes.checkpoint import open_checkpoint
 

@@ -229,7 +229,8 @@ def backbone_of(model: Any) -> Backbone:
     """The backbone of a loaded checkpoint, or of the one at a path. Raises CheckpointError."""
     from tfllm.checkpoints import store
 
-    return Backbone(model if isinstance(model, store.Checkpoint) else store.load(model))
+    loaded = getattr(model, "checkpoint", model)  # of a tfllm.Model
+    return Backbone(loaded if isinstance(loaded, store.Checkpoint) else store.load(loaded))
 
 
 def examples_of(inputs: Any) -> tuple[list[dict[str, Any]], bool]:

@@ -1,0 +1,173 @@
+"""`tfllm.load`, `open`, `train`, `evaluate`, `export` and `Model`, as users call them."""
+
+import inspect
+import subprocess
+import sys
+import typing
+
+import keras
+import numpy as np
+import pytest
+
+import tfllm
+from tests.export.models import make
+from tests.generation import models, source_models
+from tfllm.errors import SettingError
+from tfllm.evaluation.reading import Settings
+from tfllm.generation.config import GenerationConfig
+from tfllm.model import EvaluationOptions, GenerationOptions
+
+EXAMPLES = [
+    {"text": "the film was good", "label": "good"},
+    {"text": "the film was bad", "label": "bad"},
+    {"text": "who built it", "label": "neither"},
+    {"text": "it was the good lighthouse", "label": "good"},
+] * 3
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A classifier's checkpoint on the disk."""
+    return tfllm.Model(make("classification")).save(tmp_path_factory.mktemp("saved") / "model")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, tfllm\n"
+        "assert set(tfllm.__all__) <= set(dir(tfllm))\n"
+        "print([m for m in ('tensorflow', 'keras', 'numpy', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("name", ["load", "open", "train", "evaluate", "export"])
+def test_functions_have_signatures_without_hidden_options(name):
+    signature = inspect.signature(getattr(tfllm, name))
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
+
+
+def test_export_is_a_function_and_a_package():
+    from tfllm.export.base import Profile
+
+    assert callable(tfllm.export)
+    assert tfllm.export.base.Profile is Profile
+
+
+def test_options_of_generation_are_the_fields_of_generation_config():
+    assert set(typing.get_type_hints(GenerationOptions)) == set(GenerationConfig.model_fields)
+    assert set(typing.get_type_hints(EvaluationOptions)) == set(Settings.model_fields)
+
+
+def test_load_predict_evaluate_save(saved, tmp_path):
+    model = tfllm.load(saved)
+    assert isinstance(model.keras, keras.Model)
+    assert model.task.labels == ("bad", "good", "neither")
+    assert model.tokenizer.vocabulary_size == model.config.vocabulary_size
+    one = model.predict("the film was good")
+    assert one["label"] in model.task.labels
+    first, _ = model.predict(["the film was good", {"text": "who built it"}])
+    assert first["scores"] == pytest.approx(one["scores"], abs=1e-6)
+    metrics = model.evaluate(EXAMPLES)
+    assert 0 <= metrics["accuracy"] <= 1
+    again = tfllm.load(model.save(tmp_path / "again"))
+    assert again.predict("the film was good") == one
+    for before, after in zip(model.keras.weights, again.keras.weights, strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+def test_a_new_task_has_a_new_head(saved):
+    model = tfllm.load(saved, task="classification", labels=["no", "yes"], seed=1)
+    assert model.keras.output.shape[-1] == 2
+    assert model.predict("it was")["label"] in ("no", "yes")
+    tagger = tfllm.load(saved, task="token_classification", labels=["O", "B-X"], max_length=16)
+    assert tagger.task.max_length == 16
+    assert tfllm.load(saved, task="classification").task.labels == ("bad", "good", "neither")
+
+
+def test_dtype_is_of_this_model_alone(saved):
+    model = tfllm.load(saved, dtype="mixed_bfloat16")
+    assert model.keras.layers[-1].compute_dtype in ("bfloat16", "float32")
+    assert any(layer.compute_dtype == "bfloat16" for layer in model.keras.layers)
+    assert keras.config.dtype_policy().name == "float32"
+    with pytest.raises(SettingError, match="mixed_bfloat16"):
+        tfllm.load(saved, dtype="half")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: tfllm.load("x", lables=[]), "Did you mean 'labels'"),
+        (lambda model: tfllm.open("x", preciion="x"), "open has no option 'preciion'"),
+        (lambda model: model.dataset([], shufle=True), "Did you mean 'shuffle'"),
+        (lambda model: model.compile(learning_rat=1), "Did you mean 'learning_rate'"),
+        (lambda model: model.fit([], epoch=3), "Did you mean 'epochs'"),
+        (lambda model: model.predict("x", num_beam=3), "Did you mean 'num_beams'"),
+        (lambda model: model.generate("x", max_tokens=3), "generate has no option 'max_tokens'"),
+        (lambda model: model.evaluate(EXAMPLES, colums={}), "Did you mean 'columns'"),
+        (lambda model: model.export("savedmodel", "x", limits=3), "Did you mean 'limit'"),
+        (lambda model: tfllm.export(model, "savedmodl", "x"), "Did you mean 'savedmodel'"),
+        (lambda model: tfllm.train("recipe.yaml", epochs=3), "train has no option 'epochs'"),
+        (lambda model: tfllm.evaluate(model, EXAMPLES, limt=3), "Did you mean 'limit'"),
+        (lambda model: model.predict("x", num_beams=3), "write texts after sources"),
+        (lambda model: model.generate("x"), "does not generate text"),
+    ],
+)
+def test_unknown_options_are_errors_that_name_the_nearest(call, message):
+    with pytest.raises(SettingError, match=message):
+        call(tfllm.Model(make("classification")))
+
+
+def test_generate_returns_text_for_a_text_and_a_list_for_a_list():
+    model = tfllm.Model(models.checkpoint())
+    one = model.generate("ab", max_new_tokens=5)
+    assert isinstance(one, str)
+    assert model.generate(["ab", "c"], max_new_tokens=5)[0] == one
+    assert model.generate("ab", GenerationConfig(max_new_tokens=5)) == one
+    assert model.generate({"prompt": "ab"}, max_new_tokens=5) == one
+    several = model.generate("ab", num_return_sequences=2, temperature=0.8, max_new_tokens=5)
+    assert [type(text) for text in several] == [str, str]
+    assert len(model.generate(["ab", "c"], num_return_sequences=2, num_beams=2)[1]) == 2
+    detailed = model.generate("ab", max_new_tokens=5, details=True)
+    assert (detailed.text, detailed.token_count) == (one, 5)
+
+
+def test_generate_takes_stop_strings_bad_words_and_conversations():
+    model = tfllm.Model(models.checkpoint())
+    text = model.generate("ab", max_new_tokens=20)
+    stop = text[3:5]
+    assert model.generate("ab", max_new_tokens=20, stop_strings=stop) == text[: text.index(stop)]
+    barred = model.generate("ab", max_new_tokens=20, bad_words=[text[:1]])
+    assert text[:1] not in barred
+    conversation = [{"role": "user", "content": "hi"}]
+    assert isinstance(model.generate(conversation, max_new_tokens=3), str)
+    assert len(model.generate([conversation, conversation], max_new_tokens=3)) == 2
+
+
+def test_generate_streams():
+    model = tfllm.Model(models.checkpoint())
+    stream = model.generate("ab", max_new_tokens=20, stream=True)
+    assert not isinstance(stream, str)
+    pieces = list(stream)
+    assert len(pieces) > 1
+    assert "".join(pieces) == model.generate("ab", max_new_tokens=20)
+    first = model.generate("ab", max_new_tokens=20, stream=True)
+    assert next(first) == pieces[0]
+    first.close()  # ends the generation
+    with pytest.raises(SettingError, match="stream: give one prompt"):
+        model.generate(["a", "b"], stream=True)
+    with pytest.raises(SettingError, match="prompt"):
+        list(model.generate("x" * 500, stream=True))
+
+
+def test_sources_are_translated_by_predict_and_generate():
+    model = tfllm.Model(source_models.checkpoint())
+    source = source_models.SENTENCES[0]
+    text = model.generate(source, num_beams=2, max_new_tokens=8)
+    assert model.predict({"source": source}, num_beams=2, max_new_tokens=8)["text"] == text
+    scores = [t.score for t in model.generate(source, num_return_sequences=3, details=True)]
+    assert scores == sorted(scores, reverse=True)
+    metrics = model.evaluate([{"source": source, "target": "a"}], num_beams=2, max_new_tokens=4)
+    assert metrics["generation"]["num_beams"] == 2
