@@ -32,6 +32,7 @@ VERBS = {
     "convert": "Checkpoints between tfllm and Hugging Face, both ways.",
     "export": "Write a SavedModel, TFLite or MediaPipe artifact, checked against the checkpoint.",
     "serve": "Serve SavedModels with TF Serving's REST and gRPC contract.",
+    "schema": "JSON Schemas of recipes and profiles, for editors.",
     "benchmark": "Latency, throughput and memory of a checkpoint or an artifact.",
 }
 
