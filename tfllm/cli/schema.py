@@ -158,7 +158,7 @@ def _attribute_docstrings(kind: type) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     return {
-        field.target.id: text.value.value
+        field.target.id: str(text.value.value)
         for field, text in itertools.pairwise(definition.body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
