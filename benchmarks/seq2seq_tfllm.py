@@ -23,7 +23,7 @@ def main() -> None:
     model = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     engine = Engine(cpu_decoding.prepared(model, options.precision))
     engine.max_rows = options.batch_size * options.beams
-    start = [checkpoint.start_id]
+    start = [checkpoint.decoder_start_token_id]
     del checkpoint
     settings = generation_config(
         max_new_tokens=seq2seq.NEW_TOKENS,

@@ -104,7 +104,7 @@ def test_old_gpt2_files(source, tmp_path):
 
     change(directory, old, n_ctx=16)
     checkpoint = store.load(directory)
-    assert not checkpoint.carried
+    assert not checkpoint.unused_tensors
     assert_equal_scores(checkpoint, inputs, logits)
     parameters = sum(tensor.size for tensor in before.values())
     assert describe(directory)["parameters"] == parameters

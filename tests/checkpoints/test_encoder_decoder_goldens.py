@@ -43,7 +43,7 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, na
     directory, inputs, logits = source(name)
     checkpoint = store.load(directory)
     assert (checkpoint.family, checkpoint.task.kind) == (FAMILIES[name], "seq2seq")
-    assert not checkpoint.carried
+    assert not checkpoint.unused_tensors
     assert_equal_scores(checkpoint, inputs, logits)
     assert_comes_back(checkpoint, directory, inputs, tmp_path)
 
@@ -79,19 +79,22 @@ def test_what_generation_needs_is_kept(source, tmp_path, name):
     directory, _, _ = source(name)
     checkpoint = store.load(directory)
     config = json.loads((directory / "config.json").read_text())
-    assert checkpoint.start_id == config["decoder_start_token_id"]
+    assert checkpoint.decoder_start_token_id == config["decoder_start_token_id"]
     assert checkpoint.eos_token_id == (config["eos_token_id"],)
-    assert checkpoint.for_generation("num_beams") == 4
-    assert checkpoint.for_generation("bad_words_ids") == [[39]]
+    assert checkpoint.generation_setting("num_beams") == 4
+    assert checkpoint.generation_setting("bad_words_ids") == [[39]]
     (directory / "generation_config.json").unlink()
     change(directory, num_beams=6, forced_bos_token_id=5)
     store.save(store.load(directory), tmp_path / "ours")
     again = store.load(tmp_path / "ours")
-    assert (again.for_generation("num_beams"), again.for_generation("forced_bos_token_id")) == (
+    assert (
+        again.generation_setting("num_beams"),
+        again.generation_setting("forced_bos_token_id"),
+    ) == (
         6,
         5,
     )
-    assert again.for_generation("length_penalty") is None
+    assert again.generation_setting("length_penalty") is None
 
 
 @pytest.mark.parametrize("name", ["marian", "bart", "t5"])
@@ -199,7 +202,7 @@ def test_a_model_of_ours_goes_to_hugging_face_and_back(tmp_path, family, vocabul
     written = json.loads((tmp_path / "theirs" / "config.json").read_text())
     generation = json.loads((tmp_path / "theirs" / "generation_config.json").read_text())
     assert written["eos_token_id"] == generation["eos_token_id"] == vocabulary.eos_token_id
-    assert generation["decoder_start_token_id"] == made.config.start_id
+    assert generation["decoder_start_token_id"] == made.config.decoder_start_token_id
     assert written["is_encoder_decoder"] is True
     again = store.load(tmp_path / "theirs")
     assert again.config == made.config

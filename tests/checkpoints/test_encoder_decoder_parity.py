@@ -19,9 +19,9 @@ GATED = {"gated": True, "activation": "gelu_new", "tie_embeddings": False, "scal
 # Source and target are longer than T5 tells distances apart.
 SOURCE_LENGTH, TARGET_LENGTH = 150, 140
 CONFIGS = {
-    "transformer": transformer.Config(max_sequence_length=160, pad_id=39, **SHAPE),
+    "transformer": transformer.Config(max_sequence_length=160, pad_token_id=39, **SHAPE),
     "transformer apart": transformer.Config(
-        max_sequence_length=160, share_embeddings=False, source_vocabulary_size=36, pad_id=35,
+        max_sequence_length=160, share_embeddings=False, source_vocabulary_size=36, pad_token_id=35,
         tie_embeddings=False, **SHAPE,
     ),
     "t5": t5.Config(**SHAPE),
@@ -93,12 +93,12 @@ def test_they_generate_from_what_we_wrote(both):
 
     made, theirs, _ = both
     settings = theirs.generation_config
-    assert settings.decoder_start_token_id == made.start_id
+    assert settings.decoder_start_token_id == made.decoder_start_token_id
     assert settings.eos_token_id == made.tokenizer.eos_token_id
     if made.config.num_encoder_layers < made.config.num_layers:
         return  # transformers 5 gives T5's cache as many layers as the encoder has
     ids = theirs.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=False)
-    assert ids[0, 0] == made.start_id
+    assert ids[0, 0] == made.decoder_start_token_id
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -72,7 +72,7 @@ def test_the_discriminator_head_is_carried_and_works(golden):
     directory, inputs, logits = golden("electra", "pretraining")
     checkpoint = store.load(directory)
     assert checkpoint.task.kind == "embedding"
-    assert any(name.startswith("discriminator_predictions") for name in checkpoint.carried)
+    assert any(name.startswith("discriminator_predictions") for name in checkpoint.unused_tensors)
     backbone = FAMILIES["bert"].backbone(checkpoint.config)
     model = keras.Model(
         backbone.input, heads.replaced_token_head(backbone.output, checkpoint.config)
@@ -130,7 +130,7 @@ def test_live_against_transformers(tmp_path, vocabulary_text, family, head):
     (tmp_path / "source" / "vocab.txt").write_text(vocabulary_text)
     given = make_encoders.inputs(family)
     checkpoint = store.load(tmp_path / "source")
-    if (family, head) != ("electra", "pretraining"):  # its head is carried, not run
+    if (family, head) != ("electra", "pretraining"):  # its head is kept, not run
         expected = make_encoders.answer(model, given)
         assert_equal_scores(scores(checkpoint.model(given)), expected, given)
 

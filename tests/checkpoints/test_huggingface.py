@@ -167,7 +167,7 @@ def test_one_label_is_yes_or_no_unless_it_is_a_number(golden, tmp_path, size, na
         json.loads((place / "config.json").read_text()) for place in (directory, tmp_path / "back")
     )
     assert after == before
-    bare = dataclasses.replace(checkpoint, origin=None, carried={})
+    bare = dataclasses.replace(checkpoint, origin=None, unused_tensors={})
     huggingface.write(bare, tmp_path / "bare")
     assert store.load(tmp_path / "bare").task.problem == problem
 
@@ -253,7 +253,7 @@ def test_a_new_head_on_the_encoder(golden, tmp_path, caplog):
     assert "left behind: cls.predictions.bias" in caplog.text
     pooler = checkpoint.model.get_layer("pooler").kernel
     np.testing.assert_array_equal(pooler, tensors["bert.pooler.dense.weight"].T)
-    assert not checkpoint.carried
+    assert not checkpoint.unused_tensors
 
     huggingface.write(checkpoint, tmp_path / "new")
     again = store.load(tmp_path / "new")

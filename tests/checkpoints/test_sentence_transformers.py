@@ -210,7 +210,7 @@ def test_a_decoder_with_modules_gives_vectors(tmp_path, family):
     again = store.load(tmp_path / "back")
     assert again.task == checkpoint.task
     np.testing.assert_array_equal(again.model({"token_ids": ids, "padding_mask": mask}), vectors)
-    bare = dataclasses.replace(checkpoint, origin=None, carried={})
+    bare = dataclasses.replace(checkpoint, origin=None, unused_tensors={})
     huggingface.write(bare, tmp_path / "bare")
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
     assert config["architectures"] == [{"llama": "LlamaModel", "gpt2": "GPT2Model"}[family]]

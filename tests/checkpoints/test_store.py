@@ -229,8 +229,8 @@ def test_written_files_are_for_everyone(tmp_path):
 
 def test_of_two_that_write_at_once_the_first_stays(tmp_path):
     with pytest.raises(StorageError, match="exists already and is not empty"):
-        with files.written(tmp_path / "out") as second:
-            with files.written(tmp_path / "out") as first:
+        with files.atomic_directory(tmp_path / "out") as second:
+            with files.atomic_directory(tmp_path / "out") as first:
                 assert first != second
                 (first / "a.txt").write_text("first")
             (second / "a.txt").write_text("second")

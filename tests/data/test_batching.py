@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfllm.data.batching import Batches, ladder, padded_length, padding_share
+from tfllm.data.batching import Batches, bucket_length, ladder, padding_share
 
 LENGTHS = np.random.default_rng(0).gamma(2.0, 8.0, size=1003).astype(int) + 3
 
@@ -83,8 +83,8 @@ def test_pairs_are_padded_on_both_sides():
     made = batches(source_lengths=SOURCES, batch_tokens=600, batch_size=64).epoch(0)
     for batch in made:
         rows = batch.rows
-        assert batch.length == padded_length(LENGTHS[rows].max())
-        assert batch.source_length == padded_length(SOURCES[rows].max())
+        assert batch.length == bucket_length(LENGTHS[rows].max())
+        assert batch.source_length == bucket_length(SOURCES[rows].max())
         assert batch.tokens == LENGTHS[rows].sum() + SOURCES[rows].sum() <= batch.slots
         assert batch.slots == len(rows) * (batch.length + batch.source_length)
         assert (batch.slots <= 600 or len(rows) == 1) and len(rows) <= 64

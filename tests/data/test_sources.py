@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tfllm.data import lines
-from tfllm.data.sources import Reading, read
+from tfllm.data.sources import ReadSettings, read
 from tfllm.errors import DataError, MissingExtra, SettingError
 
 
@@ -178,7 +178,7 @@ def test_an_unknown_field_is_a_wrong_setting(tmp_path):
 def test_reading_streams(tmp_path, monkeypatch):
     path = write(tmp_path, "a.txt", "first\n" + "x" * 100 + "\n" + "bad\x00\n")
     monkeypatch.setattr(lines, "LONGEST_LINE_BYTES", 1000)
-    assert next(iter(read(path, Reading())))["text"] == "first"
+    assert next(iter(read(path, ReadSettings())))["text"] == "first"
 
 
 def test_real_files(data):
@@ -212,13 +212,13 @@ def test_dialogues(tmp_path):
     assert [m["content"] for m in example["messages"]] == ["Hi .", "Hello !", "Bye ."]
 
 
-class Noting(lines.Watch):
+class Noting(lines.ReadErrorPolicy):
     """Goes on after faults and keeps them."""
 
     def __init__(self):
         self.faults = []
 
-    def fault(self, error):
+    def report(self, error):
         self.faults.append(str(error))
 
 
@@ -241,17 +241,17 @@ BAD_LINES = {
 @pytest.mark.parametrize("name", BAD_LINES)
 def test_a_watch_goes_on_after_lines_that_cannot_be_used(name, tmp_path):
     file, content, numbers = BAD_LINES[name]
-    path, watch = write(tmp_path, file, content), Noting()
-    assert [row["text"] for row in read(path, watch=watch)] == ["one", "two", "three"]
-    assert [fault.split(": ")[0] for fault in watch.faults] == [f"{path}:{n}" for n in numbers]
+    path, errors = write(tmp_path, file, content), Noting()
+    assert [row["text"] for row in read(path, errors=errors)] == ["one", "two", "three"]
+    assert [fault.split(": ")[0] for fault in errors.faults] == [f"{path}:{n}" for n in numbers]
 
 
 def test_the_file_under_an_archive_says_how_far_the_reading_is(tmp_path):
     path = write(tmp_path, "a.txt.gz", "x\n" * 100_000)
     opened = {}
-    watch = Noting()
-    watch.opened = lambda path, file: opened.update({path: file})
-    reading = read(path, watch=watch)
+    errors = Noting()
+    errors.on_open = lambda path, file: opened.update({path: file})
+    reading = read(path, errors=errors)
     next(reading)
     assert 0 < opened[path].tell() <= path.stat().st_size
 
@@ -260,9 +260,9 @@ def test_a_field_inside_a_field(tmp_path):
     path = write(
         tmp_path, "a.jsonl", '{"translation": {"en": "x", "hau": "y"}}\n{"translation": 1}'
     )
-    watch = Noting()
-    assert rows(path, columns={"text": "translation.hau"}, watch=watch) == [{"text": "y"}]
-    assert "no column 'translation.hau'" in watch.faults[0]
+    errors = Noting()
+    assert rows(path, columns={"text": "translation.hau"}, errors=errors) == [{"text": "y"}]
+    assert "no column 'translation.hau'" in errors.faults[0]
 
 
 def test_rows_without_content_are_skipped_and_counted(tmp_path, caplog):

@@ -177,7 +177,7 @@ def test_stop_ids_end_a_text_and_are_not_in_it(checkpoint, writer, tmp_path):
     ids = writer.engine.generate([writer.tokenizer.encode_ids(["yes"])[0]], generation_config())[
         0
     ].ids
-    stopping = replace(checkpoint, generation={"eos_token_id": [ids[4]]})
+    stopping = replace(checkpoint, generation_config={"eos_token_id": [ids[4]]})
     folder = tmp_path / "1"
     folder.mkdir()
     savedmodel.write(stopping, profile("savedmodel", ["warmup_batch_sizes=[1]"]), folder)

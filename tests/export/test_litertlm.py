@@ -111,7 +111,7 @@ def test_a_stop_token_inside_of_an_answer(tmp_path):
         .engine.generate([ids], generation_config(max_new_tokens=12))[0]
         .ids
     )
-    stopping = replace(checkpoint, generation={"eos_token_id": [0, new[6]]})
+    stopping = replace(checkpoint, generation_config={"eos_token_id": [0, new[6]]})
     assert len(conversation(stopping, TextGenerator(stopping), SAID)) == 2
     assert not export(stopping, profile("litertlm"), tmp_path / "out").failed
 

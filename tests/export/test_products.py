@@ -28,7 +28,7 @@ ENCODERS = {
     "bert masked_lm": {},
     "bert embedding pooler": {},
     "bert classification distilbert": {"variant": "distilbert", "num_segments": 0},
-    "bert classification roberta": {"variant": "roberta", "num_segments": 1, "pad_id": 0},
+    "bert classification roberta": {"variant": "roberta", "num_segments": 1, "pad_token_id": 0},
     "bert classification electra": {"variant": "electra", "embedding_dim": 32},
 }
 DECODERS = {
@@ -82,7 +82,7 @@ def checkpoint_of(name, folder):
     else:
         made = translation("marian")
         task = tasks.build({"kind": "seq2seq", "max_length": LENGTH})
-        own = {"pad_id": made.pad_token_id, **PAIRS[name]}
+        own = {"pad_token_id": made.pad_token_id, **PAIRS[name]}
     shape = {
         **SHAPE, "vocabulary_size": made.vocabulary_size, "max_sequence_length": 2 * LENGTH, **own,
     }  # fmt: skip

@@ -159,7 +159,9 @@ def test_the_file_is_asked_as_the_checkpoint_is(version, writer):
 
 @pytest.mark.slow
 def test_a_greedy_checkpoint_is_greedy_and_has_beams_of_the_profile(source, tmp_path):
-    greedy = dataclasses.replace(source, generation={**source.generation, "num_beams": 1})
+    greedy = dataclasses.replace(
+        source, generation_config={**source.generation_config, "num_beams": 1}
+    )
     folder = tmp_path / "1"
     folder.mkdir()
     savedmodel.write(

@@ -32,9 +32,9 @@ SENTENCES = [
 # Vocabulary -> family and its settings. GPT-2's rows have no special tokens around them.
 TAGGERS = {
     "wordpiece": ("bert", {}),
-    "roberta": ("bert", {"variant": "roberta", "pad_id": 401, "num_segments": 1}),
-    "xlm-r": ("bert", {"variant": "xlm-roberta", "pad_id": 1, "num_segments": 1}),
-    "unigram.json": ("bert", {"variant": "xlm-roberta", "pad_id": 3, "num_segments": 1}),
+    "roberta": ("bert", {"variant": "roberta", "pad_token_id": 401, "num_segments": 1}),
+    "xlm-r": ("bert", {"variant": "xlm-roberta", "pad_token_id": 1, "num_segments": 1}),
+    "unigram.json": ("bert", {"variant": "xlm-roberta", "pad_token_id": 3, "num_segments": 1}),
 }
 
 

@@ -23,14 +23,14 @@ def checkpoint(family: str = "transformer", **task) -> Checkpoint:
     pad = made.pad_token_id
     shape = {
         "vocabulary_size": made.vocabulary_size, "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
-        "dropout": 0.0, "max_sequence_length": WINDOW, "pad_id": pad,
+        "dropout": 0.0, "max_sequence_length": WINDOW, "pad_token_id": pad,
     }  # fmt: skip
     created = store.create(family, shape, made, Seq2Seq(max_length=LONGEST, **task), seed=5)
     draw = np.random.default_rng(2)
     for weight in created.model.weights:  # norms of both signs, or it repeats one token
         spread = 1.4 if weight.path.endswith(("gamma", "scale")) else 0.7
         weight.assign(draw.normal(0.0, spread, weight.shape))
-    created.generation.update(  # type: ignore[attr-defined]
+    created.generation_config.update(  # type: ignore[attr-defined]
         num_beams=3, max_length=12, bad_words_ids=[[pad]], forced_eos_token_id=made.eos_token_id,
         eos_token_id=made.eos_token_id, decoder_start_token_id=pad,
     )  # fmt: skip

@@ -77,10 +77,10 @@ def with_sources(family):
     shape = {
         "vocabulary_size": tokenizer.vocabulary_size + PADDING, "num_layers": 1, "num_heads": 2,
         "hidden_dim": 16, "dropout": 0.0, "max_sequence_length": WINDOW,
-        "pad_id": tokenizer.pad_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     made = store.create(family, shape, tokenizer, Seq2Seq(max_length=WINDOW), seed=5)
-    made.generation.update(decoder_start_token_id=tokenizer.pad_token_id)  # type: ignore[attr-defined]
+    made.generation_config.update(decoder_start_token_id=tokenizer.pad_token_id)  # type: ignore[attr-defined]
     return tempted(made, tokenizer.vocabulary_size)
 
 

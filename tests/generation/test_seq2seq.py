@@ -28,14 +28,14 @@ def engine(name):
 
 
 def starts(name, count):
-    return [[checkpoint(name).start_id]] * count
+    return [[checkpoint(name).decoder_start_token_id]] * count
 
 
 def settings_of(name, case):
     """The checkpoint's settings with the case's, through the same door as a checkpoint's files."""
     one = checkpoint(name)
-    generation = {**one.generation, "max_length": None, **case["case"]}
-    asking = replace(one, generation=generation)
+    generation = {**one.generation_config, "max_length": None, **case["case"]}
+    asking = replace(one, generation_config=generation)
     plain = {
         "bad_words_ids": ("bad_words_ids", ()),
         "forced_eos_token_id": ("forced_eos_token_id", None),
@@ -110,7 +110,7 @@ def test_coverage_is_that_of_the_finished_text():
         ended = result.finish_reason == "stop"
         # Where a token looked depends on those before it: any may stand for the one that ended it.
         tokens = [*result.ids, *settings.eos_token_id[:ended]]
-        start = checkpoint(name).start_id
+        start = checkpoint(name).decoder_start_token_id
         (weights,) = seq2seq_generator.alignments(model, start, [source], [tokens])
         np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=ROUNDING)
         coverage = np.log(np.minimum(weights.sum(axis=0), 1.0)).sum()
@@ -126,7 +126,7 @@ def test_coverage_is_that_of_the_finished_text():
 def log_probabilities(name, source, tokens):
     """Of every token at the place of each of `tokens`, float64 [T, V], by the whole model."""
     one = checkpoint(name)
-    row = np.array([[one.start_id, *tokens[:-1]]], np.int32)
+    row = np.array([[one.decoder_start_token_id, *tokens[:-1]]], np.int32)
     given = {"source_ids": np.array([source], np.int32), "token_ids": row}
     masks = {
         "source_padding_mask": np.ones([1, len(source)], np.int32),

@@ -80,7 +80,9 @@ def test_beams_equal_transformers(name, tmp_path):
             num_beams=4, num_return_sequences=2, max_new_tokens=NEW, eos_token_id=(stop,),
             **{NAMES.get(key, key): value for key, value in case.items()},
         )  # fmt: skip
-        found = engine.generate([[checkpoint.start_id]] * 3, settings, sources=sources)
+        found = engine.generate(
+            [[checkpoint.decoder_start_token_id]] * 3, settings, sources=sources
+        )
         assert [one.ids for one in found] == expected, case
         scores = [one.score for one in found]
         np.testing.assert_allclose(scores, out.sequences_scores.tolist(), **SCORES)

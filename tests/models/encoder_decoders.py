@@ -26,7 +26,7 @@ CONFIGS = {
     ),
     "transformer apart": transformer.Config(
         max_sequence_length=16, share_embeddings=False, source_vocabulary_size=30,
-        activation="swish", pad_id=39, **UNEQUAL, **SHAPE,
+        activation="swish", pad_token_id=39, **UNEQUAL, **SHAPE,
     ),
     "t5": t5.Config(num_buckets=8, max_distance=6, **SHAPE),
     "t5 gated": t5.Config(

@@ -24,7 +24,7 @@ CONFIGS = {
     "distilbert": bert.Config(
         variant="distilbert", num_segments=0, classifier_dropout=0.2, **SHAPE
     ),
-    "roberta": bert.Config(variant="roberta", num_segments=1, pad_id=1, **SHAPE),
+    "roberta": bert.Config(variant="roberta", num_segments=1, pad_token_id=1, **SHAPE),
 }
 HEADS = {
     "classify": (lambda model, config: heads.classification_head(model.output, config, 3), (2, 3)),

@@ -44,8 +44,8 @@ def test_summaries_and_texts_have_their_own_names():
 def test_a_checkpoints_own_settings_for_a_task_are_taken():
     checkpoint = source_models.checkpoint()
     own = {"summarization": {"prefix": "the ", "max_length": 4, "num_beams": 1}}
-    generation = {**checkpoint.generation, "task_specific_params": own}
-    asking = dataclasses.replace(checkpoint, generation=generation)
+    generation = {**checkpoint.generation_config, "task_specific_params": own}
+    asking = dataclasses.replace(checkpoint, generation_config=generation)
     (answer,) = tfllm.pipeline("summarization", model=asking)("film")
     writer = TextToText(checkpoint)
     expected = writer.generate(["the film"], writer.defaults(num_beams=1, max_new_tokens=3))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tfllm.data.sources import Reading
+from tfllm.data.sources import ReadSettings
 from tfllm.errors import DataError
 from tfllm.runtimes.inputs import check, from_texts, read_inputs
 from tfllm.tasks import Classification, Embedding, QuestionAnswering, TokenClassification
@@ -19,7 +19,7 @@ def write(tmp_path, name, content):
 
 
 def texts(path, **settings):
-    return [example["text"] for example in read_inputs(path, Reading(**settings))]
+    return [example["text"] for example in read_inputs(path, ReadSettings(**settings))]
 
 
 def test_plain_text_keeps_blank_lines(tmp_path):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tfllm.data.corpora.documents import Lines
+from tfllm.data.corpora.documents import TextLines
 from tfllm.errors import DataError, SettingError
 from tfllm.tokenizers import train as module
 from tfllm.tokenizers.loading import load_tokenizer
@@ -19,7 +19,7 @@ SIZES = {"wordpiece": 120, "bpe": 300, "unigram": 300, "characters": 60}
 
 
 def train(paths, kind, options, column=None):
-    lines = Lines([str(path) for path in paths], column, lambda *_: None)
+    lines = TextLines([str(path) for path in paths], column, lambda *_: None)
     return train_tokenizer(lines, kind, options, "corpus")
 
 

@@ -155,7 +155,7 @@ def test_from_a_hugging_face_directory(straight, folder, tmp_path):
     del data["tokenizer"]
     run = train(config.build(data, Recipe), tmp_path / "run", progress=False)
     trained = store.load(run.directory)
-    assert trained.task.start_id == trained.start_id == 1
+    assert trained.task.start_id == trained.decoder_start_token_id == 1
     assert trained.generation["num_beams"] == 3 and trained.generation["length_penalty"] == 0.6
     text = (run.directory / "recipe.yaml").read_text()
     assert "start_id: 1" in text, "what the run has learned with is told"

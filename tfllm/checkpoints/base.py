@@ -57,31 +57,31 @@ class Checkpoint:
     task: Task
     model: keras.Model
     path: Path | None = None
-    carried: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unused_tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Known tensors that the task's graph has no use for, kept for the way back."""
     origin: Origin | None = None
     """The Hugging Face directory that it came from, if any."""
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
     """Hugging Face's `generation_config.json`, if there was one."""
 
     @property
     def eos_token_id(self) -> tuple[int, ...]:
         """Ids that end a generated text: as Hugging Face's files say, else the tokenizer's end."""
-        if (named := self.for_generation("eos_token_id")) is not None:
+        if (named := self.generation_setting("eos_token_id")) is not None:
             return tuple(named) if isinstance(named, list) else (named,)
         end = self.tokenizer.target.eos_token_id
         return () if end is None else (end,)
 
     @property
-    def start_id(self) -> int | None:
+    def decoder_start_token_id(self) -> int | None:
         """The decoder's first token of an encoder-decoder; None for any other model."""
-        named = self.for_generation("decoder_start_token_id")
-        return getattr(self.config, "start_id", None) if named is None else named
+        named = self.generation_setting("decoder_start_token_id")
+        return getattr(self.config, "decoder_start_token_id", None) if named is None else named
 
-    def for_generation(self, key: str) -> Any:
+    def generation_setting(self, key: str) -> Any:
         """What Hugging Face's files say of generation under `key` (`forced_bos_token_id`,
         `num_beams`, `length_penalty`, `bad_words_ids`, ...), or None."""
-        for settings in (self.generation, self.origin.config if self.origin else {}):
+        for settings in (self.generation_config, self.origin.config if self.origin else {}):
             if (named := settings.get(key)) is not None:
                 return named
         return None

@@ -61,9 +61,9 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
         task=task or own,
         model=model,
         path=directory,
-        carried=loaded[0],
+        unused_tensors=loaded[0],
         origin=loaded[1],
-        generation=read_generation(directory),
+        generation_config=read_generation(directory),
     )
 
 
@@ -120,7 +120,7 @@ def fill(
     directory: Path,
     hf_config: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], Origin | None]:
-    """Puts the tensors into the model. Returns what is carried and the layout of the source."""
+    """Puts the tensors into the model. Returns the unused tensors and the layout of the source."""
     source = str(directory)
     canonical = found.canonical
     tensors = {canonical[name]: tensor for name, tensor in raw.items()}
@@ -153,10 +153,10 @@ def fill(
                     [name for name in known - used if name not in table.buffers])  # fmt: skip
         return {name: tensors[name] for name in known if name in table.buffers}, None
     tied = [name for name in found.equal if table.tied[name] in used]
-    carried = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
+    unused_tensors = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
                if name not in used and name not in tied}  # fmt: skip
     origin = _origin(kind, table, raw, canonical, used, tied, hf_config)
-    return carried, dataclasses.replace(origin, absent=tuple(absent))
+    return unused_tensors, dataclasses.replace(origin, absent=tuple(absent))
 
 
 def same_head(task: Task, own: Task | None) -> bool:
@@ -180,17 +180,17 @@ def kept_head(paths: set[str], task: Task, own: Task | None) -> set[str]:
     return {path for path in paths if same_labels or not path.startswith("classifier/")}
 
 
-def fill_from_carried(
+def fill_from_unused(
     variables: Mapping[str, Any],
-    carried: Mapping[str, np.ndarray],
+    unused_tensors: Mapping[str, np.ndarray],
     family: str,
     config: Any,
     kind: str,
 ) -> set[str]:
-    """Fills a new head from carried tensors (a pooler). Returns the paths that were filled."""
+    """Fills a new head from unused tensors (a pooler). Returns the paths that were filled."""
     table = weight_map(family, config)
-    canonical = tensor_names.canonical(carried, table)
-    tensors = {canonical[name]: tensor for name, tensor in carried.items()}
+    canonical = tensor_names.canonical(unused_tensors, table)
+    tensors = {canonical[name]: tensor for name, tensor in unused_tensors.items()}
     rows = weights.rows_of(variables, table.heads.get(kind, {}))
     rows = {
         path: row
@@ -310,10 +310,12 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         or tensor_names.hf_name(name, table.prefix, origin.prefixed, origin.old_norm_names): tensor
         for name, tensor in tensors.items()
     }
-    write_tensors(directory / TENSORS, {**in_file, **checkpoint.carried})
+    write_tensors(directory / TENSORS, {**in_file, **checkpoint.unused_tensors})
     config = _config(checkpoint, origin, shape, dtype)
     write_json(directory / "config.json", config)
-    if generation := checkpoint.generation or hf_tasks.generation_of(checkpoint.task, config):
+    if generation := checkpoint.generation_config or hf_tasks.generation_of(
+        checkpoint.task, config
+    ):
         write_json(directory / GENERATION, generation)
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):

@@ -53,7 +53,7 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
     _, model = new_model("llama", config, task or own)
     raw = tensors_of(path, config)
     tied = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
-    carried, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
+    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
     return Checkpoint(
         family="llama",
         config=config,
@@ -61,9 +61,9 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
         task=task or own,
         model=model,
         path=path,
-        carried=carried,
+        unused_tensors=unused_tensors,
         origin=origin,
-        generation=TOKENS,
+        generation_config=TOKENS,
     )
 
 

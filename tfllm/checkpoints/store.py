@@ -1,8 +1,8 @@
 """Checkpoints: loading any kind, saving tfllm's own, making new ones.
 
 A tfllm checkpoint is a directory of `tfllm.json` (format, family, config, task), the weights in
-`model.safetensors` by Keras variable path, tensors that are only kept in `carried.safetensors`, and
-the tokenizer's files in Hugging Face's form.
+`model.safetensors` by Keras variable path, source tensors that the model does not use in
+`unused_tensors.safetensors`, and the tokenizer's files in Hugging Face's form.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tfllm.models.weight_map import Row
 __all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "settings_of"]
 
 FORMAT = 1  # rises when older versions could not read the directory
-CARRIED = "carried.safetensors"
+UNUSED = "unused_tensors.safetensors"
 
 
 def load(
@@ -95,10 +95,10 @@ def save(checkpoint: Checkpoint, directory: str | Path) -> Path:
         write_tensors(
             part / TENSORS, {path: weights.array_of(value) for path, value in values.items()}
         )
-        if checkpoint.carried:
-            write_tensors(part / CARRIED, checkpoint.carried)
-        if checkpoint.generation:
-            write_json(part / GENERATION, checkpoint.generation)
+        if checkpoint.unused_tensors:
+            write_tensors(part / UNUSED, checkpoint.unused_tensors)
+        if checkpoint.generation_config:
+            write_json(part / GENERATION, checkpoint.generation_config)
         checkpoint.tokenizer.save(part)
         write_json(part / SETTINGS, _settings(checkpoint))
     return Path(directory)
@@ -159,11 +159,15 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
     dropped = set(tensors) - wanted if changed else set()
     weights.check(rows, variables, shapes, dropped, str(directory / TENSORS))
     weights.to_variables(rows, variables, tensors)
-    carried = read_tensors(directory / CARRIED) if (directory / CARRIED).is_file() else {}
+    unused_tensors = read_tensors(directory / UNUSED) if (directory / UNUSED).is_file() else {}
     if changed:
         fresh = set(variables) - wanted
-        fresh -= huggingface.fill_from_carried(
-            {path: variables[path] for path in fresh}, carried, family, config, (task or own).kind
+        fresh -= huggingface.fill_from_unused(
+            {path: variables[path] for path in fresh},
+            unused_tensors,
+            family,
+            config,
+            (task or own).kind,
         )
         huggingface.say_changed(str(directory), fresh, dropped)
     return Checkpoint(
@@ -173,9 +177,9 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
         task=task or own,
         model=model,
         path=directory,
-        carried={} if changed else carried,
+        unused_tensors={} if changed else unused_tensors,
         origin=None if changed else origin,
-        generation=read_generation(directory),
+        generation_config=read_generation(directory),
     )
 
 

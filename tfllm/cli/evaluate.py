@@ -59,13 +59,13 @@ def evaluate(
 
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.data import sources
-    from tfllm.data.settings import corpus_of
+    from tfllm.data.settings import find_corpus
     from tfllm.errors import StorageError
     from tfllm.evaluation.reading import settings_for
 
     overrides = [*(set or []), *([f"tokenize={tokenize}"] if tokenize else [])]
     settings = settings_for(model, data, [*overrides, *(["truncate=true"] if truncate else [])])
-    examples: Any = corpus_of(data)
+    examples: Any = find_corpus(data)
     if examples is None:
         examples = list(itertools.islice(sources.read(data, settings.reading), limit))
     if plots and Path(plots).is_file():

@@ -51,13 +51,13 @@ def export(
     """Writes an artifact, checks it against the checkpoint, and keeps it only when all pass."""
     import itertools
 
-    from tfllm.data.sources import Reading, read
+    from tfllm.data.sources import ReadSettings, read
     from tfllm.evaluation.reading import settings_for
     from tfllm.export.base import profile
 
     settings = profile(to, set or [])
     file = data or settings.calibration.data
-    if file and settings.data == Reading():  # a run's recipe says how its files are read
+    if file and settings.data == ReadSettings():  # a run's recipe says how its files are read
         reading = settings_for(model, file).reading
         settings = settings.model_copy(update={"data": reading})
     examples = list(itertools.islice(read(data, settings.data), limit)) if data else []

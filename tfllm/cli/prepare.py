@@ -43,14 +43,18 @@ def prepare(
     """
     from tfllm import config
     from tfllm.cli.output import stage_bar
-    from tfllm.data.corpora.process_pool import cores
+    from tfllm.data.corpora.process_pool import available_cores
     from tfllm.training.corpora import CorpusRecipe, prepare_corpus
 
     settings = config.load(recipe, CorpusRecipe, overrides)
     try:
         with stage_bar() as progress:
             manifest = prepare_corpus(
-                settings, output, workers=workers or cores(), progress=progress, notice=_say
+                settings,
+                output,
+                workers=workers or available_cores(),
+                progress=progress,
+                notice=_say,
             )
     except KeyboardInterrupt:
         _say("stopped; finished shards are kept. The same command goes on after them.")

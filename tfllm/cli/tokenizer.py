@@ -145,7 +145,7 @@ def train(
     Without --column every line is text, whatever the file.
     """
     from tfllm.cli.output import stage_bar
-    from tfllm.data.corpora.documents import Lines
+    from tfllm.data.corpora.documents import TextLines
     from tfllm.tokenizers.train import TrainerOptions, train_tokenizer
 
     _check_free(Path(output))
@@ -156,7 +156,7 @@ def train(
         min_frequency=min_frequency,
     )
     with stage_bar() as progress:
-        texts = Lines(tuple(files), column, lambda *done: progress("read", *done))
+        texts = TextLines(tuple(files), column, lambda *done: progress("read", *done))
         tokenizer = train_tokenizer(texts, kind, options, ", ".join(files))
     _write(tokenizer, Path(output))
     print(f"{output}: {tokenizer.vocabulary_size} tokens")

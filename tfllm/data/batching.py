@@ -30,7 +30,7 @@ def ladder(longest: int) -> list[int]:
     return lengths
 
 
-def padded_length(longest: int) -> int:
+def bucket_length(longest: int) -> int:
     """The first length of the ladder that holds `longest` tokens."""
     return ladder(longest)[-1]
 

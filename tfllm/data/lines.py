@@ -35,24 +35,24 @@ ENCODINGS = {
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-class Watch:
+class ReadErrorPolicy:
     """What readers tell while they read. This one raises the first fault of a file's content.
 
-    A reader whose watch returns from `fault` goes on after the line that cannot be used.
+    A reader whose policy returns from `report` goes on after the line that cannot be used.
     """
 
-    faults = 0
+    error_count = 0
     """How many there were."""
 
-    def opened(self, path: str | Path, file: BinaryIO) -> None:
+    def on_open(self, path: str | Path, file: BinaryIO) -> None:
         """A file as it lies on the disk: its `tell()` says how far the reading is."""
 
-    def fault(self, error: DataError) -> None:
+    def report(self, error: DataError) -> None:
         """Something in a file cannot be used; the message begins with the file and the line."""
         raise error
 
 
-RAISING = Watch()
+RAISE_ERRORS = ReadErrorPolicy()
 
 
 def resolve(path: str | Path) -> Path:
@@ -70,7 +70,7 @@ def resolve(path: str | Path) -> Path:
     return Path(_VARIABLE.sub(value, str(path))).expanduser()
 
 
-def open_file(path: str | Path, watch: Watch = RAISING) -> BinaryIO:
+def open_file(path: str | Path, errors: ReadErrorPolicy = RAISE_ERRORS) -> BinaryIO:
     """The bytes of a file; a name ending in `.gz` is decompressed on the way, "-" is stdin."""
     if str(path) == STANDARD_INPUT:
         return sys.stdin.buffer
@@ -84,23 +84,25 @@ def open_file(path: str | Path, watch: Watch = RAISING) -> BinaryIO:
             raise DataError(f"{found}: the file is empty. Give a file with at least one example.")
         if found.suffix == ".gz":
             archive = gzip.open(found, "rb")
-            watch.opened(path, cast(BinaryIO, archive.fileobj))
+            errors.on_open(path, cast(BinaryIO, archive.fileobj))
             return archive  # type: ignore[return-value]
         file = found.open("rb")
-        watch.opened(path, file)
+        errors.on_open(path, file)
         return file
     except PermissionError:
         raise DataError(f"'{found}' cannot be read. Check its permissions.") from None
 
 
-def read_lines(path: str | Path, watch: Watch = RAISING) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: str | Path, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[tuple[int, str]]:
     """(number from 1, text without its line end) of every line, blank ones included.
 
     Lines end at \\n, \\r\\n or the end of the file; a leading byte order mark is dropped. A line
     that is too long or no UTF-8 is a fault.
     """
     number = 0
-    with open_file(path, watch) as file:
+    with open_file(path, errors) as file:
         while raw := _next_line(file, path):
             number += 1
             if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
@@ -112,11 +114,13 @@ def read_lines(path: str | Path, watch: Watch = RAISING) -> Iterator[tuple[int, 
             else:
                 yield number, line
                 continue
-            watch.fault(fault)
+            errors.report(fault)
             while len(raw) > LONGEST_LINE_BYTES and not raw.endswith(b"\n"):
                 raw = _next_line(file, path)  # what is left of the line
     if number == 0:
-        watch.fault(DataError(f"{path}: the file is empty. Give a file with at least one example."))
+        errors.report(
+            DataError(f"{path}: the file is empty. Give a file with at least one example.")
+        )
 
 
 def read_all(path: str | Path) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfllm.data.lines import RAISING, Watch, read_lines
+from tfllm.data.lines import RAISE_ERRORS, ReadErrorPolicy, read_lines
 from tfllm.errors import DataError
 
 if TYPE_CHECKING:
-    from tfllm.data.sources import Reading
+    from tfllm.data.sources import ReadSettings
 
 BRACES = re.compile(r"(?<!\$)\{([^{},]*),([^{},]*)\}")
 
@@ -31,11 +31,11 @@ def pair_of(path: str | Path) -> tuple[str, str] | None:
 
 
 def read_parallel(
-    path: str | Path, settings: Reading, watch: Watch = RAISING
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[tuple[int, dict[Any, Any]]]:
     """`source` and `target` of every line; pairs of which both are blank are skipped.
 
-    A line that cannot be read is an error whatever the `watch`: without it all pairs after it
+    A line that cannot be read is an error whatever `errors` does: without it all pairs after it
     would be wrong. So are files of different length, where their ends show it.
     """
     names = pair_of(path)

@@ -13,7 +13,7 @@ from pydantic import Field
 from tfllm.data.corpora.corpus import Corpus, is_corpus, open_corpus
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve
-from tfllm.data.sources import Reading, read
+from tfllm.data.sources import ReadSettings, read
 from tfllm.errors import DataError, SettingError
 
 Paths = str | tuple[str, ...]
@@ -24,7 +24,7 @@ VALIDATION = "validation"
 HELD_OUT = ("validation", "validation_share", "validation_tail")
 
 
-class MoreData(Reading):
+class MoreData(ReadSettings):
     """Further training files that are read in their own way."""
 
     train: Paths
@@ -36,7 +36,7 @@ class MoreData(Reading):
     """Read at most this many of their examples (the first ones)."""
 
 
-class DataSettings(Reading):
+class DataSettings(ReadSettings):
     """Files relative to the working directory, absolute, or under `${TFLLM_DATA}`."""
 
     train: Paths
@@ -78,7 +78,7 @@ class CorpusDocuments(Sequence[dict]):
         return {"_where": f"{self.corpus.directory}: document {number % len(self) + 1}"}
 
 
-def corpus_of(paths: Paths) -> CorpusDocuments | None:
+def find_corpus(paths: Paths) -> CorpusDocuments | None:
     """The prepared corpus that is named, or None for other files. Raises DataError."""
     named = [paths] if isinstance(paths, str) else list(paths)
     found = [path for path in named if is_corpus(resolve(path))]
@@ -106,7 +106,7 @@ def _check_for_corpus(settings: DataSettings, documents: CorpusDocuments) -> Non
 
 def train_examples(settings: DataSettings) -> Sequence[dict]:
     """The training examples, without those held out."""
-    documents = corpus_of(settings.train)
+    documents = find_corpus(settings.train)
     if documents is not None:
         _check_for_corpus(settings, documents)
         return documents
@@ -159,9 +159,9 @@ def validation_examples(settings: DataSettings) -> Sequence[dict]:
             f"{given[-1]} holds out a part of the training files."
         )
     if settings.validation:
-        found = corpus_of(settings.validation)
+        found = find_corpus(settings.validation)
         return found if found is not None else list(_read_all(settings, settings.validation))
-    if (documents := corpus_of(settings.train)) is not None:
+    if (documents := find_corpus(settings.train)) is not None:
         return _held_out_documents(settings, documents.corpus.directory / VALIDATION)
     if settings.validation_tail:
         tail = _divided(list(_read_all(settings, settings.train)), settings.validation_tail)[1]
@@ -214,6 +214,6 @@ def held_out(example: dict, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _read_all(settings: Reading, paths: Paths) -> Iterator[dict]:
+def _read_all(settings: ReadSettings, paths: Paths) -> Iterator[dict]:
     for path in [paths] if isinstance(paths, str) else paths:
         yield from read(path, settings)

@@ -15,7 +15,7 @@ from pydantic import Field
 from tfllm.config import Settings
 from tfllm.data import parallel_text, table_formats, text_formats
 from tfllm.data.label_numbers import as_number
-from tfllm.data.lines import RAISING, Watch
+from tfllm.data.lines import RAISE_ERRORS, ReadErrorPolicy
 from tfllm.errors import DataError, SettingError, did_you_mean
 
 FIELDS = (
@@ -52,7 +52,7 @@ Format = Literal[
 ]  # fmt: skip
 
 
-class Reading(Settings):
+class ReadSettings(Settings):
     """How a data file is read: the part of `data` that `evaluate` and `predict` share."""
 
     format: Format | None = None
@@ -72,23 +72,27 @@ class Reading(Settings):
 
 
 def read(
-    path: str | Path, settings: Reading | None = None, watch: Watch = RAISING, **options: Any
+    path: str | Path,
+    settings: ReadSettings | None = None,
+    errors: ReadErrorPolicy = RAISE_ERRORS,
+    **options: Any,
 ) -> Iterator[dict]:
     """The examples of one file, as dicts of canonical fields plus `_where`.
 
-    `options` are the fields of Reading, instead of `settings`. `path` may hold `${NAME}`, replaced
-    from the environment. Raises DataError naming file, line and next step; SettingError for
-    impossible settings. With a `watch` that does not raise, lines that cannot be used are left out.
+    `options` are the fields of ReadSettings, instead of `settings`. `path` may hold `${NAME}`,
+    replaced from the environment. Raises DataError naming file, line and next step; SettingError
+    for impossible settings. With an error policy that does not raise, lines that cannot be used are
+    left out.
     """
-    settings = settings or Reading(**options)
+    settings = settings or ReadSettings(**options)
     for field in settings.columns:
         if field not in FIELDS:
             raise SettingError(f"data.columns: no field '{field}'. {did_you_mean(field, FIELDS)}")
     if not isinstance(settings.header, bool):
         raise SettingError("data.header is true or false.")
     format = settings.format or format_of(path)
-    count, faults = 0, watch.faults
-    for place, row in FORMATS[format](path, settings, watch):
+    count, faults = 0, errors.error_count
+    for place, row in FORMATS[format](path, settings, errors):
         count += 1
         where = f"{path}:{place}"
         try:
@@ -97,12 +101,12 @@ def read(
             if "answers" in example:
                 example["answers"] = text_formats.answers_of(example["answers"])
         except DataError as error:
-            watch.fault(error)
+            errors.report(error)
             continue
         example["_where"] = where
         yield example
-    if count == 0 and watch.faults == faults:
-        watch.fault(
+    if count == 0 and errors.error_count == faults:
+        errors.report(
             DataError(f"{path}: the file holds no examples. Give a file with at least one.")
         )
 
@@ -172,7 +176,7 @@ def _column(row: Mapping[Any, Any], column: str | int) -> Any:
     return _column(row[outer], inner) if dot and isinstance(row.get(outer), Mapping) else MISSING
 
 
-def _name_labels(example: dict[str, Any], settings: Reading, where: str) -> None:
+def _name_labels(example: dict[str, Any], settings: ReadSettings, where: str) -> None:
     """Splits several labels and gives them the names of `data.labels`."""
     label = example.get("label")
     if label is None:
@@ -188,7 +192,7 @@ def _name_labels(example: dict[str, Any], settings: Reading, where: str) -> None
     example["label"] = label
 
 
-def _label_name(label: Any, settings: Reading, where: str) -> str | float:
+def _label_name(label: Any, settings: ReadSettings, where: str) -> str | float:
     name = settings.labels.get(str(label))
     if name is None and label in settings.labels.values():
         name = label

@@ -9,11 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfllm.data.lines import LONGEST_LINE_BYTES, RAISING, Watch, open_file, read_lines
+from tfllm.data.lines import (
+    LONGEST_LINE_BYTES,
+    RAISE_ERRORS,
+    ReadErrorPolicy,
+    open_file,
+    read_lines,
+)
 from tfllm.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
-    from tfllm.data.sources import Reading
+    from tfllm.data.sources import ReadSettings
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +28,23 @@ Row = tuple[Any, dict[Any, Any]]
 PARQUET_ROWS = 1024  # read at once
 
 
-def read_tsv(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_tsv(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """Columns between tabs; quote characters are text unless `data.quoting` is true."""
-    return _read_table(path, settings, "\t", bool(settings.quoting), watch)
+    return _read_table(path, settings, "\t", bool(settings.quoting), errors)
 
 
-def read_csv(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_csv(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """Columns between commas, in double quotes where needed (RFC 4180)."""
-    return _read_table(path, settings, ",", settings.quoting is not False, watch)
+    return _read_table(path, settings, ",", settings.quoting is not False, errors)
 
 
-def read_parquet(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_parquet(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """Rows of a Parquet file, of needed columns, some at a time; the place is "row N"."""
     try:
         import pyarrow.parquet as parquet
@@ -41,7 +53,7 @@ def read_parquet(path: str | Path, settings: Reading, watch: Watch = RAISING) ->
     wanted = {str(column) for column in settings.columns.values()}
     number = 0
     try:
-        file = parquet.ParquetFile(open_file(path, watch))
+        file = parquet.ParquetFile(open_file(path, errors))
         _check_repeated(file.schema_arrow.names, str(path))
         columns = sorted(wanted) if wanted and wanted <= set(file.schema_arrow.names) else None
         for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
@@ -54,7 +66,7 @@ def read_parquet(path: str | Path, settings: Reading, watch: Watch = RAISING) ->
 
 
 def _read_table(
-    path: str | Path, settings: Reading, delimiter: str, quoting: bool, watch: Watch
+    path: str | Path, settings: ReadSettings, delimiter: str, quoting: bool, errors: ReadErrorPolicy
 ) -> Iterator[Row]:
     """Rows without content, as spreadsheets leave at a table's end, are skipped and counted.
 
@@ -65,7 +77,7 @@ def _read_table(
     names: list[str] | None = None
     spaced = False
     count, blank = 0, list[int]()
-    for number, fields in split(path, delimiter, watch):
+    for number, fields in split(path, delimiter, errors):
         count += 1
         if settings.header and names is None:
             names = _header(fields, path, number, settings)
@@ -75,7 +87,7 @@ def _read_table(
         elif names is None:
             yield number, dict(enumerate(fields))
         elif len(fields) != len(names):
-            watch.fault(
+            errors.report(
                 DataError(
                     f"{path}:{number}: {_fields(len(fields))}, but the header names {len(names)}. "
                     "Correct the line"
@@ -92,7 +104,7 @@ def _read_table(
         raise DataError(f"{path}: only a header line and no examples. Give at least one row.")
 
 
-def _header(fields: list[str], path: str | Path, number: int, settings: Reading) -> list[str]:
+def _header(fields: list[str], path: str | Path, number: int, settings: ReadSettings) -> list[str]:
     names = [name.strip() for name in fields]
     _check_repeated([name for name in names if name], f"{path}:{number}")
     by_index = [column for column in settings.columns.values() if isinstance(column, int)]
@@ -113,20 +125,22 @@ def _check_repeated(names: Sequence[str], where: str) -> None:
         )
 
 
-def _plain_rows(path: str | Path, delimiter: str, watch: Watch) -> Iterator[tuple[int, list[str]]]:
-    for number, line in read_lines(path, watch):
+def _plain_rows(
+    path: str | Path, delimiter: str, errors: ReadErrorPolicy
+) -> Iterator[tuple[int, list[str]]]:
+    for number, line in read_lines(path, errors):
         if line.strip():
             yield number, line.split(delimiter)
 
 
 def _quoted_rows(
-    path: str | Path, delimiter: str, watch: Watch, header: bool
+    path: str | Path, delimiter: str, errors: ReadErrorPolicy, header: bool
 ) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(LONGEST_LINE_BYTES)
     numbers: list[int] = []  # of the lines that the row takes
 
     def lines() -> Iterator[str]:
-        for number, line in read_lines(path, watch):
+        for number, line in read_lines(path, errors):
             numbers.append(number)
             yield line + "\n"
 
@@ -152,7 +166,7 @@ def _quoted_rows(
             if fields:
                 yield numbers[0], fields
             continue
-        watch.fault(fault)
+        errors.report(fault)
 
 
 def _fields(count: int) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfllm.data.lines import RAISING, Watch, read_all, read_lines
+from tfllm.data.lines import RAISE_ERRORS, ReadErrorPolicy, read_all, read_lines
 from tfllm.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from tfllm.data.sources import Reading
+    from tfllm.data.sources import ReadSettings
 
 Row = tuple[Any, dict[Any, Any]]
 
@@ -19,17 +19,21 @@ END_OF_UTTERANCE = "__eou__"
 ROLES = ("user", "assistant")
 
 
-def read_text(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_text(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """One text a line; blank lines are skipped."""
-    for number, line in read_lines(path, watch):
+    for number, line in read_lines(path, errors):
         if line.strip():
             yield number, {"text": line}
 
 
-def read_paragraphs(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_paragraphs(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """One text between blank lines, its line ends kept; the place is its first line."""
     start, lines = 0, list[str]()
-    for number, line in read_lines(path, watch):
+    for number, line in read_lines(path, errors):
         if line.strip():
             start = start if lines else number
             lines.append(line)
@@ -40,17 +44,21 @@ def read_paragraphs(path: str | Path, settings: Reading, watch: Watch = RAISING)
         yield start, {"text": "\n".join(lines)}
 
 
-def read_document(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_document(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """The whole file as one text, as it is."""
     yield 1, {"text": read_all(path)}
 
 
-def read_dialogues(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_dialogues(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """A conversation a line, `__eou__` after each utterance (Li et al. 2017, DailyDialog).
 
     The first speaker is the user, the second the assistant. What follows a tab is left out.
     """
-    for number, line in read_lines(path, watch):
+    for number, line in read_lines(path, errors):
         said = [part.strip() for part in line.split("\t")[0].split(END_OF_UTTERANCE)]
         said = [text for text in said if text]
         if said:
@@ -65,15 +73,17 @@ def read_dialogues(path: str | Path, settings: Reading, watch: Watch = RAISING) 
             )
 
 
-def read_jsonl(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_jsonl(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """One JSON object a line; blank lines are skipped."""
-    for number, line in read_lines(path, watch):
+    for number, line in read_lines(path, errors):
         if not line.strip():
             continue
         try:
             row = _object(line, f"{path}:{number}")
         except DataError as error:
-            watch.fault(error)
+            errors.report(error)
             continue
         yield number, row
 
@@ -98,7 +108,9 @@ def answers_of(answers: Any) -> Any:
     return renamed
 
 
-def read_squad(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_squad(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): data > paragraphs > qas > answers.
 
     The place of an example is its question's id.
@@ -116,7 +128,9 @@ def read_squad(path: str | Path, settings: Reading, watch: Watch = RAISING) -> I
         ) from None
 
 
-def read_conll(path: str | Path, settings: Reading, watch: Watch = RAISING) -> Iterator[Row]:
+def read_conll(
+    path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
+) -> Iterator[Row]:
     """One word and its columns a line, a blank line after each sentence.
 
     `data.columns` gives the indices of words and tags; the first and the last where unset. A file
@@ -125,7 +139,7 @@ def read_conll(path: str | Path, settings: Reading, watch: Watch = RAISING) -> I
     columns: dict[str, str | int] = {"words": 0, "tags": -1, **settings.columns}
     start, width = 0, 0
     sentence: list[list[str]] = []
-    for number, line in read_lines(path, watch):
+    for number, line in read_lines(path, errors):
         fields = line.split("\t") if "\t" in line else line.split()
         if not line.strip() or fields[0] == "-DOCSTART-":
             if sentence:
@@ -149,7 +163,7 @@ def read_conll(path: str | Path, settings: Reading, watch: Watch = RAISING) -> I
 
 
 def _conll_example(
-    sentence: list[list[str]], columns: dict[str, Any], settings: Reading, where: str
+    sentence: list[list[str]], columns: dict[str, Any], settings: ReadSettings, where: str
 ) -> dict[Any, Any]:
     """The sentence under the keys that `data.columns` asks for, or under words and tags."""
     width = len(sentence[0])

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfllm import config
-from tfllm.data.sources import Reading, known_format
+from tfllm.data.sources import ReadSettings, known_format
 from tfllm.evaluation.span_answers import Language
 from tfllm.evaluation.text_to_text import Tokenize
 from tfllm.generation.config import GenerationOverrides
 
 
-class Settings(Reading, GenerationOverrides):
+class Settings(ReadSettings, GenerationOverrides):
     """The keys of `--set`; those of GenerationOverrides are for sequence-to-sequence models."""
 
     language: Language = "auto"
@@ -46,9 +46,9 @@ class Settings(Reading, GenerationOverrides):
         return self.set_fields() | ({} if self.truncate is None else {"truncate": self.truncate})
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadSettings:
         """Without what does not concern the file."""
-        return Reading(**{name: getattr(self, name) for name in Reading.model_fields})
+        return ReadSettings(**{name: getattr(self, name) for name in ReadSettings.model_fields})
 
 
 def settings_for(
@@ -70,7 +70,7 @@ def settings_for(
 def _recorded(model: Path, path: str) -> dict[str, Any]:
     """What the run or the artifact says about a file like `path`."""
     recorded = _of_run(model) or _of_artifact(model)
-    known = {name: recorded[name] for name in Reading.model_fields if name in recorded}
+    known = {name: recorded[name] for name in ReadSettings.model_fields if name in recorded}
     files = [recorded.get(name) or () for name in ("train", "validation")]
     endings = {
         _ending(str(file)) for some in files for file in ([some] if isinstance(some, str) else some)

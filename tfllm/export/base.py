@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from tfllm import config
 from tfllm.config import Settings
-from tfllm.data.sources import Reading
+from tfllm.data.sources import ReadSettings
 from tfllm.errors import SettingError, did_you_mean
 
 Quantization = Literal["float32", "bfloat16", "float16", "int8", "int8_full", "int4"]
@@ -149,7 +149,7 @@ class Profile(Settings):
     """savedmodel: one warm-up record per signature and batch size."""
     tolerance: Tolerance = Tolerance()
     calibration: Calibration = Calibration()
-    data: Reading = Reading()
+    data: ReadSettings = ReadSettings()
     """How the files of `--data` and of the calibration are read: format, columns, labels. Unset,
     and the model is a run: as its recipe says."""
 
@@ -333,7 +333,7 @@ def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dic
 
         decoder["context"] = context_of(checkpoint, profile)
         decoder["eos_token_id"] = list(checkpoint.eos_token_id)
-        decoder["start_id"] = checkpoint.task.starting(checkpoint.start_id).start_id
+        decoder["start_id"] = checkpoint.task.starting(checkpoint.decoder_start_token_id).start_id
         decoder["num_beams"] = beams_of(checkpoint, profile)
         own: dict[str, Any] = {"num_beams": own_beams(checkpoint, profile)}
         if profile.target == "tflite":

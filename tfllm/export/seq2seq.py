@@ -155,7 +155,7 @@ class Writer:
         self.prefix = getattr(checkpoint.task, "prefix", "")
         self.window = context_of(checkpoint, profile)
         self.longest_source = min(self.window, checkpoint.task.source_length)
-        self.start_id = checkpoint.task.starting(checkpoint.start_id).start_id
+        self.start_id = checkpoint.task.starting(checkpoint.decoder_start_token_id).start_id
         settings = defaults_of(checkpoint)
         self.settings = settings.model_copy(
             update={

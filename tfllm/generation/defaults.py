@@ -51,28 +51,28 @@ def defaults_of(checkpoint: Checkpoint, **given: Any) -> GenerationConfig:
 
 def written_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """All that `defaults_of` reads, by Hugging Face's names: for a file that is exported."""
-    found = {key: checkpoint.for_generation(key) for key in (*NAMES, *SAMPLING, *OTHERS)}
+    found = {key: checkpoint.generation_setting(key) for key in (*NAMES, *SAMPLING, *OTHERS)}
     return {key: value for key, value in found.items() if value is not None}
 
 
 def _fields(checkpoint: Checkpoint) -> dict[str, Any]:
     for key, harmless in REFUSED.items():
-        if (value := checkpoint.for_generation(key)) not in (None, harmless):
+        if (value := checkpoint.generation_setting(key)) not in (None, harmless):
             raise CheckpointError(
                 f"{checkpoint.path}: generation_config.json has {key} {value!r}, which tfllm "
                 f"cannot do. Set it to {harmless!r} there to go without."
             )
-    named = {name: checkpoint.for_generation(name) for name in NAMES}
+    named = {name: checkpoint.generation_setting(name) for name in NAMES}
     fields = {name: _single(value) for name, value in named.items() if value is not None}
     stops = checkpoint.eos_token_id
-    words = checkpoint.for_generation("bad_words_ids") or ()
+    words = checkpoint.generation_setting("bad_words_ids") or ()
     fields["bad_words_ids"] = tuple(
         tuple(word) for word in words if not (len(word) == 1 and word[0] in stops)
     )
     fields |= _lengths(checkpoint)
-    if checkpoint.for_generation("do_sample"):
+    if checkpoint.generation_setting("do_sample"):
         for name, value in SAMPLING.items():
-            found = checkpoint.for_generation(name)
+            found = checkpoint.generation_setting(name)
             fields[name] = value if found is None else found
     if "forced_bos_token_id" not in fields and (language := _language(checkpoint)) is not None:
         fields["forced_bos_token_id"] = language
@@ -82,13 +82,13 @@ def _fields(checkpoint: Checkpoint) -> dict[str, Any]:
 def _lengths(checkpoint: Checkpoint) -> Mapping[str, int]:
     """Hugging Face's lengths count the start token; ours do not."""
     window = checkpoint.config.max_sequence_length - 1
-    most = checkpoint.for_generation("max_new_tokens")
+    most = checkpoint.generation_setting("max_new_tokens")
     if most is None:
-        whole = checkpoint.for_generation("max_length") or checkpoint.task.max_length
+        whole = checkpoint.generation_setting("max_length") or checkpoint.task.max_length
         most = max(whole - 1, 1)
-    least = checkpoint.for_generation("min_new_tokens")
+    least = checkpoint.generation_setting("min_new_tokens")
     if least is None:
-        least = max((checkpoint.for_generation("min_length") or 0) - 1, 0)
+        least = max((checkpoint.generation_setting("min_length") or 0) - 1, 0)
     return {"max_new_tokens": min(most, window), "min_new_tokens": least}
 
 

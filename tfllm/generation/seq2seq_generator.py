@@ -104,7 +104,7 @@ class TextToText(TextGenerator):
     def start_id(self) -> int:
         """The decoder's first token: as the task was trained, else as the checkpoint says."""
         named = getattr(self.checkpoint.task, "start_id", None)
-        start = self.checkpoint.start_id if named is None else named
+        start = self.checkpoint.decoder_start_token_id if named is None else named
         assert start is not None
         return start
 

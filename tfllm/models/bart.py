@@ -58,8 +58,8 @@ class Config:
     inner_dropout: float = 0.0
     """On the inside of the feed-forward parts."""
     initializer_range: float = 0.02
-    pad_id: int = 1
-    start_id: int = 2
+    pad_token_id: int = 1
+    decoder_start_token_id: int = 2
     """The decoder's first token. mBART's first models begin with the target's language instead."""
 
     share_embeddings: ClassVar[bool] = True

@@ -45,7 +45,8 @@ class Config:
     intermediate_dim: int = 0
     """Width inside the feed-forward part; 0 is four times `hidden_dim`."""
     max_sequence_length: int = 512
-    """Tokens; there are this many learned positions, and for RoBERTa pad_id + 1 unused ones."""
+    """Tokens; there are this many learned positions, and for RoBERTa
+    pad_token_id + 1 unused ones."""
     embedding_dim: int = 0
     """Width of the embeddings, projected to `hidden_dim` where it differs; 0 is the same."""
     num_segments: int = 2
@@ -61,7 +62,7 @@ class Config:
     tie_embeddings: bool = True
     """Whether the token embeddings also tell masked tokens."""
     initializer_range: float = 0.02
-    pad_id: int = 0
+    pad_token_id: int = 0
 
     def __post_init__(self) -> None:
         if self.variant not in SUMMARY_ACTIVATION:
@@ -88,7 +89,7 @@ class Config:
     @property
     def position_offset(self) -> int:
         """Rows of the table of positions before the first token's."""
-        return self.pad_id + 1 if self.variant in ROBERTA else 0
+        return self.pad_token_id + 1 if self.variant in ROBERTA else 0
 
 
 def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
@@ -157,7 +158,7 @@ COMMON_KEYS = {
     "max_sequence_length": "max_position_embeddings",
     "initializer_range": "initializer_range",
     "tie_embeddings": "tie_word_embeddings",
-    "pad_id": "pad_token_id",
+    "pad_token_id": "pad_token_id",
 }
 BERT_KEYS = {
     **COMMON_KEYS,
@@ -199,8 +200,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "embedding_dim": 128,
     },
     "distilbert": {"num_layers": 6, "num_segments": 0, "classifier_dropout": 0.2},
-    "roberta": {"vocabulary_size": 50265, "pad_id": 1},
-    "xlm-roberta": {"pad_id": 1},
+    "roberta": {"vocabulary_size": 50265, "pad_token_id": 1},
+    "xlm-roberta": {"pad_token_id": 1},
 }
 REFUSED: hf.Refused = (
     ("position_embedding_type", "absolute", "relative positions"),
@@ -215,7 +216,7 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     hf.refuse(hf_config, variant, REFUSED)
     fields = hf.fields_of(hf_config, KEYS[variant], DEFAULTS[variant])
     if variant in ROBERTA and isinstance(rows := fields.get("max_sequence_length", 512), int):
-        fields["max_sequence_length"] = rows - fields["pad_id"] - 1
+        fields["max_sequence_length"] = rows - fields["pad_token_id"] - 1
     return hf.built(Config, {"variant": variant, **fields})
 
 

@@ -63,13 +63,13 @@ class EncoderDecoder:
         return self.config.max_sequence_length
 
     @property
-    def start_id(self) -> int:
+    def decoder_start_token_id(self) -> int:
         """The decoder's first token."""
-        return self.config.start_id
+        return self.config.decoder_start_token_id
 
     @property
-    def pad_id(self) -> int:
-        return self.config.pad_id
+    def pad_token_id(self) -> int:
+        return self.config.pad_token_id
 
     @property
     def dtype(self) -> str:

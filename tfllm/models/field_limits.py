@@ -32,8 +32,8 @@ WHOLE: dict[str, tuple[int, int]] = {
     "num_buckets": (2, TOKENS),
     "max_distance": (1, MOST),
     "num_segments": (0, TOKENS),
-    "pad_id": (-MOST, MOST),
-    "start_id": (0, MOST),
+    "pad_token_id": (-MOST, MOST),
+    "decoder_start_token_id": (0, MOST),
 }
 # Field: smallest and largest number, and whether the smallest itself is too small.
 REAL: dict[str, tuple[float, float, bool]] = {

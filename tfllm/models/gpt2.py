@@ -43,7 +43,7 @@ class Config:
     tie_embeddings: bool = True
     """Whether the token embeddings also give the logits."""
     initializer_range: float = 0.02
-    pad_id: int | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"):
@@ -171,7 +171,7 @@ KEYS = {
     "attention_dropout": "attn_pdrop",
     "tie_embeddings": "tie_word_embeddings",
     "initializer_range": "initializer_range",
-    "pad_id": "pad_token_id",
+    "pad_token_id": "pad_token_id",
 }
 REFUSED: hf.Refused = (
     ("scale_attn_weights", True, "unscaled attention"),

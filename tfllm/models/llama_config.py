@@ -50,7 +50,7 @@ class Config:
     tie_embeddings: bool = True
     """Whether the token embeddings also give the logits."""
     initializer_range: float = 0.02
-    pad_id: int | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -138,7 +138,7 @@ KEYS = {
     "attention_dropout": "attention_dropout",
     "tie_embeddings": "tie_word_embeddings",
     "initializer_range": "initializer_range",
-    "pad_id": "pad_token_id",
+    "pad_token_id": "pad_token_id",
 }
 REFUSED: hf.Refused = (
     ("mlp_bias", False, "biases in the feed-forward part"),

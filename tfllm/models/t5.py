@@ -61,9 +61,9 @@ class Config:
     `tie_embeddings` false too."""
     layer_norm_epsilon: float = 1e-6
     dropout: float = 0.1
-    pad_id: int = 0
-    start_id: int | None = None
-    """The decoder's first token; None is `pad_id`."""
+    pad_token_id: int = 0
+    decoder_start_token_id: int | None = None
+    """The decoder's first token; None is `pad_token_id`."""
 
     share_embeddings: ClassVar[bool] = True
     scale_embeddings: ClassVar[bool] = False
@@ -79,7 +79,7 @@ class Config:
             self,
             num_encoder_layers=self.num_layers,
             intermediate_dim=4 * self.hidden_dim,
-            start_id=self.pad_id,
+            decoder_start_token_id=self.pad_token_id,
         )
         if not self.head_dim:
             transformer_graph.check_heads(self)
@@ -167,8 +167,8 @@ KEYS = {
     "layer_norm_epsilon": "layer_norm_epsilon",
     "dropout": "dropout_rate",
     "tie_embeddings": "tie_word_embeddings",
-    "pad_id": "pad_token_id",
-    "start_id": "decoder_start_token_id",
+    "pad_token_id": "pad_token_id",
+    "decoder_start_token_id": "decoder_start_token_id",
 }
 # What transformers takes where a key is not written.
 DEFAULTS: dict[str, dict[str, Any]] = {

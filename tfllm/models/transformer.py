@@ -65,9 +65,9 @@ class Config:
     initializer_range: float = 0.0
     """Deviation that matrices start with; 0: by their shape (Glorot), embeddings hidden_dim**-0.5.
     """
-    pad_id: int = 0
-    start_id: int | None = None
-    """The decoder's first token; None is `pad_id`."""
+    pad_token_id: int = 0
+    decoder_start_token_id: int | None = None
+    """The decoder's first token; None is `pad_token_id`."""
 
     position_offset: ClassVar[int] = 0
     logits_scale: ClassVar[float] = 1.0
@@ -82,7 +82,7 @@ class Config:
             num_encoder_heads=self.num_heads,
             encoder_intermediate_dim=self.intermediate_dim or wide,
             intermediate_dim=wide,
-            start_id=self.pad_id,
+            decoder_start_token_id=self.pad_token_id,
         )
         if shared:
             object.__setattr__(self, "source_vocabulary_size", self.vocabulary_size)
@@ -146,15 +146,15 @@ KEYS = {
     "attention_dropout": "attention_dropout",
     "inner_dropout": "activation_dropout",
     "initializer_range": "init_std",
-    "pad_id": "pad_token_id",
-    "start_id": "decoder_start_token_id",
+    "pad_token_id": "pad_token_id",
+    "decoder_start_token_id": "decoder_start_token_id",
 }
 # What transformers takes where a key is not written.
 DEFAULTS = {
     "num_layers": 12, "num_encoder_layers": 12, "num_heads": 16, "num_encoder_heads": 16,
     "hidden_dim": 1024, "intermediate_dim": 4096, "encoder_intermediate_dim": 4096,
     "max_sequence_length": 1024, "activation": "gelu", "scale_embeddings": False,
-    "initializer_range": 0.02, "pad_id": 58100, "start_id": 58100,
+    "initializer_range": 0.02, "pad_token_id": 58100, "decoder_start_token_id": 58100,
 }  # fmt: skip
 REFUSED: hf.Refused = (
     ("normalize_before", False, "norms before the parts of a block"),

@@ -127,7 +127,7 @@ def _settings(writer: Any, options: dict[str, Any], longest: int | None) -> Any:
 
 def _task_settings(checkpoint: Any, task: str) -> dict[str, Any]:
     """What a Hugging Face checkpoint says of this task (T5's `task_specific_params`)."""
-    own = (checkpoint.for_generation("task_specific_params") or {}).get(task, {})
+    own = (checkpoint.generation_setting("task_specific_params") or {}).get(task, {})
     known = (*GENERATING, "prefix")
     return {name: value for name, value in own.items() if name in known}
 
@@ -148,5 +148,5 @@ def _in_languages(predictor: Any, source: str | None, target: str | None) -> Any
     if getattr(predictor, "engine", None) is not None:
         raise SettingError("src_lang, tgt_lang: an exported file has fixed ones. Leave them out.")
     tokenizer = mbart.between(checkpoint.tokenizer, source, target)
-    generation = {**checkpoint.generation, "forced_bos_token_id": tokenizer.token_id(target)}
-    return TextToText(replace(checkpoint, tokenizer=tokenizer, generation=generation))
+    generation = {**checkpoint.generation_config, "forced_bos_token_id": tokenizer.token_id(target)}
+    return TextToText(replace(checkpoint, tokenizer=tokenizer, generation_config=generation))

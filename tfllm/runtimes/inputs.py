@@ -14,7 +14,7 @@ from typing import Any
 
 from tfllm.data import sources
 from tfllm.data.lines import STANDARD_INPUT, open_file, read_lines
-from tfllm.data.sources import Format, Reading
+from tfllm.data.sources import Format, ReadSettings
 from tfllm.errors import DataError
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import messages_of
@@ -38,13 +38,13 @@ FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
 GOLD = ("label", "tags", "answers", "target")
 
 
-def read_inputs(path: str, settings: Reading | None = None) -> Iterator[dict[str, Any]]:
+def read_inputs(path: str, settings: ReadSettings | None = None) -> Iterator[dict[str, Any]]:
     """Inputs of a file, or of standard input for "-", with `_where`. Raises DataError.
 
     Without a format in `settings` the file's ending says it; where that says nothing, and for
     standard input, a beginning "{" means JSON lines and anything else plain text.
     """
-    settings = settings or Reading()
+    settings = settings or ReadSettings()
     format = settings.format or sources.known_format(path) or _looks_like(path)
     if format == "text":
         for number, line in read_lines(path):

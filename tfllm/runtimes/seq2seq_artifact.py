@@ -112,9 +112,9 @@ def described(folder: Path, description: dict[str, Any], task: Task) -> Any:
         ),
         family=description.get("family"),
         eos_token_id=tuple(description.get("eos_token_id", ())),
-        start_id=description["start_id"],
-        generation=generation,
-        for_generation=generation.get,
+        decoder_start_token_id=description["start_id"],
+        generation_config=generation,
+        generation_setting=generation.get,
         path=folder,
     )
 

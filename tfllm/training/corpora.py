@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.data.corpora.corpus import TOKENIZER, is_corpus
-from tfllm.data.corpora.document_encoding import Cut
-from tfllm.data.corpora.preparation import Job, Progress, prepare, validation_of
+from tfllm.data.corpora.document_encoding import SentenceSplit
+from tfllm.data.corpora.preparation import Job, Progress, build_corpus, validation_job
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve
 from tfllm.errors import SettingError
@@ -51,7 +51,7 @@ def prepare_corpus(
     settings = data.prepare or PrepareSettings()
     train = Job(_paths(data.train), data, settings, _cut(recipe, settings), data.limit,
                 data.validation_share)  # fmt: skip
-    validation = validation_of(train, _paths(data.validation) if data.validation else None)
+    validation = validation_job(train, _paths(data.validation) if data.validation else None)
     for path in (*train.paths, *(validation.paths if validation else ())):
         if is_corpus(resolve(path)):
             raise SettingError(
@@ -59,12 +59,12 @@ def prepare_corpus(
                 "or train on it: tfllm train RECIPE"
             )
     make, identity = _tokenizer(recipe)
-    return prepare(
+    return build_corpus(
         train, validation, output, make, identity, workers=workers, progress=progress, notice=notice
     )
 
 
-def _cut(recipe: CorpusRecipe, settings: PrepareSettings) -> Cut:
+def _cut(recipe: CorpusRecipe, settings: PrepareSettings) -> SentenceSplit:
     if settings.sentences is not None:
         return settings.sentences
     return "none" if recipe.task is not None and recipe.task.kind == "causal_lm" else "punctuation"

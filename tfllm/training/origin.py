@@ -74,9 +74,9 @@ def start(
         if recipe.model.family
         else _loaded(recipe, task)
     )
-    task = checkpoint.task.starting(checkpoint.start_id)
-    generation = {**checkpoint.generation, **recipe.evaluate.generation.to_huggingface()}
-    checkpoint = dataclasses.replace(checkpoint, task=task, generation=generation)
+    task = checkpoint.task.starting(checkpoint.decoder_start_token_id)
+    generation = {**checkpoint.generation_config, **recipe.evaluate.generation.to_huggingface()}
+    checkpoint = dataclasses.replace(checkpoint, task=task, generation_config=generation)
     if recipe.model.lora is None:
         return Start(checkpoint, checkpoint.model)
     adapted = store.create(
@@ -135,7 +135,10 @@ def _tokenizer_of(corpus: Any, settings: TokenizerSettings | str | None) -> Toke
 
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:
     """The family's Config from the recipe's shape and the tokenizer's vocabulary."""
-    vocabulary = {"vocabulary_size": tokenizer.vocabulary_size, "pad_id": tokenizer.pad_token_id}
+    vocabulary = {
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     if task.kind == "seq2seq" and tokenizer.pad_token_id is None:
         raise SettingError(
             "tokenizer: the vocabulary has no padding token, which a model of sources and targets "

@@ -14,9 +14,9 @@ from tests.conftest import VOCABULARY
 from tfllm.data.corpora import lengths, preparation, shards
 from tfllm.data.corpora.corpus import open_corpus
 from tfllm.data.corpora.document_encoding import BulkEncoder
-from tfllm.data.corpora.preparation import Job, prepare, validation_of
+from tfllm.data.corpora.preparation import Job, build_corpus, validation_job
 from tfllm.data.corpora.settings import PrepareSettings
-from tfllm.data.sources import Reading
+from tfllm.data.sources import ReadSettings
 from tfllm.errors import DataError, SettingError, StorageError
 from tfllm.tokenizers.train import TrainerOptions, train_tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
@@ -32,12 +32,12 @@ def no_picture(request, monkeypatch):
 
 
 def job(*paths, reading=None, cut="punctuation", limit=None, share=None, **settings):
-    return Job(tuple(map(str, paths)), reading or Reading(), PrepareSettings(**settings), cut,
+    return Job(tuple(map(str, paths)), reading or ReadSettings(), PrepareSettings(**settings), cut,
                limit, share)  # fmt: skip
 
 
 def made(given, output, workers=1, validation=None, tokenizer=TOKENIZER):
-    prepare(given, validation, output, lambda _: tokenizer, {"kind": "tiny"}, workers=workers)
+    build_corpus(given, validation, output, lambda _: tokenizer, {"kind": "tiny"}, workers=workers)
     return open_corpus(output)
 
 
@@ -96,7 +96,7 @@ SHAPES = {
 def test_documents_and_sentences(name, tmp_path):
     file, content, options, expected = SHAPES[name]
     options = dict(options)
-    reading = Reading(**{k: options.pop(k) for k in ("format", "columns") if k in options})
+    reading = ReadSettings(**{k: options.pop(k) for k in ("format", "columns") if k in options})
     given = job(write(tmp_path, file, content), reading=reading, **options)
     spaced = [[" ".join(TOKENIZER.decode(TOKENIZER.encode(s).ids).split()) for s in document]
               for document in expected]  # fmt: skip
@@ -110,7 +110,7 @@ def test_parquet(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.table({"body": ["one", None, "two"], "x": [1, 2, 3]}), path)
-    given = job(path, reading=Reading(columns={"text": "body"}))
+    given = job(path, reading=ReadSettings(columns={"text": "body"}))
     assert read(made(given, tmp_path / "out")) == [["one"], ["two"]]
     bad = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
     assert bad["line"] == "row 2" and "NoneType" in bad["why"]
@@ -160,7 +160,7 @@ def test_nothing_left_is_an_error(tmp_path):
 
 def test_held_out_documents_are_a_corpus_of_their_own(tmp_path, many):
     train = job(many, share=0.1, duplicates="near")
-    corpus = made(train, tmp_path / "out", validation=validation_of(train, None))
+    corpus = made(train, tmp_path / "out", validation=validation_job(train, None))
     other = open_corpus(tmp_path / "out" / "validation")
     count = len(other.document_starts) - 1
     assert 0 < count < 600
@@ -287,8 +287,8 @@ def own(seconds):
     return os.getpid()
 
 if __name__ == "__main__":
-    from tests.data.test_preparation import job, made
-    from tfllm.data import lengths, preparation, workers
+    from tests.data.corpora.test_preparation import job, made
+    from tfllm.data.corpora import lengths, preparation, process_pool
     lengths.draw = lambda counted, path: path.write_bytes(b"drawn")
     many, folder, what = sys.argv[1:]
     if what == "whole":
@@ -296,7 +296,7 @@ if __name__ == "__main__":
         preparation.BATCH_CHARACTERS = 2000
         made(job(many), Path(folder) / "whole", workers=3)
     else:
-        with workers.processes(3, nothing, ()) as ordered:
+        with process_pool.processes(3, nothing, ()) as ordered:
             list(ordered(own, [0.5] * 3 + [0.2] * 9))
             print(*pids, flush=True) if (pids := {*ordered(own, [0.3] * 9)}) else None
             list(ordered(own, [60] * 9))
@@ -324,7 +324,7 @@ def test_byte_level_tokens_keep_every_space(tmp_path):
     text = "One two.  Three?\n\nfour. Five\n"
     tokenizer = train_tokenizer([text] * 3, "bpe", TrainerOptions(300), "texts")
     path = write(tmp_path, "a.txt", text)
-    given = job(path, reading=Reading(format="document"))
+    given = job(path, reading=ReadSettings(format="document"))
     document = read(made(given, tmp_path / "out", tokenizer=tokenizer), tokenizer)[0]
     assert "".join(document) == text.rstrip("\n") and len(document) == 4
 

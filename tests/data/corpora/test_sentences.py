@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfllm.data.corpora.sentence_splitter import sentences
+from tfllm.data.corpora.sentence_splitter import split_sentences
 
 CASES = {
     "abbreviations": (
@@ -36,11 +36,11 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_sentences(name):
     text, expected = CASES[name]
-    assert sentences(text) == expected
-    kept = sentences(text, keep_spaces=True)
+    assert split_sentences(text) == expected
+    kept = split_sentences(text, keep_spaces=True)
     assert "".join(kept) == (text if expected else "")
     assert [part.strip() for part in kept] == expected
 
 
 def test_wrapped_lines_are_joined():
-    assert sentences("One\ntwo. Three\nfour", join_lines=True) == ["One\ntwo.", "Three\nfour"]
+    assert split_sentences("One\ntwo. Three\nfour", join_lines=True) == ["One\ntwo.", "Three\nfour"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfllm.data.corpora.sentence_splitter import sentences
+from tfllm.data.corpora.sentence_splitter import split_sentences
 from tfllm.data.corpora.tfrecords import Encoded, joined, token_type
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
@@ -20,7 +20,7 @@ REMEMBERED_WORDS = 200_000  # about 40 MB; then the memory is cleared
 LONGEST_MEAN_WORD = 20
 WITH_SPACES = ("bytepair", "characters")  # kinds whose tokens hold white space
 
-Cut = Literal["punctuation", "lines", "none"]
+SentenceSplit = Literal["punctuation", "lines", "none"]
 
 
 class BulkEncoder:
@@ -60,7 +60,7 @@ class BulkEncoder:
 class DocumentEncoder:
     """Documents to records: sentences, their ids, and where everything stands."""
 
-    def __init__(self, tokenizer: Tokenizer, cut: Cut, join_lines: bool = False):
+    def __init__(self, tokenizer: Tokenizer, cut: SentenceSplit, join_lines: bool = False):
         self.encode = BulkEncoder(tokenizer)
         self.cut = cut
         self.join_lines = join_lines
@@ -87,7 +87,7 @@ class DocumentEncoder:
 
     def _sentences(self, text: str) -> list[str]:
         if self.cut == "punctuation":
-            return sentences(text, join_lines=self.join_lines, keep_spaces=self.keep_spaces)
+            return split_sentences(text, join_lines=self.join_lines, keep_spaces=self.keep_spaces)
         if self.cut == "none":
             return [text.replace("\n", " ") if self.join_lines else text]
         return [line for line in text.splitlines(self.keep_spaces) if line.strip()]
@@ -96,7 +96,7 @@ class DocumentEncoder:
 _encoder: Any = None  # a worker process's own
 
 
-def start(tokenizer: str, cut: Cut, join_lines: bool) -> None:
+def start(tokenizer: str, cut: SentenceSplit, join_lines: bool) -> None:
     """Makes a worker ready: loads the tokenizer of a directory."""
     global _encoder
     _encoder = DocumentEncoder(load_tokenizer(Path(tokenizer)), cut, join_lines)

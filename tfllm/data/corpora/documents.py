@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfllm.data.corpora.read_stats import Tally
+from tfllm.data.corpora.read_stats import ReadStats
 from tfllm.data.corpora.settings import PrepareSettings
-from tfllm.data.lines import Watch, open_file, read_lines, resolve
-from tfllm.data.sources import ENDINGS, Reading, format_of, read
+from tfllm.data.lines import ReadErrorPolicy, open_file, read_lines, resolve
+from tfllm.data.sources import ENDINGS, ReadSettings, format_of, read
 from tfllm.errors import DataError, SettingError
 
 TOLD_EVERY = 1000  # lines or records
@@ -24,12 +24,12 @@ class Document(NamedTuple):
 
 
 def documents(
-    paths: Sequence[str], reading: Reading, settings: PrepareSettings, watch: Watch
+    paths: Sequence[str], reading: ReadSettings, settings: PrepareSettings, errors: ReadErrorPolicy
 ) -> Iterator[Document]:
     """The documents of all files in order; the same every time.
 
     One of more than `longest_characters` is divided at a line end, or else at a space. What cannot
-    be used goes to `watch`. Raises DataError for a file that is missing or a broken archive.
+    be used goes to `errors`. Raises DataError for a file that is missing or a broken archive.
     """
     for path in paths:
         format = reading.format or format_of(path)
@@ -39,12 +39,12 @@ def documents(
                 "record is a document. Remove the key."
             )
         if resolve(path).is_file() and resolve(path).stat().st_size == 0:
-            watch.fault(DataError(f"{path}: the file is empty."))
+            errors.report(DataError(f"{path}: the file is empty."))
             continue
         if format in GROUPED and (settings.document_start or format != "text"):
-            found = _grouped(path, format, settings, watch)
+            found = _grouped(path, format, settings, errors)
         else:
-            found = _records(path, reading, watch)
+            found = _records(path, reading, errors)
         for where, text in found:
             if len(text) <= settings.longest_characters:
                 yield Document(where, text)
@@ -53,15 +53,17 @@ def documents(
                     yield Document(where, part)
 
 
-def _records(path: str, reading: Reading, watch: Watch) -> Iterator[tuple[str, str]]:
-    for example in read(path, reading, watch):
+def _records(
+    path: str, reading: ReadSettings, errors: ReadErrorPolicy
+) -> Iterator[tuple[str, str]]:
+    for example in read(path, reading, errors):
         text = example.get("text")
         if isinstance(text, list) and all(isinstance(part, str) for part in text):
             text = "\n".join(text)
         if isinstance(text, str):
             yield example["_where"], text
             continue
-        watch.fault(
+        errors.report(
             DataError(
                 f"{example['_where']}: there is no text: 'text' is {type(text).__name__}. Name the "
                 "column that holds it: data.columns: {text: COLUMN}"
@@ -70,7 +72,7 @@ def _records(path: str, reading: Reading, watch: Watch) -> Iterator[tuple[str, s
 
 
 def _grouped(
-    path: str, format: str, settings: PrepareSettings, watch: Watch
+    path: str, format: str, settings: PrepareSettings, errors: ReadErrorPolicy
 ) -> Iterator[tuple[str, str]]:
     """Lines up to a blank one, to one that begins a document, or to the end of the file.
 
@@ -79,7 +81,7 @@ def _grouped(
     begins = re.compile(settings.document_start) if settings.document_start else None
     start, size = 0, 0
     lines: list[str] = []
-    for number, line in read_lines(path, watch):
+    for number, line in read_lines(path, errors):
         ends = begins.search(line) if begins else format == "paragraphs" and not line.strip()
         if (ends or size > settings.longest_characters) and any(map(str.strip, lines)):
             yield f"{path}:{start}", "\n".join(lines)
@@ -106,7 +108,7 @@ def _divided(text: str, longest: int) -> Iterator[str]:
     yield text[start:]
 
 
-class Lines:
+class TextLines:
     """The lines of text of several files, from the beginning each time; the first fault raises.
 
     `column`: of JSON lines and tables, whose format the file's name says; None: every line is text.
@@ -114,24 +116,24 @@ class Lines:
     """
 
     def __init__(self, paths: Sequence[str], column: str | None, told: Callable[[int, int], None]):
-        existing(paths)
+        check_files(paths)
         self.paths, self.column, self.told = paths, column, told
 
     def __iter__(self) -> Iterator[str]:
-        tally = Tally(self.paths, most=0)
+        stats = ReadStats(self.paths, most=0)
         for path in self.paths:
-            for number, lines in enumerate(self._of(path, tally)):
+            for number, lines in enumerate(self._of(path, stats)):
                 yield from lines
                 if number % TOLD_EVERY == 0:
-                    self.told(min(tally.done_bytes, tally.total_bytes - 1), tally.total_bytes)
-        self.told(tally.total_bytes, tally.total_bytes)
+                    self.told(min(stats.bytes_read, stats.total_bytes - 1), stats.total_bytes)
+        self.told(stats.total_bytes, stats.total_bytes)
 
-    def _of(self, path: str, tally: Tally) -> Iterator[list[str]]:
+    def _of(self, path: str, stats: ReadStats) -> Iterator[list[str]]:
         if self.column is None:
-            yield from ([line] for _, line in read_lines(path, tally))
+            yield from ([line] for _, line in read_lines(path, stats))
             return
-        reading = Reading(columns={"text": self.column}, format=_record_format(path))
-        yield from (text.split("\n") for _, text in _records(path, reading, tally))
+        reading = ReadSettings(columns={"text": self.column}, format=_record_format(path))
+        yield from (text.split("\n") for _, text in _records(path, reading, stats))
 
 
 def _record_format(path: str) -> Any:
@@ -140,7 +142,7 @@ def _record_format(path: str) -> Any:
     return format if (format := ENDINGS.get(ending)) in ("tsv", "csv", "parquet") else "jsonl"
 
 
-def existing(paths: Sequence[str]) -> list[Path]:
+def check_files(paths: Sequence[str]) -> list[Path]:
     """The files of a recipe, each looked for now, before hours of work. Raises DataError."""
     found = []
     for path in paths:

@@ -19,17 +19,17 @@ import numpy as np
 
 from tfllm.data.corpora import deduplication, document_encoding
 from tfllm.data.corpora.corpus import MANIFEST, TOKENIZER, open_corpus
-from tfllm.data.corpora.document_encoding import Cut
-from tfllm.data.corpora.documents import Document, documents, existing
+from tfllm.data.corpora.document_encoding import SentenceSplit
+from tfllm.data.corpora.documents import Document, check_files, documents
 from tfllm.data.corpora.lengths import write_lengths
 from tfllm.data.corpora.minhash import EXACT, KEPT, NEAR, SEED
 from tfllm.data.corpora.process_pool import processes
-from tfllm.data.corpora.read_stats import Tally
+from tfllm.data.corpora.read_stats import ReadStats
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.corpora.shards import ShardWriter, finish, finished_shards
-from tfllm.data.corpora.staging_dir import workplace
+from tfllm.data.corpora.staging_dir import staging_directory
 from tfllm.data.settings import held_out
-from tfllm.data.sources import Reading
+from tfllm.data.sources import ReadSettings
 from tfllm.errors import DataError
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
@@ -51,9 +51,9 @@ class Job:
     """What one corpus is made of."""
 
     paths: tuple[str, ...]
-    reading: Reading
+    reading: ReadSettings
     settings: PrepareSettings
-    cut: Cut
+    cut: SentenceSplit
     limit: int | None = None
     """Read at most so many documents."""
     share: float | None = None
@@ -63,7 +63,7 @@ class Job:
 
     def described(self) -> dict[str, Any]:
         """What makes the corpus, as the manifest shows it."""
-        reading = self.reading.model_dump(include=set(Reading.model_fields), exclude_none=True)
+        reading = self.reading.model_dump(include=set(ReadSettings.model_fields), exclude_none=True)
         return {
             "files": list(self.paths), "reading": reading,
             **self.settings.model_dump(exclude={"sentences"}), "sentences": self.cut,
@@ -83,7 +83,7 @@ class Count:
     chosen: int = 0
 
 
-def prepare(
+def build_corpus(
     train: Job,
     validation: Job | None,
     output: Path,
@@ -105,7 +105,7 @@ def prepare(
     if validation is not None:
         plan["validation"] = validation.described()
         plan["sources"] |= _sources(validation)
-    with workplace(output, plan) as work:
+    with staging_directory(output, plan) as work:
         if done := finished_shards(work):
             notice(f"goes on in '{work}', where {len(done)} shards are finished")
         steps = partial(_prepare_one, workers=workers, progress=progress)
@@ -125,8 +125,8 @@ def prepare(
 def _prepare_one(
     job: Job, work: Path, make_tokenizer: MakeTokenizer, *, workers: int, progress: Progress
 ) -> dict[str, Any]:
-    existing(job.paths)
-    size = Tally(job.paths).total_bytes
+    check_files(job.paths)
+    size = ReadStats(job.paths).total_bytes
     workers = 1 if size < SMALL_BYTES else workers
     if (work / MANIFEST).is_file():  # killed near the end
         manifest = finish(work, load_tokenizer(work / TOKENIZER), {})
@@ -134,13 +134,13 @@ def _prepare_one(
         return manifest
     fate = _fate(job, work, workers, progress)
     tokenizer = _tokenizer(job, work, make_tokenizer, fate, progress)
-    count, tally = _encode(job, work, fate, workers, progress)
+    count, stats = _encode(job, work, fate, workers, progress)
     shards = finished_shards(work)
     if not shards:
-        raise DataError(_nothing_left(job, count, tally))
+        raise DataError(_nothing_left(job, count, stats))
     written = sum(shard["documents"] for shard in shards)
     about = {
-        "files": len(job.paths), "documents": count.documents, "bad_lines": tally.faults,
+        "files": len(job.paths), "documents": count.documents, "bad_lines": stats.error_count,
         "short": count.short, "exact_duplicates": count.exact, "near_duplicates": count.near,
         "held_out": count.held_out, "without_tokens": count.chosen - written,
     }  # fmt: skip
@@ -158,7 +158,7 @@ def _fate(job: Job, work: Path, workers: int, progress: Progress) -> np.ndarray 
     done = deduplication.done(work)
     near = job.settings.duplicates == "near"
     with processes(workers, deduplication.start, (near, job.settings.similarity)) as ordered:
-        batches = _batches(_numbered(job, Tally(job.paths, job.settings.max_bad_lines), Count(),
+        batches = _batches(_numbered(job, ReadStats(job.paths, job.settings.max_bad_lines), Count(),
                                      partial(progress, "repetitions")), done)  # fmt: skip
         deduplication.collect(work, ordered(deduplication.signatures_of, batches))
     return deduplication.decide(work, job.settings.similarity)
@@ -188,23 +188,23 @@ class _Lines:
         self.job, self.fate, self.told = job, fate, told
 
     def __iter__(self) -> Iterator[str]:
-        tally = Tally(self.job.paths, self.job.settings.max_bad_lines)
-        for _, document in _chosen(self.job, tally, Count(), self.fate, self.told):
+        stats = ReadStats(self.job.paths, self.job.settings.max_bad_lines)
+        for _, document in _chosen(self.job, stats, Count(), self.fate, self.told):
             yield from document.text.split("\n")
 
 
 def _encode(
     job: Job, work: Path, fate: np.ndarray | None, workers: int, progress: Progress
-) -> tuple[Count, Tally]:
+) -> tuple[Count, ReadStats]:
     """Writes the shards that are missing. The files are read from the beginning in any case."""
     count = Count()
     arguments = (str(work / TOKENIZER), job.cut, job.settings.join_lines)
     writer = ShardWriter(work, job.settings.shard_megabytes << 20)
     with (work / REJECTED).open("w", encoding="utf-8") as rejected:
-        tally = Tally(job.paths, job.settings.max_bad_lines, rejected)
+        stats = ReadStats(job.paths, job.settings.max_bad_lines, rejected)
         with (work / REPEATED).open("w", encoding="utf-8") as repeated:
             told = partial(progress, "encoding")
-            chosen = _chosen(job, tally, count, fate, told, repeated)
+            chosen = _chosen(job, stats, count, fate, told, repeated)
             try:
                 with processes(workers, document_encoding.start, arguments) as ordered:
                     batches = _batches(chosen, writer.next_ordinal)
@@ -217,14 +217,14 @@ def _encode(
     for name in (REJECTED, REPEATED):
         if (work / name).stat().st_size == 0:
             (work / name).unlink()
-    return count, tally
+    return count, stats
 
 
 def _numbered(
-    job: Job, tally: Tally, count: Count, told: Callable[[int, int], None]
+    job: Job, stats: ReadStats, count: Count, told: Callable[[int, int], None]
 ) -> Iterator[tuple[int, Document]]:
     """The documents that are long enough, numbered: the same in every pass."""
-    for document in documents(job.paths, job.reading, job.settings, tally):
+    for document in documents(job.paths, job.reading, job.settings, stats):
         if len(document.text.strip()) < job.settings.shortest_characters:
             count.short += 1
             continue
@@ -233,20 +233,20 @@ def _numbered(
         yield count.documents, document
         count.documents += 1
         if count.documents % 100 == 0:
-            told(min(tally.done_bytes, tally.total_bytes - 1), tally.total_bytes)
-    told(tally.total_bytes, tally.total_bytes)
+            told(min(stats.bytes_read, stats.total_bytes - 1), stats.total_bytes)
+    told(stats.total_bytes, stats.total_bytes)
 
 
 def _chosen(
     job: Job,
-    tally: Tally,
+    stats: ReadStats,
     count: Count,
     fate: np.ndarray | None,
     told: Callable[[int, int], None],
     repeated: Any = None,
 ) -> Iterator[tuple[int, Document]]:
     """The documents of this corpus: of the right side, without repetitions."""
-    for ordinal, document in _numbered(job, tally, count, told):
+    for ordinal, document in _numbered(job, stats, count, told):
         if job.share and held_out({"text": document.text}, job.share) != job.held_out:
             count.held_out += 1
             continue
@@ -282,27 +282,27 @@ def _batches(numbered: Iterable[tuple[int, Document]], first: int) -> Iterator[B
 def _sources(job: Job) -> dict[str, Any]:
     """Sizes and times of the files, to see that they are the same when work goes on."""
     found = {}
-    for path, place in zip(job.paths, existing(job.paths), strict=True):
+    for path, place in zip(job.paths, check_files(job.paths), strict=True):
         about = place.stat()
         found[path] = f"{about.st_size} bytes of {about.st_mtime_ns} ns"
     return found
 
 
-def _nothing_left(job: Job, count: Count, tally: Tally) -> str:
+def _nothing_left(job: Job, count: Count, stats: ReadStats) -> str:
     names = job.paths[0] + (f" and {len(job.paths) - 1} more" if len(job.paths) > 1 else "")
     parts = {
-        "bad lines": tally.faults, "too short": count.short, "held out": count.held_out,
+        "bad lines": stats.error_count, "too short": count.short, "held out": count.held_out,
         "duplicates": count.exact + count.near, "without a token": count.chosen,
     }  # fmt: skip
     said = ", ".join(f"{number} {name}" for name, number in parts.items() if number)
-    first = f" The first bad line: {tally.first}" if tally.first else ""
+    first = f" The first bad line: {stats.first_error}" if stats.first_error else ""
     return (
         f"{names}: no documents are left ({said or 'no text'}). Check the files, data.columns and "
         f"data.prepare.{first}"
     )
 
 
-def validation_of(train: Job, paths: tuple[str, ...] | None) -> Job | None:
+def validation_job(train: Job, paths: tuple[str, ...] | None) -> Job | None:
     """The job for the corpus to measure on: other files, or those held out; None for neither."""
     if paths:
         return replace(train, paths=paths, limit=None)

@@ -59,7 +59,7 @@ def processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Processor cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from tfllm.data.lines import Watch, resolve
+from tfllm.data.lines import ReadErrorPolicy, resolve
 from tfllm.errors import DataError
 
 
-class Tally(Watch):
+class ReadStats(ReadErrorPolicy):
     """Counts faults and goes on, up to `most` of them; knows how many bytes are read.
 
     `file`: gets a JSON line per fault: file, line, why.
@@ -20,8 +20,8 @@ class Tally(Watch):
     def __init__(self, paths: Sequence[str], most: int | None = None, file: IO[str] | None = None):
         self.most = most
         self.file = file
-        self.faults = 0
-        self.first: str | None = None
+        self.error_count = 0
+        self.first_error: str | None = None
         self.total_bytes = 0
         self._before: dict[str, int] = {}
         for path in paths:
@@ -30,11 +30,11 @@ class Tally(Watch):
         self._path = paths[0] if paths else ""
         self._open: BinaryIO | None = None
 
-    def opened(self, path: str | Path, file: BinaryIO) -> None:
+    def on_open(self, path: str | Path, file: BinaryIO) -> None:
         self._path, self._open = str(path), file
 
     @property
-    def done_bytes(self) -> int:
+    def bytes_read(self) -> int:
         """Of the files as they lie on the disk."""
         try:
             inside = self._open.tell() if self._open else 0
@@ -42,16 +42,16 @@ class Tally(Watch):
             inside = resolve(self._path).stat().st_size
         return self._before.get(self._path, 0) + inside
 
-    def fault(self, error: DataError) -> None:
+    def report(self, error: DataError) -> None:
         """Raises DataError at one fault more than is allowed."""
         message = str(error)
-        self.faults += 1
-        self.first = self.first or message
-        if self.most is not None and self.faults > self.most:
+        self.error_count += 1
+        self.first_error = self.first_error or message
+        if self.most is not None and self.error_count > self.most:
             if self.most == 0:
                 raise error
             raise DataError(
-                f"{message} That is bad line {self.faults}, and data.prepare.max_bad_lines is "
+                f"{message} That is bad line {self.error_count}, and data.prepare.max_bad_lines is "
                 f"{self.most}."
             )
         if self.file is not None:

@@ -32,7 +32,7 @@ AMBIGUOUS = frozenset("etc inc ltd corp co a.m p.m".split())
 LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 
-def sentences(text: str, *, join_lines: bool = False, keep_spaces: bool = False) -> list[str]:
+def split_sentences(text: str, *, join_lines: bool = False, keep_spaces: bool = False) -> list[str]:
     """The sentences of a text; a line end is one's end, too, unless the lines are to be joined.
 
     `keep_spaces`: white space stays, before the sentence that follows it, so that the sentences

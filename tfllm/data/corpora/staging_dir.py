@@ -23,7 +23,7 @@ PLAN, LOCK = "plan.json", "lock"
 
 
 @contextmanager
-def workplace(output: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
+def staging_directory(output: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
     """The directory to work in; after the block it is `output`.
 
     It is kept after Ctrl-C, a kill or a full disk, and removed where the input was wrong. Raises

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfllm.data.corpora.sentence_splitter import sentences
+from tfllm.data.corpora.sentence_splitter import split_sentences
 from tfllm.errors import DataError
 from tfllm.tasks.base import Example, text_of, where
 
@@ -82,4 +82,4 @@ def sentences_of(example: Example) -> Iterator[str]:
     value = example.get("text")
     texts = value if isinstance(value, list | tuple) else [text_of(example)]
     for text in texts:
-        yield from sentences(BREAK.sub("\n", str(text)))
+        yield from split_sentences(BREAK.sub("\n", str(text)))

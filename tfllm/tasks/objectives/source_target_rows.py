@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.data.batching import padded_length
+from tfllm.data.batching import bucket_length
 from tfllm.tasks.base import IGNORED, Features, Made, padded
 
 Pair = tuple[np.ndarray, np.ndarray]  # source int32 [S], target int32 [T]
@@ -40,7 +40,7 @@ class PairFeatures(Features):
         pairs = [self.pairs[row] for row in rows]
         sources = [source for source, _ in pairs]
         read = [shifted(target, self.start_id) for _, target in pairs]
-        source_length = padded_length(max(map(len, sources)))
+        source_length = bucket_length(max(map(len, sources)))
         if length is None:
             length = max(map(len, read))
         inputs = {
