@@ -42,8 +42,8 @@ from tfllm.checkpoints import describe, store
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.data import feeding, sources
 from tfllm.data.batching import Batches
-from tfllm.data.settings import corpus_of
-from tfllm.data.sources import Format, Reading
+from tfllm.data.settings import find_corpus
+from tfllm.data.sources import Format, ReadSettings
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
 from tfllm.evaluation import harness, reading
 from tfllm.evaluation.metrics import measure
@@ -472,7 +472,7 @@ class Model(InferenceModel):
         Raises:
             DataError: The file, or an example in it, cannot be used.
         """
-        given = Reading(
+        given = ReadSettings(
             format=format,
             columns=dict(columns or {}),
             header=header,
@@ -481,7 +481,7 @@ class Model(InferenceModel):
             label_separator=label_separator,
         )
         examples = read_examples(data, given, limit)
-        task = self.task.starting(self.checkpoint.start_id)
+        task = self.task.starting(self.checkpoint.decoder_start_token_id)
         features = task.rows(examples, self.tokenizer)
         plan = Batches(
             features.lengths,
@@ -837,7 +837,7 @@ def export(
     )
     source = model.source if isinstance(model, Model) else str(model)
     file = data if isinstance(data, str | Path) else settings.calibration.data
-    if file and source and settings.data == Reading():  # as the run's recipe says
+    if file and source and settings.data == ReadSettings():  # as the run's recipe says
         given = reading.settings_for(source, str(file)).reading
         settings = settings.model_copy(update={"data": given})
     examples = [] if data is None else read_examples(data, settings.data, limit)
@@ -860,10 +860,10 @@ def recipe_of(
     return config.build(recipe, Recipe, "recipe", overrides=overrides)
 
 
-def read_examples(data: Data, settings: Reading, limit: int | None = None) -> Sequence[Any]:
+def read_examples(data: Data, settings: ReadSettings, limit: int | None = None) -> Sequence[Any]:
     """Return the examples of a file, a prepared corpus or a list. Raises DataError."""
     if isinstance(data, str | Path):
-        corpus = corpus_of(str(data))
+        corpus = find_corpus(str(data))
         if corpus is not None:
             return corpus
         return list(itertools.islice(sources.read(str(data), settings), limit))

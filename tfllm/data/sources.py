@@ -111,7 +111,7 @@ def read(
         )
 
 
-def named(rows: Iterable[Mapping[str, Any]], settings: Reading) -> Iterator[dict[str, Any]]:
+def named(rows: Iterable[Mapping[str, Any]], settings: ReadSettings) -> Iterator[dict[str, Any]]:
     """Examples that are in memory, under canonical names. Raises DataError naming their number.
 
     Without `settings.columns` all fields stay as they are.
