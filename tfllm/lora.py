@@ -19,19 +19,12 @@ from tfllm.checkpoints.files import (
 )
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
 from tfllm.keras_internals import all_layers, stored_matrix
+from tfllm.tasks import TASKS
 
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 ADAPTED = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
 # The layers after the backbone, which start untrained and so are trained whole.
-HEADS = (
-    "pooler",
-    "classifier",
-    "span",
-    "next_sentence",
-    "transform",
-    "transform_norm",
-    "token_bias",
-)
+HEADS = frozenset(layer for task in TASKS.values() for layer in task.head_layers)
 
 
 def enable(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tfllm.errors import CheckpointError, DataError
+from tfllm.errors import CheckpointError, DataError, SettingError
 from tfllm.evaluation.harness import evaluate, measured_answers, report
 from tfllm.evaluation.metrics import headline, masked_lm
 from tfllm.runtimes import predictor as predictors
@@ -74,12 +74,29 @@ def test_rows_of_like_length_share_a_batch(tokenizer):
 def test_evaluate_and_report(tokenizer):
     examples = [{"text": "good good", "label": "good"}, {"text": "bad", "label": 1}]
     assert evaluate(classifier(tokenizer), examples)["accuracy"] == 0.5
-    measured = measured_answers(classifier(tokenizer), examples, language="en")
+    measured = measured_answers(classifier(tokenizer), examples)
     written = report(measured, model="m", data="d.tsv")
     assert set(written) == {"metrics", "examples", "seconds", "model", "data", "versions"}
     assert (written["examples"], written["model"], written["data"]) == (2, "m", "d.tsv")
     assert written["versions"]["numpy"] == np.__version__
     assert headline(classifier(tokenizer).task, measured.metrics) == ("accuracy", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"language": "en"}, "a model for classification has no option 'language'"),
+        ({"stride": 4}, "has no option 'stride'"),
+        ({"tokenize": "zh"}, "has no option 'tokenize'"),
+        ({"truncate": True}, "truncate is for models that write texts after sources"),
+        ({"generation": {"top_k": 3}}, "top_k is for models that write texts after sources"),
+    ],
+)
+def test_an_option_that_the_task_has_no_use_for_is_an_error(tokenizer, options, message):
+    with pytest.raises(SettingError, match=message):
+        evaluate(classifier(tokenizer), [{"text": "good", "label": "good"}], **options)
+    with pytest.raises(TypeError, match="langauge"):
+        evaluate(classifier(tokenizer), [{"text": "good", "label": "good"}], langauge="en")
 
 
 def test_examples_without_gold_are_named_before_anything_runs(tokenizer):

@@ -80,7 +80,7 @@ def test_targets_are_told_as_the_model_gives_them(predictor):
 
 
 def test_evaluate_has_everything(predictor):
-    found = evaluate(predictor, EXAMPLES, writing={"num_beams": 2})
+    found = evaluate(predictor, EXAMPLES, generation={"num_beams": 2})
     assert {"bleu", "chrf", "ter", "rouge_l", "length_ratio", "loss", "perplexity"} <= set(found)
     assert found["generation"]["num_beams"] == 2 and len(found["samples"]) == 3
 

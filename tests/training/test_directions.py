@@ -11,7 +11,7 @@ from tfllm import config
 from tfllm.cli import main
 from tfllm.errors import SettingError
 from tfllm.evaluation.metrics import measure
-from tfllm.tasks import measures
+from tfllm.tasks import TASKS, Classification, measures
 from tfllm.training import callbacks
 from tfllm.training.measuring import direction, is_better
 from tfllm.training.monitoring.logs import read as read_log
@@ -85,22 +85,38 @@ def test_every_measure_of_evaluation_has_its_direction():
     scored = {"log_probability": -1.0, "token_count": 1, "correct": 1, "byte_count": 1,
               "character_count": 1}  # fmt: skip
     vectors = {"embedding": [1.0, 0.0], "embedding_pair": [1.0, 0.0]}
-    cases = {
-        "single_label": ([scores] * 2, [{"label": "a"}, {"label": "b"}]),
-        "multi_label": ([{**scores, "label": ["b"]}] * 2, [{"label": ["a"]}, {"label": ["b"]}]),
-        "regression": ([{"label": 1.0}, {"label": 2.0}], [{"label": 1.0}, {"label": 3.0}]),
-        "token_classification": ([{"tags": ["B-P"]}], [tags]),
-        "question_answering": ([{"answer": "x"}, {"answer": ""}], squad),
-        "embedding": ([vectors], [{"text": "x", "text_pair": "y"}]),
-        "masked_lm": ([hidden], [{}]),
-        "pretraining": ([{**hidden, "next_sentence": True}], [{}]),
-        "causal_lm": ([scored], [{}]),
-        "seq2seq": ([{"text": "x", **scored}], [{"source": "x", "target": "x"}]),
-    }
-    for kind, (answers, examples) in cases.items():
-        found = measure(type("Task", (), {"kind": kind, "labels": ()})(), answers, examples)
+    cases = [
+        (Classification(), [scores] * 2, [{"label": "a"}, {"label": "b"}]),
+        (
+            Classification(problem="multi_label"),
+            [{**scores, "label": ["b"]}] * 2,
+            [{"label": ["a"]}, {"label": ["b"]}],
+        ),
+        (
+            Classification(problem="regression"),
+            [{"label": 1.0}, {"label": 2.0}],
+            [{"label": 1.0}, {"label": 3.0}],
+        ),
+        (TASKS["token_classification"](), [{"tags": ["B-P"]}], [tags]),
+        (TASKS["question_answering"](), [{"answer": "x"}, {"answer": ""}], squad),
+        (TASKS["embedding"](), [vectors], [{"text": "x", "text_pair": "y"}]),
+        (TASKS["masked_lm"](), [hidden], [{}]),
+        (TASKS["pretraining"](), [{**hidden, "next_sentence": True}], [{}]),
+        (TASKS["causal_lm"](), [scored], [{}]),
+        (TASKS["seq2seq"](), [{"text": "x", **scored}], [{"source": "x", "target": "x"}]),
+    ]
+    for task, answers, examples in cases:
+        found = measure(task, answers, examples)
         names = {name for name, value in found.items() if isinstance(value, (int, float))}
-        assert names and names - without <= set(measures.MEASURES[kind]), kind
+        assert names and names - without <= {"loss", *task.metric_names}, task.kind
+        assert all(measures.direction(name) for name in names - without)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_metric_of_a_task_has_its_direction(kind):
+    task = TASKS[kind]()
+    assert task.metric_names and all(map(measures.direction, task.metric_names))
+    assert set(task.headline_metrics) <= set(task.metric_names)
 
 
 def test_an_undefined_value_is_never_better():
@@ -139,15 +155,15 @@ def test_a_measure_that_becomes_defined_is_the_best(folder, tmp_path):
 
 def test_answers_of_a_broken_model_leave_measures_undefined():
     nan = float("nan")
-    task = type("Task", (), {"kind": "regression"})()
+    task = Classification(problem="regression")
     found = measure(task, [{"label": nan}, {"label": 1.0}], [{"label": 1.0}, {"label": 2.0}])
     assert set(found.values()) == {None}
-    task = type("Task", (), {"kind": "single_label"})()
+    task = Classification()
     answers = [{"label": "a", "scores": {"a": nan, "b": nan}}] * 2
     found = measure(task, answers, [{"label": "a"}, {"label": "b"}])
     assert found["auc"] is None
     json.dumps(found, allow_nan=False)
-    task = type("Task", (), {"kind": "masked_lm"})()
+    task = TASKS["masked_lm"]()
     found = measure(task, [{"ranks": [9], "log_probabilities": [-2000.0]}], [{}])
     assert np.isfinite(found["perplexity"])
 

@@ -11,15 +11,12 @@ import numpy as np
 
 from tfllm.errors import SettingError
 from tfllm.models import FAMILIES, is_encoder_decoder
+from tfllm.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     import keras
 
-    from tfllm.tasks import Task
     from tfllm.tokenizers.base import Tokenizer
-
-
-DECODER_TASKS = ("causal_lm", "embedding")
 
 
 @dataclass(frozen=True)
@@ -105,16 +102,17 @@ def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.
             f"task.max_length is {task.max_length}, and the model has positions for "
             f"{config.max_sequence_length} tokens. Lower it to that."
         )
-    if is_encoder_decoder(family) != (task.kind == "seq2seq"):
+    if is_encoder_decoder(family) != ("encoder_decoder" in task.backbones):
         able = [name for name in FAMILIES if is_encoder_decoder(name)]
         raise SettingError(
             f"task.kind is {task.kind}, and the family is {family}. Families that read a source "
             f"and write a target ({', '.join(able)}) go with task.kind: seq2seq, and no others do."
         )
-    if hasattr(FAMILIES[family], "windows") and task.kind not in DECODER_TASKS:
+    if hasattr(FAMILIES[family], "windows") and "decoder" not in task.backbones:
+        decoders = sorted(kind for kind, known in TASKS.items() if "decoder" in known.backbones)
         raise SettingError(
             f"task.kind is {task.kind}, and the decoders of the family {family} have heads for "
-            f"{' and '.join(DECODER_TASKS)} only. Use one of these, or the family bert."
+            f"{' and '.join(decoders)} only. Use one of these, or the family bert."
         )
     backbone = FAMILIES[family].backbone(config)
     return backbone, task.model(backbone, config)

@@ -161,15 +161,7 @@ def fill(
 
 def same_head(task: Task, own: Task | None) -> bool:
     """Whether a source's own head is the one that `task` needs: same variables, same meaning."""
-    return own is not None and _head(task) == _head(own)
-
-
-def _head(task: Task) -> tuple[Any, ...]:
-    """What decides a head's variables and their meaning."""
-    pooling = getattr(task, "pooling", None)
-    if task.kind == "embedding":
-        pooling = pooling == "pooler"  # the others have no variables
-    return (task.kind, getattr(task, "labels", None), getattr(task, "problem", None), pooling)
+    return own is not None and task.head_key == own.head_key
 
 
 def kept_head(paths: set[str], task: Task, own: Task | None) -> set[str]:
@@ -282,15 +274,10 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
     shape = module.to_hf(checkpoint.config)
     table = weight_map(checkpoint.family, checkpoint.config)
     kind = checkpoint.task.kind
-    if kind == "classification" and getattr(checkpoint.task, "pooling", "first") == "mean":
-        raise CheckpointError(
-            f"Hugging Face's classifiers for {shape['model_type']} read the first token; this one "
-            "reads the mean over all (task.pooling). Keep it in tfllm's own form, or train with "
-            "task.pooling: first."
-        )
+    checkpoint.task.check_hf(shape["model_type"])
     origin = checkpoint.origin
     if origin is None or origin.kind != kind:
-        origin = Origin(kind=kind, config={}, prefixed=kind != "embedding")
+        origin = Origin(kind=kind, config={}, prefixed=checkpoint.task.hf_prefixed)
     variables = weights.variables_of(checkpoint.model)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
     if homeless := [path for path in variables if path not in rows]:
@@ -313,9 +300,7 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
     write_tensors(directory / TENSORS, {**in_file, **checkpoint.unused_tensors})
     config = _config(checkpoint, origin, shape, dtype)
     write_json(directory / "config.json", config)
-    if generation := checkpoint.generation_config or hf_tasks.generation_of(
-        checkpoint.task, config
-    ):
+    if generation := checkpoint.generation_config or checkpoint.task.hf_generation_config(config):
         write_json(directory / GENERATION, generation)
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):
@@ -357,11 +342,13 @@ def _config(
     table = weight_map(checkpoint.family, checkpoint.config)
     if not config.get("architectures") or not origin.config:
         # Decoders have no head for vectors: their last name is that of the backbone.
-        named = table.architectures.get(origin.kind) or table.architectures["causal_lm"][-1:]
+        named = (
+            table.architectures.get(origin.kind) or next(iter(table.architectures.values()))[-1:]
+        )
         config["architectures"] = [named[0]]
     if dtype != origin.dtype or not origin.config:
         config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    head = hf_tasks.head_config(checkpoint.task, origin.config, checkpoint.tokenizer)
+    head = checkpoint.task.hf_config(origin.config, checkpoint.tokenizer)
     return {**config, **head}
 
 

@@ -190,7 +190,7 @@ def open_writer(model: str, precision: str = "float32") -> TextGenerator:
     from tfllm.runtimes.opening import open_model
 
     predictor = open_model(model)
-    if predictor.task.kind not in ("causal_lm", "seq2seq"):
+    if not predictor.task.generates:
         raise SettingError(
             f"'{model}' is for {predictor.task.kind.replace('_', ' ')} and cannot write text. Give "
             "a causal language model or one for seq2seq, or use tfllm predict."

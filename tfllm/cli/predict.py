@@ -49,7 +49,7 @@ def predict(
 
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.errors import SettingError
-    from tfllm.evaluation.harness import check_writing
+    from tfllm.evaluation.harness import check_generation
     from tfllm.evaluation.reading import settings_for
     from tfllm.runtimes import inputs
     from tfllm.runtimes.opening import open_model
@@ -68,10 +68,11 @@ def predict(
     examples = itertools.chain([next(examples)], examples)
     predictor = open_model(model)
     examples = inputs.check(examples, predictor.task)
-    writing = check_writing(settings.writing, predictor.task)
+    generation = settings.generation_options
+    check_generation(generation, predictor.task)
     with result_file(output) as file, progress_bar("answered") as advance:
         while chunk := list(itertools.islice(examples, CHUNK_BATCHES * batch_size)):
-            for answer in predictor.answers(chunk, batch_size, advance, **writing):
+            for answer in predictor.answers(chunk, batch_size, advance, **generation):
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
             file.flush()
 

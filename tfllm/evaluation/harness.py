@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tfllm.errors import ArtifactError, DataError, SettingError
-from tfllm.evaluation.metrics import headline, measure
+from tfllm.evaluation.metrics import headline, measure_of
+from tfllm.evaluation.metrics import measure as compute
+from tfllm.evaluation.span_answers import Language
+from tfllm.evaluation.text_to_text import Tokenize
 from tfllm.runtimes.predictor import BATCH_SIZE, Answer, Example, Predictor, Progress
 from tfllm.tasks import Task
 
 __all__ = ["Measured", "evaluate", "headline", "measured_answers", "report"]
-
-# The gold fields of which an example must have the first set, by the task's kind.
-GOLD: dict[str, tuple[str, ...]] = {
-    "classification": ("label",),
-    "next_sentence": ("label",),
-    "token_classification": ("words", "tags"),
-    "question_answering": ("answers",),
-    "embedding": ("text_pair",),
-    "masked_lm": (),
-    "pretraining": (),
-    "causal_lm": (),
-    "seq2seq": ("source", "target"),
-}
-
-# Tasks that are measured on tokens that are hidden for it.
-HIDDEN = ("masked_lm", "pretraining")
-
-# The options of the measures, by the task's kind.
-OPTIONS = {
-    "question_answering": ("language",),
-    "causal_lm": ("measure",),
-    "seq2seq": ("tokenize",),
-}
 
 PACKAGES = (
     "tfllm", "keras", "tensorflow", "tensorflow-text", "ai-edge-litert", "numpy", "sacrebleu",
@@ -61,18 +42,46 @@ def evaluate(
     *,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
-    **options: Any,
+    language: Language | None = None,
+    stride: int | None = None,
+    measure: Literal["all", "last_word"] | None = None,
+    tokenize: Tokenize | None = None,
+    truncate: bool | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The measures of the predictor's task over examples with gold fields (METRICS has them).
+    """Measure a model on examples with labels, whatever it was opened from.
 
-    `options`: `language` for span answers; `stride` and `measure` for language models; `tokenize`
-    and `writing` (settings of generation, and `truncate`) for texts after sources. Raises
-    DataError for an example without gold fields.
+    Args:
+        predictor: A checkpoint, SavedModel or TFLite file that is open.
+        examples: Dicts of fields, with the task's `label_fields`.
+        batch_size: Examples that are answered at once.
+        progress: Called with the number of examples done since the last call.
+        language: Span answers: the rules "en" (SQuAD) or "zh" (CMRC); unset, found per example.
+        stride: Language models: tokens by which the window moves; unset, half of it.
+        measure: Language models: all tokens, or the last word of every text (LAMBADA).
+        tokenize: Generated texts: sacrebleu's tokenizer for BLEU; unset, zh or 13a.
+        truncate: Generated texts: whether sources that are too long are cut; unset, as the task.
+        generation: Generated texts: fields of GenerationConfig that replace the model's own.
+
+    Returns:
+        Metrics by name, see MEASURES; None for what the examples leave undefined.
+
+    Raises:
+        DataError: An example has no labels.
+        SettingError: An option is set that models of this task have no use for.
     """
-    measured = measured_answers(
-        predictor, examples, batch_size=batch_size, progress=progress, **options
-    )
-    return measured.metrics
+    return measured_answers(
+        predictor,
+        examples,
+        batch_size=batch_size,
+        progress=progress,
+        language=language,
+        stride=stride,
+        measure=measure,
+        tokenize=tokenize,
+        truncate=truncate,
+        generation=generation,
+    ).metrics
 
 
 def measured_answers(
@@ -81,62 +90,86 @@ def measured_answers(
     *,
     batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
-    **options: Any,
+    language: Language | None = None,
+    stride: int | None = None,
+    measure: Literal["all", "last_word"] | None = None,
+    tokenize: Tokenize | None = None,
+    truncate: bool | None = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> Measured:
     """As `evaluate`, with the answers and the time."""
     task = predictor.task
     if not examples:
         raise DataError("There are no examples to measure on. Give a file with at least one.")
-    if getattr(examples, "corpus", None) is not None and task.kind not in HIDDEN:
+    collect = COLLECT[task.evaluated_on]
+    if getattr(examples, "corpus", None) is not None and collect is not _masked_tokens:
         raise DataError(
             f"A prepared corpus is text alone, and a model for {task.kind.replace('_', ' ')} is "
             "measured on examples. Name a file of them."
         )
-    check_gold(examples, task)
-    writing = check_writing(options.get("writing", {}), task)
+    check_labels(examples, task)
+    options = {
+        "language": language,
+        "stride": stride,
+        "measure": measure,
+        "tokenize": tokenize,
+        "truncate": truncate,
+        "generation": generation or None,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    _check_options(options, task)
     start = time.perf_counter()
-    if task.kind in HIDDEN:
-        answers = _hidden_tokens(predictor, examples, batch_size, progress)
-    elif task.kind == "causal_lm":
-        given = {name: options[name] for name in ("stride", "measure") if name in options}
-        answers = _scored(predictor, examples, batch_size, progress, **given)
-    elif task.kind == "seq2seq":
-        answers = _written(predictor, examples, batch_size, progress, writing)
-    else:
-        answers = predictor.answers(examples, batch_size, progress)
+    answers = collect(predictor, examples, batch_size, progress, **_those_of(collect, options))
     seconds = time.perf_counter() - start
-    options = {name: options[name] for name in OPTIONS.get(task.kind, ()) if name in options}
-    found = measure(task, answers, examples, **options)
+    metrics = compute(task, answers, examples, **_those_of(measure_of(task), options))
     if hasattr(predictor, "settings"):
-        found["generation"] = predictor.settings(**_settings_of(writing)).model_dump(
+        metrics["generation"] = predictor.settings(**(generation or {})).model_dump(
             mode="json", exclude_defaults=True
         )
-    return Measured(found, answers, examples, seconds)
+    return Measured(metrics, answers, examples, seconds)
 
 
-def check_gold(examples: Sequence[Example], task: Task) -> None:
+def check_labels(examples: Sequence[Example], task: Task) -> None:
     """Raises DataError, naming file and line, for the first example that cannot be measured."""
     for example in examples:
-        for field in GOLD[task.kind]:
+        for field in task.label_fields:
             if example.get(field) is None:
                 raise DataError(
                     f"{example.get('_where', 'example')}: the field '{field}' is missing, without "
                     f"which a model for {task.kind.replace('_', ' ')} cannot be measured. Name its "
                     f"column: --set columns.{field}=NAME."
                 )
-        if task.kind == "classification":
-            task.target(example)  # type: ignore[attr-defined]  # raises for an unknown label
+        task.check_label(example)
 
 
-def check_writing(writing: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The settings of writing texts. Raises SettingError for a task that does not take them."""
-    if writing and task.kind != "seq2seq":
+def check_generation(options: Mapping[str, Any], task: Task) -> None:
+    """Raises SettingError for options of generated texts where the task takes none."""
+    if options and COLLECT[task.evaluated_on] is not _generations:
         raise SettingError(
-            f"{next(iter(writing))} is for models that write texts after sources, and this one is "
+            f"{next(iter(options))} is for models that write texts after sources, and this one is "
             f"for {task.kind.replace('_', ' ')}. Leave it out"
-            + (", or use tfllm generate." if task.kind == "causal_lm" else ".")
+            + (", or use tfllm generate." if task.generates else ".")
         )
-    return writing
+
+
+def _check_options(options: Mapping[str, Any], task: Task) -> None:
+    """Raises SettingError for an option that neither collecting nor measuring takes."""
+    known = {**_those_of(COLLECT[task.evaluated_on], options)}
+    known |= _those_of(measure_of(task), options)
+    unknown = {name: value for name, value in options.items() if name not in known}
+    settings = {**unknown.pop("generation", {})}
+    check_generation(settings | {name: True for name in unknown if name == "truncate"}, task)
+    for name in unknown:
+        raise SettingError(
+            f"evaluate: a model for {task.kind.replace('_', ' ')} has no option '{name}'. "
+            "Leave it out."
+        )
+
+
+def _those_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are parameters of a function."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in names}
 
 
 def report(measured: Measured, *, model: str, data: str) -> dict[str, Any]:
@@ -162,48 +195,70 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hidden_tokens(
+def _predictions(
+    predictor: Predictor, examples: Sequence[Example], batch_size: int, progress: Progress | None
+) -> list[Answer]:
+    return predictor.answers(examples, batch_size, progress)
+
+
+def _masked_tokens(
     predictor: Predictor, examples: Sequence[Example], batch_size: int, progress: Progress | None
 ) -> list[Answer]:
     hidden_tokens = getattr(predictor, "hidden_tokens", None)
     if hidden_tokens is None:
         raise ArtifactError(
-            "A masked language model is measured on hidden tokens, which a file that takes text "
+            "A masked language model is measured on masked tokens, which a file that takes text "
             "cannot be given. Measure the checkpoint that it was exported from."
         )
     return hidden_tokens(examples, batch_size, progress)
 
 
-def _written(
+def _log_probs(
     predictor: Predictor,
     examples: Sequence[Example],
     batch_size: int,
     progress: Progress | None,
-    writing: dict[str, Any],
+    stride: int | None = None,
+    measure: str = "all",
 ) -> list[Answer]:
-    """Texts and, of what can tell it, how likely the targets are."""
-    answers = predictor.answers(examples, batch_size, progress, **writing)
+    """Log-probabilities of the tokens of every text."""
+    scored = getattr(predictor, "scored", None)
+    if scored is None:
+        raise ArtifactError(
+            "This file writes texts and gives no log-probabilities. Measure the checkpoint that it "
+            "was exported from, or a SavedModel with the signature 'score'."
+        )
+    options = {} if stride is None else {"stride": stride}
+    return scored(
+        examples,
+        batch_size,
+        progress,
+        **options,
+        **({} if measure == "all" else {"measure": measure}),
+    )
+
+
+def _generations(
+    predictor: Predictor,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress | None,
+    truncate: bool | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> list[Answer]:
+    """Texts and, where the model can score them, log-probabilities of the targets."""
+    options = {**(generation or {}), **({} if truncate is None else {"truncate": truncate})}
+    answers = predictor.answers(examples, batch_size, progress, **options)
     scored = getattr(predictor, "scored", None)
     if scored is None:
         return answers
     return [a | b for a, b in zip(answers, scored(examples, batch_size), strict=True)]
 
 
-def _settings_of(writing: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in writing.items() if name != "truncate"}
-
-
-def _scored(
-    predictor: Predictor,
-    examples: Sequence[Example],
-    batch_size: int,
-    progress: Progress | None,
-    **options: Any,
-) -> list[Answer]:
-    scored = getattr(predictor, "scored", None)
-    if scored is None:
-        raise ArtifactError(
-            "This file writes texts and does not tell how likely they are. Measure the checkpoint "
-            "that it was exported from, or a SavedModel with the signature 'score'."
-        )
-    return scored(examples, batch_size, progress, **options)
+# What a model gives for measuring, by `Task.evaluated_on`.
+COLLECT: dict[str, Callable[..., list[Answer]]] = {
+    "predictions": _predictions,
+    "masked_tokens": _masked_tokens,
+    "log_probs": _log_probs,
+    "generations": _generations,
+}

@@ -7,7 +7,7 @@ SavedModel and a TFLite file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tfllm.evaluation.classification import multi_label, regression, single_label
@@ -17,8 +17,7 @@ from tfllm.evaluation.span_answers import question_answering
 from tfllm.evaluation.tagging import token_classification
 from tfllm.evaluation.text_to_text import text_to_text
 from tfllm.tasks import Task
-
-Measure = Callable[[Sequence[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
+from tfllm.tasks.base import Measure
 
 
 def masked_lm(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> dict:
@@ -49,7 +48,8 @@ def pretraining(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, 
     return {**masked_lm(answers, examples), "next_sentence_accuracy": share, "pairs": len(right)}
 
 
-METRICS: dict[str, Measure] = {
+# By the name that a task gives as its `measure`.
+MEASURES: dict[str, Measure] = {
     "single_label": single_label,
     "multi_label": multi_label,
     "regression": regression,
@@ -58,27 +58,15 @@ METRICS: dict[str, Measure] = {
     "embedding": embedding,
     "masked_lm": masked_lm,
     "pretraining": pretraining,
-    "next_sentence": single_label,
-    "causal_lm": language,
-    "seq2seq": text_to_text,
+    "language_model": language,
+    "text_to_text": text_to_text,
 }
 
-# Which of them are better high and which low stands in tfllm.tasks.measures.
-# The one number that stands for a task where only one can: higher is better, 1 is perfect (of BLEU
-# and chrF 100).
-HEADLINES: dict[str, tuple[str, ...]] = {
-    "single_label": ("accuracy",),
-    "multi_label": ("f1_micro",),
-    "regression": ("spearman",),
-    "token_classification": ("f1",),
-    "question_answering": ("f1",),
-    "embedding": ("spearman", "mrr"),
-    "masked_lm": ("accuracy_at_1",),
-    "pretraining": ("accuracy_at_1",),
-    "next_sentence": ("accuracy",),
-    "causal_lm": ("last_word_accuracy", "next_token_accuracy"),
-    "seq2seq": ("bleu",),
-}
+
+def measure_of(task: Task) -> Measure:
+    """The function that measures a task: one of MEASURES, or the task's own."""
+    named = task.measure
+    return MEASURES[named] if isinstance(named, str) else named
 
 
 def measure(
@@ -87,16 +75,20 @@ def measure(
     examples: Sequence[dict[str, Any]],
     **options: Any,
 ) -> dict[str, Any]:
-    """The measures of the task's kind. `options` go to it: `language` for question answering,
-    `tokenize` for written texts. What is no finite number is None: undefined."""
-    if task.kind == "token_classification":
-        options["labels"] = task.labels  # type: ignore[attr-defined]
-    return _defined(METRICS[_kind(task)](answers, examples, **options))
+    """Return the metrics of a task's answers; what is no finite number is None: undefined.
+
+    Args:
+        task: The task that the answers are of.
+        answers: One dict per example, as `tfllm predict` writes them.
+        examples: Dicts with the task's `label_fields`.
+        **options: Keyword arguments of the task's measure.
+    """
+    return _defined(measure_of(task)(answers, examples, **task.measure_options, **options))
 
 
 def headline(task: Task, measured: dict[str, Any]) -> tuple[str, float | None]:
-    """(name, value) of the one measure that stands for the task."""
-    name = next((name for name in HEADLINES[_kind(task)] if name in measured), "")
+    """(name, value) of the metric that stands for the task."""
+    name = next((name for name in task.headline_metrics if name in measured), "")
     return name, measured.get(name)
 
 
@@ -107,7 +99,3 @@ def _defined(value: Any) -> Any:
     if isinstance(value, list):
         return [_defined(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _kind(task: Task) -> str:
-    return getattr(task, "problem", task.kind)

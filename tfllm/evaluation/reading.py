@@ -36,13 +36,14 @@ class Settings(ReadSettings, GenerationOverrides):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What concerns the measures."""
-        names = ("language", "stride", "measure", "tokenize")
-        return {**{name: getattr(self, name) for name in names}, "writing": self.writing}
+        """Keyword arguments of `harness.evaluate`, as far as they are set."""
+        names = ("language", "stride", "measure", "tokenize", "truncate")
+        options = {name: getattr(self, name) for name in names if name in self.model_fields_set}
+        return {**options, "generation": self.set_fields()}
 
     @property
-    def writing(self) -> dict[str, Any]:
-        """What concerns how texts are written, as far as it is given."""
+    def generation_options(self) -> dict[str, Any]:
+        """What concerns how texts are generated, as far as it is set."""
         return self.set_fields() | ({} if self.truncate is None else {"truncate": self.truncate})
 
     @property

@@ -45,7 +45,7 @@ def export(
     what stood at `output` before then still stands there.
     """
     from tfllm.checkpoints.files import atomic_directory
-    from tfllm.evaluation.harness import check_gold
+    from tfllm.evaluation.harness import check_labels
 
     target = TARGETS[profile.target]
     if (task := checkpoint.task.to_export()) is not checkpoint.task:
@@ -54,7 +54,7 @@ def export(
             "task=checkpoint.task.to_export(), as the command does."
         )
     target.refuse(checkpoint, profile)
-    check_gold(examples, checkpoint.task)
+    check_labels(examples, checkpoint.task)
     output = Path(output)
     place, fresh = target.place(output), not output.exists()
     done: list[Check] = []

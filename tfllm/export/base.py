@@ -285,7 +285,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 def is_language_model(checkpoint: Any) -> bool:
     """Whether the checkpoint writes texts."""
-    return checkpoint.task.kind == "causal_lm"
+    return checkpoint.task.generates == "continuation"
 
 
 def context_of(checkpoint: Any, profile: Profile) -> int:
@@ -301,7 +301,7 @@ def context_of(checkpoint: Any, profile: Profile) -> int:
 
 def reads_sources(checkpoint: Any) -> bool:
     """Whether the checkpoint writes texts after sources."""
-    return checkpoint.task.kind == "seq2seq"
+    return checkpoint.task.generates == "target"
 
 
 def beams_of(checkpoint: Any, profile: Profile) -> int:

@@ -16,10 +16,9 @@ from tfllm.errors import SettingError
 from tfllm.export import convert, tflite
 from tfllm.export.base import Check, Profile, stated
 from tfllm.export.verify.sentences import VARIED
+from tfllm.tasks import TASKS
 
 INPUTS = ("token_ids", "padding_mask", "segment_ids")  # MediaPipe gives all three, always
-TASKS = ("classification", "embedding")
-TITLES = {"classification": "TextClassifier", "embedding": "TextEmbedder"}
 TOKENIZER = "wordpiece"
 
 place = tflite.place
@@ -29,10 +28,11 @@ finish = tflite.finish
 def refuse(checkpoint: Any, profile: Profile) -> None:
     """Raises SettingError for what MediaPipe's text tasks cannot do."""
     task = checkpoint.task
-    if task.kind not in TASKS or getattr(task, "pair", False):
+    if not task.mediapipe_title or task.takes_pair:
+        able = " and ".join(kind for kind, known in TASKS.items() if known.mediapipe_title)
         raise SettingError(
-            "mediapipe: its text tasks are classification and embedding of one text; this model is "
-            f"for {task.kind}{' of pairs' if task.kind in TASKS else ''}. Export it to tflite."
+            f"mediapipe: its text tasks are {able} of one text; this model is for "
+            f"{task.kind}{' of pairs' if task.mediapipe_title else ''}. Export it to tflite."
         )
     if getattr(task, "prompt", ""):
         raise SettingError(
@@ -67,7 +67,9 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
             in_float=profile.float_operations,
             oldest_runtime=profile.oldest_runtime,
         )
-    (folder / tflite.FILE).write_bytes(tflite.with_files(checkpoint, profile, content, TITLES))
+    (folder / tflite.FILE).write_bytes(
+        tflite.with_files(checkpoint, profile, content, checkpoint.task.mediapipe_title)
+    )
     tflite.write_files(checkpoint, folder)
 
 
@@ -111,8 +113,8 @@ def _function(checkpoint: Any, length: int, scaled: Any) -> Any:
             # never below zero, so this adds nothing.
             unused = tf.reduce_sum(tf.minimum(segment_ids, 0))
             output += tf.cast(unused, tf.float32)
-        if task.kind == "embedding":
-            return {"embedding": output}
+        if not task.softmax_over:
+            return {task.output_name: output}
         return {"probability": tf.sigmoid(output) if many else tf.nn.softmax(output)}
 
     specs = [tf.TensorSpec([1, length], tf.int32, name) for name in INPUTS]

@@ -14,17 +14,18 @@ from typing import Any
 from tfllm.errors import SettingError
 from tfllm.export.base import Check, Profile, stated
 from tfllm.export.verify.sentences import SENTENCES
+from tfllm.tasks import TASKS
 
 OPERATIONS = ("FastBertNormalize", "FastWordpieceTokenizeWithOffsets")
-TASKS = ("classification", "embedding", "next_sentence")
 TOKENIZER = "wordpiece"  # the only kind that the operations know
 
 
 def refuse(checkpoint: Any) -> None:
     """Raises SettingError for tasks whose answers point into the text, and for other tokenizers."""
-    if checkpoint.task.kind not in TASKS:
+    if not checkpoint.task.pooled:
+        able = ", ".join(kind for kind, task in TASKS.items() if task.pooled)
         raise SettingError(
-            f"profile: a file that takes text can do {', '.join(TASKS)}, not "
+            f"profile: a file that takes text can do {able}, not "
             f"{checkpoint.task.kind}, which needs its tokens' offsets. Export with text: false."
         )
     if getattr(checkpoint.task, "prompt", ""):
@@ -51,8 +52,7 @@ def converted(checkpoint: Any, profile: Profile) -> bytes:
     length = profile.max_length or task.max_length
     kept = convert.keeper(model)
     kept.tokenizer = tokenizer(checkpoint.tokenizer)
-    pair = getattr(task, "pair", False) or task.kind == "next_sentence"
-    names = ("text", "text_pair") if pair else ("text",)
+    names = ("text", "text_pair") if task.takes_pair else ("text",)
 
     def forward(**texts: Any) -> dict[str, Any]:
         tokens = [kept.tokenizer.tokenize(texts[name]).flat_values for name in names]

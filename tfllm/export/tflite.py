@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +89,16 @@ def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
     write_files(checkpoint, folder)
 
 
-def with_files(
-    checkpoint: Any, profile: Profile, content: bytes, titles: Mapping[str, str] = {}
-) -> bytes:
+def with_files(checkpoint: Any, profile: Profile, content: bytes, title: str = "") -> bytes:
     """The file with metadata, its labels and a WordPiece vocabulary inside, where it has them.
 
-    `titles`: what a reader of metadata calls models of a kind of task.
+    `title`: what a reader of metadata calls the model; unset: the task's kind.
     """
     files = files_inside(checkpoint, profile)
     if not files:
         return content
     model, task = flatbuffer.parse(content), checkpoint.task
-    title = titles.get(task.kind, task.kind)
+    title = title or task.kind
     (output,) = model.signatureDefs[0].outputs
     about = metadata.text_model(
         title,
@@ -179,7 +177,7 @@ def signature_name(place: int, batch: int, length: int) -> str:
 
 def output_name(task: Any) -> str:
     """What the model's one output is called."""
-    return "embedding" if task.kind == "embedding" else "logits"
+    return task.output_name
 
 
 def calibration_rows(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class TextToText(TextGenerator):
     """Writes texts after sources. One thread at a time may use it."""
 
-    kind = "seq2seq"
+    generates = "target"
     given = "after sources"
     instead = "Give an encoder-decoder (transformer, t5, bart), or use tfllm predict."
 

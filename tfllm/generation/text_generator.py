@@ -48,7 +48,7 @@ class Text:
 class TextGenerator:
     """Writes texts with the model of one checkpoint. One thread at a time may use it."""
 
-    kind = "causal_lm"
+    generates = "continuation"
     given = "after prompts"
     instead = "Give a causal language model, or use tfllm predict."
 
@@ -65,7 +65,7 @@ class TextGenerator:
         `precision` "bfloat16" changes the checkpoint's model: see `products.in_bfloat16`. Raises
         SettingError where the checkpoint's task is not to write text.
         """
-        if checkpoint.task.kind != self.kind:
+        if checkpoint.task.generates != self.generates:
             raise SettingError(
                 f"This model is for {checkpoint.task.kind.replace('_', ' ')} and cannot write "
                 f"text {self.given}. {self.instead}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.pipelines import answering, tagging, writing
+from tfllm.tasks import TASKS as MODELS
 
 __all__ = ["TASKS", "Pipeline", "pipeline"]
 
@@ -25,8 +26,6 @@ TRANSLATION = re.compile(r"translation_(\w+)_to_(\w+)")
 class Kind:
     """What one name stands for."""
 
-    models: tuple[str, ...]
-    """Kinds of task that answer it."""
     answer: Callable[..., Any]
     """answer(predictor, inputs..., name of the task, options) -> results."""
     options: tuple[str, ...]
@@ -35,18 +34,17 @@ class Kind:
     """What makes its model of a checkpoint's path, where that is no predictor."""
 
 
-WRITES = Kind(("seq2seq",), writing.rewritten, writing.REWRITING)
+WRITES = Kind(writing.rewritten, writing.REWRITING)
 TASKS: dict[str, Kind] = {
     "translation": WRITES,
     "summarization": WRITES,
     "text2text-generation": WRITES,
-    "text-generation": Kind(("causal_lm",), writing.continued, writing.CONTINUING),
-    "text-classification": Kind(("classification",), answering.classified, answering.CLASSIFYING),
-    "token-classification": Kind(("token_classification",), tagging.tagged, tagging.TAGGING),
-    "question-answering": Kind(("question_answering",), answering.answered, answering.ANSWERING),
-    "fill-mask": Kind(("masked_lm",), answering.filled, answering.FILLING),
+    "text-generation": Kind(writing.continued, writing.CONTINUING),
+    "text-classification": Kind(answering.classified, answering.CLASSIFYING),
+    "token-classification": Kind(tagging.tagged, tagging.TAGGING),
+    "question-answering": Kind(answering.answered, answering.ANSWERING),
+    "fill-mask": Kind(answering.filled, answering.FILLING),
     "feature-extraction": Kind(
-        ("embedding", "masked_lm", "pretraining"),
         answering.extracted,
         answering.EXTRACTING,
         answering.backbone_of,
@@ -95,11 +93,11 @@ def pipeline(task: str, model: Any = None, **options: Any) -> Pipeline:
     kind = TASKS[name]
     _known(options, kind, task)
     predictor = (kind.opened or _opened)(model)
-    found = predictor.task.kind
-    if found not in kind.models:
+    if name not in predictor.task.pipelines:
+        able = " or ".join(kind for kind, known in MODELS.items() if name in known.pipelines)
         raise SettingError(
-            f"pipeline('{task}') needs a model for {' or '.join(kind.models)}, and this one is for "
-            f"{found}. Give another model, or another task."
+            f"pipeline('{task}') needs a model for {able}, and this one is for "
+            f"{predictor.task.kind}. Give another model, or another task."
         )
     return Pipeline(task, predictor, kind, options)
 

@@ -71,11 +71,12 @@ def sample_examples(
     def text(tokens: int) -> str:
         return " ".join(chance.choice(words, max(tokens, 1)))
 
-    pair = task.kind in ("question_answering", "next_sentence") or getattr(task, "pair", False)
+    questions = task.required_fields[0] == ("question", "context")
+    pair = questions or task.takes_pair
     free = length - SPECIAL_TOKENS[2 if pair else 1]
     examples = []
     for _ in range(count):
-        if task.kind == "question_answering":
+        if questions:
             question = min(QUESTION_TOKENS, free // 2)
             examples.append({"question": text(question), "context": text(free - question)})
         elif pair:

@@ -20,9 +20,9 @@ def open_checkpoint(
     import tensorflow as tf
 
     checkpoint = store.load(source) if not isinstance(source, Checkpoint) else source
-    if checkpoint.task.kind == "causal_lm":
+    if checkpoint.task.generates == "continuation":
         return LanguagePredictor(checkpoint, _facts(source, checkpoint))
-    if checkpoint.task.kind == "seq2seq":
+    if checkpoint.task.generates == "target":
         return SourcePredictor(checkpoint, _facts(source, checkpoint))
     model = checkpoint.model
     names = list(model.input)

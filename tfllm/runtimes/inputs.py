@@ -23,18 +23,6 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 BEGINNING_BYTES = 4096
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# The fields of which an example must have the first set, or the second.
-FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "classification": (("text",),),
-    "token_classification": (("words",), ("text",)),
-    "question_answering": (("question", "context"),),
-    "embedding": (("text",),),
-    "masked_lm": (("text",),),
-    "pretraining": (("text",),),
-    "next_sentence": (("text", "text_pair"),),
-    "causal_lm": (("text",), ("prompt",), ("messages",)),
-    "seq2seq": (("source",), ("text",)),
-}
 GOLD = ("label", "tags", "answers", "target")
 
 
@@ -70,9 +58,7 @@ def from_texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def check(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:
     """The same examples, unless one lacks a field that the task reads: DataError."""
-    choices = FIELDS[task.kind]
-    if getattr(task, "pair", False):
-        choices = (("text", "text_pair"),)
+    choices = task.required_fields
     for example in examples:
         names = next((names for names in choices if names[0] in example), choices[0])
         for name in names:
@@ -97,7 +83,7 @@ def _check_field(example: dict[str, Any], name: str, task: Task) -> None:
         return
     wanted = "a list of words" if name == "words" else "a text"
     found = "is missing" if value is None else f"is not {wanted}"
-    fields = " and ".join(f"'{name}'" for name in FIELDS[task.kind][0])
+    fields = " and ".join(f"'{name}'" for name in task.required_fields[0])
     raise DataError(
         f"{where}: the field '{name}' {found}. A model for "
         f"{task.kind.replace('_', ' ')} reads JSON lines with {fields}; name other columns with "

@@ -6,7 +6,7 @@ Texts go in as strings and come back as labels, spans or vectors; here they only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from tfllm.runtimes.predictor import (
     RowPredictor,
     check_finite,
 )
-from tfllm.tasks import Task, next_sentence, words
+from tfllm.tasks import Task
 from tfllm.tasks.base import text_of
-from tfllm.tasks.embedding import Embedding
 from tfllm.tokenizers.loading import load_tokenizer
 
 SIGNATURE, SCORE = "serving_default", "score"
@@ -71,11 +70,11 @@ def open_savedmodel(folder: Path) -> Predictor:
         "size_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "signatures": sorted(module.signatures),
     }
-    if task.kind == "causal_lm" and {"tokens", "generate_tokens"} <= set(module.signatures):
+    if task.generates == "continuation" and {"tokens", "generate_tokens"} <= set(module.signatures):
         from tfllm.runtimes.causal_lm_artifact import open_language_savedmodel
 
         return open_language_savedmodel(folder, module, description, task, facts)
-    if task.kind == "seq2seq" and {"beam_tokens", "generate_tokens"} <= set(module.signatures):
+    if task.generates == "target" and {"beam_tokens", "generate_tokens"} <= set(module.signatures):
         from tfllm.runtimes.seq2seq_artifact import open_source_savedmodel
 
         return open_source_savedmodel(folder, module, description, task, facts)
@@ -105,12 +104,11 @@ class SavedModelPredictor:
         progress: Progress | None = None,
     ) -> list[Answer]:
         """See Predictor.answers."""
-        if self.task.kind == "embedding" and any("text_pair" in example for example in examples):
+        if self.task.encodes_pairs_apart and any("text_pair" in example for example in examples):
             return self._pairs(examples, batch_size, progress)
         texts = [self._texts(example) for example in examples]
-        answer = ANSWERS[self.task.kind]
         return [
-            answer(self.task, example, outputs)
+            self.task.answer_from_signature(example, outputs)
             for example, outputs in zip(
                 examples, self._run(texts, batch_size, progress), strict=True
             )
@@ -218,81 +216,4 @@ class SavedModelPredictor:
         texts = [{"text": e[name]} for e in examples for name in ("text", "text_pair")]
         half = (lambda amount: progress(amount / 2)) if progress else None
         vectors = [outputs["embedding"] for outputs in self._run(texts, batch_size, half)]
-        assert isinstance(self.task, Embedding)
         return [self.task.paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
-
-
-def _classification(task: Any, example: Example, outputs: Outputs) -> Answer:
-    if "score" in outputs:
-        return {"label": float(outputs["score"])}
-    if task.problem == "regression":
-        return {"scores": dict(zip(task.labels, map(float, outputs["scores"]), strict=True))}
-    return task.named(outputs["scores"])
-
-
-def _next_sentence(task: Task, example: Example, outputs: Outputs) -> Answer:
-    probability = outputs["is_next"]
-    return next_sentence.named(np.array([probability, 1 - probability]))
-
-
-def _embedding(task: Task, example: Example, outputs: Outputs) -> Answer:
-    return {"embedding": outputs["embedding"].tolist()}
-
-
-def _question_answering(task: Task, example: Example, outputs: Outputs) -> Answer:
-    return {
-        "answer": outputs["answer"].decode(),
-        "start": int(outputs["start"]),
-        "end": int(outputs["end"]),
-        "score": float(outputs["score"]),
-    }
-
-
-def _token_classification(task: Task, example: Example, outputs: Outputs) -> Answer:
-    """Entities of the words that the graph found, or of the example's own words.
-
-    An own word has the tag of the first found word that begins in it: both are the tag of its first
-    piece.
-    """
-    labels = [label.decode() for label in outputs["labels"]]
-    columns = (outputs["starts"], outputs["ends"], outputs["scores"])
-    if "words" not in example:
-        return {"entities": words.entities(example["text"], labels, *columns)}
-    found_starts = [int(start) for start, label in zip(columns[0], labels, strict=True) if label]
-    lengths = [len(word) for word in example["words"]]
-    starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
-    first = np.searchsorted(found_starts, starts)
-    inside = np.append(found_starts, np.inf)[first] < starts + lengths
-    places = [int(place) if within else None for place, within in zip(first, inside, strict=True)]
-    tags = ["O" if place is None else labels[place] for place in places]
-    scores = [0.0 if place is None else float(columns[2][place]) for place in places]
-    text = " ".join(example["words"])
-    found = words.entities(text, tags, starts.tolist(), (starts + lengths).tolist(), scores)
-    return {"entities": found, "tags": tags}
-
-
-def _masked_lm(task: Task, example: Example, outputs: Outputs) -> Answer:
-    masks = []
-    for tokens, scores in zip(outputs["tokens"], outputs["scores"], strict=True):
-        found = [
-            {"token": token.decode(), "score": float(score)}
-            for token, score in zip(tokens, scores, strict=True)
-        ]
-        if found[0]["token"]:  # the rest is padding
-            masks.append({**found[0], "candidates": found})
-    return {"text": outputs["text"].decode(), "masks": masks}
-
-
-def _causal_lm(task: Task, example: Example, outputs: Outputs) -> Answer:
-    return {"text": outputs["text"].decode()}
-
-
-ANSWERS: dict[str, Callable[[Any, Example, Outputs], Answer]] = {
-    "classification": _classification,
-    "next_sentence": _next_sentence,
-    "embedding": _embedding,
-    "question_answering": _question_answering,
-    "token_classification": _token_classification,
-    "masked_lm": _masked_lm,
-    "causal_lm": _causal_lm,
-}

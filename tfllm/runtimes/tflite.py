@@ -26,7 +26,6 @@ from tfllm.runtimes.predictor import (
     RowPredictor,
 )
 from tfllm.tasks import Task
-from tfllm.tasks.embedding import Embedding
 from tfllm.tokenizers.loading import load_tokenizer
 
 FILE_NAME = "model.tflite"
@@ -61,11 +60,11 @@ def open_tflite(source: Path) -> Predictor:
         "task": task.kind,
         "size_bytes": path.stat().st_size,
     }
-    if task.kind == "causal_lm":
+    if task.generates == "continuation":
         from tfllm.runtimes.causal_lm_artifact import open_language_tflite
 
         return open_language_tflite(path, description, task, facts)
-    if task.kind == "seq2seq":
+    if task.generates == "target":
         from tfllm.runtimes.seq2seq_artifact import open_source_tflite
 
         return open_source_tflite(path, description, task, facts)
@@ -113,13 +112,12 @@ class TextPredictor:
         return found
 
     def _answer(self, example: Example) -> Answer:
-        if self.task.kind != "embedding":
+        if not self.task.encodes_pairs_apart:
             # These tasks' answers need the output alone.
             return self.task.answers([self.scores(example)], None)[0]  # type: ignore[arg-type]
         vector = self.scores(example)
-        assert isinstance(self.task, Embedding)
         if "text_pair" not in example:
-            return {"embedding": vector.tolist()}
+            return self.task.answer_from_signature(example, {self.task.output_name: vector})
         return self.task.paired(vector, self.scores({"text": example["text_pair"]}))
 
     def scores(self, example: Example) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Discriminator
+from pydantic import Discriminator, GetCoreSchemaHandler, TypeAdapter, ValidationInfo
+from pydantic_core import core_schema
 
 from tfllm import config
 from tfllm.errors import SettingError, did_you_mean
@@ -60,16 +62,51 @@ def _problem(data: Mapping[str, Any]) -> str:
     return ""
 
 
-# The type of a `task:` key in other settings: `task: AnyTask`.
-AnyTask = Annotated[
-    Classification
-    | TokenClassification
-    | QuestionAnswering
-    | Embedding
-    | MaskedLM
-    | NextSentence
-    | Pretraining
-    | CausalLM
-    | Seq2Seq,
-    Discriminator("kind"),
-]
+# Outside of type checkers, which see a Task, a union that knows every task's settings.
+_Union: Any = Annotated[Union[tuple(TASKS.values())], Discriminator("kind")]  # noqa: UP007
+
+
+class _TaskByKind:
+    """Looks `kind` up in TASKS when a value is validated, so that TASKS is the only list of tasks.
+
+    The union of the tasks gives the JSON Schema and the errors.
+    """
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        known = set(TASKS.values())
+        union: TypeAdapter[Any] = TypeAdapter(_Union)
+
+        def validate(
+            value: Any, inner: core_schema.ValidatorFunctionWrapHandler, info: ValidationInfo
+        ) -> Task:
+            kind = TASKS.get(value.get("kind", "")) if isinstance(value, Mapping) else type(value)
+            added = kind in TASKS.values() and kind not in known
+            settings: TypeAdapter[Any] = TypeAdapter(kind) if added else union  # type: ignore[arg-type]
+            if info.mode == "json":  # in which a list may stand for a tuple
+                return settings.validate_json(json.dumps(value))
+            return settings.validate_python(value)
+
+        def serialize(task: Task, info: core_schema.SerializationInfo) -> dict[str, Any]:
+            return task.model_dump(
+                mode=info.mode,
+                exclude_none=info.exclude_none,
+                exclude_unset=info.exclude_unset,
+                exclude_defaults=info.exclude_defaults,
+            )
+
+        return core_schema.with_info_wrap_validator_function(
+            validate,
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                serialize, info_arg=True
+            ),
+        )
+
+
+if TYPE_CHECKING:
+    AnyTask = Task
+else:
+    # The type of a `task:` key in other settings: `task: AnyTask`.
+    AnyTask = Annotated[_Union, _TaskByKind()]

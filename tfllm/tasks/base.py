@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,11 +21,15 @@ from tfllm.errors import DataError, SettingError
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Encoding, Tokenizer
 
 IGNORED = -100  # the target of a token that has no part in the loss
 
 Example = Mapping[str, Any]
+Answer = dict[str, Any]
+Measure = Callable[..., dict[str, Any]]
+Backbone = Literal["encoder", "decoder", "encoder_decoder"]
 ClassWeights = Mapping[str, float] | Sequence[float] | None
 
 
@@ -218,12 +222,107 @@ class Task(Settings):
     """What a model is for: head, features from examples, loss and metrics, answers, signatures.
 
     Settings are saved inside checkpoints and named in recipes: `task: {kind: classification, ...}`.
+
+    The class variables and properties say all that other packages ask of a task, so that no other
+    file lists kinds of task. A new task sets those that differ from the defaults.
     """
+
+    generates: ClassVar[Literal["", "continuation", "target"]] = ""
+    """What text its models write: the continuation of a prompt, or a target after a source."""
+    backbones: ClassVar[tuple[Backbone, ...]] = ("encoder",)
+    """The kinds of backbone that its head stands on."""
+    head_layers: ClassVar[tuple[str, ...]] = ()
+    """Names of the layers after the backbone. They start untrained, so LoRA trains them in full."""
+    label_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of an example without which a model cannot be measured on it."""
+    evaluated_on: ClassVar[Literal["predictions", "masked_tokens", "log_probs", "generations"]] = (
+        "predictions"
+    )
+    """What `evaluation` asks a model for: its answers, ranks of masked tokens, log-probabilities of
+    tokens, or generated texts."""
+    vocabulary_outputs: ClassVar[bool] = False
+    """Whether outputs are logits over the vocabulary for every token: too many to keep."""
+    pooled: ClassVar[bool] = False
+    """Whether the output is one row [C] a text, without a position axis."""
+    softmax_over: ClassVar[Literal["", "classes", "positions"]] = "classes"
+    """The axis over which logits are a distribution; "" where they are none."""
+    output_name: ClassVar[str] = "logits"
+    """Name of the model's output in exported files."""
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    """Names of transformers' pipelines that its models answer to."""
+    mediapipe_title: ClassVar[str] = ""
+    """MediaPipe's text task for its models; "" where there is none."""
+    hf_prefixed: ClassVar[bool] = True
+    """Whether Hugging Face writes the backbone's tensors under the family's prefix, as beside a
+    head."""
+    encodes_pairs_apart: ClassVar[bool] = False
+    """Whether `text` and `text_pair` are rows of their own, not one row of both."""
 
     kind: str = ""
     """The task's name in TASKS."""
     max_length: int = Field(default=128, ge=3)
     """Tokens of one row, special tokens included."""
+
+    @property
+    def required_fields(self) -> tuple[tuple[str, ...], ...]:
+        """Alternatives of fields that an example to answer must have, the usual one first."""
+        return (("text", "text_pair"),) if self.takes_pair else (("text",),)
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether an input is a pair of texts, `text` and `text_pair`."""
+        return False
+
+    @property
+    def measure(self) -> str | Measure:
+        """The measure of `tfllm evaluate`: a name in `evaluation.MEASURES`, or a function of the
+        task's own, `measure(answers, examples) -> {name: value}`."""
+        raise NotImplementedError
+
+    @property
+    def measure_options(self) -> dict[str, Any]:
+        """Keyword arguments of the measure that come from the task's settings."""
+        return {}
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """The metric that stands for the task where only one can: the first of these that was
+        measured. Higher is better."""
+        return ()
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """All metrics by name, from training and evaluation, `loss` apart."""
+        return ()
+
+    @property
+    def head_key(self) -> tuple[Any, ...]:
+        """What decides the head's variables and their meaning: heads with equal keys are alike."""
+        return (self.kind,)
+
+    def check_label(self, example: Example) -> None:
+        """Raises DataError, naming file and line, for a label that the task does not know."""
+
+    @classmethod
+    def from_hf(cls, source: HuggingFaceHead) -> Task:
+        """The task of a Hugging Face directory with this task's head. Raises CheckpointError."""
+        return cls(max_length=source.length_of_texts())
+
+    def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+        """What the head adds to Hugging Face's `config.json`.
+
+        Args:
+            before: The `config.json` that the checkpoint came from, empty where it came from none.
+            tokenizer: The model's tokenizer.
+        """
+        return {}
+
+    def hf_generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`generation_config.json` of a model that has none, from its `config.json`."""
+        return {}
+
+    def check_hf(self, model_type: str) -> None:
+        """Raises CheckpointError for what Hugging Face's models of `model_type` cannot say."""
 
     def completed(self, examples: Sequence[Example]) -> Task:
         """A copy in which what the settings leave open (labels) is found in the examples."""
@@ -310,6 +409,16 @@ class Task(Settings):
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
         """One JSON dict per example. `outputs`: per row of features, [T] axes may be padded."""
+        raise NotImplementedError
+
+    def paired(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+        """The answer for the outputs of both texts of a pair, where `encodes_pairs_apart`."""
+        raise NotImplementedError
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """The answer from the outputs of `serving_default` for one example, without batch axis."""
         raise NotImplementedError
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,12 +20,15 @@ from tfllm.tasks.objectives.packing import Stream
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
 # Texts are tokenized in groups of about so many characters: enough for all cores, little memory.
 GROUP_CHARACTERS = 2**20
+
+HF_WINDOW = 1024  # tokens: what perplexities are mostly published for
 
 Document = tuple[np.ndarray, np.ndarray | None]  # ids [n]; which are learned, None: all
 
@@ -36,6 +39,11 @@ class CausalLM(NextToken):
     Examples are texts (`text`), or conversations (`messages`: a list of `role` and `content`), of
     which only the assistant's answers are learned.
     """
+
+    generates: ClassVar = "continuation"
+    backbones: ClassVar = ("decoder",)
+    evaluated_on: ClassVar = "log_probs"
+    pipelines: ClassVar = ("text-generation",)
 
     kind: Literal["causal_lm"] = "causal_lm"
     max_length: int = Field(default=256, ge=2)
@@ -50,6 +58,39 @@ class CausalLM(NextToken):
 
     learn: Literal["answers", "all"] = "answers"
     """Of conversations: the assistant's answers, or every token."""
+
+    @property
+    def required_fields(self) -> tuple[tuple[str, ...], ...]:
+        """A text, a prompt, or a conversation."""
+        return (("text",), ("prompt",), ("messages",))
+
+    @property
+    def measure(self) -> str:
+        """Perplexity, bits and accuracy."""
+        return "language_model"
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """Accuracy of last words where they are measured, else of next tokens."""
+        return ("last_word_accuracy", "next_token_accuracy")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Over the tokens, and over last words."""
+        accuracies = ("accuracy", "next_token_accuracy", "last_word_accuracy")
+        return (*accuracies, "perplexity", "bits_per_byte", "bits_per_character")
+
+    @classmethod
+    def from_hf(cls, source: HuggingFaceHead) -> CausalLM:
+        """Windows of HF_WINDOW tokens, or of all positions where there are fewer."""
+        return cls(max_length=min(HF_WINDOW, source.positions))
+
+    def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+        """The special tokens: without them transformers takes its own numbers, which stand for
+        other tokens here."""
+        if before:
+            return {}
+        return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores float32 [B, T, V]."""
@@ -163,6 +204,12 @@ class CausalLM(NextToken):
                 "%d of %d conversations have no answer within task.max_length and are left out",
                 left_out, len(examples),
             )  # fmt: skip
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """From `text`."""
+        return {"text": outputs["text"].decode()}  # type: ignore[attr-defined]
 
 
 def lines_of(example: Example) -> str:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from tfllm.tasks import label_names
+from tfllm.errors import CheckpointError
+from tfllm.tasks import huggingface, label_names
 from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made
+from tfllm.tasks.huggingface import HuggingFaceHead, Problem, label_maps, problem_of
+from tfllm.tasks.measures import LABEL_METRICS
 
 if TYPE_CHECKING:
     import keras
 
     from tfllm.tokenizers.base import Tokenizer
 
-Problem = Literal["single_label", "multi_label", "regression"]
-
 
 class Classification(Task):
     """A head on the summary of the first token (Devlin et al. 2019, section 3.2)."""
+
+    head_layers: ClassVar = ("pooler", "classifier")
+    label_fields: ClassVar = ("label",)
+    pooled: ClassVar = True
+    pipelines: ClassVar = ("text-classification",)
+    mediapipe_title: ClassVar = "TextClassifier"
 
     kind: Literal["classification"] = "classification"
     labels: label_names.Labels = ()
@@ -39,6 +46,65 @@ class Classification(Task):
         if self.problem == "regression":
             return max(1, len(self.labels))
         return label_names.needed(self.labels)
+
+    @property
+    def takes_pair(self) -> bool:
+        """The setting `pair`."""
+        return self.pair
+
+    @property
+    def measure(self) -> str:
+        """The measure of the problem."""
+        return self.problem
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """One metric for each problem."""
+        return {
+            "single_label": ("accuracy",),
+            "multi_label": ("f1_micro",),
+            "regression": ("spearman",),
+        }[self.problem]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Those of the problem."""
+        return {
+            "single_label": LABEL_METRICS,
+            "multi_label": (*LABEL_METRICS, "hamming_loss"),
+            "regression": ("pearson", "spearman", "mse", "mae"),
+        }[self.problem]
+
+    @property
+    def head_key(self) -> tuple[Any, ...]:
+        """The labels, the problem and the pooling."""
+        return (self.kind, self.labels, self.problem, self.pooling)
+
+    def check_label(self, example: Example) -> None:
+        """Raises DataError for an unknown label."""
+        self.target(example)
+
+    @classmethod
+    def from_hf(cls, source: HuggingFaceHead) -> Classification:
+        """Labels from `id2label`, the problem from `problem_type`."""
+        length, labels = source.length_of_texts(), source.labels
+        problem = problem_of(source.config, labels, source.source)
+        return cls(labels=labels, problem=problem, max_length=length)
+
+    def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+        """`id2label`, `label2id`, and `problem_type` where it does not go without saying."""
+        labels = self.labels or ("LABEL_0",)  # a number without a name
+        found = label_maps(labels, before)
+        return found | huggingface.problem_type(before, labels, self.problem)
+
+    def check_hf(self, model_type: str) -> None:
+        """Raises CheckpointError for a head over the mean of all tokens."""
+        if self.pooling == "mean":
+            raise CheckpointError(
+                f"Hugging Face's classifiers for {model_type} read the first token; this one reads "
+                "the mean over all (task.pooling). Keep it in tfllm's own form, or train with "
+                "task.pooling: first."
+            )
 
     def completed(self, examples: Sequence[Example]) -> Classification:
         """Labels from the examples where none are named; `pair` where all have `text_pair`."""
@@ -141,6 +207,16 @@ class Classification(Task):
         if self.problem == "multi_label":
             return {"label": [name for name, p in scores.items() if p > 0.5], "scores": scores}
         return {"label": self.labels[int(np.argmax(probabilities))], "scores": scores}
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """From `scores`, or from `score` of a number."""
+        if "score" in outputs:
+            return {"label": float(outputs["score"])}
+        if self.problem == "regression":
+            return {"scores": _named(self.labels, outputs["scores"])}
+        return self.named(outputs["scores"])
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`, `classify` (regression: `regress`) and `tokens`."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -25,6 +25,17 @@ SHOWN_LABELS = 5
 
 class Embedding(Task):
     """Pooled hidden states, trained with the other texts of the batch as negatives."""
+
+    backbones: ClassVar = ("encoder", "decoder")
+    head_layers: ClassVar = ("pooler",)
+    label_fields: ClassVar = ("text_pair",)
+    pooled: ClassVar = True
+    softmax_over: ClassVar = ""
+    output_name: ClassVar = "embedding"
+    pipelines: ClassVar = ("feature-extraction",)
+    mediapipe_title: ClassVar = "TextEmbedder"
+    hf_prefixed: ClassVar = False
+    encodes_pairs_apart: ClassVar = True
 
     kind: Literal["embedding"] = "embedding"
     pooling: Literal["mean", "first", "max", "last", "weighted_mean", "root_mean", "pooler"] = (
@@ -66,6 +77,27 @@ class Embedding(Task):
     def prompt(self) -> str:
         """What stands before every text."""
         return "" if self.prompt_name is None else self.prompts[self.prompt_name]
+
+    @property
+    def measure(self) -> str:
+        """Correlation with scores, or retrieval."""
+        return "embedding"
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """Spearman's rho of pairs with scores, else the mean reciprocal rank."""
+        return ("spearman", "mrr")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Of pairs with scores, and of retrieval."""
+        recalls = ("recall_at_1", "recall_at_5", "recall_at_10")
+        return ("accuracy", "mrr", *recalls, "pearson", "spearman")
+
+    @property
+    def head_key(self) -> tuple[Any, ...]:
+        """Whether there is a pooler: other poolings have no variables."""
+        return (self.kind, self.pooling == "pooler")
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Vectors [B, D]."""
@@ -174,6 +206,12 @@ class Embedding(Task):
             "embedding_pair": second.tolist(),
             "similarity": SIMILARITIES[self.similarity](first, second),
         }
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """From `embedding`."""
+        return {"embedding": outputs["embedding"].tolist()}
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: text -> embedding; and `tokens`."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tfllm.tasks.base import ClassWeights, Example, Features, Made, Task, encoded, made, text_of
+from tfllm.tasks.measures import MASKED_TOKEN_METRICS
 from tfllm.tasks.objectives import documents, masking, packing
 from tfllm.tasks.objectives.corpus_stream import CorpusStream
 from tfllm.tasks.objectives.masked_rows import MaskedFeatures, Plain, drawn
@@ -25,12 +26,21 @@ SPACES = " \t\n\f\r"  # RE2's \s, which the serving graph uses
 class Masking(Task):
     """What tasks with hidden tokens share: settings, training and answers."""
 
+    head_layers: ClassVar[tuple[str, ...]] = ("transform", "transform_norm", "token_bias")
+    evaluated_on: ClassVar = "masked_tokens"
+    vocabulary_outputs: ClassVar = True
+
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
     """Training: share of tokens to be told; 80 % become [MASK], 10 % another token, 10 % stay."""
     whole_word: bool = False
     """Training: hide words, not pieces; in scripts without spaces, spans of 1 to 4 characters."""
     top_k: int = Field(default=5, ge=1)
     """Candidates in an answer."""
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """Masked-LM accuracy."""
+        return ("accuracy_at_1",)
 
     def to_train(self, model: keras.Model) -> keras.Model:
         """The same layers with scores at the hidden tokens only: input `positions` int32 [B, P]."""
@@ -60,10 +70,22 @@ class Masking(Task):
 class MaskedLM(Masking):
     """Scores over the vocabulary for every token."""
 
+    pipelines: ClassVar = ("fill-mask", "feature-extraction")
+
     kind: Literal["masked_lm"] = "masked_lm"
     packing: bool = False
     """Training: every row is full, with the texts one after another (RoBERTa's full sentences), cut
     elsewhere in every epoch; a prepared corpus is always read so. false: a row for every text."""
+
+    @property
+    def measure(self) -> str:
+        """Accuracy and perplexity over the masked tokens."""
+        return "masked_lm"
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Over the masked tokens."""
+        return MASKED_TOKEN_METRICS
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores [B, T, V]."""
@@ -148,6 +170,20 @@ class MaskedLM(Masking):
         """
         rows = zip(outputs, features.details, strict=True)
         return [self.filled(np.asarray(output), detail) for output, detail in rows]
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """From `text`, and `tokens` and `scores` of its masks, padded with "" and 0."""
+        masks = []
+        for tokens, scores in zip(outputs["tokens"], outputs["scores"], strict=True):
+            candidates = [
+                {"token": token.decode(), "score": float(score)}
+                for token, score in zip(tokens, scores, strict=True)
+            ]
+            if candidates[0]["token"]:
+                masks.append({**candidates[0], "candidates": candidates})
+        return {"text": outputs["text"].decode(), "masks": masks}  # type: ignore[attr-defined]
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: text -> text, tokens, scores of its masks; and `tokens`."""

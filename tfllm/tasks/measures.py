@@ -1,7 +1,8 @@
-"""The measures of every task by name, and whether a higher or a lower value is better.
+"""Metrics by name, and whether a higher or a lower value is better.
 
-Who compares two measurements (the best checkpoint, early stopping, a search) asks here. A measure
-without a direction (`length_ratio`, counts) is not in the tables.
+Whoever compares two measurements (the best checkpoint, early stopping, a search) asks here. A
+metric without a direction (`length_ratio`, counts) is not in the table. A name has one direction,
+whatever task measures it.
 """
 
 from __future__ import annotations
@@ -11,65 +12,41 @@ from typing import Literal
 
 Direction = Literal["maximize", "minimize"]
 
-
-def _higher(*names: str) -> dict[str, Direction]:
-    return dict.fromkeys(names, "maximize")
-
-
-def _lower(*names: str) -> dict[str, Direction]:
-    return dict.fromkeys(names, "minimize")
-
-
-_AVERAGES = tuple(
-    f"{name}{average}"
-    for name in ("precision", "recall", "f1")
-    for average in ("", "_macro", "_micro")
+LABEL_METRICS = (
+    "accuracy",
+    *(
+        f"{name}{mean}"
+        for name in ("precision", "recall", "f1")
+        for mean in ("", "_macro", "_micro")
+    ),
+    "mcc",
+    "auc",
+    "calibration_error",
 )
-_LABELS = _higher("accuracy", *_AVERAGES, "mcc", "auc") | _lower("calibration_error")
-_TOKENS = _higher("accuracy", "accuracy_at_1", "accuracy_at_5") | _lower("perplexity")
+MASKED_TOKEN_METRICS = ("accuracy", "accuracy_at_1", "accuracy_at_5", "perplexity")
 
-# By the task's `problem`, else its kind; each has `loss` as well.
-MEASURES: Mapping[str, Mapping[str, Direction]] = {
-    kind: _lower("loss") | measures
-    for kind, measures in {
-        "single_label": _LABELS,
-        "multi_label": _LABELS | _lower("hamming_loss"),
-        "regression": _higher("pearson", "spearman") | _lower("mse", "mae"),
-        "next_sentence": _LABELS,
-        "token_classification": _higher(
-            "accuracy", "token_accuracy", "precision", "recall", "f1", "f1_macro"
-        ),
-        "question_answering": _higher(
-            "accuracy",
-            *(
-                f"{part}{name}"
-                for part in ("", "has_answer_", "no_answer_")
-                for name in ("exact_match", "f1")
-            ),
-        ),
-        "embedding": _higher(
-            "accuracy", "mrr", "recall_at_1", "recall_at_5", "recall_at_10", "pearson", "spearman"
-        ),
-        "masked_lm": _TOKENS,
-        "pretraining": _TOKENS | _higher("masked_accuracy", "next_sentence_accuracy"),
-        "causal_lm": _higher("accuracy", "next_token_accuracy", "last_word_accuracy")
-        | _lower("perplexity", "bits_per_byte", "bits_per_character"),
-        "seq2seq": _higher("accuracy", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l")
-        | _lower("perplexity", "ter"),
-    }.items()
-}
-
-# Names that a measure of the user's own may have, as the field uses them.
-USUAL: Mapping[str, Direction] = (
-    _lower(
-        "rmse", "mape", "msle", "brier", "brier_score", "log_loss", "nll", "error_rate", "wer",
-        "cer", "ece", "eer", "edit_distance",
-    )
-    | _higher("r2", "kendall", "kappa", "map", "ndcg", "balanced_accuracy", "meteor")
+MINIMIZED = (
+    "loss", "perplexity", "calibration_error", "hamming_loss", "mse", "mae", "bits_per_byte",
+    "bits_per_character", "ter",
+    # Metrics of the user's own, by the names that the field uses.
+    "rmse", "mape", "msle", "brier", "brier_score", "log_loss", "nll", "error_rate", "wer", "cer",
+    "ece", "eer", "edit_distance",
 )  # fmt: skip
+MAXIMIZED = (
+    *(name for name in (*LABEL_METRICS, *MASKED_TOKEN_METRICS) if name not in MINIMIZED),
+    "pearson", "spearman", "token_accuracy", "exact_match", "has_answer_exact_match",
+    "has_answer_f1", "no_answer_exact_match", "no_answer_f1", "mrr", "recall_at_1", "recall_at_5",
+    "recall_at_10", "masked_accuracy", "next_sentence_accuracy", "next_token_accuracy",
+    "last_word_accuracy", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l",
+    "r2", "kendall", "kappa", "map", "ndcg", "balanced_accuracy", "meteor",
+)  # fmt: skip
+
+DIRECTIONS: Mapping[str, Direction] = {
+    **dict.fromkeys(MINIMIZED, "minimize"),
+    **dict.fromkeys(MAXIMIZED, "maximize"),
+}
 
 
 def direction(name: str) -> Direction | None:
-    """Whether a measure is maximized or minimized; None where that is not known."""
-    known = [measures[name] for measures in (*MEASURES.values(), USUAL) if name in measures]
-    return known[0] if known else None
+    """Whether a metric is maximized or minimized; None where that is not known."""
+    return DIRECTIONS.get(name)

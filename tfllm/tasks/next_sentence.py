@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from tfllm.tasks import label_names
 from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made
 from tfllm.tasks.classification import softmax
+from tfllm.tasks.measures import LABEL_METRICS
 
 if TYPE_CHECKING:
     import keras
@@ -22,7 +23,31 @@ LABELS = ("is_next", "not_next")  # in the order of the outputs
 class NextSentence(Task):
     """A head of two on the summary of the first token: 0 follows, 1 does not."""
 
+    head_layers: ClassVar = ("pooler", "next_sentence")
+    label_fields: ClassVar = ("label",)
+    pooled: ClassVar = True
+
     kind: Literal["next_sentence"] = "next_sentence"
+
+    @property
+    def takes_pair(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def measure(self) -> str:
+        """That of classification."""
+        return "single_label"
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """Next-sentence accuracy."""
+        return ("accuracy",)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Those of classification."""
+        return LABEL_METRICS
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores [B, 2]."""
@@ -60,6 +85,12 @@ class NextSentence(Task):
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
         """`{"label": "is_next" or "not_next", "scores": {label: probability}}`."""
         return [named(softmax(np.asarray(output, np.float32))) for output in outputs]
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """From `is_next`, a probability."""
+        return named(np.array([outputs["is_next"], 1 - outputs["is_next"]]))
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: text, text_pair -> is_next (probability); and `tokens`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tfllm.tasks.base import ClassWeights, Task
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 class NextToken(Task):
     """A task whose outputs are scores of the next token, [B, T, V]."""
+
+    vocabulary_outputs: ClassVar = True
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None

@@ -7,7 +7,7 @@ both means as the loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from tfllm.tasks import next_sentence
 from tfllm.tasks.base import ClassWeights, Example, Features, Made, encoded
 from tfllm.tasks.classification import softmax
 from tfllm.tasks.masked_lm import MaskedLM, Masking, rows_to_fill
+from tfllm.tasks.measures import MASKED_TOKEN_METRICS
 from tfllm.tasks.objectives import documents, masking, sentence_pairs
 from tfllm.tasks.objectives.masked_rows import MaskedFeatures, Plain, drawn
 
@@ -31,7 +32,20 @@ class Pretraining(Masking):
     [MASK]s, or two (`text_pair`).
     """
 
+    head_layers: ClassVar = (*Masking.head_layers, *next_sentence.NextSentence.head_layers)
+    pipelines: ClassVar = ("feature-extraction",)
+
     kind: Literal["pretraining"] = "pretraining"
+
+    @property
+    def measure(self) -> str:
+        """Those of masked_lm, and next-sentence accuracy."""
+        return "pretraining"
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Over the masked tokens, and over the pairs."""
+        return (*MASKED_TOKEN_METRICS, "masked_accuracy", "next_sentence_accuracy")
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores `tokens` float32 [B, T, V] and `next_sentence` float32 [B, 2]."""

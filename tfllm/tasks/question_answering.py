@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,11 +15,17 @@ from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_o
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
 
 
 class QuestionAnswering(Task):
     """Start and end scores for every token of every window of the context."""
+
+    head_layers: ClassVar = ("span",)
+    label_fields: ClassVar = ("answers",)
+    softmax_over: ClassVar = "positions"
+    pipelines: ClassVar = ("question-answering",)
 
     kind: Literal["question_answering"] = "question_answering"
     max_length: int = Field(default=384, ge=8)
@@ -34,6 +40,33 @@ class QuestionAnswering(Task):
     """How much the raw score of no answer must exceed the best span's."""
     n_best: int = Field(default=1, ge=1)
     """Answers to give; above 1 the further ones stand in `alternatives`."""
+
+    @property
+    def required_fields(self) -> tuple[tuple[str, ...], ...]:
+        """A question and the text that may hold its answer."""
+        return (("question", "context"),)
+
+    @property
+    def measure(self) -> str:
+        """Exact match and F1."""
+        return "question_answering"
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """F1 of the answers' words."""
+        return ("f1",)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Exact match and F1 of all questions, and of those with and without an answer."""
+        parts = ("", "has_answer_", "no_answer_")
+        return ("accuracy", *(f"{part}{name}" for part in parts for name in ("exact_match", "f1")))
+
+    @classmethod
+    def from_hf(cls, source: HuggingFaceHead) -> QuestionAnswering:
+        """Windows of the usual length, or shorter where the model asks for it."""
+        length = min(cls().max_length, source.max_length)
+        return cls(max_length=length, stride=min(cls().stride, length // 3))
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
         """Raw scores [B, T, 2]: start and end."""
@@ -107,6 +140,17 @@ class QuestionAnswering(Task):
             )
             for rows in rows_of.values()
         ]
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """The best span."""
+        return {
+            "answer": outputs["answer"].decode(),  # type: ignore[attr-defined]
+            "start": int(outputs["start"]),
+            "end": int(outputs["end"]),
+            "score": float(outputs["score"]),
+        }
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: question, context -> answer, start, end, score; and `tokens`."""

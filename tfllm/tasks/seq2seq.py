@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,9 +22,12 @@ from tfllm.tasks.objectives.span_corruption_rows import SpanPairs
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
+
+HF_WINDOW = 512  # tokens: what T5 and Marian were made for; BART takes 1024
 
 
 class Seq2Seq(NextToken):
@@ -33,6 +36,12 @@ class Seq2Seq(NextToken):
     Examples have a `source` and a `target`. A source may be a list of sentences, which are joined
     by spaces; a target may be a list of texts that are all right, each of which is learned.
     """
+
+    generates: ClassVar = "target"
+    backbones: ClassVar = ("encoder_decoder",)
+    label_fields: ClassVar = ("source", "target")
+    evaluated_on: ClassVar = "generations"
+    pipelines: ClassVar = ("translation", "summarization", "text2text-generation")
 
     kind: Literal["seq2seq"] = "seq2seq"
     max_length: int = Field(default=128, ge=3)
@@ -55,6 +64,47 @@ class Seq2Seq(NextToken):
     """With span_corruption: the part of the tokens that is left out."""
     mean_span: float = Field(default=spans.MEAN_SPAN, ge=1)
     """With span_corruption: tokens that are left out in one place, on average."""
+
+    @property
+    def required_fields(self) -> tuple[tuple[str, ...], ...]:
+        """A source, or a text in its place."""
+        return (("source",), ("text",))
+
+    @property
+    def measure(self) -> str:
+        """BLEU, chrF, TER and ROUGE."""
+        return "text_to_text"
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """BLEU, of 100."""
+        return ("bleu",)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Of generated texts, and over the tokens of targets."""
+        texts = ("bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "ter")
+        return ("accuracy", *texts, "perplexity")
+
+    @classmethod
+    def from_hf(cls, source: HuggingFaceHead) -> Seq2Seq:
+        """Rows of HF_WINDOW tokens, or of all positions where there are fewer."""
+        return cls(max_length=min(HF_WINDOW, source.positions))
+
+    def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+        """The special tokens."""
+        if before:
+            return {}
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        return {**ids, "forced_eos_token_id": tokenizer.eos_token_id}
+
+    def hf_generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The special tokens of `config.json`; padding is never generated."""
+        keys = ("bos", "eos", "pad", "decoder_start", "forced_bos", "forced_eos")
+        ids = {f"{key}_token_id": config.get(f"{key}_token_id") for key in keys}
+        ids = {key: value for key, value in ids.items() if value is not None}
+        pad = config.get("pad_token_id")
+        return {**ids, **({"bad_words_ids": [[pad]]} if pad is not None else {})}
 
     @property
     def source_length(self) -> int:

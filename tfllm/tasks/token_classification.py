@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from tfllm.tasks.base import (
     where,
 )
 from tfllm.tasks.classification import softmax
+from tfllm.tasks.huggingface import HuggingFaceHead, label_maps
 
 if TYPE_CHECKING:
     import keras
@@ -33,9 +34,53 @@ log = logging.getLogger(__name__)
 class TokenClassification(Task):
     """A head on every token; a word's label stands at its first piece."""
 
+    head_layers: ClassVar = ("classifier",)
+    label_fields: ClassVar = ("words", "tags")
+    pipelines: ClassVar = ("token-classification",)
+
     kind: Literal["token_classification"] = "token_classification"
     labels: label_names.Labels = ()
     """Tags (`O`, `B-PER`, `I-PER`, ...) in the order of the outputs; empty: from the data."""
+
+    @property
+    def required_fields(self) -> tuple[tuple[str, ...], ...]:
+        """A list of words, or a text whose words are found."""
+        return (("words",), ("text",))
+
+    @property
+    def measure(self) -> str:
+        """Precision, recall and F1 of entities."""
+        return "token_classification"
+
+    @property
+    def measure_options(self) -> dict[str, Any]:
+        """The labels, for tags of examples that are numbers."""
+        return {"labels": self.labels}
+
+    @property
+    def headline_metrics(self) -> tuple[str, ...]:
+        """F1 of entities."""
+        return ("f1",)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Of entities, and of tags: `accuracy` of tokens, `token_accuracy` of words."""
+        return ("accuracy", "token_accuracy", "precision", "recall", "f1", "f1_macro")
+
+    @property
+    def head_key(self) -> tuple[Any, ...]:
+        """The labels."""
+        return (self.kind, self.labels)
+
+    @classmethod
+    def from_hf(cls, source: HuggingFaceHead) -> TokenClassification:
+        """Labels from `id2label`."""
+        length = source.length_of_texts()
+        return cls(labels=source.labels, max_length=length)
+
+    def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+        """`id2label` and `label2id`."""
+        return label_maps(self.labels, before)
 
     def completed(self, examples: Sequence[Example]) -> TokenClassification:
         """Labels from the examples where none are named: O first, then B and I of each kind."""
@@ -112,6 +157,35 @@ class TokenClassification(Task):
             self._answer(np.asarray(output, np.float32), detail)
             for output, detail in zip(outputs, features.details, strict=True)
         ]
+
+    def answer_from_signature(
+        self, example: Example, outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """Entities of the words that the graph found, or of the example's own words.
+
+        An own word has the tag of the first found word that begins in it: both are the tag of its
+        first piece.
+        """
+        labels = [label.decode() for label in outputs["labels"]]
+        columns = (outputs["starts"], outputs["ends"], outputs["scores"])
+        if "words" not in example:
+            return {"entities": words.entities(example["text"], labels, *columns)}
+        known = [int(start) for start, label in zip(columns[0], labels, strict=True) if label]
+        lengths = [len(word) for word in example["words"]]
+        starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
+        first = np.searchsorted(known, starts)
+        inside = np.append(known, np.inf)[first] < starts + lengths
+        sources = [
+            int(index) if within else None for index, within in zip(first, inside, strict=True)
+        ]
+        tags = ["O" if index is None else labels[index] for index in sources]
+        scores = [0.0 if index is None else float(columns[2][index]) for index in sources]
+        text = " ".join(example["words"])
+        ends = (starts + lengths).tolist()
+        return {
+            "entities": words.entities(text, tags, starts.tolist(), ends, scores),
+            "tags": tags,
+        }
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: text -> labels, starts, ends, scores of its words; and `tokens`."""

@@ -37,7 +37,7 @@ def check_targets(task: Task, features: Features, class_weights: Any = None) -> 
     Raises SettingError where all labels that occur have the weight 0 (`train.class_weights`).
     """
     labels: tuple[str, ...] = getattr(task, "labels", ())
-    problem = getattr(task, "problem", task.kind)
+    problem = getattr(task, "problem", "")
     if features.targets is None or (not labels and problem != "regression"):
         return
     if problem in ("multi_label", "regression"):

@@ -67,7 +67,11 @@ def prepare_corpus(
 def _cut(recipe: CorpusRecipe, settings: PrepareSettings) -> SentenceSplit:
     if settings.sentences is not None:
         return settings.sentences
-    return "none" if recipe.task is not None and recipe.task.kind == "causal_lm" else "punctuation"
+    return (
+        "none"
+        if recipe.task is not None and recipe.task.generates == "continuation"
+        else "punctuation"
+    )
 
 
 def _tokenizer(
@@ -85,7 +89,7 @@ def _tokenizer(
         return lambda _: loaded, _content(loaded)
     if isinstance(settings, TokenizerSettings) and settings.kind is not None:
         learned = settings
-        pairs = recipe.task is not None and recipe.task.kind == "seq2seq"
+        pairs = recipe.task is not None and recipe.task.generates == "target"
         learn = vocabulary.learn_for_pairs if pairs else vocabulary.learn_from
         return (
             lambda texts: learn(learned, texts),

@@ -22,9 +22,6 @@ from tfllm.training.texts import Texts
 # From (task, answers, examples) to named measures; nested ones and texts are left out.
 Measure = Callable[[Task, list[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
 
-# Tasks whose outputs are too many to keep: scores of a whole vocabulary for every token.
-WHOLE_VOCABULARY = ("masked_lm", "pretraining", "causal_lm", "seq2seq")
-
 # Measures by name; None where the data leaves one undefined, such as the AUC of a single class.
 Measured = dict[str, float | None]
 
@@ -50,7 +47,7 @@ class Validation:
     ):
         self.task, self.examples = task, examples
         self.texts = texts
-        self.measure = None if task.kind in WHOLE_VOCABULARY else measure
+        self.measure = None if task.vocabulary_outputs else measure
         self.tokenizer = tokenizer
         self.features = task.for_epoch(task.rows(examples, tokenizer), seed, 0)
         group = self.features.group

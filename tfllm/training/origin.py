@@ -114,7 +114,7 @@ def _from_nothing(
             "tokenizer: a model from nothing (model.family) needs one. Give a directory, or "
             "a vocab.txt: tokenizer: {path: vocab.txt}, or learn one: tokenizer: {kind: characters}"
         )
-    pairs = task.kind == "seq2seq"
+    pairs = task.generates == "target"
     return _new(recipe, read_tokenizer(recipe.tokenizer, examples, learned, pairs=pairs), task)
 
 
@@ -139,7 +139,7 @@ def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> 
         "vocabulary_size": tokenizer.vocabulary_size,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if task.kind == "seq2seq" and tokenizer.pad_token_id is None:
+    if task.generates == "target" and tokenizer.pad_token_id is None:
         raise SettingError(
             "tokenizer: the vocabulary has no padding token, which a model of sources and targets "
             "needs. Add <pad> to its special tokens."

@@ -75,7 +75,7 @@ def texts_of(
 ) -> Texts | None:
     """What writes texts for the examples; None where the task or the recipe has none written."""
     if (
-        start.task.kind != "seq2seq"
+        start.task.generates != "target"
         or getattr(start.task, "span_corruption", False)
         or measure is None
         or settings.generate == 0

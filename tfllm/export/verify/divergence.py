@@ -199,10 +199,10 @@ def of_answers(
 
 def _distributions(task: Any, counted: np.ndarray, scores: Any) -> np.ndarray | None:
     """Raw scores as rows [N, C], each of one distribution; None where there is none."""
-    if task.kind == "embedding" or isinstance(scores, dict):
+    if not task.softmax_over or isinstance(scores, dict):
         return None
     values = np.asarray(scores, np.float64)
-    if task.kind == "question_answering":
+    if task.softmax_over == "positions":
         kept = np.where(counted[..., None], values, MASKED)
         return kept.swapaxes(1, 2).reshape(-1, counted.shape[1])
     if getattr(task, "problem", "") == "multi_label":

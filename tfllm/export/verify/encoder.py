@@ -100,7 +100,6 @@ def savedmodel(
 ) -> Iterator[Check]:
     """Signatures with texts and with token ids, and the warm-up records, in a fresh process."""
     from tfllm.export.savedmodel import signatures_of
-    from tfllm.runtimes.savedmodel import ANSWERS
 
     signatures = signatures_of(folder)
     names = list(signatures["serving_default"].inputs)
@@ -116,8 +115,8 @@ def savedmodel(
     yield only_tensorflow(result)
     outputs = [_arrays(output) for output in result["outputs"]]
     answers = [
-        ANSWERS[reference.task.kind](
-            reference.task, example, {name: value[place] for name, value in outputs[0].items()}
+        reference.task.answer_from_signature(
+            example, {name: value[place] for name, value in outputs[0].items()}
         )
         for place, example in enumerate(examples)
     ]
@@ -259,7 +258,7 @@ def _batches(reference: Any, examples: Sequence[dict]) -> list[tuple[Inputs, np.
     """Rows of token ids of the examples in batches int32 [B, T], and which of their places count,
     boolean [B, T]: those of texts, or of hidden tokens where the model tells them."""
     task = reference.task
-    hides = task.kind == "masked_lm"
+    hides = task.evaluated_on == "masked_tokens"
     if hides:
         task = task.model_copy(update={"packing": False})
         features = task.for_epoch(task.features(examples, reference.tokenizer))

@@ -22,7 +22,7 @@ def expected(reference: Any, profile: Profile, texts: Sequence[str]) -> np.ndarr
     graph = reference.tokenizer.graph("mediapipe")
     rows = graph(tf.constant(list(texts)), max_length=task.max_length)
     raw = reference.call({name: value.numpy() for name, value in rows.items()})
-    if task.kind == "embedding":
+    if not task.softmax_over:
         return raw
     if task.problem == "multi_label":
         return 1 / (1 + np.exp(-raw))
@@ -35,7 +35,7 @@ def answers(path: Path, task: Any, texts: Sequence[str]) -> np.ndarray:
     from mediapipe.tasks.python import BaseOptions, text
 
     options = {"base_options": BaseOptions(model_asset_path=str(path))}
-    if task.kind == "embedding":
+    if not task.softmax_over:
         embedder = text.TextEmbedder.create_from_options(text.TextEmbedderOptions(**options))
         with embedder:
             return np.array([embedder.embed(one).embeddings[0].embedding for one in texts])

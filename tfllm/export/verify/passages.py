@@ -84,10 +84,10 @@ QUESTIONS = {"English": "What is this text about?", "Chinese": "这段话讲的�
 def examples(task: Any) -> list[dict[str, Any]]:
     """The passages as examples of a task."""
     pairs = [(QUESTIONS[name], text) for name, texts in PASSAGES.items() for text in texts]
-    if task.kind == "question_answering":
+    if task.required_fields[0] == ("question", "context"):
         return [{"question": question, "context": text} for question, text in pairs]
-    if task.kind == "token_classification":
+    if task.required_fields[0] == ("words",):
         return [{"words": text.split()} for _, text in pairs]
-    if getattr(task, "pair", False) or task.kind == "next_sentence":
+    if task.takes_pair:
         return [{"text": question, "text_pair": text} for question, text in pairs]
     return [{"text": text} for _, text in pairs]

@@ -71,11 +71,11 @@ QUESTIONS = (
 def examples(task: Any, plain: bool = False) -> list[dict[str, Any]]:
     """Examples for a task; `plain`: ASCII texts only."""
     sentences = PLAIN if plain else SENTENCES
-    if task.kind == "question_answering":
+    if task.required_fields[0] == ("question", "context"):
         return [{"question": question, "context": CONTEXT} for question in QUESTIONS]
-    if task.kind == "token_classification":
+    if task.required_fields[0] == ("words",):
         return [{"words": text.split()} for text in sentences if text.split()]
     pairs = sentences[1:] + sentences[:1]
-    if getattr(task, "pair", False) or task.kind == "next_sentence":
+    if task.takes_pair:
         return [{"text": a, "text_pair": b} for a, b in zip(sentences, pairs, strict=True)]
     return [{"text": text} for text in sentences]

@@ -50,7 +50,7 @@ def bleu(checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dic
 
     writing = {"num_beams": _beams(checkpoint, profile), "truncate": True}
     before, after = (
-        evaluate(model, list(examples), writing=writing)["bleu"]
+        evaluate(model, list(examples), generation=writing)["bleu"]
         for model in (open_checkpoint(checkpoint), open_model(folder))
     )
     limit = profile.tolerance.metric_points

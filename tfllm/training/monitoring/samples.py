@@ -13,7 +13,7 @@ import numpy as np
 
 from tfllm.tasks.base import IGNORED
 from tfllm.tasks.losses import at_positions
-from tfllm.training.measuring import WHOLE_VOCABULARY, Validation, by_row, input_names
+from tfllm.training.measuring import Validation, by_row, input_names
 
 LONGEST = 300  # characters of a field
 TOKENS = 8  # predicted tokens of a row of a language model
@@ -24,7 +24,7 @@ Row = tuple[str, str, str]
 
 def samples(validation: Validation, model: Any, count: int) -> list[Row]:
     """(example, expected, answer) of the first `count` validation examples."""
-    if validation.task.kind in WHOLE_VOCABULARY:
+    if validation.task.vocabulary_outputs:
         return _tokens(validation, model, count)
     task, examples = validation.task, validation.examples[:count]
     features = task.for_epoch(task.features(examples, validation.tokenizer))

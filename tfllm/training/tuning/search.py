@@ -13,7 +13,7 @@ import yaml
 
 from tfllm import config
 from tfllm.errors import InputError, SettingError, TrainingFailed, did_you_mean
-from tfllm.tasks.measures import MEASURES, Direction
+from tfllm.tasks.measures import Direction
 from tfllm.training import directory as files
 from tfllm.training.measuring import direction as direction_of
 from tfllm.training.recipe import Recipe
@@ -108,7 +108,7 @@ def measure_of(recipe: Recipe) -> tuple[str, Direction]:
             "or data.validation_share to hold out a part of the training data."
         )
     name = recipe.evaluate.best or "loss"
-    known = MEASURES[getattr(recipe.task, "problem", recipe.task.kind)]
+    known = ("loss", *recipe.task.metric_names)
     if name not in known:  # trials are `tfllm train`, which has no measures of the user's own
         raise SettingError(f"evaluate.best: no measure '{name}'. {did_you_mean(name, known)}")
     return name, direction_of(recipe.evaluate)
