@@ -81,7 +81,7 @@ class Embedding(Task):
     @property
     def measure(self) -> str:
         """Correlation with scores, or retrieval."""
-        return "embedding"
+        return "embeddings"
 
     @property
     def headline_metrics(self) -> tuple[str, ...]:

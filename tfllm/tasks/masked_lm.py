@@ -80,7 +80,7 @@ class MaskedLM(Masking):
     @property
     def measure(self) -> str:
         """Accuracy and perplexity over the masked tokens."""
-        return "masked_lm"
+        return "masked_tokens"
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Pretraining(Masking):
     @property
     def measure(self) -> str:
         """Those of masked_lm, and next-sentence accuracy."""
-        return "pretraining"
+        return "masked_tokens_and_pairs"
 
     @property
     def metric_names(self) -> tuple[str, ...]:

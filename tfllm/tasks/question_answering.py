@@ -49,7 +49,7 @@ class QuestionAnswering(Task):
     @property
     def measure(self) -> str:
         """Exact match and F1."""
-        return "question_answering"
+        return "span_answers"
 
     @property
     def headline_metrics(self) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ class TokenClassification(Task):
     @property
     def measure(self) -> str:
         """Precision, recall and F1 of entities."""
-        return "token_classification"
+        return "entities"
 
     @property
     def measure_options(self) -> dict[str, Any]:
