@@ -17,8 +17,9 @@ from tfllm.cli import main
 from tfllm.evaluation.harness import evaluate, headline
 from tfllm.layers import heads
 from tfllm.runtimes.opening import open_model
-from tfllm.tasks import graph, losses
-from tfllm.tasks.base import Task, encoded, made
+from tfllm.tasks import losses, serving_graph
+from tfllm.tasks.base import Task
+from tfllm.tasks.features import encoded, made
 
 PACKAGE = Path(__file__).parent.parent / "tfllm"
 
@@ -68,12 +69,12 @@ class Polarity(Task):
         return {"label": "good" if polarity > self.threshold else "bad", "polarity": polarity}
 
     def signatures(self, model, graph_tokenizer):
-        @graph.function(graph.texts("text"))
+        @serving_graph.function(serving_graph.texts("text"))
         def serve(text):
-            logits = graph.run(model, graph_tokenizer(text, max_length=self.max_length))
+            logits = serving_graph.run(model, graph_tokenizer(text, max_length=self.max_length))
             return {"polarity": tf.sigmoid(logits[:, 0])}
 
-        return {"serving_default": serve, "tokens": graph.tokens(model)}
+        return {"serving_default": serve, "tokens": serving_graph.tokens(model)}
 
 
 def share_right(answers, examples):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfllm.checkpoints import store
 from tfllm.errors import ArtifactError, DataError, SettingError
-from tfllm.evaluation import harness, language
+from tfllm.evaluation import harness, language_model
 from tfllm.models import gpt2
 from tfllm.runtimes import inputs, token_log_probs
 from tfllm.runtimes.checkpoint import open_checkpoint
@@ -107,7 +107,7 @@ def test_the_last_word_is_right_when_all_its_tokens_are(predictor):
     texts = [{"text": "ab cd"}, {"text": "ab ce "}]
     answers = predictor.scored(texts, measure="last_word")
     assert [answer["token_count"] for answer in answers] == [3, 3]
-    assert language.language(
+    assert language_model.language(
         [{**answers[0], "correct": 3}, {**answers[1], "correct": 2}], texts, "last_word"
     )["last_word_accuracy"] == 0.5  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 from tfllm.errors import DataError, SettingError
 from tfllm.models import bert, gpt2
 from tfllm.tasks import CausalLM, build
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tasks.objectives import packing
 from tfllm.tokenizers.characters import from_characters
 

@@ -9,7 +9,7 @@ import pytest
 
 from tfllm.errors import DataError
 from tfllm.evaluation.span_answers import gold_texts
-from tfllm.tasks import Classification, Embedding, TokenClassification, label_names, spans
+from tfllm.tasks import Classification, Embedding, TokenClassification, answer_spans, label_names
 
 
 def labels_of(*labels, **options):
@@ -109,7 +109,7 @@ def test_labels_of_pairs_that_nothing_reads_are_said(tokenizer, caplog):
 @pytest.mark.parametrize("start", [None, math.nan, 0, 0.0, "0"])
 def test_an_answer_whose_start_is_not_known_is_looked_for(start):
     example = {"context": "C = C", "answers": {"text": ["C"], "start": [start]}}
-    assert spans.gold(example) == (0, 1)
+    assert answer_spans.gold(example) == (0, 1)
 
 
 @pytest.mark.parametrize("start", ["x", 1.5, [0], math.inf])
@@ -118,7 +118,7 @@ def test_a_start_that_is_no_whole_number_is_named(start):
         "context": "C", "answers": {"text": ["C"], "start": [start]}, "_where": "q.jsonl:7",
     }  # fmt: skip
     with pytest.raises(DataError, match=r"q\.jsonl:7: the answer's start"):
-        spans.gold(example)
+        answer_spans.gold(example)
 
 
 @pytest.mark.parametrize("task", [Classification, TokenClassification])
@@ -131,5 +131,5 @@ def test_a_label_that_is_named_twice_is_refused(task, labels):
 @pytest.mark.parametrize("text", [None, [], [None]])
 def test_a_question_may_have_no_answer_in_every_way_of_writing_it(text):
     example = {"context": "C", "answers": {"text": text or [], "start": []}}
-    assert spans.gold(example) is None
+    assert answer_spans.gold(example) is None
     assert gold_texts({"answers": {"text": text, "start": None}}) == []

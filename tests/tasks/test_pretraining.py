@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfllm import tasks
 from tfllm.errors import SettingError
 from tfllm.tasks import metrics
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 
 EXACT = 1e-5  # float32 sums in another order
 WORDS = "the film was good bad very who made it paris new york ann lee at in lives".split()

@@ -5,7 +5,7 @@ import pytest
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import build
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tokenizers.characters import from_characters
 from tfllm.tokenizers.train import append_eos
 

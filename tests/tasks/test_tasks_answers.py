@@ -9,7 +9,7 @@ import pytest
 from tfllm import tasks
 from tfllm.data import sources
 from tfllm.errors import DataError
-from tfllm.tasks import spans, words
+from tfllm.tasks import answer_spans, entities
 from tfllm.tasks.masked_lm import filled
 from tfllm.tokenizers.loading import read_vocabulary
 from tfllm.tokenizers.wordpiece import WordPiece
@@ -42,7 +42,7 @@ def test_labels():
     ],
 )
 def test_entities_of_tags(tags, wanted):
-    assert words.spans(tags.split()) == wanted
+    assert entities.spans(tags.split()) == wanted
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,9 @@ def test_no_answer(tokenizer):
 
 def test_gold_answers_are_aligned():
     def gold(text, start, context="a cat, a dog, a cat"):
-        return spans.gold({"context": context, "answers": {"text": [text], "start": [start]}})
+        return answer_spans.gold(
+            {"context": context, "answers": {"text": [text], "start": [start]}}
+        )
 
     assert gold("cat", 2) == (2, 5)
     assert gold("cat", 14) == (16, 19)  # a wrong start: the nearest place
@@ -163,7 +165,7 @@ def test_gold_answers_are_aligned():
     with pytest.raises(DataError, match="'cow' does not stand in the context"):
         gold("cow", 0)
     with pytest.raises(DataError, match="both lists"):
-        spans.gold({"context": "a", "answers": "a"})
+        answer_spans.gold({"context": "a", "answers": "a"})
 
 
 def test_masks_are_filled(tokenizer):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfllm import tasks
-from tfllm.tasks import words
+from tfllm.tasks import entities
 
 TEXTS = [
     "the film was very good", "", "Ann Lee lives in New York.", "unwatchable, (bad) a-b a. b&c",
@@ -134,12 +134,12 @@ def test_token_classification(tokenizer, in_graph, tiny, run, max_length):
         tags = [tag.decode() for tag in found["labels"][row]]
         count = len(details[row]["places"])
         assert "" not in tags[:count] and set(tags[count:]) <= {""}
-        entities = words.entities(
+        joined = entities.entities(
             text, tags, found["starts"][row], found["ends"][row], found["scores"][row]
         )
-        for entity in [*entities, *answer["entities"]]:
+        for entity in [*joined, *answer["entities"]]:
             entity["score"] = pytest.approx(entity["score"], abs=1e-5)
-        assert entities == answer["entities"]
+        assert joined == answer["entities"]
     nothing = served(function, text=[""])
     assert {value.shape for value in nothing.values()} == {(1, 0)}
 

@@ -11,7 +11,7 @@ from tfllm import config
 from tfllm.cli import main
 from tfllm.errors import SettingError
 from tfllm.evaluation.metrics import measure
-from tfllm.tasks import TASKS, Classification, measures
+from tfllm.tasks import TASKS, Classification, metric_directions
 from tfllm.training import callbacks
 from tfllm.training.measuring import direction, is_better
 from tfllm.training.monitoring.logs import read as read_log
@@ -109,13 +109,13 @@ def test_every_measure_of_evaluation_has_its_direction():
         found = measure(task, answers, examples)
         names = {name for name, value in found.items() if isinstance(value, (int, float))}
         assert names and names - without <= {"loss", *task.metric_names}, task.kind
-        assert all(measures.direction(name) for name in names - without)
+        assert all(metric_directions.direction(name) for name in names - without)
 
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_every_metric_of_a_task_has_its_direction(kind):
     task = TASKS[kind]()
-    assert task.metric_names and all(map(measures.direction, task.metric_names))
+    assert task.metric_names and all(map(metric_directions.direction, task.metric_names))
     assert set(task.headline_metrics) <= set(task.metric_names)
 
 

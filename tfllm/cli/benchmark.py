@@ -45,7 +45,7 @@ def benchmark(
 
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.errors import SettingError
-    from tfllm.evaluation.reading import settings_for
+    from tfllm.evaluation.settings import settings_for
     from tfllm.runtimes import inputs
 
     batches = _numbers(batch_sizes, "--batch-sizes")

@@ -61,7 +61,7 @@ def evaluate(
     from tfllm.data import sources
     from tfllm.data.settings import find_corpus
     from tfllm.errors import StorageError
-    from tfllm.evaluation.reading import settings_for
+    from tfllm.evaluation.settings import settings_for
 
     overrides = [*(set or []), *([f"tokenize={tokenize}"] if tokenize else [])]
     settings = settings_for(model, data, [*overrides, *(["truncate=true"] if truncate else [])])

@@ -52,7 +52,7 @@ def export(
     import itertools
 
     from tfllm.data.sources import ReadSettings, read
-    from tfllm.evaluation.reading import settings_for
+    from tfllm.evaluation.settings import settings_for
     from tfllm.export.base import profile
 
     settings = profile(to, set or [])

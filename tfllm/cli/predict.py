@@ -50,7 +50,7 @@ def predict(
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.errors import SettingError
     from tfllm.evaluation.harness import check_generation
-    from tfllm.evaluation.reading import settings_for
+    from tfllm.evaluation.settings import settings_for
     from tfllm.runtimes import inputs
     from tfllm.runtimes.opening import open_model
 

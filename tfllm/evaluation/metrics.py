@@ -12,7 +12,7 @@ from typing import Any
 
 from tfllm.evaluation.classification import multi_label, regression, single_label
 from tfllm.evaluation.embedding import embedding
-from tfllm.evaluation.language import language, perplexity
+from tfllm.evaluation.language_model import language, perplexity
 from tfllm.evaluation.span_answers import question_answering
 from tfllm.evaluation.tagging import token_classification
 from tfllm.evaluation.text_to_text import text_to_text

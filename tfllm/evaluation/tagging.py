@@ -11,7 +11,7 @@ import numpy as np
 
 from tfllm.errors import DataError
 from tfllm.tasks import label_names
-from tfllm.tasks.words import bio_tags
+from tfllm.tasks.entities import bio_tags
 
 
 def token_classification(
@@ -24,7 +24,7 @@ def token_classification(
     `answers`: {"entities": [{"label", "start", "end"}]}, characters of the words joined by one
     space, or {"tags": [...]} with one tag per word. `examples`: {"words": [...], "tags": [...]}.
     An entity counts when its kind and both its ends are right; what an entity is in the tags says
-    `tfllm.tasks.words.spans`, as it does for predictions: a tag without a prefix, as of parts of
+    `tfllm.tasks.entities.spans`, as it does for predictions: a tag without a prefix, as of parts of
     speech, is an entity of one word. `labels`: the model's tags, for gold tags that are numbers.
     Where neither side has an entity, the measures of entities are None.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from tfllm.evaluation.language import perplexity
+from tfllm.evaluation.language_model import perplexity
 from tfllm.evaluation.rouge import is_chinese, rouge
 from tfllm.tasks.seq2seq import source_of, targets_of
 

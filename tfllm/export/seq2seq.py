@@ -41,7 +41,7 @@ from tfllm.generation.config import (
     signature_fields,
 )
 from tfllm.generation.state import FULL, STOPPED
-from tfllm.tasks import graph
+from tfllm.tasks import serving_graph
 from tfllm.tokenizers.base import valid_id_ranges
 
 if TYPE_CHECKING:
@@ -70,35 +70,35 @@ def signatures(
         tf.TensorSpec([None, None], tf.int32, "token_ids"),
         tf.TensorSpec([None], tf.int32, "lengths"),
     ]
-    prompt = graph.texts("prompt")
+    prompt = serving_graph.texts("prompt")
     size = writer.model.source_vocabulary_size
 
-    @graph.function(prompt)
+    @serving_graph.function(prompt)
     def serve(prompt):
         text, written = writer.texts(prompt, writer.own)
         return {"text": text, "score": written.scores}
 
-    @graph.function(prompt + _specs(SETTINGS))
+    @serving_graph.function(prompt + _specs(SETTINGS))
     def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
         asked = (max_new_tokens, temperature, top_k, top_p, seed)
         given = checked_settings(SETTINGS, *asked)
         text, written = writer.texts(prompt, writer.sampled, *given)
         return {"text": text, "token_count": written.counts}
 
-    @graph.function(prompt + _specs(BEAM_SETTINGS))
+    @serving_graph.function(prompt + _specs(BEAM_SETTINGS))
     def beam(prompt, max_new_tokens, length_penalty):
         given = checked_settings(BEAM_SETTINGS, max_new_tokens, length_penalty)
         text, written = writer.texts(prompt, writer.searched, *given)
         return {"text": text, "token_count": written.counts, "score": written.scores}
 
-    @graph.function(ids + _specs(SETTINGS))
+    @serving_graph.function(ids + _specs(SETTINGS))
     def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
         asked = (max_new_tokens, temperature, top_k, top_p, seed)
         given = checked_settings(SETTINGS, *asked)
         token_ids, lengths = checked_ids(token_ids, lengths, size)
         return _named(writer.sampled(token_ids, lengths, *given))
 
-    @graph.function(ids + _specs(BEAM_SETTINGS))
+    @serving_graph.function(ids + _specs(BEAM_SETTINGS))
     def beam_tokens(token_ids, lengths, max_new_tokens, length_penalty):
         given = checked_settings(BEAM_SETTINGS, max_new_tokens, length_penalty)
         token_ids, lengths = checked_ids(token_ids, lengths, size)
@@ -124,7 +124,7 @@ def tokens(model: keras.Model) -> Any:
         for name in ("source_ids", "source_padding_mask", "token_ids", "padding_mask")
     ]
 
-    @graph.function(specs)
+    @serving_graph.function(specs)
     def logits(source_ids, source_padding_mask, token_ids, padding_mask):
         given = {
             "source_ids": source_ids,
@@ -133,8 +133,8 @@ def tokens(model: keras.Model) -> Any:
             "padding_mask": padding_mask,
         }
         for name in ("source_ids", "token_ids"):
-            given[name] = graph.checked(name, "at least 0", given[name], given[name] >= 0)
-        return {"logits": graph.run(model, given)}
+            given[name] = serving_graph.checked(name, "at least 0", given[name], given[name] >= 0)
+        return {"logits": serving_graph.run(model, given)}
 
     return logits
 
@@ -173,7 +173,7 @@ class Writer:
 
     def texts(self, prompts: tf.Tensor, write: Any, *given: Any) -> tuple[tf.Tensor, Written]:
         """(texts string [B], the same as tokens) by `own`, `sampled` or `searched`."""
-        prompts = graph.valid_utf8(prompts)
+        prompts = serving_graph.valid_utf8(prompts)
         packed = self.source_tokenizer(
             tf.strings.join([self.prefix, prompts]), max_length=self.longest_source
         )
@@ -184,7 +184,7 @@ class Writer:
         ids = tf.RaggedTensor.from_tensor(written.ids, lengths=counts)
         text = self.target_tokenizer.detokenize(ids)
         scores = tf.where(full, written.scores, 0.0)
-        return graph.valid_utf8(text), written._replace(counts=counts, scores=scores)
+        return serving_graph.valid_utf8(text), written._replace(counts=counts, scores=scores)
 
     def own(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> Written:
         """As the checkpoint asks."""
@@ -276,7 +276,7 @@ class Writer:
 def _shared(write: Any, kinds: dict[str, np.dtype]) -> Any:
     """`write` of token_ids, lengths and one tensor for each of `kinds`, as one graph function."""
 
-    @graph.function(
+    @serving_graph.function(
         [
             tf.TensorSpec([None, None], tf.int32),
             tf.TensorSpec([None], tf.int32),

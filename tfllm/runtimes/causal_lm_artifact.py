@@ -22,7 +22,7 @@ from tfllm.generation.slots import padded
 from tfllm.runtimes.causal_lm import LanguagePredictor
 from tfllm.runtimes.token_log_probs import Score
 from tfllm.tasks import Task
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tokenizers.loading import load_tokenizer
 
 STOPPED = 1  # in the output `finished`

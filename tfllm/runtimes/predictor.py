@@ -10,7 +10,7 @@ import numpy as np
 
 from tfllm.errors import CheckpointError
 from tfllm.tasks import Features, Task
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tokenizers.base import Tokenizer
 
 BATCH_SIZE = 32

@@ -25,7 +25,7 @@ from tfllm.runtimes.predictor import (
     check_finite,
 )
 from tfllm.tasks import Task
-from tfllm.tasks.base import text_of
+from tfllm.tasks.features import text_of
 from tfllm.tokenizers.loading import load_tokenizer
 
 SIGNATURE, SCORE = "serving_default", "score"

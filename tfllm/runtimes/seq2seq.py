@@ -13,7 +13,7 @@ from tfllm.checkpoints.store import Checkpoint
 from tfllm.data.batching import Batches
 from tfllm.runtimes.predictor import BATCH_SIZE, Answer, Example, Progress, check_finite
 from tfllm.tasks import Task
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tasks.seq2seq import Seq2Seq, source_of, targets_of
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from tfllm.errors import DataError, SettingError
 from tfllm.runtimes.predictor import Answer, Example, Progress
-from tfllm.tasks.base import IGNORED, text_of, where
 from tfllm.tasks.causal_lm import CausalLM, lines_of, messages_of
+from tfllm.tasks.features import IGNORED, text_of, where
 from tfllm.tasks.objectives.packing import pieces
 from tfllm.tokenizers.base import Tokenizer
 

@@ -11,10 +11,11 @@ from pydantic_core import core_schema
 
 from tfllm import config
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.tasks.base import Features, Task
+from tfllm.tasks.base import Task
 from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tasks.classification import Classification
 from tfllm.tasks.embedding import Embedding
+from tfllm.tasks.features import Features
 from tfllm.tasks.masked_lm import MaskedLM
 from tfllm.tasks.next_sentence import NextSentence
 from tfllm.tasks.pretraining import Pretraining

@@ -11,11 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
-from tfllm.tasks.base import Example, Features, Rows, text_of, where
-from tfllm.tasks.next_token import NextToken
+from tfllm.tasks.base import NextToken
+from tfllm.tasks.features import Example, Features, Rows, text_of, where
 from tfllm.tasks.objectives import packing
-from tfllm.tasks.objectives.corpus_stream import CorpusStream
-from tfllm.tasks.objectives.packing import Stream
+from tfllm.tasks.objectives.packing import CorpusStream, Stream
 
 if TYPE_CHECKING:
     import keras

@@ -9,9 +9,10 @@ import numpy as np
 
 from tfllm.errors import CheckpointError
 from tfllm.tasks import huggingface, label_names
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made
+from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.features import Example, Features, encoded, made
 from tfllm.tasks.huggingface import HuggingFaceHead, Problem, label_maps, problem_of
-from tfllm.tasks.measures import LABEL_METRICS
+from tfllm.tasks.metric_directions import LABEL_METRICS
 
 if TYPE_CHECKING:
     import keras

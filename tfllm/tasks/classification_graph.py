@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tfllm.tasks import graph
+from tfllm.tasks import serving_graph
 
 if TYPE_CHECKING:
     import keras
@@ -33,7 +33,7 @@ def signatures(
     names = ["text", "text_pair"] if task.pair else ["text"]
 
     def scores(*texts: tf.Tensor) -> tf.Tensor:
-        raw = graph.run_by_length(model, tokenizer(*texts, max_length=task.max_length))
+        raw = serving_graph.run_by_length(model, tokenizer(*texts, max_length=task.max_length))
         activation = {"single_label": tf.nn.softmax, "multi_label": tf.sigmoid}
         return activation.get(task.problem, tf.identity)(raw)
 
@@ -44,22 +44,22 @@ def signatures(
         best = tf.argmax(found, axis=-1, output_type=tf.int32)
         return {"label": tf.gather(tf.constant(task.labels), best), "scores": found}
 
-    result = {"serving_default": _over_texts(answer, names), "tokens": graph.tokens(model)}
+    result = {"serving_default": _over_texts(answer, names), "tokens": serving_graph.tokens(model)}
     examples = [tf.TensorSpec([None], tf.string, "inputs")]
     if task.problem != "regression":
 
-        @graph.function(examples)
+        @serving_graph.function(examples)
         def classify(inputs):
-            found = scores(*graph.example_features(inputs, names))
+            found = scores(*serving_graph.example_features(inputs, names))
             classes = tf.tile(tf.constant(task.labels)[None], [tf.shape(found)[0], 1])
             return {"classes": classes, "scores": found}
 
         result["classify"] = classify
     elif task.size == 1:
 
-        @graph.function(examples)
+        @serving_graph.function(examples)
         def regress(inputs):
-            return {"outputs": scores(*graph.example_features(inputs, names))[:, 0]}
+            return {"outputs": scores(*serving_graph.example_features(inputs, names))[:, 0]}
 
         result["regress"] = regress
     return result
@@ -71,12 +71,14 @@ def next_sentence(
     """`serving_default`: text, text_pair string[B] -> is_next float[B], a probability; `tokens`."""
 
     def answer(text: tf.Tensor, text_pair: tf.Tensor) -> dict[str, tf.Tensor]:
-        raw = graph.run_by_length(model, tokenizer(text, text_pair, max_length=task.max_length))
+        raw = serving_graph.run_by_length(
+            model, tokenizer(text, text_pair, max_length=task.max_length)
+        )
         return {"is_next": tf.nn.softmax(raw)[:, 0]}
 
     return {
         "serving_default": _over_texts(answer, ["text", "text_pair"]),
-        "tokens": graph.tokens(model),
+        "tokens": serving_graph.tokens(model),
     }
 
 
@@ -84,13 +86,13 @@ def _over_texts(answer: Any, names: list[str]) -> Any:
     """`answer` as a signature over `text`, or over `text` and `text_pair`."""
     if len(names) == 1:
 
-        @graph.function(graph.texts("text"))
+        @serving_graph.function(serving_graph.texts("text"))
         def single(text):
             return answer(text)
 
         return single
 
-    @graph.function(graph.texts("text", "text_pair"))
+    @serving_graph.function(serving_graph.texts("text", "text_pair"))
     def pair(text, text_pair):
         return answer(text, text_pair)
 

@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from tfllm.errors import DataError, did_you_mean
 from tfllm.tasks import label_names
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_of, where
+from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.features import Example, Features, made, text_of, where
 
 if TYPE_CHECKING:
     import keras

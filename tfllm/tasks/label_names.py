@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 
 from tfllm.data.label_numbers import as_number
 from tfllm.errors import DataError, SettingError
-from tfllm.tasks.base import Example, where
+from tfllm.tasks.features import Example, where
 
 SHOWN_LABELS = 20
 

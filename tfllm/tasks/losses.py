@@ -16,8 +16,9 @@ import keras
 from keras import ops, tree
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.tasks import replicas
-from tfllm.tasks.base import IGNORED, ClassWeights
+from tfllm.tasks import cross_replica
+from tfllm.tasks.base import ClassWeights
+from tfllm.tasks.features import IGNORED
 
 registered = keras.saving.register_keras_serializable(package="tfllm")
 
@@ -72,7 +73,7 @@ class TaskLoss(keras.losses.Loss):
             total = ops.sum(losses)
             if self.reduction == "sum":
                 return total
-            return ops.divide_no_nan(total, replicas.total(ops.sum(counts)))
+            return ops.divide_no_nan(total, cross_replica.total(ops.sum(counts)))
 
 
 @registered
@@ -285,7 +286,7 @@ def pair_cosines(vectors: Any) -> tuple[Any, Any]:
     """Cosines [B, R] of every first text with every second of all replicas, and int32 [B]: which
     of these is its own."""
     pairs = unit_pairs(vectors)
-    seconds, before = replicas.gathered(pairs[:, 1])
+    seconds, before = cross_replica.gathered(pairs[:, 1])
     own = before + ops.arange(ops.shape(pairs)[0], dtype="int32")
     return ops.matmul(pairs[:, 0], ops.transpose(seconds)), own
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from tfllm.tasks.base import ClassWeights, Example, Features, Made, Task, encoded, made, text_of
-from tfllm.tasks.measures import MASKED_TOKEN_METRICS
-from tfllm.tasks.objectives import documents, masking, packing
-from tfllm.tasks.objectives.corpus_stream import CorpusStream
-from tfllm.tasks.objectives.masked_rows import MaskedFeatures, Plain, drawn
+from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.features import Example, Features, Made, encoded, made, text_of
+from tfllm.tasks.metric_directions import MASKED_TOKEN_METRICS
+from tfllm.tasks.objectives import masking, memory_corpus, packing
+from tfllm.tasks.objectives.masking import MaskedFeatures, Plain, drawn
+from tfllm.tasks.objectives.packing import CorpusStream
 from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class MaskedLM(Masking):
         With `packing` rows are full windows of the texts, each followed by the end token.
         """
         if targets and self.packing:
-            return self.corpus_features(documents.documents(examples, tokenizer), tokenizer)
+            return self.corpus_features(memory_corpus.documents(examples, tokenizer), tokenizer)
         encodings = encoded(examples, tokenizer, self.max_length)
         return rows_to_fill(examples, encodings, tokenizer, self)
 
@@ -128,7 +129,7 @@ class MaskedLM(Masking):
         return MaskedFeatures(
             token_ids=Made(len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids),
             segment_ids=None,
-            example=documents.examples_of(corpus, stream.document_of(begins)),
+            example=memory_corpus.examples_of(corpus, stream.document_of(begins)),
             targets=None,
             details=[],
             pad_id=tokenizer.pad_token_id,

@@ -13,9 +13,9 @@ import keras
 from keras import ops
 
 from tfllm.keras_internals import set_direction
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tasks.losses import aligned, at_positions, pair_cosines, registered
-from tfllm.tasks.measures import direction
+from tfllm.tasks.metric_directions import direction
 
 
 class TokenMean(keras.metrics.Metric):

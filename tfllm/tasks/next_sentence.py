@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tfllm.tasks import label_names
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, encoded, made
+from tfllm.tasks.base import ClassWeights, Task
 from tfllm.tasks.classification import softmax
-from tfllm.tasks.measures import LABEL_METRICS
+from tfllm.tasks.features import Example, Features, encoded, made
+from tfllm.tasks.metric_directions import LABEL_METRICS
 
 if TYPE_CHECKING:
     import keras

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tfllm.tasks import next_sentence
-from tfllm.tasks.base import ClassWeights, Example, Features, Made, encoded
+from tfllm.tasks.base import ClassWeights
 from tfllm.tasks.classification import softmax
+from tfllm.tasks.features import Example, Features, Made, encoded
 from tfllm.tasks.masked_lm import MaskedLM, Masking, rows_to_fill
-from tfllm.tasks.measures import MASKED_TOKEN_METRICS
-from tfllm.tasks.objectives import documents, masking, sentence_pairs
-from tfllm.tasks.objectives.masked_rows import MaskedFeatures, Plain, drawn
+from tfllm.tasks.metric_directions import MASKED_TOKEN_METRICS
+from tfllm.tasks.objectives import masking, memory_corpus, sentence_pairs
+from tfllm.tasks.objectives.masking import MaskedFeatures, Plain, drawn
 
 if TYPE_CHECKING:
     import keras
@@ -70,7 +71,7 @@ class Pretraining(Masking):
         if not targets:
             encodings = encoded(examples, tokenizer, self.max_length)
             return rows_to_fill(examples, encodings, tokenizer, self)
-        return self.corpus_features(documents.documents(examples, tokenizer), tokenizer)
+        return self.corpus_features(memory_corpus.documents(examples, tokenizer), tokenizer)
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
         """Rows over documents that are tokenized already; `for_epoch` draws what is in them."""
@@ -96,7 +97,7 @@ class Pretraining(Masking):
         return MaskedFeatures(
             token_ids=nothing,
             segment_ids=None,
-            example=documents.examples_of(corpus, plan.document),
+            example=memory_corpus.examples_of(corpus, plan.document),
             targets=None,
             details=[],
             pad_id=tokenizer.pad_token_id,

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.errors import DataError
-from tfllm.tasks import label_names, spans
-from tfllm.tasks.base import ClassWeights, Example, Features, Task, made, text_of, where
+from tfllm.tasks import answer_spans, label_names
+from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.features import Example, Features, made, text_of, where
 
 if TYPE_CHECKING:
     import keras
@@ -96,7 +97,7 @@ class QuestionAnswering(Task):
                 encodings.append(encoding)
                 owners.append(index)
                 details.append({"context": context, "offsets": offsets, "inside": inside})
-                place = spans.tokens_of(span, offsets, inside) if span else (0, 0)
+                place = answer_spans.tokens_of(span, offsets, inside) if span else (0, 0)
                 rows.append(np.asarray(place, np.int32))
         return made(
             encodings,
@@ -154,13 +155,13 @@ class QuestionAnswering(Task):
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: question, context -> answer, start, end, score; and `tokens`."""
-        from tfllm.tasks import span_graph
+        from tfllm.tasks import answer_spans_graph
 
-        return span_graph.signatures(self, model, graph_tokenizer)
+        return answer_spans_graph.signatures(self, model, graph_tokenizer)
 
     def _answer(self, windows: list[np.ndarray], details: list[dict[str, Any]]) -> dict[str, Any]:
-        total = spans.log_normalizer(windows, [detail["inside"] for detail in details])
-        ranked = spans.best(windows, details, self.max_answer_length, self.n_best)
+        total = answer_spans.log_normalizer(windows, [detail["inside"] for detail in details])
+        ranked = answer_spans.best(windows, details, self.max_answer_length, self.n_best)
         nothing = {"answer": "", "start": 0, "end": 0}
         none_score = min(float(scores[0].sum()) for scores in windows)
         if not ranked:
@@ -173,7 +174,7 @@ class QuestionAnswering(Task):
         return {**ranked[0], **more}
 
     def _gold(self, example: Example) -> tuple[int, int] | None:
-        span = spans.gold(example)
+        span = answer_spans.gold(example)
         if span is None and not self.no_answer:
             raise DataError(
                 f"{where(example)}the question has no answer, and task.no_answer is false. "

@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
-from tfllm.tasks.base import Example, Features, text_of, where
-from tfllm.tasks.next_token import NextToken
-from tfllm.tasks.objectives import source_target_rows
+from tfllm.tasks.base import NextToken
+from tfllm.tasks.features import Example, Features, text_of, where
+from tfllm.tasks.objectives import seq2seq_features
 from tfllm.tasks.objectives import span_corruption as spans
-from tfllm.tasks.objectives.source_target_rows import Pair, PairFeatures
-from tfllm.tasks.objectives.span_corruption_rows import SpanPairs
+from tfllm.tasks.objectives.seq2seq_features import Pair, PairFeatures
+from tfllm.tasks.objectives.span_corruption import SpanPairs
 
 if TYPE_CHECKING:
     import keras
@@ -141,7 +141,7 @@ class Seq2Seq(NextToken):
         missing, and for texts that are too long.
         """
         if self.span_corruption:
-            from tfllm.tasks.objectives.documents import documents
+            from tfllm.tasks.objectives.memory_corpus import documents
 
             return self._corrupted(documents(examples, tokenizer), tokenizer)
         kept: list[tuple[int, str]] = []  # the example's number, a target
@@ -161,7 +161,7 @@ class Seq2Seq(NextToken):
             target = made[place] if made is not None else np.zeros(0, np.int32)
             self._check(len(target), self.max_length, "target", "max_length", examples[number])
             pairs.append((sources[number], target[: self.max_length]))
-        return source_target_rows.features(
+        return seq2seq_features.features(
             pairs,
             np.array([len(target) for _, target in pairs], np.int64),
             np.array([len(source) for source, _ in pairs], np.int64),
@@ -207,7 +207,7 @@ class Seq2Seq(NextToken):
         if not isinstance(pairs, SpanPairs):
             return features
         assert isinstance(features, PairFeatures)
-        return source_target_rows.drawn(features, replace(pairs, draw=(seed, epoch)))
+        return seq2seq_features.drawn(features, replace(pairs, draw=(seed, epoch)))
 
     def _start(self, tokenizer: Tokenizer) -> int:
         start_id = tokenizer.target.pad_token_id if self.start_id is None else self.start_id
@@ -275,7 +275,7 @@ class Seq2Seq(NextToken):
 
     def _of_spans(self, pairs: SpanPairs, tokenizer: Tokenizer, digest: str) -> Features:
         source_lengths, lengths = pairs.lengths
-        return source_target_rows.features(
+        return seq2seq_features.features(
             pairs, lengths, source_lengths, self._start(tokenizer), tokenizer, digest=digest
         )
 

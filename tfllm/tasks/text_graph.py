@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tfllm.tasks import graph
-from tfllm.tasks.words_graph import WordFinder
+from tfllm.tasks import serving_graph
+from tfllm.tasks.entities_graph import WordFinder
 from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def embedding(task: Embedding, model: keras.Model, tokenizer: WordPieceGraph) -> dict[str, Any]:
     """`serving_default`: text string[B] -> embedding float[B, D]; `tokens` -> embedding."""
 
-    @graph.function(graph.texts("text"))
+    @serving_graph.function(serving_graph.texts("text"))
     def serve(text):
         text = tf.strings.join([task.prompt, text]) if task.prompt else text
         packed = tokenizer(text, max_length=task.max_length)
-        return {"embedding": graph.run_by_length(model, packed)}
+        return {"embedding": serving_graph.run_by_length(model, packed)}
 
-    return {"serving_default": serve, "tokens": graph.tokens(model, "embedding")}
+    return {"serving_default": serve, "tokens": serving_graph.tokens(model, "embedding")}
 
 
 def token_classification(
@@ -38,19 +38,19 @@ def token_classification(
 
     labels string ("" is padding), starts and ends int32 in characters (Unicode code points, not
     bytes) of the text, end exclusive, scores float: the tag's probability. `tokens`: logits
-    [B, T, C]. `tfllm.tasks.words.entities` joins words to entities.
+    [B, T, C]. `tfllm.tasks.entities.entities` joins words to entities.
     """
     find = WordFinder(tokenizer.tokenizer)
     template = tokenizer.ids.template
 
-    @graph.function(graph.texts("text"))
+    @serving_graph.function(serving_graph.texts("text"))
     def serve(text):
         ids, starts, ends = (
             ragged[:, : task.max_length - template.num_special_tokens]
             for ragged in tokenizer.tokenize_with_offsets(text)
         )
         packed = tokenizer.pack(ids, max_length=task.max_length)
-        probabilities = tf.nn.softmax(graph.run(model, packed))  # [B, T, C]
+        probabilities = tf.nn.softmax(serving_graph.run(model, packed))  # [B, T, C]
         words = find(text, ids, starts, ends)
         places = tf.stack([words.rows, words.places + len(template.prefix)], 1)
         scores = tf.gather_nd(probabilities, places)  # [W, C]
@@ -67,7 +67,7 @@ def token_classification(
             "scores": padded(tf.reduce_max(scores, axis=-1)),
         }
 
-    return {"serving_default": serve, "tokens": graph.tokens(model)}
+    return {"serving_default": serve, "tokens": serving_graph.tokens(model)}
 
 
 def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: WordPieceGraph) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: WordPieceGraph) -> 
     mask = python.vocabulary[python.mask_token_id]
     manners, contents = map(tf.constant, zip(*python.fill_mask_texts, strict=True))
 
-    @graph.function(graph.texts("text"))
+    @serving_graph.function(serving_graph.texts("text"))
     def serve(text):
-        text = graph.valid_utf8(text)
+        text = serving_graph.valid_utf8(text)
         packed = tokenizer(text, max_length=task.max_length)
-        raw = graph.run(model, packed)  # [B, T, V]
+        raw = serving_graph.run(model, packed)  # [B, T, V]
         place = tf.where(packed["token_ids"] == python.mask_token_id)  # [N, 2]
         count = min(task.top_k, python.vocabulary_size)
         shares = tf.nn.softmax(tf.gather_nd(raw, place))  # rows without a token are not chosen
@@ -104,7 +104,7 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: WordPieceGraph) -> 
             "scores": padded(scores),
         }
 
-    return {"serving_default": serve, "tokens": graph.tokens(model)}
+    return {"serving_default": serve, "tokens": serving_graph.tokens(model)}
 
 
 def fill(

@@ -9,18 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tfllm.errors import DataError
-from tfllm.tasks import label_names, words
-from tfllm.tasks.base import (
-    IGNORED,
-    ClassWeights,
-    Example,
-    Features,
-    Task,
-    made,
-    text_of,
-    where,
-)
+from tfllm.tasks import entities, label_names
+from tfllm.tasks.base import ClassWeights, Task
 from tfllm.tasks.classification import softmax
+from tfllm.tasks.features import IGNORED, Example, Features, made, text_of, where
 from tfllm.tasks.huggingface import HuggingFaceHead, label_maps
 
 if TYPE_CHECKING:
@@ -94,7 +86,7 @@ class TokenClassification(Task):
                 ", ".join(tags[: label_names.SHOWN_LABELS]),
             )
             return self.model_copy(update={"labels": tags})
-        order = sorted(tags, key=lambda tag: (tag != "O", words.entity_label(tag), tag))
+        order = sorted(tags, key=lambda tag: (tag != "O", entities.entity_label(tag), tag))
         return self.model_copy(update={"labels": tuple(order)})
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
@@ -169,7 +161,7 @@ class TokenClassification(Task):
         labels = [label.decode() for label in outputs["labels"]]
         columns = (outputs["starts"], outputs["ends"], outputs["scores"])
         if "words" not in example:
-            return {"entities": words.entities(example["text"], labels, *columns)}
+            return {"entities": entities.entities(example["text"], labels, *columns)}
         known = [int(start) for start, label in zip(columns[0], labels, strict=True) if label]
         lengths = [len(word) for word in example["words"]]
         starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
@@ -183,7 +175,7 @@ class TokenClassification(Task):
         text = " ".join(example["words"])
         ends = (starts + lengths).tolist()
         return {
-            "entities": words.entities(text, tags, starts.tolist(), ends, scores),
+            "entities": entities.entities(text, tags, starts.tolist(), ends, scores),
             "tags": tags,
         }
 
@@ -203,7 +195,7 @@ class TokenClassification(Task):
             tags[word] = self.labels[place]
         scores = np.zeros(len(places), np.float32)
         scores[seen] = probabilities.max(axis=-1)
-        found = words.entities(detail["text"], tags, detail["starts"], detail["ends"], scores)
+        found = entities.entities(detail["text"], tags, detail["starts"], detail["ends"], scores)
         return {"entities": found, **({"tags": tags} if detail["split"] else {})}
 
     def _text_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
@@ -211,7 +203,7 @@ class TokenClassification(Task):
         encodings = tokenizer.encode_batch(texts, max_length=self.max_length)
         details = []
         for text, encoding in zip(texts, encodings, strict=True):
-            _, places, starts, ends = words.pieces_of(text, encoding, tokenizer)
+            _, places, starts, ends = entities.pieces_of(text, encoding, tokenizer)
             details.append(
                 {"text": text, "split": False, "places": places, "starts": starts, "ends": ends}
             )

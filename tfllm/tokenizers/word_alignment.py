@@ -8,7 +8,7 @@ marks of a vocabulary change that, so that a word begins where Hugging Face's `w
 - Any other token of white space alone belongs to no word.
 - WordPiece's `##piece` belongs to the word of the piece before it.
 
-`tfllm.tasks.words_graph` computes the same in TensorFlow.
+`tfllm.tasks.entities_graph` computes the same in TensorFlow.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfllm.data.batching import Batch, Batches
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
-from tfllm.tasks import measures
+from tfllm.tasks import metric_directions
 from tfllm.training import state
 from tfllm.training.background import Writer
 from tfllm.training.directory import STATE
@@ -287,7 +287,7 @@ def check_best(settings: EvaluateSettings, validation: Validation | None, model:
             "evaluate.best needs validation data. Set data.validation or data.validation_share."
         )
     known = validation.names(model)
-    if best not in known and measures.direction(best) and validation.measure is not None:
+    if best not in known and metric_directions.direction(best) and validation.measure is not None:
         known = list(validation(model))  # some depend on examples beyond the first few
     direction(settings, known)
     if best not in known:

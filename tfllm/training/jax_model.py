@@ -9,7 +9,7 @@ import keras
 from keras import ops, tree
 
 from tfllm.errors import SettingError
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 
 
 @keras.saving.register_keras_serializable(package="tfllm")

@@ -12,9 +12,10 @@ from keras import tree
 
 from tfllm.data.batching import Batches
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.tasks import measures
-from tfllm.tasks.base import IGNORED, Features, Task
-from tfllm.tasks.measures import Direction
+from tfllm.tasks import metric_directions
+from tfllm.tasks.base import Task
+from tfllm.tasks.features import IGNORED, Features
+from tfllm.tasks.metric_directions import Direction
 from tfllm.tasks.metrics import each as of_each
 from tfllm.training.recipe import EvaluateSettings
 from tfllm.training.texts import Texts
@@ -152,7 +153,7 @@ def direction(settings: EvaluateSettings, known: Sequence[str] = ()) -> Directio
     without a direction and for one that has another than the recipe says.
     """
     best, given = settings.best or "loss", settings.direction
-    own = measures.direction(best)
+    own = metric_directions.direction(best)
     if own and given and own != given:
         raise SettingError(
             f"evaluate.direction is {given}, but {best} is a measure to {own}. Remove the key."

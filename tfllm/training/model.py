@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfllm import keras_internals
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.training.averages import Averages
 
 # Replica ids are multiplied by it before they are added to a dropout's seed: odd and large, so that

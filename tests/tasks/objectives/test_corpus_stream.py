@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tfllm import tasks
-from tfllm.tasks.base import IGNORED
-from tfllm.tasks.objectives import documents, packing
-from tfllm.tasks.objectives.corpus_stream import CorpusStream
+from tfllm.tasks.features import IGNORED
+from tfllm.tasks.objectives import memory_corpus, packing
+from tfllm.tasks.objectives.packing import CorpusStream
 
 DOCUMENTS = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
 TEXTS = ["The film was good. It was very good.", "Ann lives in new york.", "Who made it? Bad."] * 6
@@ -55,7 +55,7 @@ def test_all_documents_may_be_one_text():
 def test_causal_rows(tokenizer):
     examples = [{"text": text} for text in TEXTS]
     task = tasks.CausalLM(max_length=16)
-    found = task.corpus_features(documents.documents(examples, tokenizer), tokenizer)
+    found = task.corpus_features(memory_corpus.documents(examples, tokenizer), tokenizer)
     expected = task.features(examples, tokenizer)
     for epoch in (0, 1):
         ours, theirs = (task.for_epoch(each, 1, epoch) for each in (found, expected))

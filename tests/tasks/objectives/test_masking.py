@@ -5,7 +5,7 @@ import pytest
 
 from tfllm import tasks
 from tfllm.errors import SettingError
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tasks.objectives import masking
 from tfllm.tokenizers.characters import from_characters
 

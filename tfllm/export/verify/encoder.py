@@ -34,7 +34,7 @@ from tfllm.export.base import (
 from tfllm.export.verify import divergence
 from tfllm.export.verify.passages import examples as of_passages
 from tfllm.export.verify.sentences import examples as own_examples
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 
 # Examples of the data file that raw outputs and answers are compared on; the metric takes all.
 COMPARED = 64

@@ -11,6 +11,7 @@ first is kept, and all ways of cutting are equally likely.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ import numpy as np
 
 from tfllm.errors import SettingError
 from tfllm.tasks.objectives import packing
-from tfllm.tasks.objectives.corpus_stream import CorpusStream
-from tfllm.tasks.objectives.packing import Stream
+from tfllm.tasks.objectives.packing import CorpusStream, Stream
+from tfllm.tasks.objectives.seq2seq_features import Pair
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
@@ -160,3 +161,38 @@ def rows(
     length, _ = text_length(inputs, density, mean_span)
     stream = CorpusStream(corpus, documents=False)
     return Rows(stream, length, sentinels(tokenizer), tokenizer.eos_token_id, density, mean_span)
+
+
+@dataclass(frozen=True)
+class SpanPairs(Sequence[Pair]):
+    """Sources and targets of one epoch, made when asked for."""
+
+    rows: Rows
+    draw: tuple[int, int] = (0, 0)
+    """(seed, epoch)"""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        return self.rows.row(int(row), *self.draw)
+
+    @property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of every source and of every target: the same in every epoch."""
+        full, count = self.rows.length, len(self)
+        sizes = [full, len(self.rows.stream) - full * (count - 1)]
+        either = np.array([self._lengths(size) for size in sizes], np.int64)
+        every = np.repeat(either, [count - 1, 1], axis=0)
+        return every[:, 0], every[:, 1]
+
+    def _lengths(self, size: int) -> tuple[int, int]:
+        """Tokens of the source and the target of a text of `size` tokens."""
+        chance = np.random.default_rng(0)  # any: the numbers of both depend on the length alone
+        noise = noise_mask(size, chance, self.rows.density, self.rows.mean_span)
+        source, target = corrupted(
+            np.zeros(size, np.int32), noise, self.rows.sentinels, self.rows.eos_token_id
+        )
+        return len(source), len(target)

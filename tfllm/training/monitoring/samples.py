@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.tasks.base import IGNORED
+from tfllm.tasks.features import IGNORED
 from tfllm.tasks.losses import at_positions
 from tfllm.training.measuring import Validation, by_row, input_names
 

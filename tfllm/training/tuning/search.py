@@ -13,7 +13,7 @@ import yaml
 
 from tfllm import config
 from tfllm.errors import InputError, SettingError, TrainingFailed, did_you_mean
-from tfllm.tasks.measures import Direction
+from tfllm.tasks.metric_directions import Direction
 from tfllm.training import directory as files
 from tfllm.training.measuring import direction as direction_of
 from tfllm.training.recipe import Recipe

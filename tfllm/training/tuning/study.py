@@ -19,7 +19,7 @@ import yaml
 
 from tfllm import config
 from tfllm.errors import MissingExtra, SettingError, StorageError
-from tfllm.tasks.measures import Direction
+from tfllm.tasks.metric_directions import Direction
 from tfllm.training import directory as files
 from tfllm.training.tuning.space import Space, suggested
 from tfllm.training.tuning.trials import Place

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfllm.tasks.measures import Direction
+from tfllm.tasks.metric_directions import Direction
 from tfllm.training import directory as files
 from tfllm.training.measuring import is_better
 from tfllm.training.monitoring.logs import read

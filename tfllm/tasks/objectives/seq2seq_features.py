@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.data.batching import bucket_length
-from tfllm.tasks.base import IGNORED, Features, Made, padded
+from tfllm.tasks.features import IGNORED, Features, Made, padded
 
 Pair = tuple[np.ndarray, np.ndarray]  # source int32 [S], target int32 [T]
 

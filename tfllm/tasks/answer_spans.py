@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import DataError
-from tfllm.tasks.base import Example, where
+from tfllm.tasks.features import Example, where
 
 
 def gold(example: Example) -> tuple[int, int] | None:

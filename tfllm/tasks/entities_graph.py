@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfllm.tasks.graph import REPLACEMENT
-from tfllm.tasks.words import LETTER, PUNCTUATION, WHITE, character_kinds
+from tfllm.tasks.entities import LETTER, PUNCTUATION, WHITE, character_kinds
+from tfllm.tasks.serving_graph import REPLACEMENT
 from tfllm.tokenizers.word_alignment import CONTINUATION, NO_WORD, PLAIN, SINGLE_SPACE
 from tfllm.tokenizers.word_alignment import WHITE as WHITE_TOKEN
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfllm.data.corpora.sentence_splitter import split_sentences
 from tfllm.errors import DataError
-from tfllm.tasks.base import Example, text_of, where
+from tfllm.tasks.features import Example, text_of, where
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from tfllm.tasks.base import inputs_of
-
 if TYPE_CHECKING:
     import keras
 
 REPLACEMENT = 0xFFFD  # for each invalid byte sequence, as the tokenizer has it
 ROWS_AT_ONCE = 8  # 4 to 16 are equally quick; docs/log.md
+
+
+def inputs_of(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `inputs` that the model asks for (some families have no `segment_ids`)."""
+    return {name: inputs[name] for name in model.input}
 
 
 def texts(*names: str) -> list[tf.TensorSpec]:
