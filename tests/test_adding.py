@@ -19,7 +19,7 @@ from tfllm.layers import heads
 from tfllm.runtimes.opening import open_model
 from tfllm.tasks import losses, serving_graph
 from tfllm.tasks.base import Task
-from tfllm.tasks.features import encoded, made
+from tfllm.tasks.features import encode_texts, features_from_encodings
 
 PACKAGE = Path(__file__).parent.parent / "tfllm"
 
@@ -47,11 +47,11 @@ class Polarity(Task):
         return keras.Model(backbone.input, logits, name=self.kind)
 
     def features(self, examples, tokenizer, *, targets=True):
-        encodings = encoded(examples, tokenizer, self.max_length)
+        encodings = encode_texts(examples, tokenizer, self.max_length)
         if not targets or "label" not in examples[0]:
-            return made(encodings, tokenizer)
+            return features_from_encodings(encodings, tokenizer)
         labels = [np.array([example["label"] == "good"], np.float32) for example in examples]
-        return made(encodings, tokenizer, targets=labels)
+        return features_from_encodings(encodings, tokenizer, targets=labels)
 
     def loss(self, label_smoothing=0.0, class_weights=None):
         return losses.SigmoidCrossEntropy(label_smoothing)
@@ -69,12 +69,14 @@ class Polarity(Task):
         return {"label": "good" if polarity > self.threshold else "bad", "polarity": polarity}
 
     def signatures(self, model, graph_tokenizer):
-        @serving_graph.function(serving_graph.texts("text"))
+        @serving_graph.signature(serving_graph.text_inputs("text"))
         def serve(text):
-            logits = serving_graph.run(model, graph_tokenizer(text, max_length=self.max_length))
+            logits = serving_graph.run_model(
+                model, graph_tokenizer(text, max_length=self.max_length)
+            )
             return {"polarity": tf.sigmoid(logits[:, 0])}
 
-        return {"serving_default": serve, "tokens": serving_graph.tokens(model)}
+        return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
 
 def share_right(answers, examples):

@@ -158,7 +158,7 @@ def test_one_label_is_yes_or_no_unless_it_is_a_number(golden, tmp_path, size, na
     )
     checkpoint = store.load(directory)
     assert checkpoint.task.problem == problem
-    answer = checkpoint.task.answer(logits[0, :size])
+    answer = checkpoint.task.answer_from_logits(logits[0, :size])
     if problem == "multi_label":
         want = 1 / (1 + np.exp(-logits[0, :size]))
         np.testing.assert_allclose(list(answer["scores"].values()), want, atol=1e-6)

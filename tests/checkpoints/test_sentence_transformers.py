@@ -165,7 +165,7 @@ def test_how_vectors_are_compared(golden, name, value):
     directory, _, _ = golden("bert", "embedding")
     layout(directory, prompts={"similarity_fn_name": name})
     task = store.load(directory).task
-    found = task.paired(np.array([1.0, 2.0]), np.array([3.0, 4.0]))["similarity"]
+    found = task.pair_answer(np.array([1.0, 2.0]), np.array([3.0, 4.0]))["similarity"]
     assert found == pytest.approx(value)
 
 

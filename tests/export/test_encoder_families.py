@@ -95,6 +95,6 @@ def test_files_with_a_tokenizer_inside_know_wordpiece_only(family, name, tmp_pat
 
 @pytest.mark.parametrize("name", ["savedmodel", "tflite-float32"])
 def test_a_pretraining_model_is_exported_for_its_masked_tokens(name, tmp_path):
-    with pytest.raises(SettingError, match=r"exported as masked_lm.*to_export\(\)"):
+    with pytest.raises(SettingError, match=r"exported as masked_lm.*export_task\(\)"):
         export(make("bert", "pretraining"), profile(name), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -252,7 +252,7 @@ def test_masks_are_filled_with_tokens():
     scores = np.zeros([3, size + PADDING], np.float32)
     scores[:, size:], scores[1, 7] = 9.0, 1.0
     detail = {"tokenizer": tokenizer, "masks": [1], "text": "a [MASK] b"}
-    answer = checkpoint.task.filled(scores, detail)
+    answer = checkpoint.task.mask_answer(scores, detail)
     assert [one["token"] for one in answer["masks"][0]["candidates"]][0] == VOCABULARY[7]
     assert answer["masks"][0]["score"] < 0.01  # of the whole softmax
     serve = checkpoint.task.signatures(checkpoint.model, tokenizer.graph())["serving_default"]

@@ -88,16 +88,16 @@ def test_one_document_a_row(letters):
 
 def test_whole_rows_hold_what_fits():
     starts = np.array([0, 3, 5, 9, 10])
-    begins, lengths = packing.whole(starts, 14, 6)
+    begins, lengths = packing.pack_documents(starts, 14, 6)
     assert begins.tolist() == [0, 5, 10] and lengths.tolist() == [5, 5, 4]
 
 
 def test_a_long_text_is_cut_where_byte_level_tokenizers_cut():
     text = "a line of text \n\n  and the next\n" * 50
-    parts = list(packing.pieces(text, 100))
+    parts = list(packing.chunk_text(text, 100))
     assert "".join(parts) == text and max(map(len, parts)) <= 100
     assert all(part[0].isspace() and not part[:-1].endswith("\n") for part in parts[1:-1])
-    assert "".join(packing.pieces("x" * 1000, 64)) == "x" * 1000
+    assert "".join(packing.chunk_text("x" * 1000, 64)) == "x" * 1000
 
 
 def test_paragraphs_are_joined(letters):
@@ -107,8 +107,8 @@ def test_paragraphs_are_joined(letters):
 
 def test_a_stream_of_a_large_vocabulary_is_small():
     documents = ((np.arange(1000), None) for _ in range(3))
-    assert packing.stream(documents, 50257).ids.nbytes == 6000
-    assert packing.stream([(np.array([70000]), None)], 100_000).ids.dtype == np.int32
+    assert packing.build_stream(documents, 50257).ids.nbytes == 6000
+    assert packing.build_stream([(np.array([70000]), None)], 100_000).ids.dtype == np.int32
 
 
 def test_what_cannot_be_learned_is_refused(letters):

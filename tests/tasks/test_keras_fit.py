@@ -137,7 +137,7 @@ def test_shuffling_keeps_pairs(tokenizer, tiny):
     ]
     features = task.features(examples, tokenizer)
     inputs, targets = features.batch(features.units.ravel())
-    model = task.to_train(tiny(task, dropout=0.0, attention_dropout=0.0))
+    model = task.training_model(tiny(task, dropout=0.0, attention_dropout=0.0))
     model.compile(keras.optimizers.SGD(0.0), loss=task.loss(), metrics=task.metrics())
     in_order = model.evaluate(inputs, targets, verbose=0, batch_size=4)
     history = model.fit(inputs, targets, verbose=0, batch_size=4, epochs=3).history
@@ -152,5 +152,7 @@ def test_single_texts_cannot_be_trained_as_pairs(tokenizer, tiny):
     model = tiny(task)
     features = task.features([{"text": "a", "text_pair": "b"}] * 2, tokenizer)
     model.compile("sgd", loss=task.loss(), run_eagerly=True)
-    with pytest.raises(SettingError, match=r"Train task.to_train\(model\), whose rows are pairs"):
+    with pytest.raises(
+        SettingError, match=r"Train task.training_model\(model\), whose rows are pairs"
+    ):
         model.fit(features.inputs(range(4)), np.zeros(4), verbose=0)

@@ -15,7 +15,7 @@ from tfllm.tasks import Classification, Embedding, TokenClassification, answer_s
 def labels_of(*labels, **options):
     examples = [{"text": "x", "label": label, "_where": f"a.csv:{line}"}
                 for line, label in enumerate(labels, 2)]  # fmt: skip
-    return Classification(**options).completed(examples).labels
+    return Classification(**options).infer_settings(examples).labels
 
 
 def test_numbers_of_one_value_are_one_label():
@@ -31,7 +31,7 @@ def test_the_order_does_not_change_from_process_to_process():
     code = (
         "from tfllm.tasks import label_names\n"
         "names = ['1', '1.0', '0', '0.0', 'a'][:{}]\n"
-        "print(label_names.found(({{}}, name) for name in names))"
+        "print(label_names.collect_labels(({{}}, name) for name in names))"
     )
     for count in (4, 5):
         printed = {
@@ -46,16 +46,16 @@ def test_the_order_does_not_change_from_process_to_process():
 
 @pytest.mark.parametrize("label", ["1.0", 1.0, 1, "1", "01"])
 def test_a_label_is_found_by_its_value(label):
-    assert label_names.index(label, ("0", "1"), {}) == 1
-    assert label_names.index(label, ("negative", "positive"), {}) == 1  # a place
+    assert label_names.label_index(label, ("0", "1"), {}) == 1
+    assert label_names.label_index(label, ("negative", "positive"), {}) == 1  # a place
     with pytest.raises(DataError, match="unknown label"):
-        label_names.index(label, ("0", "2"), {})
+        label_names.label_index(label, ("0", "2"), {})
 
 
 @pytest.mark.parametrize("label", [1.5, -1, "2", "nan", "1e400"])
 def test_what_is_no_place_is_unknown(label):
     with pytest.raises(DataError, match="unknown label"):
-        label_names.index(label, ("negative", "positive"), {})
+        label_names.label_index(label, ("negative", "positive"), {})
 
 
 @pytest.mark.parametrize("label", ["", "  ", math.nan])
@@ -63,7 +63,7 @@ def test_an_empty_label_is_no_class(label):
     with pytest.raises(DataError, match=r"a\.csv:3: the label is"):
         labels_of("a", label, "b")
     with pytest.raises(DataError, match="the label is"):
-        TokenClassification().completed([{"words": ["a"], "tags": [label]}])
+        TokenClassification().infer_settings([{"words": ["a"], "tags": [label]}])
 
 
 def test_nan_among_numbers_is_a_missing_number():
@@ -73,14 +73,14 @@ def test_nan_among_numbers_is_a_missing_number():
 
 
 def test_tags_that_are_numbers_are_said(caplog):
-    task = TokenClassification().completed([{"words": ["a", "b", "c"], "tags": [0, 10, 2]}])
+    task = TokenClassification().infer_settings([{"words": ["a", "b", "c"], "tags": [0, 10, 2]}])
     assert task.labels == ("0", "2", "10")
     assert "task.labels: [O, B-PER" in caplog.text
 
 
 def test_tags_begin_with_O_and_are_sorted_by_what_they_name():
     examples = [{"words": list("abcde"), "tags": ["NOUN", "-LRB-", "O", "I-PER", "B-PER"]}]
-    tags = TokenClassification().completed(examples).labels
+    tags = TokenClassification().infer_settings(examples).labels
     assert tags == ("O", "-LRB-", "NOUN", "B-PER", "I-PER")
 
 
@@ -109,7 +109,7 @@ def test_labels_of_pairs_that_nothing_reads_are_said(tokenizer, caplog):
 @pytest.mark.parametrize("start", [None, math.nan, 0, 0.0, "0"])
 def test_an_answer_whose_start_is_not_known_is_looked_for(start):
     example = {"context": "C = C", "answers": {"text": ["C"], "start": [start]}}
-    assert answer_spans.gold(example) == (0, 1)
+    assert answer_spans.gold_span(example) == (0, 1)
 
 
 @pytest.mark.parametrize("start", ["x", 1.5, [0], math.inf])
@@ -118,7 +118,7 @@ def test_a_start_that_is_no_whole_number_is_named(start):
         "context": "C", "answers": {"text": ["C"], "start": [start]}, "_where": "q.jsonl:7",
     }  # fmt: skip
     with pytest.raises(DataError, match=r"q\.jsonl:7: the answer's start"):
-        answer_spans.gold(example)
+        answer_spans.gold_span(example)
 
 
 @pytest.mark.parametrize("task", [Classification, TokenClassification])
@@ -131,5 +131,5 @@ def test_a_label_that_is_named_twice_is_refused(task, labels):
 @pytest.mark.parametrize("text", [None, [], [None]])
 def test_a_question_may_have_no_answer_in_every_way_of_writing_it(text):
     example = {"context": "C", "answers": {"text": text or [], "start": []}}
-    assert answer_spans.gold(example) is None
+    assert answer_spans.gold_span(example) is None
     assert gold_texts({"answers": {"text": text, "start": None}}) == []

@@ -136,7 +136,7 @@ def test_scores_at_the_hidden_places_give_the_same_loss_and_gradients(
     task = TASK if kind == "pretraining" else tasks.MaskedLM(max_length=32)
     rows = features if kind == "pretraining" else task.features(documents(), tokenizer)
     model = tiny(task, dropout=0.0, attention_dropout=0.0)
-    at_places = task.to_train(model)
+    at_places = task.training_model(model)
     assert {v.path for v in at_places.variables} == {v.path for v in model.variables}
     inputs, targets = task.for_epoch(rows, 1, 0).batch(range(8))
     found = []
@@ -181,9 +181,9 @@ def test_answers_fill_masks_and_judge_pairs(tokenizer, tiny):
 
 def test_it_is_exported_as_a_masked_language_model():
     task = tasks.Pretraining(max_length=64, whole_word=True)
-    assert task.to_export() == tasks.MaskedLM(max_length=64, whole_word=True)
+    assert task.export_task() == tasks.MaskedLM(max_length=64, whole_word=True)
     other = tasks.MaskedLM()
-    assert other.to_export() is other
+    assert other.export_task() is other
 
 
 def test_options_without_meaning_are_refused():

@@ -52,10 +52,10 @@ def test_the_decoder_reads_the_target_one_token_late(tokenizer):
 
 
 def test_the_first_token_is_the_checkpoints(tokenizer):
-    started = task().starting(UNKNOWN)
+    started = task().with_start_id(UNKNOWN)
     inputs, _ = started.features([example()], tokenizer).batch([0])
     assert inputs["token_ids"][0, 0] == UNKNOWN
-    assert task(start_id=END).starting(UNKNOWN).start_id == END, "what the recipe says counts"
+    assert task(start_id=END).with_start_id(UNKNOWN).start_id == END, "what the recipe says counts"
 
 
 def test_every_right_target_is_a_row_and_sentences_are_one_source(tokenizer):
@@ -67,7 +67,7 @@ def test_every_right_target_is_a_row_and_sentences_are_one_source(tokenizer):
 
 
 def test_prefix_of_task_and_of_an_example(tokenizer):
-    found = task(prefix="to ").sources([example(), example(prefix="x")], tokenizer)
+    found = task(prefix="to ").encode_sources([example(), example(prefix="x")], tokenizer)
     assert [tokenizer.decode(row) for row in found] == ["to ab", "xab"]
 
 
@@ -112,7 +112,7 @@ def test_long_texts_are_cut_on_demand(tokenizer):
     inputs, targets = features.batch([0])
     assert inputs["source_ids"].tolist() == [[*ids(tokenizer, "a" * 7), END]]
     assert targets.tolist() == [ids(tokenizer, "b" * 8)], "the target does not end there"
-    (source,) = task().sources([example("a" * 20)], tokenizer, truncate=True)
+    (source,) = task().encode_sources([example("a" * 20)], tokenizer, truncate=True)
     assert len(source) == 8
 
 

@@ -42,7 +42,7 @@ def test_labels():
     ],
 )
 def test_entities_of_tags(tags, wanted):
-    assert entities.spans(tags.split()) == wanted
+    assert entities.tag_spans(tags.split()) == wanted
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_no_answer(tokenizer):
 
 def test_gold_answers_are_aligned():
     def gold(text, start, context="a cat, a dog, a cat"):
-        return answer_spans.gold(
+        return answer_spans.gold_span(
             {"context": context, "answers": {"text": [text], "start": [start]}}
         )
 
@@ -165,7 +165,7 @@ def test_gold_answers_are_aligned():
     with pytest.raises(DataError, match="'cow' does not stand in the context"):
         gold("cow", 0)
     with pytest.raises(DataError, match="both lists"):
-        answer_spans.gold({"context": "a", "answers": "a"})
+        answer_spans.gold_span({"context": "a", "answers": "a"})
 
 
 def test_masks_are_filled(tokenizer):

@@ -76,14 +76,18 @@ def test_multi_label_and_regression_targets(tokenizer):
 
 def test_completed_finds_labels_and_pairs():
     examples = [{"text": "", "label": "10", "text_pair": "x"}, {"label": "9", "text_pair": "y"}]
-    task = tasks.Classification().completed(examples)
+    task = tasks.Classification().infer_settings(examples)
     assert (task.labels, task.pair) == (("9", "10"), True)
     named = tasks.Classification(labels=("x",))
-    assert named.completed([{"label": "x"}]) == named
+    assert named.infer_settings([{"label": "x"}]) == named
     several = tasks.Classification(problem="multi_label")
-    assert several.completed([{"label": ["b"]}, {"label": ["c", "a"]}]).labels == ("a", "b", "c")
+    assert several.infer_settings([{"label": ["b"]}, {"label": ["c", "a"]}]).labels == (
+        "a",
+        "b",
+        "c",
+    )
     tags = [{"tags": ["B-PER", "O", "I-LOC"]}, {"tags": ["B-LOC", "I-PER"]}]
-    found = tasks.TokenClassification().completed(tags).labels
+    found = tasks.TokenClassification().infer_settings(tags).labels
     assert found == ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
     with pytest.raises(SettingError, match="task.labels is empty"):
         tasks.Classification().size  # noqa: B018

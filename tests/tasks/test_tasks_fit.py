@@ -32,12 +32,12 @@ def test_the_loss_falls(tokenizer, tiny, name):
     examples = EXAMPLES[KINDS[name]["kind"]]
     if name == "regression":
         examples = [{**example, "label": place} for place, example in enumerate(examples)]
-    task = tasks.build(KINDS[name]).completed(examples)
+    task = tasks.build(KINDS[name]).infer_settings(examples)
     features = task.for_epoch(task.features(examples, tokenizer))
     rows = features.units[::-1].ravel()
     inputs, targets = features.batch(rows, length=12)
     model = tiny(task, dropout=0.0, attention_dropout=0.0)
-    model = task.to_train(model) if features.group > 1 else model
+    model = task.training_model(model) if features.group > 1 else model
     model.compile(
         keras.optimizers.Adam(0.005),
         loss=task.loss(),

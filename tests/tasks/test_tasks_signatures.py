@@ -134,7 +134,7 @@ def test_token_classification(tokenizer, in_graph, tiny, run, max_length):
         tags = [tag.decode() for tag in found["labels"][row]]
         count = len(details[row]["places"])
         assert "" not in tags[:count] and set(tags[count:]) <= {""}
-        joined = entities.entities(
+        joined = entities.join_entities(
             text, tags, found["starts"][row], found["ends"][row], found["scores"][row]
         )
         for entity in [*joined, *answer["entities"]]:

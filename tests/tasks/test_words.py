@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.tokenizers.decoders import MAKERS, TRICKY, learned, tokenizer
 from tfllm import tasks
 from tfllm.tasks import entities
-from tfllm.tasks.entities_graph import WordFinder
+from tfllm.tasks.entities_graph import GraphWords
 from tfllm.tasks.masked_lm import filled
 from tfllm.tasks.text_graph import fill
 from tfllm.tokenizers import word_alignment
@@ -35,7 +35,7 @@ TEXTS = [
 def starts_of(python, text):
     """(word, its first token) of every word of a text."""
     row = python.encode(text)
-    found = entities.pieces_of(text, row, python)
+    found = entities.align_pieces(text, row, python)
     ranges = zip(found.starts, found.ends, found.places, strict=True)
     return [(text[start:end], python.vocabulary[row.ids[place]]) for start, end, place in ranges]
 
@@ -43,7 +43,7 @@ def starts_of(python, text):
 def test_gpt2_has_a_word_for_each_word(data):
     python = load_tokenizer(data / "tokenizers" / "gpt2_hf_tokenizer.json")
     text = "unbelievable Berlin"
-    found = entities.pieces_of(text, python.encode(text), python)
+    found = entities.align_pieces(text, python.encode(text), python)
     assert found.places.tolist() == [0, 4]
     assert (found.starts.tolist(), found.ends.tolist()) == ([0, 13], [12, 19])
 
@@ -91,7 +91,7 @@ def test_words_with_labels_make_the_rows_of_their_text(name):
         assert row.ids == plain.ids
         # A word's first piece is the same, whether the word was given or found.
         begins = np.cumsum([0, *(len(word) + 1 for word in split)])
-        found = entities.pieces_of(joined, plain, python)
+        found = entities.align_pieces(joined, plain, python)
         first = {}
         for start, place in zip(found.starts, found.places, strict=True):
             first.setdefault(int(np.searchsorted(begins, start, "right")) - 1, int(place))
@@ -125,7 +125,7 @@ QUICK = ("gpt2", "roberta", "xlm-r", "llama.json")
 @pytest.mark.parametrize("max_length", [None, 7])
 def test_the_graph_finds_the_same_words(name, max_length):
     python = tokenizer(name)
-    graph, find = python.graph(), WordFinder(python)
+    graph, find = python.graph(), GraphWords(python)
     template = python.row_template
     room = None if max_length is None else max_length - template.num_special_tokens
 
@@ -138,7 +138,7 @@ def test_the_graph_finds_the_same_words(name, max_length):
         rows[row].append(found)
     for text, row in zip(TEXTS, rows, strict=True):
         encoding = python.encode(text, max_length=max_length)
-        found = entities.pieces_of(text, encoding, python)
+        found = entities.align_pieces(text, encoding, python)
         places = found.places - len(template.prefix)
         wanted = [list(word) for word in zip(places, found.starts, found.ends, strict=True)]
         assert row == wanted, repr(text)
@@ -147,7 +147,7 @@ def test_the_graph_finds_the_same_words(name, max_length):
 
 def test_a_vocabulary_of_one_piece_for_several_words():
     """`..."` or several ideographs in one piece: one word, as far as the piece goes."""
-    numbers = entities.words_of("北京 a")
+    numbers = entities.word_numbers("北京 a")
     marks = np.array([word_alignment.PLAIN, word_alignment.LEADING_SPACE])
     found = word_alignment.word_spans(numbers, np.array([[0, 2], [2, 4]]), marks)
     assert [part.tolist() for part in found[1:]] == [[0, 1], [0, 3], [2, 4]]

@@ -69,7 +69,7 @@ def built(name):
     keras.config.set_dtype_policy(changes.get("policy", "float32"))
     try:
         model = task.model(FAMILIES[family].backbone(config), config)
-        model = task.to_train(model) if task.kind == "embedding" else model
+        model = task.training_model(model) if task.kind == "embedding" else model
     finally:
         keras.config.set_dtype_policy(before)
     if changes.get("lora"):

@@ -9,7 +9,7 @@ import pytest
 from tests.training import runs
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import build
-from tfllm.tasks.losses import weights_of
+from tfllm.tasks.losses import ordered_class_weights
 from tfllm.training import checks
 from tfllm.training.recipe import TrainSettings
 from tfllm.training.run import train
@@ -100,11 +100,11 @@ def test_a_warmup_that_does_not_end_is_told(warmup, steps, told, caplog):
 )
 def test_class_weights_that_cannot_be_are_refused(weights, message):
     with pytest.raises(SettingError, match=message):
-        weights_of(weights, ("bad", "good"))
+        ordered_class_weights(weights, ("bad", "good"))
 
 
 def test_class_weights_may_be_zero_for_some():
-    assert weights_of({"good": 0}, ("bad", "good")) == [1.0, 0.0]
+    assert ordered_class_weights({"good": 0}, ("bad", "good")) == [1.0, 0.0]
     with pytest.raises(SettingError, match="all labels that the training data has weigh 0"):
         checks.check_targets(task(("a", "b", "c")), rows(0, 1, 0), {"a": 0.0, "b": 0.0})
     checks.check_targets(task(("a", "b", "c")), rows(0, 1, 0), {"a": 0.0, "c": 0.0})

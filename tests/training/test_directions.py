@@ -225,8 +225,8 @@ def test_keras_callbacks_find_the_direction():
     for metric, up in (
         (metrics.Accuracy(), True),
         (metrics.Perplexity(), False),
-        (metrics.mean("mse", metrics.squared_error), False),
-        (metrics.mean("accuracy", metrics.span_right), True),
+        (metrics.mean_metric("mse", metrics.squared_error), False),
+        (metrics.mean_metric("accuracy", metrics.span_accuracy), True),
     ):
         assert ways[metric._direction] is up, metric.name
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])

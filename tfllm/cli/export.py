@@ -66,7 +66,7 @@ def export(
     from tfllm.export import export as write
 
     checkpoint = store.load(model)
-    if (task := checkpoint.task.to_export()) is not checkpoint.task:
+    if (task := checkpoint.task.export_task()) is not checkpoint.task:
         checkpoint = store.load(model, task=task)
     checks: list[Any] = []
     try:

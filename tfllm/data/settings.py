@@ -62,7 +62,7 @@ class DataSettings(ReadSettings):
 
 class CorpusDocuments(Sequence[dict]):
     """The documents of a prepared corpus as examples that have a name only: tasks that learn from
-    texts read the tokens of `corpus` (`Task.rows`)."""
+    texts read the tokens of `corpus` (`Task.load_features`)."""
 
     def __init__(self, corpus: Corpus):
         self.corpus = corpus

@@ -33,7 +33,9 @@ def single_label(answers: Answers, examples: Examples) -> dict[str, Any]:
     those of the second one, as GLUE counts them; with more, `auc` is the mean of one-vs-rest.
     """
     labels = list(answers[0]["scores"])
-    gold = np.array([label_names.index(example["label"], labels, example) for example in examples])
+    gold = np.array(
+        [label_names.label_index(example["label"], labels, example) for example in examples]
+    )
     predicted = np.array([labels.index(answer["label"]) for answer in answers])
     scores = score_matrix(answers, labels)
     present = list(range(len(labels)))
@@ -86,7 +88,7 @@ def regression(answers: Answers, examples: Examples) -> dict[str, Any]:
     if "scores" in answers[0]:
         names = list(answers[0]["scores"])
         predicted = score_matrix(answers, names)
-        gold = np.stack([label_names.numbers(example, len(names)) for example in examples])
+        gold = np.stack([label_names.numeric_label(example, len(names)) for example in examples])
     else:
         predicted = np.array([[float(answer["label"])] for answer in answers])
         gold = np.array([[number(example)] for example in examples])
@@ -229,5 +231,5 @@ def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:
 
 def _indicator(chosen: Any, labels: Sequence[str], example: dict[str, Any]) -> list[int]:
     """[labels] of 0 and 1 from a list of names or indices."""
-    places = label_names.chosen(chosen, labels, example)
+    places = label_names.label_indices(chosen, labels, example)
     return [int(index in places) for index in range(len(labels))]

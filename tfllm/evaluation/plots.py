@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.tasks.label_names import index
+from tfllm.tasks.label_names import label_index
 
 DOTS_PER_INCH = 150
 MOST_LABELS_WITH_COUNTS = 25  # with more, the numbers inside the fields cannot be read
@@ -42,7 +42,7 @@ def write_plots(
     confidence = np.array([max(answer["scores"].values()) for answer in answers])
     correct = np.array(
         [
-            labels.index(answer["label"]) == index(example["label"], labels, example)
+            labels.index(answer["label"]) == label_index(example["label"], labels, example)
             for answer, example in zip(answers, examples, strict=True)
         ]
     )

@@ -103,4 +103,4 @@ def _gold_tags(example: dict[str, Any], labels: Sequence[str]) -> list[str]:
         raise DataError(f"{where}needs the fields 'words' and 'tags', both lists. Add them.")
     if len(words) != len(gold):
         raise DataError(f"{where}{len(words)} words but {len(gold)} tags. Give every word one tag.")
-    return [label_names.name_of(tag, labels) for tag in gold]
+    return [label_names.label_name(tag, labels) for tag in gold]

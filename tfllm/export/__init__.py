@@ -48,10 +48,10 @@ def export(
     from tfllm.evaluation.harness import check_labels
 
     target = TARGETS[profile.target]
-    if (task := checkpoint.task.to_export()) is not checkpoint.task:
+    if (task := checkpoint.task.export_task()) is not checkpoint.task:
         raise SettingError(
             f"A {checkpoint.task.kind} model is exported as {task.kind}. Load it with "
-            "task=checkpoint.task.to_export(), as the command does."
+            "task=checkpoint.task.export_task(), as the command does."
         )
     target.refuse(checkpoint, profile)
     check_labels(examples, checkpoint.task)

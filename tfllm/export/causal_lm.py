@@ -61,7 +61,7 @@ RULES = {
 def checked_settings(names: Iterable[str], *values: tf.Tensor) -> list[tf.Tensor]:
     """The values; a call fails where a setting cannot be honoured, see `graph.checked`."""
     return [
-        serving_graph.checked(name, RULES[name][0], value, RULES[name][1](value))
+        serving_graph.require(name, RULES[name][0], value, RULES[name][1](value))
         for name, value in zip(names, values, strict=True)
     ]
 
@@ -71,12 +71,12 @@ def checked_ids(token_ids: tf.Tensor, lengths: tf.Tensor, size: int) -> tuple[tf
     of a vocabulary of `size`."""
     width = tf.shape(token_ids)[1]
     fits = (lengths >= 0) & (lengths <= width)
-    lengths = serving_graph.checked(
+    lengths = serving_graph.require(
         "lengths", "between 0 and the width of token_ids", lengths, fits
     )
     right = (token_ids >= 0) & (token_ids < size) | ~tf.sequence_mask(lengths, width)
     rule = f"between 0 and {size - 1}"
-    return serving_graph.checked("token_ids", rule, token_ids, right), lengths
+    return serving_graph.require("token_ids", rule, token_ids, right), lengths
 
 
 def signatures(
@@ -95,7 +95,7 @@ def signatures(
     ]
     defaults = profile.generation
 
-    @serving_graph.function(serving_graph.texts("prompt"))
+    @serving_graph.signature(serving_graph.text_inputs("prompt"))
     def serve(prompt):
         given = [
             tf.fill(tf.shape(prompt), tf.constant(getattr(defaults, name), kind))
@@ -103,14 +103,14 @@ def signatures(
         ]
         return {"text": writer.texts(prompt, *given)[0]}
 
-    @serving_graph.function(serving_graph.texts("prompt") + settings)
+    @serving_graph.signature(serving_graph.text_inputs("prompt") + settings)
     def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
         asked = (max_new_tokens, temperature, top_k, top_p, seed)
         given = checked_settings(SETTINGS, *asked)
         text, count = writer.texts(prompt, *given)
         return {"text": text, "token_count": count}
 
-    @serving_graph.function(ids + settings)
+    @serving_graph.signature(ids + settings)
     def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
         asked = (max_new_tokens, temperature, top_k, top_p, seed)
         given = checked_settings(SETTINGS, *asked)
@@ -124,7 +124,7 @@ def signatures(
             "finished": found.finished,
         }
 
-    @serving_graph.function(serving_graph.texts("text"))
+    @serving_graph.signature(serving_graph.text_inputs("text"))
     def score(text):
         log_probability, count = writer.scores(text)
         return {"log_probability": log_probability, "token_count": count}
@@ -134,7 +134,7 @@ def signatures(
         "generate": generate,
         "generate_tokens": generate_tokens,
         "score": score,
-        "tokens": serving_graph.tokens(model),
+        "tokens": serving_graph.tokens_signature(model),
     }
 
 
@@ -165,7 +165,7 @@ class Writer:
 
     def texts(self, prompts: tf.Tensor, *settings: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(texts string [B], how many tokens they have int32 [B])."""
-        ids = self.tokenizer.encode(serving_graph.valid_utf8(prompts))
+        ids = self.tokenizer.encode(serving_graph.replace_invalid_utf8(prompts))
         token_ids, lengths, found = self.tokens(ids, *settings)
         new = tf.RaggedTensor.from_tensor(found.ids, lengths=found.counts)
         place = tf.maximum(lengths[:, None] - CONTEXT, 0) + tf.range(CONTEXT)[None]
@@ -175,7 +175,7 @@ class Writer:
         before = self.tokenizer.detokenize(context)
         whole = self.tokenizer.detokenize(tf.concat([context, new], axis=1))
         start = tf.minimum(tf.strings.length(before), tf.strings.length(whole))
-        return serving_graph.valid_utf8(
+        return serving_graph.replace_invalid_utf8(
             tf.strings.substr(whole, start, tf.strings.length(whole) - start)
         ), found.counts
 
@@ -257,7 +257,7 @@ class Writer:
         The start token stands before a text and is not told itself; where the vocabulary has none,
         the first token is not told. Of a text longer than the window its beginning counts.
         """
-        ids = self.tokenizer.tokenize(serving_graph.valid_utf8(texts))
+        ids = self.tokenizer.tokenize(serving_graph.replace_invalid_utf8(texts))
         if self.start_id is not None:
             start = tf.fill([ids.nrows(), 1], self.start_id)
             ids = tf.concat([tf.RaggedTensor.from_tensor(start), ids], axis=1)

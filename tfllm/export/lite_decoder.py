@@ -113,7 +113,7 @@ def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     own = defaults_of(checkpoint)
     settings = own.model_copy(update={"eos_token_id": tuple(checkpoint.eos_token_id)})
     most_new = min(own.max_new_tokens, context - 1)
-    start_id = checkpoint.task.starting(checkpoint.decoder_start_token_id).start_id
+    start_id = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
     known = valid_id_ranges(checkpoint.tokenizer.target, made.vocabulary_size)
     length = min(profile.prompt_length, length)
     return _loops(profile, made, length, most_new, settings, known, start_id)

@@ -70,35 +70,35 @@ def signatures(
         tf.TensorSpec([None, None], tf.int32, "token_ids"),
         tf.TensorSpec([None], tf.int32, "lengths"),
     ]
-    prompt = serving_graph.texts("prompt")
+    prompt = serving_graph.text_inputs("prompt")
     size = writer.model.source_vocabulary_size
 
-    @serving_graph.function(prompt)
+    @serving_graph.signature(prompt)
     def serve(prompt):
         text, written = writer.texts(prompt, writer.own)
         return {"text": text, "score": written.scores}
 
-    @serving_graph.function(prompt + _specs(SETTINGS))
+    @serving_graph.signature(prompt + _specs(SETTINGS))
     def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
         asked = (max_new_tokens, temperature, top_k, top_p, seed)
         given = checked_settings(SETTINGS, *asked)
         text, written = writer.texts(prompt, writer.sampled, *given)
         return {"text": text, "token_count": written.counts}
 
-    @serving_graph.function(prompt + _specs(BEAM_SETTINGS))
+    @serving_graph.signature(prompt + _specs(BEAM_SETTINGS))
     def beam(prompt, max_new_tokens, length_penalty):
         given = checked_settings(BEAM_SETTINGS, max_new_tokens, length_penalty)
         text, written = writer.texts(prompt, writer.searched, *given)
         return {"text": text, "token_count": written.counts, "score": written.scores}
 
-    @serving_graph.function(ids + _specs(SETTINGS))
+    @serving_graph.signature(ids + _specs(SETTINGS))
     def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
         asked = (max_new_tokens, temperature, top_k, top_p, seed)
         given = checked_settings(SETTINGS, *asked)
         token_ids, lengths = checked_ids(token_ids, lengths, size)
         return _named(writer.sampled(token_ids, lengths, *given))
 
-    @serving_graph.function(ids + _specs(BEAM_SETTINGS))
+    @serving_graph.signature(ids + _specs(BEAM_SETTINGS))
     def beam_tokens(token_ids, lengths, max_new_tokens, length_penalty):
         given = checked_settings(BEAM_SETTINGS, max_new_tokens, length_penalty)
         token_ids, lengths = checked_ids(token_ids, lengths, size)
@@ -124,7 +124,7 @@ def tokens(model: keras.Model) -> Any:
         for name in ("source_ids", "source_padding_mask", "token_ids", "padding_mask")
     ]
 
-    @serving_graph.function(specs)
+    @serving_graph.signature(specs)
     def logits(source_ids, source_padding_mask, token_ids, padding_mask):
         given = {
             "source_ids": source_ids,
@@ -133,8 +133,8 @@ def tokens(model: keras.Model) -> Any:
             "padding_mask": padding_mask,
         }
         for name in ("source_ids", "token_ids"):
-            given[name] = serving_graph.checked(name, "at least 0", given[name], given[name] >= 0)
-        return {"logits": serving_graph.run(model, given)}
+            given[name] = serving_graph.require(name, "at least 0", given[name], given[name] >= 0)
+        return {"logits": serving_graph.run_model(model, given)}
 
     return logits
 
@@ -155,7 +155,7 @@ class Writer:
         self.prefix = getattr(checkpoint.task, "prefix", "")
         self.window = context_of(checkpoint, profile)
         self.longest_source = min(self.window, checkpoint.task.source_length)
-        self.start_id = checkpoint.task.starting(checkpoint.decoder_start_token_id).start_id
+        self.start_id = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
         settings = defaults_of(checkpoint)
         self.settings = settings.model_copy(
             update={
@@ -173,7 +173,7 @@ class Writer:
 
     def texts(self, prompts: tf.Tensor, write: Any, *given: Any) -> tuple[tf.Tensor, Written]:
         """(texts string [B], the same as tokens) by `own`, `sampled` or `searched`."""
-        prompts = serving_graph.valid_utf8(prompts)
+        prompts = serving_graph.replace_invalid_utf8(prompts)
         packed = self.source_tokenizer(
             tf.strings.join([self.prefix, prompts]), max_length=self.longest_source
         )
@@ -184,7 +184,9 @@ class Writer:
         ids = tf.RaggedTensor.from_tensor(written.ids, lengths=counts)
         text = self.target_tokenizer.detokenize(ids)
         scores = tf.where(full, written.scores, 0.0)
-        return serving_graph.valid_utf8(text), written._replace(counts=counts, scores=scores)
+        return serving_graph.replace_invalid_utf8(text), written._replace(
+            counts=counts, scores=scores
+        )
 
     def own(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> Written:
         """As the checkpoint asks."""
@@ -276,7 +278,7 @@ class Writer:
 def _shared(write: Any, kinds: dict[str, np.dtype]) -> Any:
     """`write` of token_ids, lengths and one tensor for each of `kinds`, as one graph function."""
 
-    @serving_graph.function(
+    @serving_graph.signature(
         [
             tf.TensorSpec([None, None], tf.int32),
             tf.TensorSpec([None], tf.int32),

@@ -32,7 +32,7 @@ def written(
     task = writer.checkpoint.task
     assert isinstance(task, Seq2Seq)
     answers: list[dict[str, Any]] = [{"text": ""} for _ in examples]
-    ids = task.sources(examples, writer.tokenizer, truncate)
+    ids = task.encode_sources(examples, writer.tokenizer, truncate)
     full = [number for number, example in enumerate(examples) if source_of(example).strip()]
     order = sorted(full, key=lambda number: -len(ids[number]))
     writer.engine.max_rows = batch_size * settings.num_beams

@@ -92,7 +92,7 @@ class RowPredictor:
         `{"ranks": [...], "log_probabilities": [...]}` of the right token at every place that
         `task.for_epoch` hides (epoch 0, seed 0: the same places for every model).
         """
-        features = self.task.for_epoch(self.task.rows(examples, self.tokenizer))
+        features = self.task.for_epoch(self.task.load_features(examples, self.tokenizer))
         targets = features.targets or []
         return rows_of(
             features,

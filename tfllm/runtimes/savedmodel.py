@@ -25,7 +25,7 @@ from tfllm.runtimes.predictor import (
     check_finite,
 )
 from tfllm.tasks import Task
-from tfllm.tasks.features import text_of
+from tfllm.tasks.features import text_field
 from tfllm.tokenizers.loading import load_tokenizer
 
 SIGNATURE, SCORE = "serving_default", "score"
@@ -157,7 +157,7 @@ class SavedModelPredictor:
                 "--set: stride and measure need a checkpoint; a SavedModel scores whole texts. "
                 "Leave them out, or measure the checkpoint that it was exported from."
             )
-        texts = [text_of(example) for example in examples]
+        texts = [text_field(example) for example in examples]
         given = [{"text": text} for text in texts]
         outputs = self._run(given, batch_size, progress, SCORE)
         return [
@@ -216,4 +216,4 @@ class SavedModelPredictor:
         texts = [{"text": e[name]} for e in examples for name in ("text", "text_pair")]
         half = (lambda amount: progress(amount / 2)) if progress else None
         vectors = [outputs["embedding"] for outputs in self._run(texts, batch_size, half)]
-        return [self.task.paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
+        return [self.task.pair_answer(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]

@@ -66,7 +66,7 @@ class SourcePredictor:
 
         Of a target that is too long the first tokens count.
         """
-        task = self.checkpoint.task.starting(self.checkpoint.decoder_start_token_id)
+        task = self.checkpoint.task.with_start_id(self.checkpoint.decoder_start_token_id)
         assert isinstance(task, Seq2Seq)
         first = [{**example, "target": targets_of(example)[0]} for example in examples]
         answers = [{"log_probability": 0.0, "token_count": 0, "correct": 0} for _ in examples]

@@ -118,7 +118,7 @@ class TextPredictor:
         vector = self.scores(example)
         if "text_pair" not in example:
             return self.task.answer_from_signature(example, {self.task.output_name: vector})
-        return self.task.paired(vector, self.scores({"text": example["text_pair"]}))
+        return self.task.pair_answer(vector, self.scores({"text": example["text_pair"]}))
 
     def scores(self, example: Example) -> np.ndarray:
         """float32 [C] or [D]."""

@@ -18,8 +18,8 @@ import numpy as np
 from tfllm.errors import DataError, SettingError
 from tfllm.runtimes.predictor import Answer, Example, Progress
 from tfllm.tasks.causal_lm import CausalLM, lines_of, messages_of
-from tfllm.tasks.features import IGNORED, text_of, where
-from tfllm.tasks.objectives.packing import pieces
+from tfllm.tasks.features import IGNORED, text_field, where
+from tfllm.tasks.objectives.packing import chunk_text
 from tfllm.tokenizers.base import Tokenizer
 
 # Scores of the whole vocabulary for every token of a batch are in memory at once.
@@ -74,7 +74,7 @@ def last_words(examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer
     """
     found = []
     for example in examples:
-        text = text_of(example).rstrip()
+        text = text_field(example).rstrip()
         before, space, word = text.rpartition(" ")
         if not before.strip():
             raise DataError(
@@ -161,7 +161,7 @@ def checked_stride(stride: int | None, window: int) -> int:
 
 
 def _document(text: str, task: CausalLM, tokenizer: Tokenizer) -> Scored:
-    parts = tokenizer.encode_ids(list(pieces(text)), add_special_tokens=False)
+    parts = tokenizer.encode_ids(list(chunk_text(text)), add_special_tokens=False)
     start = [] if tokenizer.bos_token_id is None or not task.documents else [tokenizer.bos_token_id]
     ids = np.concatenate([np.asarray(part, np.int32) for part in (start, *parts)])
     counts = np.arange(len(ids)) > 0

@@ -12,7 +12,7 @@ from tfllm.errors import DataError
 from tfllm.tasks.features import Example, where
 
 
-def gold(example: Example) -> tuple[int, int] | None:
+def gold_span(example: Example) -> tuple[int, int] | None:
     """The first gold answer as characters (start, end) of the context; None for no answer.
 
     Where the answer's text does not stand at its start, the nearest place where it does is taken;
@@ -41,7 +41,9 @@ def gold(example: Example) -> tuple[int, int] | None:
     return start, start + len(text)
 
 
-def tokens_of(span: tuple[int, int], offsets: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
+def tokens_of_span(
+    span: tuple[int, int], offsets: np.ndarray, inside: np.ndarray
+) -> tuple[int, int]:
     """First and last token of the characters `span`; (0, 0) where they are not all in the window.
 
     `offsets` int [T, 2], `inside` bool [T]: tokens of the context.
@@ -53,7 +55,7 @@ def tokens_of(span: tuple[int, int], offsets: np.ndarray, inside: np.ndarray) ->
     return (int(touched[0]), int(touched[-1])) if len(touched) else (0, 0)
 
 
-def candidates(
+def candidate_spans(
     scores: np.ndarray, inside: np.ndarray, longest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every allowed span of one window: sum of raw scores, first token, last token.
@@ -81,7 +83,7 @@ def log_normalizer(windows: Sequence[np.ndarray], inside: Sequence[np.ndarray]) 
     return float(np.sum(top + np.log(np.exp(allowed - top).sum(axis=0))))
 
 
-def best(
+def best_spans(
     windows: Sequence[np.ndarray], details: Sequence[dict[str, Any]], longest: int, count: int
 ) -> list[dict[str, Any]]:
     """The `count` best different spans over all windows of one example, best first.
@@ -90,7 +92,7 @@ def best(
     """
     found: dict[tuple[int, int], float] = {}
     for scores, detail in zip(windows, details, strict=True):
-        sums, first, last = candidates(scores, detail["inside"], longest)
+        sums, first, last = candidate_spans(scores, detail["inside"], longest)
         # A span stands in several windows at most, so that a few more candidates are enough.
         for place in np.argsort(-sums, kind="stable")[: count + len(windows)]:
             span = (

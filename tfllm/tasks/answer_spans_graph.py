@@ -27,11 +27,11 @@ def signatures(
     [B, T, 2].
     """
 
-    @serving_graph.function(serving_graph.texts("question", "context"))
+    @serving_graph.signature(serving_graph.text_inputs("question", "context"))
     def serve(question, context):
-        context = serving_graph.valid_utf8(context)
+        context = serving_graph.replace_invalid_utf8(context)
         rows = tokenizer.windows(question, context, max_length=task.max_length, stride=task.stride)
-        raw = serving_graph.run(model, rows)  # [R, T, 2]
+        raw = serving_graph.run_model(model, rows)  # [R, T, 2]
         example, inside = rows["example"], rows["starts"] >= 0
         best, first, last = best_spans(raw, inside, task.max_answer_length)  # [R]
         row, score = best_rows(best, example)  # [B]
@@ -52,7 +52,7 @@ def signatures(
             "score": tf.exp(logarithm),
         }
 
-    return {"serving_default": serve, "tokens": serving_graph.tokens(model)}
+    return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
 
 def best_spans(

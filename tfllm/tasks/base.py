@@ -133,11 +133,11 @@ class Task(Settings):
     def check_hf(self, model_type: str) -> None:
         """Raises CheckpointError for what Hugging Face's models of `model_type` cannot say."""
 
-    def completed(self, examples: Sequence[Example]) -> Task:
+    def infer_settings(self, examples: Sequence[Example]) -> Task:
         """A copy in which what the settings leave open (labels) is found in the examples."""
         return self
 
-    def starting(self, start_id: int | None) -> Task:
+    def with_start_id(self, start_id: int | None) -> Task:
         """A copy that knows the first token of what its model writes, where that is not in rows."""
         return self
 
@@ -145,7 +145,7 @@ class Task(Settings):
         """Backbone and head: functional, the backbone's inputs, one float32 output."""
         raise NotImplementedError
 
-    def to_train(self, model: keras.Model) -> keras.Model:
+    def training_model(self, model: keras.Model) -> keras.Model:
         """The model as `tfllm train` trains it: itself, or the same layers with other inputs and
         outputs, which `loss` and `metrics` know.
 
@@ -154,7 +154,7 @@ class Task(Settings):
         """
         return model
 
-    def to_export(self) -> Task:
+    def export_task(self) -> Task:
         """The task that a model of this one is exported for: itself, or one that can be served."""
         return self
 
@@ -168,7 +168,7 @@ class Task(Settings):
         """
         raise NotImplementedError
 
-    def rows(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
+    def load_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
         """`features` of examples, or of the prepared corpus that they stand for.
 
         Raises SettingError for a corpus of another vocabulary's tokens.
@@ -200,7 +200,7 @@ class Task(Settings):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """The loss over (targets, outputs) of `Features.batch`, of the model of `to_train`.
+        """The loss over (targets, outputs) of `Features.batch`, of the model of `training_model`.
 
         As a Keras loss: a value per target, whose mean Keras takes.
 
@@ -220,7 +220,7 @@ class Task(Settings):
         """One JSON dict per example. `outputs`: per row of features, [T] axes may be padded."""
         raise NotImplementedError
 
-    def paired(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    def pair_answer(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         """The answer for the outputs of both texts of a pair, where `encodes_pairs_apart`."""
         raise NotImplementedError
 
@@ -250,7 +250,7 @@ class NextToken(Task):
         """Softmax cross entropy over the learned tokens of the batch."""
         from tfllm.tasks import losses
 
-        losses.refuse(self.kind, class_weights=class_weights)
+        losses.reject_options(self.kind, class_weights=class_weights)
         return losses.CrossEntropy(label_smoothing)
 
     def metrics(self) -> list[keras.metrics.Metric]:

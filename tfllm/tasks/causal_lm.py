@@ -12,9 +12,9 @@ from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks.base import NextToken
-from tfllm.tasks.features import Example, Features, Rows, text_of, where
+from tfllm.tasks.features import Example, Features, TokenWindows, text_field, where
 from tfllm.tasks.objectives import packing
-from tfllm.tasks.objectives.packing import CorpusStream, Stream
+from tfllm.tasks.objectives.packing import CorpusTokenStream, TokenStream
 
 if TYPE_CHECKING:
     import keras
@@ -116,7 +116,7 @@ class CausalLM(NextToken):
         """
         chat = bool(examples) and "messages" in examples[0]
         documents = self._chats(examples, tokenizer) if chat else self._texts(examples, tokenizer)
-        stream = packing.stream(documents, tokenizer.vocabulary_size)
+        stream = packing.build_stream(documents, tokenizer.vocabulary_size)
         if len(stream) < 2:
             raise DataError(
                 f"{where(examples[0]) if examples else ''}the texts have {len(stream)} tokens, and "
@@ -128,38 +128,42 @@ class CausalLM(NextToken):
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
         """Rows over a prepared corpus, as over texts; read from the disk when asked for."""
         start, end = _specials(tokenizer) if self.documents else ([], [])
-        stream = CorpusStream(corpus, tuple(start), tuple(end), self.documents)
+        stream = CorpusTokenStream(corpus, tuple(start), tuple(end), self.documents)
         return replace(self._of_stream(stream, tokenizer), digest=corpus.digest)
 
     def _of_stream(
-        self, stream: Stream | CorpusStream, tokenizer: Tokenizer, whole: bool = False
+        self, stream: TokenStream | CorpusTokenStream, tokenizer: Tokenizer, whole: bool = False
     ) -> Features:
         """Rows of a stream; `whole`: none may hold a part of a document."""
         bounds = (stream.starts, len(stream), self.max_length)
         if whole or not self.packing:
-            begins, lengths = packing.whole(*bounds) if self.packing else packing.alone(*bounds)
+            begins, lengths = (
+                packing.pack_documents(*bounds)
+                if self.packing
+                else packing.one_document_per_row(*bounds)
+            )
         else:
             begins, lengths = packing.windows(len(stream), self.max_length)
         return Features(
-            token_ids=Rows(begins, lengths, stream.tokens),
+            token_ids=TokenWindows(begins, lengths, stream.tokens),
             segment_ids=None,
             example=np.arange(len(begins)),
-            targets=Rows(begins, lengths, stream.targets),
+            targets=TokenWindows(begins, lengths, stream.targets),
             details=[],
             pad_id=tokenizer.pad_token_id,
             per_token=True,
-            segments=Rows(begins, lengths, stream.segments),
+            document_ids=TokenWindows(begins, lengths, stream.document_ids),
             shift=0 if whole or not self.packing else self.max_length,
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
         """Windows begin elsewhere in every epoch but the first: a function of (seed, epoch)."""
-        moved = packing.shift(features.shift, seed, epoch) if features.shift else 0
+        moved = packing.epoch_shift(features.shift, seed, epoch) if features.shift else 0
         if not moved:
             return features
         rows: dict[str, Any] = {}
-        for name in ("token_ids", "targets", "segments"):
-            if isinstance(found := getattr(features, name), Rows):
+        for name in ("token_ids", "targets", "document_ids"):
+            if isinstance(found := getattr(features, name), TokenWindows):
                 rows[name] = replace(found, begins=found.begins + moved)
         return replace(features, **rows)
 
@@ -170,7 +174,7 @@ class CausalLM(NextToken):
             return
         start, end = _specials(tokenizer)
         for group in _groups([lines_of(example) for example in examples]):
-            parts = [list(packing.pieces(text)) for text in group]
+            parts = [list(packing.chunk_text(text)) for text in group]
             found = iter(_ids([part for several in parts for part in several], tokenizer))
             for several in parts:
                 ids = [next(found) for _ in several]
@@ -216,7 +220,7 @@ def lines_of(example: Example) -> str:
     value = example.get("text")
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         return "\n".join(value)
-    return text_of(example)
+    return text_field(example)
 
 
 def messages_of(example: Example) -> list[dict[str, str]]:
@@ -248,7 +252,7 @@ def _specials(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 def _joined(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """The tokens of all examples as one text."""
     text = "\n".join(lines_of(example) for example in examples)
-    for group in _groups(list(packing.pieces(text))):
+    for group in _groups(list(packing.chunk_text(text))):
         yield from _ids(group, tokenizer)
 
 

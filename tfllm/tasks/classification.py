@@ -10,7 +10,7 @@ import numpy as np
 from tfllm.errors import CheckpointError
 from tfllm.tasks import huggingface, label_names
 from tfllm.tasks.base import ClassWeights, Task
-from tfllm.tasks.features import Example, Features, encoded, made
+from tfllm.tasks.features import Example, Features, encode_texts, features_from_encodings
 from tfllm.tasks.huggingface import HuggingFaceHead, Problem, label_maps, problem_of
 from tfllm.tasks.metric_directions import LABEL_METRICS
 
@@ -46,7 +46,7 @@ class Classification(Task):
         """Width of the output. Raises SettingError while the labels are not known."""
         if self.problem == "regression":
             return max(1, len(self.labels))
-        return label_names.needed(self.labels)
+        return label_names.count_labels(self.labels)
 
     @property
     def takes_pair(self) -> bool:
@@ -107,19 +107,19 @@ class Classification(Task):
                 "task.pooling: first."
             )
 
-    def completed(self, examples: Sequence[Example]) -> Classification:
+    def infer_settings(self, examples: Sequence[Example]) -> Classification:
         """Labels from the examples where none are named; `pair` where all have `text_pair`."""
         changes: dict[str, Any] = {}
         if (
             not self.labels
             and self.problem != "regression"
-            and label_names.given(examples, "label")
+            and label_names.have_field(examples, "label")
         ):
-            changes["labels"] = label_names.found(
-                (example, label) for example in examples for label in _listed(example["label"])
+            changes["labels"] = label_names.collect_labels(
+                (example, label) for example in examples for label in _as_list(example["label"])
             )
         if examples and not self.pair:
-            changes["pair"] = label_names.given(examples, "text_pair")
+            changes["pair"] = label_names.have_field(examples, "text_pair")
         return self.model_copy(update=changes)
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
@@ -139,20 +139,22 @@ class Classification(Task):
 
         Targets: int [] per row; multi-label float [C] of 0 and 1; regression float [] (or [C]).
         """
-        encodings = encoded(examples, tokenizer, self.max_length, pair=self.pair)
-        if not (targets and label_names.given(examples, "label")):
-            return made(encodings, tokenizer)
-        return made(encodings, tokenizer, targets=[self.target(example) for example in examples])
+        encodings = encode_texts(examples, tokenizer, self.max_length, pair=self.pair)
+        if not (targets and label_names.have_field(examples, "label")):
+            return features_from_encodings(encodings, tokenizer)
+        return features_from_encodings(
+            encodings, tokenizer, targets=[self.target(example) for example in examples]
+        )
 
     def target(self, example: Example) -> np.ndarray:
         """The target of one example. Raises DataError for an unknown label."""
         label = example["label"]
         if self.problem == "regression":
-            return label_names.numbers(example, self.size)
+            return label_names.numeric_label(example, self.size)
         if self.problem == "single_label":
-            return np.asarray(label_names.index(label, self.labels, example), np.int32)
+            return np.asarray(label_names.label_index(label, self.labels, example), np.int32)
         result = np.zeros(self.size, np.float32)
-        result[list(label_names.chosen(label, self.labels, example))] = 1.0
+        result[list(label_names.label_indices(label, self.labels, example))] = 1.0
         return result
 
     def loss(
@@ -162,11 +164,11 @@ class Classification(Task):
         from tfllm.tasks import losses
 
         if self.problem == "regression":
-            losses.refuse(
+            losses.reject_options(
                 "regression", label_smoothing=label_smoothing, class_weights=class_weights
             )
             return losses.SquaredError()
-        weights = losses.weights_of(class_weights, self.labels)
+        weights = losses.ordered_class_weights(class_weights, self.labels)
         if self.problem == "multi_label":
             return losses.SigmoidCrossEntropy(label_smoothing, weights)
         return losses.CrossEntropy(label_smoothing, weights)
@@ -177,11 +179,11 @@ class Classification(Task):
 
         if self.problem == "regression":
             return [
-                metrics.mean("mse", metrics.squared_error),
-                metrics.mean("mae", metrics.absolute_error),
+                metrics.mean_metric("mse", metrics.squared_error),
+                metrics.mean_metric("mae", metrics.absolute_error),
             ]
         if self.problem == "multi_label":
-            return [metrics.mean("accuracy", metrics.labels_right)]
+            return [metrics.mean_metric("accuracy", metrics.label_accuracy)]
         return [metrics.Accuracy()]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
@@ -190,21 +192,21 @@ class Classification(Task):
         Multi-label: `label` is the list of labels above 1/2. Regression: `label` is the number
         (with several named numbers: `scores` alone).
         """
-        return [self.answer(np.asarray(output, np.float32)) for output in outputs]
+        return [self.answer_from_logits(np.asarray(output, np.float32)) for output in outputs]
 
-    def answer(self, scores: np.ndarray) -> dict[str, Any]:
+    def answer_from_logits(self, scores: np.ndarray) -> dict[str, Any]:
         """The answer for raw scores float32 [C]."""
         if self.problem == "regression":
             if self.size == 1:
                 return {"label": float(scores[0])}
-            return {"scores": _named(self.labels, scores)}
+            return {"scores": _by_label(self.labels, scores)}
         if self.problem == "multi_label":
-            return self.named(1.0 / (1.0 + np.exp(-scores)))
-        return self.named(softmax(scores))
+            return self.answer_from_probabilities(1.0 / (1.0 + np.exp(-scores)))
+        return self.answer_from_probabilities(softmax(scores))
 
-    def named(self, probabilities: np.ndarray) -> dict[str, Any]:
+    def answer_from_probabilities(self, probabilities: np.ndarray) -> dict[str, Any]:
         """The answer for probabilities [C], for example those that a signature gave."""
-        scores = _named(self.labels, probabilities)
+        scores = _by_label(self.labels, probabilities)
         if self.problem == "multi_label":
             return {"label": [name for name, p in scores.items() if p > 0.5], "scores": scores}
         return {"label": self.labels[int(np.argmax(probabilities))], "scores": scores}
@@ -216,8 +218,8 @@ class Classification(Task):
         if "score" in outputs:
             return {"label": float(outputs["score"])}
         if self.problem == "regression":
-            return {"scores": _named(self.labels, outputs["scores"])}
-        return self.named(outputs["scores"])
+            return {"scores": _by_label(self.labels, outputs["scores"])}
+        return self.answer_from_probabilities(outputs["scores"])
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`, `classify` (regression: `regress`) and `tokens`."""
@@ -232,9 +234,9 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+def _by_label(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def _listed(label: Any) -> list[Any]:
+def _as_list(label: Any) -> list[Any]:
     return list(label) if isinstance(label, list | tuple) else [label]

@@ -44,22 +44,25 @@ def signatures(
         best = tf.argmax(found, axis=-1, output_type=tf.int32)
         return {"label": tf.gather(tf.constant(task.labels), best), "scores": found}
 
-    result = {"serving_default": _over_texts(answer, names), "tokens": serving_graph.tokens(model)}
+    result = {
+        "serving_default": _over_texts(answer, names),
+        "tokens": serving_graph.tokens_signature(model),
+    }
     examples = [tf.TensorSpec([None], tf.string, "inputs")]
     if task.problem != "regression":
 
-        @serving_graph.function(examples)
+        @serving_graph.signature(examples)
         def classify(inputs):
-            found = scores(*serving_graph.example_features(inputs, names))
+            found = scores(*serving_graph.parse_examples(inputs, names))
             classes = tf.tile(tf.constant(task.labels)[None], [tf.shape(found)[0], 1])
             return {"classes": classes, "scores": found}
 
         result["classify"] = classify
     elif task.size == 1:
 
-        @serving_graph.function(examples)
+        @serving_graph.signature(examples)
         def regress(inputs):
-            return {"outputs": scores(*serving_graph.example_features(inputs, names))[:, 0]}
+            return {"outputs": scores(*serving_graph.parse_examples(inputs, names))[:, 0]}
 
         result["regress"] = regress
     return result
@@ -78,7 +81,7 @@ def next_sentence(
 
     return {
         "serving_default": _over_texts(answer, ["text", "text_pair"]),
-        "tokens": serving_graph.tokens(model),
+        "tokens": serving_graph.tokens_signature(model),
     }
 
 
@@ -86,13 +89,13 @@ def _over_texts(answer: Any, names: list[str]) -> Any:
     """`answer` as a signature over `text`, or over `text` and `text_pair`."""
     if len(names) == 1:
 
-        @serving_graph.function(serving_graph.texts("text"))
+        @serving_graph.signature(serving_graph.text_inputs("text"))
         def single(text):
             return answer(text)
 
         return single
 
-    @serving_graph.function(serving_graph.texts("text", "text_pair"))
+    @serving_graph.signature(serving_graph.text_inputs("text", "text_pair"))
     def pair(text, text_pair):
         return answer(text, text_pair)
 

@@ -12,7 +12,13 @@ from pydantic import Field, field_validator, model_validator
 from tfllm.errors import DataError, did_you_mean
 from tfllm.tasks import label_names
 from tfllm.tasks.base import ClassWeights, Task
-from tfllm.tasks.features import Example, Features, made, text_of, where
+from tfllm.tasks.features import (
+    Example,
+    Features,
+    features_from_encodings,
+    text_field,
+    where,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -117,17 +123,19 @@ class Embedding(Task):
         """One row per text. Examples with `text_pair` give two rows each, one after the other.
 
         Then `group` is 2, so that a batch has a line for every pair: inputs [B, 2, T], targets [B],
-        for the model of `to_train`. With `score_range` the target is the cosine that the label
-        asks for; without, it is a zero that the loss does not read: a pair is the positive example,
+        for `training_model`. With `score_range` the target is the cosine that the label asks
+        for; without, it is a zero that the loss does not read: a pair is the positive example,
         all other second texts of the batch are negatives.
         """
-        texts = [self.prompt + text_of(example) for example in examples]
-        if not label_names.given(examples, "text_pair"):
-            return made(tokenizer.encode_batch(texts, max_length=self.max_length), tokenizer)
-        pairs = [self.prompt + text_of(example, "text_pair") for example in examples]
+        texts = [self.prompt + text_field(example) for example in examples]
+        if not label_names.have_field(examples, "text_pair"):
+            return features_from_encodings(
+                tokenizer.encode_batch(texts, max_length=self.max_length), tokenizer
+            )
+        pairs = [self.prompt + text_field(example, "text_pair") for example in examples]
         interleaved = [text for both in zip(texts, pairs, strict=True) for text in both]
         encodings = tokenizer.encode_batch(interleaved, max_length=self.max_length)
-        return made(
+        return features_from_encodings(
             encodings,
             tokenizer,
             example=np.repeat(np.arange(len(examples)), 2),
@@ -140,7 +148,7 @@ class Embedding(Task):
         if self.score_range is None:
             self._say_labels_unused(examples)
             return [np.zeros((), np.int32)] * (2 * len(examples))
-        if not label_names.given(examples, "label"):
+        if not label_names.have_field(examples, "label"):
             return None
         cosines = [self._cosine(example) for example in examples]
         return [np.asarray(cosine, np.float32) for cosine in cosines for _ in range(2)]
@@ -148,7 +156,7 @@ class Embedding(Task):
     def _cosine(self, example: Example) -> np.ndarray:
         """The cosine that the label asks for, between 0 and 1."""
         low, high = self.score_range or (0.0, 1.0)
-        number = label_names.numbers(example, 1)
+        number = label_names.numeric_label(example, 1)
         if not low <= number <= high:
             raise DataError(
                 f"{where(example)}the label {example['label']} lies outside task.score_range "
@@ -167,7 +175,7 @@ class Embedding(Task):
                 ", ".join(sorted(labels)[:SHOWN_LABELS]),
             )
 
-    def to_train(self, model: keras.Model) -> keras.Model:
+    def training_model(self, model: keras.Model) -> keras.Model:
         """The same layers over pairs: inputs int32 [B, 2, T], vectors [B, 2, D]."""
         from tfllm.layers import pairs
 
@@ -180,7 +188,9 @@ class Embedding(Task):
         the squared distance of the pair's cosine from the one asked for."""
         from tfllm.tasks import losses
 
-        losses.refuse(self.kind, label_smoothing=label_smoothing, class_weights=class_weights)
+        losses.reject_options(
+            self.kind, label_smoothing=label_smoothing, class_weights=class_weights
+        )
         if self.score_range is not None:
             return losses.CosineError()
         return losses.InBatchNegatives(self.scale)
@@ -191,16 +201,16 @@ class Embedding(Task):
 
         if self.score_range is not None:
             return []
-        return [metrics.mean("accuracy", metrics.partner_found)]
+        return [metrics.mean_metric("accuracy", metrics.in_batch_accuracy)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
         """`{"embedding": [...]}`; of pairs also `embedding_pair` and `similarity`."""
         vectors = [np.asarray(output, np.float32) for output in outputs]
         if features.group == 1:
             return [{"embedding": vector.tolist()} for vector in vectors]
-        return [self.paired(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
+        return [self.pair_answer(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
 
-    def paired(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    def pair_answer(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         """The answer for the vectors [D] of a pair of texts."""
         return {
             "embedding": first.tolist(),

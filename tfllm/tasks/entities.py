@@ -50,7 +50,7 @@ def character_kinds() -> np.ndarray:
     return kinds
 
 
-def words_of(text: str) -> np.ndarray:
+def word_numbers(text: str) -> np.ndarray:
     """The number of the word that each character belongs to, NO_WORD for white space: int64 [C]."""
     points = np.array([ord(character) for character in text], np.int64)
     padded = np.concatenate([[WHITE], character_kinds()[points], [WHITE]])
@@ -62,16 +62,16 @@ def words_of(text: str) -> np.ndarray:
     return np.where(solid, np.cumsum(solid & ~goes_on) - 1, word_alignment.NO_WORD)
 
 
-def pieces_of(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordSpans:
+def align_pieces(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordSpans:
     """The words of a text that have a piece in its row; `places` count the row's tokens."""
     own = np.array([sequence is not None for sequence in encoding.sequence_ids], bool)
     marks = tokenizer.token_kinds[np.array(encoding.ids, np.int64)[own]]
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)[own]
-    found = word_alignment.word_spans(words_of(text), offsets, marks)
+    found = word_alignment.word_spans(word_numbers(text), offsets, marks)
     return found._replace(places=np.flatnonzero(own)[found.places])
 
 
-def entities(
+def join_entities(
     text: str,
     tags: Sequence[str],
     starts: Sequence[int] | np.ndarray,
@@ -84,7 +84,7 @@ def entities(
     of its words'. Padding (an empty tag) is skipped.
     """
     result = []
-    for label, first, stop in spans(tags):
+    for label, first, stop in tag_spans(tags):
         start, end = int(starts[first]), int(ends[stop - 1])
         result.append(
             {
@@ -105,14 +105,14 @@ def entity_label(tag: str) -> str:
 
 
 def bio_tags(tags: Sequence[str]) -> list[str]:
-    """Return the BIO tags of the entities in tags of any scheme (see `spans`)."""
+    """Return the BIO tags of the entities in tags of any scheme (see `tag_spans`)."""
     result = ["O"] * len(tags)
-    for label, first, stop in spans(tags):
+    for label, first, stop in tag_spans(tags):
         result[first:stop] = [f"B-{label}", *[f"I-{label}"] * (stop - first - 1)]
     return result
 
 
-def spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+def tag_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """(label, first word, word after the last) of every entity in BIO or BIOES/BMES tags.
 
     Lenient as conlleval: an I after something else begins an entity. Tags without a prefix, as of

@@ -1,4 +1,4 @@
-"""Words of texts and their pieces as TensorFlow ops: `words.words_of` and `word_alignment`."""
+"""Words of texts and their pieces as TensorFlow ops: `entities.word_numbers` and `word_alignment`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PAGE_BITS = 8
 
 
-class Words(NamedTuple):
+class WordTensors(NamedTuple):
     """The W words with pieces of a batch, in order: int64 [W]."""
 
     rows: tf.Tensor
@@ -29,7 +29,7 @@ class Words(NamedTuple):
     ends: tf.Tensor
 
 
-class WordFinder(tf.Module):
+class GraphWords(tf.Module):
     """Finds the words of texts; its tables are constants."""
 
     def __init__(self, tokenizer: Tokenizer):
@@ -48,7 +48,7 @@ class WordFinder(tf.Module):
         ids: tf.RaggedTensor,
         starts: tf.RaggedTensor,
         ends: tf.RaggedTensor,
-    ) -> Words:
+    ) -> WordTensors:
         """UTF-8 string [B] with the ids and offsets of their pieces, ragged int32 [B, None]."""
         # A space after each text keeps its characters from the next one's.
         decoded = tf.raw_ops.UnicodeDecode(
@@ -57,7 +57,7 @@ class WordFinder(tf.Module):
             errors="replace",
             replacement_char=REPLACEMENT,
         )
-        words = self._words_of(decoded.char_values)  # [C]
+        words = self._word_numbers(decoded.char_values)  # [C]
         rows = ids.value_rowids()  # [M]
         base = tf.gather(decoded.row_splits, rows)
         begin = base + tf.cast(starts.flat_values, tf.int64)
@@ -68,7 +68,7 @@ class WordFinder(tf.Module):
         numbers = _numbers(words, rows, marks, first, tf.maximum(stop, begin + 1))
         return _found(numbers, rows, ids.row_starts(), base, marks, first, _last(solid, stop))
 
-    def _words_of(self, points: tf.Tensor) -> tf.Tensor:
+    def _word_numbers(self, points: tf.Tensor) -> tf.Tensor:
         """Code points int32 [C] to the numbers of their words, int64 [C], NO_WORD for none."""
         page = tf.gather(self._page_of, tf.bitwise.right_shift(points, PAGE_BITS))
         place = tf.bitwise.bitwise_and(points, (1 << PAGE_BITS) - 1)
@@ -117,8 +117,8 @@ def _found(
     marks: tf.Tensor,
     first: tf.Tensor,
     last: tf.Tensor,
-) -> Words:
-    """Words from the numbers of their pieces [M], in the order of the numbers."""
+) -> WordTensors:
+    """WordTensors from the numbers of their pieces [M], in the order of the numbers."""
     pieces = tf.where(numbers >= 0)[:, 0]
     count = tf.reduce_max(tf.concat([numbers, [NO_WORD]], 0)) + 1
     own = tf.gather(numbers, pieces)
@@ -131,4 +131,4 @@ def _found(
     place, start, end = (tf.gather(values, kept) for values in (place, start, end))
     row, begin = tf.gather(rows, place), tf.gather(base, place)
     end = tf.maximum(end, start + 1)
-    return Words(row, place - tf.gather(row_starts, row), start - begin, end - begin)
+    return WordTensors(row, place - tf.gather(row_starts, row), start - begin, end - begin)

@@ -27,7 +27,7 @@ def where(example: Example) -> str:
     return f"{example['_where']}: " if example.get("_where") else ""
 
 
-def text_of(example: Example, name: str = "text") -> str:
+def text_field(example: Example, name: str = "text") -> str:
     """The text in the field `name`. Raises DataError when there is none."""
     value = example.get(name)
     if isinstance(value, str):
@@ -39,19 +39,19 @@ def text_of(example: Example, name: str = "text") -> str:
     )
 
 
-def encoded(
+def encode_texts(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, *, pair: bool = False
 ) -> list[Encoding]:
     """Rows of `text`, or of `text` and `text_pair` where all examples have both (`pair`: must)."""
-    texts = [text_of(example) for example in examples]
+    texts = [text_field(example) for example in examples]
     if pair or any(example.get("text_pair") is not None for example in examples):
-        pairs = [text_of(example, "text_pair") for example in examples]
+        pairs = [text_field(example, "text_pair") for example in examples]
         return tokenizer.encode_batch(texts, pairs, max_length=max_length)
     return tokenizer.encode_batch(texts, max_length=max_length)
 
 
 @dataclass(frozen=True)
-class Rows(Sequence[np.ndarray]):
+class TokenWindows(Sequence[np.ndarray]):
     """Rows made when asked for: row i is `make` of the places begins[i] ... + lengths[i]."""
 
     begins: np.ndarray
@@ -67,7 +67,7 @@ class Rows(Sequence[np.ndarray]):
 
 
 @dataclass(frozen=True)
-class Made(Sequence[np.ndarray]):
+class LazyArrays(Sequence[np.ndarray]):
     """`size` arrays, each made by its number when asked for."""
 
     size: int
@@ -104,7 +104,7 @@ class Features:
     pad_id: int | None
     group: int = 1
     per_token: bool = False  # targets are [T_i]: padded with IGNORED
-    segments: Sequence[np.ndarray] | None = None  # int32 [T_i]: documents of a row; None: all 1
+    document_ids: Sequence[np.ndarray] | None = None  # int32 [T_i]: documents of a row; None: all 1
     shift: int = 0  # rows may be moved along their text by less than this, anew in every epoch
     row_lengths: np.ndarray | None = None  # int [rows], where counting them would make the rows
     digest: str | None = None  # names the data, where reading all tokens would take long
@@ -118,7 +118,7 @@ class Features:
         """Tokens of every row: int [rows]."""
         if self.row_lengths is not None:
             return self.row_lengths
-        if isinstance(self.token_ids, Rows):
+        if isinstance(self.token_ids, TokenWindows):
             return self.token_ids.lengths
         return np.array([len(ids) for ids in self.token_ids], dtype=np.int64)
 
@@ -152,7 +152,7 @@ class Features:
             return inputs, None
         chosen = [self.targets[row] for row in lines[:, 0]]
         size = inputs["token_ids"].shape[-1]
-        return inputs, padded(chosen, size, IGNORED) if self.per_token else np.stack(chosen)
+        return inputs, pad_arrays(chosen, size, IGNORED) if self.per_token else np.stack(chosen)
 
     def inputs(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
@@ -166,20 +166,24 @@ class Features:
         if length is None:
             length = max((len(self.token_ids[row]) for row in rows), default=1)
         return {
-            "token_ids": padded([self.token_ids[row] for row in rows], length, self.pad_id or 0),
+            "token_ids": pad_arrays(
+                [self.token_ids[row] for row in rows], length, self.pad_id or 0
+            ),
             "segment_ids": np.zeros((len(rows), length), np.int32)
             if self.segment_ids is None
-            else padded([self.segment_ids[row] for row in rows], length, 0),
-            "padding_mask": padded([self._mask(row) for row in rows], length, 0),
+            else pad_arrays([self.segment_ids[row] for row in rows], length, 0),
+            "padding_mask": pad_arrays([self._mask(row) for row in rows], length, 0),
         }
 
     def _mask(self, row: int) -> np.ndarray:
-        if self.segments is not None:
-            return self.segments[row]
+        if self.document_ids is not None:
+            return self.document_ids[row]
         return np.ones(len(self.token_ids[row]))
 
 
-def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Features:
+def features_from_encodings(
+    encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any
+) -> Features:
     """Features of encodings, one row each; `more` are fields of Features that differ."""
     fields: dict[str, Any] = {
         "example": np.arange(len(encodings)),
@@ -194,7 +198,7 @@ def made(encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any) -> Fe
     )
 
 
-def padded(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
+def pad_arrays(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
     """Arrays [T_i], cut to `length`, as one int32 [B, length]."""
     result = np.full((len(arrays), length), value, np.int32)
     for row, array in zip(result, arrays, strict=True):

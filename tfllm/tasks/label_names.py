@@ -34,7 +34,7 @@ def check_distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 Labels = Annotated[tuple[str, ...], AfterValidator(check_distinct)]
 
 
-def found(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
+def collect_labels(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
     """Return the different labels in a fixed order: by value where all are numbers, else by name.
 
     Args:
@@ -58,7 +58,7 @@ def found(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
     return tuple(shortest[value] for value in sorted(shortest))
 
 
-def index(label: Any, labels: Sequence[str], example: Example, what: str = "label") -> int:
+def label_index(label: Any, labels: Sequence[str], example: Example, what: str = "label") -> int:
     """The place of a label given by its name, or by its place where no name is a number.
 
     A number is known by its value: `1.0` is the label named `1`. Raises DataError naming file and
@@ -77,7 +77,7 @@ def index(label: Any, labels: Sequence[str], example: Example, what: str = "labe
     )
 
 
-def chosen(label: Any, labels: Sequence[str], example: Example) -> set[int]:
+def label_indices(label: Any, labels: Sequence[str], example: Example) -> set[int]:
     """The places of the labels that an example has, given as one label or a list of them.
 
     Where there is one label alone, 0 and 1 say whether the example has it. Raises DataError.
@@ -92,10 +92,10 @@ def chosen(label: Any, labels: Sequence[str], example: Example) -> set[int]:
             )
         return {0} if yes == 1 else set()
     listed = label if isinstance(label, list | tuple) else [label]
-    return {index(one, labels, example) for one in listed}
+    return {label_index(one, labels, example) for one in listed}
 
 
-def name_of(label: Any, labels: Sequence[str]) -> str:
+def label_name(label: Any, labels: Sequence[str]) -> str:
     """Return the name of a label that may be given by its place; an unknown one as it is."""
     name = str(label)
     place = None if name in labels else _place_of_number(name, tuple(labels))
@@ -107,7 +107,7 @@ def are_numbers(labels: Sequence[str]) -> bool:
     return bool(labels) and all(as_number(label) is not None for label in labels)
 
 
-def given(examples: Sequence[Example], field: str) -> bool:
+def have_field(examples: Sequence[Example], field: str) -> bool:
     """Whether the examples have the field: all of them, or none. Raises DataError for a mix."""
     having = [example.get(field) is not None for example in examples]
     if not any(having):
@@ -121,7 +121,7 @@ def given(examples: Sequence[Example], field: str) -> bool:
     return True
 
 
-def needed(labels: Sequence[str], what: str = "labels") -> int:
+def count_labels(labels: Sequence[str], what: str = "labels") -> int:
     """How many labels there are. Raises SettingError when none are known yet."""
     if not labels:
         raise SettingError(
@@ -130,7 +130,7 @@ def needed(labels: Sequence[str], what: str = "labels") -> int:
     return len(labels)
 
 
-def numbers(example: Example, size: int) -> np.ndarray:
+def numeric_label(example: Example, size: int) -> np.ndarray:
     """The label as float32 [], or [size] where the task has several numbers."""
     try:
         value = np.asarray(example["label"], np.float32)

@@ -38,13 +38,13 @@ class TaskLoss(keras.losses.Loss):
         """How much every target counts in the mean: float32 in the shape of `values`."""
         return ops.ones_like(ops.cast(targets, "float32"))
 
-    def located(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    def align_targets(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         """The targets and outputs that `values` compares."""
         return y_true, y_pred
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The loss of every target, 0 where it does not count: what Keras reduces."""
-        targets, outputs = self.located(y_true, y_pred)
+        targets, outputs = self.align_targets(y_true, y_pred)
         return self.values(targets, outputs) * self.counts(targets)
 
     def parts(self, y_true: Any, y_pred: Any) -> Any:
@@ -52,19 +52,19 @@ class TaskLoss(keras.losses.Loss):
 
         A structure of means where the loss is a sum of several; `counts` has the same structure.
         """
-        targets, outputs = self.located(y_true, y_pred)
+        targets, outputs = self.align_targets(y_true, y_pred)
         return weighted_mean(self.values(targets, outputs), self.counts(targets))
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The losses, reduced as `reduction` says."""
         with keras.name_scope(self.name):
             y_true = tree.map_structure(ops.convert_to_tensor, y_true)
-            y_pred = tree.map_structure(in_float32, y_pred)
-            targets, outputs = self.located(y_true, y_pred)
+            y_pred = tree.map_structure(to_float32, y_pred)
+            targets, outputs = self.align_targets(y_true, y_pred)
             counts = self.counts(targets)
             losses = self.values(targets, outputs) * counts
             if sample_weight is not None:
-                weights = aligned(sample_weight, losses)
+                weights = align_weights(sample_weight, losses)
                 losses = losses * weights
                 if self.reduction == "mean_with_sample_weight":
                     counts = counts * weights
@@ -73,7 +73,7 @@ class TaskLoss(keras.losses.Loss):
             total = ops.sum(losses)
             if self.reduction == "sum":
                 return total
-            return ops.divide_no_nan(total, cross_replica.total(ops.sum(counts)))
+            return ops.divide_no_nan(total, cross_replica.all_reduce_sum(ops.sum(counts)))
 
 
 @registered
@@ -124,7 +124,7 @@ class MaskedCrossEntropy(CrossEntropy):
     """Cross entropy of hidden tokens: targets int [B, T]; outputs [B, T, V], or the dict of a model
     that gives scores at some places only (`tfllm.layers.heads.masked_lm_at_positions`)."""
 
-    def located(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    def align_targets(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         return at_positions(y_true, y_pred)
 
 
@@ -286,7 +286,7 @@ def pair_cosines(vectors: Any) -> tuple[Any, Any]:
     """Cosines [B, R] of every first text with every second of all replicas, and int32 [B]: which
     of these is its own."""
     pairs = unit_pairs(vectors)
-    seconds, before = cross_replica.gathered(pairs[:, 1])
+    seconds, before = cross_replica.all_gather_rows(pairs[:, 1])
     own = before + ops.arange(ops.shape(pairs)[0], dtype="int32")
     return ops.matmul(pairs[:, 0], ops.transpose(seconds)), own
 
@@ -299,19 +299,19 @@ def unit_pairs(vectors: Any) -> Any:
     if len(vectors.shape) != 3 or vectors.shape[1] != 2:
         raise SettingError(
             f"The loss of the task embedding compares pairs, [B, 2, D], and the model gives "
-            f"{tuple(vectors.shape)}. Train task.to_train(model), whose rows are pairs."
+            f"{tuple(vectors.shape)}. Train task.training_model(model), whose rows are pairs."
         )
     return ops.normalize(ops.cast(vectors, "float32"), axis=-1)
 
 
-def in_float32(outputs: Any) -> Any:
+def to_float32(outputs: Any) -> Any:
     """A tensor; numbers of another precision in float32."""
     outputs = ops.convert_to_tensor(outputs)
     is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(outputs.dtype))
     return ops.cast(outputs, "float32") if is_float else outputs
 
 
-def aligned(weights: Any, values: Any) -> Any:
+def align_weights(weights: Any, values: Any) -> Any:
     """Weights [B] or in the shape of the values, with axes so that both multiply."""
     weights = ops.cast(ops.convert_to_tensor(weights), "float32")
     missing = len(values.shape) - len(weights.shape)
@@ -326,7 +326,7 @@ def weighted_mean(values: Any, weights: Any, axis: int | None = None) -> Any:
     return ops.sum(values * weights, axis=axis) / ops.where(total > 0, total, ops.ones_like(total))
 
 
-def weights_of(class_weights: ClassWeights, labels: Sequence[str]) -> list[float] | None:
+def ordered_class_weights(class_weights: ClassWeights, labels: Sequence[str]) -> list[float] | None:
     """Weights in the order of the labels; a mapping may leave labels out (weight 1)."""
     if class_weights is None:
         return None
@@ -362,7 +362,7 @@ def _ordered(class_weights: Mapping[str, float] | Sequence[float], labels: Seque
     return [float(weight) for weight in class_weights]
 
 
-def refuse(kind: str, **options: Any) -> None:
+def reject_options(kind: str, **options: Any) -> None:
     """Raises SettingError for a set option that the task `kind` has no use for."""
     for name, value in options.items():
         if value is not None and value != 0:

@@ -9,11 +9,18 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.tasks.base import ClassWeights, Task
-from tfllm.tasks.features import Example, Features, Made, encoded, made, text_of
+from tfllm.tasks.features import (
+    Example,
+    Features,
+    LazyArrays,
+    encode_texts,
+    features_from_encodings,
+    text_field,
+)
 from tfllm.tasks.metric_directions import MASKED_TOKEN_METRICS
 from tfllm.tasks.objectives import masking, memory_corpus, packing
-from tfllm.tasks.objectives.masking import MaskedFeatures, Plain, drawn
-from tfllm.tasks.objectives.packing import CorpusStream
+from tfllm.tasks.objectives.masking import MaskedFeatures, UnmaskedRow, draw_masks
+from tfllm.tasks.objectives.packing import CorpusTokenStream
 from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 
 if TYPE_CHECKING:
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 SPACES = " \t\n\f\r"  # RE2's \s, which the serving graph uses
 
 
-class Masking(Task):
+class MaskedTokenTask(Task):
     """What tasks with hidden tokens share: settings, training and answers."""
 
     head_layers: ClassVar[tuple[str, ...]] = ("transform", "transform_norm", "token_bias")
@@ -43,14 +50,14 @@ class Masking(Task):
         """Masked-LM accuracy."""
         return ("accuracy_at_1",)
 
-    def to_train(self, model: keras.Model) -> keras.Model:
+    def training_model(self, model: keras.Model) -> keras.Model:
         """The same layers with scores at the hidden tokens only: input `positions` int32 [B, P]."""
         from tfllm.layers import heads
 
         return heads.masked_lm_at_positions(model)
 
-    def filled(self, scores: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
-        """The answer for a text with masks: scores [T, V], `detail` of `rows_to_fill`."""
+    def mask_answer(self, scores: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
+        """The answer for a text with masks: scores [T, V], `detail` of `features_to_fill`."""
         vocabulary = detail["tokenizer"].vocabulary
         masks, tokens = [], []
         for place in detail["masks"]:
@@ -65,10 +72,10 @@ class Masking(Task):
             masks.append({**found[0], "candidates": found})
             tokens.append(detail["tokenizer"].fill_mask_texts[best[0]])
         mask = vocabulary[detail["tokenizer"].mask_token_id]
-        return {"text": filled(detail["text"], mask, tokens), "masks": masks}
+        return {"text": fill_masks(detail["text"], mask, tokens), "masks": masks}
 
 
-class MaskedLM(Masking):
+class MaskedLM(MaskedTokenTask):
     """Scores over the vocabulary for every token."""
 
     pipelines: ClassVar = ("fill-mask", "feature-extraction")
@@ -105,31 +112,35 @@ class MaskedLM(Masking):
         With `packing` rows are full windows of the texts, each followed by the end token.
         """
         if targets and self.packing:
-            return self.corpus_features(memory_corpus.documents(examples, tokenizer), tokenizer)
-        encodings = encoded(examples, tokenizer, self.max_length)
-        return rows_to_fill(examples, encodings, tokenizer, self)
+            return self.corpus_features(
+                memory_corpus.tokenize_corpus(examples, tokenizer), tokenizer
+            )
+        encodings = encode_texts(examples, tokenizer, self.max_length)
+        return features_to_fill(examples, encodings, tokenizer, self)
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
         """Full windows of documents one after another (Liu et al. 2019, 4.2: full sentences)."""
         template = tokenizer.row_template
         start, end = np.asarray(template.prefix, np.int32), np.asarray(template.suffix, np.int32)
-        stream = CorpusStream(corpus, after=template.suffix)
+        stream = CorpusTokenStream(corpus, after=template.suffix)
         room = self.max_length - template.num_special_tokens
         begins, lengths = packing.windows(len(stream), room)
 
-        def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
+        def plain(row: int, chance: np.random.Generator, moved: int) -> UnmaskedRow:
             begin = int(begins[row]) + moved
             tokens = stream.tokens(np.arange(begin, begin + int(lengths[row])))
             ids = np.concatenate([start, tokens, end])
             free = ~np.isin(ids, template.suffix)
             free[: len(start)] = False
-            return Plain(ids, np.zeros(len(ids), np.int32), free)
+            return UnmaskedRow(ids, np.zeros(len(ids), np.int32), free)
 
         sizes = lengths + template.num_special_tokens
         return MaskedFeatures(
-            token_ids=Made(len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids),
+            token_ids=LazyArrays(
+                len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids
+            ),
             segment_ids=None,
-            example=memory_corpus.examples_of(corpus, stream.document_of(begins)),
+            example=memory_corpus.example_indices(corpus, stream.document_of(begins)),
             targets=None,
             details=[],
             pad_id=tokenizer.pad_token_id,
@@ -137,7 +148,7 @@ class MaskedLM(Masking):
             digest=corpus.digest,
             shift=room,
             plain=plain,
-            rule=masking.rule(tokenizer, self.mask_probability, self.whole_word),
+            rule=masking.masking_rule(tokenizer, self.mask_probability, self.whole_word),
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
@@ -147,7 +158,7 @@ class MaskedLM(Masking):
         Rows are made when a batch asks for them.
         """
         assert isinstance(features, MaskedFeatures)
-        return drawn(features, seed, epoch)
+        return draw_masks(features, seed, epoch)
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
@@ -155,7 +166,7 @@ class MaskedLM(Masking):
         """Softmax cross entropy over the hidden tokens of the batch."""
         from tfllm.tasks import losses
 
-        losses.refuse(self.kind, class_weights=class_weights)
+        losses.reject_options(self.kind, class_weights=class_weights)
         return losses.MaskedCrossEntropy(label_smoothing)
 
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -170,7 +181,7 @@ class MaskedLM(Masking):
         Each [MASK] of the text gets its most probable token; one beyond `max_length` stays.
         """
         rows = zip(outputs, features.details, strict=True)
-        return [self.filled(np.asarray(output), detail) for output, detail in rows]
+        return [self.mask_answer(np.asarray(output), detail) for output, detail in rows]
 
     def answer_from_signature(
         self, example: Example, outputs: Mapping[str, np.ndarray]
@@ -193,11 +204,14 @@ class MaskedLM(Masking):
         return text_graph.masked_lm(self, model, graph_tokenizer)
 
 
-def rows_to_fill(
-    examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Tokenizer, task: Masking
+def features_to_fill(
+    examples: Sequence[Example],
+    encodings: Sequence[Encoding],
+    tokenizer: Tokenizer,
+    task: MaskedTokenTask,
 ) -> MaskedFeatures:
     """A row per text or pair of texts; `details` say where its masks are."""
-    rows = made(encodings, tokenizer)
+    rows = features_from_encodings(encodings, tokenizer)
     details: list[dict[str, Any]] = []
     fixed: list[np.ndarray] = []
     for example, encoding, ids in zip(examples, encodings, rows.token_ids, strict=True):
@@ -205,7 +219,7 @@ def rows_to_fill(
         masked = ids == tokenizer.mask_token_id
         details.append(
             {
-                "text": text_of(example),
+                "text": text_field(example),
                 "masks": np.flatnonzero(masked & ~special),
                 "tokenizer": tokenizer,
                 "pair": example.get("text_pair") is not None,
@@ -215,8 +229,8 @@ def rows_to_fill(
     token_ids, types = rows.token_ids, rows.segment_ids
     assert types is not None
 
-    def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
-        return Plain(token_ids[row], types[row], ~fixed[row])
+    def plain(row: int, chance: np.random.Generator, moved: int) -> UnmaskedRow:
+        return UnmaskedRow(token_ids[row], types[row], ~fixed[row])
 
     return MaskedFeatures(
         token_ids=token_ids,
@@ -226,11 +240,11 @@ def rows_to_fill(
         details=details,
         pad_id=tokenizer.pad_token_id,
         plain=plain,
-        rule=masking.rule(tokenizer, task.mask_probability, task.whole_word),
+        rule=masking.masking_rule(tokenizer, task.mask_probability, task.whole_word),
     )
 
 
-def filled(text: str, mask: str, tokens: Sequence[tuple[int, str]]) -> str:
+def fill_masks(text: str, mask: str, tokens: Sequence[tuple[int, str]]) -> str:
     """The text with its masks replaced by tokens, each written as `word_alignment` says."""
     parts = text.split(mask)
     tokens = list(tokens)[: len(parts) - 1]

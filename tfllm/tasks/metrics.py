@@ -14,7 +14,7 @@ from keras import ops
 
 from tfllm.keras_internals import set_direction
 from tfllm.tasks.features import IGNORED
-from tfllm.tasks.losses import aligned, at_positions, pair_cosines, registered
+from tfllm.tasks.losses import align_weights, at_positions, pair_cosines, registered
 from tfllm.tasks.metric_directions import direction
 
 
@@ -35,7 +35,7 @@ class TokenMean(keras.metrics.Metric):
         targets = ops.cast(y_true, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
         if sample_weight is not None:
-            counts = counts * aligned(sample_weight, counts)
+            counts = counts * align_weights(sample_weight, counts)
         values = self.value(ops.where(ops.equal(targets, IGNORED), 0, targets), y_pred)
         self.total.assign_add(ops.sum(ops.cast(values, "float32") * counts))
         self.count.assign_add(ops.sum(counts))
@@ -71,7 +71,7 @@ class Perplexity(TokenMean):
         return ops.exp(super().result())
 
 
-def mean(name: str, function: Any) -> keras.metrics.Metric:
+def mean_metric(name: str, function: Any) -> keras.metrics.Metric:
     """The mean over examples of `function(targets, outputs)`, which is a registered function."""
     metric = keras.metrics.MeanMetricWrapper(fn=function, name=name)
     set_direction(metric, "up" if direction(name) == "maximize" else "down")
@@ -79,7 +79,7 @@ def mean(name: str, function: Any) -> keras.metrics.Metric:
 
 
 @registered
-def labels_right(targets: Any, outputs: Any) -> Any:
+def label_accuracy(targets: Any, outputs: Any) -> Any:
     """Multi-label: per example the share of labels on the right side of 1/2."""
     return ops.mean(ops.cast(ops.equal(targets > 0.5, outputs > 0), "float32"), axis=-1)
 
@@ -97,21 +97,21 @@ def absolute_error(targets: Any, outputs: Any) -> Any:
 
 
 @registered
-def span_right(targets: Any, outputs: Any) -> Any:
+def span_accuracy(targets: Any, outputs: Any) -> Any:
     """Per row 1 where start and end both have the highest score: [B, 2], [B, T, 2] to [B]."""
     best = ops.cast(ops.argmax(outputs, axis=1), "int32")
     return ops.cast(ops.all(ops.equal(best, ops.cast(targets, "int32")), axis=-1), "float32")
 
 
 @registered
-def partner_found(targets: Any, outputs: Any) -> Any:
+def in_batch_accuracy(targets: Any, outputs: Any) -> Any:
     """Per pair 1 where its own second text is the nearest in the batch: [B, 2, D] to [B]."""
     cosines, own = pair_cosines(outputs)
     nearest = ops.cast(ops.argmax(cosines, axis=-1), "int32")
     return ops.cast(ops.equal(nearest, own), "float32")
 
 
-def each(
+def metrics_of_outputs(
     metrics: Any, targets: Any, outputs: Any
 ) -> Iterator[tuple[keras.metrics.Metric, Any, Any]]:
     """Every metric of `Task.metrics` with the targets and outputs that it is of.

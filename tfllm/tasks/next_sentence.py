@@ -10,7 +10,7 @@ import numpy as np
 from tfllm.tasks import label_names
 from tfllm.tasks.base import ClassWeights, Task
 from tfllm.tasks.classification import softmax
-from tfllm.tasks.features import Example, Features, encoded, made
+from tfllm.tasks.features import Example, Features, encode_texts, features_from_encodings
 from tfllm.tasks.metric_directions import LABEL_METRICS
 
 if TYPE_CHECKING:
@@ -63,11 +63,15 @@ class NextSentence(Task):
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
         """One row per pair `text`, `text_pair`. `label`: is_next or 0, not_next or 1."""
-        encodings = encoded(examples, tokenizer, self.max_length, pair=True)
-        if not (targets and label_names.given(examples, "label")):
-            return made(encodings, tokenizer)
-        places = [label_names.index(example["label"], LABELS, example) for example in examples]
-        return made(encodings, tokenizer, targets=[np.asarray(place, np.int32) for place in places])
+        encodings = encode_texts(examples, tokenizer, self.max_length, pair=True)
+        if not (targets and label_names.have_field(examples, "label")):
+            return features_from_encodings(encodings, tokenizer)
+        places = [
+            label_names.label_index(example["label"], LABELS, example) for example in examples
+        ]
+        return features_from_encodings(
+            encodings, tokenizer, targets=[np.asarray(place, np.int32) for place in places]
+        )
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
@@ -75,7 +79,9 @@ class NextSentence(Task):
         """Softmax cross entropy."""
         from tfllm.tasks import losses
 
-        return losses.CrossEntropy(label_smoothing, losses.weights_of(class_weights, LABELS))
+        return losses.CrossEntropy(
+            label_smoothing, losses.ordered_class_weights(class_weights, LABELS)
+        )
 
     def metrics(self) -> list[keras.metrics.Metric]:
         """Accuracy."""
@@ -85,13 +91,15 @@ class NextSentence(Task):
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
         """`{"label": "is_next" or "not_next", "scores": {label: probability}}`."""
-        return [named(softmax(np.asarray(output, np.float32))) for output in outputs]
+        return [
+            answer_from_probabilities(softmax(np.asarray(output, np.float32))) for output in outputs
+        ]
 
     def answer_from_signature(
         self, example: Example, outputs: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
         """From `is_next`, a probability."""
-        return named(np.array([outputs["is_next"], 1 - outputs["is_next"]]))
+        return answer_from_probabilities(np.array([outputs["is_next"], 1 - outputs["is_next"]]))
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
         """`serving_default`: text, text_pair -> is_next (probability); and `tokens`."""
@@ -100,7 +108,7 @@ class NextSentence(Task):
         return classification_graph.next_sentence(self, model, graph_tokenizer)
 
 
-def named(probabilities: np.ndarray) -> dict[str, Any]:
+def answer_from_probabilities(probabilities: np.ndarray) -> dict[str, Any]:
     """The answer for the probabilities [2] of LABELS."""
     scores = {name: float(value) for name, value in zip(LABELS, probabilities, strict=True)}
     return {"label": LABELS[int(np.argmax(probabilities))], "scores": scores}

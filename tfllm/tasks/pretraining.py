@@ -14,11 +14,11 @@ import numpy as np
 from tfllm.tasks import next_sentence
 from tfllm.tasks.base import ClassWeights
 from tfllm.tasks.classification import softmax
-from tfllm.tasks.features import Example, Features, Made, encoded
-from tfllm.tasks.masked_lm import MaskedLM, Masking, rows_to_fill
+from tfllm.tasks.features import Example, Features, LazyArrays, encode_texts
+from tfllm.tasks.masked_lm import MaskedLM, MaskedTokenTask, features_to_fill
 from tfllm.tasks.metric_directions import MASKED_TOKEN_METRICS
 from tfllm.tasks.objectives import masking, memory_corpus, sentence_pairs
-from tfllm.tasks.objectives.masking import MaskedFeatures, Plain, drawn
+from tfllm.tasks.objectives.masking import MaskedFeatures, UnmaskedRow, draw_masks
 
 if TYPE_CHECKING:
     import keras
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
 
 
-class Pretraining(Masking):
+class Pretraining(MaskedTokenTask):
     """Scores over the vocabulary for every token, and of two for the pair.
 
     To learn, an example is a document (`text`), of which sentences are made; to answer, a text with
     [MASK]s, or two (`text_pair`).
     """
 
-    head_layers: ClassVar = (*Masking.head_layers, *next_sentence.NextSentence.head_layers)
+    head_layers: ClassVar = (*MaskedTokenTask.head_layers, *next_sentence.NextSentence.head_layers)
     pipelines: ClassVar = ("feature-extraction",)
 
     kind: Literal["pretraining"] = "pretraining"
@@ -60,7 +60,7 @@ class Pretraining(Masking):
         }
         return keras.Model(backbone.input, scores, name=self.kind)
 
-    def to_export(self) -> MaskedLM:
+    def export_task(self) -> MaskedLM:
         """A masked language model: the pairs' head is only there to learn by."""
         return MaskedLM(**self.model_dump(exclude={"kind"}))
 
@@ -69,16 +69,18 @@ class Pretraining(Masking):
     ) -> Features:
         """Rows of pairs made of documents; without `targets` a row per example, as it is."""
         if not targets:
-            encodings = encoded(examples, tokenizer, self.max_length)
-            return rows_to_fill(examples, encodings, tokenizer, self)
-        return self.corpus_features(memory_corpus.documents(examples, tokenizer), tokenizer)
+            encodings = encode_texts(examples, tokenizer, self.max_length)
+            return features_to_fill(examples, encodings, tokenizer, self)
+        return self.corpus_features(memory_corpus.tokenize_corpus(examples, tokenizer), tokenizer)
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
         """Rows over documents that are tokenized already; `for_epoch` draws what is in them."""
         template, sentences = tokenizer.row_template, corpus
-        plan = sentence_pairs.plan(sentences, self.max_length - template.num_pair_special_tokens)
+        plan = sentence_pairs.plan_pairs(
+            sentences, self.max_length - template.num_pair_special_tokens
+        )
 
-        def plain(row: int, chance: np.random.Generator, moved: int) -> Plain:
+        def plain(row: int, chance: np.random.Generator, moved: int) -> UnmaskedRow:
             pair = plan.pair(row, chance)
             parts = [
                 np.asarray(template.prefix, np.int32), sentences.tokens(*pair.first),
@@ -90,21 +92,21 @@ class Pretraining(Masking):
             types[sum(sizes[:3]) :] = template.pair_type_id
             free = np.repeat([False, True, False, True, False], sizes)
             label = next_sentence.LABELS.index("is_next" if pair.is_next else "not_next")
-            return Plain(np.concatenate(parts), types, free, label)
+            return UnmaskedRow(np.concatenate(parts), types, free, label)
 
         lengths = plan.total + template.num_pair_special_tokens
-        nothing = Made(len(plan), lambda row: np.zeros(int(lengths[row]), np.int32))
+        nothing = LazyArrays(len(plan), lambda row: np.zeros(int(lengths[row]), np.int32))
         return MaskedFeatures(
             token_ids=nothing,
             segment_ids=None,
-            example=memory_corpus.examples_of(corpus, plan.document),
+            example=memory_corpus.example_indices(corpus, plan.document),
             targets=None,
             details=[],
             pad_id=tokenizer.pad_token_id,
             row_lengths=lengths,
             digest=sentences.digest,
             plain=plain,
-            rule=masking.rule(tokenizer, self.mask_probability, self.whole_word),
+            rule=masking.masking_rule(tokenizer, self.mask_probability, self.whole_word),
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
@@ -113,7 +115,7 @@ class Pretraining(Masking):
         Targets of a batch: `tokens` int [B, T], and `next_sentence` int [B], 0 follows, 1 does not.
         """
         assert isinstance(features, MaskedFeatures)
-        return drawn(features, seed, epoch)
+        return draw_masks(features, seed, epoch)
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
@@ -121,7 +123,9 @@ class Pretraining(Masking):
         """The mean over the hidden tokens plus the mean over the pairs."""
         from tfllm.tasks import losses
 
-        losses.refuse(self.kind, class_weights=class_weights, label_smoothing=label_smoothing)
+        losses.reject_options(
+            self.kind, class_weights=class_weights, label_smoothing=label_smoothing
+        )
         return losses.PretrainingLoss()
 
     def metrics(self) -> dict[str, list[keras.metrics.Metric]]:
@@ -137,9 +141,9 @@ class Pretraining(Masking):
         """Those of masked_lm; where an example has two texts, those of next_sentence as well."""
         found = []
         for output, detail in zip(outputs, features.details, strict=True):
-            answer = self.filled(np.asarray(output["tokens"]), detail)
+            answer = self.mask_answer(np.asarray(output["tokens"]), detail)
             if detail["pair"]:
                 scores = np.asarray(output["next_sentence"], np.float32)
-                answer |= next_sentence.named(softmax(scores))
+                answer |= next_sentence.answer_from_probabilities(softmax(scores))
             found.append(answer)
         return found

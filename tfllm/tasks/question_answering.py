@@ -11,7 +11,13 @@ from pydantic import Field
 from tfllm.errors import DataError
 from tfllm.tasks import answer_spans, label_names
 from tfllm.tasks.base import ClassWeights, Task
-from tfllm.tasks.features import Example, Features, made, text_of, where
+from tfllm.tasks.features import (
+    Example,
+    Features,
+    features_from_encodings,
+    text_field,
+    where,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -84,10 +90,10 @@ class QuestionAnswering(Task):
 
         [0, 0], the place of [CLS], where the window does not hold the whole answer.
         """
-        learn = targets and label_names.given(examples, "answers")
+        learn = targets and label_names.have_field(examples, "answers")
         encodings, owners, details, rows = [], [], [], []
         for index, example in enumerate(examples):
-            question, context = text_of(example, "question"), text_of(example, "context")
+            question, context = text_field(example, "question"), text_field(example, "context")
             span = self._gold(example) if learn else None
             for encoding in tokenizer.encode_windows(
                 question, context, max_length=self.max_length, stride=self.stride
@@ -97,9 +103,9 @@ class QuestionAnswering(Task):
                 encodings.append(encoding)
                 owners.append(index)
                 details.append({"context": context, "offsets": offsets, "inside": inside})
-                place = answer_spans.tokens_of(span, offsets, inside) if span else (0, 0)
+                place = answer_spans.tokens_of_span(span, offsets, inside) if span else (0, 0)
                 rows.append(np.asarray(place, np.int32))
-        return made(
+        return features_from_encodings(
             encodings,
             tokenizer,
             example=np.asarray(owners, np.int64),
@@ -113,14 +119,16 @@ class QuestionAnswering(Task):
         """Half the sum of the start's and the end's cross entropy."""
         from tfllm.tasks import losses
 
-        losses.refuse(self.kind, label_smoothing=label_smoothing, class_weights=class_weights)
+        losses.reject_options(
+            self.kind, label_smoothing=label_smoothing, class_weights=class_weights
+        )
         return losses.SpanCrossEntropy()
 
     def metrics(self) -> list[keras.metrics.Metric]:
         """Share of windows with start and end right; exact match and F1 are evaluation's."""
         from tfllm.tasks import metrics
 
-        return [metrics.mean("accuracy", metrics.span_right)]
+        return [metrics.mean_metric("accuracy", metrics.span_accuracy)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
         """`{"answer", "start", "end", "score"}`, characters of the context, best of all windows.
@@ -161,7 +169,7 @@ class QuestionAnswering(Task):
 
     def _answer(self, windows: list[np.ndarray], details: list[dict[str, Any]]) -> dict[str, Any]:
         total = answer_spans.log_normalizer(windows, [detail["inside"] for detail in details])
-        ranked = answer_spans.best(windows, details, self.max_answer_length, self.n_best)
+        ranked = answer_spans.best_spans(windows, details, self.max_answer_length, self.n_best)
         nothing = {"answer": "", "start": 0, "end": 0}
         none_score = min(float(scores[0].sum()) for scores in windows)
         if not ranked:
@@ -174,7 +182,7 @@ class QuestionAnswering(Task):
         return {**ranked[0], **more}
 
     def _gold(self, example: Example) -> tuple[int, int] | None:
-        span = answer_spans.gold(example)
+        span = answer_spans.gold_span(example)
         if span is None and not self.no_answer:
             raise DataError(
                 f"{where(example)}the question has no answer, and task.no_answer is false. "

@@ -13,11 +13,11 @@ from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks.base import NextToken
-from tfllm.tasks.features import Example, Features, text_of, where
+from tfllm.tasks.features import Example, Features, text_field, where
 from tfllm.tasks.objectives import seq2seq_features
 from tfllm.tasks.objectives import span_corruption as spans
-from tfllm.tasks.objectives.seq2seq_features import Pair, PairFeatures
-from tfllm.tasks.objectives.span_corruption import SpanPairs
+from tfllm.tasks.objectives.seq2seq_features import Pair, Seq2SeqFeatures
+from tfllm.tasks.objectives.span_corruption import CorruptedPairs
 
 if TYPE_CHECKING:
     import keras
@@ -111,7 +111,7 @@ class Seq2Seq(NextToken):
         """Tokens of a source at most."""
         return self.max_source_length or self.max_length
 
-    def starting(self, start_id: int | None) -> Seq2Seq:
+    def with_start_id(self, start_id: int | None) -> Seq2Seq:
         """A copy whose rows begin with this token, where the settings name none."""
         if self.start_id is not None or start_id is None:
             return self
@@ -141,9 +141,9 @@ class Seq2Seq(NextToken):
         missing, and for texts that are too long.
         """
         if self.span_corruption:
-            from tfllm.tasks.objectives.memory_corpus import documents
+            from tfllm.tasks.objectives.memory_corpus import tokenize_corpus
 
-            return self._corrupted(documents(examples, tokenizer), tokenizer)
+            return self._corrupted(tokenize_corpus(examples, tokenizer), tokenizer)
         kept: list[tuple[int, str]] = []  # the example's number, a target
         left_out: list[Example] = []
         for number, example in enumerate(examples):
@@ -154,14 +154,14 @@ class Seq2Seq(NextToken):
             else:
                 left_out.append(example)
         self._tell(left_out, len(examples))
-        sources = self.sources(examples, tokenizer)
+        sources = self.encode_sources(examples, tokenizer)
         made = self._targets([text for _, text in kept], tokenizer) if targets else None
         pairs: list[Pair] = []
         for place, (number, _) in enumerate(kept):
             target = made[place] if made is not None else np.zeros(0, np.int32)
             self._check(len(target), self.max_length, "target", "max_length", examples[number])
             pairs.append((sources[number], target[: self.max_length]))
-        return seq2seq_features.features(
+        return seq2seq_features.build_features(
             pairs,
             np.array([len(target) for _, target in pairs], np.int64),
             np.array([len(source) for source, _ in pairs], np.int64),
@@ -172,7 +172,7 @@ class Seq2Seq(NextToken):
             digest=_digest(pairs),
         )
 
-    def sources(
+    def encode_sources(
         self, examples: Sequence[Example], tokenizer: Tokenizer, truncate: bool | None = None
     ) -> list[np.ndarray]:
         """Ids of every source, int32 [S_i], prefix and special tokens included.
@@ -204,10 +204,10 @@ class Seq2Seq(NextToken):
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
         """Spans are taken out elsewhere in every epoch."""
         pairs = getattr(features, "pairs", None)
-        if not isinstance(pairs, SpanPairs):
+        if not isinstance(pairs, CorruptedPairs):
             return features
-        assert isinstance(features, PairFeatures)
-        return seq2seq_features.drawn(features, replace(pairs, draw=(seed, epoch)))
+        assert isinstance(features, Seq2SeqFeatures)
+        return seq2seq_features.with_pairs(features, replace(pairs, draw=(seed, epoch)))
 
     def _start(self, tokenizer: Tokenizer) -> int:
         start_id = tokenizer.target.pad_token_id if self.start_id is None else self.start_id
@@ -263,19 +263,21 @@ class Seq2Seq(NextToken):
         )  # fmt: skip
 
     def _corrupted(self, corpus: Any, tokenizer: Tokenizer) -> Features:
-        rows = spans.rows(corpus, tokenizer, self.source_length, self.noise_density, self.mean_span)
-        longest = SpanPairs(rows).lengths[1].max()
+        rows = spans.corrupt_corpus(
+            corpus, tokenizer, self.source_length, self.noise_density, self.mean_span
+        )
+        longest = CorruptedPairs(rows).lengths[1].max()
         if longest > self.max_length:
             raise SettingError(
                 f"task.max_length is {self.max_length}, and the spans of a source of "
                 f"{self.source_length} tokens are {longest}. Set it to that, or lower "
                 "task.max_source_length."
             )
-        return self._of_spans(SpanPairs(rows), tokenizer, corpus.digest)
+        return self._of_spans(CorruptedPairs(rows), tokenizer, corpus.digest)
 
-    def _of_spans(self, pairs: SpanPairs, tokenizer: Tokenizer, digest: str) -> Features:
+    def _of_spans(self, pairs: CorruptedPairs, tokenizer: Tokenizer, digest: str) -> Features:
         source_lengths, lengths = pairs.lengths
-        return seq2seq_features.features(
+        return seq2seq_features.build_features(
             pairs, lengths, source_lengths, self._start(tokenizer), tokenizer, digest=digest
         )
 
@@ -294,7 +296,7 @@ def _texts(example: Example, name: str, value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if isinstance(texts, list | tuple) and texts and all(isinstance(t, str) for t in texts):
         return list(texts)
-    return [text_of(example, name)]  # which says what is wrong
+    return [text_field(example, name)]  # which says what is wrong
 
 
 def _digest(pairs: Sequence[Pair]) -> str:

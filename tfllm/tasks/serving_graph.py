@@ -18,23 +18,23 @@ REPLACEMENT = 0xFFFD  # for each invalid byte sequence, as the tokenizer has it
 ROWS_AT_ONCE = 8  # 4 to 16 are equally quick; docs/log.md
 
 
-def inputs_of(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def select_inputs(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `inputs` that the model asks for (some families have no `segment_ids`)."""
     return {name: inputs[name] for name in model.input}
 
 
-def texts(*names: str) -> list[tf.TensorSpec]:
+def text_inputs(*names: str) -> list[tf.TensorSpec]:
     """An input signature of string [B] inputs."""
     return [tf.TensorSpec([None], tf.string, name) for name in names]
 
 
-def run(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
+def run_model(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
     """The model's output in float32 for packed rows int32 [B, T]."""
-    return tf.cast(model(inputs_of(model, packed), training=False), tf.float32)
+    return tf.cast(model(select_inputs(model, packed), training=False), tf.float32)
 
 
 def run_by_length(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """`run` for models with one output a row [B, C], in groups of rows of like length.
+    """`run_model` for models with one output a row [B, C], in groups of rows of like length.
 
     A batch is padded to its longest row; groups of the sorted rows are padded to their own. On a
     batch of 32 sentences that saves a third of the time. Outputs are in the order of the rows.
@@ -54,13 +54,13 @@ def run_by_length(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Ten
             name: rows[first : first + ROWS_AT_ONCE, : lengths[first]]
             for name, rows in inputs.items()
         }
-        return group + 1, outputs.write(group, run(model, part))
+        return group + 1, outputs.write(group, run_model(model, part))
 
     _, outputs = tf.while_loop(lambda group, _: group < groups, step, (0, outputs))
     return tf.gather(outputs.concat(), tf.math.invert_permutation(order))
 
 
-def tokens(model: keras.Model, output: str = "logits") -> Any:
+def tokens_signature(model: keras.Model, output: str = "logits") -> Any:
     """The signature `tokens`: the model's own inputs, int32 [B, T], to its raw output."""
     ids = [tf.TensorSpec([None, None], tf.int32, name) for name in model.input]
     names = [spec.name for spec in ids]
@@ -68,13 +68,13 @@ def tokens(model: keras.Model, output: str = "logits") -> Any:
     def forward(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         given = dict(zip(names, inputs, strict=True))
         ids = given["token_ids"]
-        given["token_ids"] = checked("token_ids", "at least 0", ids, ids >= 0)
-        return {output: run(model, given)}
+        given["token_ids"] = require("token_ids", "at least 0", ids, ids >= 0)
+        return {output: run_model(model, given)}
 
-    return _named(forward, names, ids)
+    return _with_input_names(forward, names, ids)
 
 
-def checked(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+def require(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """The value; a call of the signature fails where it is not `right`: INVALID_ARGUMENT, with the
     input's name. Keras takes a negative index from the end, without a word."""
     wrong = tf.boolean_mask(value, tf.logical_not(right))
@@ -84,38 +84,38 @@ def checked(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tens
         return tf.identity(value)
 
 
-def valid_utf8(strings: tf.Tensor) -> tf.Tensor:
+def replace_invalid_utf8(strings: tf.Tensor) -> tf.Tensor:
     """string [B] with each invalid byte sequence replaced by U+FFFD."""
     return tf.strings.unicode_transcode(
         strings, "UTF-8", "UTF-8", errors="replace", replacement_char=REPLACEMENT
     )
 
 
-def example_features(serialized: tf.Tensor, names: list[str]) -> list[tf.Tensor]:
+def parse_examples(serialized: tf.Tensor, names: list[str]) -> list[tf.Tensor]:
     """The text features of serialised tf.Example protos: string [B] to a string [B] each."""
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in names}
     parsed = tf.io.parse_example(serialized, features)
     return [parsed[name] for name in names]
 
 
-def function(signature: list[tf.TensorSpec]) -> Callable[[Callable], Any]:
+def signature(signature: list[tf.TensorSpec]) -> Callable[[Callable], Any]:
     """tf.function with an input signature, never compiled by XLA."""
     return tf.function(input_signature=signature, jit_compile=False, autograph=False)
 
 
-def _named(forward: Callable, names: list[str], signature: list[tf.TensorSpec]) -> Any:
+def _with_input_names(forward: Callable, names: list[str], specs: list[tf.TensorSpec]) -> Any:
     """`forward` as a tf.function whose arguments have the names of the model's inputs."""
     if names == ["token_ids", "padding_mask"]:
 
-        @function(signature)
+        @signature(specs)
         def without_segments(token_ids, padding_mask):
             return forward(token_ids, padding_mask)
 
         return without_segments
 
-    by_name = {spec.name: spec for spec in signature}
+    by_name = {spec.name: spec for spec in specs}
 
-    @function([by_name["token_ids"], by_name["segment_ids"], by_name["padding_mask"]])
+    @signature([by_name["token_ids"], by_name["segment_ids"], by_name["padding_mask"]])
     def with_segments(token_ids, segment_ids, padding_mask):
         inputs = {
             "token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from tfllm.tasks import serving_graph
-from tfllm.tasks.entities_graph import WordFinder
+from tfllm.tasks.entities_graph import GraphWords
 from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def embedding(task: Embedding, model: keras.Model, tokenizer: WordPieceGraph) -> dict[str, Any]:
     """`serving_default`: text string[B] -> embedding float[B, D]; `tokens` -> embedding."""
 
-    @serving_graph.function(serving_graph.texts("text"))
+    @serving_graph.signature(serving_graph.text_inputs("text"))
     def serve(text):
         text = tf.strings.join([task.prompt, text]) if task.prompt else text
         packed = tokenizer(text, max_length=task.max_length)
         return {"embedding": serving_graph.run_by_length(model, packed)}
 
-    return {"serving_default": serve, "tokens": serving_graph.tokens(model, "embedding")}
+    return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model, "embedding")}
 
 
 def token_classification(
@@ -40,34 +40,34 @@ def token_classification(
     bytes) of the text, end exclusive, scores float: the tag's probability. `tokens`: logits
     [B, T, C]. `tfllm.tasks.entities.entities` joins words to entities.
     """
-    find = WordFinder(tokenizer.tokenizer)
+    find = GraphWords(tokenizer.tokenizer)
     template = tokenizer.ids.template
 
-    @serving_graph.function(serving_graph.texts("text"))
+    @serving_graph.signature(serving_graph.text_inputs("text"))
     def serve(text):
         ids, starts, ends = (
             ragged[:, : task.max_length - template.num_special_tokens]
             for ragged in tokenizer.tokenize_with_offsets(text)
         )
         packed = tokenizer.pack(ids, max_length=task.max_length)
-        probabilities = tf.nn.softmax(serving_graph.run(model, packed))  # [B, T, C]
+        probabilities = tf.nn.softmax(serving_graph.run_model(model, packed))  # [B, T, C]
         words = find(text, ids, starts, ends)
         places = tf.stack([words.rows, words.places + len(template.prefix)], 1)
         scores = tf.gather_nd(probabilities, places)  # [W, C]
         best = tf.argmax(scores, axis=-1, output_type=tf.int32)
         size = tf.size(text, out_type=tf.int64)
 
-        def padded(values: tf.Tensor) -> tf.Tensor:
+        def pad_arrays(values: tf.Tensor) -> tf.Tensor:
             return tf.RaggedTensor.from_value_rowids(values, words.rows, size).to_tensor()
 
         return {
-            "labels": padded(tf.gather(tf.constant(task.labels), best)),
-            "starts": padded(tf.cast(words.starts, tf.int32)),
-            "ends": padded(tf.cast(words.ends, tf.int32)),
-            "scores": padded(tf.reduce_max(scores, axis=-1)),
+            "labels": pad_arrays(tf.gather(tf.constant(task.labels), best)),
+            "starts": pad_arrays(tf.cast(words.starts, tf.int32)),
+            "ends": pad_arrays(tf.cast(words.ends, tf.int32)),
+            "scores": pad_arrays(tf.reduce_max(scores, axis=-1)),
         }
 
-    return {"serving_default": serve, "tokens": serving_graph.tokens(model)}
+    return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
 
 def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: WordPieceGraph) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: WordPieceGraph) -> 
     mask = python.vocabulary[python.mask_token_id]
     manners, contents = map(tf.constant, zip(*python.fill_mask_texts, strict=True))
 
-    @serving_graph.function(serving_graph.texts("text"))
+    @serving_graph.signature(serving_graph.text_inputs("text"))
     def serve(text):
-        text = serving_graph.valid_utf8(text)
+        text = serving_graph.replace_invalid_utf8(text)
         packed = tokenizer(text, max_length=task.max_length)
-        raw = serving_graph.run(model, packed)  # [B, T, V]
+        raw = serving_graph.run_model(model, packed)  # [B, T, V]
         place = tf.where(packed["token_ids"] == python.mask_token_id)  # [N, 2]
         count = min(task.top_k, python.vocabulary_size)
         shares = tf.nn.softmax(tf.gather_nd(raw, place))  # rows without a token are not chosen
@@ -94,23 +94,23 @@ def masked_lm(task: MaskedLM, model: keras.Model, tokenizer: WordPieceGraph) -> 
 
         first = tf.gather(contents, best[:, 0]), tf.gather(manners, best[:, 0])
 
-        def padded(values: tf.Tensor) -> tf.Tensor:
+        def pad_arrays(values: tf.Tensor) -> tf.Tensor:
             ragged = tf.RaggedTensor.from_value_rowids(values, place[:, 0], rows)
             return ragged.to_tensor(shape=[None, None, count])
 
         return {
             "text": fill(text, mask, *first, place[:, 0]),
-            "tokens": padded(names),
-            "scores": padded(scores),
+            "tokens": pad_arrays(names),
+            "scores": pad_arrays(scores),
         }
 
-    return {"serving_default": serve, "tokens": serving_graph.tokens(model)}
+    return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
 
 def fill(
     text: tf.Tensor, mask: str, tokens: tf.Tensor, manners: tf.Tensor, row: tf.Tensor
 ) -> tf.Tensor:
-    """`masked_lm.filled`: texts [B]; for each seen mask [N] its token, its manner and its row."""
+    """`masked_lm.fill_masks`: texts [B]; for each seen mask [N] its token, its manner and its row."""
     parts = tf.strings.split(text, mask)  # ragged [B, None]: one more than masks
     owner = parts.value_rowids()  # [P]
     size = tf.size(text, out_type=tf.int64)

@@ -12,7 +12,14 @@ from tfllm.errors import DataError
 from tfllm.tasks import entities, label_names
 from tfllm.tasks.base import ClassWeights, Task
 from tfllm.tasks.classification import softmax
-from tfllm.tasks.features import IGNORED, Example, Features, made, text_of, where
+from tfllm.tasks.features import (
+    IGNORED,
+    Example,
+    Features,
+    features_from_encodings,
+    text_field,
+    where,
+)
 from tfllm.tasks.huggingface import HuggingFaceHead, label_maps
 
 if TYPE_CHECKING:
@@ -74,11 +81,13 @@ class TokenClassification(Task):
         """`id2label` and `label2id`."""
         return label_maps(self.labels, before)
 
-    def completed(self, examples: Sequence[Example]) -> TokenClassification:
+    def infer_settings(self, examples: Sequence[Example]) -> TokenClassification:
         """Labels from the examples where none are named: O first, then B and I of each kind."""
-        if self.labels or not label_names.given(examples, "tags"):
+        if self.labels or not label_names.have_field(examples, "tags"):
             return self
-        tags = label_names.found((example, tag) for example in examples for tag in example["tags"])
+        tags = label_names.collect_labels(
+            (example, tag) for example in examples for tag in example["tags"]
+        )
         if label_names.are_numbers(tags):
             log.warning(
                 "The tags are numbers (%s), so no entity has a name. Name them in their order: "
@@ -95,19 +104,19 @@ class TokenClassification(Task):
 
         from tfllm.layers import heads
 
-        size = label_names.needed(self.labels, "tags")
+        size = label_names.count_labels(self.labels, "tags")
         scores = heads.token_classification_head(backbone.output, config, size)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per example of `words`, or of `text`, whose words `tasks.words` finds.
+        """One row per example of `words`, or of `text`, whose words `tasks.entities` finds.
 
         Targets int [T]: the tag's place at the first piece of each word, -100 elsewhere. A row
         longer than `max_length` is cut; words after the cut get the tag O in answers.
         """
-        if not label_names.given(examples, "words"):
+        if not label_names.have_field(examples, "words"):
             return self._text_features(examples, tokenizer)
         encodings = [
             tokenizer.encode_words(_words(example), max_length=self.max_length)
@@ -117,13 +126,15 @@ class TokenClassification(Task):
             _word_details(_words(example), encoding)
             for example, encoding in zip(examples, encodings, strict=True)
         ]
-        if not (targets and label_names.given(examples, "tags")):
-            return made(encodings, tokenizer, details=details)
+        if not (targets and label_names.have_field(examples, "tags")):
+            return features_from_encodings(encodings, tokenizer, details=details)
         rows = [
             self._target(example, detail["places"], len(encoding))
             for example, detail, encoding in zip(examples, details, encodings, strict=True)
         ]
-        return made(encodings, tokenizer, details=details, targets=rows, per_token=True)
+        return features_from_encodings(
+            encodings, tokenizer, details=details, targets=rows, per_token=True
+        )
 
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
@@ -131,7 +142,9 @@ class TokenClassification(Task):
         """Softmax cross entropy over the words of the batch."""
         from tfllm.tasks import losses
 
-        return losses.CrossEntropy(label_smoothing, losses.weights_of(class_weights, self.labels))
+        return losses.CrossEntropy(
+            label_smoothing, losses.ordered_class_weights(class_weights, self.labels)
+        )
 
     def metrics(self) -> list[keras.metrics.Metric]:
         """Accuracy over words; entity-level F1 is tfllm.evaluation's."""
@@ -161,7 +174,7 @@ class TokenClassification(Task):
         labels = [label.decode() for label in outputs["labels"]]
         columns = (outputs["starts"], outputs["ends"], outputs["scores"])
         if "words" not in example:
-            return {"entities": entities.entities(example["text"], labels, *columns)}
+            return {"entities": entities.join_entities(example["text"], labels, *columns)}
         known = [int(start) for start, label in zip(columns[0], labels, strict=True) if label]
         lengths = [len(word) for word in example["words"]]
         starts = np.cumsum([0, *(length + 1 for length in lengths)])[:-1]
@@ -175,7 +188,7 @@ class TokenClassification(Task):
         text = " ".join(example["words"])
         ends = (starts + lengths).tolist()
         return {
-            "entities": entities.entities(text, tags, starts.tolist(), ends, scores),
+            "entities": entities.join_entities(text, tags, starts.tolist(), ends, scores),
             "tags": tags,
         }
 
@@ -195,19 +208,21 @@ class TokenClassification(Task):
             tags[word] = self.labels[place]
         scores = np.zeros(len(places), np.float32)
         scores[seen] = probabilities.max(axis=-1)
-        found = entities.entities(detail["text"], tags, detail["starts"], detail["ends"], scores)
+        found = entities.join_entities(
+            detail["text"], tags, detail["starts"], detail["ends"], scores
+        )
         return {"entities": found, **({"tags": tags} if detail["split"] else {})}
 
     def _text_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
-        texts = [text_of(example) for example in examples]
+        texts = [text_field(example) for example in examples]
         encodings = tokenizer.encode_batch(texts, max_length=self.max_length)
         details = []
         for text, encoding in zip(texts, encodings, strict=True):
-            _, places, starts, ends = entities.pieces_of(text, encoding, tokenizer)
+            _, places, starts, ends = entities.align_pieces(text, encoding, tokenizer)
             details.append(
                 {"text": text, "split": False, "places": places, "starts": starts, "ends": ends}
             )
-        return made(encodings, tokenizer, details=details)
+        return features_from_encodings(encodings, tokenizer, details=details)
 
     def _target(self, example: Example, places: np.ndarray, length: int) -> np.ndarray:
         tags = example["tags"]
@@ -218,7 +233,7 @@ class TokenClassification(Task):
             )
         result = np.full(length, IGNORED, np.int32)
         for tag, place in zip(tags, places, strict=True):
-            index = label_names.index(tag, self.labels, example, "tag")
+            index = label_names.label_index(tag, self.labels, example, "tag")
             if place >= 0:
                 result[place] = index
         return result

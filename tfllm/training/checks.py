@@ -10,7 +10,7 @@ import numpy as np
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
-from tfllm.tasks.losses import weights_of
+from tfllm.tasks.losses import ordered_class_weights
 from tfllm.training.optimizers import warmup_steps
 from tfllm.training.recipe import TrainSettings
 
@@ -54,7 +54,7 @@ def check_targets(task: Task, features: Features, class_weights: Any = None) -> 
     present = np.unique(targets[targets >= 0])
     if len(present) == 1:
         _warn(len(features), f"the label '{labels[int(present[0])]}'")
-    weights = None if class_weights == "balanced" else weights_of(class_weights, labels)
+    weights = None if class_weights == "balanced" else ordered_class_weights(class_weights, labels)
     if weights is not None and not any(weights[label] for label in present):
         raise SettingError(
             "train.class_weights: all labels that the training data has weigh 0, so nothing would "

@@ -109,7 +109,7 @@ def _of_tokens(features: Features) -> str:
 def _of_targets(features: Features) -> str:
     """Targets, and what else of a row beside its tokens takes part in the loss."""
     digest = hashlib.sha256()
-    for values in (features.targets, features.segment_ids, features.segments):
+    for values in (features.targets, features.segment_ids, features.document_ids):
         digest.update(b"none" if values is None else b"rows")
         for value in values if values is not None else ():
             digest.update(np.ascontiguousarray(value).tobytes())

@@ -16,7 +16,7 @@ from tfllm.tasks import metric_directions
 from tfllm.tasks.base import Task
 from tfllm.tasks.features import IGNORED, Features
 from tfllm.tasks.metric_directions import Direction
-from tfllm.tasks.metrics import each as of_each
+from tfllm.tasks.metrics import metrics_of_outputs
 from tfllm.training.recipe import EvaluateSettings
 from tfllm.training.texts import Texts
 
@@ -50,7 +50,7 @@ class Validation:
         self.texts = texts
         self.measure = None if task.vocabulary_outputs else measure
         self.tokenizer = tokenizer
-        self.features = task.for_epoch(task.rows(examples, tokenizer), seed, 0)
+        self.features = task.for_epoch(task.load_features(examples, tokenizer), seed, 0)
         group = self.features.group
         self.batches = Batches(
             self.features.lengths,
@@ -76,7 +76,7 @@ class Validation:
             losses.append(float(sum(map(float, parts))))
             counted = [np.count_nonzero(target != IGNORED) for target in tree.flatten(targets)]
             weights.append(int(sum(counted)))
-            for metric, target, output in of_each(metrics, targets, got):
+            for metric, target, output in metrics_of_outputs(metrics, targets, got):
                 metric.update_state(target, output)
             if self.measure is not None:
                 for row, output in zip(batch.rows, by_row(got, features), strict=True):

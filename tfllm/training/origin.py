@@ -68,13 +68,13 @@ def start(
     """
     if type(recipe.task).corpus_features is Task.corpus_features:
         _refuse_corpus(recipe.task, examples)
-    task = recipe.task.completed(examples)
+    task = recipe.task.infer_settings(examples)
     checkpoint = (
         _from_nothing(recipe, task, examples, tokenizer)
         if recipe.model.family
         else _loaded(recipe, task)
     )
-    task = checkpoint.task.starting(checkpoint.decoder_start_token_id)
+    task = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id)
     generation = {**checkpoint.generation_config, **recipe.evaluate.generation.to_huggingface()}
     checkpoint = dataclasses.replace(checkpoint, task=task, generation_config=generation)
     if recipe.model.lora is None:
@@ -125,7 +125,7 @@ def _new(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
 
 
 def _tokenizer_of(corpus: Any, settings: TokenizerSettings | str | None) -> Tokenizer:
-    """The tokenizer that a corpus was prepared with, or the named one: `Task.rows` compares."""
+    """The tokenizer that a corpus was prepared with, or the named one, which is compared later."""
     if settings is None or is_learned(settings):
         found = load_tokenizer(corpus.tokenizer_directory)
         template = settings.chat_template if isinstance(settings, TokenizerSettings) else None

@@ -156,7 +156,7 @@ def _train(
 
 
 def _features(task: Task, examples: Sequence[dict[str, Any]], tokenizer: Any) -> Features:
-    features = task.rows(examples, tokenizer)
+    features = task.load_features(examples, tokenizer)
     if task.for_epoch(features).targets is None:
         raise DataError(
             f"{examples[0]['_where']}: the examples have no labels to train on. "
@@ -202,7 +202,7 @@ def _model(
     start: origin.Start, settings: TrainSettings, steps: int, features: Features
 ) -> tuple[Any, dict[str, str]]:
     """The model compiled with loss and optimizer, and what `train.kernels` came to."""
-    trained = start.task.to_train(start.model)
+    trained = start.task.training_model(start.model)
     on_jax = keras.backend.backend() == "jax"
     model: Any = (JaxModel if on_jax else TrainingModel)(trained.input, trained.output)
     used = {}

@@ -8,7 +8,7 @@ import pytest
 from tfllm import tasks
 from tfllm.tasks.features import IGNORED
 from tfllm.tasks.objectives import memory_corpus, packing
-from tfllm.tasks.objectives.packing import CorpusStream
+from tfllm.tasks.objectives.packing import CorpusTokenStream
 
 DOCUMENTS = [[7, 8, 9], [10], [11, 12, 13, 14, 15], [16, 17]]
 TEXTS = ["The film was good. It was very good.", "Ann lives in new york.", "Who made it? Bad."] * 6
@@ -30,8 +30,8 @@ def corpus_of(parts):
 )
 def test_it_is_the_stream_in_memory(before, after):
     ids = [np.array([*before, *document, *after]) for document in DOCUMENTS]
-    expected = packing.stream(((each, None) for each in ids), 100)
-    stream = CorpusStream(corpus_of([np.array(d) for d in DOCUMENTS]), before, after)
+    expected = packing.build_stream(((each, None) for each in ids), 100)
+    stream = CorpusTokenStream(corpus_of([np.array(d) for d in DOCUMENTS]), before, after)
     assert len(stream) == len(expected)
     assert stream.starts.tolist() == expected.starts.tolist()
     for begin in range(2 * len(stream)):
@@ -44,18 +44,18 @@ def test_it_is_the_stream_in_memory(before, after):
 
 
 def test_all_documents_may_be_one_text():
-    stream = CorpusStream(corpus_of([np.array(d) for d in DOCUMENTS]), documents=False)
+    stream = CorpusTokenStream(corpus_of([np.array(d) for d in DOCUMENTS]), documents=False)
     assert stream.starts.tolist() == [0]
     places = np.arange(len(stream))
     assert stream.tokens(places).tolist() == [id for part in DOCUMENTS for id in part]
     assert stream.targets(places).tolist() == [*range(8, 18), IGNORED]
-    assert set(stream.segments(places)) == {1}
+    assert set(stream.document_ids(places)) == {1}
 
 
 def test_causal_rows(tokenizer):
     examples = [{"text": text} for text in TEXTS]
     task = tasks.CausalLM(max_length=16)
-    found = task.corpus_features(memory_corpus.documents(examples, tokenizer), tokenizer)
+    found = task.corpus_features(memory_corpus.tokenize_corpus(examples, tokenizer), tokenizer)
     expected = task.features(examples, tokenizer)
     for epoch in (0, 1):
         ours, theirs = (task.for_epoch(each, 1, epoch) for each in (found, expected))
@@ -85,7 +85,7 @@ def test_full_windows_hide_tokens_and_no_separators(tokenizer):
         seen.append(tokens)
     stream = [id for text in TEXTS for id in _ids(tokenizer, text) + [end]]
     assert seen[0] == stream
-    moved = packing.shift(14, 1, 1)
+    moved = packing.epoch_shift(14, 1, 1)
     assert moved and seen[1] == stream[moved:] + stream[:moved]
 
 

@@ -40,14 +40,14 @@ def some():
 
 
 def test_every_row_has_its_length_and_two_parts(some):
-    plan = sentence_pairs.plan(some, 61)
+    plan = sentence_pairs.plan_pairs(some, 61)
     for row, pair in enumerate(drawn(plan)):
         assert size(pair.first) >= 1 and size(pair.second) >= 1
         assert size(pair.first) + size(pair.second) == plan.total[row] <= 61
 
 
 def test_rows_hold_every_sentence_of_every_document_once(some):
-    plan = sentence_pairs.plan(some, 61)
+    plan = sentence_pairs.plan_pairs(some, 61)
     assert plan.begin[0] == 0 and plan.end[-1] == len(some.sentence_lengths)
     assert (plan.begin[1:] == plan.end[:-1]).all()
     documents = np.searchsorted(some.document_starts, plan.begin, side="right") - 1
@@ -56,7 +56,7 @@ def test_rows_hold_every_sentence_of_every_document_once(some):
 
 
 def test_half_of_the_pairs_do_not_follow(some):
-    plan = sentence_pairs.plan(some, 61)
+    plan = sentence_pairs.plan_pairs(some, 61)
     several = plan.end - plan.begin > 1  # a single sentence has nothing that follows
     pairs = drawn(plan)
     followed = np.array([pair.is_next for pair in pairs])
@@ -70,7 +70,7 @@ def test_half_of_the_pairs_do_not_follow(some):
 
 
 def test_a_part_begins_and_ends_with_sentences_unless_it_is_cut(some):
-    plan = sentence_pairs.plan(some, 10_000)  # nothing is too long
+    plan = sentence_pairs.plan_pairs(some, 10_000)  # nothing is too long
     starts = set(some.token_starts.tolist())
     for row, pair in enumerate(drawn(plan)):
         if plan.end[row] - plan.begin[row] > 1 and pair.is_next:
@@ -79,7 +79,7 @@ def test_a_part_begins_and_ends_with_sentences_unless_it_is_cut(some):
 
 
 def test_other_epochs_have_other_pairs_of_the_same_length(some):
-    plan = sentence_pairs.plan(some, 61)
+    plan = sentence_pairs.plan_pairs(some, 61)
     first, second = drawn(plan, 0), drawn(plan, 1)
     assert drawn(plan, 0) == first
     assert sum(a != b for a, b in zip(first, second, strict=True)) > len(plan) / 2
@@ -87,7 +87,7 @@ def test_other_epochs_have_other_pairs_of_the_same_length(some):
 
 def test_a_tenth_of_the_documents_has_shorter_rows():
     documents = [[10] * 40 for _ in range(3000)]
-    plan = sentence_pairs.plan(corpus(documents), 100)
+    plan = sentence_pairs.plan_pairs(corpus(documents), 100)
     longest = np.zeros(3000)
     np.maximum.at(longest, plan.document, plan.total)
     # A length from 2 to 100, drawn for a tenth; up to 90 it shows in rows of whole sentences.
@@ -95,11 +95,11 @@ def test_a_tenth_of_the_documents_has_shorter_rows():
 
 
 def test_the_only_other_document_is_taken_as_it_is():
-    plan = sentence_pairs.plan(corpus([[50, 50], [4]]), 90)
+    plan = sentence_pairs.plan_pairs(corpus([[50, 50], [4]]), 90)
     pairs = [plan.pair(0, np.random.default_rng(seed)) for seed in range(20)]
     assert {pair.second for pair in pairs if not pair.is_next} == {(100, 104)}
     with pytest.raises(DataError, match="need two documents"):
-        sentence_pairs.plan(corpus([[5, 5]]), 90)
+        sentence_pairs.plan_pairs(corpus([[5, 5]]), 90)
 
 
 def published(first, second, longest, rng):
@@ -119,7 +119,7 @@ def test_truncation_keeps_as_much_of_each_part_as_the_published_one():
         total = rng.randint(2, 40)
         left, right = list(range(a)), list(range(b))
         published(left, right, total, rng)
-        first, second = sentence_pairs.shortened(
+        first, second = sentence_pairs.truncate_pair(
             (0, a), (100, 100 + b), total, np.random.default_rng(0)
         )
         assert (size(first), size(second)) == (len(left), len(right))
@@ -128,7 +128,7 @@ def test_truncation_keeps_as_much_of_each_part_as_the_published_one():
 
 def test_truncation_takes_from_both_ends():
     begins = [
-        sentence_pairs.shortened((0, 60), (60, 70), 50, np.random.default_rng(seed))[0][0]
+        sentence_pairs.truncate_pair((0, 60), (60, 70), 50, np.random.default_rng(seed))[0][0]
         for seed in range(500)
     ]
     # 20 tokens, each from the begin or the end: binomial, as one at a time is.

@@ -71,7 +71,7 @@ def test_source_and_target():
     ids = np.arange(10, 20)  # Thank you for inviting me to your party last week
     noise = np.zeros(10, bool)
     noise[[2, 3, 8]] = True
-    source, target = span_corruption.corrupted(ids, noise, np.array([99, 98, 97]), eos_token_id=1)
+    source, target = span_corruption.corrupt(ids, noise, np.array([99, 98, 97]), eos_token_id=1)
     assert source.tolist() == [10, 11, 99, 14, 15, 16, 17, 98, 19, 1]
     # The published target replaces every kept span by a sentinel, the first and the last as well.
     assert target.tolist() == [99, 12, 13, 98, 18, 97, 1]
@@ -95,7 +95,7 @@ def test_sentinels_are_the_published_ones():
     for length in (2, 15, 128, 512):
         ids = chance.integers(3, 32000, length)
         noise = span_corruption.noise_mask(length, chance)
-        source, target = span_corruption.corrupted(ids, noise, sentinels)
+        source, target = span_corruption.corrupt(ids, noise, sentinels)
         assert source.tolist() == published_sentinels(ids, noise, lambda n: 32100 - n).tolist()
         assert target.tolist() == published_sentinels(ids, ~noise, lambda n: 32100 - n).tolist()
 
@@ -103,7 +103,7 @@ def test_sentinels_are_the_published_ones():
 def test_too_few_sentinels():
     noise = np.array([False, True, False, True])
     with pytest.raises(SettingError, match="2 spans and the vocabulary 1 sentinels"):
-        span_corruption.corrupted(np.arange(4), noise, np.array([9]))
+        span_corruption.corrupt(np.arange(4), noise, np.array([9]))
     with pytest.raises(SettingError, match="no sentinels"):
         span_corruption.sentinels(SimpleNamespace(token_id=lambda token: None))
 
@@ -114,9 +114,9 @@ def test_lengths_that_need_no_padding():
     for inputs in (32, 64, 128):
         length, target = span_corruption.text_length(inputs)
         noise = span_corruption.noise_mask(length, np.random.default_rng(0))
-        parts = span_corruption.corrupted(np.arange(length), noise, np.arange(900, 1000), 1)
+        parts = span_corruption.corrupt(np.arange(length), noise, np.arange(900, 1000), 1)
         assert len(parts[0]) <= inputs and len(parts[1]) == target
-        longer = span_corruption.spans(length + 1, 0.15, 3.0)
+        longer = span_corruption.count_spans(length + 1, 0.15, 3.0)
         assert length + 1 - longer[0] + longer[1] + 1 > inputs
 
 
@@ -129,7 +129,7 @@ def test_rows_of_a_corpus():
     )
     names = {f"<extra_id_{number}>": 900 - number for number in range(50)}
     tokenizer = SimpleNamespace(token_id=names.get, eos_token_id=1)
-    found = span_corruption.rows(corpus, tokenizer, inputs=32)
+    found = span_corruption.corrupt_corpus(corpus, tokenizer, inputs=32)
     assert found.length == span_corruption.text_length(32)[0]
     for epoch in (0, 1):
         seen = []

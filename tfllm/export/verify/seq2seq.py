@@ -168,7 +168,7 @@ def tells(
     """Perplexity, KL divergence and the likeliest next tokens of given targets, against the
     checkpoint's."""
     file, target = predictor.generator, writer.tokenizer.target
-    start = checkpoint.task.starting(checkpoint.decoder_start_token_id).start_id
+    start = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
     longest = min(TOLD_ROW, file.engine.decoder.max_sequence_length - 1)
     tokens = divergence.Vocabulary(target, checkpoint.config.vocabulary_size)
     found = {name: divergence.Told() for name in pairs}
@@ -188,7 +188,7 @@ def tells(
 
 def draws(checkpoint: Any, writer: Any, profile: Profile, file: Any, pairs: Pairs) -> Check:
     """KL divergence by the texts that a file draws which gives no scores of given ones."""
-    start = checkpoint.task.starting(checkpoint.decoder_start_token_id).start_id
+    start = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
     most = min(DRAWN_NEW, file.engine.decoder.max_sequence_length - 1)
     sources = [
         writer.tokenizer.encode(source, max_length=file.longest_source).ids

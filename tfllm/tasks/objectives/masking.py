@@ -13,7 +13,7 @@ import numpy as np
 
 from tfllm.data.corpora.word_boundaries import ideographs, word_starts
 from tfllm.errors import SettingError
-from tfllm.tasks.features import IGNORED, Features, Made
+from tfllm.tasks.features import IGNORED, Features, LazyArrays
 from tfllm.tasks.objectives import packing
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SPAN_SHARES = (0.4, 0.3, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
-class Rule:
+class MaskingRule:
     """How tokens are hidden, and the facts of the vocabulary that it takes."""
 
     probability: float
@@ -43,7 +43,7 @@ class Rule:
         return max(1, round(length * self.probability))
 
 
-def rule(tokenizer: Tokenizer, probability: float, whole_word: bool = False) -> Rule:
+def masking_rule(tokenizer: Tokenizer, probability: float, whole_word: bool = False) -> MaskingRule:
     """The rule for a vocabulary. Raises SettingError where it cannot be followed."""
     if tokenizer.mask_token_id is None:
         raise SettingError(
@@ -52,17 +52,19 @@ def rule(tokenizer: Tokenizer, probability: float, whole_word: bool = False) -> 
         )
     facts = (probability, tokenizer.mask_token_id, tokenizer.vocabulary_size)
     if not whole_word:
-        return Rule(*facts)
+        return MaskingRule(*facts)
     begins = word_starts(tokenizer)
     if begins is None:
         raise SettingError(
             f"task.whole_word: a vocabulary of {tokenizer.kind} does not say where words begin. "
             "Use wordpiece, byte-level BPE or SentencePiece, or remove the key."
         )
-    return Rule(*facts, begins, ideographs(tokenizer))
+    return MaskingRule(*facts, begins, ideographs(tokenizer))
 
 
-def chosen(ids: np.ndarray, free: np.ndarray, rule: Rule, chance: np.random.Generator):
+def choose_positions(
+    ids: np.ndarray, free: np.ndarray, rule: MaskingRule, chance: np.random.Generator
+):
     """The places to hide, in order: int [M]. `free` bool [T]: the places that may be.
 
     At most `rule.count(T)`, and at least one where any is free. Whole words are taken as long as
@@ -87,7 +89,7 @@ def chosen(ids: np.ndarray, free: np.ndarray, rule: Rule, chance: np.random.Gene
 
 
 def _starts(
-    ids: np.ndarray, places: np.ndarray, rule: Rule, chance: np.random.Generator
+    ids: np.ndarray, places: np.ndarray, rule: MaskingRule, chance: np.random.Generator
 ) -> np.ndarray:
     """Whether a word or a span begins at each of `places`: bool [P], the first always."""
     assert rule.begins is not None and rule.unspaced is not None
@@ -107,8 +109,8 @@ def _starts(
     return starts
 
 
-def hidden(
-    ids: np.ndarray, places: np.ndarray, rule: Rule, chance: np.random.Generator
+def mask_tokens(
+    ids: np.ndarray, places: np.ndarray, rule: MaskingRule, chance: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens with those at `places` hidden, and the targets: int32 [T] each, -100 elsewhere.
 
@@ -126,7 +128,7 @@ def hidden(
 
 
 @dataclass(frozen=True)
-class Plain:
+class UnmaskedRow:
     """A row before anything is hidden."""
 
     ids: np.ndarray  # int32 [T]
@@ -136,7 +138,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Hidden:
+class MaskedRow:
     """A row as the model gets it."""
 
     ids: np.ndarray  # int32 [T]
@@ -148,28 +150,28 @@ class Hidden:
 
 @dataclass(frozen=True)
 class MaskedFeatures(Features):
-    """Features that `drawn` gives their masks; `batch` has a further input `positions` then.
+    """Features that `draw_masks` gives their masks; `batch` has a further input `positions` then.
 
     `positions` int32 [B, P] are the places to be told, 0 (the first token) behind the last: a model
     that is trained computes scores there only (`tfllm.layers.heads.masked_lm_at_positions`).
     """
 
-    plain: Callable[[int, np.random.Generator, int], Plain] | None = None
+    plain: Callable[[int, np.random.Generator, int], UnmaskedRow] | None = None
     """A row by its number; chance that the row may use; and places that windows are moved by."""
-    rule: Rule | None = None
+    rule: MaskingRule | None = None
     draw: tuple[int, int] | None = None
     """(seed, epoch); None: nothing is hidden"""
     moved: int = 0
     """places that windows are moved by in this epoch"""
 
-    def hidden(self, row: int) -> Hidden:
+    def masked_row(self, row: int) -> MaskedRow:
         """The row of this epoch."""
         assert self.plain is not None and self.rule is not None and self.draw is not None
         chance = np.random.default_rng((*self.draw, int(row)))
         plain = self.plain(int(row), chance, self.moved)
-        places = chosen(plain.ids, plain.free, self.rule, chance)
-        ids, target = hidden(plain.ids, places, self.rule, chance)
-        return Hidden(ids, plain.types, target, places, plain.label)
+        places = choose_positions(plain.ids, plain.free, self.rule, chance)
+        ids, target = mask_tokens(plain.ids, places, self.rule, chance)
+        return MaskedRow(ids, plain.types, target, places, plain.label)
 
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
@@ -181,7 +183,7 @@ class MaskedFeatures(Features):
         if self.draw is None:
             return super().batch(rows, length)
         assert self.rule is not None
-        made = [self.hidden(row) for row in rows]
+        made = [self.masked_row(row) for row in rows]
         once = replace(
             self,
             token_ids=[row.ids for row in made],
@@ -201,19 +203,19 @@ class MaskedFeatures(Features):
         return inputs, {"tokens": targets, "next_sentence": np.array(labels, np.int32)}
 
 
-def drawn(features: MaskedFeatures, seed: int, epoch: int) -> MaskedFeatures:
+def draw_masks(features: MaskedFeatures, seed: int, epoch: int) -> MaskedFeatures:
     """The features with masks drawn by (seed, epoch, row)."""
     count = len(features)
     changed = replace(
         features,
         draw=(seed, epoch),
-        moved=packing.shift(features.shift, seed, epoch) if features.shift else 0,
+        moved=packing.epoch_shift(features.shift, seed, epoch) if features.shift else 0,
         per_token=True,
         row_lengths=features.lengths,
     )
     return replace(
         changed,
-        token_ids=Made(count, lambda row: changed.hidden(row).ids),
-        segment_ids=Made(count, lambda row: changed.hidden(row).types),
-        targets=Made(count, lambda row: changed.hidden(row).target),
+        token_ids=LazyArrays(count, lambda row: changed.masked_row(row).ids),
+        segment_ids=LazyArrays(count, lambda row: changed.masked_row(row).types),
+        targets=LazyArrays(count, lambda row: changed.masked_row(row).target),
     )

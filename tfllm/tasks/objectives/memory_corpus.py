@@ -12,7 +12,7 @@ import numpy as np
 
 from tfllm.data.corpora.sentence_splitter import split_sentences
 from tfllm.errors import DataError
-from tfllm.tasks.features import Example, text_of, where
+from tfllm.tasks.features import Example, text_field, where
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
@@ -23,7 +23,7 @@ BREAK = re.compile(r"<br\s*/?>")  # a line end in texts from web pages
 
 
 @dataclass(frozen=True)
-class Documents:
+class MemoryCorpus:
     """What `Sentences` asks for, in memory: two or four bytes a token."""
 
     ids: np.ndarray
@@ -39,14 +39,14 @@ class Documents:
         return self.ids[begin:end].astype(np.int32)
 
 
-def documents(examples: Sequence[Example], tokenizer: Tokenizer) -> Documents:
+def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> MemoryCorpus:
     """Every example's text (or list of texts) is a document; one without tokens is left out."""
     kind = np.uint16 if tokenizer.vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
     parts: list[np.ndarray] = []
     lengths: list[int] = []
     starts, numbers = [0], list[int]()
     for start in range(0, len(examples), GROUP):
-        cut = [list(sentences_of(example)) for example in examples[start : start + GROUP]]
+        cut = [list(split_sentences(example)) for example in examples[start : start + GROUP]]
         flat = [sentence for document in cut for sentence in document]
         found = iter(tokenizer.encode_ids(flat, add_special_tokens=False))
         for number, document in enumerate(cut, start):
@@ -61,7 +61,7 @@ def documents(examples: Sequence[Example], tokenizer: Tokenizer) -> Documents:
     ids = np.concatenate(parts)
     ends = np.cumsum(lengths, dtype=np.int64)
     first = np.array(starts, np.int64)
-    return Documents(
+    return MemoryCorpus(
         ids=ids,
         sentence_lengths=np.array(lengths, np.int64),
         document_starts=first,
@@ -71,15 +71,15 @@ def documents(examples: Sequence[Example], tokenizer: Tokenizer) -> Documents:
     )
 
 
-def examples_of(corpus: Any, document: np.ndarray) -> np.ndarray:
+def example_indices(corpus: Any, document: np.ndarray) -> np.ndarray:
     """The numbers of the examples that documents are: int [rows]."""
     numbers = getattr(corpus, "numbers", None)
     return document if numbers is None else numbers[document]
 
 
-def sentences_of(example: Example) -> Iterator[str]:
+def split_sentences(example: Example) -> Iterator[str]:
     """The sentences of a text; each part of a list of texts ends one."""
     value = example.get("text")
-    texts = value if isinstance(value, list | tuple) else [text_of(example)]
+    texts = value if isinstance(value, list | tuple) else [text_field(example)]
     for text in texts:
         yield from split_sentences(BREAK.sub("\n", str(text)))

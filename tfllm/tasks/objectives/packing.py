@@ -20,7 +20,7 @@ from tfllm.tasks.features import IGNORED
 
 
 @dataclass(frozen=True)
-class Stream:
+class TokenStream:
     """Documents one after another, the first again after the last."""
 
     ids: np.ndarray
@@ -42,7 +42,7 @@ class Stream:
         """Ids at consecutive places of the ring: int32 [T]."""
         return self.ids[places % len(self)].astype(np.int32)
 
-    def segments(self, places: np.ndarray) -> np.ndarray:
+    def document_ids(self, places: np.ndarray) -> np.ndarray:
         """The number of each token's document within the row, from 1: int32 [T]."""
         numbers = np.cumsum(self.first[places % len(self)], dtype=np.int32)
         return numbers + (1 - numbers[0])
@@ -57,7 +57,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class CorpusStream:
+class CorpusTokenStream:
     """Documents one after another, the first again after the last, each between special tokens.
 
     `corpus`: a `data.corpora.corpus.Corpus` or what reads like it. `documents=False`: all is one
@@ -100,7 +100,7 @@ class CorpusStream:
             begin, count = 0, count - len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def segments(self, places: np.ndarray) -> np.ndarray:
+    def document_ids(self, places: np.ndarray) -> np.ndarray:
         """The number of each token's document within the row, from 1: int32 [T]."""
         numbers = self.document_of(places) + places // len(self) * len(self.starts)
         return (numbers - numbers[0] + 1).astype(np.int32)
@@ -134,9 +134,9 @@ class CorpusStream:
         return np.concatenate(parts)
 
 
-def stream(
+def build_stream(
     documents: Iterable[tuple[np.ndarray, np.ndarray | None]], vocabulary_size: int
-) -> Stream:
+) -> TokenStream:
     """One stream of (ids [n], learned bool [n] or None) per document; empty ones are left out."""
     kind = np.uint16 if vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
     ids, learned = [], []
@@ -148,7 +148,7 @@ def stream(
     first = np.zeros(int(lengths.sum()), bool)
     first[np.cumsum(lengths) - lengths] = True
     some = any(told is not None for told in learned)
-    return Stream(
+    return TokenStream(
         np.concatenate(ids) if ids else np.zeros(0, kind),
         first,
         np.concatenate(
@@ -171,7 +171,7 @@ def windows(size: int, length: int, shift: int = 0) -> tuple[np.ndarray, np.ndar
     return begins + shift, np.minimum(length, size - begins)
 
 
-def whole(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def pack_documents(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(begins, lengths) of rows of whole documents, as many as fit, in their order.
 
     `starts` [documents]; `size`: of the stream. No document may be longer than `length`.
@@ -186,7 +186,9 @@ def whole(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.nd
     return found, np.append(found[1:], size) - found
 
 
-def alone(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def one_document_per_row(
+    starts: np.ndarray, size: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(begins, lengths) of rows that hold one document or, of a longer one, a part."""
     ends = np.append(starts[1:], size)
     begins = np.concatenate(
@@ -196,12 +198,12 @@ def alone(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.nd
     return begins, np.minimum(length, last - begins)
 
 
-def shift(length: int, seed: int, epoch: int) -> int:
+def epoch_shift(length: int, seed: int, epoch: int) -> int:
     """By how much windows are moved in an epoch, below `length`: 0 in the first."""
     return int(np.random.default_rng((seed, epoch)).integers(length)) if epoch else 0
 
 
-def pieces(text: str, size: int = 2**16) -> Iterator[str]:
+def chunk_text(text: str, size: int = 2**16) -> Iterator[str]:
     """A long text in parts of at most `size` characters, so that its tokens need little memory.
 
     Parts end before the white space at a line's end, where byte-level tokenizers cut anyway.

@@ -24,8 +24,8 @@ SMALLEST = 2  # tokens of a pair: one each
 LENGTHS_SEED = 2019  # which documents have shorter rows is the same in every run
 
 
-class Sentences(Protocol):
-    """Documents of sentences of tokens: `data.corpora.corpus.Corpus`, or `documents.Documents`."""
+class SentenceCorpus(Protocol):
+    """Documents of sentences of tokens: a `data.corpora.corpus.Corpus` or a `MemoryCorpus`."""
 
     sentence_lengths: np.ndarray  # int [N]
     document_starts: np.ndarray  # int [M + 1]: the first sentence of each; the last entry is N
@@ -43,10 +43,10 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class PairPlan:
     """The rows of one corpus. All arrays are int [rows]."""
 
-    sentences: Sentences
+    sentences: SentenceCorpus
     document: np.ndarray
     begin: np.ndarray  # the row's first sentence
     end: np.ndarray  # behind its last
@@ -67,10 +67,10 @@ class Plan:
         second = (first[1], int(places[end]))
         if replaced:
             needed = max(1, total - (first[1] - first[0]))
-            second = self._elsewhere(int(self.document[row]), needed, chance)
-        return Pair(*shortened(first, second, total, chance), not replaced)
+            second = self._random_segment(int(self.document[row]), needed, chance)
+        return Pair(*truncate_pair(first, second, total, chance), not replaced)
 
-    def _elsewhere(
+    def _random_segment(
         self, document: int, needed: int, chance: np.random.Generator
     ) -> tuple[int, int]:
         """Whole sentences of another document, at least `needed` tokens together, or all that a
@@ -91,7 +91,7 @@ class Plan:
         return int(own[start]), int(own[end])
 
 
-def shortened(
+def truncate_pair(
     first: tuple[int, int], second: tuple[int, int], total: int, chance: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Both ranges, together at most `total` long: the longer one loses a token at a time (the
@@ -110,7 +110,7 @@ def shortened(
     return ranges[0], ranges[1]
 
 
-def plan(sentences: Sentences, room: int) -> Plan:
+def plan_pairs(sentences: SentenceCorpus, room: int) -> PairPlan:
     """Rows of `room` tokens at most, special ones not counted.
 
     Raises DataError for a single document: nothing could be told from what does not follow.
@@ -132,7 +132,7 @@ def plan(sentences: Sentences, room: int) -> Plan:
             rows.extend((document, int(low) + begin, int(low) + end, total))
     document_of, begin, end, total = np.frombuffer(rows, np.int64).reshape(-1, 4).T
     by_size = np.argsort(sizes, kind="stable")
-    return Plan(sentences, document_of, begin, end, total, by_size, sizes[by_size])
+    return PairPlan(sentences, document_of, begin, end, total, by_size, sizes[by_size])
 
 
 def _chunks(own: np.ndarray, target: int, room: int):

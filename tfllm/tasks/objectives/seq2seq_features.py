@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from tfllm.data.batching import bucket_length
-from tfllm.tasks.features import IGNORED, Features, Made, padded
+from tfllm.tasks.features import IGNORED, Features, LazyArrays, pad_arrays
 
 Pair = tuple[np.ndarray, np.ndarray]  # source int32 [S], target int32 [T]
 
 
 @dataclass(frozen=True)
-class PairFeatures(Features):
+class Seq2SeqFeatures(Features):
     """Features whose `batch` has `source_ids` and `source_padding_mask` int32 [B, S] beside
     `token_ids` and `padding_mask` int32 [B, T]; S is the next length of `data.batching.ladder`."""
 
@@ -31,7 +31,7 @@ class PairFeatures(Features):
     @property
     def source_ids(self) -> Sequence[np.ndarray]:
         """int32 [S_i] per row, special tokens included."""
-        return Made(len(self.pairs), lambda row: self.pairs[row][0])
+        return LazyArrays(len(self.pairs), lambda row: self.pairs[row][0])
 
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
@@ -39,27 +39,29 @@ class PairFeatures(Features):
         """As Features.batch, every row made once."""
         pairs = [self.pairs[row] for row in rows]
         sources = [source for source, _ in pairs]
-        read = [shifted(target, self.start_id) for _, target in pairs]
+        read = [shift_right(target, self.start_id) for _, target in pairs]
         source_length = bucket_length(max(map(len, sources)))
         if length is None:
             length = max(map(len, read))
         inputs = {
-            "source_ids": padded(sources, source_length, self.source_pad_id or 0),
-            "source_padding_mask": padded([np.ones(len(ids)) for ids in sources], source_length, 0),
-            "token_ids": padded(read, length, self.pad_id or 0),
-            "padding_mask": padded([np.ones(len(ids)) for ids in read], length, 0),
+            "source_ids": pad_arrays(sources, source_length, self.source_pad_id or 0),
+            "source_padding_mask": pad_arrays(
+                [np.ones(len(ids)) for ids in sources], source_length, 0
+            ),
+            "token_ids": pad_arrays(read, length, self.pad_id or 0),
+            "padding_mask": pad_arrays([np.ones(len(ids)) for ids in read], length, 0),
         }
         if self.targets is None:
             return inputs, None
-        return inputs, padded([target for _, target in pairs], length, IGNORED)
+        return inputs, pad_arrays([target for _, target in pairs], length, IGNORED)
 
 
-def shifted(target: np.ndarray, start_id: int) -> np.ndarray:
+def shift_right(target: np.ndarray, start_id: int) -> np.ndarray:
     """What the decoder reads where it shall tell `target`: int32 [T], or [1] of no target."""
     return np.concatenate([[start_id], target[:-1]]).astype(np.int32)
 
 
-def features(
+def build_features(
     pairs: Sequence[Pair],
     lengths: np.ndarray,
     source_lengths: np.ndarray,
@@ -69,10 +71,10 @@ def features(
     example: np.ndarray | None = None,
     targets: bool = True,
     digest: str | None = None,
-) -> PairFeatures:
+) -> Seq2SeqFeatures:
     """Features of pairs, which may be made when asked for; `lengths`: tokens of the targets."""
-    none = Made(0, lambda row: np.zeros(0, np.int32))
-    found = PairFeatures(
+    none = LazyArrays(0, lambda row: np.zeros(0, np.int32))
+    found = Seq2SeqFeatures(
         token_ids=none,
         segment_ids=None,
         example=np.arange(len(pairs)) if example is None else example,
@@ -86,15 +88,15 @@ def features(
         start_id=start_id,
         source_pad_id=tokenizer.pad_token_id,
     )
-    return drawn(found, pairs)
+    return with_pairs(found, pairs)
 
 
-def drawn(features: PairFeatures, pairs: Sequence[Pair]) -> PairFeatures:
+def with_pairs(features: Seq2SeqFeatures, pairs: Sequence[Pair]) -> Seq2SeqFeatures:
     """The features with other pairs of the same lengths."""
     count, start_id = len(pairs), features.start_id
     return replace(
         features,
         pairs=pairs,
-        token_ids=Made(count, lambda row: shifted(pairs[row][1], start_id)),
-        targets=None if features.targets is None else Made(count, lambda row: pairs[row][1]),
+        token_ids=LazyArrays(count, lambda row: shift_right(pairs[row][1], start_id)),
+        targets=None if features.targets is None else LazyArrays(count, lambda row: pairs[row][1]),
     )

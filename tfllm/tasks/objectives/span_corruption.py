@@ -19,7 +19,7 @@ import numpy as np
 
 from tfllm.errors import SettingError
 from tfllm.tasks.objectives import packing
-from tfllm.tasks.objectives.packing import CorpusStream, Stream
+from tfllm.tasks.objectives.packing import CorpusTokenStream, TokenStream
 from tfllm.tasks.objectives.seq2seq_features import Pair
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MEAN_SPAN = 3.0  # tokens
 SENTINEL = "<extra_id_{}>"
 
 
-def spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
+def count_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
     """(hidden tokens, spans) of a text of `length` tokens, 2 or more; at least one is kept."""
     hidden = min(max(int(np.round(np.float32(length) * np.float32(density))), 1), length - 1)
     count = max(int(np.round(np.float32(hidden) / np.float32(mean_span))), 1)
@@ -46,7 +46,7 @@ def noise_mask(
     """Which tokens of a text are taken out: bool [length]. One of less than 2 tokens keeps all."""
     if length < 2:
         return np.zeros(length, bool)
-    hidden, count = spans(length, density, mean_span)
+    hidden, count = count_spans(length, density, mean_span)
     count = min(count, hidden, length - hidden)  # every span of both kinds has a token
     lengths = np.stack([_cut(length - hidden, count, chance), _cut(hidden, count, chance)], axis=1)
     return np.repeat(np.tile([False, True], count), lengths.ravel())
@@ -60,7 +60,7 @@ def _cut(total: int, parts: int, chance: np.random.Generator) -> np.ndarray:
     return np.diff(begins)
 
 
-def corrupted(
+def corrupt(
     ids: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, eos_token_id: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(source, target) of a text: int32 [S] and [T].
@@ -69,12 +69,12 @@ def corrupted(
     its tokens. `eos_token_id` ends both. Raises SettingError where there are fewer sentinels than
     spans.
     """
-    source, target = (_replaced(ids, mask, sentinels) for mask in (noise, ~noise))
+    source, target = (_replace_runs(ids, mask, sentinels) for mask in (noise, ~noise))
     end = [] if eos_token_id is None else [eos_token_id]
     return np.append(source, end).astype(np.int32), np.append(target, end).astype(np.int32)
 
 
-def _replaced(ids: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
+def _replace_runs(ids: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> np.ndarray:
     """Every run of masked tokens as one sentinel, counted from the first run."""
     begins = mask & ~np.concatenate([[False], mask[:-1]])
     number = np.cumsum(begins)
@@ -109,7 +109,7 @@ def text_length(
     """
 
     def sizes(length: int) -> tuple[int, int]:
-        hidden, count = spans(length, density, mean_span)
+        hidden, count = count_spans(length, density, mean_span)
         return length - hidden + count + 1, hidden + count + 1
 
     length = inputs
@@ -122,10 +122,10 @@ def text_length(
 
 
 @dataclass(frozen=True)
-class Rows:
+class SpanCorruption:
     """Windows of a stream of texts, corrupted anew in every epoch."""
 
-    stream: Stream | CorpusStream
+    stream: TokenStream | CorpusTokenStream
     length: int
     """tokens of a window"""
     sentinels: np.ndarray
@@ -140,34 +140,36 @@ class Rows:
         """(source, target) int32 [S] and [T]: a function of (seed, epoch, number)."""
         begin = number * self.length
         size = min(self.length, len(self.stream) - begin)
-        moved = packing.shift(self.length, seed, epoch)
+        moved = packing.epoch_shift(self.length, seed, epoch)
         ids = self.stream.tokens(np.arange(begin + moved, begin + moved + size))
         chance = np.random.default_rng((seed, epoch, number))
         noise = noise_mask(size, chance, self.density, self.mean_span)
-        return corrupted(ids, noise, self.sentinels, self.eos_token_id)
+        return corrupt(ids, noise, self.sentinels, self.eos_token_id)
 
 
-def rows(
+def corrupt_corpus(
     corpus: Any,
     tokenizer: Tokenizer,
     inputs: int,
     density: float = NOISE_DENSITY,
     mean_span: float = MEAN_SPAN,
-) -> Rows:
-    """Rows with sources of `inputs` tokens over a prepared corpus, or `documents.documents`.
+) -> SpanCorruption:
+    """Rows with sources of `inputs` tokens over a prepared corpus, or a `MemoryCorpus`.
 
     Texts follow one another without anything between, as in T5's own data.
     """
     length, _ = text_length(inputs, density, mean_span)
-    stream = CorpusStream(corpus, documents=False)
-    return Rows(stream, length, sentinels(tokenizer), tokenizer.eos_token_id, density, mean_span)
+    stream = CorpusTokenStream(corpus, documents=False)
+    return SpanCorruption(
+        stream, length, sentinels(tokenizer), tokenizer.eos_token_id, density, mean_span
+    )
 
 
 @dataclass(frozen=True)
-class SpanPairs(Sequence[Pair]):
+class CorruptedPairs(Sequence[Pair]):
     """Sources and targets of one epoch, made when asked for."""
 
-    rows: Rows
+    rows: SpanCorruption
     draw: tuple[int, int] = (0, 0)
     """(seed, epoch)"""
 
@@ -192,7 +194,7 @@ class SpanPairs(Sequence[Pair]):
         """Tokens of the source and the target of a text of `size` tokens."""
         chance = np.random.default_rng(0)  # any: the numbers of both depend on the length alone
         noise = noise_mask(size, chance, self.rows.density, self.rows.mean_span)
-        source, target = corrupted(
+        source, target = corrupt(
             np.zeros(size, np.int32), noise, self.rows.sentinels, self.rows.eos_token_id
         )
         return len(source), len(target)
