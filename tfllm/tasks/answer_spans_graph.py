@@ -1,58 +1,10 @@
-"""Serving signatures of question_answering: windows, the best span and its text in the graph."""
+"""The best answer span of scores as TensorFlow ops, as `answer_spans` finds it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import tensorflow as tf
 
-from tfllm.tasks import serving_graph
-
-if TYPE_CHECKING:
-    import keras
-
-    from tfllm.tasks.question_answering import QuestionAnswering
-    from tfllm.tokenizers.graph.wordpiece import WordPieceGraph
-
 NEVER = -1e30  # the score of a span that is not allowed
-
-
-def signatures(
-    task: QuestionAnswering, model: keras.Model, tokenizer: WordPieceGraph
-) -> dict[str, Any]:
-    """`serving_default`: question, context string[B] -> answer, start, end, score [B]; `tokens`.
-
-    start and end are int32 characters (Unicode code points, not bytes) of the context, end
-    exclusive; score as `QuestionAnswering.answers` has it. No answer: "", 0, 0. `tokens`: logits
-    [B, T, 2].
-    """
-
-    @serving_graph.signature(serving_graph.text_inputs("question", "context"))
-    def serve(question, context):
-        context = serving_graph.replace_invalid_utf8(context)
-        rows = tokenizer.windows(question, context, max_length=task.max_length, stride=task.stride)
-        raw = serving_graph.run_model(model, rows)  # [R, T, 2]
-        example, inside = rows["example"], rows["starts"] >= 0
-        best, first, last = best_spans(raw, inside, task.max_answer_length)  # [R]
-        row, score = best_rows(best, example)  # [B]
-        none_score = tf.math.segment_min(tf.reduce_sum(raw[:, 0], axis=-1), example)
-        nothing = score <= NEVER
-        if task.no_answer:
-            nothing |= none_score > score + task.no_answer_threshold
-        span = [
-            tf.gather_nd(rows[name], tf.stack([row, tf.gather(token, row)], 1))
-            for name, token in (("starts", first), ("ends", last))
-        ]
-        start, end = (tf.where(nothing, 0, place) for place in span)
-        logarithm = tf.where(nothing, none_score, score) - log_normalizer(raw, inside, example)
-        return {
-            "answer": tf.strings.substr(context, start, end - start, unit="UTF8_CHAR"),
-            "start": start,
-            "end": end,
-            "score": tf.exp(logarithm),
-        }
-
-    return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
 
 def best_spans(

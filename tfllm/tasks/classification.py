@@ -222,10 +222,59 @@ class Classification(Task):
         return self.answer_from_probabilities(outputs["scores"])
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
-        """`serving_default`, `classify` (regression: `regress`) and `tokens`."""
-        from tfllm.tasks import classification_graph
+        """Return `serving_default`, `tokens`, and `classify` or `regress`.
 
-        return classification_graph.signatures(self, model, graph_tokenizer)
+        serving_default: text (text_pair) string[B] -> label string[B], scores float[B, C], the
+            labels in the task's order. Multi-label: every score is a probability of its own, and
+            label is the best one. Regression: -> score float[B]; with several named numbers
+            scores float[B, C].
+        classify: inputs string[B], serialised tf.Example with the features text (text_pair)
+            -> classes string[B, C], scores float[B, C].
+        regress: the same inputs -> outputs float[B] (a task with one number only).
+        tokens: token_ids, segment_ids, padding_mask int32[B, T] -> logits float[B, C].
+        """
+        import tensorflow as tf
+
+        from tfllm.tasks import serving_graph
+
+        names = ["text", "text_pair"] if self.pair else ["text"]
+
+        def scores(*texts: tf.Tensor) -> tf.Tensor:
+            logits = serving_graph.run_by_length(
+                model, graph_tokenizer(*texts, max_length=self.max_length)
+            )
+            activation = {"single_label": tf.nn.softmax, "multi_label": tf.sigmoid}
+            return activation.get(self.problem, tf.identity)(logits)
+
+        def answer(*texts: tf.Tensor) -> dict[str, tf.Tensor]:
+            values = scores(*texts)
+            if self.problem == "regression":
+                return {"score": values[:, 0]} if self.size == 1 else {"scores": values}
+            best = tf.argmax(values, axis=-1, output_type=tf.int32)
+            return {"label": tf.gather(tf.constant(self.labels), best), "scores": values}
+
+        result = {
+            "serving_default": serving_graph.over_texts(answer, names),
+            "tokens": serving_graph.tokens_signature(model),
+        }
+        examples = [tf.TensorSpec([None], tf.string, "inputs")]
+        if self.problem != "regression":
+
+            @serving_graph.signature(examples)
+            def classify(inputs):
+                values = scores(*serving_graph.parse_examples(inputs, names))
+                classes = tf.tile(tf.constant(self.labels)[None], [tf.shape(values)[0], 1])
+                return {"classes": classes, "scores": values}
+
+            result["classify"] = classify
+        elif self.size == 1:
+
+            @serving_graph.signature(examples)
+            def regress(inputs):
+                return {"outputs": scores(*serving_graph.parse_examples(inputs, names))[:, 0]}
+
+            result["regress"] = regress
+        return result
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

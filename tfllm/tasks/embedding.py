@@ -225,10 +225,21 @@ class Embedding(Task):
         return {"embedding": outputs["embedding"].tolist()}
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
-        """`serving_default`: text -> embedding; and `tokens`."""
-        from tfllm.tasks import text_graph
+        """Return `serving_default`: text string[B] -> embedding float[B, D]; and `tokens`."""
+        import tensorflow as tf
 
-        return text_graph.embedding(self, model, graph_tokenizer)
+        from tfllm.tasks import serving_graph
+
+        @serving_graph.signature(serving_graph.text_inputs("text"))
+        def serve(text):
+            text = tf.strings.join([self.prompt, text]) if self.prompt else text
+            packed = graph_tokenizer(text, max_length=self.max_length)
+            return {"embedding": serving_graph.run_by_length(model, packed)}
+
+        return {
+            "serving_default": serve,
+            "tokens": serving_graph.tokens_signature(model, "embedding"),
+        }
 
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Words of texts and their pieces as TensorFlow ops: `entities.word_numbers` and `word_alignment`."""
+"""Words of texts and their pieces, as `entities` finds them, as TensorFlow ops."""
 
 from __future__ import annotations
 

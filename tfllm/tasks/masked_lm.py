@@ -198,10 +198,47 @@ class MaskedLM(MaskedTokenTask):
         return {"text": outputs["text"].decode(), "masks": masks}  # type: ignore[attr-defined]
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
-        """`serving_default`: text -> text, tokens, scores of its masks; and `tokens`."""
-        from tfllm.tasks import text_graph
+        """Return `serving_default`: text string[B] -> text with its [MASK] filled, and candidates.
 
-        return text_graph.masked_lm(self, model, graph_tokenizer)
+        tokens string[B, M, K] and scores float[B, M, K]: the K best of each mask, padded with ""
+        and 0 to the most masks of the batch. `tokens` (the signature): logits [B, T, V].
+        """
+        import tensorflow as tf
+
+        from tfllm.tasks import serving_graph
+        from tfllm.tasks.fill_mask_graph import fill_masks as fill_masks_in_graph
+
+        python = graph_tokenizer.tokenizer
+        mask = python.vocabulary[python.mask_token_id]
+        manners, contents = map(tf.constant, zip(*python.fill_mask_texts, strict=True))
+
+        @serving_graph.signature(serving_graph.text_inputs("text"))
+        def serve(text):
+            text = serving_graph.replace_invalid_utf8(text)
+            packed = graph_tokenizer(text, max_length=self.max_length)
+            logits = serving_graph.run_model(model, packed)  # [B, T, V]
+            positions = tf.where(packed["token_ids"] == python.mask_token_id)  # [N, 2]
+            count = min(self.top_k, python.vocabulary_size)
+            shares = tf.nn.softmax(
+                tf.gather_nd(logits, positions)
+            )  # rows without a token are not chosen
+            scores, best = tf.math.top_k(shares[:, : python.vocabulary_size], count)
+            names = tf.gather(tf.constant(python.vocabulary), best)  # [N, K]
+            rows = tf.shape(text, out_type=tf.int64)[0]
+
+            first = tf.gather(contents, best[:, 0]), tf.gather(manners, best[:, 0])
+
+            def padded(values: tf.Tensor) -> tf.Tensor:
+                ragged = tf.RaggedTensor.from_value_rowids(values, positions[:, 0], rows)
+                return ragged.to_tensor(shape=[None, None, count])
+
+            return {
+                "text": fill_masks_in_graph(text, mask, *first, positions[:, 0]),
+                "tokens": padded(names),
+                "scores": padded(scores),
+            }
+
+        return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
 
 def features_to_fill(

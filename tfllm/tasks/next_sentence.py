@@ -102,10 +102,21 @@ class NextSentence(Task):
         return answer_from_probabilities(np.array([outputs["is_next"], 1 - outputs["is_next"]]))
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
-        """`serving_default`: text, text_pair -> is_next (probability); and `tokens`."""
-        from tfllm.tasks import classification_graph
+        """Return `serving_default`: text, text_pair string[B] -> is_next float[B]; and `tokens`."""
+        import tensorflow as tf
 
-        return classification_graph.next_sentence(self, model, graph_tokenizer)
+        from tfllm.tasks import serving_graph
+
+        def answer(text: tf.Tensor, text_pair: tf.Tensor) -> dict[str, tf.Tensor]:
+            raw = serving_graph.run_by_length(
+                model, graph_tokenizer(text, text_pair, max_length=self.max_length)
+            )
+            return {"is_next": tf.nn.softmax(raw)[:, 0]}
+
+        return {
+            "serving_default": serving_graph.over_texts(answer, ["text", "text_pair"]),
+            "tokens": serving_graph.tokens_signature(model),
+        }
 
 
 def answer_from_probabilities(probabilities: np.ndarray) -> dict[str, Any]:

@@ -162,10 +162,48 @@ class QuestionAnswering(Task):
         }
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
-        """`serving_default`: question, context -> answer, start, end, score; and `tokens`."""
-        from tfllm.tasks import answer_spans_graph
+        """Return `serving_default`: question, context string[B] -> answer, start, end, score [B].
 
-        return answer_spans_graph.signatures(self, model, graph_tokenizer)
+        start and end are int32 characters (Unicode code points, not bytes) of the context, end
+        exclusive; score as `QuestionAnswering.answers` has it. No answer: "", 0, 0. `tokens`:
+        logits [B, T, 2].
+        """
+        import tensorflow as tf
+
+        from tfllm.tasks import answer_spans_graph, serving_graph
+
+        @serving_graph.signature(serving_graph.text_inputs("question", "context"))
+        def serve(question, context):
+            context = serving_graph.replace_invalid_utf8(context)
+            rows = graph_tokenizer.windows(
+                question, context, max_length=self.max_length, stride=self.stride
+            )
+            raw = serving_graph.run_model(model, rows)  # [R, T, 2]
+            example, inside = rows["example"], rows["starts"] >= 0
+            best, first, last = answer_spans_graph.best_spans(
+                raw, inside, self.max_answer_length
+            )  # [R]
+            row, score = answer_spans_graph.best_rows(best, example)  # [B]
+            none_score = tf.math.segment_min(tf.reduce_sum(raw[:, 0], axis=-1), example)
+            nothing = score <= answer_spans_graph.NEVER
+            if self.no_answer:
+                nothing |= none_score > score + self.no_answer_threshold
+            span = [
+                tf.gather_nd(rows[name], tf.stack([row, tf.gather(token, row)], 1))
+                for name, token in (("starts", first), ("ends", last))
+            ]
+            start, end = (tf.where(nothing, 0, place) for place in span)
+            logarithm = tf.where(nothing, none_score, score) - answer_spans_graph.log_normalizer(
+                raw, inside, example
+            )
+            return {
+                "answer": tf.strings.substr(context, start, end - start, unit="UTF8_CHAR"),
+                "start": start,
+                "end": end,
+                "score": tf.exp(logarithm),
+            }
+
+        return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
     def _answer(self, windows: list[np.ndarray], details: list[dict[str, Any]]) -> dict[str, Any]:
         total = answer_spans.log_normalizer(windows, [detail["inside"] for detail in details])

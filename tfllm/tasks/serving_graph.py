@@ -123,3 +123,20 @@ def _with_input_names(forward: Callable, names: list[str], specs: list[tf.Tensor
         return forward(*(inputs[name] for name in names))
 
     return with_segments
+
+
+def over_texts(answer: Any, names: list[str]) -> Any:
+    """`answer` as a signature over `text`, or over `text` and `text_pair`."""
+    if len(names) == 1:
+
+        @signature(text_inputs("text"))
+        def single(text):
+            return answer(text)
+
+        return single
+
+    @signature(text_inputs("text", "text_pair"))
+    def pair(text, text_pair):
+        return answer(text, text_pair)
+
+    return pair

@@ -193,10 +193,45 @@ class TokenClassification(Task):
         }
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
-        """`serving_default`: text -> labels, starts, ends, scores of its words; and `tokens`."""
-        from tfllm.tasks import text_graph
+        """Return `serving_default`: text string[B] -> words of each text and tags, padded [B, W].
 
-        return text_graph.token_classification(self, model, graph_tokenizer)
+        labels string ("" is padding), starts and ends int32 in characters (Unicode code points, not
+        bytes) of the text, end exclusive, scores float: the tag's probability. `tokens`: logits
+        [B, T, C]. `tfllm.tasks.entities.entities` joins words to entities.
+        """
+        import tensorflow as tf
+
+        from tfllm.tasks import serving_graph
+        from tfllm.tasks.entities_graph import GraphWords
+
+        find = GraphWords(graph_tokenizer.tokenizer)
+        template = graph_tokenizer.ids.template
+
+        @serving_graph.signature(serving_graph.text_inputs("text"))
+        def serve(text):
+            ids, starts, ends = (
+                ragged[:, : self.max_length - template.num_special_tokens]
+                for ragged in graph_tokenizer.tokenize_with_offsets(text)
+            )
+            packed = graph_tokenizer.pack(ids, max_length=self.max_length)
+            probabilities = tf.nn.softmax(serving_graph.run_model(model, packed))  # [B, T, C]
+            words = find(text, ids, starts, ends)
+            places = tf.stack([words.rows, words.places + len(template.prefix)], 1)
+            scores = tf.gather_nd(probabilities, places)  # [W, C]
+            best = tf.argmax(scores, axis=-1, output_type=tf.int32)
+            size = tf.size(text, out_type=tf.int64)
+
+            def padded(values: tf.Tensor) -> tf.Tensor:
+                return tf.RaggedTensor.from_value_rowids(values, words.rows, size).to_tensor()
+
+            return {
+                "labels": padded(tf.gather(tf.constant(self.labels), best)),
+                "starts": padded(tf.cast(words.starts, tf.int32)),
+                "ends": padded(tf.cast(words.ends, tf.int32)),
+                "scores": padded(tf.reduce_max(scores, axis=-1)),
+            }
+
+        return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
     def _answer(self, output: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
         places = detail["places"]
