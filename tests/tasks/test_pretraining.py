@@ -120,7 +120,7 @@ def test_the_loss_is_the_sum_of_both_means(tiny, features):
     assert counts == {"tokens": np.sum(targets["tokens"] != IGNORED), "next_sentence": 8}
 
     measured = {}
-    for metric, *both in metrics.each(TASK.metrics(), targets, outputs):
+    for metric, *both in metrics.metrics_of_outputs(TASK.metrics(), targets, outputs):
         metric.update_state(*both)
         measured[metric.name] = float(metric.result())
     right = np.argmax(outputs["next_sentence"], -1) == targets["next_sentence"]
@@ -148,7 +148,7 @@ def test_scores_at_the_hidden_places_give_the_same_loss_and_gradients(
             loss = task.loss()(targets, outputs)
         gradients = tape.gradient(loss, variables)
         results = []
-        for metric, *both in metrics.each(task.metrics(), targets, outputs):
+        for metric, *both in metrics.metrics_of_outputs(task.metrics(), targets, outputs):
             metric.update_state(*both)
             results.append(float(metric.result()))
         found.append((loss, gradients, results))

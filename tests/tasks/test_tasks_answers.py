@@ -10,7 +10,7 @@ from tfllm import tasks
 from tfllm.data import sources
 from tfllm.errors import DataError
 from tfllm.tasks import answer_spans, entities
-from tfllm.tasks.masked_lm import filled
+from tfllm.tasks.masked_lm import fill_masks
 from tfllm.tokenizers.loading import read_vocabulary
 from tfllm.tokenizers.wordpiece import WordPiece
 
@@ -181,7 +181,7 @@ def test_masks_are_filled(tokenizer):
     assert len(first["masks"][0]["candidates"]) == 2
     assert second == {"text": "the film", "masks": []}
     able = tokenizer.fill_mask_texts[tokenizer.vocabulary.index("##able")]
-    assert filled("un [MASK] [MASK]!", "[MASK]", [able]) == "unable [MASK]!"
+    assert fill_masks("un [MASK] [MASK]!", "[MASK]", [able]) == "unable [MASK]!"
     json.dumps([first, second])
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tfllm import tasks
 from tfllm.errors import DataError, SettingError
-from tfllm.tasks import base
+from tfllm.tasks import features as task_features
 
 HERE = {"_where": "reviews.tsv:7"}
 
@@ -163,7 +163,7 @@ def test_masks_are_a_function_of_seed_epoch_and_row(tokenizer):
 
     plain = np.concatenate(features.token_ids[:300])
     hidden, target = np.concatenate(drawn.token_ids[:300]), np.concatenate(drawn.targets[:300])
-    told = target != base.IGNORED
+    told = target != task_features.IGNORED
     assert (target[told] == plain[told]).all() and (hidden[~told] == plain[~told]).all()
     assert abs(told.mean() - 0.15 * 50 / 52) < 0.01
     masked = (hidden[told] == tokenizer.mask_token_id).mean()

@@ -8,10 +8,9 @@ import tensorflow as tf
 
 from tests.tokenizers.decoders import MAKERS, TRICKY, learned, tokenizer
 from tfllm import tasks
-from tfllm.tasks import entities
+from tfllm.tasks import entities, fill_mask_graph
 from tfllm.tasks.entities_graph import GraphWords
-from tfllm.tasks.masked_lm import filled
-from tfllm.tasks.text_graph import fill
+from tfllm.tasks.masked_lm import fill_masks
 from tfllm.tokenizers import word_alignment
 from tfllm.tokenizers.bytepair import from_vocabulary
 from tfllm.tokenizers.loading import load_tokenizer
@@ -179,9 +178,11 @@ def test_tokens_in_the_place_of_masks(name, tokens, wanted):
     python = tokenizer(name)
     ways = [python.fill_mask_texts[python.token_id(token)] for token in tokens]
     text = "the <mask><mask> sat"
-    assert filled(text, "<mask>", ways) == wanted
+    assert fill_masks(text, "<mask>", ways) == wanted
     manners, contents = [way[0] for way in ways], [way[1] for way in ways]
     rows = tf.constant([1, 1], tf.int64)
-    found = fill(tf.constant(["sat", text]), "<mask>", contents, manners, rows)
+    found = fill_mask_graph.fill_masks(
+        tf.constant(["sat", text]), "<mask>", contents, manners, rows
+    )
     assert [one.decode() for one in found.numpy()] == ["sat", wanted]
-    assert filled("<mask>", "<mask>", ways[:1]) == ways[0][1]
+    assert fill_masks("<mask>", "<mask>", ways[:1]) == ways[0][1]
