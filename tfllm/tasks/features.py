@@ -23,12 +23,12 @@ Example = Mapping[str, Any]
 
 
 def where(example: Example) -> str:
-    """The start of an error message about an example: `file:line: `, or nothing."""
+    """Return how an error message about an example begins: `file:line: `, or nothing."""
     return f"{example['_where']}: " if example.get("_where") else ""
 
 
 def text_field(example: Example, name: str = "text") -> str:
-    """The text in the field `name`. Raises DataError when there is none."""
+    """Return the text in the field `name`. Raises DataError when there is none."""
     value = example.get(name)
     if isinstance(value, str):
         return value
@@ -42,7 +42,17 @@ def text_field(example: Example, name: str = "text") -> str:
 def encode_texts(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, *, pair: bool = False
 ) -> list[Encoding]:
-    """Rows of `text`, or of `text` and `text_pair` where all examples have both (`pair`: must)."""
+    """Tokenize `text`, or `text` and `text_pair` as one row.
+
+    Args:
+        examples: Dicts with the fields `text` and, where any of them has it, `text_pair`.
+        tokenizer: The model's tokenizer.
+        max_length: Tokens of a row at most, special tokens included.
+        pair: Whether every example must have `text_pair`.
+
+    Raises:
+        DataError: A field is missing.
+    """
     texts = [text_field(example) for example in examples]
     if pair or any(example.get("text_pair") is not None for example in examples):
         pairs = [text_field(example, "text_pair") for example in examples]
@@ -52,63 +62,78 @@ def encode_texts(
 
 @dataclass(frozen=True)
 class TokenWindows(Sequence[np.ndarray]):
-    """Rows made when asked for: row i is `make` of the places begins[i] ... + lengths[i]."""
+    """Rows that are read when they are asked for: windows of a stream of tokens."""
 
     begins: np.ndarray
+    """int [rows]: position in the stream of each row's first token"""
     lengths: np.ndarray
-    make: Callable[[np.ndarray], np.ndarray]
+    """int [rows]: tokens of each row"""
+    read: Callable[[np.ndarray], np.ndarray]
+    """values [T] at consecutive positions [T] of the stream"""
 
     def __len__(self) -> int:
         return len(self.begins)
 
-    def __getitem__(self, row):
+    def __getitem__(self, row: Any) -> Any:
         begin = int(self.begins[row])
-        return self.make(np.arange(begin, begin + int(self.lengths[row])))
+        return self.read(np.arange(begin, begin + int(self.lengths[row])))
 
 
 @dataclass(frozen=True)
 class LazyArrays(Sequence[np.ndarray]):
-    """`size` arrays, each made by its number when asked for."""
+    """`size` arrays, each computed from its index when it is asked for."""
 
     size: int
-    make: Callable[[int], np.ndarray]
+    compute: Callable[[int], np.ndarray]
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, row):
-        if isinstance(row, slice):
-            return [self.make(number) for number in range(*row.indices(self.size))]
-        if not -self.size <= row < self.size:
-            raise IndexError(row)
-        return self.make(int(row) % self.size)
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.compute(number) for number in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(index)
+        return self.compute(int(index) % self.size)
 
 
 @dataclass(frozen=True)
 class Features:
-    """Tokenised rows with their targets. Rows of one example follow one another.
+    """Tokenized rows with their targets. Rows of one example follow one another.
 
-    `group` rows (pairs of an embedding task: 2) belong together: a batch has them as one line, so
-    that nothing that shuffles or divides batches can part them. Who chooses rows works on the lines
-    of `units` and needs no special case:
+    `group` rows (pairs of an embedding task: 2) belong together: a batch has them as one entry, so
+    that nothing that shuffles or divides batches can part them. Who chooses rows works on the
+    entries of `units` and needs no special case:
 
         rows = features.units[order].ravel()      # order: any choice of range(len(features.units))
         inputs, targets = features.batch(rows)    # int32 [B, T]; of a group [B, group, T]
     """
 
-    token_ids: Sequence[np.ndarray]  # int32 [T_i] per row, special tokens included
-    segment_ids: Sequence[np.ndarray] | None  # int32 [T_i]; None: all 0
-    example: np.ndarray  # int [rows]: the index of the example that each row came from
-    targets: Sequence[np.ndarray] | None  # per row: [], [C], [T_i] or [2]; None without labels
-    details: list[dict[str, Any]]  # per row: what `answers` needs (offsets, words, text)
+    token_ids: Sequence[np.ndarray]
+    """int32 [T_i] per row, special tokens included"""
+    segment_ids: Sequence[np.ndarray] | None
+    """int32 [T_i] per row; None: all 0"""
+    example: np.ndarray
+    """int [rows]: the index of the example that each row came from"""
+    targets: Sequence[np.ndarray] | None
+    """per row [], [C], [T_i] or [2]; None without labels"""
+    details: list[dict[str, Any]]
+    """per row what `answers` needs: offsets, words, text"""
     pad_id: int | None
     group: int = 1
-    per_token: bool = False  # targets are [T_i]: padded with IGNORED
-    document_ids: Sequence[np.ndarray] | None = None  # int32 [T_i]: documents of a row; None: all 1
-    shift: int = 0  # rows may be moved along their text by less than this, anew in every epoch
-    row_lengths: np.ndarray | None = None  # int [rows], where counting them would make the rows
-    digest: str | None = None  # names the data, where reading all tokens would take long
-    source_lengths: np.ndarray | None = None  # int [rows]: tokens of sources, where rows have them
+    per_token: bool = False
+    """targets are [T_i]: padded with IGNORED"""
+    document_ids: Sequence[np.ndarray] | None = None
+    """int32 [T_i] per row: the number of each token's document in the row, from 1, which is then
+    the padding mask; None: all 1"""
+    shift: int = 0
+    """windows may be moved along their text by less than this, anew in every epoch"""
+    row_lengths: np.ndarray | None = None
+    """int [rows], where counting tokens would compute the rows"""
+    digest: str | None = None
+    """identifies the data, where reading all tokens would take long"""
+    source_lengths: np.ndarray | None = None
+    """int [rows]: tokens of sources, where rows have them"""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -124,20 +149,27 @@ class Features:
 
     @property
     def units(self) -> np.ndarray:
-        """Row numbers [len(self) / group, group]: the rows of one line stay together."""
+        """Row numbers [len(self) / group, group]: the rows of one entry stay together."""
         return np.arange(len(self)).reshape(-1, self.group)
 
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """Rows padded to `length`, or to their longest: inputs int32 [B, T], and targets.
+        """Pad rows into a batch.
 
-        Targets are [B], [B, C], [B, 2], or [B, T] padded with -100; None without labels. With a
-        `group` the rows must be whole lines of `units`, B is their number, and inputs are
-        [B, group, T]. A row longer than `length` is cut.
+        Args:
+            rows: Row numbers; with a `group`, whole entries of `units`, of which there are B.
+            length: Tokens that rows are padded or cut to; unset, those of the longest.
+
+        Returns:
+            Inputs int32 [B, T], or [B, group, T]; and targets [B], [B, C], [B, 2], or [B, T]
+            padded with -100, None without labels.
+
+        Raises:
+            DataError: Rows of a group are apart.
         """
-        lines = np.asarray(rows).reshape(-1, self.group)
-        if (lines != lines[:, :1] - lines[:, :1] % self.group + np.arange(self.group)).any():
+        entries = np.asarray(rows).reshape(-1, self.group)
+        if (entries != entries[:, :1] - entries[:, :1] % self.group + np.arange(self.group)).any():
             raise DataError(
                 f"{self.group} rows each belong together, and these do not stand so: {list(rows)}. "
                 "Choose among the lines of features.units."
@@ -150,14 +182,14 @@ class Features:
             }
         if self.targets is None:
             return inputs, None
-        chosen = [self.targets[row] for row in lines[:, 0]]
+        targets = [self.targets[row] for row in entries[:, 0]]
         size = inputs["token_ids"].shape[-1]
-        return inputs, pad_arrays(chosen, size, IGNORED) if self.per_token else np.stack(chosen)
+        return inputs, pad_arrays(targets, size, IGNORED) if self.per_token else np.stack(targets)
 
     def inputs(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
     ) -> dict[str, np.ndarray]:
-        """The inputs of any rows, each on its own, as a model that answers takes them: [B, T]."""
+        """Return the inputs of any rows, each on its own, for a model that predicts: [B, T]."""
         return self.batch(rows, length)[0] if self.group == 1 else self._arrays(rows, length)
 
     def _arrays(
@@ -182,10 +214,10 @@ class Features:
 
 
 def features_from_encodings(
-    encodings: Sequence[Encoding], tokenizer: Tokenizer, **more: Any
+    encodings: Sequence[Encoding], tokenizer: Tokenizer, **fields: Any
 ) -> Features:
-    """Features of encodings, one row each; `more` are fields of Features that differ."""
-    fields: dict[str, Any] = {
+    """Return features of encodings, one row each; `fields` are those of Features that differ."""
+    defaults: dict[str, Any] = {
         "example": np.arange(len(encodings)),
         "targets": None,
         "details": [{} for _ in encodings],
@@ -194,12 +226,12 @@ def features_from_encodings(
         token_ids=[np.asarray(encoding.ids, np.int32) for encoding in encodings],
         segment_ids=[np.asarray(encoding.type_ids, np.int32) for encoding in encodings],
         pad_id=tokenizer.pad_token_id,
-        **{**fields, **more},
+        **{**defaults, **fields},
     )
 
 
 def pad_arrays(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
-    """Arrays [T_i], cut to `length`, as one int32 [B, length]."""
+    """Return arrays [T_i], cut to `length` or padded with `value`, as one int32 [B, length]."""
     result = np.full((len(arrays), length), value, np.int32)
     for row, array in zip(result, arrays, strict=True):
         row[: len(array)] = array[:length]
