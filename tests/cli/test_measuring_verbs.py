@@ -10,7 +10,7 @@ import pytest
 
 from tfllm.cli import main
 from tfllm.cli.evaluate import table
-from tfllm.evaluation import harness
+from tfllm.runtimes import opening
 from tfllm.runtimes.predictor import RowPredictor
 from tfllm.tasks import Classification
 from tfllm.tokenizers.wordpiece import WordPiece
@@ -30,7 +30,7 @@ def model(monkeypatch):
     task = Classification(labels=("bad", "good"), max_length=32)
     facts = {"kind": "test", "path": "m", "family": "bert", "task": task.kind, "size_bytes": 1}
     made = RowPredictor(task, WordPiece.from_vocabulary(VOCABULARY), facts, 2, count)
-    monkeypatch.setattr(harness, "open_model", lambda source: made)
+    monkeypatch.setattr(opening, "open_model", lambda source: made)
     return made
 
 

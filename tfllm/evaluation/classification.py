@@ -141,10 +141,10 @@ def calibration_bins(
 
     A bin holds (lower, upper], the first one also 0.
     """
-    place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    position = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
     table = []
-    for index in np.unique(place):
-        here = place == index
+    for index in np.unique(position):
+        here = position == index
         table.append(
             {
                 "lower": float(index) / bins,
@@ -231,5 +231,5 @@ def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:
 
 def _indicator(chosen: Any, labels: Sequence[str], example: dict[str, Any]) -> list[int]:
     """[labels] of 0 and 1 from a list of names or indices."""
-    places = label_names.label_indices(chosen, labels, example)
-    return [int(index in places) for index in range(len(labels))]
+    positions = label_names.label_indices(chosen, labels, example)
+    return [int(index in positions) for index in range(len(labels))]

@@ -37,11 +37,11 @@ def embedding(
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """int [N]: the place, from 1, of each query's own candidate by falling cosine."""
-    places = {text: place for place, text in reversed(list(enumerate(texts)))}
-    own = np.array([places[text] for text in texts])
-    candidates = candidates[sorted(places.values())]
-    own = np.searchsorted(sorted(places.values()), own)
+    """int [N]: the position, from 1, of each query's own candidate by falling cosine."""
+    positions = {text: position for position, text in reversed(list(enumerate(texts)))}
+    own = np.array([positions[text] for text in texts])
+    candidates = candidates[sorted(positions.values())]
+    own = np.searchsorted(sorted(positions.values()), own)
     ranks = []
     for start in range(0, len(queries), SCORED_AT_ONCE):
         wanted = own[start : start + SCORED_AT_ONCE]

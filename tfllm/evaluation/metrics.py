@@ -21,10 +21,10 @@ from tfllm.tasks.base import Measure
 
 
 def masked_lm(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> dict:
-    """Over the hidden tokens: accuracy at 1 and at 5, and perplexity.
+    """Over the masked tokens: accuracy at 1 and at 5, and perplexity.
 
     `answers`: {"ranks": [...], "log_probabilities": [...]}, of the right token at every hidden
-    place; rank 1 is the best, the logarithm is natural.
+    position; rank 1 is the best, the logarithm is natural.
     """
     ranks = [rank for answer in answers for rank in answer["ranks"]]
     logs = [value for answer in answers for value in answer["log_probabilities"]]

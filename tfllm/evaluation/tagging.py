@@ -82,8 +82,8 @@ def tags(words: Sequence[str], entities: Sequence[dict[str, Any]]) -> list[str]:
             )
             if starts[index] < entity["end"] and entity["start"] < starts[index] + lengths[index]
         ]
-        for place, index in enumerate(touched):
-            result[index] = f"{'I' if place else 'B'}-{entity['label']}"
+        for position, index in enumerate(touched):
+            result[index] = f"{'I' if position else 'B'}-{entity['label']}"
     return result
 
 

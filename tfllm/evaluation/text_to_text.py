@@ -88,12 +88,12 @@ def samples(
 ) -> list[dict[str, Any]]:
     """SAMPLES of the texts with source and target, evenly from the whole file."""
     count = min(SAMPLES, len(answers))
-    places = [len(answers) * number // count for number in range(count)]
+    positions = [len(answers) * number // count for number in range(count)]
     return [
         {
-            "source": source_of(examples[place]),
-            "target": examples[place]["target"],
-            "text": answers[place]["text"],
+            "source": source_of(examples[position]),
+            "target": examples[position]["target"],
+            "text": answers[position]["text"],
         }
-        for place in places
+        for position in positions
     ]

@@ -15,8 +15,8 @@ from tfllm.tasks.features import Example, where
 def gold_span(example: Example) -> tuple[int, int] | None:
     """The first gold answer as characters (start, end) of the context; None for no answer.
 
-    Where the answer's text does not stand at its start, the nearest place where it does is taken;
-    the first one where no start is given (null). Raises DataError when the context does not hold
+    Where the answer's text is not at its start, its nearest occurrence is taken; the first one
+    where no start is given (null). Raises DataError when the context does not hold
     it, or a start is no whole number.
     """
     answers = example["answers"]
@@ -48,10 +48,14 @@ def tokens_of_span(
 
     `offsets` int [T, 2], `inside` bool [T]: tokens of the context.
     """
-    places = np.flatnonzero(inside)
-    if not len(places) or offsets[places[0], 0] > span[0] or offsets[places[-1], 1] < span[1]:
+    positions = np.flatnonzero(inside)
+    if (
+        not len(positions)
+        or offsets[positions[0], 0] > span[0]
+        or offsets[positions[-1], 1] < span[1]
+    ):
         return 0, 0
-    touched = places[(offsets[places, 0] < span[1]) & (offsets[places, 1] > span[0])]
+    touched = positions[(offsets[positions, 0] < span[1]) & (offsets[positions, 1] > span[0])]
     return (int(touched[0]), int(touched[-1])) if len(touched) else (0, 0)
 
 
@@ -62,13 +66,13 @@ def candidate_spans(
 
     `scores` float32 [T, 2], `inside` bool [T] without gaps, `longest` in tokens.
     """
-    places = np.flatnonzero(inside)
-    start, end = scores[places, 0], scores[places, 1]
-    steps = np.arange(min(longest, len(places)))
-    last = np.arange(len(places))[:, None] + steps  # [C, L]
-    first, step = np.nonzero(last < len(places))
+    positions = np.flatnonzero(inside)
+    start, end = scores[positions, 0], scores[positions, 1]
+    steps = np.arange(min(longest, len(positions)))
+    last = np.arange(len(positions))[:, None] + steps  # [C, L]
+    first, step = np.nonzero(last < len(positions))
     last = first + step
-    return start[first] + end[last], places[first], places[last]
+    return start[first] + end[last], positions[first], positions[last]
 
 
 def log_normalizer(windows: Sequence[np.ndarray], inside: Sequence[np.ndarray]) -> float:
@@ -94,12 +98,12 @@ def best_spans(
     for scores, detail in zip(windows, details, strict=True):
         sums, first, last = candidate_spans(scores, detail["inside"], longest)
         # A span stands in several windows at most, so that a few more candidates are enough.
-        for place in np.argsort(-sums, kind="stable")[: count + len(windows)]:
+        for position in np.argsort(-sums, kind="stable")[: count + len(windows)]:
             span = (
-                int(detail["offsets"][first[place], 0]),
-                int(detail["offsets"][last[place], 1]),
+                int(detail["offsets"][first[position], 0]),
+                int(detail["offsets"][last[position], 1]),
             )
-            found[span] = max(found.get(span, -np.inf), float(sums[place]))
+            found[span] = max(found.get(span, -np.inf), float(sums[position]))
     ranked = sorted(found.items(), key=lambda item: -item[1])[:count]
     context = details[0]["context"]
     return [
@@ -125,5 +129,5 @@ def _nearest(context: str, text: str, start: int) -> int:
     """The occurrence of `text` nearest to `start`, -1 where there is none."""
     after = context.find(text, max(start, 0))
     before = context.rfind(text, 0, max(start, 0) + len(text))
-    found = [place for place in (before, after) if place >= 0]
-    return min(found, key=lambda place: abs(place - start), default=-1)
+    found = [position for position in (before, after) if position >= 0]
+    return min(found, key=lambda position: abs(position - start), default=-1)

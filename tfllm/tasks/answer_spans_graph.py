@@ -21,9 +21,9 @@ def best_spans(
     allowed = inside[:, :, None] & tf.gather(inside, ends, axis=1) & reachable
     sums = raw[:, :, :1] + tf.gather(raw[:, :, 1], ends, axis=1)  # [R, T, L]
     sums = tf.reshape(tf.where(allowed, sums, NEVER), [-1, width * longest])
-    place = tf.argmax(sums, axis=-1, output_type=tf.int32)
-    first = place // longest
-    return tf.reduce_max(sums, axis=-1), first, tf.minimum(first + place % longest, width - 1)
+    position = tf.argmax(sums, axis=-1, output_type=tf.int32)
+    first = position // longest
+    return tf.reduce_max(sums, axis=-1), first, tf.minimum(first + position % longest, width - 1)
 
 
 def best_rows(scores: tf.Tensor, example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -150,7 +150,7 @@ class Task(Settings):
         outputs, which `loss` and `metrics` know.
 
         Keras' own `fit` needs it where rows are groups (pairs of embedding). The other kind, scores
-        at hidden tokens only, gives the same losses as the model itself, which `fit` takes.
+        at masked tokens only, gives the same losses as the model itself, which `fit` takes.
         """
         return model
 

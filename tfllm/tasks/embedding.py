@@ -49,7 +49,7 @@ class Embedding(Task):
         "mean"
     )
     """Over real tokens the mean or the maximum, the first or the last token, the mean weighted by
-    place, the sum over the root of their number, or the family's own pooler."""
+    position, the sum over the root of their number, or the family's own pooler."""
     normalize: bool = True
     """Vectors of length 1."""
     prompts: dict[str, str] = {}

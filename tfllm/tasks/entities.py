@@ -120,17 +120,17 @@ def tag_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """
     result: list[tuple[str, int, int]] = []
     previous = ("", "")  # prefix and label of the word before, if its entity may go on
-    for place, tag in enumerate(tags):
+    for position, tag in enumerate(tags):
         match = PREFIXED.fullmatch(tag)
         if match is None:
             if tag not in ("O", ""):
-                result.append((tag, place, place + 1))
+                result.append((tag, position, position + 1))
             previous = ("", "")
             continue
         prefix, label = tag[0], match[1]
         if prefix in INSIDE and previous[1] == label and previous[0] not in CLOSING:
-            result[-1] = (label, result[-1][1], place + 1)
+            result[-1] = (label, result[-1][1], position + 1)
         else:
-            result.append((label, place, place + 1))
+            result.append((label, position, position + 1))
         previous = (prefix, label)
     return result

@@ -22,7 +22,7 @@ class WordTensors(NamedTuple):
     """The W words with pieces of a batch, in order: int64 [W]."""
 
     rows: tf.Tensor
-    places: tf.Tensor
+    positions: tf.Tensor
     """first piece, counted from the row's start"""
     starts: tf.Tensor
     """first character, counted from the text's start"""
@@ -71,8 +71,8 @@ class GraphWords(tf.Module):
     def _word_numbers(self, points: tf.Tensor) -> tf.Tensor:
         """Code points int32 [C] to the numbers of their words, int64 [C], NO_WORD for none."""
         page = tf.gather(self._page_of, tf.bitwise.right_shift(points, PAGE_BITS))
-        place = tf.bitwise.bitwise_and(points, (1 << PAGE_BITS) - 1)
-        kind = tf.gather_nd(self._pages, tf.stack([page, place], 1))
+        position = tf.bitwise.bitwise_and(points, (1 << PAGE_BITS) - 1)
+        kind = tf.gather_nd(self._pages, tf.stack([page, position], 1))
         edge = tf.constant([WHITE], kind.dtype)
         before = tf.concat([edge, kind[:-1]], 0)
         after = tf.concat([kind[1:], edge], 0)
@@ -104,7 +104,7 @@ def _numbers(
 
 
 def _last(solid: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
-    """The place after the last solid character before each of `stop`: int64 [M]."""
+    """The position after the last solid character before each of `stop`: int64 [M]."""
     count = tf.searchsorted(solid[:-1], stop, out_type=tf.int64)
     return tf.gather(tf.concat([[0], solid[:-1] + 1], 0), count)
 
@@ -124,11 +124,11 @@ def _found(
     own = tf.gather(numbers, pieces)
     whole = tf.gather(marks, pieces) != SINGLE_SPACE
     far = tf.fill(tf.shape(pieces), tf.int64.max)
-    place = tf.math.unsorted_segment_min(pieces, own, count)
+    position = tf.math.unsorted_segment_min(pieces, own, count)
     start = tf.math.unsorted_segment_min(tf.where(whole, tf.gather(first, pieces), far), own, count)
     end = tf.math.unsorted_segment_max(tf.where(whole, tf.gather(last, pieces), 0), own, count)
-    kept = tf.where(place < tf.size(numbers, out_type=tf.int64))[:, 0]
-    place, start, end = (tf.gather(values, kept) for values in (place, start, end))
-    row, begin = tf.gather(rows, place), tf.gather(base, place)
+    kept = tf.where(position < tf.size(numbers, out_type=tf.int64))[:, 0]
+    position, start, end = (tf.gather(values, kept) for values in (position, start, end))
+    row, begin = tf.gather(rows, position), tf.gather(base, position)
     end = tf.maximum(end, start + 1)
-    return WordTensors(row, place - tf.gather(row_starts, row), start - begin, end - begin)
+    return WordTensors(row, position - tf.gather(row_starts, row), start - begin, end - begin)

@@ -1,4 +1,4 @@
-"""Label names and their places among the outputs."""
+"""Label names and their indices among the outputs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def collect_labels(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
 
 
 def label_index(label: Any, labels: Sequence[str], example: Example, what: str = "label") -> int:
-    """The place of a label given by its name, or by its place where no name is a number.
+    """The index of a label given by its name, or by its index where no name is a number.
 
     A number is known by its value: `1.0` is the label named `1`. Raises DataError naming file and
     line, the label and the known ones.
@@ -67,9 +67,9 @@ def label_index(label: Any, labels: Sequence[str], example: Example, what: str =
     name = str(label)
     if name in labels:
         return labels.index(name)
-    place = _place_of_number(name, tuple(labels))
-    if place is not None:
-        return place
+    index = _index_of_number(name, tuple(labels))
+    if index is not None:
+        return index
     shown = ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else "")
     raise DataError(
         f"{where(example)}unknown {what} '{name}'. Known: {shown}. "
@@ -78,7 +78,7 @@ def label_index(label: Any, labels: Sequence[str], example: Example, what: str =
 
 
 def label_indices(label: Any, labels: Sequence[str], example: Example) -> set[int]:
-    """The places of the labels that an example has, given as one label or a list of them.
+    """The indices of the labels that an example has, given as one label or a list of them.
 
     Where there is one label alone, 0 and 1 say whether the example has it. Raises DataError.
     """
@@ -96,10 +96,10 @@ def label_indices(label: Any, labels: Sequence[str], example: Example) -> set[in
 
 
 def label_name(label: Any, labels: Sequence[str]) -> str:
-    """Return the name of a label that may be given by its place; an unknown one as it is."""
+    """Return the name of a label that may be given by its index; an unknown one as it is."""
     name = str(label)
-    place = None if name in labels else _place_of_number(name, tuple(labels))
-    return name if place is None else labels[place]
+    index = None if name in labels else _index_of_number(name, tuple(labels))
+    return name if index is None else labels[index]
 
 
 def are_numbers(labels: Sequence[str]) -> bool:
@@ -163,13 +163,13 @@ def _missing_label(example: Example, name: str) -> DataError:
 
 @functools.lru_cache(maxsize=64)
 def _by_value(labels: tuple[str, ...]) -> dict[Decimal, int]:
-    """The place of every label that is a number, by its value."""
-    values = [(as_number(label), place) for place, label in enumerate(labels)]
-    return {value: place for value, place in reversed(values) if value is not None}
+    """The index of every label that is a number, by its value."""
+    values = [(as_number(label), index) for index, label in enumerate(labels)]
+    return {value: index for value, index in reversed(values) if value is not None}
 
 
-def _place_of_number(name: str, labels: tuple[str, ...]) -> int | None:
-    """The place of the label with this value, or the place itself where no label is a number."""
+def _index_of_number(name: str, labels: tuple[str, ...]) -> int | None:
+    """The index of the label with this value, or the index itself where no label is a number."""
     value = as_number(name)
     if value is None:
         return None

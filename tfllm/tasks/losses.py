@@ -121,8 +121,8 @@ class CrossEntropy(TaskLoss):
 
 @registered
 class MaskedCrossEntropy(CrossEntropy):
-    """Cross entropy of hidden tokens: targets int [B, T]; outputs [B, T, V], or the dict of a model
-    that gives scores at some places only (`tfllm.layers.heads.masked_lm_at_positions`)."""
+    """Cross entropy of masked tokens: targets int [B, T]; outputs [B, T, V], or the dict of a model
+    that gives scores at some positions only (`tfllm.layers.heads.masked_lm_at_positions`)."""
 
     def align_targets(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         return at_positions(y_true, y_pred)
@@ -130,7 +130,7 @@ class MaskedCrossEntropy(CrossEntropy):
 
 @registered
 class PretrainingLoss(CrossEntropy):
-    """The mean over hidden tokens plus the mean over pairs (Devlin et al. 2019, appendix A.2).
+    """The mean over masked tokens plus the mean over pairs (Devlin et al. 2019, appendix A.2).
 
     Targets {`tokens`: int [B, T], `next_sentence`: int [B]}; outputs with the same names. Keras
     calls it for each of both, and adds up.
@@ -160,7 +160,7 @@ class PretrainingLoss(CrossEntropy):
 
 
 def at_positions(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-    """Targets and scores of tokens, at the places where there are scores.
+    """Targets and scores of tokens, at the positions where there are scores.
 
     Targets [B, T] with outputs [B, T, V], or with `tokens` [B, P, V] and `positions` [B, P]: then
     targets [B, P].

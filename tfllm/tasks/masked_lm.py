@@ -32,7 +32,7 @@ SPACES = " \t\n\f\r"  # RE2's \s, which the serving graph uses
 
 
 class MaskedTokenTask(Task):
-    """What tasks with hidden tokens share: settings, training and answers."""
+    """What tasks with masked tokens share: settings, training and answers."""
 
     head_layers: ClassVar[tuple[str, ...]] = ("transform", "transform_norm", "token_bias")
     evaluated_on: ClassVar = "masked_tokens"
@@ -51,7 +51,7 @@ class MaskedTokenTask(Task):
         return ("accuracy_at_1",)
 
     def training_model(self, model: keras.Model) -> keras.Model:
-        """The same layers with scores at the hidden tokens only: input `positions` int32 [B, P]."""
+        """The same layers with scores at the masked tokens only: input `positions` int32 [B, P]."""
         from tfllm.layers import heads
 
         return heads.masked_lm_at_positions(model)
@@ -60,8 +60,8 @@ class MaskedTokenTask(Task):
         """The answer for a text with masks: scores [T, V], `detail` of `features_to_fill`."""
         vocabulary = detail["tokenizer"].vocabulary
         masks, tokens = [], []
-        for place in detail["masks"]:
-            row = scores[place].astype(np.float32)
+        for position in detail["masks"]:
+            row = scores[position].astype(np.float32)
             probabilities = np.exp(row - row.max())
             probabilities /= probabilities.sum()
             # A table of embeddings may have more rows than there are tokens.
@@ -126,7 +126,7 @@ class MaskedLM(MaskedTokenTask):
         room = self.max_length - template.num_special_tokens
         begins, lengths = packing.windows(len(stream), room)
 
-        def plain(row: int, chance: np.random.Generator, moved: int) -> UnmaskedRow:
+        def unmasked(row: int, rng: np.random.Generator, moved: int) -> UnmaskedRow:
             begin = int(begins[row]) + moved
             tokens = stream.tokens(np.arange(begin, begin + int(lengths[row])))
             ids = np.concatenate([start, tokens, end])
@@ -137,7 +137,7 @@ class MaskedLM(MaskedTokenTask):
         sizes = lengths + template.num_special_tokens
         return MaskedFeatures(
             token_ids=LazyArrays(
-                len(begins), lambda row: plain(row, np.random.default_rng(), 0).ids
+                len(begins), lambda row: unmasked(row, np.random.default_rng(), 0).ids
             ),
             segment_ids=None,
             example=memory_corpus.example_indices(corpus, stream.document_of(begins)),
@@ -147,14 +147,14 @@ class MaskedLM(MaskedTokenTask):
             row_lengths=sizes,
             digest=corpus.digest,
             shift=room,
-            plain=plain,
+            unmasked=unmasked,
             rule=masking.masking_rule(tokenizer, self.mask_probability, self.whole_word),
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
         """The rows with masks drawn as a function of (seed, epoch, row); targets int [T].
 
-        Targets are the hidden tokens, -100 elsewhere. Every row with a token hides at least one.
+        Targets are the masked tokens, -100 elsewhere. Every row with a token hides at least one.
         Rows are made when a batch asks for them.
         """
         assert isinstance(features, MaskedFeatures)
@@ -163,14 +163,14 @@ class MaskedLM(MaskedTokenTask):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Softmax cross entropy over the hidden tokens of the batch."""
+        """Softmax cross entropy over the masked tokens of the batch."""
         from tfllm.tasks import losses
 
         losses.reject_options(self.kind, class_weights=class_weights)
         return losses.MaskedCrossEntropy(label_smoothing)
 
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Accuracy and perplexity over the hidden tokens."""
+        """Accuracy and perplexity over the masked tokens."""
         from tfllm.tasks import metrics
 
         return [metrics.Accuracy(), metrics.Perplexity()]
@@ -266,7 +266,7 @@ def features_to_fill(
     token_ids, types = rows.token_ids, rows.segment_ids
     assert types is not None
 
-    def plain(row: int, chance: np.random.Generator, moved: int) -> UnmaskedRow:
+    def unmasked(row: int, rng: np.random.Generator, moved: int) -> UnmaskedRow:
         return UnmaskedRow(token_ids[row], types[row], ~fixed[row])
 
     return MaskedFeatures(
@@ -276,7 +276,7 @@ def features_to_fill(
         targets=None,
         details=details,
         pad_id=tokenizer.pad_token_id,
-        plain=plain,
+        unmasked=unmasked,
         rule=masking.masking_rule(tokenizer, task.mask_probability, task.whole_word),
     )
 

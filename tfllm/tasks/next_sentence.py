@@ -66,11 +66,11 @@ class NextSentence(Task):
         encodings = encode_texts(examples, tokenizer, self.max_length, pair=True)
         if not (targets and label_names.have_field(examples, "label")):
             return features_from_encodings(encodings, tokenizer)
-        places = [
+        indices = [
             label_names.label_index(example["label"], LABELS, example) for example in examples
         ]
         return features_from_encodings(
-            encodings, tokenizer, targets=[np.asarray(place, np.int32) for place in places]
+            encodings, tokenizer, targets=[np.asarray(index, np.int32) for index in indices]
         )
 
     def loss(

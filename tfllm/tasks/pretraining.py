@@ -1,4 +1,4 @@
-"""BERT's own objective: hidden tokens, and whether the second text follows the first.
+"""BERT's own objective: masked tokens, and whether the second text follows the first.
 
 Devlin et al. 2019, section 3.1: both tasks on the same rows, [CLS] A [SEP] B [SEP], and the sum of
 both means as the loss.
@@ -80,8 +80,8 @@ class Pretraining(MaskedTokenTask):
             sentences, self.max_length - template.num_pair_special_tokens
         )
 
-        def plain(row: int, chance: np.random.Generator, moved: int) -> UnmaskedRow:
-            pair = plan.pair(row, chance)
+        def unmasked(row: int, rng: np.random.Generator, moved: int) -> UnmaskedRow:
+            pair = plan.pair(row, rng)
             parts = [
                 np.asarray(template.prefix, np.int32), sentences.tokens(*pair.first),
                 np.asarray(template.separator, np.int32), sentences.tokens(*pair.second),
@@ -105,7 +105,7 @@ class Pretraining(MaskedTokenTask):
             pad_id=tokenizer.pad_token_id,
             row_lengths=lengths,
             digest=sentences.digest,
-            plain=plain,
+            unmasked=unmasked,
             rule=masking.masking_rule(tokenizer, self.mask_probability, self.whole_word),
         )
 
@@ -120,7 +120,7 @@ class Pretraining(MaskedTokenTask):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """The mean over the hidden tokens plus the mean over the pairs."""
+        """The mean over the masked tokens plus the mean over the pairs."""
         from tfllm.tasks import losses
 
         losses.reject_options(
@@ -129,7 +129,7 @@ class Pretraining(MaskedTokenTask):
         return losses.PretrainingLoss()
 
     def metrics(self) -> dict[str, list[keras.metrics.Metric]]:
-        """Accuracy and perplexity over the hidden tokens, accuracy over the pairs."""
+        """Accuracy and perplexity over the masked tokens, accuracy over the pairs."""
         from tfllm.tasks import metrics
 
         return {

@@ -88,7 +88,7 @@ class QuestionAnswering(Task):
     ) -> Features:
         """A row per window of the context. Targets int [2]: first and last token of the answer.
 
-        [0, 0], the place of [CLS], where the window does not hold the whole answer.
+        [0, 0], the position of [CLS], where the window does not hold the whole answer.
         """
         learn = targets and label_names.have_field(examples, "answers")
         encodings, owners, details, rows = [], [], [], []
@@ -103,8 +103,8 @@ class QuestionAnswering(Task):
                 encodings.append(encoding)
                 owners.append(index)
                 details.append({"context": context, "offsets": offsets, "inside": inside})
-                place = answer_spans.tokens_of_span(span, offsets, inside) if span else (0, 0)
-                rows.append(np.asarray(place, np.int32))
+                position = answer_spans.tokens_of_span(span, offsets, inside) if span else (0, 0)
+                rows.append(np.asarray(position, np.int32))
         return features_from_encodings(
             encodings,
             tokenizer,
@@ -192,7 +192,7 @@ class QuestionAnswering(Task):
                 tf.gather_nd(rows[name], tf.stack([row, tf.gather(token, row)], 1))
                 for name, token in (("starts", first), ("ends", last))
             ]
-            start, end = (tf.where(nothing, 0, place) for place in span)
+            start, end = (tf.where(nothing, 0, position) for position in span)
             logarithm = tf.where(nothing, none_score, score) - answer_spans_graph.log_normalizer(
                 raw, inside, example
             )

@@ -52,7 +52,7 @@ class Seq2Seq(NextToken):
     """Cuts longer sources and targets to their first tokens; else one is an error."""
     prefix: str = ""
     """Stands before every source, such as "translate English to German: " for T5, or a language
-    tag. An example's own field `prefix` stands in its place."""
+    tag. An example's own field `prefix` replaces it."""
     profile: Literal["translate", "summarize"] | None = None
     """The name that exported signatures have beside the usual ones."""
     start_id: int | None = None
@@ -63,11 +63,11 @@ class Seq2Seq(NextToken):
     noise_density: float = Field(default=spans.NOISE_DENSITY, gt=0, lt=1)
     """With span_corruption: the part of the tokens that is left out."""
     mean_span: float = Field(default=spans.MEAN_SPAN, ge=1)
-    """With span_corruption: tokens that are left out in one place, on average."""
+    """With span_corruption: tokens that are left out in one span, on average."""
 
     @property
     def required_fields(self) -> tuple[tuple[str, ...], ...]:
-        """A source, or a text in its place."""
+        """A source, or a text that is one."""
         return (("source",), ("text",))
 
     @property
@@ -157,8 +157,8 @@ class Seq2Seq(NextToken):
         sources = self.encode_sources(examples, tokenizer)
         made = self._targets([text for _, text in kept], tokenizer) if targets else None
         pairs: list[Pair] = []
-        for place, (number, _) in enumerate(kept):
-            target = made[place] if made is not None else np.zeros(0, np.int32)
+        for position, (number, _) in enumerate(kept):
+            target = made[position] if made is not None else np.zeros(0, np.int32)
             self._check(len(target), self.max_length, "target", "max_length", examples[number])
             pairs.append((sources[number], target[: self.max_length]))
         return seq2seq_features.build_features(

@@ -113,7 +113,7 @@ class TokenClassification(Task):
     ) -> Features:
         """One row per example of `words`, or of `text`, whose words `tasks.entities` finds.
 
-        Targets int [T]: the tag's place at the first piece of each word, -100 elsewhere. A row
+        Targets int [T]: the tag's position at the first piece of each word, -100 elsewhere. A row
         longer than `max_length` is cut; words after the cut get the tag O in answers.
         """
         if not label_names.have_field(examples, "words"):
@@ -216,8 +216,8 @@ class TokenClassification(Task):
             packed = graph_tokenizer.pack(ids, max_length=self.max_length)
             probabilities = tf.nn.softmax(serving_graph.run_model(model, packed))  # [B, T, C]
             words = find(text, ids, starts, ends)
-            places = tf.stack([words.rows, words.places + len(template.prefix)], 1)
-            scores = tf.gather_nd(probabilities, places)  # [W, C]
+            positions = tf.stack([words.rows, words.positions + len(template.prefix)], 1)
+            scores = tf.gather_nd(probabilities, positions)  # [W, C]
             best = tf.argmax(scores, axis=-1, output_type=tf.int32)
             size = tf.size(text, out_type=tf.int64)
 
@@ -234,14 +234,14 @@ class TokenClassification(Task):
         return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
     def _answer(self, output: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
-        places = detail["places"]
-        seen = places >= 0
-        probabilities = softmax(output[places[seen]])  # [words seen, C]
+        positions = detail["places"]
+        seen = positions >= 0
+        probabilities = softmax(output[positions[seen]])  # [words seen, C]
         best = probabilities.argmax(axis=-1)
-        tags = ["O"] * len(places)
-        for word, place in zip(np.flatnonzero(seen), best, strict=True):
-            tags[word] = self.labels[place]
-        scores = np.zeros(len(places), np.float32)
+        tags = ["O"] * len(positions)
+        for word, position in zip(np.flatnonzero(seen), best, strict=True):
+            tags[word] = self.labels[position]
+        scores = np.zeros(len(positions), np.float32)
         scores[seen] = probabilities.max(axis=-1)
         found = entities.join_entities(
             detail["text"], tags, detail["starts"], detail["ends"], scores
@@ -253,24 +253,24 @@ class TokenClassification(Task):
         encodings = tokenizer.encode_batch(texts, max_length=self.max_length)
         details = []
         for text, encoding in zip(texts, encodings, strict=True):
-            _, places, starts, ends = entities.align_pieces(text, encoding, tokenizer)
+            _, positions, starts, ends = entities.align_pieces(text, encoding, tokenizer)
             details.append(
-                {"text": text, "split": False, "places": places, "starts": starts, "ends": ends}
+                {"text": text, "split": False, "places": positions, "starts": starts, "ends": ends}
             )
         return features_from_encodings(encodings, tokenizer, details=details)
 
-    def _target(self, example: Example, places: np.ndarray, length: int) -> np.ndarray:
+    def _target(self, example: Example, positions: np.ndarray, length: int) -> np.ndarray:
         tags = example["tags"]
-        if not isinstance(tags, list | tuple) or len(tags) != len(places):
+        if not isinstance(tags, list | tuple) or len(tags) != len(positions):
             count = len(tags) if isinstance(tags, list | tuple) else "no list of"
             raise DataError(
-                f"{where(example)}{len(places)} words but {count} tags. Give every word one tag."
+                f"{where(example)}{len(positions)} words but {count} tags. Give every word one tag."
             )
         result = np.full(length, IGNORED, np.int32)
-        for tag, place in zip(tags, places, strict=True):
+        for tag, position in zip(tags, positions, strict=True):
             index = label_names.label_index(tag, self.labels, example, "tag")
-            if place >= 0:
-                result[place] = index
+            if position >= 0:
+                result[position] = index
         return result
 
 
@@ -286,12 +286,12 @@ def _words(example: Example) -> list[str]:
 
 def _word_details(split: list[str], encoding: Encoding) -> dict[str, Any]:
     """Where each word begins in the row (-1: no piece, or cut off) and in the joined text."""
-    places = np.full(len(split), -1)
-    for place in range(len(encoding.word_ids) - 1, -1, -1):
-        word = encoding.word_ids[place]
+    positions = np.full(len(split), -1)
+    for position in range(len(encoding.word_ids) - 1, -1, -1):
+        word = encoding.word_ids[position]
         if word is not None:
-            places[word] = place
+            positions[word] = position
     starts = np.cumsum([0, *(len(word) + 1 for word in split)])[:-1]
     ends = starts + [len(word) for word in split]
     text = " ".join(split)
-    return {"text": text, "split": True, "places": places, "starts": starts, "ends": ends}
+    return {"text": text, "split": True, "places": positions, "starts": starts, "ends": ends}

@@ -1,4 +1,4 @@
-"""Which tokens of a row are hidden, and what stands in their place (Devlin et al. 2019, 3.1).
+"""Which tokens of a row are masked, and what replaces them (Devlin et al. 2019, 3.1).
 
 Single tokens, whole words, or in scripts that put no spaces between words spans of characters.
 """
@@ -19,7 +19,7 @@ from tfllm.tasks.objectives import packing
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
 
-# Of the tokens to be told, the share that becomes [MASK], and another token of the vocabulary.
+# Of the masked positions, the share that becomes [MASK], and another token of the vocabulary.
 MASKED, RANDOM = 0.8, 0.1
 
 # Shares of spans of 1, 2, 3 and 4 characters (the n-grams of MacBERT: Cui et al. 2020, 3.1).
@@ -28,7 +28,7 @@ SPAN_SHARES = (0.4, 0.3, 0.2, 0.1)
 
 @dataclass(frozen=True)
 class MaskingRule:
-    """How tokens are hidden, and the facts of the vocabulary that it takes."""
+    """How tokens are masked, with what that takes of the vocabulary."""
 
     probability: float
     mask_token_id: int
@@ -39,12 +39,12 @@ class MaskingRule:
     """bool [V]: tokens of scripts without spaces, of which spans are made"""
 
     def count(self, length: int) -> int:
-        """How many of a row's `length` tokens are hidden, special ones counted in the length."""
+        """How many of a row's `length` tokens are masked, special ones counted in the length."""
         return max(1, round(length * self.probability))
 
 
 def masking_rule(tokenizer: Tokenizer, probability: float, whole_word: bool = False) -> MaskingRule:
-    """The rule for a vocabulary. Raises SettingError where it cannot be followed."""
+    """Return the rule for a vocabulary. Raises SettingError where it cannot be followed."""
     if tokenizer.mask_token_id is None:
         raise SettingError(
             "The vocabulary has no mask token, such as [MASK], to hide others with. Use one that "
@@ -63,148 +63,148 @@ def masking_rule(tokenizer: Tokenizer, probability: float, whole_word: bool = Fa
 
 
 def choose_positions(
-    ids: np.ndarray, free: np.ndarray, rule: MaskingRule, chance: np.random.Generator
+    ids: np.ndarray, free: np.ndarray, rule: MaskingRule, rng: np.random.Generator
 ):
-    """The places to hide, in order: int [M]. `free` bool [T]: the places that may be.
+    """Choose the positions to mask, in order: int [M]. `free` bool [T]: the positions that may be.
 
     At most `rule.count(T)`, and at least one where any is free. Whole words are taken as long as
     they fit; a single word that is longer than all there may be is hidden in part.
     """
-    places = np.flatnonzero(free)
+    positions = np.flatnonzero(free)
     limit = rule.count(len(ids))
     if rule.begins is None:
-        return np.sort(chance.permutation(places)[:limit])
-    if not len(places):
-        return places
-    words = np.split(places, np.flatnonzero(_starts(ids[places], places, rule, chance))[1:])
-    picked: list[np.ndarray] = []
+        return np.sort(rng.permutation(positions)[:limit])
+    if not len(positions):
+        return positions
+    words = np.split(positions, np.flatnonzero(_starts(ids[positions], positions, rule, rng))[1:])
+    chosen: list[np.ndarray] = []
     room = limit
-    for number in chance.permutation(len(words)):
+    for number in rng.permutation(len(words)):
         if len(words[number]) <= room:
-            picked.append(words[number])
+            chosen.append(words[number])
             room -= len(words[number])
         if not room:
             break
-    return np.sort(np.concatenate(picked or [words[0][:limit]]))
+    return np.sort(np.concatenate(chosen or [words[0][:limit]]))
 
 
 def _starts(
-    ids: np.ndarray, places: np.ndarray, rule: MaskingRule, chance: np.random.Generator
+    ids: np.ndarray, positions: np.ndarray, rule: MaskingRule, rng: np.random.Generator
 ) -> np.ndarray:
-    """Whether a word or a span begins at each of `places`: bool [P], the first always."""
+    """Whether a word or a span begins at each of `positions`: bool [P], the first always."""
     assert rule.begins is not None and rule.unspaced is not None
     starts = rule.begins[ids].copy()
     starts[0] = True
-    starts[1:] |= np.diff(places) > 1
+    starts[1:] |= np.diff(positions) > 1
     unspaced = np.flatnonzero(rule.unspaced[ids])
     if len(unspaced):
         # A run of such tokens is cut into spans; the lengths are drawn for the row as a whole.
-        sizes = chance.choice(np.arange(1, 1 + len(SPAN_SHARES)), len(unspaced), p=SPAN_SHARES)
+        sizes = rng.choice(np.arange(1, 1 + len(SPAN_SHARES)), len(unspaced), p=SPAN_SHARES)
         cuts = np.zeros(len(unspaced), bool)
         ends = np.cumsum(sizes)
         cuts[ends[ends < len(unspaced)]] = True
         cuts[0] = True  # so does every run
-        cuts[1:] |= np.diff(places[unspaced]) > 1
+        cuts[1:] |= np.diff(positions[unspaced]) > 1
         starts[unspaced] = cuts
     return starts
 
 
 def mask_tokens(
-    ids: np.ndarray, places: np.ndarray, rule: MaskingRule, chance: np.random.Generator
+    ids: np.ndarray, positions: np.ndarray, rule: MaskingRule, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens with those at `places` hidden, and the targets: int32 [T] each, -100 elsewhere.
+    """Return tokens with those at `positions` masked, and the targets: int32 [T], -100 elsewhere.
 
     80 % become [MASK], 10 % any token of the vocabulary, 10 % stay.
     """
     target = np.full(len(ids), IGNORED, np.int32)
-    target[places] = ids[places]
-    draws = chance.random(len(places))
-    others = chance.integers(rule.vocabulary_size, size=len(places))
+    target[positions] = ids[positions]
+    draws = rng.random(len(positions))
+    others = rng.integers(rule.vocabulary_size, size=len(positions))
     result = np.array(ids, np.int32)
-    result[places[draws < MASKED]] = rule.mask_token_id
+    result[positions[draws < MASKED]] = rule.mask_token_id
     other = (draws >= MASKED) & (draws < MASKED + RANDOM)
-    result[places[other]] = others[other]
+    result[positions[other]] = others[other]
     return result, target
 
 
 @dataclass(frozen=True)
 class UnmaskedRow:
-    """A row before anything is hidden."""
+    """A row before masking."""
 
     ids: np.ndarray  # int32 [T]
     types: np.ndarray  # int32 [T]
-    free: np.ndarray  # bool [T]: may be hidden
+    free: np.ndarray  # bool [T]: may be masked
     label: int | None = None  # of the pair
 
 
 @dataclass(frozen=True)
 class MaskedRow:
-    """A row as the model gets it."""
+    """A row with masked tokens."""
 
     ids: np.ndarray  # int32 [T]
     types: np.ndarray  # int32 [T]
     target: np.ndarray  # int32 [T]
-    places: np.ndarray  # int [M], in order: where tokens are to be told
+    positions: np.ndarray  # int [M], in order: where tokens are masked
     label: int | None = None
 
 
 @dataclass(frozen=True)
 class MaskedFeatures(Features):
-    """Features that `draw_masks` gives their masks; `batch` has a further input `positions` then.
+    """Features that `draw_masks` gives their masks; `batch` then has a further input `positions`.
 
-    `positions` int32 [B, P] are the places to be told, 0 (the first token) behind the last: a model
-    that is trained computes scores there only (`tfllm.layers.heads.masked_lm_at_positions`).
+    `positions` int32 [B, P] are the masked positions, padded with 0: a model in training computes
+    logits there only (`tfllm.layers.heads.masked_lm_at_positions`).
     """
 
-    plain: Callable[[int, np.random.Generator, int], UnmaskedRow] | None = None
-    """A row by its number; chance that the row may use; and places that windows are moved by."""
+    unmasked: Callable[[int, np.random.Generator, int], UnmaskedRow] | None = None
+    """(row number, generator for the row's random choices, shift of windows) to the row"""
     rule: MaskingRule | None = None
     draw: tuple[int, int] | None = None
-    """(seed, epoch); None: nothing is hidden"""
+    """(seed, epoch); None: nothing is masked"""
     moved: int = 0
-    """places that windows are moved by in this epoch"""
+    """positions that windows are moved by in this epoch"""
 
     def masked_row(self, row: int) -> MaskedRow:
-        """The row of this epoch."""
-        assert self.plain is not None and self.rule is not None and self.draw is not None
-        chance = np.random.default_rng((*self.draw, int(row)))
-        plain = self.plain(int(row), chance, self.moved)
-        places = choose_positions(plain.ids, plain.free, self.rule, chance)
-        ids, target = mask_tokens(plain.ids, places, self.rule, chance)
-        return MaskedRow(ids, plain.types, target, places, plain.label)
+        """Return the row of this epoch."""
+        assert self.unmasked is not None and self.rule is not None and self.draw is not None
+        rng = np.random.default_rng((*self.draw, int(row)))
+        row_before = self.unmasked(int(row), rng, self.moved)
+        positions = choose_positions(row_before.ids, row_before.free, self.rule, rng)
+        ids, target = mask_tokens(row_before.ids, positions, self.rule, rng)
+        return MaskedRow(ids, row_before.types, target, positions, row_before.label)
 
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
     ) -> tuple[dict[str, np.ndarray], Any]:
-        """As Features.batch, every row made once.
+        """As Features.batch, with every row drawn once.
 
         Where pairs have labels, targets are {`tokens`: [B, T], `next_sentence`: [B]}.
         """
         if self.draw is None:
             return super().batch(rows, length)
         assert self.rule is not None
-        made = [self.masked_row(row) for row in rows]
-        once = replace(
+        masked = [self.masked_row(row) for row in rows]
+        features = replace(
             self,
-            token_ids=[row.ids for row in made],
-            segment_ids=[row.types for row in made],
-            targets=None if self.targets is None else [row.target for row in made],
+            token_ids=[row.ids for row in masked],
+            segment_ids=[row.types for row in masked],
+            targets=None if self.targets is None else [row.target for row in masked],
             draw=None,
         )
-        inputs, targets = once.batch(range(len(made)), length)
+        inputs, targets = features.batch(range(len(masked)), length)
         size = self.rule.count(inputs["token_ids"].shape[1])
-        inputs["positions"] = np.zeros((len(made), size), np.int32)
-        for filled, row in zip(inputs["positions"], made, strict=True):
-            kept = row.places[row.places < inputs["token_ids"].shape[1]][:size]
-            filled[: len(kept)] = kept
-        labels = [row.label for row in made]
+        inputs["positions"] = np.zeros((len(masked), size), np.int32)
+        for output, row in zip(inputs["positions"], masked, strict=True):
+            inside = row.positions[row.positions < inputs["token_ids"].shape[1]][:size]
+            output[: len(inside)] = inside
+        labels = [row.label for row in masked]
         if targets is None or None in labels:
             return inputs, targets
         return inputs, {"tokens": targets, "next_sentence": np.array(labels, np.int32)}
 
 
 def draw_masks(features: MaskedFeatures, seed: int, epoch: int) -> MaskedFeatures:
-    """The features with masks drawn by (seed, epoch, row)."""
+    """Return the features with masks drawn by (seed, epoch, row)."""
     count = len(features)
     changed = replace(
         features,

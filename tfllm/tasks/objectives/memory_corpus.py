@@ -35,7 +35,7 @@ class MemoryCorpus:
     """int [M]: which example each document is; those without tokens are none"""
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
-        """Ids at the places begin ... end: int32."""
+        """Ids at the positions begin ... end: int32."""
         return self.ids[begin:end].astype(np.int32)
 
 

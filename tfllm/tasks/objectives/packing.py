@@ -3,8 +3,8 @@
     | <s> a a a </s> | <s> b b </s> | <s> c c c c c c </s> |      the stream: documents in a ring
     |----- row 0 -----|----- row 1 -----|----- row 2 -----|      windows of it, full but the last
 
-A row may hold several documents; its segments number them from 1, and no token sees another
-document or is told from one. The stream is two or four bytes a token, whatever the rows.
+A row may hold several documents; `document_ids` number them from 1, and no token attends to
+another document or is predicted from one. The stream takes two or four bytes a token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TokenStream:
     first: np.ndarray
     """bool [N]: whether a document begins here"""
     learned: np.ndarray | None = None
-    """bool [N]: whether the token is to be told from those before it; None: all are"""
+    """bool [N]: whether the token is a target; None: all are"""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,22 +38,22 @@ class TokenStream:
         """Where the documents begin: int [documents]."""
         return np.flatnonzero(self.first)
 
-    def tokens(self, places: np.ndarray) -> np.ndarray:
-        """Ids at consecutive places of the ring: int32 [T]."""
-        return self.ids[places % len(self)].astype(np.int32)
+    def tokens(self, positions: np.ndarray) -> np.ndarray:
+        """Ids at consecutive positions of the ring: int32 [T]."""
+        return self.ids[positions % len(self)].astype(np.int32)
 
-    def document_ids(self, places: np.ndarray) -> np.ndarray:
+    def document_ids(self, positions: np.ndarray) -> np.ndarray:
         """The number of each token's document within the row, from 1: int32 [T]."""
-        numbers = np.cumsum(self.first[places % len(self)], dtype=np.int32)
+        numbers = np.cumsum(self.first[positions % len(self)], dtype=np.int32)
         return numbers + (1 - numbers[0])
 
-    def targets(self, places: np.ndarray) -> np.ndarray:
+    def targets(self, positions: np.ndarray) -> np.ndarray:
         """The token after each, IGNORED where that is another document's or not learned."""
-        after = (places + 1) % len(self)
-        told = ~self.first[after]
+        after = (positions + 1) % len(self)
+        counts = ~self.first[after]
         if self.learned is not None:
-            told &= self.learned[after]
-        return np.where(told, self.ids[after].astype(np.int32), IGNORED).astype(np.int32)
+            counts &= self.learned[after]
+        return np.where(counts, self.ids[after].astype(np.int32), IGNORED).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CorpusTokenStream:
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """int64 [M]: the place in the corpus behind every document's last token."""
+        """int64 [M]: the position in the corpus behind every document's last token."""
         ends = np.asarray(self.corpus.token_starts[self.corpus.document_starts[1:]])
         return ends if self.documents else ends[-1:]
 
@@ -86,13 +86,13 @@ class CorpusTokenStream:
     def __len__(self) -> int:
         return int(self._ends[-1]) + len(self._ends) * (len(self.before) + len(self.after))
 
-    def document_of(self, places: np.ndarray) -> np.ndarray:
-        """The number of the document at each place: int [T]."""
-        return np.searchsorted(self.starts, places % len(self), side="right") - 1
+    def document_of(self, positions: np.ndarray) -> np.ndarray:
+        """The number of the document at each position: int [T]."""
+        return np.searchsorted(self.starts, positions % len(self), side="right") - 1
 
-    def tokens(self, places: np.ndarray) -> np.ndarray:
-        """Ids at consecutive places of the ring: int32 [T]."""
-        begin, count = int(places[0]) % len(self), len(places)
+    def tokens(self, positions: np.ndarray) -> np.ndarray:
+        """Ids at consecutive positions of the ring: int32 [T]."""
+        begin, count = int(positions[0]) % len(self), len(positions)
         parts = []
         while count:
             part = self._read(begin, min(begin + count, len(self)))
@@ -100,36 +100,36 @@ class CorpusTokenStream:
             begin, count = 0, count - len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def document_ids(self, places: np.ndarray) -> np.ndarray:
+    def document_ids(self, positions: np.ndarray) -> np.ndarray:
         """The number of each token's document within the row, from 1: int32 [T]."""
-        numbers = self.document_of(places) + places // len(self) * len(self.starts)
+        numbers = self.document_of(positions) + positions // len(self) * len(self.starts)
         return (numbers - numbers[0] + 1).astype(np.int32)
 
-    def targets(self, places: np.ndarray) -> np.ndarray:
+    def targets(self, positions: np.ndarray) -> np.ndarray:
         """The token after each, IGNORED where that is another document's."""
-        after = places + 1
-        found = np.searchsorted(self.starts, after % len(self))
-        begins = self.starts[np.minimum(found, len(self.starts) - 1)] == after % len(self)
+        after = positions + 1
+        document = np.searchsorted(self.starts, after % len(self))
+        begins = self.starts[np.minimum(document, len(self.starts) - 1)] == after % len(self)
         return np.where(begins, IGNORED, self.tokens(after)).astype(np.int32)
 
     def _read(self, begin: int, end: int) -> np.ndarray:
-        """Ids at the places begin ... end, without going round."""
+        """Ids at the positions begin ... end, without going round."""
         parts = []
         number = int(np.searchsorted(self.starts, begin, side="right")) - 1
         while begin < end:
             first = int(self._ends[number - 1]) if number else 0
             last = int(self._ends[number])
-            place = begin - int(self.starts[number]) - len(self.before)  # in the document
-            stop = min(end - begin + place, last - first + len(self.after))
-            if place < 0:
-                parts.append(np.array(self.before[place:][: end - begin], np.int32))
-            inside = max(place, 0), min(stop, last - first)
+            position = begin - int(self.starts[number]) - len(self.before)  # in the document
+            stop = min(end - begin + position, last - first + len(self.after))
+            if position < 0:
+                parts.append(np.array(self.before[position:][: end - begin], np.int32))
+            inside = max(position, 0), min(stop, last - first)
             if inside[0] < inside[1]:
                 parts.append(self.corpus.tokens(first + inside[0], first + inside[1]))
             if stop > last - first:
-                behind = max(place - (last - first), 0)
+                behind = max(position - (last - first), 0)
                 parts.append(np.array(self.after[behind : stop - (last - first)], np.int32))
-            begin += stop - place
+            begin += stop - position
             number += 1
         return np.concatenate(parts)
 
@@ -137,24 +137,24 @@ class CorpusTokenStream:
 def build_stream(
     documents: Iterable[tuple[np.ndarray, np.ndarray | None]], vocabulary_size: int
 ) -> TokenStream:
-    """One stream of (ids [n], learned bool [n] or None) per document; empty ones are left out."""
-    kind = np.uint16 if vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
+    """Concatenate (ids [n], learned bool [n] or None) of documents; empty ones are left out."""
+    dtype = np.uint16 if vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
     ids, learned = [], []
-    for tokens, told in documents:
+    for tokens, targets in documents:
         if len(tokens):
-            ids.append(np.asarray(tokens, kind))
-            learned.append(told)
+            ids.append(np.asarray(tokens, dtype))
+            learned.append(targets)
     lengths = np.array([len(tokens) for tokens in ids], np.int64)
     first = np.zeros(int(lengths.sum()), bool)
     first[np.cumsum(lengths) - lengths] = True
-    some = any(told is not None for told in learned)
+    some = any(targets is not None for targets in learned)
     return TokenStream(
-        np.concatenate(ids) if ids else np.zeros(0, kind),
+        np.concatenate(ids) if ids else np.zeros(0, dtype),
         first,
         np.concatenate(
             [
-                np.ones(n, bool) if told is None else told
-                for n, told in zip(lengths, learned, strict=True)
+                np.ones(n, bool) if targets is None else targets
+                for n, targets in zip(lengths, learned, strict=True)
             ]
         )
         if some
@@ -163,16 +163,16 @@ def build_stream(
 
 
 def windows(size: int, length: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(begins, lengths) of windows that hold every place of the ring once, the last what is left.
+    """Return (begins, lengths) of windows that together hold every position of the ring once.
 
-    All begin `shift` places later; how many there are and how long they are stays the same.
+    All begin `shift` positions later; how many there are and how long they are stays the same.
     """
     begins = np.arange(0, size, length)
     return begins + shift, np.minimum(length, size - begins)
 
 
 def pack_documents(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(begins, lengths) of rows of whole documents, as many as fit, in their order.
+    """Return (begins, lengths) of rows of whole documents, as many as fit, in their order.
 
     `starts` [documents]; `size`: of the stream. No document may be longer than `length`.
     """
@@ -182,14 +182,14 @@ def pack_documents(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarr
         if end - begin > length:
             begin = start
             begins.append(begin)
-    found = np.array(begins, np.int64)
-    return found, np.append(found[1:], size) - found
+    rows = np.array(begins, np.int64)
+    return rows, np.append(rows[1:], size) - rows
 
 
 def one_document_per_row(
     starts: np.ndarray, size: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(begins, lengths) of rows that hold one document or, of a longer one, a part."""
+    """Return (begins, lengths) of rows that hold one document or, of a longer one, a part."""
     ends = np.append(starts[1:], size)
     begins = np.concatenate(
         [np.arange(start, end, length) for start, end in zip(starts, ends, strict=True)]
@@ -199,12 +199,12 @@ def one_document_per_row(
 
 
 def epoch_shift(length: int, seed: int, epoch: int) -> int:
-    """By how much windows are moved in an epoch, below `length`: 0 in the first."""
+    """Return by how much windows are moved in an epoch, below `length`: 0 in the first."""
     return int(np.random.default_rng((seed, epoch)).integers(length)) if epoch else 0
 
 
 def chunk_text(text: str, size: int = 2**16) -> Iterator[str]:
-    """A long text in parts of at most `size` characters, so that its tokens need little memory.
+    """Split a long text into parts of at most `size` characters, whose tokens need little memory.
 
     Parts end before the white space at a line's end, where byte-level tokenizers cut anyway.
     """
@@ -212,8 +212,8 @@ def chunk_text(text: str, size: int = 2**16) -> Iterator[str]:
     while len(text) - start > size:
         end = text.rfind("\n", start + 1, start + size)
         end = start + size if end < 0 else end
-        kept = len(text[start:end].rstrip())
-        end = start + kept if kept else end
+        solid = len(text[start:end].rstrip())
+        end = start + solid if solid else end
         yield text[start:end]
         start = end
     yield text[start:]

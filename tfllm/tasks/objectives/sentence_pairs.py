@@ -29,13 +29,13 @@ class SentenceCorpus(Protocol):
 
     sentence_lengths: np.ndarray  # int [N]
     document_starts: np.ndarray  # int [M + 1]: the first sentence of each; the last entry is N
-    token_starts: np.ndarray  # int [N + 1]: the place of each sentence's first token
+    token_starts: np.ndarray  # int [N + 1]: the position of each sentence's first token
 
     def tokens(self, begin: int, end: int) -> np.ndarray: ...
 
 
 class Pair(NamedTuple):
-    """Two ranges of places of tokens, [begin, end) each."""
+    """Two ranges of positions of tokens, [begin, end) each."""
 
     first: tuple[int, int]
     second: tuple[int, int]
@@ -57,42 +57,42 @@ class PairPlan:
     def __len__(self) -> int:
         return len(self.begin)
 
-    def pair(self, row: int, chance: np.random.Generator) -> Pair:
+    def pair(self, row: int, rng: np.random.Generator) -> Pair:
         """The two parts of a row."""
         begin, end, total = int(self.begin[row]), int(self.end[row]), int(self.total[row])
-        cut = begin + (1 if end - begin < 2 else int(chance.integers(1, end - begin)))
-        places = self.sentences.token_starts
-        first = (int(places[begin]), int(places[cut]))
-        replaced = end - begin < 2 or chance.random() < RANDOM_SHARE
-        second = (first[1], int(places[end]))
+        cut = begin + (1 if end - begin < 2 else int(rng.integers(1, end - begin)))
+        positions = self.sentences.token_starts
+        first = (int(positions[begin]), int(positions[cut]))
+        replaced = end - begin < 2 or rng.random() < RANDOM_SHARE
+        second = (first[1], int(positions[end]))
         if replaced:
             needed = max(1, total - (first[1] - first[0]))
-            second = self._random_segment(int(self.document[row]), needed, chance)
-        return Pair(*truncate_pair(first, second, total, chance), not replaced)
+            second = self._random_segment(int(self.document[row]), needed, rng)
+        return Pair(*truncate_pair(first, second, total, rng), not replaced)
 
     def _random_segment(
-        self, document: int, needed: int, chance: np.random.Generator
+        self, document: int, needed: int, rng: np.random.Generator
     ) -> tuple[int, int]:
         """Whole sentences of another document, at least `needed` tokens together, or all that a
         document has where none has as many."""
         count = len(self.sizes)
         first = min(int(np.searchsorted(self.sizes, needed)), count - 2)
-        drawn = first + int(chance.integers(count - first))
+        drawn = first + int(rng.integers(count - first))
         if self.by_size[drawn] == document:
             drawn = first + (drawn + 1 - first) % (count - first)
         other = int(self.by_size[drawn])
-        starts, places = self.sentences.document_starts, self.sentences.token_starts
+        starts, positions = self.sentences.document_starts, self.sentences.token_starts
         low, high = int(starts[other]), int(starts[other + 1])
-        own = places[low : high + 1]
+        own = positions[low : high + 1]
         # The last sentence from which on there is enough.
         last = int(np.searchsorted(own, own[-1] - needed, side="right")) - 1
-        start = int(chance.integers(max(last, 0) + 1))
+        start = int(rng.integers(max(last, 0) + 1))
         end = min(int(np.searchsorted(own, own[start] + needed)), high - low)
         return int(own[start]), int(own[end])
 
 
 def truncate_pair(
-    first: tuple[int, int], second: tuple[int, int], total: int, chance: np.random.Generator
+    first: tuple[int, int], second: tuple[int, int], total: int, rng: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Both ranges, together at most `total` long: the longer one loses a token at a time (the
     second where both are equal), each at its begin or its end."""
@@ -105,7 +105,7 @@ def truncate_pair(
         kept = [total - total // 2, total // 2]
     ranges = []
     for (begin, end), length in zip((first, second), kept, strict=True):
-        before = int(chance.binomial(end - begin - length, 0.5))
+        before = int(rng.binomial(end - begin - length, 0.5))
         ranges.append((begin + before, begin + before + length))
     return ranges[0], ranges[1]
 
@@ -115,20 +115,20 @@ def plan_pairs(sentences: SentenceCorpus, room: int) -> PairPlan:
 
     Raises DataError for a single document: nothing could be told from what does not follow.
     """
-    starts, places = map(np.asarray, (sentences.document_starts, sentences.token_starts))
-    sizes = np.diff(places[starts])
+    starts, positions = map(np.asarray, (sentences.document_starts, sentences.token_starts))
+    sizes = np.diff(positions[starts])
     if len(sizes) < 2:
         raise DataError(
             "Pairs that do not follow one another need two documents, and the training data has "
             f"{len(sizes)}. Give more documents, or use the task masked_lm."
         )
-    chance = np.random.default_rng(LENGTHS_SEED)
+    rng = np.random.default_rng(LENGTHS_SEED)
     rows = array("q")  # four numbers a row, without an object for each
     for document, (low, high) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
         target = room
-        if chance.random() < SHORTER_SHARE:
-            target = int(chance.integers(SMALLEST, room + 1))
-        for begin, end, total in _chunks(places[low : high + 1], target, room):
+        if rng.random() < SHORTER_SHARE:
+            target = int(rng.integers(SMALLEST, room + 1))
+        for begin, end, total in _chunks(positions[low : high + 1], target, room):
             rows.extend((document, int(low) + begin, int(low) + end, total))
     document_of, begin, end, total = np.frombuffer(rows, np.int64).reshape(-1, 4).T
     by_size = np.argsort(sizes, kind="stable")
@@ -138,8 +138,8 @@ def plan_pairs(sentences: SentenceCorpus, room: int) -> PairPlan:
 def _chunks(own: np.ndarray, target: int, room: int):
     """(begin, end, tokens of a row) of a document's rows, in sentences of the document.
 
-    `own` [n + 1]: places of its sentences. A row ends with the sentence that reaches `target`. One
-    of a single sentence gets its second part from elsewhere, and fills up to `target`.
+    `own` [n + 1]: positions of its sentences. A row ends with the sentence that reaches `target`.
+    One of a single sentence gets its second part from elsewhere, and fills up to `target`.
     """
     begin, count = 0, len(own) - 1
     while begin < count:

@@ -5,7 +5,7 @@
     target: <0> for inviting <1> last <2> </s>
 
 Where spans lie is `random_spans_noise_mask` of google-research/text-to-text-transfer-transformer:
-their number and that of hidden tokens are fixed by the length, spans of both kinds alternate, the
+their number and that of masked tokens are fixed by the length, spans of both kinds alternate, the
 first is kept, and all ways of cutting are equally likely.
 """
 
@@ -31,7 +31,7 @@ SENTINEL = "<extra_id_{}>"
 
 
 def count_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """(hidden tokens, spans) of a text of `length` tokens, 2 or more; at least one is kept."""
+    """(masked tokens, spans) of a text of `length` tokens, 2 or more; at least one is kept."""
     hidden = min(max(int(np.round(np.float32(length) * np.float32(density))), 1), length - 1)
     count = max(int(np.round(np.float32(hidden) / np.float32(mean_span))), 1)
     return hidden, count
@@ -39,7 +39,7 @@ def count_spans(length: int, density: float, mean_span: float) -> tuple[int, int
 
 def noise_mask(
     length: int,
-    chance: np.random.Generator,
+    rng: np.random.Generator,
     density: float = NOISE_DENSITY,
     mean_span: float = MEAN_SPAN,
 ) -> np.ndarray:
@@ -48,14 +48,14 @@ def noise_mask(
         return np.zeros(length, bool)
     hidden, count = count_spans(length, density, mean_span)
     count = min(count, hidden, length - hidden)  # every span of both kinds has a token
-    lengths = np.stack([_cut(length - hidden, count, chance), _cut(hidden, count, chance)], axis=1)
+    lengths = np.stack([_cut(length - hidden, count, rng), _cut(hidden, count, rng)], axis=1)
     return np.repeat(np.tile([False, True], count), lengths.ravel())
 
 
-def _cut(total: int, parts: int, chance: np.random.Generator) -> np.ndarray:
+def _cut(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """Lengths, 1 or more, of `parts` parts of `total`; all ways are equally likely."""
     first = np.arange(total - 1) < parts - 1
-    chance.shuffle(first)
+    rng.shuffle(first)
     begins = np.concatenate([[0], np.flatnonzero(first) + 1, [total]])
     return np.diff(begins)
 
@@ -142,8 +142,8 @@ class SpanCorruption:
         size = min(self.length, len(self.stream) - begin)
         moved = packing.epoch_shift(self.length, seed, epoch)
         ids = self.stream.tokens(np.arange(begin + moved, begin + moved + size))
-        chance = np.random.default_rng((seed, epoch, number))
-        noise = noise_mask(size, chance, self.density, self.mean_span)
+        rng = np.random.default_rng((seed, epoch, number))
+        noise = noise_mask(size, rng, self.density, self.mean_span)
         return corrupt(ids, noise, self.sentinels, self.eos_token_id)
 
 
@@ -192,8 +192,8 @@ class CorruptedPairs(Sequence[Pair]):
 
     def _lengths(self, size: int) -> tuple[int, int]:
         """Tokens of the source and the target of a text of `size` tokens."""
-        chance = np.random.default_rng(0)  # any: the numbers of both depend on the length alone
-        noise = noise_mask(size, chance, self.rows.density, self.rows.mean_span)
+        rng = np.random.default_rng(0)  # any: the numbers of both depend on the length alone
+        noise = noise_mask(size, rng, self.rows.density, self.rows.mean_span)
         source, target = corrupt(
             np.zeros(size, np.int32), noise, self.rows.sentinels, self.rows.eos_token_id
         )
