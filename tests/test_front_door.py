@@ -13,7 +13,7 @@ import tfllm
 from tests.export.models import make
 from tests.generation import models, source_models
 from tfllm.errors import SettingError
-from tfllm.evaluation.reading import Settings
+from tfllm.evaluation.settings import EvaluationSettings
 from tfllm.generation.config import GenerationConfig
 from tfllm.model import EvaluationOptions, GenerationOptions
 
@@ -58,7 +58,7 @@ def test_export_is_a_function_and_a_package():
 
 def test_options_of_generation_are_the_fields_of_generation_config():
     assert set(typing.get_type_hints(GenerationOptions)) == set(GenerationConfig.model_fields)
-    assert set(typing.get_type_hints(EvaluationOptions)) == set(Settings.model_fields)
+    assert set(typing.get_type_hints(EvaluationOptions)) == set(EvaluationSettings.model_fields)
 
 
 def test_load_predict_evaluate_save(saved, tmp_path):

@@ -45,8 +45,9 @@ from tfllm.data.batching import Batches
 from tfllm.data.settings import find_corpus
 from tfllm.data.sources import Format, ReadSettings
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
-from tfllm.evaluation import harness, reading
+from tfllm.evaluation import harness
 from tfllm.evaluation.metrics import measure
+from tfllm.evaluation.settings import settings_for
 from tfllm.export import base as profiles
 from tfllm.export import export as write_artifact
 from tfllm.export.base import Artifact, Check, Profile
@@ -112,7 +113,7 @@ class GenerationOptions(TypedDict, total=False):
 
 class EvaluationOptions(GenerationOptions, total=False):
     """Keyword arguments of `evaluate`: how the file is read, how the task is measured, and how
-    texts are generated. `tfllm.evaluation.reading.Settings` documents them."""
+    texts are generated. `tfllm.evaluation.settings.EvaluationSettings` documents them."""
 
     format: Format
     columns: Mapping[str, str | int]
@@ -232,7 +233,7 @@ class InferenceModel:
         _check_names("predict", generation, (*GENERATION_OPTIONS, "batch_size", "truncate"))
         if truncate:
             generation["truncate"] = True
-        harness.check_writing(generation, self.task)
+        harness.check_generation(generation, self.task)
         examples = list(runtime_inputs.check(examples, self.task))
         answers = self.predictor.answers(examples, batch_size, progress, **generation)
         return answers[0] if single else answers
@@ -344,7 +345,7 @@ class InferenceModel:
     ) -> harness.Measured:
         path = str(data) if isinstance(data, str | Path) else ""
         recorded = self.source if self.source and path else ""
-        settings = reading.settings_for(recorded, path, overrides, options)
+        settings = settings_for(recorded, path, overrides, options)
         examples = read_examples(data, settings.reading, limit)
         return harness.measured_answers(
             self.predictor,
@@ -422,7 +423,7 @@ class Model(InferenceModel):
     def trainable(self) -> KerasModel:
         """The model that `compile` and `fit` train: `keras` itself or, for an embedding task, the
         same layers over pairs of texts, inputs int32 [B, 2, T]."""
-        model = self.task.to_train(self.keras)
+        model = self.task.training_model(self.keras)
         takes_pairs = len(model.input["token_ids"].shape) > len(self.keras.input["token_ids"].shape)
         return model if takes_pairs else self.keras
 
@@ -481,8 +482,8 @@ class Model(InferenceModel):
             label_separator=label_separator,
         )
         examples = read_examples(data, given, limit)
-        task = self.task.starting(self.checkpoint.decoder_start_token_id)
-        features = task.rows(examples, self.tokenizer)
+        task = self.task.with_start_id(self.checkpoint.decoder_start_token_id)
+        features = task.load_features(examples, self.tokenizer)
         plan = Batches(
             features.lengths,
             features.units,
@@ -838,11 +839,11 @@ def export(
     source = model.source if isinstance(model, Model) else str(model)
     file = data if isinstance(data, str | Path) else settings.calibration.data
     if file and source and settings.data == ReadSettings():  # as the run's recipe says
-        given = reading.settings_for(source, str(file)).reading
+        given = settings_for(source, str(file)).reading
         settings = settings.model_copy(update={"data": given})
     examples = [] if data is None else read_examples(data, settings.data, limit)
     checkpoint = model.checkpoint if isinstance(model, Model) else store.load(model)
-    if (task := checkpoint.task.to_export()) is not checkpoint.task:
+    if (task := checkpoint.task.export_task()) is not checkpoint.task:
         checkpoint = _with_task(checkpoint, task)
     return write_artifact(checkpoint, settings, output, examples, seen=on_check)
 

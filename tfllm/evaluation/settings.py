@@ -18,7 +18,7 @@ from tfllm.evaluation.text_to_text import Tokenize
 from tfllm.generation.config import GenerationOverrides
 
 
-class Settings(ReadSettings, GenerationOverrides):
+class EvaluationSettings(ReadSettings, GenerationOverrides):
     """The keys of `--set`; those of GenerationOverrides are for sequence-to-sequence models."""
 
     language: Language = "auto"
@@ -54,7 +54,7 @@ class Settings(ReadSettings, GenerationOverrides):
 
 def settings_for(
     model: str, path: str, overrides: Sequence[str] = (), options: Mapping[str, Any] = {}
-) -> Settings:
+) -> EvaluationSettings:
     """Settings for reading `path`: what the model's run or export says, then `options`, then
     `overrides`. Raises SettingError for an unknown key among them."""
     data: dict[str, Any] = dict(_recorded(Path(model), path)) if model else {}
@@ -65,7 +65,7 @@ def settings_for(
         data.pop("columns", None)
     data |= options
     source = "options" if options else "--set"
-    return config.build(data, Settings, source=source, overrides=overrides)
+    return config.build(data, EvaluationSettings, source=source, overrides=overrides)
 
 
 def _recorded(model: Path, path: str) -> dict[str, Any]:
