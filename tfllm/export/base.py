@@ -333,7 +333,9 @@ def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dic
 
         decoder["context"] = context_of(checkpoint, profile)
         decoder["eos_token_id"] = list(checkpoint.eos_token_id)
-        decoder["start_id"] = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
+        decoder["start_id"] = checkpoint.task.with_start_id(
+            checkpoint.decoder_start_token_id
+        ).start_id
         decoder["num_beams"] = beams_of(checkpoint, profile)
         own: dict[str, Any] = {"num_beams": own_beams(checkpoint, profile)}
         if profile.target == "tflite":

@@ -46,7 +46,7 @@ def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> Memory
     lengths: list[int] = []
     starts, numbers = [0], list[int]()
     for start in range(0, len(examples), GROUP):
-        cut = [list(split_sentences(example)) for example in examples[start : start + GROUP]]
+        cut = [list(example_sentences(example)) for example in examples[start : start + GROUP]]
         flat = [sentence for document in cut for sentence in document]
         found = iter(tokenizer.encode_ids(flat, add_special_tokens=False))
         for number, document in enumerate(cut, start):
@@ -77,7 +77,7 @@ def example_indices(corpus: Any, document: np.ndarray) -> np.ndarray:
     return document if numbers is None else numbers[document]
 
 
-def split_sentences(example: Example) -> Iterator[str]:
+def example_sentences(example: Example) -> Iterator[str]:
     """The sentences of a text; each part of a list of texts ends one."""
     value = example.get("text")
     texts = value if isinstance(value, list | tuple) else [text_field(example)]
