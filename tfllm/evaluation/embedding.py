@@ -44,9 +44,9 @@ def _ranks(queries: np.ndarray, candidates: np.ndarray, texts: Sequence[str]) ->
     own = np.searchsorted(sorted(positions.values()), own)
     ranks = []
     for start in range(0, len(queries), SCORED_AT_ONCE):
-        wanted = own[start : start + SCORED_AT_ONCE]
+        targets = own[start : start + SCORED_AT_ONCE]
         cosines = queries[start : start + SCORED_AT_ONCE] @ candidates.T
-        reached = cosines[np.arange(len(wanted)), wanted][:, None]
+        reached = cosines[np.arange(len(targets)), targets][:, None]
         ranks.append((cosines >= reached).sum(axis=1))
     return np.concatenate(ranks)
 

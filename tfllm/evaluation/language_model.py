@@ -26,7 +26,9 @@ def language(answers: Sequence[Answer], examples: Sequence[Example], measure: st
     }
     tokens = total["token_count"]
     if not tokens:
-        raise DataError("The texts have no token that could be told from others. Give longer ones.")
+        raise DataError(
+            "The texts have no token that could be predicted from others. Give longer ones."
+        )
     result: dict[str, Any] = {
         "perplexity": perplexity(-total["log_probability"] / tokens),
         "loss": -total["log_probability"] / tokens,

@@ -1,4 +1,4 @@
-"""The measures of every task, over its answers and the examples' gold fields.
+"""Metrics of every task, over its answers and the examples' gold fields.
 
 The answers are the dicts that `tfllm predict` writes, so the same code measures a checkpoint, a
 SavedModel and a TFLite file.
@@ -39,9 +39,9 @@ def masked_lm(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, An
 
 
 def pretraining(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> dict:
-    """Those of masked_lm, and over all pairs: whether the second text was rightly said to follow.
+    """Those of masked_lm, and next-sentence accuracy over all pairs.
 
-    `answers` as for masked_lm, with {"next_sentence": whether it was}; one per row of the task.
+    `answers` as for masked_lm, with {"next_sentence": whether it was right}; one per row.
     """
     right = [answer["next_sentence"] for answer in answers]
     share = sum(right) / len(right) if right else None

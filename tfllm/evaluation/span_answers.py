@@ -49,8 +49,8 @@ def question_answering(
         f1.append(max(rules[1](text, answer["answer"]) for text in rules[2](gold)))
     result: dict[str, Any] = {"exact_match": _mean(exact), "f1": _mean(f1)}
     if version_2:
-        for name, wanted in (("has_answer", True), ("no_answer", False)):
-            rows = [row for row, gold in enumerate(golds) if bool(gold) == wanted]
+        for name, answerable in (("has_answer", True), ("no_answer", False)):
+            rows = [row for row, gold in enumerate(golds) if bool(gold) == answerable]
             result[f"{name}_exact_match"] = _mean([exact[row] for row in rows])
             result[f"{name}_f1"] = _mean([f1[row] for row in rows])
             result[f"{name}_examples"] = len(rows)
@@ -128,10 +128,10 @@ def _rules(
     return squad_exact, lambda gold, answer: squad_f1(gold, answer, 0.0), lambda gold: gold
 
 
-def _f1(same: int, answered: int, wanted: int) -> float:
+def _f1(same: int, answered: int, expected: int) -> float:
     if same == 0:
         return 0.0
-    precision, recall = same / answered, same / wanted
+    precision, recall = same / answered, same / expected
     return 2 * precision * recall / (precision + recall)
 
 

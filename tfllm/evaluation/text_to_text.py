@@ -1,4 +1,4 @@
-"""How good written texts are: BLEU, chrF and TER by sacrebleu, ROUGE, and how likely the targets.
+"""How good generated texts are: BLEU, chrF and TER by sacrebleu, ROUGE; and perplexity of targets.
 
 Source: Papineni et al. 2002 (BLEU), Popović 2015 (chrF), Snover et al. 2006 (TER), Post 2018
 (sacrebleu and its signatures).
@@ -28,7 +28,7 @@ def text_to_text(
 
     `tokenize` is sacrebleu's of BLEU; "auto" is zh where the targets are Chinese, else 13a. BLEU,
     chrF and TER are as sacrebleu prints them, 0 to 100; ROUGE is 0 to 1; `length_ratio` is BLEU's:
-    words written per word of the references. Where answers have `log_probability`, `token_count`
+    words generated per word of the references. Where answers have `log_probability`, `token_count`
     and `correct` (of the first target's tokens), also `loss`, `perplexity` and `accuracy`. Of the
     texts, `samples` are SAMPLES at even distances.
     """
@@ -60,20 +60,20 @@ def scores(
         for number in range(most)
     ]
     bleu = BLEU(tokenize=tokenize)
-    found = bleu.corpus_score(list(texts), streams)
-    measured: dict[str, Any] = {"bleu": found.score}
+    result = bleu.corpus_score(list(texts), streams)
+    measured: dict[str, Any] = {"bleu": result.score}
     signatures = {"bleu": str(bleu.get_signature())}
     asian = tokenize in ("zh", "char")  # without spaces between words
     for name, metric in (("chrf", CHRF()), ("ter", TER(normalized=asian, asian_support=asian))):
         measured[name] = metric.corpus_score(list(texts), streams).score
         signatures[name] = str(metric.get_signature())
-    measured["length_ratio"] = found.sys_len / max(1, found.ref_len)
+    measured["length_ratio"] = result.sys_len / max(1, result.ref_len)
     measured |= {f"{name}_signature": text for name, text in signatures.items()}
     return measured
 
 
 def likelihood(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Loss, perplexity and accuracy over the tokens of all targets, told one after another."""
+    """Loss, perplexity and accuracy over the tokens of all targets, under teacher forcing."""
     count = sum(answer["token_count"] for answer in answers)
     loss = -sum(answer["log_probability"] for answer in answers) / max(1, count)
     return {

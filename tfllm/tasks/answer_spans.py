@@ -94,7 +94,7 @@ def best_spans(
 
     `windows`: raw scores float32 [T, 2] each; `details`: `offsets` [T, 2], `inside` [T], `context`.
     """
-    found: dict[tuple[int, int], float] = {}
+    spans: dict[tuple[int, int], float] = {}
     for scores, detail in zip(windows, details, strict=True):
         sums, first, last = candidate_spans(scores, detail["inside"], longest)
         # A span stands in several windows at most, so that a few more candidates are enough.
@@ -103,8 +103,8 @@ def best_spans(
                 int(detail["offsets"][first[position], 0]),
                 int(detail["offsets"][last[position], 1]),
             )
-            found[span] = max(found.get(span, -np.inf), float(sums[position]))
-    ranked = sorted(found.items(), key=lambda item: -item[1])[:count]
+            spans[span] = max(spans.get(span, -np.inf), float(sums[position]))
+    ranked = sorted(spans.items(), key=lambda item: -item[1])[:count]
     context = details[0]["context"]
     return [
         {"answer": context[start:end], "start": start, "end": end, "score": score}
@@ -129,5 +129,5 @@ def _nearest(context: str, text: str, start: int) -> int:
     """The occurrence of `text` nearest to `start`, -1 where there is none."""
     after = context.find(text, max(start, 0))
     before = context.rfind(text, 0, max(start, 0) + len(text))
-    found = [position for position in (before, after) if position >= 0]
-    return min(found, key=lambda position: abs(position - start), default=-1)
+    occurrences = [position for position in (before, after) if position >= 0]
+    return min(occurrences, key=lambda position: abs(position - start), default=-1)

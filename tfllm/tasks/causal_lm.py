@@ -163,8 +163,8 @@ class CausalLM(NextToken):
             return features
         rows: dict[str, Any] = {}
         for name in ("token_ids", "targets", "document_ids"):
-            if isinstance(found := getattr(features, name), TokenWindows):
-                rows[name] = replace(found, begins=found.begins + moved)
+            if isinstance(windows := getattr(features, name), TokenWindows):
+                rows[name] = replace(windows, begins=windows.begins + moved)
         return replace(features, **rows)
 
     def _texts(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[Document]:
@@ -175,9 +175,9 @@ class CausalLM(NextToken):
         start, end = _specials(tokenizer)
         for group in _groups([lines_of(example) for example in examples]):
             parts = [list(packing.chunk_text(text)) for text in group]
-            found = iter(_ids([part for several in parts for part in several], tokenizer))
+            encoded = iter(_ids([part for several in parts for part in several], tokenizer))
             for several in parts:
-                ids = [next(found) for _ in several]
+                ids = [next(encoded) for _ in several]
                 if any(map(len, ids)):
                     yield np.concatenate([start, *ids, end]).astype(np.int32), None
 

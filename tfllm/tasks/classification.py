@@ -31,7 +31,7 @@ class Classification(Task):
 
     kind: Literal["classification"] = "classification"
     labels: label_names.Labels = ()
-    """Names in the order of the outputs; empty: found in the training data, sorted."""
+    """Names in the order of the outputs; empty: config in the training data, sorted."""
     problem: Problem = "single_label"
     """Exactly one label, any number of them, or a number."""
     pair: bool = False
@@ -95,8 +95,8 @@ class Classification(Task):
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
         """`id2label`, `label2id`, and `problem_type` where it does not go without saying."""
         labels = self.labels or ("LABEL_0",)  # a number without a name
-        found = label_maps(labels, before)
-        return found | huggingface.problem_type(before, labels, self.problem)
+        config = label_maps(labels, before)
+        return config | huggingface.problem_type(before, labels, self.problem)
 
     def check_hf(self, model_type: str) -> None:
         """Raises CheckpointError for a head over the mean of all tokens."""

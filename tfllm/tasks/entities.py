@@ -67,8 +67,8 @@ def align_pieces(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordSpa
     own = np.array([sequence is not None for sequence in encoding.sequence_ids], bool)
     marks = tokenizer.token_kinds[np.array(encoding.ids, np.int64)[own]]
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)[own]
-    found = word_alignment.word_spans(word_numbers(text), offsets, marks)
-    return found._replace(places=np.flatnonzero(own)[found.places])
+    spans = word_alignment.word_spans(word_numbers(text), offsets, marks)
+    return spans._replace(places=np.flatnonzero(own)[spans.places])
 
 
 def join_entities(

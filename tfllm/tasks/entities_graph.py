@@ -66,7 +66,9 @@ class GraphWords(tf.Module):
         solid = tf.concat([tf.where(words >= 0)[:, 0], tf.shape(words, tf.int64)], 0)
         first = tf.gather(solid, tf.searchsorted(solid, begin, out_type=tf.int64))
         numbers = _numbers(words, rows, marks, first, tf.maximum(stop, begin + 1))
-        return _found(numbers, rows, ids.row_starts(), base, marks, first, _last(solid, stop))
+        return _words_of_pieces(
+            numbers, rows, ids.row_starts(), base, marks, first, _last(solid, stop)
+        )
 
     def _word_numbers(self, points: tf.Tensor) -> tf.Tensor:
         """Code points int32 [C] to the numbers of their words, int64 [C], NO_WORD for none."""
@@ -90,17 +92,15 @@ def _numbers(
     """`word_alignment.word_ids_of_tokens` of a batch's pieces: int64 [M]."""
     none = tf.constant([NO_WORD], tf.int64)
     inside = (first < stop) & (marks != WHITE_TOKEN)
-    found = tf.where(inside, tf.gather(tf.concat([words, none], 0), first), none)
-    following = tf.concat([found[1:], none], 0)
+    word = tf.where(inside, tf.gather(tf.concat([words, none], 0), first), none)
+    following = tf.concat([word[1:], none], 0)
     plain = (marks == PLAIN) | (marks == CONTINUATION)
     alone = tf.concat([plain[1:] & (rows[1:] == rows[:-1]), [False]], 0)[: tf.size(marks)]
-    found = tf.where(
-        marks == SINGLE_SPACE, tf.where(alone, following[: tf.size(marks)], none), found
-    )
+    word = tf.where(marks == SINGLE_SPACE, tf.where(alone, following[: tf.size(marks)], none), word)
     size = tf.size(marks, out_type=tf.int64)
     origins = tf.concat([[0], tf.where(marks != CONTINUATION)[:, 0]], 0)
     origin = tf.searchsorted(origins, tf.range(size), side="right", out_type=tf.int64) - 1
-    return tf.gather(found, tf.gather(origins, origin))
+    return tf.gather(word, tf.gather(origins, origin))
 
 
 def _last(solid: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
@@ -109,7 +109,7 @@ def _last(solid: tf.Tensor, stop: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.concat([[0], solid[:-1] + 1], 0), count)
 
 
-def _found(
+def _words_of_pieces(
     numbers: tf.Tensor,
     rows: tf.Tensor,
     row_starts: tf.Tensor,
@@ -127,8 +127,8 @@ def _found(
     position = tf.math.unsorted_segment_min(pieces, own, count)
     start = tf.math.unsorted_segment_min(tf.where(whole, tf.gather(first, pieces), far), own, count)
     end = tf.math.unsorted_segment_max(tf.where(whole, tf.gather(last, pieces), 0), own, count)
-    kept = tf.where(position < tf.size(numbers, out_type=tf.int64))[:, 0]
-    position, start, end = (tf.gather(values, kept) for values in (position, start, end))
+    present = tf.where(position < tf.size(numbers, out_type=tf.int64))[:, 0]
+    position, start, end = (tf.gather(values, present) for values in (position, start, end))
     row, begin = tf.gather(rows, position), tf.gather(base, position)
     end = tf.maximum(end, start + 1)
     return WordTensors(row, position - tf.gather(row_starts, row), start - begin, end - begin)

@@ -14,15 +14,15 @@ def fill_masks(
     parts = tf.strings.split(text, mask)  # ragged [B, None]: one more than masks
     owner = parts.value_rowids()  # [P]
     size = tf.size(text, out_type=tf.int64)
-    found = tf.math.unsorted_segment_sum(tf.ones_like(row), row, size)  # [B]: masks seen
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(row), row, size)  # [B]: masks seen
     number = tf.range(tf.size(owner, out_type=tf.int64)) - tf.gather(parts.row_starts(), owner)
-    index = tf.gather(tf.cumsum(found, exclusive=True), owner) + number
+    index = tf.gather(tf.cumsum(counts, exclusive=True), owner) + number
     index = tf.minimum(index, tf.size(tokens, tf.int64))
-    told = tf.gather(tf.concat([tokens, [""]], 0), index)
+    filling = tf.gather(tf.concat([tokens, [""]], 0), index)
     last = number == tf.gather(parts.row_lengths(), owner) - 1
-    known = (number < tf.gather(found, owner)) & ~last
+    known = (number < tf.gather(counts, owner)) & ~last
     manner = tf.where(known, tf.gather(tf.concat([manners, [AS_IS]], 0), index), AS_IS)
-    token = tf.where(last, "", tf.where(known, told, mask))
+    token = tf.where(last, "", tf.where(known, filling, mask))
     part = parts.flat_values
     before = tf.where(manner == NO_SPACE, tf.strings.regex_replace(part, r"\s+$", ""), part)
     spaced = tf.strings.regex_full_match(part, r"\C*\s") | ((part == "") & (number == 0))

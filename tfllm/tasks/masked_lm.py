@@ -68,8 +68,8 @@ class MaskedTokenTask(Task):
             known = [number for number, token in enumerate(vocabulary[: len(row)]) if token]
             order = np.argsort(-probabilities[known], kind="stable")[: self.top_k]
             best = np.array(known)[order]
-            found = [{"token": vocabulary[i], "score": float(probabilities[i])} for i in best]
-            masks.append({**found[0], "candidates": found})
+            candidates = [{"token": vocabulary[i], "score": float(probabilities[i])} for i in best]
+            masks.append({**candidates[0], "candidates": candidates})
             tokens.append(detail["tokenizer"].fill_mask_texts[best[0]])
         mask = vocabulary[detail["tokenizer"].mask_token_id]
         return {"text": fill_masks(detail["text"], mask, tokens), "masks": masks}
@@ -154,8 +154,8 @@ class MaskedLM(MaskedTokenTask):
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
         """The rows with masks drawn as a function of (seed, epoch, row); targets int [T].
 
-        Targets are the masked tokens, -100 elsewhere. Every row with a token hides at least one.
-        Rows are made when a batch asks for them.
+        Targets are the masked tokens, -100 elsewhere. Every row with a token has at least one.
+        Rows are drawn when a batch asks for them.
         """
         assert isinstance(features, MaskedFeatures)
         return draw_masks(features, seed, epoch)

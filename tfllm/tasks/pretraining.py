@@ -139,11 +139,11 @@ class Pretraining(MaskedTokenTask):
 
     def answers(self, outputs: Sequence[Any], features: Features) -> list[dict[str, Any]]:
         """Those of masked_lm; where an example has two texts, those of next_sentence as well."""
-        found = []
+        answers = []
         for output, detail in zip(outputs, features.details, strict=True):
             answer = self.mask_answer(np.asarray(output["tokens"]), detail)
             if detail["pair"]:
                 scores = np.asarray(output["next_sentence"], np.float32)
                 answer |= next_sentence.answer_from_probabilities(softmax(scores))
-            found.append(answer)
-        return found
+            answers.append(answer)
+        return answers

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HF_WINDOW = 512  # tokens: what T5 and Marian were made for; BART takes 1024
+HF_WINDOW = 512  # tokens: what T5 and Marian were trained with; BART takes 1024
 
 
 class Seq2Seq(NextToken):
@@ -144,21 +144,21 @@ class Seq2Seq(NextToken):
             from tfllm.tasks.objectives.memory_corpus import tokenize_corpus
 
             return self._corrupted(tokenize_corpus(examples, tokenizer), tokenizer)
-        kept: list[tuple[int, str]] = []  # the example's number, a target
+        rows: list[tuple[int, str]] = []  # the example's number, a target
         left_out: list[Example] = []
         for number, example in enumerate(examples):
             texts = targets_of(example) if targets else [""]
             full = source_of(example).strip() and any(text.strip() for text in texts)
             if full or not targets:
-                kept += [(number, text) for text in texts if text.strip() or not targets]
+                rows += [(number, text) for text in texts if text.strip() or not targets]
             else:
                 left_out.append(example)
         self._tell(left_out, len(examples))
         sources = self.encode_sources(examples, tokenizer)
-        made = self._targets([text for _, text in kept], tokenizer) if targets else None
+        target_ids = self._targets([text for _, text in rows], tokenizer) if targets else None
         pairs: list[Pair] = []
-        for position, (number, _) in enumerate(kept):
-            target = made[position] if made is not None else np.zeros(0, np.int32)
+        for position, (number, _) in enumerate(rows):
+            target = target_ids[position] if target_ids is not None else np.zeros(0, np.int32)
             self._check(len(target), self.max_length, "target", "max_length", examples[number])
             pairs.append((sources[number], target[: self.max_length]))
         return seq2seq_features.build_features(
@@ -167,7 +167,7 @@ class Seq2Seq(NextToken):
             np.array([len(source) for source, _ in pairs], np.int64),
             self._start(tokenizer),
             tokenizer,
-            example=np.array([number for number, _ in kept], np.int64),
+            example=np.array([number for number, _ in rows], np.int64),
             targets=targets,
             digest=_digest(pairs),
         )
@@ -182,15 +182,15 @@ class Seq2Seq(NextToken):
         texts = [example.get("prefix", self.prefix) + source_of(example) for example in examples]
         template = tokenizer.row_template
         room = self.source_length - len(template.prefix) - len(template.suffix)
-        found = []
+        source_ids = []
         rows = tokenizer.encode_ids(texts, add_special_tokens=False)
         for ids, example in zip(rows, examples, strict=True):
             length = len(ids) + self.source_length - room
             self._check(
                 length, self.source_length, "source", "max_source_length", example, truncate
             )
-            found.append(np.array([*template.prefix, *ids[:room], *template.suffix], np.int32))
-        return found
+            source_ids.append(np.array([*template.prefix, *ids[:room], *template.suffix], np.int32))
+        return source_ids
 
     def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
         """Texts with spans taken out, and the spans; drawn anew in every epoch."""

@@ -66,10 +66,10 @@ def tokens_signature(model: keras.Model, output: str = "logits") -> Any:
     names = [spec.name for spec in ids]
 
     def forward(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        given = dict(zip(names, inputs, strict=True))
-        ids = given["token_ids"]
-        given["token_ids"] = require("token_ids", "at least 0", ids, ids >= 0)
-        return {output: run_model(model, given)}
+        values = dict(zip(names, inputs, strict=True))
+        ids = values["token_ids"]
+        values["token_ids"] = require("token_ids", "at least 0", ids, ids >= 0)
+        return {output: run_model(model, values)}
 
     return _with_input_names(forward, names, ids)
 
@@ -79,8 +79,8 @@ def require(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tens
     input's name. Keras takes a negative index from the end, without a word."""
     wrong = tf.boolean_mask(value, tf.logical_not(right))
     message = f"input {name} must be {rule}; it is"  # TensorFlow escapes quotation marks
-    found = tf.raw_ops.Assert(condition=tf.reduce_all(right), data=[message, wrong], summarize=1)
-    with tf.control_dependencies([found]):  # nothing is computed with a wrong value before
+    check = tf.raw_ops.Assert(condition=tf.reduce_all(right), data=[message, wrong], summarize=1)
+    with tf.control_dependencies([check]):  # nothing is computed with a wrong value before
         return tf.identity(value)
 
 

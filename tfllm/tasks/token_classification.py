@@ -243,10 +243,10 @@ class TokenClassification(Task):
             tags[word] = self.labels[position]
         scores = np.zeros(len(positions), np.float32)
         scores[seen] = probabilities.max(axis=-1)
-        found = entities.join_entities(
+        joined = entities.join_entities(
             detail["text"], tags, detail["starts"], detail["ends"], scores
         )
-        return {"entities": found, **({"tags": tags} if detail["split"] else {})}
+        return {"entities": joined, **({"tags": tags} if detail["split"] else {})}
 
     def _text_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
         texts = [text_field(example) for example in examples]

@@ -41,19 +41,19 @@ class MemoryCorpus:
 
 def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> MemoryCorpus:
     """Every example's text (or list of texts) is a document; one without tokens is left out."""
-    kind = np.uint16 if tokenizer.vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
+    dtype = np.uint16 if tokenizer.vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
     parts: list[np.ndarray] = []
     lengths: list[int] = []
     starts, numbers = [0], list[int]()
     for start in range(0, len(examples), GROUP):
         cut = [list(example_sentences(example)) for example in examples[start : start + GROUP]]
         flat = [sentence for document in cut for sentence in document]
-        found = iter(tokenizer.encode_ids(flat, add_special_tokens=False))
+        encoded = iter(tokenizer.encode_ids(flat, add_special_tokens=False))
         for number, document in enumerate(cut, start):
-            kept = [ids for ids in (next(found) for _ in document) if len(ids)]
-            if kept:
-                parts.extend(np.asarray(ids, kind) for ids in kept)
-                lengths.extend(len(ids) for ids in kept)
+            full = [ids for ids in (next(encoded) for _ in document) if len(ids)]
+            if full:
+                parts.extend(np.asarray(ids, dtype) for ids in full)
+                lengths.extend(len(ids) for ids in full)
                 starts.append(len(lengths))
                 numbers.append(number)
     if not parts:

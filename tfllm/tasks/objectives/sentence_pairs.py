@@ -100,11 +100,11 @@ def truncate_pair(
     if sum(lengths) <= total:
         return first, second
     shorter = min(lengths)
-    kept = [length if length == shorter else total - shorter for length in lengths]
+    sizes = [length if length == shorter else total - shorter for length in lengths]
     if 2 * shorter > total or lengths[0] == lengths[1]:
-        kept = [total - total // 2, total // 2]
+        sizes = [total - total // 2, total // 2]
     ranges = []
-    for (begin, end), length in zip((first, second), kept, strict=True):
+    for (begin, end), length in zip((first, second), sizes, strict=True):
         before = int(rng.binomial(end - begin - length, 0.5))
         ranges.append((begin + before, begin + before + length))
     return ranges[0], ranges[1]
@@ -113,7 +113,7 @@ def truncate_pair(
 def plan_pairs(sentences: SentenceCorpus, room: int) -> PairPlan:
     """Rows of `room` tokens at most, special ones not counted.
 
-    Raises DataError for a single document: nothing could be told from what does not follow.
+    Raises DataError for a single document: there is no other to draw second parts from.
     """
     starts, positions = map(np.asarray, (sentences.document_starts, sentences.token_starts))
     sizes = np.diff(positions[starts])
@@ -145,7 +145,7 @@ def _chunks(own: np.ndarray, target: int, room: int):
     while begin < count:
         end = min(int(np.searchsorted(own, own[begin] + target)), count)
         end = max(end, begin + 1)
-        found = int(own[end] - own[begin])
-        total = min(found, room) if end - begin > 1 else max(target, min(found, room))
+        tokens = int(own[end] - own[begin])
+        total = min(tokens, room) if end - begin > 1 else max(target, min(tokens, room))
         yield begin, end, max(total, SMALLEST)
         begin = end

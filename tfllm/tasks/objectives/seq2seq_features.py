@@ -74,7 +74,7 @@ def build_features(
 ) -> Seq2SeqFeatures:
     """Features of pairs, which may be made when asked for; `lengths`: tokens of the targets."""
     none = LazyArrays(0, lambda row: np.zeros(0, np.int32))
-    found = Seq2SeqFeatures(
+    features = Seq2SeqFeatures(
         token_ids=none,
         segment_ids=None,
         example=np.arange(len(pairs)) if example is None else example,
@@ -88,7 +88,7 @@ def build_features(
         start_id=start_id,
         source_pad_id=tokenizer.pad_token_id,
     )
-    return with_pairs(found, pairs)
+    return with_pairs(features, pairs)
 
 
 def with_pairs(features: Seq2SeqFeatures, pairs: Sequence[Pair]) -> Seq2SeqFeatures:

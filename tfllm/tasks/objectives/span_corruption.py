@@ -89,15 +89,15 @@ def _replace_runs(ids: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> n
 
 def sentinels(tokenizer: Tokenizer) -> np.ndarray:
     """Ids of <extra_id_0>, <extra_id_1>, ... as far as the vocabulary has them: int32 [N]."""
-    found: list[int] = []
-    while (number := tokenizer.token_id(SENTINEL.format(len(found)))) is not None:
-        found.append(number)
-    if not found:
+    sentinel_ids: list[int] = []
+    while (number := tokenizer.token_id(SENTINEL.format(len(sentinel_ids)))) is not None:
+        sentinel_ids.append(number)
+    if not sentinel_ids:
         raise SettingError(
             f"The vocabulary has no sentinels ({SENTINEL.format(0)}, ...) to mark spans with. Use "
             "T5's, or learn one with them as special tokens."
         )
-    return np.array(found, np.int32)
+    return np.array(sentinel_ids, np.int32)
 
 
 def text_length(
