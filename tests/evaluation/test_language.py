@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_refused(predictor):
         harness.evaluate(predictor, [{"text": "abc"}], stride=9)
     with pytest.raises(DataError, match="f:3: 'abc' has no word before"):
         harness.evaluate(predictor, [{"text": "abc", "_where": "f:3"}], measure="last_word")
-    with pytest.raises(DataError, match="no token that could be told"):
+    with pytest.raises(DataError, match="no token that could be predicted"):
         harness.evaluate(predictor, [{"text": ""}])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfllm.evaluation.classification import calibration_bins
 from tfllm.tasks.label_names import label_index
 
 DOTS_PER_INCH = 150
@@ -34,8 +35,6 @@ def write_plots(
     matrix = measured.get("confusion_matrix")
     if matrix is None:
         return []
-    from tfllm.evaluation.classification import calibration_bins
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     labels = matrix["labels"]

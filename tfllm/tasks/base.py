@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tfllm.config import Settings
 from tfllm.errors import SettingError
-from tfllm.tasks.features import Example, Features
+from tfllm.tasks.features import ClassWeights, Example, Features
 
 if TYPE_CHECKING:
     import keras
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 Measure = Callable[..., dict[str, Any]]
 Backbone = Literal["encoder", "decoder", "encoder_decoder"]
-ClassWeights = Mapping[str, float] | Sequence[float] | None
 
 
 class Task(Settings):

@@ -9,8 +9,14 @@ import numpy as np
 
 from tfllm.errors import CheckpointError
 from tfllm.tasks import huggingface, label_names
-from tfllm.tasks.base import ClassWeights, Task
-from tfllm.tasks.features import Example, Features, encode_texts, features_from_encodings
+from tfllm.tasks.base import Task
+from tfllm.tasks.features import (
+    ClassWeights,
+    Example,
+    Features,
+    encode_texts,
+    features_from_encodings,
+)
 from tfllm.tasks.huggingface import HuggingFaceHead, Problem, label_maps, problem_of
 from tfllm.tasks.metric_directions import LABEL_METRICS
 

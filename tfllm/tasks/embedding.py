@@ -11,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from tfllm.errors import DataError, did_you_mean
 from tfllm.tasks import label_names
-from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.base import Task
 from tfllm.tasks.features import (
+    ClassWeights,
     Example,
     Features,
     features_from_encodings,

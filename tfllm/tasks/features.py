@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # the target of a token that has no part in the loss
 
 Example = Mapping[str, Any]
+ClassWeights = Mapping[str, float] | Sequence[float] | None
 
 
 def where(example: Example) -> str:

@@ -17,8 +17,7 @@ from keras import ops, tree
 
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.tasks import cross_replica
-from tfllm.tasks.base import ClassWeights
-from tfllm.tasks.features import IGNORED
+from tfllm.tasks.features import IGNORED, ClassWeights
 
 registered = keras.saving.register_keras_serializable(package="tfllm")
 

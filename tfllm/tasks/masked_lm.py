@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.base import Task
 from tfllm.tasks.features import (
+    ClassWeights,
     Example,
     Features,
     LazyArrays,

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tfllm.tasks import label_names
-from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.base import Task
 from tfllm.tasks.classification import softmax
-from tfllm.tasks.features import Example, Features, encode_texts, features_from_encodings
+from tfllm.tasks.features import (
+    ClassWeights,
+    Example,
+    Features,
+    encode_texts,
+    features_from_encodings,
+)
 from tfllm.tasks.metric_directions import LABEL_METRICS
 
 if TYPE_CHECKING:

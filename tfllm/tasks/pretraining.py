@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tfllm.tasks import next_sentence
-from tfllm.tasks.base import ClassWeights
 from tfllm.tasks.classification import softmax
-from tfllm.tasks.features import Example, Features, LazyArrays, encode_texts
+from tfllm.tasks.features import ClassWeights, Example, Features, LazyArrays, encode_texts
 from tfllm.tasks.masked_lm import MaskedLM, MaskedTokenTask, features_to_fill
 from tfllm.tasks.metric_directions import MASKED_TOKEN_METRICS
 from tfllm.tasks.objectives import masking, memory_corpus, sentence_pairs

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from tfllm.errors import DataError
 from tfllm.tasks import answer_spans, label_names
-from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.base import Task
 from tfllm.tasks.features import (
+    ClassWeights,
     Example,
     Features,
     features_from_encodings,

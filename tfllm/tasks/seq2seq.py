@@ -16,6 +16,7 @@ from tfllm.tasks.base import NextToken
 from tfllm.tasks.features import Example, Features, text_field, where
 from tfllm.tasks.objectives import seq2seq_features
 from tfllm.tasks.objectives import span_corruption as spans
+from tfllm.tasks.objectives.memory_corpus import tokenize_corpus
 from tfllm.tasks.objectives.seq2seq_features import Pair, Seq2SeqFeatures
 from tfllm.tasks.objectives.span_corruption import CorruptedPairs
 
@@ -141,8 +142,6 @@ class Seq2Seq(NextToken):
         missing, and for texts that are too long.
         """
         if self.span_corruption:
-            from tfllm.tasks.objectives.memory_corpus import tokenize_corpus
-
             return self._corrupted(tokenize_corpus(examples, tokenizer), tokenizer)
         rows: list[tuple[int, str]] = []  # the example's number, a target
         left_out: list[Example] = []

@@ -10,10 +10,11 @@ import numpy as np
 
 from tfllm.errors import DataError
 from tfllm.tasks import entities, label_names
-from tfllm.tasks.base import ClassWeights, Task
+from tfllm.tasks.base import Task
 from tfllm.tasks.classification import softmax
 from tfllm.tasks.features import (
     IGNORED,
+    ClassWeights,
     Example,
     Features,
     features_from_encodings,
