@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tfllm.config import Settings
 from tfllm.errors import SettingError
-from tfllm.tasks.features import ClassWeights, Example, Features
+from tfllm.tasks.features import ClassWeights, Example, Features, TokenCorpus
 
 if TYPE_CHECKING:
     import keras
@@ -83,8 +83,8 @@ class Task(Settings):
 
     @property
     def measure(self) -> str | Measure:
-        """The measure of `tfllm evaluate`: a name in `evaluation.MEASURES`, or a function of the
-        task's own, `measure(answers, examples) -> {name: value}`."""
+        """What `tfllm evaluate` computes: a name in `evaluation.metrics.MEASURES`, or a function of
+        the task's own, `measure(answers, examples) -> {name: value}`."""
         raise NotImplementedError
 
     @property
@@ -113,11 +113,11 @@ class Task(Settings):
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> Task:
-        """The task of a Hugging Face directory with this task's head. Raises CheckpointError."""
+        """Return the task of a Hugging Face directory with this head. Raises CheckpointError."""
         return cls(max_length=source.length_of_texts())
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """What the head adds to Hugging Face's `config.json`.
+        """Return what the head adds to Hugging Face's `config.json`.
 
         Args:
             before: The `config.json` that the checkpoint came from, empty where it came from none.
@@ -126,27 +126,38 @@ class Task(Settings):
         return {}
 
     def hf_generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """`generation_config.json` of a model that has none, from its `config.json`."""
+        """Return `generation_config.json` of a model that has none, from its `config.json`."""
         return {}
 
     def check_hf(self, model_type: str) -> None:
-        """Raises CheckpointError for what Hugging Face's models of `model_type` cannot say."""
+        """Raises CheckpointError for a head that Hugging Face's models of `model_type` lack."""
 
     def infer_settings(self, examples: Sequence[Example]) -> Task:
-        """A copy in which what the settings leave open (labels) is found in the examples."""
+        """Return a copy in which unset settings (labels) are those of the training examples."""
         return self
 
     def with_start_id(self, start_id: int | None) -> Task:
-        """A copy that knows the first token of what its model writes, where that is not in rows."""
+        """Return a copy whose decoder starts with this token, where the settings name none."""
         return self
 
     def model(self, backbone: keras.Model, config: Any) -> keras.Model:
-        """Backbone and head: functional, the backbone's inputs, one float32 output."""
+        """Put the head on a backbone.
+
+        Args:
+            backbone: A functional model from int32 inputs [B, T] to hidden states [B, T, D].
+            config: The family's Config.
+
+        Returns:
+            A functional model with the backbone's inputs and a float32 output: [B, C] of a
+            `pooled` task, [B, T, C] of others; or several such outputs by name.
+        """
         raise NotImplementedError
 
     def training_model(self, model: keras.Model) -> keras.Model:
-        """The model as `tfllm train` trains it: itself, or the same layers with other inputs and
-        outputs, which `loss` and `metrics` know.
+        """Return the model as `tfllm train` trains it.
+
+        It is the model itself, or the same layers with other inputs and outputs, which `loss` and
+        `metrics` know.
 
         Keras' own `fit` needs it where rows are groups (pairs of embedding). The other kind, scores
         at masked tokens only, gives the same losses as the model itself, which `fit` takes.
@@ -154,21 +165,27 @@ class Task(Settings):
         return model
 
     def export_task(self) -> Task:
-        """The task that a model of this one is exported for: itself, or one that can be served."""
+        """Return the task that a model is exported for: this one, or one that can be served."""
         return self
 
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """Rows of examples. Raises DataError for an example that cannot be used.
+        """Tokenize examples into rows.
 
-        Targets are made where the examples have labels; `targets=False` leaves labels unread, so
-        that a file may be predicted whose labels the model does not know.
+        Args:
+            examples: Dicts of fields.
+            tokenizer: The model's tokenizer.
+            targets: Whether labels are read, where the examples have them. False for prediction:
+                a file may have labels that the model does not know.
+
+        Raises:
+            DataError: An example cannot be used.
         """
         raise NotImplementedError
 
     def load_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
-        """`features` of examples, or of the prepared corpus that they stand for.
+        """Return `features` of examples, or of the prepared corpus that they stand for.
 
         Raises SettingError for a corpus of another vocabulary's tokens.
         """
@@ -184,12 +201,12 @@ class Task(Settings):
             )
         return self.corpus_features(corpus, tokenizer)
 
-    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
-        """Rows over a `data.corpora.corpus.Corpus`, made when asked for. Not of every task."""
+    def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
+        """Return rows over tokenized documents, read when asked for. Not of every task."""
         raise NotImplementedError
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
-        """The features as training (and validation, with epoch 0) sees them in one epoch.
+        """Return the features as training (and validation, with epoch 0) sees them in one epoch.
 
         The same object for most tasks. Where chance takes part (masked_lm), a function of
         (seed, epoch, row) alone, so that a resumed run sees what an unbroken one would.
@@ -199,38 +216,50 @@ class Task(Settings):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """The loss over (targets, outputs) of `Features.batch`, of the model of `training_model`.
+        """Return the Keras loss over (targets, outputs) of `Features.batch` and `training_model`.
 
-        As a Keras loss: a value per target, whose mean Keras takes.
+        Args:
+            label_smoothing: Share of the target that goes to all classes alike.
+            class_weights: A number per label in the labels' order, or {label: number}.
 
-        `class_weights`: a number per label in the labels' order, or {label: number}.
-        Raises SettingError for an option that the task has no use for.
+        Raises:
+            SettingError: An option is set that the task has no use for.
         """
         raise NotImplementedError
 
     def metrics(self) -> list[keras.metrics.Metric] | dict[str, list[keras.metrics.Metric]]:
-        """Keras metrics over (targets, outputs), for progress lines and choosing the best epoch.
+        """Return Keras metrics over (targets, outputs), for progress and the best epoch.
 
         A list for every output where the model has several, as `compile(metrics=...)` takes it.
         """
         raise NotImplementedError
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
-        """One JSON dict per example. `outputs`: per row of features, [T] axes may be padded."""
+        """Return one JSON dict per example.
+
+        Args:
+            outputs: The model's output of every row of `features`; [T] axes may be padded.
+            features: Of `features(..., targets=False)`.
+        """
         raise NotImplementedError
 
     def pair_answer(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-        """The answer for the outputs of both texts of a pair, where `encodes_pairs_apart`."""
+        """Return the answer for the outputs [D] of a pair's texts, where `encodes_pairs_apart`."""
         raise NotImplementedError
 
     def answer_from_signature(
         self, example: Example, outputs: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """The answer from the outputs of `serving_default` for one example, without batch axis."""
+        """Return the answer for one example from the outputs of the signature `serving_default`.
+
+        Args:
+            example: The example.
+            outputs: Values by name, without the batch axis.
+        """
         raise NotImplementedError
 
     def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
-        """Serving signatures: name -> tf.function with an input signature, all with a batch axis.
+        """Return serving signatures: name -> tf.function, every input and output with a batch axis.
 
         The functions capture the model's variables and the tokenizer's tables; keep both alive.
         `METHODS` in tfllm.tasks names each signature's method for TF Serving.

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks.base import NextToken
-from tfllm.tasks.features import Example, Features, TokenWindows, text_field, where
+from tfllm.tasks.features import Example, Features, TokenCorpus, TokenWindows, text_field, where
 from tfllm.tasks.objectives import packing
 from tfllm.tasks.objectives.packing import CorpusTokenStream, TokenStream
 
@@ -125,7 +125,7 @@ class CausalLM(NextToken):
         features = self._of_stream(stream, tokenizer, whole=chat)
         return features if targets else replace(features, targets=None)
 
-    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
+    def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
         """Rows over a prepared corpus, as over texts; read from the disk when asked for."""
         start, end = _specials(tokenizer) if self.documents else ([], [])
         stream = CorpusTokenStream(corpus, tuple(start), tuple(end), self.documents)

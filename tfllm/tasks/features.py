@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,34 @@ IGNORED = -100  # the target of a token that has no part in the loss
 
 Example = Mapping[str, Any]
 ClassWeights = Mapping[str, float] | Sequence[float] | None
+
+
+class TokenCorpus(Protocol):
+    """Tokenized documents of sentences: a `data.corpora.corpus.Corpus`, or a `MemoryCorpus`."""
+
+    @property
+    def sentence_lengths(self) -> np.ndarray:
+        """int [N]: tokens of each sentence."""
+        ...
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        """int [M + 1]: the first sentence of each document; the last entry is N."""
+        ...
+
+    @property
+    def token_starts(self) -> np.ndarray:
+        """int [N + 1]: the position of each sentence's first token."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identifies the tokens."""
+        ...
+
+    def tokens(self, begin: int, end: int) -> np.ndarray:
+        """Ids at the positions begin ... end: int32."""
+        ...
 
 
 def where(example: Example) -> str:

@@ -14,6 +14,7 @@ from tfllm.tasks.features import (
     Example,
     Features,
     LazyArrays,
+    TokenCorpus,
     encode_texts,
     features_from_encodings,
     text_field,
@@ -119,7 +120,7 @@ class MaskedLM(MaskedTokenTask):
         encodings = encode_texts(examples, tokenizer, self.max_length)
         return features_to_fill(examples, encodings, tokenizer, self)
 
-    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
+    def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> MaskedFeatures:
         """Full windows of documents one after another (Liu et al. 2019, 4.2: full sentences)."""
         template = tokenizer.row_template
         start, end = np.asarray(template.prefix, np.int32), np.asarray(template.suffix, np.int32)

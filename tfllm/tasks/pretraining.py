@@ -13,7 +13,14 @@ import numpy as np
 
 from tfllm.tasks import next_sentence
 from tfllm.tasks.classification import softmax
-from tfllm.tasks.features import ClassWeights, Example, Features, LazyArrays, encode_texts
+from tfllm.tasks.features import (
+    ClassWeights,
+    Example,
+    Features,
+    LazyArrays,
+    TokenCorpus,
+    encode_texts,
+)
 from tfllm.tasks.masked_lm import MaskedLM, MaskedTokenTask, features_to_fill
 from tfllm.tasks.metric_directions import MASKED_TOKEN_METRICS
 from tfllm.tasks.objectives import masking, memory_corpus, sentence_pairs
@@ -72,7 +79,7 @@ class Pretraining(MaskedTokenTask):
             return features_to_fill(examples, encodings, tokenizer, self)
         return self.corpus_features(memory_corpus.tokenize_corpus(examples, tokenizer), tokenizer)
 
-    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> MaskedFeatures:
+    def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> MaskedFeatures:
         """Rows over documents that are tokenized already; `for_epoch` draws what is in them."""
         template, sentences = tokenizer.row_template, corpus
         plan = sentence_pairs.plan_pairs(

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks.base import NextToken
-from tfllm.tasks.features import Example, Features, text_field, where
+from tfllm.tasks.features import Example, Features, TokenCorpus, text_field, where
 from tfllm.tasks.objectives import seq2seq_features
 from tfllm.tasks.objectives import span_corruption as spans
 from tfllm.tasks.objectives.memory_corpus import tokenize_corpus
@@ -191,11 +191,12 @@ class Seq2Seq(NextToken):
             source_ids.append(np.array([*template.prefix, *ids[:room], *template.suffix], np.int32))
         return source_ids
 
-    def corpus_features(self, corpus: Any, tokenizer: Tokenizer) -> Features:
+    def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
         """Texts with spans taken out, and the spans; drawn anew in every epoch."""
         if not self.span_corruption:
+            directory = getattr(corpus, "directory", "")
             raise SettingError(
-                f"data.train: '{corpus.directory}' is a prepared corpus, text alone. Set "
+                f"data.train: '{directory}' is a prepared corpus, text alone. Set "
                 "task.span_corruption: true to learn from it, or name a file of examples."
             )
         return self._corrupted(corpus, tokenizer)
@@ -261,7 +262,7 @@ class Seq2Seq(NextToken):
             len(left_out), count, first,
         )  # fmt: skip
 
-    def _corrupted(self, corpus: Any, tokenizer: Tokenizer) -> Features:
+    def _corrupted(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
         rows = spans.corrupt_corpus(
             corpus, tokenizer, self.source_length, self.noise_density, self.mean_span
         )

@@ -6,13 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfllm.data.corpora.sentence_splitter import split_sentences
 from tfllm.errors import DataError
-from tfllm.tasks.features import Example, text_field, where
+from tfllm.tasks.features import Example, TokenCorpus, text_field, where
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
@@ -71,7 +71,7 @@ def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> Memory
     )
 
 
-def example_indices(corpus: Any, document: np.ndarray) -> np.ndarray:
+def example_indices(corpus: TokenCorpus, document: np.ndarray) -> np.ndarray:
     """The numbers of the examples that documents are: int [rows]."""
     numbers = getattr(corpus, "numbers", None)
     return document if numbers is None else numbers[document]

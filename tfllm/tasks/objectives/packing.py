@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from tfllm.tasks.features import IGNORED
+from tfllm.tasks.features import IGNORED, TokenCorpus
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class CorpusTokenStream:
     document.
     """
 
-    corpus: Any
+    corpus: TokenCorpus
     before: tuple[int, ...] = ()
     """ids before every document"""
     after: tuple[int, ...] = ()

@@ -12,26 +12,17 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from tfllm.errors import DataError
+from tfllm.tasks.features import TokenCorpus
 
 SHORTER_SHARE = 0.1  # of the documents: their rows have any length
 RANDOM_SHARE = 0.5  # of the pairs
 SMALLEST = 2  # tokens of a pair: one each
 LENGTHS_SEED = 2019  # which documents have shorter rows is the same in every run
-
-
-class SentenceCorpus(Protocol):
-    """Documents of sentences of tokens: a `data.corpora.corpus.Corpus` or a `MemoryCorpus`."""
-
-    sentence_lengths: np.ndarray  # int [N]
-    document_starts: np.ndarray  # int [M + 1]: the first sentence of each; the last entry is N
-    token_starts: np.ndarray  # int [N + 1]: the position of each sentence's first token
-
-    def tokens(self, begin: int, end: int) -> np.ndarray: ...
 
 
 class Pair(NamedTuple):
@@ -46,7 +37,7 @@ class Pair(NamedTuple):
 class PairPlan:
     """The rows of one corpus. All arrays are int [rows]."""
 
-    sentences: SentenceCorpus
+    sentences: TokenCorpus
     document: np.ndarray
     begin: np.ndarray  # the row's first sentence
     end: np.ndarray  # behind its last
@@ -110,7 +101,7 @@ def truncate_pair(
     return ranges[0], ranges[1]
 
 
-def plan_pairs(sentences: SentenceCorpus, room: int) -> PairPlan:
+def plan_pairs(sentences: TokenCorpus, room: int) -> PairPlan:
     """Rows of `room` tokens at most, special ones not counted.
 
     Raises DataError for a single document: there is no other to draw second parts from.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfllm.errors import SettingError
+from tfllm.tasks.features import TokenCorpus
 from tfllm.tasks.objectives import packing
 from tfllm.tasks.objectives.packing import CorpusTokenStream, TokenStream
 from tfllm.tasks.objectives.seq2seq_features import Pair
@@ -148,7 +149,7 @@ class SpanCorruption:
 
 
 def corrupt_corpus(
-    corpus: Any,
+    corpus: TokenCorpus,
     tokenizer: Tokenizer,
     inputs: int,
     density: float = NOISE_DENSITY,
