@@ -125,7 +125,7 @@ def test_a_task_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     assert [answer["label"] for answer in answers] == ["good", "bad"]
 
     exported = tmp_path / "exported"
-    arguments = ["--data", validation, *columns, "--output", exported]
+    arguments = ["--data", validation, "--output", exported]
     run(capsys, "export", checkpoint, "--to", "savedmodel", *arguments)
     served = open_model(exported).answers(examples)
     for answer, other in zip(served, answers, strict=True):

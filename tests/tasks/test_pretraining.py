@@ -34,15 +34,15 @@ def test_a_row_is_two_texts_with_their_types_and_label(tokenizer, features):
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     labels = []
     for row in range(len(drawn)):
-        made = drawn.hidden(row)
+        made = drawn.masked_row(row)
         assert len(made.ids) == drawn.lengths[row] == len(made.types) <= 32
         plain = np.where(made.target != IGNORED, made.target, made.ids)[1:]
         assert made.target[0] == IGNORED
         assert made.ids[0] == start and plain[-1] == end and list(plain).count(end) == 2
         second = int(np.flatnonzero(plain == end)[0]) + 2
         assert made.types.tolist() == [0] * second + [1] * (len(made.ids) - second)
-        assert made.places.tolist() == (np.flatnonzero(made.target[1:] != IGNORED) + 1).tolist()
-        assert len(made.places) == max(1, round(0.15 * len(made.ids)))
+        assert made.positions.tolist() == (np.flatnonzero(made.target[1:] != IGNORED) + 1).tolist()
+        assert len(made.positions) == max(1, round(0.15 * len(made.ids)))
         labels.append(made.label)
     assert 0.3 < np.mean(labels) < 0.9  # 1: does not follow, which single sentences never do
 
@@ -50,13 +50,13 @@ def test_a_row_is_two_texts_with_their_types_and_label(tokenizer, features):
 def test_rows_are_a_function_of_seed_epoch_and_row(features):
     def rows(*draw):
         drawn = TASK.for_epoch(features, *draw)
-        return [drawn.hidden(row).ids.tolist() for row in range(len(drawn))]
+        return [drawn.masked_row(row).ids.tolist() for row in range(len(drawn))]
 
     first = rows(1, 0)
     assert rows(1, 0) == first
     assert rows(1, 1) != first and rows(2, 0) != first
     backwards = TASK.for_epoch(features, 1, 0)
-    assert [backwards.hidden(row).ids.tolist() for row in reversed(range(len(first)))] == first[
+    assert [backwards.masked_row(row).ids.tolist() for row in reversed(range(len(first)))] == first[
         ::-1
     ]
 
@@ -65,7 +65,7 @@ def test_batches_are_the_rows(features):
     drawn = TASK.for_epoch(features, 1, 0)
     inputs, targets = drawn.batch([3, 0], 32)
     for place, row in enumerate((3, 0)):
-        made, size = drawn.hidden(row), int(drawn.lengths[row])
+        made, size = drawn.masked_row(row), int(drawn.lengths[row])
         assert inputs["token_ids"][place, :size].tolist() == made.ids.tolist()
         assert inputs["segment_ids"][place, :size].tolist() == made.types.tolist()
         assert inputs["padding_mask"][place].tolist() == [1] * size + [0] * (32 - size)

@@ -37,7 +37,7 @@ def test_it_is_the_stream_in_memory(before, after):
     for begin in range(2 * len(stream)):
         for length in (1, 4, len(stream)):
             places = np.arange(begin, begin + length)
-            for name in ("tokens", "segments", "targets"):
+            for name in ("tokens", "document_ids", "targets"):
                 found = getattr(stream, name)(places)
                 assert found.dtype == np.int32
                 assert found.tolist() == getattr(expected, name)(places).tolist(), (name, begin)
@@ -76,7 +76,7 @@ def test_full_windows_hide_tokens_and_no_separators(tokenizer):
         drawn = task.for_epoch(features, 1, epoch)
         tokens = []
         for row in range(len(drawn)):
-            made = drawn.hidden(row)
+            made = drawn.masked_row(row)
             plain = np.where(made.target != IGNORED, made.target, made.ids)
             assert plain[0] == start and plain[-1] == end
             assert not np.isin(made.target, [start, end]).any()
