@@ -179,7 +179,7 @@ def test_the_best_paths_of_random_models(exact):
     rust = Tokenizer(models.Unigram(pieces, 0))
     words = ["".join(draw.choices(letters + "e", k=draw.randrange(1, 60))) for _ in range(400)]
     model = UnigramModel(json.loads(rust.to_str())["model"])
-    assert model._exact is exact
+    assert model._exact_sums is exact
     ids, starts, ends = (part.to_list() for part in model.tokenize_with_offsets(tf.constant(words)))
     for word, *found in zip(words, ids, starts, ends, strict=True):
         wanted = rust.encode(word)
@@ -192,8 +192,8 @@ def differing(normalize, reference, points, form):
     found = []
     for begin in range(0, len(points), CHUNK):
         texts = [form.format(chr(point)) for point in points[begin : begin + CHUNK]]
-        result = normalize(normalized_string.decoded(tf.constant(texts)))
-        written = normalized_string.encoded(result.points, result.splits).numpy()
+        result = normalize(normalized_string.decode(tf.constant(texts)))
+        written = normalized_string.encode(result.points, result.splits).numpy()
         found += [
             hex(point)
             for point, text, got in zip(points[begin:], texts, written, strict=False)
@@ -241,8 +241,8 @@ def test_random_marks(name):
     ]
     for _ in range(20):
         texts = ["".join(draw.choices(kinds, k=draw.randrange(12))) for _ in range(500)]
-        result = normalize(normalized_string.decoded(tf.constant(texts)))
-        written = normalized_string.encoded(result.points, result.splits).numpy()
+        result = normalize(normalized_string.decode(tf.constant(texts)))
+        written = normalized_string.encode(result.points, result.splits).numpy()
         assert [text.decode() for text in written] == [*map(reference.normalize_str, texts)]
 
 

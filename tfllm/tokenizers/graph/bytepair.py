@@ -96,15 +96,15 @@ class BytePairGraph(TokenizerGraph):
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
         if self._compose is None:
             return self._merged(pieces, offsets)
-        given = normalized_string.decoded(pieces.strings)
+        given = normalized_string.decode(pieces.strings)
         texts = self._compose(given)
-        cut = self._cut_normalized(normalized_string.encoded(texts.points, texts.splits))
+        cut = self._cut_normalized(normalized_string.encode(texts.points, texts.splits))
         tokens = self._merged(cut, offsets)
         tokens = with_literals(tokens, cut) if self._cut_normalized else tokens
         splits = tf.gather(tokens.splits, cut.text_splits)
         if not offsets:
             return without_offsets(tokens.ids, splits)
-        starts, ends = normalized_string.origins(texts, splits, tokens.starts, tokens.ends)
+        starts, ends = normalized_string.original_offsets(texts, splits, tokens.starts, tokens.ends)
         return Tokens(tokens.ids, starts, ends, splits, given.splits[1:] - given.splits[:-1])
 
     def _merged(self, cut: Pieces, offsets: bool) -> Tokens:

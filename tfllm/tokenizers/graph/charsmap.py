@@ -23,8 +23,13 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     UNIFORM,
     examined,
 )
-from tfllm.tokenizers.graph.normalized_string import Aligned, first_of_texts, repeated, transformed
-from tfllm.tokenizers.graph.trie import NONE, PointTrie
+from tfllm.tokenizers.graph.normalized_string import (
+    NormalizedStrings,
+    first_of_texts,
+    repeat,
+    transform,
+)
+from tfllm.tokenizers.graph.trie import NONE, CodePointTrie
 
 CLUSTER_BYTES = 6  # clusters of so many bytes are no longer looked up whole
 # Units of the double array: label, leaf flag, offset (Darts-clone).
@@ -62,7 +67,7 @@ class Charsmap(tf.Module):
                     "checkpoint's .model file."
                 )
         contents = [*single.values(), *several.values()]
-        self._trie = PointTrie({key: len(single) + n for n, key in enumerate(several)})
+        self._trie = CodePointTrie({key: len(single) + n for n, key in enumerate(several)})
         numbers = np.full(CODE_POINTS, NONE, np.int32)
         numbers[list(single)] = np.arange(len(single))
         lengths = np.array([*map(len, contents), 1], np.int64)
@@ -74,7 +79,7 @@ class Charsmap(tf.Module):
             self._content = tf.constant([*(ord(c) for text in contents for c in text), 0])
         self._itself = len(contents)
 
-    def __call__(self, texts: Aligned) -> Aligned:
+    def __call__(self, texts: NormalizedStrings) -> NormalizedStrings:
         """Code points that came from the texts' own, one or several each."""
         numbers = _looked_up(self._numbers, texts.points)
         ones = tf.ones_like(texts.starts)
@@ -90,7 +95,7 @@ class Charsmap(tf.Module):
             lambda: texts,
         )
 
-    def _joined(self, texts: Aligned) -> tf.Tensor:
+    def _joined(self, texts: NormalizedStrings) -> tf.Tensor:
         """bool [C]: whether each code point is in the cluster of the one before it."""
         own = _looked_up(self._joins, texts.points)
         before = tf.concat([[BREAKS], own[:-1]], 0)
@@ -101,7 +106,7 @@ class Charsmap(tf.Module):
         return joins & ~first_of_texts(texts)
 
     def _clusters(
-        self, texts: Aligned, numbers: tf.Tensor, joined: tf.Tensor
+        self, texts: NormalizedStrings, numbers: tf.Tensor, joined: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The rule of each part of a text at its first code point, and the part's code points.
 
@@ -117,7 +122,7 @@ class Charsmap(tf.Module):
         small = (bytes_of < CLUSTER_BYTES) & (stops - firsts > 1)
         firsts, stops = tf.boolean_mask(firsts, small), tf.boolean_mask(stops, small)
         # Longer entries are written first, so that the shortest stays.
-        begins, _, found = self._trie.found(texts.points, stops, firsts)
+        begins, _, found = self._trie.find_all(texts.points, stops, firsts)
         ends = tf.scatter_nd(firsts[:, None], stops, texts.size[None])
         order = tf.range(tf.size(found), 0, -1) - 1
         rule = numbers
@@ -131,11 +136,13 @@ class Charsmap(tf.Module):
         parts = tf.where(covered, tf.zeros_like(parts), parts)
         return tf.where(covered, NONE, rule), parts
 
-    def _replaced(self, texts: Aligned, numbers: tf.Tensor, parts: tf.Tensor) -> Aligned:
+    def _replaced(
+        self, texts: NormalizedStrings, numbers: tf.Tensor, parts: tf.Tensor
+    ) -> NormalizedStrings:
         """What `NormalizedString::transform` makes of the package's list of changes."""
         rule = tf.where(numbers == NONE, self._itself, numbers)
         lengths = tf.where(parts > 0, tf.gather(self._lengths, rule), tf.zeros_like(parts))
-        new, index, copy = repeated(texts, lengths)
+        new, index, copy = repeat(texts, lengths)
         place = tf.gather(self._begins, tf.gather(rule, index)) + copy
         kept = tf.gather(numbers, index) == NONE
         points = tf.where(kept, new.points, tf.gather(self._content, place))
@@ -145,7 +152,7 @@ class Charsmap(tf.Module):
         last = tf.cumsum(lengths) - 1  # the character written last, when each part is done
         last = tf.where(last >= tf.gather(new.splits[:-1], texts.rows), last, -1)
         change -= tf.math.unsorted_segment_sum(lost, last, new.size)
-        return transformed(texts, points, change, new.splits)
+        return transform(texts, points, change, new.splits)
 
 
 def rules_of(blob: bytes) -> dict[str, str]:

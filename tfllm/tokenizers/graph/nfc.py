@@ -24,7 +24,12 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     examined,
     mapped,
 )
-from tfllm.tokenizers.graph.normalized_string import Aligned, first_of_texts, repeated, transformed
+from tfllm.tokenizers.graph.normalized_string import (
+    NormalizedStrings,
+    first_of_texts,
+    repeat,
+    transform,
+)
 
 MORE_THAN_CLASSES = 256
 POINT_BITS = 21
@@ -94,7 +99,7 @@ class Composer(tf.Module):
         with tf.init_scope():
             self._tables = Tables(*map(tf.constant, tables()))
 
-    def __call__(self, texts: Aligned) -> Aligned:
+    def __call__(self, texts: NormalizedStrings) -> NormalizedStrings:
         """Code points that came from the texts' own."""
         return tf.cond(
             tf.reduce_any(texts.points > 0x7F), lambda: self._composed(texts), lambda: texts
@@ -107,12 +112,12 @@ class Composer(tf.Module):
         rows, classes = tf.unstack(tf.gather(self._tables.pages, place), axis=1)
         return rows, classes
 
-    def _composed(self, texts: Aligned) -> Aligned:
+    def _composed(self, texts: NormalizedStrings) -> NormalizedStrings:
         table = self._tables
         row, _ = self._entries(texts.points)
         whole = row == NONE
         row = tf.where(whole, tf.size(table.part_sizes) - 1, row)
-        new, index, copy = repeated(texts, tf.gather(table.part_sizes, row))
+        new, index, copy = repeat(texts, tf.gather(table.part_sizes, row))
         part = tf.gather(table.parts, tf.gather(tf.gather(table.part_begins, row), index) + copy)
         points = tf.where(tf.gather(whole, index), new.points, part)
         changes = tf.cast(copy > 0, tf.int64)
@@ -130,7 +135,7 @@ class Composer(tf.Module):
         points, changes, kept = self._joined(points, changes, marks, starters, stretch)
         places = tf.where(kept)[:, 0]
         splits = tf.searchsorted(places, new.splits, out_type=tf.int64)
-        return transformed(texts, tf.gather(points, places), tf.gather(changes, places), splits)
+        return transform(texts, tf.gather(points, places), tf.gather(changes, places), splits)
 
     def _joined(self, points, changes, marks, starters, begins):
         """Points and changes [C] with what belongs together at its first place; what is left."""

@@ -15,7 +15,7 @@ from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, rows_of
 from tfllm.tokenizers.word_alignment import WHITE_SPACE
 
 
-class Aligned(NamedTuple):
+class NormalizedStrings(NamedTuple):
     """C code points of P texts."""
 
     points: tf.Tensor
@@ -38,22 +38,22 @@ class Aligned(NamedTuple):
         return rows_of(self.splits, self.size)
 
 
-def decoded(texts: tf.Tensor) -> Aligned:
+def decode(texts: tf.Tensor) -> NormalizedStrings:
     """UTF-8 string [P]; each invalid byte sequence is one U+FFFD."""
     found = tf.raw_ops.UnicodeDecode(
         input=texts, input_encoding="UTF-8", errors="replace", replacement_char=REPLACEMENT
     )
     points = found.char_values
-    return counted(Aligned(points, points, points, found.row_splits))
+    return with_own_offsets(NormalizedStrings(points, points, points, found.row_splits))
 
 
-def counted(texts: Aligned) -> Aligned:
+def with_own_offsets(texts: NormalizedStrings) -> NormalizedStrings:
     """The same code points, each of the place where it stands now."""
     place = tf.range(texts.size) - tf.gather(texts.splits, texts.rows)
     return texts._replace(starts=place, ends=place + 1)
 
 
-def encoded(points: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
+def encode(points: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
     """Code points [C] to UTF-8 string [P]."""
     return tf.raw_ops.UnicodeEncode(
         input_values=points,
@@ -64,21 +64,23 @@ def encoded(points: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
     )
 
 
-def white(points: tf.Tensor) -> tf.Tensor:
+def is_white(points: tf.Tensor) -> tf.Tensor:
     """bool [C]: Unicode's White_Space."""
     inside = [(points >= first) & (points <= last) for first, last in WHITE_SPACE]
     return functools.reduce(tf.logical_or, inside)
 
 
-def chosen(texts: Aligned, kept: tf.Tensor) -> Aligned:
+def select(texts: NormalizedStrings, kept: tf.Tensor) -> NormalizedStrings:
     """The code points of which `kept` bool [C] says so."""
     places = tf.where(kept)[:, 0]
     splits = tf.searchsorted(places, texts.splits, out_type=tf.int64)
     points, starts, ends = (tf.gather(part, places) for part in texts[:3])
-    return Aligned(points, starts, ends, splits)
+    return NormalizedStrings(points, starts, ends, splits)
 
 
-def repeated(texts: Aligned, counts: tf.Tensor) -> tuple[Aligned, tf.Tensor, tf.Tensor]:
+def repeat(
+    texts: NormalizedStrings, counts: tf.Tensor
+) -> tuple[NormalizedStrings, tf.Tensor, tf.Tensor]:
     """Each code point as often as `counts` int64 [C] says.
 
     Also int64 [D]: which one each was, and the number of its copy.
@@ -88,43 +90,45 @@ def repeated(texts: Aligned, counts: tf.Tensor) -> tuple[Aligned, tf.Tensor, tf.
     copy = tf.range(tf.size(index, out_type=tf.int64)) - tf.gather(begins, index)
     splits = tf.gather(tf.concat([begins, tf.reduce_sum(counts)[None]], 0), texts.splits)
     points, starts, ends = (tf.gather(part, index) for part in texts[:3])
-    return Aligned(points, starts, ends, splits), index, copy
+    return NormalizedStrings(points, starts, ends, splits), index, copy
 
 
-def replaced(texts: Aligned, inside: tf.Tensor, last: tf.Tensor, content: str) -> Aligned:
+def replace(
+    texts: NormalizedStrings, inside: tf.Tensor, last: tf.Tensor, content: str
+) -> NormalizedStrings:
     """Matches replaced: bool [C] of what is part of one, and of the last code point of each."""
     size = tf.constant(len(content), tf.int64)
     counts = tf.where(last, size, tf.where(inside, tf.zeros_like(size), tf.ones_like(size)))
-    new, index, copy = repeated(texts, counts)
+    new, index, copy = repeat(texts, counts)
     written = tf.gather(tf.constant([*map(ord, content), 0]), copy)
     return new._replace(points=tf.where(tf.gather(last, index), written, new.points))
 
 
-def prepended(
-    texts: Aligned, before: tf.Tensor, content: str
-) -> tuple[Aligned, tf.Tensor, tf.Tensor]:
+def prepend(
+    texts: NormalizedStrings, before: tf.Tensor, content: str
+) -> tuple[NormalizedStrings, tf.Tensor, tf.Tensor]:
     """`content` put before the code points of which `before` bool [C] says so.
 
     Also which code point each was, int64 [D], and where the content begins, bool [D].
     """
     size = tf.constant(len(content), tf.int64)
-    new, index, copy = repeated(texts, tf.where(before, size + 1, tf.ones_like(size)))
+    new, index, copy = repeat(texts, tf.where(before, size + 1, tf.ones_like(size)))
     added = tf.gather(before, index) & (copy < size)
     written = tf.gather(tf.constant([*map(ord, content), 0]), copy)
     new = new._replace(points=tf.where(added, written, new.points))
     return new, index, added & (copy == 0)
 
 
-def first_of_texts(texts: Aligned) -> tf.Tensor:
+def first_of_texts(texts: NormalizedStrings) -> tf.Tensor:
     """bool [C]: the first code point of each text that has one."""
     starts = tf.boolean_mask(texts.splits[:-1], texts.splits[:-1] < texts.splits[1:])
     flags = tf.zeros(tf.shape(texts.points), tf.bool)
     return tf.tensor_scatter_nd_update(flags, starts[:, None], tf.ones_like(starts, tf.bool))
 
 
-def transformed(
-    texts: Aligned, points: tf.Tensor, changes: tf.Tensor, splits: tf.Tensor
-) -> Aligned:
+def transform(
+    texts: NormalizedStrings, points: tf.Tensor, changes: tf.Tensor, splits: tf.Tensor
+) -> NormalizedStrings:
     """`NormalizedString::transform`: new code points [D] with the package's `changes` int64 [D].
 
     0 takes the place of the next one of the text, -n of n more behind it, and 1 is put in.
@@ -135,11 +139,13 @@ def transformed(
     firsts = tf.gather(tf.concat([places, [0]], 0), splits[:-1])
     source = places - tf.gather(firsts, rows) - tf.cast(changes > 0, tf.int64)
     source = tf.gather(texts.splits, rows) + tf.maximum(source, 0)
-    return Aligned(points, tf.gather(texts.starts, source), tf.gather(texts.ends, source), splits)
+    return NormalizedStrings(
+        points, tf.gather(texts.starts, source), tf.gather(texts.ends, source), splits
+    )
 
 
-def origins(
-    texts: Aligned, splits: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor
+def original_offsets(
+    texts: NormalizedStrings, splits: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Tokens' places in the texts as they are now, int32 [M], to those in the texts as given.
 
@@ -151,9 +157,9 @@ def origins(
     return tf.cast(found[0], tf.int32), tf.cast(found[1], tf.int32)
 
 
-def stripped(texts: Aligned, left: bool, right: bool) -> Aligned:
+def strip(texts: NormalizedStrings, left: bool, right: bool) -> NormalizedStrings:
     """Texts without the white space at their ends."""
-    solid = tf.where(~white(texts.points))[:, 0]
+    solid = tf.where(~is_white(texts.points))[:, 0]
     size = texts.size[None]
     following = tf.gather(
         tf.concat([solid, size], 0),
@@ -168,29 +174,33 @@ def stripped(texts: Aligned, left: bool, right: bool) -> Aligned:
         kept &= place >= tf.gather(following, rows)
     if right:
         kept &= place <= tf.gather(preceding, rows)
-    return chosen(texts, kept)
+    return select(texts, kept)
 
 
-def with_runs_replaced(texts: Aligned, character: str, least: int, content: str) -> Aligned:
+def replace_runs(
+    texts: NormalizedStrings, character: str, least: int, content: str
+) -> NormalizedStrings:
     """Runs of at least so many of one character replaced: the pattern ` {2,}`."""
     same, run, place = _runs(texts, character)
     sizes = tf.math.unsorted_segment_sum(tf.cast(same, tf.int64), run, texts.size + 1)
     inside = same & (tf.gather(sizes, run) >= least)
-    return replaced(texts, inside, inside & (place == tf.gather(sizes, run) - 1), content)
+    return replace(texts, inside, inside & (place == tf.gather(sizes, run) - 1), content)
 
 
-def with_all_replaced(texts: Aligned, character: str, count: int, content: str) -> Aligned:
+def replace_all(
+    texts: NormalizedStrings, character: str, count: int, content: str
+) -> NormalizedStrings:
     """Every so many of one character replaced: a literal pattern such as ` ` or two quotes."""
     if count == 1:
         same = texts.points == ord(character)
-        return replaced(texts, same, same, content)
+        return replace(texts, same, same, content)
     same, run, place = _runs(texts, character)
     sizes = tf.math.unsorted_segment_sum(tf.cast(same, tf.int64), run, texts.size + 1)
     inside = same & (place < tf.gather(sizes, run) // count * count)
-    return replaced(texts, inside, inside & (place % count == count - 1), content)
+    return replace(texts, inside, inside & (place % count == count - 1), content)
 
 
-def _runs(texts: Aligned, character: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _runs(texts: NormalizedStrings, character: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Whether each code point is the character; the number of its run, and its place in that."""
     same = texts.points == ord(character)
     begins = ~same | ~tf.concat([[False], same[:-1]], 0) | first_of_texts(texts)

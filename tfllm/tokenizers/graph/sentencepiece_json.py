@@ -29,7 +29,7 @@ from tfllm.tokenizers.graph.added_tokens import (
 from tfllm.tokenizers.graph.base import TokenizerGraph, joined, without
 from tfllm.tokenizers.graph.bytepair import NEVER, literals_of, merge_places, normalized_text
 from tfllm.tokenizers.graph.charsmap import Charsmap
-from tfllm.tokenizers.graph.normalized_string import Aligned
+from tfllm.tokenizers.graph.normalized_string import NormalizedStrings
 from tfllm.tokenizers.graph.sentencepiece import check_profile, tokens_of
 from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
 from tfllm.tokenizers.graph.unigram import UnigramModel
@@ -132,7 +132,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
         return _refuse("decoder", {"decoders": self._decoder})
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
-        texts = ns.decoded(pieces.strings)
+        texts = ns.decode(pieces.strings)
         lengths = texts.splits[1:] - texts.splits[:-1]
         for normalize in self._normalizers:
             texts = normalize(texts)
@@ -140,21 +140,23 @@ class SentencePieceJsonGraph(TokenizerGraph):
         begins_text = place == tf.gather(
             pieces.text_splits, rows_of(pieces.text_splits, tf.size(place))
         )
-        cut = self._cut_normalized(ns.encoded(texts.points, texts.splits))
+        cut = self._cut_normalized(ns.encode(texts.points, texts.splits))
         tokens = self._words(texts, cut, begins_text, offsets)
         if self._cut_normalized:
             tokens = with_literals(tokens, cut)
         splits = tf.gather(tokens.splits, cut.text_splits)
         if not offsets:
             return without_offsets(tokens.ids, splits)
-        starts, ends = ns.origins(texts, splits, tokens.starts, tokens.ends)
+        starts, ends = ns.original_offsets(texts, splits, tokens.starts, tokens.ends)
         return Tokens(tokens.ids, starts, ends, splits, lengths)
 
-    def _words(self, texts: Aligned, cut: Pieces, begins_text: tf.Tensor, offsets: bool) -> Tokens:
+    def _words(
+        self, texts: NormalizedStrings, cut: Pieces, begins_text: tf.Tensor, offsets: bool
+    ) -> Tokens:
         """Tokens of the pieces of normalized texts, without those of literal ones."""
         sizes = tf.cast(tf.strings.length(cut.strings, unit="UTF8_CHAR"), tf.int64)
         sizes = tf.where(cut.literal_ids >= 0, cut.literal_lengths, sizes)
-        parts = ns.counted(texts._replace(splits=tf.concat([[0], tf.cumsum(sizes)], 0)))
+        parts = ns.with_own_offsets(texts._replace(splits=tf.concat([[0], tf.cumsum(sizes)], 0)))
         rows = parts.rows
         own_text = rows_of(cut.text_splits, tf.size(sizes))
         at_start = tf.gather(begins_text, own_text)
@@ -171,7 +173,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
             split = divide(split)
         firsts = tf.where(split.begins)[:, 0]
         edges = tf.concat([firsts, split.chars.size[None]], 0)
-        words, index = tf.unique(ns.encoded(split.chars.points, edges))
+        words, index = tf.unique(ns.encode(split.chars.points, edges))
         own_words = tf.searchsorted(firsts, split.chars.splits, out_type=tf.int64)
         if not offsets:
             ids = tf.gather(self._model.tokenize(words), index)
@@ -194,7 +196,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
 class _Split(NamedTuple):
     """Code points of texts that are divided into words."""
 
-    chars: Aligned
+    chars: NormalizedStrings
     begins: tf.Tensor
     """bool [C]: a word begins here"""
     at_zero: tf.Tensor
@@ -205,7 +207,7 @@ class _Split(NamedTuple):
     def kept(self, flags: tf.Tensor) -> _Split:
         places = tf.where(flags)[:, 0]
         others = (tf.gather(part, places) for part in self[1:])
-        return _Split(ns.chosen(self.chars, flags), *others)
+        return _Split(ns.select(self.chars, flags), *others)
 
 
 class _Merges(tf.Module):
@@ -259,26 +261,26 @@ def _check_spaces(described: Mapping[str, Any]) -> None:
         _refuse("normalizer", described.get("normalizer") or {})
 
 
-def _normalizer(part: Mapping[str, Any]) -> Callable[[Aligned], Aligned]:
+def _normalizer(part: Mapping[str, Any]) -> Callable[[NormalizedStrings], NormalizedStrings]:
     """One of a file's normalizers as a function of texts."""
     kind = part.get("type")
     if kind == "Precompiled":
         return Charsmap(base64.b64decode(part["precompiled_charsmap"]))
     if kind == "Strip":
         left, right = bool(part.get("strip_left")), bool(part.get("strip_right"))
-        return lambda texts: ns.stripped(texts, left, right)
+        return lambda texts: ns.strip(texts, left, right)
     if kind == "Prepend":
         content = part["prepend"]
-        return lambda texts: ns.prepended(texts, ns.first_of_texts(texts), content)[0]
+        return lambda texts: ns.prepend(texts, ns.first_of_texts(texts), content)[0]
     if kind == "Replace":
         content, pattern = part["content"], part["pattern"]
         runs = RUNS.fullmatch(pattern.get("Regex") or "")
         if runs and int(runs[1]):
-            return lambda texts: ns.with_runs_replaced(texts, " ", int(runs[1]), content)
+            return lambda texts: ns.replace_runs(texts, " ", int(runs[1]), content)
         text = pattern.get("String") or ""
         if len(set(text)) == 1:
             count = len(text)
-            return lambda texts: ns.with_all_replaced(texts, text[0], count, content)
+            return lambda texts: ns.replace_all(texts, text[0], count, content)
     return _refuse("normalizer", part)
 
 
@@ -293,7 +295,7 @@ def _pre_tokenizer(part: Mapping[str, Any]) -> Callable[[_Split], _Split]:
 
 
 def _at_white_space(split: _Split) -> _Split:
-    white = ns.white(split.chars.points)
+    white = ns.is_white(split.chars.points)
     begins = split.begins | tf.concat([[False], white[:-1]], 0)
     none = tf.zeros_like(begins)
     return split._replace(begins=begins, of_text=none).kept(~white)
@@ -308,7 +310,7 @@ def _at_marks(split: _Split, scheme: str, divides: bool) -> _Split:
         lacking = begins & (chars.points != mark)
         if scheme == FIRST:
             lacking &= of_text | at_zero
-        chars, index, added = ns.prepended(chars, lacking, proto.SPACE)
+        chars, index, added = ns.prepend(chars, lacking, proto.SPACE)
         begins = added | tf.gather(begins & ~lacking, index)
         at_zero, of_text = tf.gather(at_zero, index), tf.gather(of_text, index)
     if divides:

@@ -1,4 +1,4 @@
-"""A trie over code points as constants of a graph: all its entries in texts, by binary search."""
+"""A trie over code points as constants of a graph: all its entries in texts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ POINT_BITS = 21
 NONE = -1
 
 
-class PointTrie(tf.Module):
-    """Texts to numbers of at least 0."""
+class CodePointTrie(tf.Module):
+    """Texts to values.
+
+    Args:
+        entries: Text -> value of at least 0.
+    """
 
     def __init__(self, entries: Mapping[str, int]):
         super().__init__()
         edges: dict[int, int] = {}
         values = [NONE]
-        for text, number in entries.items():
+        for text, value in entries.items():
             node = 0
             for character in text:
                 key = node << POINT_BITS | ord(character)
@@ -27,7 +31,7 @@ class PointTrie(tf.Module):
                     child = edges[key] = len(values)
                     values.append(NONE)
                 node = child
-            values[node] = number
+            values[node] = value
         self.depth = max(map(len, entries), default=0)
         keys = np.array(sorted(edges), np.int64)
         with tf.init_scope():
@@ -37,20 +41,25 @@ class PointTrie(tf.Module):
             )
             self._values = tf.constant(np.array(values, np.int32))
 
-    def found(
+    def find_all(
         self, points: tf.Tensor, limits: tf.Tensor, begins: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Every entry at the places `begins` int64 [A] of code points [C], shorter ones first.
+        """Find every entry that begins at the given positions, shorter ones first.
 
-        `limits` int64 [A]: the place where the text of each ends. Returns where each entry begins
-        and its length int64 [K], and its number int32 [K].
+        Args:
+            points: Code points, int32 [C].
+            limits: The position where the text of each of `begins` ends, int64 [A].
+            begins: Positions, int64 [A].
+
+        Returns:
+            Where each entry begins and its length, int64 [K], and its value, int32 [K].
         """
 
         def array(dtype: tf.DType) -> tf.TensorArray:
-            made = tf.TensorArray(
+            empty = tf.TensorArray(
                 dtype, size=1, dynamic_size=True, element_shape=[None], infer_shape=False
             )
-            return made.write(0, tf.zeros([0], dtype))
+            return empty.write(0, tf.zeros([0], dtype))
 
         def step(depth, begin, limit, node, arrays):
             alive = tf.where(begin + depth < limit)[:, 0]
@@ -64,9 +73,9 @@ class PointTrie(tf.Module):
             value = tf.gather(self._values, node)
             ends = tf.where(value != NONE)[:, 0]
             own = tf.gather(begin, ends)
-            told = (own, tf.fill(tf.shape(own), depth + 1), tf.gather(value, ends))
-            place = tf.cast(depth + 1, tf.int32)
-            arrays = [part.write(place, one) for part, one in zip(arrays, told, strict=True)]
+            matches = (own, tf.fill(tf.shape(own), depth + 1), tf.gather(value, ends))
+            row = tf.cast(depth + 1, tf.int32)
+            arrays = [one.write(row, part) for one, part in zip(arrays, matches, strict=True)]
             return depth + 1, begin, limit, node, arrays
 
         _, _, _, _, arrays = tf.while_loop(
@@ -80,5 +89,5 @@ class PointTrie(tf.Module):
                 [array(tf.int64), array(tf.int64), array(tf.int32)],
             ),
         )
-        begin, length, value = (part.concat() for part in arrays)
+        begin, length, value = (one.concat() for one in arrays)
         return begin, length, value

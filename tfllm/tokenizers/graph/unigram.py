@@ -1,8 +1,9 @@
-"""A unigram model as TensorFlow ops, equal to the `tokenizers` package's to the last tie.
+"""A unigram language model tokenizer as TensorFlow ops, equal to the `tokenizers` package's.
 
-tf-text's SentencePiece kernel sums scores in float32 and decides between equally good paths
-otherwise ("mmm" is `mm m` there and `m mm` here), so the best path is searched for in the graph:
-every word of a batch at once, one step for each character of the longest.
+tf-text's SentencePiece kernel adds scores in float32 and breaks ties otherwise ("mmm" is `mm m`
+there and `m mm` here), so the Viterbi search runs in the graph, in float64 as in the package: all
+words of a batch at once, one step for each character of the longest. Words that are one token are
+looked up in a table that the package has filled: in text of a known language they are the most.
 
 Source: Kudo 2018, "Subword regularization"; `tokenizers` (models/unigram/model.rs).
 """
@@ -17,41 +18,60 @@ import tensorflow as tf
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.graph.normalized_string import decoded, first_of_texts
-from tfllm.tokenizers.graph.trie import PointTrie
+from tfllm.tokenizers.graph.normalized_string import NormalizedStrings, decode, first_of_texts
+from tfllm.tokenizers.graph.trie import CodePointTrie
 
-UNKNOWN_PENALTY = 10.0  # below the worst piece: kUnkPenalty
+UNKNOWN_PENALTY = 10.0  # below the lowest score of a token: kUnkPenalty
+NOT_WHOLE = -1
 
 
-class Pieces(NamedTuple):
-    """The pieces of a batch's words, which they cover without a gap: [K] each."""
+class Tokens(NamedTuple):
+    """The K tokens of a batch of words, which they cover without a gap."""
 
     begins: tf.Tensor
-    """int64: first code point, counted over all words"""
+    """int64 [K]: first code point, counted over all words"""
     ids: tf.Tensor
+    """int32 [K]"""
+
+
+class RaggedTokens(NamedTuple):
+    """Tokens by word, with offsets in code points of the word: ragged [U, None] each."""
+
+    ids: tf.RaggedTensor
     """int32"""
+    starts: tf.RaggedTensor
+    """int64"""
+    ends: tf.RaggedTensor
+    """int64"""
 
 
 class UnigramModel(tf.Module):
-    """Words to ids and offsets; `model` is that of a tokenizer.json."""
+    """Words to token ids and offsets.
+
+    Args:
+        model: The value of "model" in a tokenizer.json, of type Unigram.
+
+    Raises:
+        TokenizerError: The model has no unknown token.
+    """
 
     def __init__(self, model: Mapping[str, Any]):
         super().__init__()
         vocabulary = model["vocab"]
-        ids = {token: number for number, (token, _) in enumerate(vocabulary) if token}
-        unknown = model.get("unk_id")
-        if unknown is None:
+        ids = {token: token_id for token_id, (token, _) in enumerate(vocabulary) if token}
+        if model.get("unk_id") is None:
             raise TokenizerError(
                 "tokenizer.json: the unigram model has no 'unk_id', so that it cannot read every "
                 "text. Name one."
             )
         scores = np.array([score for _, score in vocabulary], np.float64)
-        self._unknown = int(unknown)
+        self._unk_id = int(model["unk_id"])
         # Sums of float32 numbers are exact in float64, so that parts may be summed apart.
-        self._exact = bool((scores == scores.astype(np.float32)).all())
-        self._trie = PointTrie(ids)
+        self._exact_sums = bool((scores == scores.astype(np.float32)).all())
+        self._trie = CodePointTrie(ids)
         self._unknown_edge, self._no_edge = len(scores), len(scores) + 1
         byte_ids = [ids.get(token) for token in proto.BYTES] if model.get("byte_fallback") else []
+        whole_words = whole_word_ids(model)
         with tf.init_scope():
             self._scores = tf.constant(
                 np.concatenate([scores, [scores.min() - UNKNOWN_PENALTY, -np.inf]])
@@ -59,37 +79,76 @@ class UnigramModel(tf.Module):
             self._byte_ids = (
                 tf.constant(byte_ids, tf.int32) if byte_ids and None not in byte_ids else None
             )
+            self._whole_words = tf.lookup.StaticHashTable(
+                tf.lookup.KeyValueTensorInitializer(
+                    tf.constant([*whole_words], tf.string),
+                    tf.constant([*whole_words.values()], tf.int32),
+                ),
+                NOT_WHOLE,
+            )
 
     def tokenize(self, words: tf.Tensor) -> tf.RaggedTensor:
-        """UTF-8 string [U] to ids, ragged int32 [U, None]."""
-        return self.tokenize_with_offsets(words)[0]
+        """Tokenize UTF-8 words, string [U], to ids, ragged int32 [U, None]."""
+        whole, rest, order = self._look_up(words)
+        searched = self._search(tf.gather(words, rest))
+        return _gather_rows(whole, searched.ids, order)
 
-    def tokenize_with_offsets(
-        self, words: tf.Tensor
-    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
-        """UTF-8 string [U] to ids, starts and ends in code points: ragged [U, None]."""
-        texts = decoded(words)
-        pieces = self._fused(self._best(texts.points, texts.splits, first_of_texts(texts)), texts)
-        begins, ids = pieces
+    def tokenize_with_offsets(self, words: tf.Tensor) -> RaggedTokens:
+        """Tokenize UTF-8 words, string [U], to ids and offsets."""
+        whole, rest, order = self._look_up(words)
+        searched = self._search(tf.gather(words, rest))
+        is_whole = tf.scatter_nd(rest[:, None], tf.ones_like(rest), tf.shape(words, tf.int64)) == 0
+        sizes = tf.strings.length(tf.boolean_mask(words, is_whole), unit="UTF8_CHAR")
+        ends = tf.cast(sizes, tf.int64)
+        return RaggedTokens(
+            _gather_rows(whole, searched.ids, order),
+            _gather_rows(tf.zeros_like(ends), searched.starts, order),
+            _gather_rows(ends, searched.ends, order),
+        )
+
+    def _look_up(self, words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Ids of the words that are one token, int32 [W]; indices of the others, int64 [U - W];
+        int64 [U]: the row of each word where those of one token come first."""
+        ids = self._whole_words.lookup(words)
+        is_whole = ids != NOT_WHOLE
+        before = tf.cumsum(tf.cast(is_whole, tf.int64))
+        index = tf.range(tf.size(ids, out_type=tf.int64))
+        count = tf.reduce_sum(tf.cast(is_whole, tf.int64))
+        order = tf.where(is_whole, before - 1, count + index - before)
+        return tf.boolean_mask(ids, is_whole), tf.where(~is_whole)[:, 0], order
+
+    def _search(self, words: tf.Tensor) -> RaggedTokens:
+        """Tokens of UTF-8 words, string [U], by Viterbi search."""
+        texts = decode(words)
+        tokens = self._best_path(texts.points, texts.splits, first_of_texts(texts))
+        tokens = self._fuse_unknown(tokens, texts)
+        begins, ids = tokens
         stops = tf.concat([begins[1:], texts.size[None]], 0)
         splits = tf.searchsorted(begins, texts.splits, out_type=tf.int64)
         base = tf.gather(texts.splits, tf.gather(texts.rows, begins))
         starts, ends = begins - base, stops - base
         if self._byte_ids is not None:
-            found = starts, ends, splits
-            ids, starts, ends, splits = self._bytes(words, texts.points, pieces, *found)
+            ids, starts, ends, splits = self._fall_back_to_bytes(
+                words, texts.points, tokens, starts, ends, splits
+            )
 
         def ragged(values: tf.Tensor) -> tf.RaggedTensor:
             return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
 
-        return ragged(ids), ragged(starts), ragged(ends)
+        return RaggedTokens(ragged(ids), ragged(starts), ragged(ends))
 
-    def _best(self, points: tf.Tensor, splits: tf.Tensor, firsts: tf.Tensor) -> Pieces:
-        """The pieces of the best paths, unknown characters one by one."""
+    def _best_path(self, points: tf.Tensor, splits: tf.Tensor, firsts: tf.Tensor) -> Tokens:
+        """The tokens of the best paths, unknown characters one by one.
+
+        Args:
+            points: Code points of all words, int32 [C].
+            splits: The code points of each word, int64 [U + 1].
+            firsts: Whether a word begins with each code point, bool [C].
+        """
         size = tf.size(points, out_type=tf.int64)
-        place = tf.range(size)
-        stops = tf.gather(splits, tf.searchsorted(splits, place, side="right"))
-        begins, lengths, ids = self._trie.found(points, stops, place)
+        index = tf.range(size)
+        stops = tf.gather(splits, tf.searchsorted(splits, index, side="right"))
+        begins, lengths, ids = self._trie.find_all(points, stops, index)
         single = tf.boolean_mask(begins, lengths == 1)
         alone = tf.tensor_scatter_nd_update(
             tf.zeros([size], tf.bool), single[:, None], tf.ones_like(single, tf.bool)
@@ -99,23 +158,29 @@ class UnigramModel(tf.Module):
         lengths = tf.concat([lengths, tf.ones_like(unknown)], 0)
         ids = tf.concat([ids, tf.fill(tf.shape(unknown), self._unknown_edge)], 0)
         longest = tf.reduce_max(tf.concat([lengths, [1]], 0))
-        # [C, longest]: the pieces that end with each code point, the longest first.
+        # [C, longest]: the tokens that end with each code point, the longest first.
         edges = tf.tensor_scatter_nd_update(
             tf.fill([size * longest], self._no_edge),
             ((begins + lengths - 1) * longest + longest - lengths)[:, None],
             ids,
         )
         edges = tf.reshape(edges, tf.stack([size, longest]))
-        if self._exact:
+        if self._exact_sums:
             firsts |= _uncrossed(begins, lengths, size)
-        chosen = self._lengths(edges, tf.where(firsts)[:, 0], longest)  # [C]
-        begins, lengths = _path(chosen, firsts)
+        chosen = self._last_lengths(edges, tf.where(firsts)[:, 0], longest)
+        begins, lengths = _backtrack(chosen, firsts)
         ends = begins + lengths - 1
         ids = tf.gather_nd(edges, tf.stack([ends, longest - lengths], 1))
-        return Pieces(begins, tf.where(ids == self._unknown_edge, self._unknown, ids))
+        return Tokens(begins, tf.where(ids == self._unknown_edge, self._unk_id, ids))
 
-    def _lengths(self, edges: tf.Tensor, firsts: tf.Tensor, longest: tf.Tensor) -> tf.Tensor:
-        """The length of the piece that ends the best path to each code point: int64 [C]."""
+    def _last_lengths(self, edges: tf.Tensor, firsts: tf.Tensor, longest: tf.Tensor) -> tf.Tensor:
+        """The length of the last token on the best path to each code point, int64 [C].
+
+        Args:
+            edges: The tokens that end with each code point, the longest first: int32 [C, longest].
+            firsts: Where paths begin, int64 [S].
+            longest: Code points of the longest token.
+        """
         size = tf.shape(edges, tf.int64)[0]
         sizes = tf.concat([firsts[1:], size[None]], 0) - firsts
         order = tf.argsort(sizes, direction="DESCENDING", stable=True)
@@ -129,7 +194,7 @@ class UnigramModel(tf.Module):
             ],
             1,
         )
-        kept = [
+        arrays = [
             tf.TensorArray(tf.int64, 0, dynamic_size=True, element_shape=[None], infer_shape=False)
             .write(0, tf.zeros([0], tf.int64))
             for _ in range(2)
@@ -142,39 +207,37 @@ class UnigramModel(tf.Module):
             column = tf.argmax(scores, 1)  # of equal ones the longest, as the package has it
             best = tf.reduce_max(scores, 1, keepdims=True)
             history = tf.concat([history[:active, 1:], best], 1)
-            place = tf.cast(number, tf.int32)
-            return (
-                number + 1, history, ends.write(place, end), chosen.write(place, longest - column)
-            )  # fmt: skip
+            row = tf.cast(number, tf.int32)
+            return number + 1, history, ends.write(row, end), chosen.write(row, longest - column)
 
         steps = tf.reduce_max(tf.concat([sizes, [0]], 0))
         _, _, ends, chosen = tf.while_loop(
             lambda number, *_: number <= steps,
             step,
-            (tf.constant(1, tf.int64), history, *kept),
+            (tf.constant(1, tf.int64), history, *arrays),
             shape_invariants=(
                 tf.TensorShape([]), tf.TensorShape([None, None]), *(tf.TensorShape(None),) * 2
             ),
         )  # fmt: skip
         return tf.scatter_nd(ends.concat()[:, None], chosen.concat(), size[None])
 
-    def _fused(self, pieces: Pieces, texts: Any) -> Pieces:
-        """Unknown pieces of a word that stand side by side as one."""
-        begins, ids = pieces
-        unknown = ids == self._unknown
+    def _fuse_unknown(self, tokens: Tokens, texts: NormalizedStrings) -> Tokens:
+        """Neighbouring unknown tokens of a word as one."""
+        begins, ids = tokens
+        unknown = ids == self._unk_id
         begins_word = tf.gather(first_of_texts(texts), begins)
         kept = ~(unknown & tf.concat([[False], unknown[:-1]], 0)) | begins_word
-        return Pieces(tf.boolean_mask(begins, kept), tf.boolean_mask(ids, kept))
+        return Tokens(tf.boolean_mask(begins, kept), tf.boolean_mask(ids, kept))
 
-    def _bytes(self, words, points, pieces, starts, ends, splits):
-        """Unknown pieces as their bytes, each with the offsets of the whole piece."""
+    def _fall_back_to_bytes(self, words, points, tokens, starts, ends, splits):
+        """Unknown tokens as their bytes, each with the offsets of the whole token."""
         sizes = tf.add_n(
             [tf.cast(points >= limit, tf.int64) for limit in (0, 0x80, 0x800, 0x10000)]
         )
-        places = tf.concat([[0], tf.cumsum(sizes)], 0)  # of the code points' bytes
-        begin = tf.gather(places, pieces.begins)
-        stop = tf.concat([begin[1:], places[-1:]], 0)
-        unknown = pieces.ids == self._unknown
+        byte_begins = tf.concat([[0], tf.cumsum(sizes)], 0)  # of the code points
+        begin = tf.gather(byte_begins, tokens.begins)
+        stop = tf.concat([begin[1:], byte_begins[-1:]], 0)
+        unknown = tokens.ids == self._unk_id
         counts = tf.where(unknown, stop - begin, tf.ones_like(begin))
         index = tf.repeat(tf.range(tf.size(counts)), counts)
         firsts = tf.concat([[0], tf.cumsum(counts)], 0)
@@ -184,21 +247,53 @@ class UnigramModel(tf.Module):
         ids = tf.where(
             tf.gather(unknown, index),
             tf.gather(self._byte_ids, tf.cast(byte, tf.int32)),
-            tf.gather(pieces.ids, index),
+            tf.gather(tokens.ids, index),
         )
         starts, ends = tf.gather(starts, index), tf.gather(ends, index)
         return ids, starts, ends, tf.gather(firsts, splits)
 
 
+def whole_word_ids(model: Mapping[str, Any]) -> dict[str, int]:
+    """Return the tokens that the `tokenizers` package makes of their own text, with their ids."""
+    from tokenizers import Tokenizer, models
+
+    vocabulary = [(token, score) for token, score in model["vocab"]]
+    reference = Tokenizer(
+        models.Unigram(vocabulary, model.get("unk_id"), bool(model.get("byte_fallback")))
+    )
+    texts = [token for token, _ in vocabulary if token]
+    rows = reference.encode_batch(texts, add_special_tokens=False)
+    ids = {token: token_id for token_id, (token, _) in enumerate(vocabulary)}
+    return {
+        text: ids[text] for text, row in zip(texts, rows, strict=True) if row.ids == [ids[text]]
+    }
+
+
+def _gather_rows(whole: tf.Tensor, others: tf.RaggedTensor, order: tf.Tensor) -> tf.RaggedTensor:
+    """Rows of one value each, [W], and behind them the ragged ones, in the order int64 [U]."""
+    count = tf.size(whole, out_type=tf.int64)
+    rows = tf.RaggedTensor.from_row_splits(
+        tf.concat([whole, others.flat_values], 0),
+        tf.concat([tf.range(count), count + others.row_splits], 0),
+        validate=False,
+    )
+    return tf.gather(rows, order)
+
+
 def _uncrossed(begins: tf.Tensor, lengths: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """bool [C]: no piece crosses the border before the code point, so that paths part there."""
+    """bool [C]: no token crosses the border before the code point, so that paths part there."""
     opened = tf.math.unsorted_segment_sum(tf.ones_like(begins), begins + 1, size + 1)
     closed = tf.math.unsorted_segment_sum(tf.ones_like(begins), begins + lengths, size + 1)
     return tf.cumsum(opened - closed)[:-1] == 0
 
 
-def _path(chosen: tf.Tensor, firsts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where the pieces of the best paths begin, and their lengths, in order: int64 [K] each."""
+def _backtrack(chosen: tf.Tensor, firsts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where the tokens of the best paths begin, and their lengths, in order: int64 [K] each.
+
+    Args:
+        chosen: The length of the last token on the best path to each code point, int64 [C].
+        firsts: Whether a path begins with each code point, bool [C].
+    """
     size = tf.size(chosen, out_type=tf.int64)
     starts = tf.where(firsts)[:, 0]
     ends = tf.concat([starts, size[None]], 0)[1:] - 1  # none where there is no code point
