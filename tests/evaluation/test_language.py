@@ -107,7 +107,7 @@ def test_the_last_word_is_right_when_all_its_tokens_are(predictor):
     texts = [{"text": "ab cd"}, {"text": "ab ce "}]
     answers = predictor.scored(texts, measure="last_word")
     assert [answer["token_count"] for answer in answers] == [3, 3]
-    assert language_model.language(
+    assert language_model.language_model(
         [{**answers[0], "correct": 3}, {**answers[1], "correct": 2}], texts, "last_word"
     )["last_word_accuracy"] == 0.5  # fmt: skip
 

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tfllm.data import sources
-from tfllm.evaluation.span_answers import question_answering
+from tfllm.evaluation.span_answers import span_answers
 
 SQUAD = "squad/squad_v1_train_17titles.json.gz"
 # file, share of questions left without an answer -> exact match, F1 of the script, in percent
@@ -55,7 +55,7 @@ def damaged_file(path, without_answer):
 @pytest.mark.parametrize(("name", "without_answer"), GOLDEN)
 def test_as_the_official_scripts(data, name, without_answer):
     examples, answers = damaged_file(data / name, without_answer)
-    result = question_answering(answers, examples)
+    result = span_answers(answers, examples)
     exact_match, f1 = GOLDEN[name, without_answer]
     assert 100 * result["exact_match"] == pytest.approx(exact_match, abs=100 * EXACT)
     assert 100 * result["f1"] == pytest.approx(f1, abs=100 * EXACT)

@@ -10,7 +10,7 @@ def score(pairs, language="auto", question="Who is it?"):
     examples = [
         {"question": question, "context": "", "answers": {"text": gold}} for _, gold in pairs
     ]
-    return spans.question_answering(answers, examples, language)
+    return spans.span_answers(answers, examples, language)
 
 
 def test_normalising():

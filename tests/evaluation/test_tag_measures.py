@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tfllm.errors import DataError
+from tfllm.evaluation.entities import entities, tags
 from tfllm.evaluation.metrics import measure
-from tfllm.evaluation.tagging import tags, token_classification
 from tfllm.tasks import TokenClassification
 
 WORDS = ["Ada", "Lovelace", "visited", "New", "York", "."]
@@ -31,7 +31,7 @@ def test_whole_entities_count():
         {"entities": [entity("Ada Lovelace", "PER"), entity("York", "LOC")]},
         {"entities": [entity("Ada Lovelace", "PER"), entity("visited", "ORG")]},
     ]
-    result = token_classification(answers, [gold, gold])
+    result = entities(answers, [gold, gold])
     assert result["precision"] == pytest.approx(2 / 4)  # right: Ada Lovelace, twice
     assert result["recall"] == pytest.approx(2 / 4)
     assert result["f1"] == pytest.approx(1 / 2)
@@ -42,20 +42,20 @@ def test_whole_entities_count():
 
 def test_tags_are_taken_as_they_are():
     gold = {"words": ["a", "b"], "tags": ["B-X", "I-X"]}
-    assert token_classification([{"tags": ["I-X", "I-X"]}], [gold])["f1"] == 1
-    assert token_classification([{"tags": ["B-X", "I-X"]}], [gold])["token_accuracy"] == 1
+    assert entities([{"tags": ["I-X", "I-X"]}], [gold])["f1"] == 1
+    assert entities([{"tags": ["B-X", "I-X"]}], [gold])["token_accuracy"] == 1
 
 
 def test_a_line_that_does_not_fit_is_named():
     with pytest.raises(DataError, match="ner.conll:3: 2 words but 1 tags"):
-        token_classification(
+        entities(
             [{"entities": []}], [{"words": ["a", "b"], "tags": ["O"], "_where": "ner.conll:3"}]
         )
 
 
 def test_tags_without_a_prefix_are_entities_of_one_word():
     gold = {"words": ["old", "dogs", "cats", "."], "tags": ["ADJ", "NOUN", "NOUN", "PUNCT"]}
-    found = token_classification([{"tags": ["ADJ", "NOUN", "VERB", "PUNCT"]}], [gold])
+    found = entities([{"tags": ["ADJ", "NOUN", "VERB", "PUNCT"]}], [gold])
     assert set(found["per_class"]) == {"ADJ", "NOUN", "VERB", "PUNCT"}
     assert found["per_class"]["NOUN"] == {"precision": 1, "recall": 0.5, "f1": 2 / 3, "entities": 2}
     assert found["f1"] == pytest.approx(3 / 4) and found["token_accuracy"] == 3 / 4
@@ -68,8 +68,8 @@ def test_entities_alone_measure_the_same_as_tags():
     starts = (0, 4, 9)
     spans = zip(tagged, starts, gold["words"], strict=True)
     answer = [{"label": tag, "start": start, "end": start + len(w)} for tag, start, w in spans]
-    by_entities = token_classification([{"entities": answer}], [gold])
-    assert by_entities == token_classification([{"tags": tagged}], [gold])
+    by_entities = entities([{"entities": answer}], [gold])
+    assert by_entities == entities([{"tags": tagged}], [gold])
 
 
 @pytest.mark.parametrize("scheme", ["BIOES", "BMES", "IOB1"])
@@ -80,13 +80,13 @@ def test_schemes_of_tags_give_the_same_entities(scheme):
         "IOB1": ["I-PER", "I-PER", "I-PER", "O", "I-LOC"],
     }[scheme]
     gold = {"words": list("abcde"), "tags": tags}
-    found = token_classification([{"tags": ["B-PER", "I-PER", "I-PER", "O", "B-LOC"]}], [gold])
+    found = entities([{"tags": ["B-PER", "I-PER", "I-PER", "O", "B-LOC"]}], [gold])
     assert found["f1"] == 1
 
 
 def test_measures_without_any_entity_are_undefined():
     gold = {"words": ["a", "b"], "tags": ["O", "O"]}
-    found = token_classification([{"tags": ["O", "O"]}], [gold])
+    found = entities([{"tags": ["O", "O"]}], [gold])
     assert found["f1"] is found["f1_macro"] is found["precision"] is None
     assert found["token_accuracy"] == 1 and found["per_class"] == {}
     assert "NaN" not in json.dumps(found)

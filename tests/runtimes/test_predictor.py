@@ -7,7 +7,8 @@ import pytest
 
 from tfllm.errors import CheckpointError, DataError, SettingError
 from tfllm.evaluation.harness import evaluate, measured_answers, report
-from tfllm.evaluation.metrics import headline, masked_lm
+from tfllm.evaluation.masked_tokens import masked_tokens
+from tfllm.evaluation.metrics import headline
 from tfllm.runtimes import predictor as predictors
 from tfllm.runtimes.benchmark import measure_speed, sample_examples
 from tfllm.runtimes.predictor import RowPredictor
@@ -157,11 +158,11 @@ def test_masked_measures_by_hand():
         {"ranks": [3], "log_probabilities": [math.log(0.25)]},
         {"ranks": [], "log_probabilities": []},
     ]
-    result = masked_lm(answers, [])
+    result = masked_tokens(answers, [])
     assert result["accuracy_at_1"] == pytest.approx(1 / 3)
     assert result["accuracy_at_5"] == pytest.approx(2 / 3)
     assert result["perplexity"] == pytest.approx(4)
-    assert masked_lm(answers[2:], [])["perplexity"] is None
+    assert masked_tokens(answers[2:], [])["perplexity"] is None
 
 
 @pytest.mark.parametrize("length", [8, 16])

@@ -14,7 +14,9 @@ from tfllm.runtimes.predictor import Answer, Example
 LARGEST_LOSS = 700.0  # e to more is above the largest float64
 
 
-def language(answers: Sequence[Answer], examples: Sequence[Example], measure: str = "all") -> dict:
+def language_model(
+    answers: Sequence[Answer], examples: Sequence[Example], measure: str = "all"
+) -> dict:
     """The measures over all tokens together, whatever text they belong to.
 
     `answers`: see `runtimes.token_log_probs.scored`. `measure` "last_word": a word is right when

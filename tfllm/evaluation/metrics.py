@@ -11,54 +11,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfllm.evaluation.classification import multi_label, regression, single_label
-from tfllm.evaluation.embedding import embedding
-from tfllm.evaluation.language_model import language, perplexity
-from tfllm.evaluation.span_answers import question_answering
-from tfllm.evaluation.tagging import token_classification
+from tfllm.evaluation.embeddings import embeddings
+from tfllm.evaluation.entities import entities
+from tfllm.evaluation.language_model import language_model
+from tfllm.evaluation.masked_tokens import masked_tokens, masked_tokens_and_pairs
+from tfllm.evaluation.span_answers import span_answers
 from tfllm.evaluation.text_to_text import text_to_text
 from tfllm.tasks import Task
 from tfllm.tasks.base import Measure
-
-
-def masked_lm(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> dict:
-    """Over the masked tokens: accuracy at 1 and at 5, and perplexity.
-
-    `answers`: {"ranks": [...], "log_probabilities": [...]}, of the right token at every hidden
-    position; rank 1 is the best, the logarithm is natural.
-    """
-    ranks = [rank for answer in answers for rank in answer["ranks"]]
-    logs = [value for answer in answers for value in answer["log_probabilities"]]
-    if not ranks:
-        return {"accuracy_at_1": None, "accuracy_at_5": None, "perplexity": None, "tokens": 0}
-    return {
-        "accuracy_at_1": sum(rank <= 1 for rank in ranks) / len(ranks),
-        "accuracy_at_5": sum(rank <= 5 for rank in ranks) / len(ranks),
-        "perplexity": perplexity(-sum(logs) / len(logs)),
-        "tokens": len(ranks),
-    }
-
-
-def pretraining(answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> dict:
-    """Those of masked_lm, and next-sentence accuracy over all pairs.
-
-    `answers` as for masked_lm, with {"next_sentence": whether it was right}; one per row.
-    """
-    right = [answer["next_sentence"] for answer in answers]
-    share = sum(right) / len(right) if right else None
-    return {**masked_lm(answers, examples), "next_sentence_accuracy": share, "pairs": len(right)}
-
 
 # By the name that a task gives as its `measure`.
 MEASURES: dict[str, Measure] = {
     "single_label": single_label,
     "multi_label": multi_label,
     "regression": regression,
-    "entities": token_classification,
-    "span_answers": question_answering,
-    "embeddings": embedding,
-    "masked_tokens": masked_lm,
-    "masked_tokens_and_pairs": pretraining,
-    "language_model": language,
+    "entities": entities,
+    "span_answers": span_answers,
+    "embeddings": embeddings,
+    "masked_tokens": masked_tokens,
+    "masked_tokens_and_pairs": masked_tokens_and_pairs,
+    "language_model": language_model,
     "text_to_text": text_to_text,
 }
 

@@ -28,7 +28,7 @@ CHINESE_SHARE = 0.3
 Language = Literal["auto", "en", "zh"]
 
 
-def question_answering(
+def span_answers(
     answers: Sequence[dict[str, Any]],
     examples: Sequence[dict[str, Any]],
     language: Language = "auto",

@@ -14,7 +14,7 @@ from tfllm.tasks import label_names
 from tfllm.tasks.entities import bio_tags
 
 
-def token_classification(
+def entities(
     answers: Sequence[dict[str, Any]],
     examples: Sequence[dict[str, Any]],
     labels: Sequence[str] = (),

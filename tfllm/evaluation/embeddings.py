@@ -13,7 +13,7 @@ RANKS = (1, 5, 10)  # recall@k
 SCORED_AT_ONCE = 1024  # queries; bounds the matrix of cosines at 1024 x candidates
 
 
-def embedding(
+def embeddings(
     answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """With a number as `label`: Spearman and Pearson of the cosines against it, as STS-B counts.
