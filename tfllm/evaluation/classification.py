@@ -26,11 +26,14 @@ Examples = Sequence[dict[str, Any]]
 
 
 def single_label(answers: Answers, examples: Examples) -> dict[str, Any]:
-    """Accuracy, precision, recall, F1, MCC, AUC, calibration error and the confusion matrix.
+    """Return accuracy, precision, recall, F1, MCC, AUC, calibration error and confusion matrix.
 
-    `answers`: {"label": name, "scores": {name: probability}}, the names in the model's order.
-    `examples`: {"label": name or index}. With two labels, `precision`, `recall`, `f1` and `auc` are
-    those of the second one, as GLUE counts them; with more, `auc` is the mean of one-vs-rest.
+    With two labels, `precision`, `recall`, `f1` and `auc` are those of the second one, as GLUE
+    counts them; with more, `auc` is the mean of one-vs-rest.
+
+    Args:
+        answers: {"label": name, "scores": {name: probability}}, the names in the model's order.
+        examples: {"label": name or index}.
     """
     labels = list(answers[0]["scores"])
     gold = np.array(
@@ -55,10 +58,14 @@ def single_label(answers: Answers, examples: Examples) -> dict[str, Any]:
 
 
 def multi_label(answers: Answers, examples: Examples) -> dict[str, Any]:
-    """The same for any number of labels per example; `accuracy` asks for the exact set.
+    """Return the same for any number of labels per example, and the Hamming loss.
 
-    `answers`: {"label": [names], "scores": {name: probability}}; `examples`: {"label": [names]}.
-    MCC and AUC are means over the labels, the calibration error is over every (example, label).
+    `accuracy` asks for the exact set. MCC and AUC are means over the labels, the calibration error
+    is over every (example, label).
+
+    Args:
+        answers: {"label": [names], "scores": {name: probability}}.
+        examples: {"label": [names]}.
     """
     labels = list(answers[0]["scores"])
     gold = np.array([_indicator(example["label"], labels, example) for example in examples])
@@ -80,10 +87,12 @@ def multi_label(answers: Answers, examples: Examples) -> dict[str, Any]:
 
 
 def regression(answers: Answers, examples: Examples) -> dict[str, Any]:
-    """Pearson and Spearman correlation, mean squared and mean absolute error.
+    """Return Pearson and Spearman correlation, mean squared and mean absolute error.
 
-    `answers`: {"label": number}; `examples`: {"label": number}. Of several numbers an example,
-    {"scores": {name: number}} and {"label": [numbers]}, each measure is the mean over them.
+    Args:
+        answers: {"label": number}; or {"scores": {name: number}} where an example has several
+            numbers, over which each metric is the mean then.
+        examples: {"label": number}, or {"label": [numbers]}.
     """
     if "scores" in answers[0]:
         names = list(answers[0]["scores"])
@@ -108,7 +117,7 @@ def _mean_of_defined(values: Sequence[float | None]) -> float | None:
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
-    """Pearson's r and Spearman's rho; None where one side is constant, has one value or NaN."""
+    """Return Pearson's r and Spearman's rho; None for constant sides, single values and NaN."""
     usable = len(first) > 1 and bool(np.isfinite([first, second]).all())
     if not usable or np.ptp(first) == 0 or np.ptp(second) == 0:
         return {"pearson": None, "spearman": None}
@@ -121,9 +130,14 @@ def correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | Non
 def calibration_error(
     confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
 ) -> float | None:
-    """Expected calibration error: the mean distance of confidence and accuracy over the bins.
+    """Return the expected calibration error: mean distance of confidence and accuracy.
 
-    None where a confidence is not a number.
+    None where a confidence is not a number. Source: Guo et al. 2017.
+
+    Args:
+        confidence: Probabilities [N] of the predicted labels.
+        correct: bool [N]: whether they are right.
+        bins: Bins of equal width.
     """
     if not np.isfinite(confidence).all():
         return None
@@ -137,7 +151,7 @@ def calibration_error(
 def calibration_bins(
     confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
 ) -> list[dict[str, float]]:
-    """The bins that hold something: lower and upper edge, count, mean confidence, accuracy.
+    """Return the bins that hold something: lower and upper edge, count, mean confidence, accuracy.
 
     A bin holds (lower, upper], the first one also 0.
     """
@@ -158,12 +172,12 @@ def calibration_bins(
 
 
 def score_matrix(answers: Answers, labels: Sequence[str]) -> np.ndarray:
-    """float64 [examples, labels] from the answers' `scores`."""
+    """Return the answers' `scores` as float64 [examples, labels]."""
     return np.array([[answer["scores"][label] for label in labels] for answer in answers])
 
 
 def number(example: dict[str, Any]) -> float:
-    """The example's label as a number."""
+    """Return the example's label as a number. Raises DataError."""
     try:
         value = float(example["label"])
     except (TypeError, ValueError):

@@ -16,12 +16,16 @@ SCORED_AT_ONCE = 1024  # queries; bounds the matrix of cosines at 1024 x candida
 def embeddings(
     answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """With a number as `label`: Spearman and Pearson of the cosines against it, as STS-B counts.
+    """Return correlations of cosines with scores, or retrieval metrics.
 
-    Without: retrieval. Each `text` looks for its own `text_pair` among all of them: `mrr` (mean
-    of 1 / rank), `recall_at_k`, and `accuracy`, which is recall at 1. A candidate with the same
-    text as the partner is the partner. Ties count against the model: the rank is the last one.
-    `answers`: {"embedding": [...], "embedding_pair": [...]}.
+    With a number as `label`: Spearman's and Pearson's correlation of the cosines with it, as STS-B
+    counts. Without: each `text` looks for its own `text_pair` among all of them, which gives `mrr`
+    (mean of 1 / rank), `recall_at_k`, and `accuracy`, which is recall at 1. A candidate with the
+    same text as the partner is the partner. Ties count against the model: the rank is the last.
+
+    Args:
+        answers: {"embedding": [...], "embedding_pair": [...]}, vectors [D].
+        examples: {"text", "text_pair"}, and `label` or none.
     """
     first = _unit(np.array([answer["embedding"] for answer in answers], np.float64))
     second = _unit(np.array([answer["embedding_pair"] for answer in answers], np.float64))

@@ -19,14 +19,18 @@ def entities(
     examples: Sequence[dict[str, Any]],
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Precision, recall and F1 of whole entities, per kind too; accuracy of the words' tags.
+    """Return precision, recall and F1 of whole entities, per kind too; accuracy of words' tags.
 
-    `answers`: {"entities": [{"label", "start", "end"}]}, characters of the words joined by one
-    space, or {"tags": [...]} with one tag per word. `examples`: {"words": [...], "tags": [...]}.
-    An entity counts when its kind and both its ends are right; what an entity is in the tags says
-    `tfllm.tasks.entities.spans`, as it does for predictions: a tag without a prefix, as of parts of
-    speech, is an entity of one word. `labels`: the model's tags, for gold tags that are numbers.
-    Where neither side has an entity, the measures of entities are None.
+    An entity counts when its kind and both its ends are right. Which entities tags name says
+    `tfllm.tasks.entities.tag_spans`, as it does for predictions: a tag without a prefix, as of
+    parts of speech, is an entity of one word. Where neither side has an entity, the metrics of
+    entities are None.
+
+    Args:
+        answers: {"entities": [{"label", "start", "end"}]}, in characters of the words joined by
+            one space, or {"tags": [...]}, one per word.
+        examples: {"words": [...], "tags": [...]}.
+        labels: The model's tags, for gold tags that are numbers.
     """
     from seqeval import metrics as seqeval
 

@@ -119,9 +119,9 @@ def measured_answers(
     options = {name: value for name, value in options.items() if value is not None}
     _check_options(options, task)
     start = time.perf_counter()
-    answers = collect(predictor, examples, batch_size, progress, **_those_of(collect, options))
+    answers = collect(predictor, examples, batch_size, progress, **_accepted(collect, options))
     seconds = time.perf_counter() - start
-    metrics = compute(task, answers, examples, **_those_of(measure_of(task), options))
+    metrics = compute(task, answers, examples, **_accepted(measure_of(task), options))
     if hasattr(predictor, "settings"):
         metrics["generation"] = predictor.settings(**(generation or {})).model_dump(
             mode="json", exclude_defaults=True
@@ -153,20 +153,20 @@ def check_generation(options: Mapping[str, Any], task: Task) -> None:
 
 
 def _check_options(options: Mapping[str, Any], task: Task) -> None:
-    """Raises SettingError for an option that neither collecting nor measuring takes."""
-    known = {**_those_of(COLLECT[task.evaluated_on], options)}
-    known |= _those_of(measure_of(task), options)
-    unknown = {name: value for name, value in options.items() if name not in known}
-    settings = {**unknown.pop("generation", {})}
-    check_generation(settings | {name: True for name in unknown if name == "truncate"}, task)
-    for name in unknown:
+    """Raises SettingError for an option that models of the task have no use for."""
+    for function in (COLLECT[task.evaluated_on], measure_of(task)):
+        accepted = _accepted(function, options)
+        options = {name: value for name, value in options.items() if name not in accepted}
+    for name, value in options.items():
+        if name in ("generation", "truncate"):
+            check_generation(value if name == "generation" else {name: value}, task)
         raise SettingError(
             f"evaluate: a model for {task.kind.replace('_', ' ')} has no option '{name}'. "
             "Leave it out."
         )
 
 
-def _those_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are parameters of a function."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in options.items() if name in names}

@@ -17,10 +17,17 @@ LARGEST_LOSS = 700.0  # e to more is above the largest float64
 def language_model(
     answers: Sequence[Answer], examples: Sequence[Example], measure: str = "all"
 ) -> dict:
-    """The measures over all tokens together, whatever text they belong to.
+    """Return perplexity, bits and accuracy over the tokens of all texts together.
 
-    `answers`: see `runtimes.token_log_probs.scored`. `measure` "last_word": a word is right when
-    all its tokens are.
+    Args:
+        answers: Per text `log_probability` (natural), `token_count`, `correct`, `byte_count` and
+            `character_count`, see `runtimes.token_log_probs`.
+        examples: Not read.
+        measure: "all" tokens, or the "last_word" of every text, which is right when all its
+            tokens are (LAMBADA: Paperno et al. 2016).
+
+    Raises:
+        DataError: No text has a token that could be predicted.
     """
     total = {
         name: sum(answer.get(name, 0) for answer in answers)
@@ -47,5 +54,5 @@ def language_model(
 
 
 def perplexity(loss: float) -> float:
-    """e to the mean loss of the tokens, which is no finite number beyond LARGEST_LOSS."""
+    """Return e to the mean loss of the tokens, with losses above LARGEST_LOSS cut to it."""
     return math.exp(min(loss, LARGEST_LOSS))

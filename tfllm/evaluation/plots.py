@@ -1,4 +1,4 @@
-"""Pictures of measures as PNG files. Nothing is shown on a screen."""
+"""Plots of metrics as PNG files. Nothing is shown on a screen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_plots(
     examples: Sequence[dict[str, Any]],
     directory: str | Path,
 ) -> list[Path]:
-    """The pictures that fit the measures: confusion_matrix.png and calibration.png.
+    """Write the plots that fit the metrics: confusion_matrix.png and calibration.png.
 
     Only answers with one label out of several give any. Returns the files written.
     """
@@ -56,7 +56,7 @@ def write_plots(
 
 
 def confusion_matrix(counts: Any, labels: Sequence[str], path: str | Path) -> Path:
-    """`counts` int [C, C]: row = gold label, column = answer. Colour: share of the row."""
+    """Plot `counts` int [C, C]: row = gold label, column = prediction."""
     counts = np.asarray(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(labels)
@@ -77,7 +77,7 @@ def confusion_matrix(counts: Any, labels: Sequence[str], path: str | Path) -> Pa
 
 
 def calibration(bins: Sequence[dict[str, float]], error: float, path: str | Path) -> Path:
-    """Reliability diagram: accuracy per bin of confidence, and below how many examples each holds.
+    """Plot a reliability diagram: accuracy per bin of confidence, and the examples of each bin.
 
     `bins`: rows of `classification.calibration_bins`.
     """

@@ -35,7 +35,7 @@ def is_english(texts: Sequence[str]) -> bool:
 
 
 class _Tokenizer:
-    """What rouge-score asks for words."""
+    """The interface of rouge-score's tokenizers over a pattern of words."""
 
     def __init__(self, pattern: re.Pattern[str]):
         self.pattern = pattern
@@ -47,11 +47,16 @@ class _Tokenizer:
 def rouge(
     texts: Sequence[str], references: Sequence[Sequence[str]], *, chinese: bool | None = None
 ) -> dict[str, Any]:
-    """Mean F-measures, 0 to 1, of texts against one or several references each, the best of which
-    counts; and `rouge_words`: what words are.
+    """Return mean ROUGE F-measures, 0 to 1, of generated texts.
 
-    "stemmed": rouge-score's own for English, with its stemmer; "characters" for Chinese (found in
-    the references where `chinese` is unset); "words" for other languages.
+    Args:
+        texts: One generated text per example.
+        references: One or several references per example, the best of which counts.
+        chinese: Whether characters are words; unset, found in the references.
+
+    Returns:
+        `rouge_1`, `rouge_2`, `rouge_l`, and `rouge_words`, what words are: "stemmed", rouge-score's
+        own for English with its stemmer; "characters" for Chinese; "words" for other languages.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

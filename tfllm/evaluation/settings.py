@@ -1,4 +1,4 @@
-"""How a file to measure or answer is read: what the model's own run or export says, then options.
+"""How a file is read for evaluation: as the model's own run or export says, then as options do.
 
 A run directory keeps its recipe, and an artifact its profile; both may name the columns of the
 data. They hold where the file at hand is of the same format.
@@ -19,7 +19,10 @@ from tfllm.generation.config import GenerationOverrides
 
 
 class EvaluationSettings(ReadSettings, GenerationOverrides):
-    """The keys of `--set`; those of GenerationOverrides are for sequence-to-sequence models."""
+    """The keys of `--set`: how a file is read, how a task is measured, and how texts are generated.
+
+    Those of GenerationOverrides are for sequence-to-sequence models.
+    """
 
     language: Language = "auto"
     """Rules for span answers: "en" (SQuAD), "zh" (CMRC), or found per example."""
@@ -30,9 +33,9 @@ class EvaluationSettings(ReadSettings, GenerationOverrides):
     """Language models: all tokens, or the last word of every text (LAMBADA)."""
 
     tokenize: Tokenize = "auto"
-    """Written texts: what words are for BLEU, as sacrebleu names it; auto: zh or 13a."""
+    """Generated texts: sacrebleu's tokenizer for BLEU; auto: zh or 13a."""
     truncate: bool | None = None
-    """Written texts: cut sources that are too long; unset: what the model's task says."""
+    """Generated texts: cut sources that are too long; unset: what the model's task says."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -43,19 +46,19 @@ class EvaluationSettings(ReadSettings, GenerationOverrides):
 
     @property
     def generation_options(self) -> dict[str, Any]:
-        """What concerns how texts are generated, as far as it is set."""
+        """Settings of generation, and `truncate`, as far as they are set."""
         return self.set_fields() | ({} if self.truncate is None else {"truncate": self.truncate})
 
     @property
     def reading(self) -> ReadSettings:
-        """Without what does not concern the file."""
+        """The settings of the file alone."""
         return ReadSettings(**{name: getattr(self, name) for name in ReadSettings.model_fields})
 
 
 def settings_for(
     model: str, path: str, overrides: Sequence[str] = (), options: Mapping[str, Any] = {}
 ) -> EvaluationSettings:
-    """Settings for reading `path`: what the model's run or export says, then `options`, then
+    """Return the settings for `path`: what the model's run or export says, then `options`, then
     `overrides`. Raises SettingError for an unknown key among them."""
     data: dict[str, Any] = dict(_recorded(Path(model), path)) if model else {}
     renamed = any(

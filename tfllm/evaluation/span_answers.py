@@ -33,12 +33,15 @@ def span_answers(
     examples: Sequence[dict[str, Any]],
     language: Language = "auto",
 ) -> dict[str, Any]:
-    """`exact_match` and `f1`, the best over an example's gold answers, as the official scripts.
+    """Return exact match and F1, the best over an example's gold answers, as official scripts do.
 
-    `answers`: {"answer": text}, "" for none. `examples`: {"answers": {"text": [...]}}, empty for a
-    question without an answer. When some question has none, the rules of SQuAD 2.0 hold and the
-    parts `has_answer_*` and `no_answer_*` are given too. `language`: "en" (SQuAD), "zh" (CMRC) or
-    "auto", which looks at each example's question and context.
+    When some question has no answer, the rules of SQuAD 2.0 hold, and metrics named `has_answer_*`
+    and `no_answer_*` are added.
+
+    Args:
+        answers: {"answer": text}, "" for none.
+        examples: {"answers": {"text": [...]}}, empty for a question without an answer.
+        language: "en" (SQuAD), "zh" (CMRC), or "auto", found in each question and context.
     """
     golds = [gold_texts(example) for example in examples]
     version_2 = any(not gold for gold in golds)

@@ -24,13 +24,19 @@ def text_to_text(
     *,
     tokenize: Tokenize = "auto",
 ) -> dict[str, Any]:
-    """Measures of answers `{"text"}` against the field `target` (one text, or several right ones).
+    """Return BLEU, chrF, TER and ROUGE of generated texts, and perplexity of the targets.
 
-    `tokenize` is sacrebleu's of BLEU; "auto" is zh where the targets are Chinese, else 13a. BLEU,
-    chrF and TER are as sacrebleu prints them, 0 to 100; ROUGE is 0 to 1; `length_ratio` is BLEU's:
-    words generated per word of the references. Where answers have `log_probability`, `token_count`
-    and `correct` (of the first target's tokens), also `loss`, `perplexity` and `accuracy`. Of the
-    texts, `samples` are SAMPLES at even distances.
+    Args:
+        answers: {"text": generated text}; or, of the first target's tokens, `log_probability`,
+            `token_count` and `correct`; or both.
+        examples: {"source", "target"}: a target is one text, or several that are all right.
+        tokenize: sacrebleu's tokenizer for BLEU; "auto" is zh where the targets are Chinese, else
+            13a.
+
+    Returns:
+        BLEU, chrF and TER as sacrebleu prints them, 0 to 100; ROUGE, 0 to 1; `length_ratio`, words
+        generated per word of the references; SAMPLES `samples` of the texts at even distances; and
+        `loss`, `perplexity` and `accuracy` where the targets' tokens are scored.
     """
     measured: dict[str, Any] = {}
     if "text" in answers[0]:
@@ -50,7 +56,7 @@ def text_to_text(
 def scores(
     texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str
 ) -> dict[str, Any]:
-    """BLEU, chrF and TER of a corpus, each with its signature."""
+    """Return BLEU, chrF and TER of a corpus, each with sacrebleu's signature."""
     from sacrebleu.metrics import BLEU, CHRF, TER
 
     most = max(map(len, references))
@@ -73,7 +79,7 @@ def scores(
 
 
 def likelihood(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Loss, perplexity and accuracy over the tokens of all targets, under teacher forcing."""
+    """Return loss, perplexity and accuracy over the tokens of all targets."""
     count = sum(answer["token_count"] for answer in answers)
     loss = -sum(answer["log_probability"] for answer in answers) / max(1, count)
     return {
@@ -86,7 +92,7 @@ def likelihood(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def samples(
     answers: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """SAMPLES of the texts with source and target, evenly from the whole file."""
+    """Return SAMPLES of the texts with source and target, evenly from the whole file."""
     count = min(SAMPLES, len(answers))
     positions = [len(answers) * number // count for number in range(count)]
     return [
