@@ -210,7 +210,7 @@ MIRRORED = """
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     import sys; sys.path.insert(0, os.getcwd())
     from tests.training import test_model as t
-    from tfllm.training import strategies
+    from tfllm.training.distribution import strategies
     from tfllm.training.recipe import TrainSettings
     for accumulate in (1, 2):
         s = TrainSettings(learning_rate=0.01, warmup=0, clip_norm=0.05, accumulate=accumulate)
@@ -233,13 +233,13 @@ MIRRORED = """
     t.close(one, two)
     np.testing.assert_allclose(h1["loss"], h2["loss"], rtol=1e-5)
     # Devices drop different elements, the first those of a single device; and not by chance.
-    from tfllm.training import hooks
+    from tfllm import keras_internals
     strategy = strategies.choose("mirrored").strategy
     def dropped(scope):
         with scope.scope():
             layer = keras.layers.Dropout(0.5, seed=3)
             model = keras.Sequential([keras.Input((64,)), layer])
-        assert hooks.fold_replica_into_dropout(model) == 1
+        assert keras_internals.fold_replica_into_dropout(model) == 1
         step = tf.function(lambda: scope.run(lambda: model(tf.ones((1, 64)), training=True)))
         return [v.numpy() for _ in range(2) for v in scope.experimental_local_results(step())]
     single, again = dropped(tf.distribute.get_strategy())

@@ -15,12 +15,17 @@ resume=()
 if [ -f "$RUN/recipe.yaml" ]; then resume=(--resume); fi
 
 # Kubernetes tells this shell to end, and it tells the worker, which saves its state first.
-trap 'kill -TERM "$worker"' TERM
+stopped=""
+trap 'stopped=1; kill -TERM "$worker"' TERM
 tfllm train "$RECIPE" --output "$RUN" "${resume[@]}" "$@" &
 worker=$!
 wait "$worker"
 status=$?
-if kill -0 "$worker" 2>/dev/null; then wait "$worker"; status=$?; fi
+if [ -n "$stopped" ]; then  # the first wait was interrupted, whether the worker has ended or not
+  wait "$worker"
+  ended=$?
+  if [ "$ended" -ne 127 ]; then status=$ended; fi  # 127: the first wait had its status already
+fi
 
 # A run that was stopped in good order is not done: the pod must be started again.
 if [ "$status" -eq 0 ] && [ ! -f "$RUN/summary.json" ]; then exit 75; fi

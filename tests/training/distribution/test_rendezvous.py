@@ -111,9 +111,9 @@ def test_a_wait_for_others_hears_signals():
 # Waits in C with Python's lock held, as TensorFlow does while workers connect.
 LOCKED = """
 import ctypes, sys
-from tfllm.training import meeting
-from tfllm.training.cluster import Cluster
-with meeting.unheard(Cluster(("a:1", "b:2"), 0), float(sys.argv[1])):
+from tfllm.training.distribution import rendezvous
+from tfllm.training.distribution.cluster import Cluster
+with rendezvous.unheard(Cluster(("a:1", "b:2"), 0), float(sys.argv[1])):
     print("waits", flush=True)
     if len(sys.argv) > 2:
         ctypes.PyDLL(None).sleep(100)

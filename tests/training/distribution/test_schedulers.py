@@ -20,8 +20,8 @@ FOLDER = ROOT / "serving" / "kubernetes" / "training"
 SECONDS = 60
 # Stands in for `tfllm`: tells how it was called, and ends as it is told.
 PROGRAM = """#!/bin/bash
-echo "$TF_CONFIG" "$@" >> "$RUN/called"
 trap 'echo saved >> "$RUN/called"; exit 0' TERM
+echo "$TF_CONFIG" "$@" >> "$RUN/called"
 case "$MODE" in
   done) touch "$RUN/recipe.yaml" "$RUN/summary.json"; exit 0;;
   fail) exit 3;;
