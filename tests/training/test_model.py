@@ -233,13 +233,13 @@ MIRRORED = """
     t.close(one, two)
     np.testing.assert_allclose(h1["loss"], h2["loss"], rtol=1e-5)
     # Devices drop different elements, the first those of a single device; and not by chance.
-    from tfllm import keras_internals
+    from tfllm.training import model as internals
     strategy = strategies.choose("mirrored").strategy
     def dropped(scope):
         with scope.scope():
             layer = keras.layers.Dropout(0.5, seed=3)
             model = keras.Sequential([keras.Input((64,)), layer])
-        assert keras_internals.fold_replica_into_dropout(model) == 1
+        assert internals.fold_replica_into_dropout(model) == 1
         step = tf.function(lambda: scope.run(lambda: model(tf.ones((1, 64)), training=True)))
         return [v.numpy() for _ in range(2) for v in scope.experimental_local_results(step())]
     single, again = dropped(tf.distribute.get_strategy())
