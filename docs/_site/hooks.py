@@ -80,6 +80,8 @@ def _repository_path(page: str, target: str) -> str | None:
         return None
     if page.startswith(f"{OUTSIDE}/"):
         folder = PurePosixPath(page.removeprefix(f"{OUTSIDE}/")).parent
+    elif page.startswith("tutorials/") and "_files/" not in path:
+        folder = PurePosixPath("examples")
     elif page.startswith(("tutorials/", "reference/")):
         return None  # generated for the site
     else:

@@ -197,7 +197,20 @@ def _row(*cells: str) -> str:
 
 
 def _front_door_page() -> str:
-    return "# The front door\n\n::: tfllm\n    options:\n      show_root_heading: false\n"
+    """Return the page of the names in `tfllm.__all__`, each from the module that defines it."""
+    import tfllm
+
+    order = ["load", "open", "train", "evaluate", "export", "Model", "InferenceModel"]
+    blocks = "\n".join(f"::: {tfllm.MODULES[name]}.{name}\n" for name in order)
+    elsewhere = "\n".join(
+        f"- [`tfllm.{name}`][{module}.{name}]"
+        for name, module in tfllm.MODULES.items()
+        if name not in order
+    )
+    return (
+        "# The front door\n\n`import tfllm` is quick: TensorFlow is loaded when a name is first "
+        f"used. All of these are names of `tfllm`; so are\n\n{elsewhere}\n\n{blocks}"
+    )
 
 
 def _package_page(package: str) -> str:

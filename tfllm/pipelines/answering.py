@@ -178,7 +178,7 @@ def extracted(
     truncation: bool = True,
     batch_size: int = BATCH_SIZE,
 ) -> Any:
-    """Hidden states of the last layer, [1][T][D] for a text; NumPy arrays with `return_tensors`."""
+    """Return the last hidden states, [1, T, D] for a text; NumPy arrays with `return_tensors`."""
     examples, single = examples_of(inputs)
     hidden = predictor.hidden
     features = predictor.task.features(examples, predictor.tokenizer, targets=False)
