@@ -267,5 +267,5 @@ def test_another_graph_is_refused(module, model_type, entry):
 )
 def test_a_t5_that_hugging_face_has_not(config, fields):
     t5.to_hf(config)
-    with pytest.raises(CheckpointError, match="tfllm's own form"):
+    with pytest.raises(CheckpointError, match="tfllm's own format"):
         t5.to_hf(dataclasses.replace(config, **fields))

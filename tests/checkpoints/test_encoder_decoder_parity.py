@@ -112,4 +112,6 @@ def test_buckets_of_distances(number, far, bidirectional):
 
     distances = torch.arange(-far, far + 1)
     want = T5Attention._relative_position_bucket(distances, bidirectional, number, far)
-    np.testing.assert_array_equal(relative.buckets(number, far, bidirectional), want.numpy())
+    np.testing.assert_array_equal(
+        relative.distance_buckets(number, far, bidirectional), want.numpy()
+    )

@@ -28,7 +28,7 @@ def change(directory, edit, **config):
 
 
 def there_and_back(directory, tmp_path):
-    """Through tfllm's own form; returns the first checkpoint. Asserts equal names and bytes."""
+    """Through tfllm's own format; returns the first checkpoint. Asserts equal names and bytes."""
     checkpoint = store.load(directory)
     store.save(checkpoint, tmp_path / "ours")
     huggingface.write(store.load(tmp_path / "ours"), tmp_path / "back")

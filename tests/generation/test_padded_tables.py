@@ -19,7 +19,7 @@ from tfllm.generation import penalties
 from tfllm.generation.config import GenerationConfig
 from tfllm.generation.seq2seq_generator import TextToText
 from tfllm.generation.text_generator import TextGenerator
-from tfllm.models import bert, llama_config
+from tfllm.models import bert, llama
 from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tasks.masked_lm import MaskedLM
 from tfllm.tasks.seq2seq import Seq2Seq
@@ -63,7 +63,7 @@ def decoder_alone():
     tokens = [*bytepair.byte_characters(), bytepair.ENDOFTEXT]
     table = {token: number for number, token in enumerate(tokens)}
     tokenizer = bytepair.from_vocabulary(table, [], Settings(chat_template=TEMPLATE))
-    config = llama_config.Config(
+    config = llama.Config(
         vocabulary_size=len(tokens) + PADDING, num_layers=1, num_heads=2, num_key_value_heads=1,
         hidden_dim=16, intermediate_dim=32, max_sequence_length=WINDOW, initializer_range=0.3,
     )  # fmt: skip

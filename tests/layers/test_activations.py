@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfllm.layers.activations import ACTIVATIONS, activation
+from tfllm.layers.activations import ACTIVATIONS, get_activation
 
 X = np.linspace(-4, 4, 33).astype(np.float32)
 ERF = np.array([math.erf(x / math.sqrt(2)) for x in X])
@@ -33,11 +33,13 @@ FORMULAS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_a_name_stands_for_its_formula(name):
-    np.testing.assert_allclose(activation(name)(keras.ops.array(X)), FORMULAS[name], atol=ROUNDING)
+    np.testing.assert_allclose(
+        get_activation(name)(keras.ops.array(X)), FORMULAS[name], atol=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_keras_can_save_and_load_it(name):
-    layer = keras.layers.Dense(3, activation=activation(name))
+    layer = keras.layers.Dense(3, activation=get_activation(name))
     again = keras.layers.Dense.from_config(layer.get_config())
     assert again.activation is layer.activation

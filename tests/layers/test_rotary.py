@@ -24,7 +24,7 @@ def test_products_depend_on_the_distance_alone():
     def product(first, second):
         turned = [
             np.asarray(
-                rotary.rotated(x, *rotary.angles(np.array([[at]], "int32"), radians, factor))
+                rotary.rotate(x, *rotary.cos_sin(np.array([[at]], "int32"), radians, factor))
             )
             for x, at in ((query, first), (key, second))
         ]

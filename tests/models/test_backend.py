@@ -91,7 +91,7 @@ for name, family in (("marian", "transformer"), ("flan_t5", "t5"), ("mbart", "ba
         config = dataclasses.replace(config, tie_embeddings="lm_head.weight" not in tensors)
     backbone = module.backbone(config)
     model = keras.Model(backbone.input, heads.lm_head(backbone.output, config, backbone))
-    variables, table = weights.variables_of(model), models.weight_map(family, config)
+    variables, table = weights.variables_of(model), models.get_weight_map(family, config)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["seq2seq"]})
     weights.to_variables(rows, variables, tensors)
     inputs = {key: golden[f"{name}/inputs/{key}"]

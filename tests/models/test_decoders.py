@@ -248,5 +248,5 @@ def test_windows_as_each_variant_writes_them(entry, windows):
 
 
 def test_a_mixture_that_hugging_face_has_not_stays_here():
-    with pytest.raises(CheckpointError, match="tfllm's own form"):
+    with pytest.raises(CheckpointError, match="tfllm's own format"):
         llama.to_hf(llama.Config(variant="llama", query_key_norm=True))

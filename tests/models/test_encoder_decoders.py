@@ -9,7 +9,7 @@ import pytest
 from tests.models import encoder_decoders as made_for
 from tfllm.checkpoints import weights
 from tfllm.errors import CheckpointError, SettingError
-from tfllm.models import FAMILIES, gpt2, transformer, weight_map
+from tfllm.models import FAMILIES, get_weight_map, gpt2, transformer
 from tfllm.models.decoder import get_decoder
 from tfllm.models.encoder_decoder import get_encoder_decoder
 
@@ -120,7 +120,7 @@ def test_every_precision_gives_float32_scores(name, policy):
 def test_variables_and_weight_table_name_each_other(name):
     config = made_for.CONFIGS[name]
     model, _ = made_for.model_of(name)
-    table = weight_map(made_for.family_of(name), config)
+    table = get_weight_map(made_for.family_of(name), config)
     variables = weights.variables_of(model)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["seq2seq"]})
     assert set(rows) == set(variables)

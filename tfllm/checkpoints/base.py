@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfllm.errors import SettingError
-from tfllm.models import FAMILIES, is_encoder_decoder
+from tfllm.models import FAMILIES, is_decoder, is_encoder_decoder
 from tfllm.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.
             f"task.kind is {task.kind}, and the family is {family}. Families that read a source "
             f"and write a target ({', '.join(able)}) go with task.kind: seq2seq, and no others do."
         )
-    if hasattr(FAMILIES[family], "windows") and "decoder" not in task.backbones:
+    if is_decoder(family) and "decoder" not in task.backbones:
         decoders = sorted(kind for kind, known in TASKS.items() if "decoder" in known.backbones)
         raise SettingError(
             f"task.kind is {task.kind}, and the decoders of the family {family} have heads for "

@@ -20,8 +20,8 @@ from tfllm.checkpoints import (
     tied_weights,
 )
 from tfllm.checkpoints.files import read_json, read_tensors, tensor_shapes
-from tfllm.models import config_from_hf, weight_map
-from tfllm.models.weight_map import Row
+from tfllm.models import config_from_hf, get_weight_map
+from tfllm.models.weight_map import TensorLayout
 from tfllm.tokenizers.loading import load_tokenizer
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
@@ -86,7 +86,7 @@ def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     hf_config = read_json(source)
     family, _ = hf_directory.model_type_of(hf_config, str(source))
     shapes = hf_directory.shapes_of(directory)
-    table = weight_map(family, config_from_hf(family, hf_config))
+    table = get_weight_map(family, config_from_hf(family, hf_config))
     kept = tensor_names.kept(shapes, table)
     found = tied_weights.resolved(
         config_from_hf(family, hf_config),
@@ -97,7 +97,7 @@ def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     )
     kind = hf_tasks.kind_of(hf_config, family, table, directory)
     row = table.heads.get(kind, {}).get("classifier/kernel")
-    size = shapes[row.name][0][0] if isinstance(row, Row) and row.name in shapes else None
+    size = shapes[row.name][0][0] if isinstance(row, TensorLayout) and row.name in shapes else None
     longest = found.config.max_sequence_length
     task = hf_tasks.task_of(kind, hf_config, directory, size, longest)
     left_out = {*found.equal, *table.buffers}

@@ -12,7 +12,7 @@ from tfllm.checkpoints.files import read_json, tensor_shapes
 from tfllm.checkpoints.locate import FOREIGN_FORMS, PICKLE
 from tfllm.checkpoints.weights import listed
 from tfllm.errors import CheckpointError
-from tfllm.models import FAMILIES
+from tfllm.models import model_types
 
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
@@ -138,7 +138,7 @@ def refuse_quantized(names: Iterable[str], source: str) -> None:
 
 def model_type_of(hf_config: Mapping[str, Any], source: str) -> tuple[str, str]:
     """(family, model type) of a `config.json`. Raises CheckpointError naming the known ones."""
-    families = {kind: name for name, module in FAMILIES.items() for kind in module.MODEL_TYPES}
+    families = model_types()
     model_type = hf_config.get("model_type")
     if model_type is None:
         raise CheckpointError(

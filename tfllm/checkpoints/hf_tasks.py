@@ -9,14 +9,14 @@ from typing import Any
 from tfllm.checkpoints import sentence_transformers
 from tfllm.checkpoints.files import read_json
 from tfllm.errors import CheckpointError
-from tfllm.models import FAMILIES, is_encoder_decoder
-from tfllm.models.weight_map import Weights
+from tfllm.models import is_decoder, is_encoder_decoder
+from tfllm.models.weight_map import WeightMap
 from tfllm.tasks import TASKS, Task
 from tfllm.tasks.embedding import Embedding
 from tfllm.tasks.huggingface import HuggingFaceHead
 
 
-def kind_of(hf_config: Mapping[str, Any], family: str, weights: Weights, directory: Path) -> str:
+def kind_of(hf_config: Mapping[str, Any], family: str, weights: WeightMap, directory: Path) -> str:
     """The kind of task that a Hugging Face directory is for. Raises CheckpointError naming the
     known."""
     source = f"{directory / 'config.json'}"
@@ -50,7 +50,7 @@ def _way_out(family: str) -> str:
     """What can be done with a model whose head has no task."""
     if is_encoder_decoder(family):
         return "Use a checkpoint of one of these: the family is for seq2seq alone."
-    if hasattr(FAMILIES[family], "windows"):
+    if is_decoder(family):
         return (
             "To use its decoder without this head, train a recipe with model.from and task.kind: "
             "causal_lm or embedding."

@@ -26,14 +26,12 @@ from tfllm.checkpoints.hf_directory import (
     tensor_files,
 )
 from tfllm.errors import CheckpointError
-from tfllm.models import FAMILIES, config_from_hf, weight_map
-from tfllm.models.weight_map import Weights
+from tfllm.models import FAMILIES, config_from_hf, get_weight_map, is_decoder
+from tfllm.models.weight_map import WeightMap
 from tfllm.tasks import Task
 from tfllm.tasks.embedding import Embedding
 
 log = logging.getLogger("tfllm")
-
-ALWAYS_TIED = "t5"  # its sources and targets share their embeddings whatever config.json says
 
 
 def read(directory: Path, task: Task | None = None) -> Checkpoint:
@@ -43,7 +41,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     hf_config = read_config(directory)
     family, _ = model_type_of(hf_config, str(directory / CONFIG))
     config = config_from_hf(family, hf_config)
-    table = weight_map(family, config)
+    table = get_weight_map(family, config)
     refuse_quantized(shapes_of(directory), str(directory))
     raw = _all_tensors(directory, table)
     tied = _ties(config, table, raw, str(directory))
@@ -68,7 +66,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
 
 
 def _ties(
-    config: Any, table: Weights, raw: Mapping[str, np.ndarray], source: str
+    config: Any, table: WeightMap, raw: Mapping[str, np.ndarray], source: str
 ) -> tied_weights.Ties:
     canonical = tensor_names.canonical(raw, table)
     if len(set(canonical.values())) < len(canonical):
@@ -81,7 +79,7 @@ def _ties(
     return tied_weights.resolved(config, table, canonical, same, source)
 
 
-def _all_tensors(directory: Path, table: Weights) -> dict[str, np.ndarray]:
+def _all_tensors(directory: Path, table: WeightMap) -> dict[str, np.ndarray]:
     raw: dict[str, np.ndarray] = {}
     for file in tensor_files(directory):
         raw.update(read_tensors(file))
@@ -91,7 +89,7 @@ def _all_tensors(directory: Path, table: Weights) -> dict[str, np.ndarray]:
 def _own_task(
     hf_config: Mapping[str, Any],
     family: str,
-    table: Weights,
+    table: WeightMap,
     raw: Mapping[str, np.ndarray],
     directory: Path,
     config: Any,
@@ -112,7 +110,7 @@ def _own_task(
 
 def fill(
     model: Any,
-    table: Weights,
+    table: WeightMap,
     task: Task | None,
     own: Task | None,
     raw: Mapping[str, np.ndarray],
@@ -180,7 +178,7 @@ def fill_from_unused(
     kind: str,
 ) -> set[str]:
     """Fills a new head from unused tensors (a pooler). Returns the paths that were filled."""
-    table = weight_map(family, config)
+    table = get_weight_map(family, config)
     canonical = tensor_names.canonical(unused_tensors, table)
     tensors = {canonical[name]: tensor for name, tensor in unused_tensors.items()}
     rows = weights.rows_of(variables, table.heads.get(kind, {}))
@@ -215,7 +213,7 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray], source: str) -> None:
         log.warning("%s: float64 weights are rounded to float32.", source)
 
 
-def _no_logits(name: str, table: Weights, kind: str, source: str) -> str:
+def _no_logits(name: str, table: WeightMap, kind: str, source: str) -> str:
     """What is wrong with a file that holds a backbone alone, and what to do."""
     head = table.architectures[kind][0]
     return (
@@ -228,7 +226,7 @@ def _no_logits(name: str, table: Weights, kind: str, source: str) -> str:
 
 def _origin(
     kind: str,
-    table: Weights,
+    table: WeightMap,
     raw: Mapping[str, np.ndarray],
     canonical: Mapping[str, str],
     used: set[str],
@@ -272,7 +270,7 @@ def write(checkpoint: Checkpoint, directory: str | Path) -> Path:
 def _write(checkpoint: Checkpoint, directory: Path) -> None:
     module = FAMILIES[checkpoint.family]
     shape = module.to_hf(checkpoint.config)
-    table = weight_map(checkpoint.family, checkpoint.config)
+    table = get_weight_map(checkpoint.family, checkpoint.config)
     kind = checkpoint.task.kind
     checkpoint.task.check_hf(shape["model_type"])
     origin = checkpoint.origin
@@ -284,7 +282,7 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         raise CheckpointError(
             f"Hugging Face's {shape['model_type']} has no place for {weights.listed(homeless)} of "
             f"a {kind} model. " + ("Merge the low-rank updates first." if "lora" in homeless[0]
-                                   else "Keep this one in tfllm's own form.")
+                                   else "Keep this one in tfllm's own format.")
         )  # fmt: skip
 
     tensors = weights.to_tensors(rows, variables)
@@ -308,9 +306,9 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         sentence_transformers.write(checkpoint.task, width, directory)
 
 
-def _untied(table: Weights, checkpoint: Checkpoint) -> list[str]:
+def _untied(table: WeightMap, checkpoint: Checkpoint) -> list[str]:
     """Tensors to write out because transformers ties none of them where the logits stand alone."""
-    if getattr(checkpoint.config, "tie_embeddings", True) or checkpoint.family == ALWAYS_TIED:
+    if getattr(checkpoint.config, "tie_embeddings", True) or table.always_tied:
         return []
     return [name for name in table.tied if name not in tied_weights.logits_names(table)]
 
@@ -339,7 +337,7 @@ def _config(
     config = dict(origin.config)
     if not config or not _of_shape(config, checkpoint):
         config |= shape
-    table = weight_map(checkpoint.family, checkpoint.config)
+    table = get_weight_map(checkpoint.family, checkpoint.config)
     if not config.get("architectures") or not origin.config:
         # Decoders have no head for vectors: their last name is that of the backbone.
         named = (
@@ -359,6 +357,6 @@ def _of_shape(config: dict[str, Any], checkpoint: Checkpoint) -> bool:
     theirs = config_from_hf(checkpoint.family, config)
     if getattr(theirs, "tie_embeddings", None) != getattr(ours, "tie_embeddings", None):
         theirs = dataclasses.replace(theirs, tie_embeddings=ours.tie_embeddings)
-        if hasattr(FAMILIES[checkpoint.family], "windows"):
+        if is_decoder(checkpoint.family):
             config["tie_word_embeddings"] = ours.tie_embeddings
     return theirs == ours

@@ -26,7 +26,7 @@ from tfllm.checkpoints.hf_directory import GENERATION, read_generation
 from tfllm.checkpoints.locate import SETTINGS, TENSORS, find
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import build_config
-from tfllm.models.weight_map import Row
+from tfllm.models.weight_map import TensorLayout
 
 __all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "settings_of"]
 
@@ -154,7 +154,9 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
         encoder = set(weights.variables_of(backbone))
         kept = huggingface.kept_head(set(variables) - encoder, task, own)
         wanted = {path for path in variables if path in encoder or path in kept & set(tensors)}
-    rows = {path: Row(path, inputs=-1) for path in wanted}  # the names and shapes are our own
+    rows = {
+        path: TensorLayout(path, inputs=-1) for path in wanted
+    }  # the names and shapes are our own
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     dropped = set(tensors) - wanted if changed else set()
     weights.check(rows, variables, shapes, dropped, str(directory / TENSORS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from tfllm.models.weight_map import Row, Table, Weights
+from tfllm.models.weight_map import TensorLayout, TensorMap, WeightMap
 
 NUMBER = re.compile(r"\.\d+\.")
 # What files may hold in any family although no weights are in it: counters and constants that a
@@ -21,7 +21,7 @@ NO_WEIGHTS = re.compile(
 OLD_NORM_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
-def canonical(names: Iterable[str], weights: Weights) -> dict[str, str]:
+def canonical(names: Iterable[str], weights: WeightMap) -> dict[str, str]:
     """The canonical name of every name in a file: with prefix, norms with weight and bias."""
     prefixed = _templates(weights.backbone, *weights.heads.values()) | set(weights.buffers)
     prefixed |= {*weights.ignored, *weights.tied}
@@ -47,12 +47,12 @@ def hf_name(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str
     return name
 
 
-def unused(weights: Weights) -> set[str]:
+def unused(weights: WeightMap) -> set[str]:
     """Canonical names that any file of the type may hold besides its backbone."""
     return _templates(*weights.heads.values()) | set(weights.tied) | set(weights.buffers)
 
 
-def kept(names: Iterable[str], weights: Weights) -> list[str]:
+def kept(names: Iterable[str], weights: WeightMap) -> list[str]:
     """Those names of a file that do not stand for ignored constants."""
     return [
         raw
@@ -62,9 +62,9 @@ def kept(names: Iterable[str], weights: Weights) -> list[str]:
     ]
 
 
-def _templates(*tables: Table) -> set[str]:
+def _templates(*tables: TensorMap) -> set[str]:
     rows = (row for table in tables for row in table.values())
-    return {row.name if isinstance(row, Row) else row for row in rows}
+    return {row.name if isinstance(row, TensorLayout) else row for row in rows}
 
 
 def _template(name: str) -> str:

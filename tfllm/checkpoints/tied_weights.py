@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfllm.errors import CheckpointError
-from tfllm.models.weight_map import Row, Weights
+from tfllm.models.weight_map import TensorLayout, WeightMap
 
 log = logging.getLogger("tfllm")
 
@@ -35,7 +35,7 @@ class Ties:
 
 def resolved(
     config: Any,
-    table: Weights,
+    table: WeightMap,
     canonical: Mapping[str, str],
     same: Callable[[str, str], bool],
     source: str,
@@ -79,7 +79,7 @@ def resolved(
     return Ties(config, changed, tuple(equal))
 
 
-def logits_names(table: Weights) -> Collection[str]:
+def logits_names(table: WeightMap) -> Collection[str]:
     """Names of the tensors that give the logits, where they are not the embeddings."""
     rows = (head[LOGITS] for head in table.heads.values() if LOGITS in head)
-    return {row.name if isinstance(row, Row) else row for row in rows}
+    return {row.name if isinstance(row, TensorLayout) else row for row in rows}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import CheckpointError
-from tfllm.models.weight_map import Row, Table
+from tfllm.models.weight_map import TensorLayout, TensorMap
 
 SHOWN_NAMES = 5
 LAYER_NUMBER = re.compile(r"_(\d+)/")
@@ -28,7 +28,7 @@ def variables_of(model: Any) -> dict[str, Any]:
     return {variable.path: variable for variable in model.weights}
 
 
-def rows_of(paths: Iterable[str], table: Table) -> dict[str, Row]:
+def rows_of(paths: Iterable[str], table: TensorMap) -> dict[str, TensorLayout]:
     """The rows of those variable paths that the table knows, with the layer's number put in.
 
     `inputs` is -1 where the tensor has the variable's own shape.
@@ -39,20 +39,20 @@ def rows_of(paths: Iterable[str], table: Table) -> dict[str, Row]:
         row = table.get(LAYER_NUMBER.sub("_{i}/", path, count=1))
         if row is None:
             continue
-        row = row if isinstance(row, Row) else Row(row, inputs=-1)
+        row = row if isinstance(row, TensorLayout) else TensorLayout(row, inputs=-1)
         name = row.name.replace("{i}", number.group(1) if number else "")
         rows[path] = dataclasses.replace(row, name=name)
     return rows
 
 
-def tensor_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+def tensor_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the tensor for a variable of `shape`, its other parts included."""
     whole = list(_part_shape(row, shape))
     whole[row.part_axis] *= row.parts
     return tuple(whole)
 
 
-def _part_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _part_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
     if row.inputs < 0:
         return shape
     if row.inputs == 0:
@@ -60,7 +60,9 @@ def _part_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (math.prod(shape[row.inputs :]), math.prod(shape[: row.inputs]))
 
 
-def to_variables(rows: Mapping[str, Row], variables: Mapping[str, Any], tensors: Tensors) -> None:
+def to_variables(
+    rows: Mapping[str, TensorLayout], variables: Mapping[str, Any], tensors: Tensors
+) -> None:
     """Puts the tensors into the variables. Shapes were checked before."""
     for path, row in rows.items():
         value = tensors[row.name]
@@ -71,7 +73,9 @@ def to_variables(rows: Mapping[str, Row], variables: Mapping[str, Any], tensors:
         variables[path].assign(value.reshape(variables[path].shape))
 
 
-def to_tensors(rows: Mapping[str, Row], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_tensors(
+    rows: Mapping[str, TensorLayout], variables: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     """The tensors that hold what the variables hold, float32."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     axes = {}
@@ -101,7 +105,7 @@ def array_of(variable: Any) -> np.ndarray:
 
 
 def check(
-    rows: Mapping[str, Row],
+    rows: Mapping[str, TensorLayout],
     variables: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     known: Iterable[str],

@@ -1,7 +1,4 @@
-"""Keras' multi-head attention with one thing more: the number that masks a position is settable.
-
-And what attention that goes on from cached keys and values has in the middle.
-"""
+"""Attention: Keras' multi-head layer with a settable mask constant, and the scaled dot product."""
 
 from __future__ import annotations
 
@@ -11,20 +8,26 @@ import keras
 from keras import ops
 
 from tfllm.keras_internals import MultiHeadAttentionBase, all_layers
+from tfllm.layers.types import Tensor
 
-# Added to the scores of masked positions. exp() of it is exactly zero in float32 and bfloat16.
 EXACT_MASK = -1e9
-# The largest that float16 holds with room for the scores themselves.
+"""Added to the scores of masked positions. exp() of it is exactly zero in float32 and bfloat16."""
 FLOAT16_MASK = -3e4
+"""The same in float16: the largest magnitude that leaves room for the scores themselves."""
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class MultiHeadAttention(MultiHeadAttentionBase):
-    """`keras.layers.MultiHeadAttention` whose mask is an addition of `mask_constant`.
+    """`keras.layers.MultiHeadAttention` that masks by adding `mask_constant` to the scores.
 
-    A full-int8 model needs a small constant (about -20 to -100): the scores share one scale with
-    it, so that -1e9 would round all of them to zero. Everything else is Keras' own layer, its
-    variables and their names included.
+    A full-int8 model needs a small constant (about -20 to -100): the scores share one quantization
+    scale with it, so that -1e9 would round all of them to zero. Everything else is Keras' own
+    layer, its variables and their names included.
+
+    Args:
+        arguments: Positional arguments of `keras.layers.MultiHeadAttention`.
+        mask_constant: Added to the scores of masked positions.
+        options: Keyword arguments of `keras.layers.MultiHeadAttention`.
     """
 
     def __init__(self, *arguments: Any, mask_constant: float = EXACT_MASK, **options: Any):
@@ -32,8 +35,13 @@ class MultiHeadAttention(MultiHeadAttentionBase):
         self.mask_constant = mask_constant
 
     def attend(
-        self, query: Any, key: Any, value: Any, attention_mask: Any, training: bool | None
-    ) -> tuple[Any, Any]:
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        training: bool | None,
+    ) -> tuple[Tensor, Tensor]:
         """Attend from scaled queries (B, T, N, H) to keys (B, S, N, H).
 
         Args:
@@ -62,47 +70,64 @@ class MultiHeadAttention(MultiHeadAttentionBase):
 
 
 def set_mask_constant(model: keras.Model, constant: float) -> None:
-    """Sets the mask constant of every attention layer in `model`, for graphs traced from now on."""
+    """Set the mask constant of every attention layer in a model, for graphs traced from now on.
+
+    Args:
+        model: Its compiled predict, test and train functions are dropped: they hold the old one.
+        constant: Added to the scores of masked positions.
+    """
     for layer in all_layers(model):
         if isinstance(layer, MultiHeadAttention):
             layer.mask_constant = constant
-    # Functions that Keras traced before still hold the old constant.
     model.predict_function = None
     model.test_function = None
     model.train_function = None
 
 
 def scaled_dot_product_attention(
-    query: Any,
-    keys: Any,
-    values: Any,
-    allowed: Any,
-    dropped: keras.layers.Dropout,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor,
+    dropout: keras.layers.Dropout,
     scaled: bool = True,
-    position_bias: Any = None,
+    position_bias: Tensor | None = None,
     training: bool | None = None,
-) -> tuple[Any, Any]:
-    """Values by attention: queries (B, H, S, d), keys and values (B, N, K, d) to (B, S, H, d), and
-    the weights (B, H, S, K) in the values' precision.
+) -> tuple[Tensor, Tensor]:
+    """Attend from queries to keys (Vaswani et al. 2017), with grouped heads (Ainslie et al. 2023).
 
-    Queries that share a key's head stand in one matrix; all tensors have four axes, which every
-    phone's runtime has kernels for.
+    The queries of a group of heads that share keys are stacked into one matrix. All tensors have
+    four axes, which every LiteRT delegate has kernels for. Softmax is float32 in every precision.
+
+    Args:
+        query: (B, H, S, d).
+        keys: (B, N, K, d); N divides H.
+        values: (B, N, K, d).
+        attention_mask: Boolean (B, S or 1, K), true where a key is attended to.
+        dropout: Applied to the attention weights.
+        scaled: Whether scores are divided by the square root of d.
+        position_bias: (B or 1, H, S, K), added to the scores; or None.
+        training: Whether weights are dropped.
+
+    Returns:
+        Outputs (B, S, H, d), and attention weights (B, H, S, K) in the dtype of the values.
     """
     batch, heads, length, width = ops.shape(query)
-    groups, seen = ops.shape(keys)[1:3]
+    groups, key_length = ops.shape(keys)[1:3]
     rows = length * (heads // groups)
     if scaled:
         query = ops.multiply(query, ops.cast(width**-0.5, query.dtype))
     query = ops.reshape(query, (batch, groups, rows, width))
     scores = ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2)))
-    scores = ops.cast(ops.reshape(scores, (batch, heads, length, seen)), "float32")
+    scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), "float32")
     if position_bias is not None:
         scores = ops.add(scores, ops.cast(position_bias, "float32"))
-    bias = ops.multiply(ops.cast(ops.logical_not(allowed), "float32"), EXACT_MASK)
+    bias = ops.multiply(ops.cast(ops.logical_not(attention_mask), "float32"), EXACT_MASK)
     scores = ops.add(scores, ops.expand_dims(bias, 1))
     # Keras warns of a softmax over one number, which is always 1.
-    one = isinstance(seen, int) and seen == 1
-    weights = ops.ones_like(scores) if one else ops.softmax(scores, axis=-1)
-    weights = dropped(ops.cast(weights, values.dtype), training=training)
-    mixed = ops.matmul(ops.reshape(weights, (batch, groups, rows, seen)), values)
-    return ops.transpose(ops.reshape(mixed, (batch, heads, length, width)), (0, 2, 1, 3)), weights
+    single_key = isinstance(key_length, int) and key_length == 1
+    weights = ops.ones_like(scores) if single_key else ops.softmax(scores, axis=-1)
+    weights = dropout(ops.cast(weights, values.dtype), training=training)
+    outputs = ops.matmul(ops.reshape(weights, (batch, groups, rows, key_length)), values)
+    outputs = ops.reshape(outputs, (batch, heads, length, width))
+    return ops.transpose(outputs, (0, 2, 1, 3)), weights

@@ -1,4 +1,4 @@
-"""The blocks that models stack."""
+"""The encoder block; `causal` has the decoder block."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfllm.layers.activations import activation as activation_named
+from tfllm.layers.activations import get_activation
 from tfllm.layers.attention import EXACT_MASK, MultiHeadAttention
+from tfllm.layers.projections import truncated_normal
+from tfllm.layers.types import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class EncoderBlock(keras.layers.Layer):
     """Post-norm encoder block (Vaswani et al. 2017; BERT, Devlin et al. 2019).
 
-    Self-attention and a two-layer feed-forward part, each added to its input and normalised.
-    (B, T, D) to (B, T, D). It keeps no cache: every position sees every other at once.
+    Self-attention and a two-layer feed-forward network, each with a residual connection that is
+    followed by a layer normalization: (B, T, D) to (B, T, D).
+
+    Args:
+        num_heads: Attention heads; they divide D.
+        intermediate_dim: Width inside the feed-forward network.
+        activation: Of the feed-forward network; see `activations.ACTIVATIONS`.
+        layer_norm_epsilon: Added to the variance.
+        dropout: Rate, on the output of both parts.
+        attention_dropout: Rate, on the attention weights.
+        initializer_range: Standard deviation of new kernels.
+        mask_constant: See `attention.MultiHeadAttention`.
+        options: Of `keras.layers.Layer`.
     """
 
     def __init__(
@@ -41,7 +54,7 @@ class EncoderBlock(keras.layers.Layer):
         self.initializer_range = initializer_range
         self.mask_constant = mask_constant
 
-    def build(self, x_shape: tuple[int | None, ...], attention_mask_shape: Any = None) -> None:
+    def build(self, x_shape: Shape, attention_mask_shape: Shape | None = None) -> None:
         hidden_dim = x_shape[-1]
         assert hidden_dim is not None
         policy = self.dtype_policy
@@ -49,7 +62,7 @@ class EncoderBlock(keras.layers.Layer):
             self.num_heads,
             key_dim=hidden_dim // self.num_heads,
             dropout=self.attention_dropout,
-            kernel_initializer=normal(self.initializer_range),
+            kernel_initializer=truncated_normal(self.initializer_range),
             mask_constant=self.mask_constant,
             dtype=policy,
             name="attention",
@@ -61,15 +74,15 @@ class EncoderBlock(keras.layers.Layer):
         self.attention_norm.build(x_shape)
         self.up = keras.layers.Dense(
             self.intermediate_dim,
-            activation=activation_named(self.activation),
-            kernel_initializer=normal(self.initializer_range),
+            activation=get_activation(self.activation),
+            kernel_initializer=truncated_normal(self.initializer_range),
             dtype=policy,
             name="up",
         )
         self.up.build(x_shape)
         self.down = keras.layers.Dense(
             hidden_dim,
-            kernel_initializer=normal(self.initializer_range),
+            kernel_initializer=truncated_normal(self.initializer_range),
             dtype=policy,
             name="down",
         )
@@ -78,20 +91,31 @@ class EncoderBlock(keras.layers.Layer):
             epsilon=self.layer_norm_epsilon, dtype=policy, name="feedforward_norm"
         )
         self.feedforward_norm.build(x_shape)
-        self.attention_dropped = keras.layers.Dropout(
+        self.attention_output_dropout = keras.layers.Dropout(
             self.dropout, dtype=policy, name="attention_dropout"
         )
-        self.feedforward_dropped = keras.layers.Dropout(
+        self.feedforward_dropout = keras.layers.Dropout(
             self.dropout, dtype=policy, name="feedforward_dropout"
         )
 
-    def call(self, x: Any, attention_mask: Any = None, training: bool | None = None) -> Any:
-        """`attention_mask`: boolean (B, 1 or T, T), False where a position is not looked at."""
+    def call(
+        self, x: Tensor, attention_mask: Tensor | None = None, training: bool | None = None
+    ) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: (B, T, D).
+            attention_mask: Boolean (B, 1 or T, T), false where a position is not attended to.
+            training: Whether dropout is active.
+
+        Returns:
+            (B, T, D).
+        """
         attended = self.attention(x, x, attention_mask=attention_mask, training=training)
-        attended = self.attention_dropped(attended, training=training)
+        attended = self.attention_output_dropout(attended, training=training)
         x = self.attention_norm(ops.add(x, attended))
-        fed = self.feedforward_dropped(self.down(self.up(x)), training=training)
-        return self.feedforward_norm(ops.add(x, fed))
+        output = self.feedforward_dropout(self.down(self.up(x)), training=training)
+        return self.feedforward_norm(ops.add(x, output))
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -99,8 +123,3 @@ class EncoderBlock(keras.layers.Layer):
             "initializer_range mask_constant"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
-
-
-def normal(stddev: float) -> keras.initializers.Initializer:
-    """A new initializer each time: Keras gives equal numbers to all layers that share one."""
-    return keras.initializers.TruncatedNormal(stddev=stddev)

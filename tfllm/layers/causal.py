@@ -1,38 +1,49 @@
-"""What decoders stack: attention that can go on from cached keys and values, and its block.
+"""The decoder block, and self-attention that continues from cached keys and values.
 
-The encoder of an encoder-decoder is a stack of the same blocks, where every token sees every other.
-No layer writes a cache. Attention reads the keys and values of earlier tokens, attends to [cached |
-new], and returns the new ones alone; whoever runs the loop stores them as its runtime does best.
-Both layers always return two results, because a layer that two functional graphs share must.
+Encoders of encoder-decoders stack the same blocks, with a mask that lets every token attend to
+every other. No layer writes a cache: attention reads the keys and values of earlier tokens, attends
+to [cached | new], and returns the new ones alone; the caller's loop stores them as suits its
+runtime. Both layers always return two results, as a layer that two functional graphs share must.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from tfllm.layers import rotary
-from tfllm.layers.activations import activation as activation_named
+from tfllm.layers.activations import get_activation
 from tfllm.layers.attention import scaled_dot_product_attention
-from tfllm.layers.projections import Spread, dense, normalization_layer
-
-KeysAndValues = tuple[Any, Any]
-"""Each (B, num_key_value_heads, length, head_dim); keys are rotated already."""
-Cache = KeysAndValues | Callable[[Any, Any], KeysAndValues]
-"""Those of earlier tokens, or a function from the new ones to all that are attended to, for a
-runtime that stores them first."""
+from tfllm.layers.normalization import normalization_layer
+from tfllm.layers.projections import InitializerRange, dense
+from tfllm.layers.types import Cache, KeysAndValues, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class CausalAttention(keras.layers.Layer):
-    """Self-attention of a decoder, with grouped heads (Ainslie et al. 2023) and rotary positions.
+    """Self-attention with grouped heads (Ainslie et al. 2023) and rotary positions.
 
-    `rope_theta` 0 is without rotary positions. `residual_range` is the initial deviation of the
-    output's kernel. Without `scaled`, scores are not divided by the root of `head_dim`; queries
-    start that much smaller instead (T5, Raffel et al. 2020). Softmax is float32 in every precision.
+    Softmax is float32 in every precision.
+
+    Args:
+        num_heads: Heads of queries.
+        num_key_value_heads: Heads of keys and values; they divide `num_heads`.
+        head_dim: Width of one head.
+        dropout: Rate, on the attention weights.
+        qkv_bias: Whether the projections of queries, keys and values have biases.
+        output_bias: Whether the output projection has a bias.
+        norm_epsilon: Above 0, queries and keys are normalized (Henry et al. 2020; Qwen3).
+        rope_theta: Base of the wavelengths of rotary positions; 0: no rotary positions.
+        rope_scaling: Hugging Face's table; see `rotary.frequencies`.
+        max_sequence_length: Tokens; some scalings of rotary positions depend on it.
+        initializer_range: Of new kernels.
+        residual_range: Of the output projection's new kernel.
+        scaled: Whether scores are divided by the square root of `head_dim`. If not, the initial
+            queries are smaller by that factor instead (T5, Raffel et al. 2020).
+        options: Of `keras.layers.Layer`.
     """
 
     def __init__(
@@ -47,12 +58,11 @@ class CausalAttention(keras.layers.Layer):
         rope_theta: float = 0.0,
         rope_scaling: Mapping[str, Any] | None = None,
         max_sequence_length: int = 0,
-        initializer_range: Spread = 0.02,
-        residual_range: Spread = 0.02,
+        initializer_range: InitializerRange = 0.02,
+        residual_range: InitializerRange = 0.02,
         scaled: bool = True,
         **options: Any,
     ):
-        """`norm_epsilon` above 0 normalises queries and keys (Henry et al. 2020; Qwen3)."""
         super().__init__(**options)
         self.num_heads = num_heads
         self.num_key_value_heads = num_key_value_heads
@@ -67,19 +77,21 @@ class CausalAttention(keras.layers.Layer):
         self.initializer_range = initializer_range
         self.residual_range = residual_range
         self.scaled = scaled
-        self.rotation = (
+        self.rope_frequencies = (
             rotary.frequencies(head_dim, rope_theta, rope_scaling, max_sequence_length)
             if rope_theta
             else None
         )
 
-    def build(self, x_shape: tuple[int | None, ...], *_: Any, **__: Any) -> None:
+    def build(self, x_shape: Shape, *_: Any, **__: Any) -> None:
         heads, groups = self.num_heads, self.num_key_value_heads
-        spread, policy = self.initializer_range, self.dtype_policy
+        initializer_range, policy = self.initializer_range, self.dtype_policy
         projections = {"query": heads, "key": groups, "value": groups}
         for name, count in projections.items():
             gain = 1.0 if self.scaled or name != "query" else 1.0 / self.head_dim
-            layer = dense(name, count * self.head_dim, self.qkv_bias, spread, policy, gain=gain)
+            layer = dense(
+                name, count * self.head_dim, self.qkv_bias, initializer_range, policy, gain=gain
+            )
             layer.build(x_shape)
             setattr(self, name, layer)
         width = x_shape[-1]
@@ -93,59 +105,74 @@ class CausalAttention(keras.layers.Layer):
                 norm = normalization_layer("rms", name, self.norm_epsilon, policy)
                 norm.build((None, None, None, self.head_dim))
                 setattr(self, name, norm)
-        self.dropped = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")
+        self.weights_dropout = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")
 
     def call(
         self,
-        x: Any,
-        allowed: Any,
-        positions: Any,
+        x: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
         cache: Cache | None = None,
-        position_bias: Any = None,
+        position_bias: Tensor | None = None,
         training: bool | None = None,
-    ) -> tuple[Any, KeysAndValues]:
-        """(B, S, D) to (B, S, D) and the new keys and values, each (B, N, S, head_dim).
+    ) -> tuple[Tensor, KeysAndValues]:
+        """Attend to cached and new tokens.
 
-        `allowed`: boolean (B, S, C + S), C cached tokens first; `positions`: int32 (B, S). With a
-        function as `cache`, `allowed` is (B, S, K) for the K keys that it returns. `position_bias`
-        (B or 1, H, S, C + S) is added to the scores.
+        Args:
+            x: (B, S, D).
+            attention_mask: Boolean (B, S, C + S), C cached tokens first. With a function as
+                `cache`, (B, S, K) for the K keys that it returns.
+            positions: int32 (B, S).
+            cache: Keys and values of C earlier tokens; see `types.Cache`.
+            position_bias: (B or 1, H, S, C + S), added to the scores.
+            training: Whether dropout is active.
+
+        Returns:
+            (B, S, D), and the new keys and values, each (B, num_key_value_heads, S, head_dim).
         """
-        query = self._heads(self.query(x), self.num_heads)
-        key = self._heads(self.key(x), self.num_key_value_heads)
-        value = self._heads(self.value(x), self.num_key_value_heads)
+        query = self._split_heads(self.query(x), self.num_heads)
+        key = self._split_heads(self.key(x), self.num_key_value_heads)
+        value = self._split_heads(self.value(x), self.num_key_value_heads)
         if self.norm_epsilon:
             query, key = self.query_norm(query), self.key_norm(key)
-        if self.rotation is not None:
-            cos, sin = rotary.angles(positions, *self.rotation)
-            query, key = rotary.rotated(query, cos, sin), rotary.rotated(key, cos, sin)
-        query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
+        if self.rope_frequencies is not None:
+            cos, sin = rotary.cos_sin(positions, *self.rope_frequencies)
+            query, key = rotary.rotate(query, cos, sin), rotary.rotate(key, cos, sin)
+        query, key, value = (ops.transpose(heads, (0, 2, 1, 3)) for heads in (query, key, value))
         keys, values = key, value
         if callable(cache):
             keys, values = cache(key, value)
         elif cache is not None:
             keys = ops.concatenate([ops.cast(cache[0], key.dtype), key], axis=2)
             values = ops.concatenate([ops.cast(cache[1], value.dtype), value], axis=2)
-        mixed, _ = scaled_dot_product_attention(
-            query, keys, values, allowed, self.dropped, self.scaled, position_bias, training
+        outputs, _ = scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            attention_mask,
+            self.weights_dropout,
+            self.scaled,
+            position_bias,
+            training,
         )
         batch, length = ops.shape(x)[:2]
-        mixed = ops.reshape(mixed, (batch, length, self.num_heads * self.head_dim))
-        return self.attention_output(mixed), (key, value)
+        outputs = ops.reshape(outputs, (batch, length, self.num_heads * self.head_dim))
+        return self.attention_output(outputs), (key, value)
 
-    def _heads(self, x: Any, count: int) -> Any:
+    def _split_heads(self, x: Tensor, count: int) -> Tensor:
         """(B, S, count * head_dim) to (B, S, count, head_dim)."""
         batch, length = ops.shape(x)[:2]
         return ops.reshape(x, (batch, length, count, self.head_dim))
 
     def compute_output_spec(
         self,
-        x: Any,
-        allowed: Any,
-        positions: Any,
-        cache: Any = None,
-        position_bias: Any = None,
-        training: Any = None,
-    ) -> tuple[Any, KeysAndValues]:
+        x: keras.KerasTensor,
+        attention_mask: keras.KerasTensor,
+        positions: keras.KerasTensor,
+        cache: Cache | None = None,
+        position_bias: keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> tuple[keras.KerasTensor, KeysAndValues]:
         batch, length = x.shape[:2]
         shape = (batch, self.num_key_value_heads, length, self.head_dim)
         new = keras.KerasTensor(shape, self.compute_dtype)
@@ -155,10 +182,13 @@ class CausalAttention(keras.layers.Layer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **{name: getattr(self, name) for name in ATTENTION}}
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in ATTENTION_ARGUMENTS},
+        }
 
 
-ATTENTION = (
+ATTENTION_ARGUMENTS = (
     "num_heads", "num_key_value_heads", "head_dim", "dropout", "qkv_bias", "output_bias",
     "norm_epsilon", "rope_theta", "rope_scaling", "max_sequence_length", "initializer_range",
     "residual_range", "scaled",
@@ -167,12 +197,20 @@ ATTENTION = (
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class CausalBlock(keras.layers.Layer):
-    """Decoder block: attention, then a feed-forward part, each added to its input.
+    """Decoder block: self-attention, then a feed-forward network, each with a residual connection.
 
-    `pre_norm` normalises what goes into each part, its absence what comes out with the input added.
-    `norm` is "layer" (GPT-2, Radford et al. 2019) or "rms" (Llama, Touvron et al. 2023); `gated`
-    multiplies the activated half by a linear one (GLU, Shazeer 2020). `attention` holds the
-    arguments of CausalAttention.
+    Args:
+        attention: Arguments of `CausalAttention`.
+        intermediate_dim: Width inside the feed-forward network.
+        activation: Of the feed-forward network; see `activations.ACTIVATIONS`.
+        norm: "layer" (GPT-2, Radford et al. 2019) or "rms" (Llama, Touvron et al. 2023).
+        norm_epsilon: Of the normalizations.
+        gated: Whether the activated projection is multiplied by a linear one (GLU, Shazeer 2020).
+        bias: Whether the feed-forward projections have biases.
+        dropout: Rate, on the output of both parts.
+        pre_norm: Whether the input of each part is normalized; if not, the sum of input and output.
+        inner_dropout: Rate, inside the feed-forward network, after the activation.
+        options: Of `keras.layers.Layer`.
     """
 
     def __init__(
@@ -189,7 +227,6 @@ class CausalBlock(keras.layers.Layer):
         inner_dropout: float = 0.0,
         **options: Any,
     ):
-        """`inner_dropout` falls on the feed-forward part's inside, `dropout` on what is added."""
         super().__init__(**options)
         self.attention_options = dict(attention)
         self.intermediate_dim = intermediate_dim
@@ -202,7 +239,7 @@ class CausalBlock(keras.layers.Layer):
         self.pre_norm = pre_norm
         self.inner_dropout = inner_dropout
 
-    def build(self, x_shape: tuple[int | None, ...], *_: Any, **__: Any) -> None:
+    def build(self, x_shape: Shape, *_: Any, **__: Any) -> None:
         policy = self.dtype_policy
         self.attention_norm = normalization_layer(
             self.norm, "attention_norm", self.norm_epsilon, policy
@@ -215,80 +252,93 @@ class CausalBlock(keras.layers.Layer):
         )
         self.feedforward_norm.build(x_shape)
 
-        spread, residual = self.attention.initializer_range, self.attention.residual_range
-        function = activation_named(self.activation)
+        inner_range, output_range = self.attention.initializer_range, self.attention.residual_range
+        function = get_activation(self.activation)
         if self.gated:
-            self.gate = dense("gate", self.intermediate_dim, self.bias, spread, policy, function)
+            self.gate = dense(
+                "gate", self.intermediate_dim, self.bias, inner_range, policy, function
+            )
             self.gate.build(x_shape)
         self.up = dense(
-            "up", self.intermediate_dim, self.bias, spread, policy, None if self.gated else function
+            "up",
+            self.intermediate_dim,
+            self.bias,
+            inner_range,
+            policy,
+            None if self.gated else function,
         )
         self.up.build(x_shape)
         width = x_shape[-1]
         assert width is not None
-        self.down = dense("down", width, self.bias, residual, policy)
+        self.down = dense("down", width, self.bias, output_range, policy)
         self.down.build((*x_shape[:-1], self.intermediate_dim))
         rates = {
             "attention": self.dropout,
             "inner": self.inner_dropout,
             "feedforward": self.dropout,
         }
-        self.attention_dropped, self.inner_dropped, self.feedforward_dropped = (
+        self.attention_output_dropout, self.intermediate_dropout, self.feedforward_dropout = (
             keras.layers.Dropout(rate, dtype=policy, name=f"{name}_dropout")
             for name, rate in rates.items()
         )
 
     def call(
         self,
-        x: Any,
-        allowed: Any,
-        positions: Any,
+        x: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
         cache: Cache | None = None,
-        position_bias: Any = None,
+        position_bias: Tensor | None = None,
         training: bool | None = None,
-    ) -> tuple[Any, KeysAndValues]:
-        """As CausalAttention: (B, S, D) to (B, S, D) and the new keys and values."""
-        x, new = self.attended(x, allowed, positions, cache, position_bias, training)
-        return self.fed(x, training), new
+    ) -> tuple[Tensor, KeysAndValues]:
+        """Run the block; arguments and results are those of `CausalAttention.call`."""
+        x, new = self.attend(x, attention_mask, positions, cache, position_bias, training)
+        return self.feed_forward(x, training), new
 
-    def attended(
+    def attend(
         self,
-        x: Any,
-        allowed: Any,
-        positions: Any,
+        x: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
         cache: Cache | None,
-        position_bias: Any,
+        position_bias: Tensor | None,
         training: bool | None,
-    ) -> tuple[Any, KeysAndValues]:
-        """The first part of the block."""
+    ) -> tuple[Tensor, KeysAndValues]:
+        """Run the first part of the block, self-attention; see `CausalAttention.call`."""
         inner = self.attention_norm(x) if self.pre_norm else x
-        part, new = self.attention(
-            inner, allowed, positions, cache=cache, position_bias=position_bias, training=training
+        output, new = self.attention(
+            inner,
+            attention_mask,
+            positions,
+            cache=cache,
+            position_bias=position_bias,
+            training=training,
         )
-        part = self.attention_dropped(part, training=training)
-        return self.added(x, part, self.attention_norm), new
+        output = self.attention_output_dropout(output, training=training)
+        return self.add_residual(x, output, self.attention_norm), new
 
-    def fed(self, x: Any, training: bool | None) -> Any:
-        """The last part of the block."""
+    def feed_forward(self, x: Tensor, training: bool | None) -> Tensor:
+        """Run the last part of the block: (B, S, D) to (B, S, D)."""
         inner = self.feedforward_norm(x) if self.pre_norm else x
         inner = ops.multiply(self.gate(inner), self.up(inner)) if self.gated else self.up(inner)
-        part = self.down(self.inner_dropped(inner, training=training))
-        part = self.feedforward_dropped(part, training=training)
-        return self.added(x, part, self.feedforward_norm)
+        output = self.down(self.intermediate_dropout(inner, training=training))
+        output = self.feedforward_dropout(output, training=training)
+        return self.add_residual(x, output, self.feedforward_norm)
 
-    def added(self, x: Any, part: Any, norm: keras.layers.Layer) -> Any:
-        x = ops.add(x, part)
+    def add_residual(self, x: Tensor, output: Tensor, norm: keras.layers.Layer) -> Tensor:
+        """Add a part's output to its input, and normalize the sum in a post-norm block."""
+        x = ops.add(x, output)
         return x if self.pre_norm else norm(x)
 
     def compute_output_spec(
         self,
-        x: Any,
-        allowed: Any,
-        positions: Any,
-        cache: Any = None,
-        position_bias: Any = None,
-        training: Any = None,
-    ) -> tuple[Any, KeysAndValues]:
+        x: keras.KerasTensor,
+        attention_mask: keras.KerasTensor,
+        positions: keras.KerasTensor,
+        cache: Cache | None = None,
+        position_bias: keras.KerasTensor | None = None,
+        training: bool | None = None,
+    ) -> tuple[keras.KerasTensor, KeysAndValues]:
         options = self.attention_options
         shape = (x.shape[0], options["num_key_value_heads"], x.shape[1], options["head_dim"])
         first, second = (keras.KerasTensor(shape, self.compute_dtype) for _ in range(2))
@@ -298,11 +348,11 @@ class CausalBlock(keras.layers.Layer):
         return {
             **super().get_config(),
             "attention": self.attention_options,
-            **{name: getattr(self, name) for name in BLOCK},
+            **{name: getattr(self, name) for name in BLOCK_ARGUMENTS},
         }
 
 
-BLOCK = (
+BLOCK_ARGUMENTS = (
     "intermediate_dim", "activation", "norm", "norm_epsilon", "gated", "bias", "dropout",
     "pre_norm", "inner_dropout",
 )  # fmt: skip
@@ -311,21 +361,33 @@ BLOCK = (
 def run_blocks(
     layers: Mapping[str, keras.layers.Layer],
     num_layers: int,
-    x: Any,
-    positions: Any,
-    allowed: Any,
+    x: Tensor,
+    positions: Tensor,
+    attention_mask: Tensor | tuple[Tensor, ...],
     cache: tuple[Cache, ...] | None = None,
-    position_bias: Any = None,
+    position_bias: Tensor | None = None,
     prefix: str = "",
-) -> tuple[Any, tuple[KeysAndValues, ...]]:
-    """The blocks `layer_0`, `layer_1`, ... one after another: (B, S, D) to (B, S, D), and the new
-    keys and values of each. `allowed`: boolean (B, S, C + S), or one per layer. `prefix` stands
-    before the names."""
+) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
+    """Run the blocks `layer_0`, `layer_1`, ... one after another.
+
+    Args:
+        layers: Layers by name.
+        num_layers: How many blocks.
+        x: (B, S, D).
+        positions: int32 (B, S).
+        attention_mask: Boolean (B, S, C + S), or a tuple of one per layer.
+        cache: Of each layer; None: there are no earlier tokens.
+        position_bias: (B or 1, H, S, C + S), added to the scores of every layer.
+        prefix: Comes before the names of the blocks.
+
+    Returns:
+        Hidden states (B, S, D), and the new keys and values of each layer.
+    """
     new = []
     for i in range(num_layers):
-        seen = allowed[i] if isinstance(allowed, tuple) else allowed
+        mask = attention_mask[i] if isinstance(attention_mask, tuple) else attention_mask
         past = cache[i] if cache else None
         block = layers[f"{prefix}layer_{i}"]
-        x, added = block(x, seen, positions, cache=past, position_bias=position_bias)
+        x, added = block(x, mask, positions, cache=past, position_bias=position_bias)
         new.append(added)
     return x, tuple(new)

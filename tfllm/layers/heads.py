@@ -1,9 +1,9 @@
-"""What ends a model: functions that extend a functional graph from hidden states to answers.
+"""Heads: functions that extend a functional graph from hidden states to a task's outputs.
 
-Every function takes hidden states (B, T, D) and the family's config, and returns raw scores in
-float32, whatever the precision of the backbone. The layers' names are fixed, because weight tables
-name them: "pooler", "classifier", "span", "transform", "transform_norm", "token_bias",
-"logits", "next_sentence", "discriminator", "replaced".
+Every head takes hidden states (B, T, D) and the family's config, and returns float32 logits in any
+precision of the backbone. Names of layers are fixed, because weight maps refer to them: "pooler",
+"classifier", "span", "transform", "transform_norm", "token_bias", "logits", "next_sentence",
+"discriminator", "replaced". Of a config they need `hidden_dim`; `OPTIONAL` fields have defaults.
 """
 
 from __future__ import annotations
@@ -15,112 +15,160 @@ import keras
 from keras import ops
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.layers.activations import activation
-from tfllm.layers.blocks import normal
+from tfllm.layers.activations import get_activation
+from tfllm.layers.projections import truncated_normal
+from tfllm.layers.types import Shape, Tensor
 
-# Whose heads drop before the summary too, and tell masked tokens through GELU in any case.
-ELECTRA_HEADS = ("electra", "roberta", "xlm-roberta")
 POOLINGS = ("mean", "first", "max", "last", "weighted_mean", "root_mean", "pooler")
+OPTIONAL: dict[str, Any] = {
+    "activation": "gelu",
+    "classifier_dropout": None,  # the same as `dropout`
+    "dropout": 0.0,
+    "embedding_dim": 0,  # the same as `hidden_dim`
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-12,
+    "logits_bias": False,
+    "logits_scale": 1.0,
+    "masked_lm_activation": "",  # the same as `activation`
+    "pooler_input_dropout": False,
+    "summary_activation": "tanh",
+    "tie_embeddings": True,
+}
+"""Fields of a config that heads ask for, and their values where it has none."""
+
+
+def _field(config: Any, name: str) -> Any:
+    return getattr(config, name, OPTIONAL[name])
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class TokenBias(keras.layers.Layer):
-    """Adds one number per token of the vocabulary: (B, T, V) to float32 (B, T, V)."""
+    """Add a learned bias for each token of the vocabulary: (B, T, V) to float32 (B, T, V)."""
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         self.bias = self.add_weight(
             shape=(input_shape[-1],), initializer="zeros", name="bias", dtype="float32"
         )
 
-    def call(self, logits: Any) -> Any:
+    def call(self, logits: Tensor) -> Tensor:
         return ops.add(ops.cast(logits, "float32"), ops.cast(self.bias, "float32"))
 
-    def compute_output_spec(self, logits: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, logits: keras.KerasTensor) -> keras.KerasTensor:
         return keras.KerasTensor(logits.shape, dtype="float32")
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class GatherPositions(keras.layers.Layer):
-    """Some places of each row: (B, T, D) and positions int32 (B, P) to (B, P, D)."""
+    """Gather hidden states (B, T, D) at int32 positions (B, P): (B, P, D)."""
 
-    def call(self, hidden: Any, positions: Any) -> Any:
-        # A product with ones and zeros: its gradient is one too, quick and the same each time.
-        places = ops.arange(ops.shape(hidden)[1], dtype="int32")
-        chosen = ops.equal(ops.expand_dims(positions, -1), places)  # (B, P, T)
-        return ops.matmul(ops.cast(chosen, hidden.dtype), hidden)
+    def call(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        # A product with a one-hot matrix: its gradient is one too, fast and deterministic.
+        columns = ops.arange(ops.shape(hidden)[1], dtype="int32")
+        one_hot = ops.equal(ops.expand_dims(positions, -1), columns)  # (B, P, T)
+        return ops.matmul(ops.cast(one_hot, hidden.dtype), hidden)
 
-    def compute_output_spec(self, hidden: Any, positions: Any) -> keras.KerasTensor:
+    def compute_output_spec(
+        self, hidden: keras.KerasTensor, positions: keras.KerasTensor
+    ) -> keras.KerasTensor:
         return keras.KerasTensor((*positions.shape, hidden.shape[-1]), dtype=hidden.dtype)
 
 
-def pooler(hidden: Any, config: Any) -> Any:
-    """The first token through one layer: (B, T, D) to (B, D).
+def pooler(hidden: Tensor, config: Any) -> Tensor:
+    """Project the first token's hidden state: (B, T, D) to (B, D).
 
-    BERT's tanh "pooler", DistilBERT's relu "pre_classifier", the gelu layer in ELECTRA's and the
-    tanh layer in RoBERTa's classifier; `config.summary_activation` says which.
+    BERT's tanh "pooler", DistilBERT's relu "pre_classifier", the gelu layer of ELECTRA's classifier
+    and the tanh layer of RoBERTa's; `config.summary_activation` is the activation.
     """
     return keras.layers.Dense(
         config.hidden_dim,
-        activation=activation(config.summary_activation),
-        kernel_initializer=normal(config.initializer_range),
+        activation=get_activation(_field(config, "summary_activation")),
+        kernel_initializer=truncated_normal(_field(config, "initializer_range")),
         name="pooler",
     )(hidden[:, 0])
 
 
-def classification_head(hidden: Any, config: Any, size: int, mask: Any = None) -> Any:
-    """Scores of the whole text: (B, T, D) to (B, size).
+def classification_head(
+    hidden: Tensor, config: Any, num_labels: int, padding_mask: Tensor | None = None
+) -> Tensor:
+    """Classify whole texts.
 
-    From the first token, as Hugging Face's heads; with `mask` (B, T) from the mean over the tokens
-    that it keeps, which has no pooler.
+    Args:
+        hidden: Hidden states (B, T, D).
+        config: The family's config.
+        num_labels: Width of the output.
+        padding_mask: (B, T), 0 on padding: classify the mean hidden state, without a pooler. None:
+            classify the first token through the pooler, as Hugging Face's heads do.
+
+    Returns:
+        Logits (B, num_labels).
     """
-    if mask is not None:
-        return _dense(size, config, "classifier")(_dropout(config)(masked_mean(hidden, mask)))
-    if config.variant in ELECTRA_HEADS:
+    if padding_mask is not None:
+        pooled = _dropout(config)(masked_mean(hidden, padding_mask))
+        return _dense(num_labels, config, "classifier")(pooled)
+    if _field(config, "pooler_input_dropout"):
         hidden = _dropout(config, "summary_dropout")(hidden)
     pooled = _dropout(config)(pooler(hidden, config))
-    return _dense(size, config, "classifier")(pooled)
+    return _dense(num_labels, config, "classifier")(pooled)
 
 
-def token_classification_head(hidden: Any, config: Any, size: int) -> Any:
-    """Scores of every token: (B, T, D) to (B, T, size)."""
-    return _dense(size, config, "classifier")(_dropout(config)(hidden))
+def token_classification_head(hidden: Tensor, config: Any, num_labels: int) -> Tensor:
+    """Classify every token: (B, T, D) to logits (B, T, num_labels)."""
+    return _dense(num_labels, config, "classifier")(_dropout(config)(hidden))
 
 
-def span_head(hidden: Any, config: Any) -> Any:
-    """How well an answer starts ([..., 0]) and ends ([..., 1]) here: (B, T, D) to (B, T, 2)."""
+def span_head(hidden: Tensor, config: Any) -> Tensor:
+    """Score every token as an answer's start ([..., 0]) and end ([..., 1]).
+
+    (B, T, D) to logits (B, T, 2), as BERT for SQuAD (Devlin et al. 2019, section 4.2).
+    """
     return _dense(2, config, "span")(hidden)
 
 
-def masked_lm_head(hidden: Any, config: Any, backbone: keras.Model) -> Any:
-    """Scores of every token of the vocabulary at every place: (B, T, D) to (B, T, V).
+def masked_lm_head(hidden: Tensor, config: Any, backbone: keras.Model) -> Tensor:
+    """Predict masked tokens (Devlin et al. 2019, section 3.1).
 
-    Tied: the last product is with the token embeddings themselves, in the backbone's precision.
+    Args:
+        hidden: Hidden states (B, T, D).
+        config: The family's config. With `tie_embeddings`, the last product is with the token
+            embeddings themselves, in the backbone's precision.
+        backbone: The model that `hidden` comes from.
+
+    Returns:
+        Logits (B, T, vocabulary_size).
     """
+    initializer_range = _field(config, "initializer_range")
     x = keras.layers.Dense(
-        config.embedding_dim,
-        activation=activation("gelu" if config.variant in ELECTRA_HEADS else config.activation),
-        kernel_initializer=normal(config.initializer_range),
+        _field(config, "embedding_dim") or config.hidden_dim,
+        activation=get_activation(
+            _field(config, "masked_lm_activation") or _field(config, "activation")
+        ),
+        kernel_initializer=truncated_normal(initializer_range),
         name="transform",
     )(hidden)
-    x = keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="transform_norm")(x)
-    if config.tie_embeddings:
+    epsilon = _field(config, "layer_norm_epsilon")
+    x = keras.layers.LayerNormalization(epsilon=epsilon, name="transform_norm")(x)
+    if _field(config, "tie_embeddings"):
         logits = backbone.get_layer("token_embedding")(x, reverse=True)
     else:
         logits = keras.layers.Dense(
             config.vocabulary_size,
             use_bias=False,
-            kernel_initializer=normal(config.initializer_range),
+            kernel_initializer=truncated_normal(initializer_range),
             name="logits",
         )(x)
     return TokenBias(name="token_bias")(logits)
 
 
 def masked_lm_at_positions(model: keras.Model) -> keras.Model:
-    """A model that ends in `masked`, with scores at some places only, through the same layers.
+    """Build the model that computes masked-LM logits at given positions only.
 
-    The further input `positions` int32 (B, P) says which. Scores of all tokens become a dict:
-    `tokens` float32 (B, P, V) and `positions`, by which a loss finds the targets; what else the
-    model gives stays beside them.
+    Args:
+        model: Its output ends in `masked_lm_head`; all layers are shared.
+
+    Returns:
+        A model with one more input, `positions` int32 (B, P). In place of logits at every position
+        its output is a dict: `tokens`, float32 logits (B, P, V), and `positions`, by which a loss
+        finds the targets; other outputs of `model` stay beside them.
     """
     positions = keras.Input((None,), dtype="int32", name="positions")
     x = GatherPositions(name="gather_positions")(model.get_layer("transform").input, positions)
@@ -130,94 +178,132 @@ def masked_lm_at_positions(model: keras.Model) -> keras.Model:
         x = model.get_layer("logits")(x)
     else:
         x = model.get_layer("token_embedding")(x, reverse=True)
-    scores = {"tokens": model.get_layer("token_bias")(x), "positions": positions}
+    outputs = {"tokens": model.get_layer("token_bias")(x), "positions": positions}
     others = model.output if isinstance(model.output, dict) else {}
     inputs = {**model.input, "positions": positions}
-    return keras.Model(inputs, {**others, **scores}, name=model.name)
+    return keras.Model(inputs, {**others, **outputs}, name=model.name)
 
 
-def lm_head(hidden: Any, config: Any, backbone: keras.Model) -> Any:
-    """Scores of the token after each: (B, T, D) to (B, T, V).
+def lm_head(hidden: Tensor, config: Any, backbone: keras.Model) -> Tensor:
+    """Predict the token after each.
 
-    Tied: the product with the token embeddings themselves, in the backbone's precision.
+    Args:
+        hidden: Hidden states (B, T, D).
+        config: The family's config. With `tie_embeddings`, logits are the product with the token
+            embeddings themselves, in the backbone's precision (Press and Wolf 2017).
+        backbone: The model that `hidden` comes from.
+
+    Returns:
+        Logits, float32 (B, T, vocabulary_size).
     """
-    layers: dict[str, Any] = {}
-    if config.tie_embeddings:
+    layers: dict[str, keras.layers.Layer] = {}
+    if _field(config, "tie_embeddings"):
         layers["token_embedding"] = backbone.get_layer("token_embedding")
     else:
+        stddev = _field(config, "initializer_range") or config.hidden_dim**-0.5
         layers["logits"] = keras.layers.Dense(
             config.vocabulary_size,
             use_bias=False,
-            kernel_initializer=normal(config.initializer_range or config.hidden_dim**-0.5),
+            kernel_initializer=truncated_normal(stddev),
             name="logits",
         )
-    if getattr(config, "logits_bias", False):
+    if _field(config, "logits_bias"):
         layers["token_bias"] = TokenBias(name="token_bias")
     return token_logits(hidden, config, layers)
 
 
 def token_logits(
-    hidden: Any,
+    hidden: Tensor,
     config: Any,
     layers: Mapping[str, keras.layers.Layer],
-    scale: Any = None,
-) -> Any:
-    """`next_token` by layers that are there: (..., D) to float32 (..., V). `scale` replaces the
-    `logits_scale` of `config`, if there is one."""
-    scale = getattr(config, "logits_scale", 1.0) if scale is None else scale
+    scale: Tensor | float | None = None,
+) -> Tensor:
+    """Compute `lm_head` with existing layers.
+
+    Args:
+        hidden: Hidden states (..., D).
+        config: The family's config.
+        layers: Layers by name.
+        scale: Multiplies the hidden states; None is the config's `logits_scale`.
+
+    Returns:
+        Logits, float32 (..., vocabulary_size).
+    """
+    scale = _field(config, "logits_scale") if scale is None else scale
     if not isinstance(scale, float) or scale != 1.0:
         hidden = ops.multiply(hidden, ops.cast(scale, hidden.dtype))
-    if config.tie_embeddings:
+    if _field(config, "tie_embeddings"):
         logits = layers["token_embedding"](hidden, reverse=True)
     else:
         logits = layers["logits"](hidden)
-    if getattr(config, "logits_bias", False):
+    if _field(config, "logits_bias"):
         logits = layers["token_bias"](logits)
     return ops.cast(logits, "float32")
 
 
-def next_sentence_head(hidden: Any, config: Any) -> Any:
-    """Scores of "follows" ([:, 0]) and "is from elsewhere" ([:, 1]): (B, T, D) to (B, 2)."""
+def next_sentence_head(hidden: Tensor, config: Any) -> Tensor:
+    """Predict whether the second text follows the first (Devlin et al. 2019, section 3.1).
+
+    Returns:
+        Logits (B, 2): [:, 0] of "is next", [:, 1] of "is not next".
+    """
     return _dense(2, config, "next_sentence")(pooler(hidden, config))
 
 
-def replaced_token_head(hidden: Any, config: Any) -> Any:
-    """ELECTRA's discriminator: above 0 where a token was replaced. (B, T, D) to (B, T)."""
+def replaced_token_head(hidden: Tensor, config: Any) -> Tensor:
+    """Detect replaced tokens, as ELECTRA's discriminator does (Clark et al. 2020).
+
+    Returns:
+        Logits (B, T), above 0 where a token was replaced.
+    """
     x = keras.layers.Dense(
         config.hidden_dim,
-        activation=activation(config.activation),
-        kernel_initializer=normal(config.initializer_range),
+        activation=get_activation(_field(config, "activation")),
+        kernel_initializer=truncated_normal(_field(config, "initializer_range")),
         name="discriminator",
     )(hidden)
     return _dense(1, config, "replaced")(x)[:, :, 0]
 
 
 def text_embedding(
-    hidden: Any, mask: Any, pooling: str = "mean", normalize: bool = True, config: Any = None
-) -> Any:
-    """One vector per text, in float32: (B, T, D) and mask (B, T) to (B, D).
+    hidden: Tensor,
+    padding_mask: Tensor,
+    pooling: str = "mean",
+    normalize: bool = True,
+    config: Any = None,
+) -> Tensor:
+    """Pool hidden states to one embedding per text (Reimers and Gurevych 2019).
 
-    Sentence-BERT's poolings (Reimers and Gurevych 2019) over the tokens that the mask keeps: the
-    mean, the largest, the first or the last token; "weighted_mean" weighs tokens by their place,
-    counted from 1 (Muennighoff 2022), "root_mean" is the sum over the root of their number.
-    "pooler" is `summary`, needs `config` and has weights; the others have none. `normalize` makes
-    every vector of length 1. Rows are padded at their end.
+    Args:
+        hidden: Hidden states (B, T, D).
+        padding_mask: (B, T), 0 on padding, which is at the end of rows.
+        pooling: Over the tokens that are not padding: "mean", "max", "first", "last",
+            "weighted_mean" (weights are positions from 1, Muennighoff 2022), "root_mean" (the sum
+            over the square root of their number), or "pooler" (see `pooler`; it has weights).
+        normalize: Whether embeddings are scaled to length 1.
+        config: The family's config, for "pooler" only.
+
+    Returns:
+        float32 (B, D).
+
+    Raises:
+        SettingError: There is no such pooling.
     """
     if pooling not in POOLINGS:
         raise SettingError(f"There is no pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
-    kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
+    mask = ops.expand_dims(ops.cast(padding_mask, "float32"), -1)  # (B, T, 1)
     if pooling == "mean":
-        x = masked_mean(hidden, mask)
+        x = masked_mean(hidden, padding_mask)
     elif pooling == "last":
-        after = ops.pad(kept[:, 1:], [[0, 0], [0, 1], [0, 0]])
-        x = ops.sum(ops.cast(hidden, "float32") * (kept - after), axis=1)
+        next_mask = ops.pad(mask[:, 1:], [[0, 0], [0, 1], [0, 0]])
+        x = ops.sum(ops.cast(hidden, "float32") * (mask - next_mask), axis=1)
     elif pooling == "weighted_mean":
-        x = masked_mean(hidden, ops.cumsum(kept, axis=1)[:, :, 0] * kept[:, :, 0])
+        x = masked_mean(hidden, ops.cumsum(mask, axis=1)[:, :, 0] * mask[:, :, 0])
     elif pooling == "root_mean":
-        count = ops.maximum(ops.sum(kept, axis=1), 1e-9)
-        x = ops.sum(ops.cast(hidden, "float32") * kept, axis=1) / ops.sqrt(count)
+        count = ops.maximum(ops.sum(mask, axis=1), 1e-9)
+        x = ops.sum(ops.cast(hidden, "float32") * mask, axis=1) / ops.sqrt(count)
     elif pooling == "max":
-        x = ops.max(ops.cast(hidden, "float32") + (kept - 1.0) * 1e9, axis=1)
+        x = ops.max(ops.cast(hidden, "float32") + (mask - 1.0) * 1e9, axis=1)
     elif pooling == "first":
         x = ops.cast(hidden[:, 0], "float32")
     else:
@@ -227,20 +313,19 @@ def text_embedding(
     return x
 
 
-def masked_mean(hidden: Any, mask: Any) -> Any:
-    """The mean over the tokens that the mask keeps, in float32: (B, T, D), (B, T) to (B, D)."""
-    kept = ops.expand_dims(ops.cast(mask, "float32"), -1)  # (B, T, 1)
-    # 1e-9 as in sentence-transformers: an empty row gives zeros, no division by zero.
-    total = ops.maximum(ops.sum(kept, axis=1), 1e-9)
-    return ops.sum(ops.cast(hidden, "float32") * kept, axis=1) / total
+def masked_mean(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Average hidden states (B, T, D) with weights (B, T), as a padding mask: float32 (B, D)."""
+    weights = ops.expand_dims(ops.cast(weights, "float32"), -1)  # (B, T, 1)
+    # 1e-9 as in sentence-transformers: an empty row gives zeros, not a division by zero.
+    total = ops.maximum(ops.sum(weights, axis=1), 1e-9)
+    return ops.sum(ops.cast(hidden, "float32") * weights, axis=1) / total
 
 
-def _dense(size: int, config: Any, name: str) -> keras.layers.Dense:
-    return keras.layers.Dense(
-        size, kernel_initializer=normal(config.initializer_range), dtype="float32", name=name
-    )
+def _dense(units: int, config: Any, name: str) -> keras.layers.Dense:
+    initializer = truncated_normal(_field(config, "initializer_range"))
+    return keras.layers.Dense(units, kernel_initializer=initializer, dtype="float32", name=name)
 
 
 def _dropout(config: Any, name: str = "head_dropout") -> keras.layers.Dropout:
-    own = config.classifier_dropout
-    return keras.layers.Dropout(config.dropout if own is None else own, name=name)
+    rate = _field(config, "classifier_dropout")
+    return keras.layers.Dropout(_field(config, "dropout") if rate is None else rate, name=name)

@@ -1,4 +1,4 @@
-"""Positions that are added to embeddings: learned ones and waves."""
+"""Learned and sinusoidal position embeddings."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfllm.layers.types import Shape, Tensor
+
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class PositionEmbedding(keras.layers.Layer):
-    """Adds a learned row to every position: (B, T, D) to (B, T, D), T up to `max_sequence_length`.
+    """Add learned position embeddings: (B, T, D) to (B, T, D), T up to `max_sequence_length`.
 
-    `offset` rows before those of the first position are never used (RoBERTa). The rows are cut
-    inside the layer, because a functional graph does not know T.
+    The table is cut to T inside the layer, because a functional graph does not know T.
+
+    Args:
+        max_sequence_length: Positions in the table.
+        initializer_range: Standard deviation of new embeddings.
+        offset: Unused rows before the first position's (RoBERTa).
+        options: Of `keras.layers.Layer`.
     """
 
     def __init__(
@@ -30,20 +37,20 @@ class PositionEmbedding(keras.layers.Layer):
         self.initializer_range = initializer_range
         self.offset = offset
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         self.embeddings = self.add_weight(
             shape=(self.offset + self.max_sequence_length, input_shape[-1]),
             initializer=keras.initializers.TruncatedNormal(stddev=self.initializer_range),
             name="embeddings",
         )
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Tensor) -> Tensor:
         table = ops.convert_to_tensor(self.embeddings)
         rows = table[self.offset : self.offset + ops.shape(x)[1]]  # (T, D)
         return ops.add(x, ops.cast(rows, x.dtype))
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape  # said, because JAX cannot tell it from a slice of unknown length
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape  # JAX cannot infer it from a slice of unknown length
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -56,10 +63,12 @@ class PositionEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class SinusoidalPositionEmbedding(keras.layers.Layer):
-    """Positions int32 (B, T) to fixed rows (B, T, width) of waves (Vaswani et al. 2017, 3.5).
+    """Look up sinusoidal position embeddings: int32 (B, T) to (B, T, width); no weights.
 
-    All sines stand before all cosines, as tensor2tensor and Marian lay them out; the paper's are
-    the same columns in another order. No weights.
+    Args:
+        max_sequence_length: Positions in the table.
+        width: Of an embedding.
+        options: Of `keras.layers.Layer`.
     """
 
     def __init__(self, max_sequence_length: int, width: int, **options: Any):
@@ -67,12 +76,13 @@ class SinusoidalPositionEmbedding(keras.layers.Layer):
         self.max_sequence_length = max_sequence_length
         self.width = width
 
-    def call(self, positions: Any) -> Any:
-        table = ops.cast(ops.convert_to_tensor(waves(self.max_sequence_length, self.width)),
-                         self.compute_dtype)  # fmt: skip
-        return ops.take(table, positions, axis=0)
+    def call(self, positions: Tensor) -> Tensor:
+        table = sinusoidal_positions(self.max_sequence_length, self.width)
+        return ops.take(
+            ops.cast(ops.convert_to_tensor(table), self.compute_dtype), positions, axis=0
+        )
 
-    def compute_output_spec(self, positions: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, positions: keras.KerasTensor) -> keras.KerasTensor:
         return keras.KerasTensor((*positions.shape, self.width), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -84,8 +94,14 @@ class SinusoidalPositionEmbedding(keras.layers.Layer):
 
 
 @functools.cache
-def waves(length: int, width: int) -> np.ndarray:
-    """The rows of the first `length` positions: float32 (length, width)."""
-    places = np.arange(length, dtype=np.float64)[:, None]
-    sines = places / 10000 ** (np.arange(0, width, 2, dtype=np.float64) / width)
-    return np.concatenate([np.sin(sines), np.cos(sines[:, : width // 2])], 1).astype(np.float32)
+def sinusoidal_positions(length: int, width: int) -> np.ndarray:
+    """Compute the sinusoidal embeddings of `length` positions (Vaswani et al. 2017, section 3.5).
+
+    All sines come before all cosines, as in tensor2tensor and Marian; the paper interleaves them.
+
+    Returns:
+        float32 (length, width).
+    """
+    positions = np.arange(length, dtype=np.float64)[:, None]
+    angles = positions / 10000 ** (np.arange(0, width, 2, dtype=np.float64) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles[:, : width // 2])], 1).astype(np.float32)

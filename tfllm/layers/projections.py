@@ -1,53 +1,69 @@
-"""Dense layers, normalisations and the numbers they start with, as decoders and encoders use."""
+"""Dense projections and their initializers, as encoders and decoders use them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import keras
 
-from tfllm.layers.blocks import normal
-from tfllm.layers.normalization import RMSNormalization
+from tfllm.layers.types import Tensor
 
-Spread = float | Literal["glorot", "fan_in"]
-"""The deviation that a kernel starts with: a number, or by its shape (Glorot and Bengio 2010; one
-over the root of its inputs)."""
+InitializerRange = float | Literal["glorot", "fan_in"]
+"""How kernels are initialized: a standard deviation, or by their shape: "glorot" (Glorot and Bengio
+2010), or "fan_in", a variance of 1 / inputs (LeCun et al. 1998)."""
 
 
-def initializer(spread: Spread, gain: float = 1.0) -> keras.initializers.Initializer:
-    """A new initializer. `gain` multiplies the variance; Glorot's has none."""
-    if spread == "glorot":
+def truncated_normal(stddev: float) -> keras.initializers.Initializer:
+    """Create a truncated normal initializer.
+
+    A new one for each layer: layers that share an unseeded Keras initializer get equal weights.
+    """
+    return keras.initializers.TruncatedNormal(stddev=stddev)
+
+
+def kernel_initializer(
+    initializer_range: InitializerRange, gain: float = 1.0
+) -> keras.initializers.Initializer:
+    """Create the initializer of a kernel.
+
+    Args:
+        initializer_range: A standard deviation, "glorot" or "fan_in".
+        gain: Factor of the variance; not used for "glorot".
+    """
+    if initializer_range == "glorot":
         return keras.initializers.GlorotUniform()
-    if spread == "fan_in":
+    if initializer_range == "fan_in":
         return keras.initializers.VarianceScaling(gain, "fan_in", "truncated_normal")
-    assert not isinstance(spread, str)
-    return normal(spread * gain**0.5)
+    assert not isinstance(initializer_range, str)
+    return truncated_normal(initializer_range * gain**0.5)
 
 
 def dense(
     name: str,
     units: int,
     bias: bool,
-    spread: Spread,
-    policy: Any,
-    activation: Any = None,
+    initializer_range: InitializerRange,
+    policy: keras.DTypePolicy,
+    activation: Callable[[Tensor], Tensor] | None = None,
     gain: float = 1.0,
 ) -> keras.layers.Dense:
-    """A projection whose kernel starts with the deviation `spread`."""
+    """Create a dense projection.
+
+    Args:
+        name: The layer's name.
+        units: Width of the output.
+        bias: Whether there is a bias.
+        initializer_range: Of the kernel; see `kernel_initializer`.
+        policy: The layer's dtype policy.
+        activation: Applied to the output.
+        gain: See `kernel_initializer`.
+    """
     return keras.layers.Dense(
         units,
         activation=activation,
         use_bias=bias,
-        kernel_initializer=initializer(spread, gain),
+        kernel_initializer=kernel_initializer(initializer_range, gain),
         dtype=policy,
         name=name,
     )
-
-
-def normalization_layer(
-    kind: str, name: str, epsilon: float, policy: Any = None
-) -> keras.layers.Layer:
-    """A normalisation of the kind "layer" or "rms"; both compute in float32."""
-    if kind == "rms":
-        return RMSNormalization(epsilon=epsilon, dtype=policy, name=name)
-    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name=name)

@@ -1,4 +1,4 @@
-"""Relative positions as T5 has them: a number for each head, by how far apart two tokens are."""
+"""T5's relative position bias: a learned number per head for each bucket of distances."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ import numpy as np
 from keras import ops
 
 from tfllm.errors import SettingError
+from tfllm.layers.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
 class RelativePositionBias(keras.layers.Layer):
-    """What is added to attention scores (Raffel et al. 2020, 2.1): positions of queries (B, T) and
-    of keys (B, K), int32, to float32 (B, num_heads, T, K).
+    """Bias of attention scores by the distance of two tokens (Raffel et al. 2020, section 2.1).
 
-    Near distances have a number each, far ones share one, wider the further, and all from
-    `max_distance` on share the last. In a decoder (not `bidirectional`) keys lie behind.
+    Near distances have a bucket each, farther ones share logarithmically wider buckets, and all
+    from `max_distance` on share the last.
+
+    Args:
+        num_heads: Attention heads.
+        num_buckets: Learned numbers per head.
+        max_distance: In tokens.
+        bidirectional: Whether keys may come after queries (encoders).
+        initializer_range: Standard deviation of new numbers.
+        options: Of `keras.layers.Layer`.
+
+    Raises:
+        SettingError: `num_buckets` and `max_distance` do not go together.
     """
 
     def __init__(
@@ -51,19 +62,22 @@ class RelativePositionBias(keras.layers.Layer):
             name="embeddings",
         )
 
-    def call(self, positions: Any, key_positions: Any) -> Any:
+    def call(self, positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Return the bias float32 (B, num_heads, T, K) of positions int32 (B, T) and (B, K)."""
         far = self.max_distance
         distance = ops.subtract(ops.expand_dims(key_positions, 1), ops.expand_dims(positions, 2))
         # A row for every distance, so that the graph has a look-up in place of logarithms.
         by_distance = ops.take(
             ops.cast(self.embeddings, "float32"),
-            buckets(self.num_buckets, far, self.bidirectional),
+            distance_buckets(self.num_buckets, far, self.bidirectional),
             axis=0,
         )
         bias = ops.take(by_distance, ops.add(ops.clip(distance, -far, far), far), axis=0)
         return ops.transpose(bias, (0, 3, 1, 2))
 
-    def compute_output_spec(self, positions: Any, key_positions: Any) -> keras.KerasTensor:
+    def compute_output_spec(
+        self, positions: keras.KerasTensor, key_positions: keras.KerasTensor
+    ) -> keras.KerasTensor:
         shape = (positions.shape[0], self.num_heads, positions.shape[1], key_positions.shape[1])
         return keras.KerasTensor(shape, "float32")
 
@@ -73,11 +87,19 @@ class RelativePositionBias(keras.layers.Layer):
 
 
 @functools.cache
-def buckets(number: int, max_distance: int, bidirectional: bool) -> np.ndarray:
-    """The bucket of every distance from -max_distance to max_distance: int32. A distance is the
-    key's position less the query's.
+def distance_buckets(number: int, max_distance: int, bidirectional: bool) -> np.ndarray:
+    """Return the bucket of every distance from -max_distance to max_distance.
 
-    In float32 as transformers computes it, which decides distances on a border.
+    A distance is the key's position minus the query's. Computed in float32 as in transformers'
+    `T5Attention._relative_position_bucket`, which decides distances on a bucket's border.
+
+    Args:
+        number: Of buckets.
+        max_distance: In tokens.
+        bidirectional: Whether keys after the query have half of the buckets.
+
+    Returns:
+        int32 (2 * max_distance + 1).
     """
     distance = np.arange(-max_distance, max_distance + 1)
     if bidirectional:
@@ -92,5 +114,5 @@ def buckets(number: int, max_distance: int, bidirectional: bool) -> np.ndarray:
         logs = np.log(distance.astype(np.float32) / np.float32(exact))
     shares = logs / np.float32(math.log(max_distance / exact)) * np.float32(number - exact)
     far = exact + np.maximum(shares, 0).astype(np.int64)
-    found = np.where(distance < exact, distance, np.minimum(far, number - 1))
-    return (first + found).astype(np.int32)
+    bucket = np.where(distance < exact, distance, np.minimum(far, number - 1))
+    return (first + bucket).astype(np.int32)

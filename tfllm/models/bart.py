@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2020): the Transformer with learned positions and normalised embeddings.
+"""BART (Lewis et al. 2020): the Transformer with learned positions and normalized embeddings.
 
 mBART (Liu et al. 2020; Tang et al. 2020) is pre-norm and scales its embeddings.
 """
@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 import keras
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.layers.blocks import normal
+from tfllm.layers.projections import truncated_normal
+from tfllm.models import encoder_decoder_graph, transformer
 from tfllm.models import hf_config as hf
-from tfllm.models import transformer, transformer_graph, transformer_layers
-from tfllm.models.transformer_graph import cross_kv, encode, forward
-from tfllm.models.transformer_weights import LOGITS, LOGITS_BIAS, SHARED, TIED, blocks
-from tfllm.models.weight_map import Weights
+from tfllm.models.encoder_decoder_graph import cross_kv, encode, forward
+from tfllm.models.transformer import LOGITS, LOGITS_BIAS, SHARED, TIED, blocks
+from tfllm.models.weight_map import WeightMap
 
 __all__ = [
     "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross_kv", "encode", "forward", "from_hf",
@@ -29,8 +29,8 @@ VARIANTS = ("bart", "mbart")
 
 
 @dataclass(frozen=True)
-class Config:
-    """The shape of one encoder-decoder; the defaults are BART-base."""
+class Config(encoder_decoder_graph.SharedWidths):
+    """Configuration of an encoder-decoder; the defaults are BART-base."""
 
     variant: Variant = "bart"
     """"mbart" is pre-norm, with a last norm."""
@@ -43,24 +43,24 @@ class Config:
     num_encoder_heads: int = 0
     hidden_dim: int = 768
     intermediate_dim: int = 0
-    """Width inside the feed-forward parts; 0 is four times `hidden_dim`."""
+    """Width inside the feed-forward networks; 0 is four times `hidden_dim`."""
     encoder_intermediate_dim: int = 0
     max_sequence_length: int = 1024
-    """Tokens of a source, and of a target; there are this many learned positions, and two unused.
+    """Of sources and targets, in tokens; the table has this many learned positions, and two unused.
     """
     activation: str = "gelu"
     scale_embeddings: bool = False
-    """Multiplies embeddings by the root of `hidden_dim`."""
+    """Multiplies token embeddings by the square root of `hidden_dim`."""
     tie_embeddings: bool = True
-    """Whether the token embeddings also give the logits."""
+    """Whether the token embeddings are also the output matrix."""
     dropout: float = 0.1
     attention_dropout: float = 0.0
     inner_dropout: float = 0.0
-    """On the inside of the feed-forward parts."""
+    """Rate inside the feed-forward networks, after the activation."""
     initializer_range: float = 0.02
     pad_token_id: int = 1
     decoder_start_token_id: int = 2
-    """The decoder's first token. mBART's first models begin with the target's language instead."""
+    """The decoder's first input token. mBART's first models: the target language."""
 
     share_embeddings: ClassVar[bool] = True
     logits_bias: ClassVar[bool] = True
@@ -73,30 +73,18 @@ class Config:
             known = did_you_mean(self.variant, VARIANTS)
             raise SettingError(f"There is no variant '{self.variant}' of bart. {known}")
         wide = 4 * self.hidden_dim
-        transformer_graph.complete(
+        encoder_decoder_graph.fill_defaults(
             self,
             num_encoder_layers=self.num_layers,
             num_encoder_heads=self.num_heads,
             encoder_intermediate_dim=self.intermediate_dim or wide,
             intermediate_dim=wide,
         )
-        transformer_graph.check_heads(self)
+        encoder_decoder_graph.check_heads(self)
 
     @property
     def pre_norm(self) -> bool:
         return self.variant == "mbart"
-
-    @property
-    def num_key_value_heads(self) -> int:
-        return self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_dim // self.num_heads
-
-    @property
-    def encoder_head_dim(self) -> int:
-        return self.hidden_dim // self.num_encoder_heads
 
     @property
     def source_vocabulary_size(self) -> int:
@@ -104,59 +92,59 @@ class Config:
 
 
 def backbone(config: Config) -> keras.Model:
-    """See `transformer_graph.backbone`."""
-    spread, epsilon = config.initializer_range, config.layer_norm_epsilon
-    attention, block = transformer_layers.biased(config, spread)
+    """Build the model: see `encoder_decoder_graph.backbone`."""
+    initializer_range, epsilon = config.initializer_range, config.layer_norm_epsilon
+    attention, block = encoder_decoder_graph.biased_options(config, initializer_range)
 
-    def own(side: str) -> list[keras.layers.Layer]:
+    def extra(side: str) -> list[keras.layers.Layer]:
         return [
             keras.layers.Embedding(
                 config.position_offset + config.max_sequence_length,
                 config.hidden_dim,
-                embeddings_initializer=normal(spread),
+                embeddings_initializer=truncated_normal(initializer_range),
                 name=f"{side}position_embedding",
             ),
             keras.layers.LayerNormalization(epsilon=epsilon, name=f"{side}embedding_norm"),
         ]
 
-    layers = transformer_layers.layers_of(config, attention, block, spread, own)
-    return transformer_graph.backbone(layers, config, config.variant)
+    layers = encoder_decoder_graph.create_layers(config, attention, block, initializer_range, extra)
+    return encoder_decoder_graph.backbone(layers, config, config.variant)
 
 
 MODEL_TYPES = VARIANTS
-"""Hugging Face's names for what this file builds."""
+"""Hugging Face's model types that this family builds."""
 
 # Config field: Hugging Face key.
 KEYS = {
     "vocabulary_size": "vocab_size",
     **{field: key for field, key in transformer.KEYS.items() if field != "share_embeddings"},
 }
-# What transformers takes where a key is not written.
+# transformers' defaults of keys that are missing.
 DEFAULTS = {
     "num_layers": 12, "num_encoder_layers": 12, "num_heads": 16, "num_encoder_heads": 16,
     "hidden_dim": 1024, "intermediate_dim": 4096, "encoder_intermediate_dim": 4096,
 }  # fmt: skip
-REFUSED: dict[str, hf.Refused] = {
+UNSUPPORTED: dict[str, hf.Unsupported] = {
     variant: (
-        ("normalize_before", pre_norm, "norms elsewhere in a block"),
+        ("normalize_before", pre_norm, "normalization elsewhere in a block"),
         ("normalize_embedding", True, "plain embeddings"),
-        ("add_final_layer_norm", pre_norm, "another end of its stacks"),
-        ("static_position_embeddings", False, "positions as waves"),
-        ("is_decoder", False, "a decoder alone"),
+        ("add_final_layer_norm", pre_norm, "another final layer"),
+        ("static_position_embeddings", False, "sinusoidal positions"),
+        ("is_decoder", False, "a decoder without an encoder"),
     )
     for variant, pre_norm in (("bart", False), ("mbart", True))
 }
 
 
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
-    """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
+    """Return the Config for a `config.json`. Raises CheckpointError for an unsupported graph."""
     variant = hf_config["model_type"]
-    hf.refuse(hf_config, variant, REFUSED[variant])
-    return hf.built(Config, {"variant": variant, **hf.fields_of(hf_config, KEYS, DEFAULTS)})
+    hf.check_supported(hf_config, variant, UNSUPPORTED[variant])
+    return hf.build(Config, {"variant": variant, **hf.config_fields(hf_config, KEYS, DEFAULTS)})
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """The `config.json` of Hugging Face for this shape, without anything about a head."""
+    """Return Hugging Face's `config.json`, without the keys of a head."""
     return {
         "model_type": config.variant,
         "is_encoder_decoder": True,
@@ -164,8 +152,8 @@ def to_hf(config: Config) -> dict[str, Any]:
     }
 
 
-def _weights(*architectures: str) -> Weights:
-    return Weights(
+def _weights(*architectures: str) -> WeightMap:
+    return WeightMap(
         prefix="model.",
         backbone={
             "token_embedding/embeddings": SHARED,

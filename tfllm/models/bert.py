@@ -1,9 +1,9 @@
-"""BERT (Devlin et al. 2019) and its near kin: post-norm encoders with learned positions.
+"""BERT (Devlin et al. 2019) and its relatives: post-norm encoders with learned positions.
 
-MiniLM is BERT with fewer, narrower layers. DistilBERT (Sanh et al. 2019) has no token types and no
-pooler. ELECTRA (Clark et al. 2020) may embed tokens in fewer dimensions than the layers have.
-RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020) count positions from behind the padding's
-number, and have one token type, which is no input.
+MiniLM is BERT with fewer, narrower layers. DistilBERT (Sanh et al. 2019) has no segments and no
+pooler. ELECTRA (Clark et al. 2020) may embed tokens in fewer dimensions than its hidden states.
+RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020) count positions from the padding id + 1,
+and have a single segment, which is not an input.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import keras
 from keras import ops
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.layers.activations import activation
+from tfllm.layers.activations import get_activation
 from tfllm.layers.attention import EXACT_MASK
-from tfllm.layers.blocks import EncoderBlock, normal
+from tfllm.layers.blocks import EncoderBlock
 from tfllm.layers.positions import PositionEmbedding
+from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
-from tfllm.models.bert_weights import WEIGHTS
+from tfllm.models.weight_map import TensorLayout, TensorMap, WeightMap, layer_norm, linear
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "from_hf", "to_hf"]
 
@@ -31,11 +32,13 @@ SUMMARY_ACTIVATION = {
     "xlm-roberta": "tanh",
 }  # fmt: skip
 ROBERTA = ("roberta", "xlm-roberta")
+DROPOUT_BEFORE_POOLER = ("electra", *ROBERTA)
+"""Variants whose classifier drops before its first layer too; their masked-LM head uses GELU."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of one encoder; the defaults are BERT-base."""
+    """Configuration of an encoder; the defaults are BERT-base."""
 
     variant: Variant = "bert"
     vocabulary_size: int = 30522
@@ -43,14 +46,14 @@ class Config:
     num_heads: int = 12
     hidden_dim: int = 768
     intermediate_dim: int = 0
-    """Width inside the feed-forward part; 0 is four times `hidden_dim`."""
+    """Width inside the feed-forward network; 0 is four times `hidden_dim`."""
     max_sequence_length: int = 512
     """Tokens; there are this many learned positions, and for RoBERTa
     pad_token_id + 1 unused ones."""
     embedding_dim: int = 0
     """Width of the embeddings, projected to `hidden_dim` where it differs; 0 is the same."""
     num_segments: int = 2
-    """0: the model has no token types; with 0 or 1 it has no such input."""
+    """Such as the two texts of a pair. 0: no segment embeddings; 0 or 1: no such input."""
     activation: str = "gelu"
     layer_norm_epsilon: float = 1e-12
     dropout: float = 0.1
@@ -58,9 +61,9 @@ class Config:
     classifier_dropout: float | None = None
     """Dropout before a classifier; None is the same as `dropout`."""
     summary_activation: str = ""
-    """Of the layer on the first token; empty is the variant's own."""
+    """Activation of the pooler; empty is the variant's own."""
     tie_embeddings: bool = True
-    """Whether the token embeddings also tell masked tokens."""
+    """Whether the masked-LM head's output matrix is the token embeddings."""
     initializer_range: float = 0.02
     pad_token_id: int = 0
 
@@ -84,18 +87,34 @@ class Config:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         for name in ("activation", "summary_activation"):
-            activation(getattr(self, name))
+            get_activation(getattr(self, name))
 
     @property
     def position_offset(self) -> int:
-        """Rows of the table of positions before the first token's."""
+        """Rows of the position table before the first token's."""
         return self.pad_token_id + 1 if self.variant in ROBERTA else 0
+
+    @property
+    def pooler_input_dropout(self) -> bool:
+        """Whether a classifier drops before the pooler too."""
+        return self.variant in DROPOUT_BEFORE_POOLER
+
+    @property
+    def masked_lm_activation(self) -> str:
+        """Of the masked-LM head."""
+        return "gelu" if self.variant in DROPOUT_BEFORE_POOLER else self.activation
 
 
 def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
-    """Token ids (B, T), token types and mask, all int32, to hidden states (B, T, hidden_dim).
+    """Build the encoder.
 
-    `mask` is 1 where a token counts and 0 on padding. `mask_constant`: see `layers.attention`.
+    Args:
+        config: Its configuration.
+        mask_constant: See `layers.attention.MultiHeadAttention`.
+
+    Returns:
+        A model with inputs `token_ids`, `padding_mask` (0 on padding) and, with two segments or
+        more, `segment_ids`, all int32 (B, T), and hidden states (B, T, hidden_dim) as output.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     segment_ids = keras.Input((None,), dtype="int32", name="segment_ids")
@@ -104,14 +123,14 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
     x = keras.layers.ReversibleEmbedding(
         config.vocabulary_size,
         config.embedding_dim,
-        embeddings_initializer=normal(config.initializer_range),
+        embeddings_initializer=truncated_normal(config.initializer_range),
         name="token_embedding",
     )(token_ids)
     if config.num_segments:
         x = x + keras.layers.Embedding(
             config.num_segments,
             config.embedding_dim,
-            embeddings_initializer=normal(config.initializer_range),
+            embeddings_initializer=truncated_normal(config.initializer_range),
             name="type_embedding",
         )(segment_ids if config.num_segments > 1 else ops.zeros_like(token_ids))
     x = PositionEmbedding(
@@ -125,7 +144,7 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
     if config.embedding_dim != config.hidden_dim:
         x = keras.layers.Dense(
             config.hidden_dim,
-            kernel_initializer=normal(config.initializer_range),
+            kernel_initializer=truncated_normal(config.initializer_range),
             name="embedding_projection",
         )(x)
 
@@ -150,7 +169,7 @@ def backbone(config: Config, mask_constant: float = EXACT_MASK) -> keras.Model:
 
 
 MODEL_TYPES = tuple(SUMMARY_ACTIVATION)
-"""Hugging Face's names for what this file builds."""
+"""Hugging Face's model types that this family builds."""
 
 # Config field: Hugging Face key, for each variant.
 COMMON_KEYS = {
@@ -190,7 +209,7 @@ KEYS = {
         "classifier_dropout": "seq_classif_dropout",
     },
 }
-# What transformers takes where a key is not written, other than BERT-base's numbers.
+# transformers' defaults of keys that are missing, where they are not those of Config.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {},
     "electra": {
@@ -203,7 +222,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "roberta": {"vocabulary_size": 50265, "pad_token_id": 1},
     "xlm-roberta": {"pad_token_id": 1},
 }
-REFUSED: hf.Refused = (
+UNSUPPORTED: hf.Unsupported = (
     ("position_embedding_type", "absolute", "relative positions"),
     ("is_decoder", False, "decoding"),
     ("add_cross_attention", False, "cross-attention"),
@@ -211,17 +230,17 @@ REFUSED: hf.Refused = (
 
 
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
-    """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
+    """Return the Config for a `config.json`. Raises CheckpointError for an unsupported graph."""
     variant = hf_config["model_type"]
-    hf.refuse(hf_config, variant, REFUSED)
-    fields = hf.fields_of(hf_config, KEYS[variant], DEFAULTS[variant])
+    hf.check_supported(hf_config, variant, UNSUPPORTED)
+    fields = hf.config_fields(hf_config, KEYS[variant], DEFAULTS[variant])
     if variant in ROBERTA and isinstance(rows := fields.get("max_sequence_length", 512), int):
         fields["max_sequence_length"] = rows - fields["pad_token_id"] - 1
-    return hf.built(Config, {"variant": variant, **fields})
+    return hf.build(Config, {"variant": variant, **fields})
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """The `config.json` of Hugging Face for this shape, without anything about a head."""
+    """Return Hugging Face's `config.json`, without the keys of a head."""
     keys = KEYS[config.variant]
     written = {key: getattr(config, field) for field, key in keys.items()}
     if config.variant == "distilbert" and config.classifier_dropout is None:
@@ -229,3 +248,181 @@ def to_hf(config: Config) -> dict[str, Any]:
     if config.variant in ROBERTA:
         written["max_position_embeddings"] += config.position_offset
     return {"model_type": config.variant, **written}
+
+
+def _embeddings(prefix: str) -> dict:
+    return {
+        "token_embedding/embeddings": f"{prefix}embeddings.word_embeddings.weight",
+        "position_embedding/embeddings": f"{prefix}embeddings.position_embeddings.weight",
+        **layer_norm("embedding_norm", f"{prefix}embeddings.LayerNorm"),
+    }
+
+
+def _bert(prefix: str) -> TensorMap:
+    layer = f"{prefix}encoder.layer.{{i}}"
+    return {
+        **_embeddings(prefix),
+        "type_embedding/embeddings": f"{prefix}embeddings.token_type_embeddings.weight",
+        **linear("embedding_projection", f"{prefix}embeddings_project"),
+        **linear("layer_{i}/attention/query", f"{layer}.attention.self.query"),
+        **linear("layer_{i}/attention/key", f"{layer}.attention.self.key"),
+        **linear("layer_{i}/attention/value", f"{layer}.attention.self.value"),
+        **linear("layer_{i}/attention/attention_output", f"{layer}.attention.output.dense", 2),
+        **layer_norm("layer_{i}/attention_norm", f"{layer}.attention.output.LayerNorm"),
+        **linear("layer_{i}/up", f"{layer}.intermediate.dense"),
+        **linear("layer_{i}/down", f"{layer}.output.dense"),
+        **layer_norm("layer_{i}/feedforward_norm", f"{layer}.output.LayerNorm"),
+    }
+
+
+def _distilbert(prefix: str) -> TensorMap:
+    layer = f"{prefix}transformer.layer.{{i}}"
+    return {
+        **_embeddings(prefix),
+        **linear("layer_{i}/attention/query", f"{layer}.attention.q_lin"),
+        **linear("layer_{i}/attention/key", f"{layer}.attention.k_lin"),
+        **linear("layer_{i}/attention/value", f"{layer}.attention.v_lin"),
+        **linear("layer_{i}/attention/attention_output", f"{layer}.attention.out_lin", 2),
+        **layer_norm("layer_{i}/attention_norm", f"{layer}.sa_layer_norm"),
+        **linear("layer_{i}/up", f"{layer}.ffn.lin1"),
+        **linear("layer_{i}/down", f"{layer}.ffn.lin2"),
+        **layer_norm("layer_{i}/feedforward_norm", f"{layer}.output_layer_norm"),
+    }
+
+
+POOLER = linear("pooler", "bert.pooler.dense")
+NEXT_SENTENCE = linear("next_sentence", "cls.seq_relationship")
+PREDICTIONS: TensorMap = {
+    **linear("transform", "cls.predictions.transform.dense"),
+    **layer_norm("transform_norm", "cls.predictions.transform.LayerNorm"),
+    "logits/kernel": TensorLayout("cls.predictions.decoder.weight", 1),
+    "token_bias/bias": "cls.predictions.bias",
+}
+CLASSIFIER = linear("classifier", "classifier")
+SPAN = linear("span", "qa_outputs")
+
+
+def _roberta(name: str) -> WeightMap:
+    """RoBERTa's table; XLM-R has other names of architectures."""
+    return WeightMap(
+        prefix="roberta.",
+        backbone=_bert("roberta."),
+        heads={
+            "embedding": linear("pooler", "roberta.pooler.dense"),
+            "classification": {
+                **linear("pooler", "classifier.dense"),
+                **linear("classifier", "classifier.out_proj"),
+            },
+            "token_classification": CLASSIFIER,
+            "question_answering": SPAN,
+            "masked_lm": {
+                **linear("transform", "lm_head.dense"),
+                **layer_norm("transform_norm", "lm_head.layer_norm"),
+                "logits/kernel": TensorLayout("lm_head.decoder.weight", 1),
+                "token_bias/bias": "lm_head.bias",
+            },
+        },
+        architectures={
+            "embedding": (f"{name}Model",),
+            "classification": (f"{name}ForSequenceClassification",),
+            "token_classification": (f"{name}ForTokenClassification",),
+            "question_answering": (f"{name}ForQuestionAnswering",),
+            "masked_lm": (f"{name}ForMaskedLM",),
+        },
+        tied={
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        buffers=("roberta.embeddings.position_ids",),
+    )
+
+
+WEIGHTS: dict[str, WeightMap] = {
+    "bert": WeightMap(
+        prefix="bert.",
+        backbone=_bert("bert."),
+        heads={
+            "embedding": POOLER,
+            "classification": {**POOLER, **CLASSIFIER},
+            "token_classification": CLASSIFIER,
+            "question_answering": SPAN,
+            "masked_lm": PREDICTIONS,
+            "next_sentence": {**POOLER, **NEXT_SENTENCE},
+            "pretraining": {**PREDICTIONS, **POOLER, **NEXT_SENTENCE},
+        },
+        architectures={
+            "embedding": ("BertModel",),
+            "classification": ("BertForSequenceClassification",),
+            "token_classification": ("BertForTokenClassification",),
+            "question_answering": ("BertForQuestionAnswering",),
+            "masked_lm": ("BertForMaskedLM",),
+            "next_sentence": ("BertForNextSentencePrediction",),
+            "pretraining": ("BertForPreTraining",),
+        },
+        tied={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+        buffers=("bert.embeddings.position_ids",),
+    ),
+    "distilbert": WeightMap(
+        prefix="distilbert.",
+        backbone=_distilbert("distilbert."),
+        heads={
+            "embedding": {},
+            "classification": {**linear("pooler", "pre_classifier"), **CLASSIFIER},
+            "token_classification": CLASSIFIER,
+            "question_answering": SPAN,
+            "masked_lm": {
+                **linear("transform", "vocab_transform"),
+                **layer_norm("transform_norm", "vocab_layer_norm"),
+                "logits/kernel": TensorLayout("vocab_projector.weight", 1),
+                "token_bias/bias": "vocab_projector.bias",
+            },
+        },
+        architectures={
+            "embedding": ("DistilBertModel",),
+            "classification": ("DistilBertForSequenceClassification",),
+            "token_classification": ("DistilBertForTokenClassification",),
+            "question_answering": ("DistilBertForQuestionAnswering",),
+            "masked_lm": ("DistilBertForMaskedLM",),
+        },
+        tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+        buffers=("distilbert.embeddings.position_ids",),
+    ),
+    "electra": WeightMap(
+        prefix="electra.",
+        backbone=_bert("electra."),
+        heads={
+            "embedding": {},
+            "classification": {
+                **linear("pooler", "classifier.dense"),
+                **linear("classifier", "classifier.out_proj"),
+            },
+            "token_classification": CLASSIFIER,
+            "question_answering": SPAN,
+            "masked_lm": {
+                **linear("transform", "generator_predictions.dense"),
+                **layer_norm("transform_norm", "generator_predictions.LayerNorm"),
+                "logits/kernel": TensorLayout("generator_lm_head.weight", 1),
+                "token_bias/bias": "generator_lm_head.bias",
+            },
+            # No task of its own: the discriminator is there to be fine-tuned. Its head is kept.
+            "replaced_tokens": {
+                **linear("discriminator", "discriminator_predictions.dense"),
+                **linear("replaced", "discriminator_predictions.dense_prediction"),
+            },
+        },
+        architectures={
+            "embedding": ("ElectraModel", "ElectraForPreTraining"),
+            "classification": ("ElectraForSequenceClassification",),
+            "token_classification": ("ElectraForTokenClassification",),
+            "question_answering": ("ElectraForQuestionAnswering",),
+            "masked_lm": ("ElectraForMaskedLM",),
+        },
+        tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+        buffers=("electra.embeddings.position_ids",),
+    ),
+    "roberta": _roberta("Roberta"),
+    "xlm-roberta": _roberta("XLMRoberta"),
+}

@@ -1,4 +1,4 @@
-"""What an engine or an exporter needs of an encoder-decoder. It knows ids only.
+"""An encoder-decoder as generation and export use it: token ids in, hidden states out.
 
 encoded = model.encode(source_ids, source_padding_mask)              once for each source
 cross_kv = model.cross_kv(encoded)                                   once for each source
@@ -7,50 +7,25 @@ decoder = model.with_encoder_output(cross_kv, source_padding_mask)   steps as a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from tfllm.errors import SettingError
-from tfllm.layers.causal import Cache, KeysAndValues
+from tfllm.layers.types import Cache, KeysAndValues, Tensor
 from tfllm.models import FAMILIES, is_encoder_decoder
-from tfllm.models.decoder import Decoder, logits_of
+from tfllm.models.decoder import CachedModel, Decoder
 
 
 @dataclass(frozen=True)
-class EncoderDecoder:
-    """The layers of a trained model, to be called with a cache; see `models.transformer_graph`."""
-
-    family: str
-    config: Any
-    layers: Mapping[str, keras.layers.Layer]
-    """By name, of any functional model over the family's backbone."""
-
-    @property
-    def num_layers(self) -> int:
-        """Of the decoder."""
-        return self.config.num_layers
+class EncoderDecoder(CachedModel):
+    """The layers of a trained encoder-decoder; see `models.encoder_decoder_graph`."""
 
     @property
     def num_heads(self) -> int:
-        """Of the decoder: of its attention to itself and to the source."""
+        """Of the decoder's self-attention and cross-attention."""
         return self.config.num_heads
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """The same: every head has keys and values of its own."""
-        return self.config.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.config.head_dim
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Tokens that can be written."""
-        return self.config.vocabulary_size
 
     @property
     def source_vocabulary_size(self) -> int:
@@ -58,65 +33,55 @@ class EncoderDecoder:
         return self.config.source_vocabulary_size
 
     @property
-    def max_sequence_length(self) -> int:
-        """Tokens of a source, and of a target with its start token."""
-        return self.config.max_sequence_length
-
-    @property
     def decoder_start_token_id(self) -> int:
-        """The decoder's first token."""
+        """The decoder's first input token."""
         return self.config.decoder_start_token_id
 
     @property
     def pad_token_id(self) -> int:
         return self.config.pad_token_id
 
-    @property
-    def dtype(self) -> str:
-        """Of hidden states, keys and values."""
-        return self.layers["layer_0"].compute_dtype
+    def encode(self, source_ids: Tensor, source_padding_mask: Tensor) -> Tensor:
+        """Encode sources.
 
-    def encode(self, source_ids: Any, source_padding_mask: Any) -> Any:
-        """Ids and mask int32 (B, S), padded on the right, to (B, S, D)."""
-        return FAMILIES[self.family].encode(
-            self.layers, self.config, source_ids, source_padding_mask
-        )
+        Args:
+            source_ids: int32 (B, S), padded on the right.
+            source_padding_mask: int32 (B, S), 0 on padding.
 
-    def cross_kv(self, encoded: Any) -> tuple[KeysAndValues, ...]:
-        """What steps need of the source: keys and values (B, num_heads, S, head_dim) per layer."""
+        Returns:
+            Hidden states (B, S, D).
+        """
+        encode = FAMILIES[self.family].encode
+        return encode(self.layers, self.config, source_ids, source_padding_mask)
+
+    def cross_kv(self, encoded: Tensor) -> tuple[KeysAndValues, ...]:
+        """Project the encoder's output (B, S, D) to what decoding steps need of it.
+
+        Returns:
+            For each layer keys and values, each (B, num_heads, S, head_dim).
+        """
         return FAMILIES[self.family].cross_kv(self.layers, self.config, encoded)
 
     def __call__(
         self,
-        token_ids: Any,
-        positions: Any,
-        allowed: Any,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor,
         cross_kv: tuple[KeysAndValues, ...],
-        source_padding_mask: Any,
+        source_padding_mask: Tensor,
         cache: tuple[Cache, ...] | None = None,
-        alignments: list[Any] | None = None,
-    ) -> tuple[Any, tuple[KeysAndValues, ...]]:
-        """Hidden states (R, T, D) after the last norm, and the new keys and values of the target.
-
-        `token_ids`, `positions` int32 (R, T) and `cache` as `models.decoder.Decoder`; `allowed`
-        boolean (R, T, C + T), of which key i stands at position i. `cross_kv` and
-        `source_padding_mask` int32 (B, S) are of B sources, and R is B or a multiple: as many rows
-        for each source, one after another (beams). `alignments` takes each layer's weights on the
-        source, (R, H, T, S).
-        """
+        alignments: list[Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
+        """Run the decoder: see `encoder_decoder_graph.forward`."""
         return FAMILIES[self.family].forward(
-            self.layers, self.config, token_ids, positions, allowed, cross_kv, source_padding_mask,
-            cache, alignments,
+            self.layers, self.config, token_ids, positions, attention_mask, cross_kv,
+            source_padding_mask, cache, alignments,
         )  # fmt: skip
 
-    def logits(self, hidden: Any) -> Any:
-        """Scores of the next token: (..., D) to float32 (..., vocabulary_size)."""
-        return logits_of(hidden, self.config, self.layers)
-
     def with_encoder_output(
-        self, cross_kv: tuple[KeysAndValues, ...], source_padding_mask: Any
+        self, cross_kv: tuple[KeysAndValues, ...], source_padding_mask: Tensor
     ) -> Decoder:
-        """The decoder of these sources, as an engine of causal models steps it."""
+        """Return the decoder bound to sources, which is called as a causal one."""
         return CrossAttendingDecoder(
             self.family, self.config, self.layers, cross_kv, source_padding_mask
         )
@@ -124,12 +89,14 @@ class EncoderDecoder:
 
 @dataclass(frozen=True)
 class CrossAttendingDecoder(Decoder):
-    """A decoder with the sources that it writes after."""
+    """A decoder bound to the encoder's output; R rows of B sources, see `layers.cross`."""
 
     cross_kv: tuple[KeysAndValues, ...] = ()
-    source_padding_mask: Any = None
-    alignments: list[Any] | None = None
-    """Takes, at every call, each layer's weights on the source (R, H, T, S)."""
+    """For each layer keys and values, each (B, num_heads, S, head_dim)."""
+    source_padding_mask: Tensor = None
+    """int32 (B, S), 0 on padding."""
+    alignments: list[Tensor] | None = None
+    """Every call appends each layer's cross-attention weights (R, H, T, S)."""
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -137,20 +104,29 @@ class CrossAttendingDecoder(Decoder):
 
     def __call__(
         self,
-        token_ids: Any,
-        positions: Any,
-        allowed: Any,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor | tuple[Tensor, ...],
         cache: tuple[Cache, ...] | None = None,
-    ) -> tuple[Any, tuple[KeysAndValues, ...]]:
+    ) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
         return FAMILIES[self.family].forward(
-            self.layers, self.config, token_ids, positions, allowed, self.cross_kv,
+            self.layers, self.config, token_ids, positions, attention_mask, self.cross_kv,
             self.source_padding_mask, cache, self.alignments,
         )  # fmt: skip
 
 
 def get_encoder_decoder(model: keras.Model, family: str, config: Any) -> EncoderDecoder:
-    """The encoder-decoder inside a seq2seq model, or its backbone. Raises SettingError."""
+    """Return the encoder-decoder inside a seq2seq model, or inside its backbone.
+
+    Args:
+        model: It and the result share layers.
+        family: A key of `models.FAMILIES`.
+        config: The family's Config.
+
+    Raises:
+        SettingError: The family reads no source.
+    """
     if not is_encoder_decoder(family):
-        able = ", ".join(name for name in FAMILIES if is_encoder_decoder(name))
-        raise SettingError(f"The family '{family}' reads no source. Those that do: {able}.")
+        known = ", ".join(name for name in FAMILIES if is_encoder_decoder(name))
+        raise SettingError(f"The family '{family}' reads no source. Those that do: {known}.")
     return EncoderDecoder(family, config, {layer.name: layer for layer in model.layers})

@@ -1,7 +1,7 @@
-"""Which numbers a model's shape may hold: kinds and ranges by the name of the field.
+"""Types and ranges of the fields of model configurations, by field name.
 
-JSON in Python knows NaN and Infinity, and a damaged or edited file may hold any number: each is
-refused before a layer is made of it.
+Python's JSON accepts NaN and Infinity, and a damaged or edited file may hold any number: each is
+checked before a layer is created from it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WHOLE: dict[str, tuple[int, int]] = {
     "pad_token_id": (-MOST, MOST),
     "decoder_start_token_id": (0, MOST),
 }
-# Field: smallest and largest number, and whether the smallest itself is too small.
+# Field: smallest and largest number, and whether the smallest itself is excluded.
 REAL: dict[str, tuple[float, float, bool]] = {
     "dropout": (0.0, 1.0, False),
     "embedding_dropout": (0.0, 1.0, False),
@@ -52,8 +52,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-def problem(field: str, value: Any) -> str:
-    """What the value of a field must be, where it is not that; else nothing. None is not judged."""
+def expected(field: str, value: Any) -> str:
+    """Describe what a field's value must be, where it is not, else "". None always passes."""
     if value is None:
         return ""
     if field in WHOLE:

@@ -14,25 +14,26 @@ import keras
 
 from tfllm.errors import SettingError
 from tfllm.layers import segments
-from tfllm.layers.activations import activation
-from tfllm.layers.blocks import normal
-from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, run_blocks
+from tfllm.layers.activations import get_activation
+from tfllm.layers.causal import CausalBlock, run_blocks
+from tfllm.layers.projections import truncated_normal
+from tfllm.layers.types import Cache, KeysAndValues, Tensor
 from tfllm.models import hf_config as hf
-from tfllm.models.weight_map import Row, Weights, norm, part
+from tfllm.models.weight_map import TensorLayout, WeightMap, fused, layer_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of one decoder; the defaults are GPT-2 with 124M parameters."""
+    """Configuration of a decoder; the defaults are GPT-2 with 124M parameters."""
 
     vocabulary_size: int = 50257
     num_layers: int = 12
     num_heads: int = 12
     hidden_dim: int = 768
     intermediate_dim: int = 0
-    """Width inside the feed-forward part; 0 is four times `hidden_dim`."""
+    """Width inside the feed-forward network; 0 is four times `hidden_dim`."""
     max_sequence_length: int = 1024
     """Tokens; there are this many learned positions."""
     activation: str = "gelu_new"
@@ -41,7 +42,7 @@ class Config:
     embedding_dropout: float = 0.1
     attention_dropout: float = 0.1
     tie_embeddings: bool = True
-    """Whether the token embeddings also give the logits."""
+    """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
     pad_token_id: int | None = None
 
@@ -56,7 +57,7 @@ class Config:
             )
         if not self.intermediate_dim:
             object.__setattr__(self, "intermediate_dim", 4 * self.hidden_dim)
-        activation(self.activation)
+        get_activation(self.activation)
 
     @property
     def num_key_value_heads(self) -> int:
@@ -67,9 +68,9 @@ class Config:
         return self.hidden_dim // self.num_heads
 
 
-def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
-    """New layers by name."""
-    spread = config.initializer_range
+def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
+    """Create the layers, by name."""
+    initializer_range = config.initializer_range
     attention = {
         "num_heads": config.num_heads,
         "num_key_value_heads": config.num_heads,
@@ -77,21 +78,21 @@ def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
         "dropout": config.attention_dropout,
         "qkv_bias": True,
         "output_bias": True,
-        "initializer_range": spread,
-        # Each block adds two results to its input: their sum keeps its size (section 2.3).
-        "residual_range": spread / math.sqrt(2 * config.num_layers),
+        "initializer_range": initializer_range,
+        # Each block adds two outputs to its input: the sum keeps its variance (section 2.3).
+        "residual_range": initializer_range / math.sqrt(2 * config.num_layers),
     }
-    made = [
+    layers = [
         keras.layers.ReversibleEmbedding(
             config.vocabulary_size,
             config.hidden_dim,
-            embeddings_initializer=normal(spread),
+            embeddings_initializer=truncated_normal(initializer_range),
             name="token_embedding",
         ),
         keras.layers.Embedding(
             config.max_sequence_length,
             config.hidden_dim,
-            embeddings_initializer=normal(spread),
+            embeddings_initializer=truncated_normal(initializer_range),
             name="position_embedding",
         ),
         keras.layers.Dropout(config.embedding_dropout, name="embedding_dropout"),
@@ -110,41 +111,53 @@ def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
         ),
         keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="final_norm"),
     ]
-    return {layer.name: layer for layer in made}
+    return {layer.name: layer for layer in layers}
 
 
 def forward(
     layers: Mapping[str, keras.layers.Layer],
     config: Config,
-    token_ids: Any,
-    positions: Any,
-    allowed: Any,
+    token_ids: Tensor,
+    positions: Tensor,
+    attention_mask: Tensor | tuple[Tensor, ...],
     cache: tuple[Cache, ...] | None = None,
-) -> tuple[Any, tuple[KeysAndValues, ...]]:
-    """Ids and positions int32 (B, S) to hidden states (B, S, D), and the new keys and values.
+) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
+    """Run the decoder.
 
-    `allowed`: boolean (B, S, C + S), or one per layer. `cache`: see `models.decoder`.
+    Args:
+        layers: By name; see `create_layers`.
+        config: The configuration.
+        token_ids: int32 (B, S).
+        positions: int32 (B, S).
+        attention_mask: Boolean (B, S, C + S), C cached tokens first, or a tuple of one per layer.
+        cache: For each layer; see `layers.types.Cache`.
+
+    Returns:
+        Hidden states (B, S, D) after the final norm, and the new keys and values of each layer.
     """
     x = layers["token_embedding"](token_ids) + layers["position_embedding"](positions)
     x = layers["embedding_dropout"](x)
-    x, new = run_blocks(layers, config.num_layers, x, positions, allowed, cache)
+    x, new = run_blocks(layers, config.num_layers, x, positions, attention_mask, cache)
     return layers["final_norm"](x), new
 
 
 def windows(config: Config) -> tuple[int | None, ...]:
-    """Every layer looks back to the start."""
+    """Return every layer's window: None, to the start."""
     return (None,) * config.num_layers
 
 
 def backbone(config: Config) -> keras.Model:
-    """Token ids and mask, int32 (B, T), to hidden states (B, T, hidden_dim) after the final norm.
+    """Build the decoder's graph for training.
 
-    `mask` numbers the segments of a row: see `layers.segments`.
+    Returns:
+        A model with inputs `token_ids` and `padding_mask`, int32 (B, T), and hidden states (B, T,
+        hidden_dim) after the final norm as output. The mask is 0 on padding, and numbers packed
+        documents: see `layers.segments`.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     mask = keras.Input((None,), dtype="int32", name="padding_mask")
     hidden, _ = forward(
-        layers_of(config),
+        create_layers(config),
         config,
         token_ids,
         segments.positions(mask),
@@ -154,7 +167,7 @@ def backbone(config: Config) -> keras.Model:
 
 
 MODEL_TYPES = ("gpt2",)
-"""Hugging Face's names for what this file builds."""
+"""Hugging Face's model types that this family builds."""
 
 # Config field: Hugging Face key.
 KEYS = {
@@ -173,48 +186,48 @@ KEYS = {
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
-REFUSED: hf.Refused = (
+UNSUPPORTED: hf.Unsupported = (
     ("scale_attn_weights", True, "unscaled attention"),
-    ("scale_attn_by_inverse_layer_idx", False, "attention scaled by the layer's number"),
+    ("scale_attn_by_inverse_layer_idx", False, "attention scaled by the layer's index"),
     ("add_cross_attention", False, "cross-attention"),
 )
 
 
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
-    """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
-    hf.refuse(hf_config, "gpt2", REFUSED)
-    return hf.built(Config, hf.fields_of(hf_config, KEYS, {}))
+    """Return the Config for a `config.json`. Raises CheckpointError for an unsupported graph."""
+    hf.check_supported(hf_config, "gpt2", UNSUPPORTED)
+    return hf.build(Config, hf.config_fields(hf_config, KEYS, {}))
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """The `config.json` of Hugging Face for this shape, without anything about a head."""
+    """Return Hugging Face's `config.json`, without the keys of a head."""
     return {"model_type": "gpt2", **{key: getattr(config, field) for field, key in KEYS.items()}}
 
 
-# Its matrices are stored as (inputs, outputs), as Keras has them; queries, keys and values in one.
+# Kernels are stored as (inputs, outputs), as Keras does; queries, keys and values are fused.
 LAYER = "transformer.h.{i}"
 WEIGHTS = {
-    "gpt2": Weights(
+    "gpt2": WeightMap(
         prefix="transformer.",
         backbone={
             "token_embedding/embeddings": "transformer.wte.weight",
             "position_embedding/embeddings": "transformer.wpe.weight",
-            **norm("layer_{i}/attention_norm", f"{LAYER}.ln_1"),
+            **layer_norm("layer_{i}/attention_norm", f"{LAYER}.ln_1"),
             **{
-                f"layer_{{i}}/attention/{name}/{ours}": part(f"{LAYER}.attn.c_attn.{theirs}", n, 3)
+                f"layer_{{i}}/attention/{name}/{ours}": fused(f"{LAYER}.attn.c_attn.{theirs}", n, 3)
                 for n, name in enumerate(("query", "key", "value"))
                 for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
             },
             "layer_{i}/attention/attention_output/kernel": f"{LAYER}.attn.c_proj.weight",
             "layer_{i}/attention/attention_output/bias": f"{LAYER}.attn.c_proj.bias",
-            **norm("layer_{i}/feedforward_norm", f"{LAYER}.ln_2"),
+            **layer_norm("layer_{i}/feedforward_norm", f"{LAYER}.ln_2"),
             "layer_{i}/up/kernel": f"{LAYER}.mlp.c_fc.weight",
             "layer_{i}/up/bias": f"{LAYER}.mlp.c_fc.bias",
             "layer_{i}/down/kernel": f"{LAYER}.mlp.c_proj.weight",
             "layer_{i}/down/bias": f"{LAYER}.mlp.c_proj.bias",
-            **norm("final_norm", "transformer.ln_f"),
+            **layer_norm("final_norm", "transformer.ln_f"),
         },
-        heads={"causal_lm": {"logits/kernel": Row("lm_head.weight", 1)}},
+        heads={"causal_lm": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
         architectures={"causal_lm": ("GPT2LMHeadModel", "GPT2Model")},
         tied={"lm_head.weight": "transformer.wte.weight"},
         ignored=(f"{LAYER}.attn.bias", f"{LAYER}.attn.masked_bias"),

@@ -1,4 +1,4 @@
-"""From Hugging Face's `config.json` to a family's Config, by the family's own tables."""
+"""From Hugging Face's `config.json` to a family's Config, by the family's tables."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ from tfllm.models import field_limits
 
 ConfigType = TypeVar("ConfigType")
 
-Refused = tuple[tuple[str, Any, str], ...]
-"""What would make another graph: key, the value that the family builds, what others mean."""
+Unsupported = tuple[tuple[str, Any, str], ...]
+"""Keys that change the graph: key, the value that the family builds, what other values mean."""
 
 
-def fields_of(
+def config_fields(
     hf_config: Mapping[str, Any], keys: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Config fields from `keys` (field: Hugging Face's key), else from `defaults`. Raises
-    CheckpointError for a number that is out of its range."""
-    found = {field: hf_config[key] for field, key in keys.items() if hf_config.get(key) is not None}
-    for field, value in found.items():
+    """Read config fields.
+
+    Args:
+        hf_config: `config.json`.
+        keys: Field: Hugging Face's key.
+        defaults: Values of fields whose key is missing or null.
+
+    Raises:
+        CheckpointError: A number is out of its field's range.
+    """
+    fields = {
+        field: hf_config[key] for field, key in keys.items() if hf_config.get(key) is not None
+    }
+    for field, value in fields.items():
         check_number(field, value, keys[field])
-    return {**defaults, **found}
+    return {**defaults, **fields}
 
 
 def check_number(field: str, value: Any, key: str) -> None:
-    """Raises CheckpointError where Hugging Face's `key` holds no number for the field."""
-    if wanted := field_limits.problem(field, value):
+    """Raise CheckpointError where the value of Hugging Face's `key` is not one of the field."""
+    if expected := field_limits.expected(field, value):
         raise CheckpointError(
-            f"config.json: {key} is {value!r}; it must be {wanted}. Correct the key, or copy the "
+            f"config.json: {key} is {value!r}; it must be {expected}. Correct the key, or copy the "
             "file again."
         )
 
 
-def refuse(hf_config: Mapping[str, Any], name: str, refused: Refused) -> None:
-    """Raises CheckpointError for a graph that the family `name` does not build."""
-    for key, built, meaning in refused:
+def check_supported(hf_config: Mapping[str, Any], name: str, unsupported: Unsupported) -> None:
+    """Raise CheckpointError for a graph that the model type `name` does not have in tfllm."""
+    for key, built, meaning in unsupported:
         value = hf_config.get(key, built)
         if isinstance(built, bool) and value is not None and not isinstance(value, bool):
             raise CheckpointError(f"config.json: {key} is {value!r}; it must be true or false.")
@@ -48,17 +58,17 @@ def refuse(hf_config: Mapping[str, Any], name: str, refused: Refused) -> None:
             )
 
 
-def built(config: type[ConfigType], fields: Mapping[str, Any]) -> ConfigType:
-    """The Config of these fields. Raises CheckpointError where they make no sense."""
+def build(config: type[ConfigType], fields: Mapping[str, Any]) -> ConfigType:
+    """Build a Config. Raises CheckpointError for fields that do not go together."""
     name = fields.get("activation")
     if name is not None and name not in ACTIVATIONS:
         raise CheckpointError(
             f"config.json: unknown activation '{name}'. Known: {', '.join(sorted(ACTIVATIONS))}."
         )
     for field, value in fields.items():  # those that are computed from other keys
-        if wanted := field_limits.problem(field, value):
+        if expected := field_limits.expected(field, value):
             raise CheckpointError(
-                f"config.json: {field} comes to {value!r}; it must be {wanted}. Copy the file "
+                f"config.json: {field} comes to {value!r}; it must be {expected}. Copy the file "
                 "again."
             )
     try:

@@ -1,30 +1,123 @@
-"""Llama (Touvron et al. 2023) and its near kin: pre-norm decoders with rotary positions.
+"""Llama (Touvron et al. 2023) and its relatives: pre-norm decoders with rotary positions.
 
-Llama 2 and 3, SmolLM2 and TinyLlama are one graph. Mistral (Jiang et al. 2023) looks back over a
-window; Qwen2 (Yang et al. 2024) has biases on queries, keys and values; Qwen3 (2025) normalises
+Llama 2 and 3, SmolLM2 and TinyLlama are one graph. Mistral (Jiang et al. 2023) has a sliding
+window; Qwen2 (Yang et al. 2024) has biases on queries, keys and values; Qwen3 (2025) normalizes
 queries and keys instead.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import keras
 
-from tfllm.layers import segments
-from tfllm.layers.blocks import normal
-from tfllm.layers.causal import Cache, CausalBlock, KeysAndValues, run_blocks
-from tfllm.layers.projections import normalization_layer
-from tfllm.models.llama_config import MODEL_TYPES, Config, from_hf, to_hf, windows
-from tfllm.models.llama_weights import WEIGHTS
+from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.layers import rotary, segments
+from tfllm.layers.activations import get_activation
+from tfllm.layers.causal import CausalBlock, run_blocks
+from tfllm.layers.normalization import normalization_layer
+from tfllm.layers.projections import truncated_normal
+from tfllm.layers.types import Cache, KeysAndValues, Tensor
+from tfllm.models import hf_config as hf
+from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
+Variant = Literal["llama", "mistral", "qwen2", "qwen3"]
+FULL, SLIDING = "full_attention", "sliding_attention"
 
-def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
-    """New layers by name."""
-    spread, epsilon = config.initializer_range, config.layer_norm_epsilon
+
+@dataclass(frozen=True)
+class Config:
+    """Configuration of a decoder; the defaults are near SmolLM2 with 135M parameters."""
+
+    variant: Variant = "llama"
+    """Hugging Face's model type."""
+    vocabulary_size: int = 49152
+    num_layers: int = 30
+    num_heads: int = 9
+    num_key_value_heads: int = 0
+    """Heads of keys and values (grouped-query attention); 0 is `num_heads`."""
+    hidden_dim: int = 576
+    intermediate_dim: int = 1536
+    head_dim: int = 0
+    """Width of one head; 0 is hidden_dim / num_heads."""
+    max_sequence_length: int = 8192
+    """Tokens."""
+    rope_theta: float = 10000.0
+    """Base of the wavelengths of rotary positions."""
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
+    """Hugging Face's table: rope_type, factor, ...; empty is none. See `layers.rotary`."""
+    sliding_window: int = 0
+    """How many tokens a layer attends to, the query included; 0: to the start."""
+    layer_types: tuple[str, ...] = ()
+    """`full_attention` or `sliding_attention` for each layer; empty: all use `sliding_window`."""
+    activation: str = "silu"
+    layer_norm_epsilon: float = 1e-5
+    attention_dropout: float = 0.0
+    qkv_bias: bool = False
+    output_bias: bool = False
+    query_key_norm: bool = False
+    tie_embeddings: bool = True
+    """Whether the token embeddings are also the output matrix."""
+    initializer_range: float = 0.02
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            known = did_you_mean(self.variant, VARIANTS)
+            raise SettingError(f"There is no variant '{self.variant}' of llama. {known}")
+        for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name, value in (
+            ("num_key_value_heads", self.num_heads),
+            ("head_dim", self.hidden_dim // self.num_heads),
+        ):
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        kinds = tuple(self.layer_types) if self.sliding_window else ()
+        window = 0 if kinds and set(kinds) == {FULL} else self.sliding_window
+        object.__setattr__(self, "sliding_window", window)
+        object.__setattr__(self, "layer_types", kinds if len(set(kinds)) > 1 else ())
+        object.__setattr__(self, "rope_scaling", rotary.normalize_scaling(self.rope_scaling))
+        self._check()
+
+    def _check(self) -> None:
+        if self.num_heads % self.num_key_value_heads:
+            raise SettingError(
+                f"num_heads {self.num_heads} cannot share {self.num_key_value_heads} heads of keys "
+                "and values equally; choose a num_key_value_heads that divides num_heads."
+            )
+        if self.head_dim % 2:
+            raise SettingError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
+        if len(self.layer_types) not in (0, self.num_layers):
+            raise SettingError(
+                f"layer_types names {len(self.layer_types)} layers, and num_layers is "
+                f"{self.num_layers}. Name every layer, or none."
+            )
+        for kind in self.layer_types:
+            if kind not in (FULL, SLIDING):
+                known = did_you_mean(kind, (FULL, SLIDING))
+                raise SettingError(f"layer_types: there is no '{kind}'. {known}")
+        rotary.frequencies(
+            self.head_dim, self.rope_theta, self.rope_scaling, self.max_sequence_length
+        )
+        get_activation(self.activation)
+
+
+def windows(config: Config) -> tuple[int | None, ...]:
+    """Return how many tokens each layer attends to, the query included; None: to the start."""
+    kinds = config.layer_types or (SLIDING,) * config.num_layers
+    return tuple(config.sliding_window or None if kind == SLIDING else None for kind in kinds)
+
+
+def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
+    """Create the layers, by name."""
+    initializer_range, epsilon = config.initializer_range, config.layer_norm_epsilon
     attention = {
         "num_heads": config.num_heads,
         "num_key_value_heads": config.num_key_value_heads,
@@ -36,13 +129,13 @@ def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
         "rope_theta": config.rope_theta,
         "rope_scaling": config.rope_scaling,
         "max_sequence_length": config.max_sequence_length,
-        "initializer_range": spread,
-        "residual_range": spread,
+        "initializer_range": initializer_range,
+        "residual_range": initializer_range,
     }
     embedding = keras.layers.ReversibleEmbedding(
         config.vocabulary_size,
         config.hidden_dim,
-        embeddings_initializer=normal(spread),
+        embeddings_initializer=truncated_normal(initializer_range),
         name="token_embedding",
     )
     blocks = [
@@ -64,30 +157,231 @@ def layers_of(config: Config) -> dict[str, keras.layers.Layer]:
 def forward(
     layers: Mapping[str, keras.layers.Layer],
     config: Config,
-    token_ids: Any,
-    positions: Any,
-    allowed: Any,
+    token_ids: Tensor,
+    positions: Tensor,
+    attention_mask: Tensor | tuple[Tensor, ...],
     cache: tuple[Cache, ...] | None = None,
-) -> tuple[Any, tuple[KeysAndValues, ...]]:
-    """Ids and positions int32 (B, S) to hidden states (B, S, D), and the new keys and values.
+) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
+    """Run the decoder.
 
-    `allowed`: boolean (B, S, C + S), or one per layer. `cache`: see `models.decoder`.
+    Args:
+        layers: By name; see `create_layers`.
+        config: The configuration.
+        token_ids: int32 (B, S).
+        positions: int32 (B, S).
+        attention_mask: Boolean (B, S, C + S), C cached tokens first, or a tuple of one per layer.
+        cache: For each layer; see `layers.types.Cache`.
+
+    Returns:
+        Hidden states (B, S, D) after the final norm, and the new keys and values of each layer.
     """
     x = layers["token_embedding"](token_ids)
-    x, new = run_blocks(layers, config.num_layers, x, positions, allowed, cache)
+    x, new = run_blocks(layers, config.num_layers, x, positions, attention_mask, cache)
     return layers["final_norm"](x), new
 
 
 def backbone(config: Config) -> keras.Model:
-    """Token ids and mask, int32 (B, T), to hidden states (B, T, hidden_dim) after the final norm.
+    """Build the decoder's graph for training.
 
-    `mask` numbers the segments of a row: see `layers.segments`.
+    Returns:
+        A model with inputs `token_ids` and `padding_mask`, int32 (B, T), and hidden states (B, T,
+        hidden_dim) after the final norm as output. The mask is 0 on padding, and numbers packed
+        documents: see `layers.segments`.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     mask = keras.Input((None,), dtype="int32", name="padding_mask")
     masks = {
         window: segments.attention_mask(mask, window) for window in dict.fromkeys(windows(config))
     }
-    allowed = tuple(masks[window] for window in windows(config))
-    hidden, _ = forward(layers_of(config), config, token_ids, segments.positions(mask), allowed)
+    layer_masks = tuple(masks[window] for window in windows(config))
+    positions = segments.positions(mask)
+    hidden, _ = forward(create_layers(config), config, token_ids, positions, layer_masks)
     return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=config.variant)
+
+
+# transformers' defaults of keys that are missing.
+SEVEN_BILLION = {
+    "vocabulary_size": 32000, "num_layers": 32, "num_heads": 32, "num_key_value_heads": 0,
+    "hidden_dim": 4096, "intermediate_dim": 11008, "max_sequence_length": 2048,
+    "layer_norm_epsilon": 1e-6, "tie_embeddings": False,
+}  # fmt: skip
+QWEN = {
+    **SEVEN_BILLION, "vocabulary_size": 151936, "intermediate_dim": 22016,
+    "max_sequence_length": 32768,
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": SEVEN_BILLION,
+    "mistral": {
+        **SEVEN_BILLION, "num_key_value_heads": 8, "intermediate_dim": 14336,
+        "max_sequence_length": 131072,
+    },
+    "qwen2": {**QWEN, "qkv_bias": True},
+    "qwen3": {**QWEN, "head_dim": 128, "query_key_norm": True},
+}  # fmt: skip
+MODEL_TYPES = tuple(VARIANTS)
+"""Hugging Face's model types that this family builds."""
+
+# Config field: Hugging Face key.
+KEYS = {
+    "vocabulary_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "head_dim": "head_dim",
+    "max_sequence_length": "max_position_embeddings",
+    "activation": "hidden_act",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "attention_dropout": "attention_dropout",
+    "tie_embeddings": "tie_word_embeddings",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+UNSUPPORTED: hf.Unsupported = (
+    ("mlp_bias", False, "biases in the feed-forward network"),
+    ("partial_rotary_factor", 1.0, "partly rotated heads"),
+)
+
+
+def from_hf(hf_config: Mapping[str, Any]) -> Config:
+    """Return the Config for a `config.json`. Raises CheckpointError for an unsupported graph."""
+    variant = hf_config["model_type"]
+    rope = _rope(hf_config)
+    for table in (rope, hf_config):
+        hf.check_supported(table, variant, UNSUPPORTED)
+    fields = hf.config_fields(hf_config, KEYS, VARIANTS[variant])
+    hf.check_number("qkv_bias", hf_config.get("attention_bias"), "attention_bias")
+    if hf_config.get("attention_bias") and variant in ("llama", "qwen3"):
+        fields |= {"qkv_bias": True, "output_bias": True}
+    if rotary.rope_type(rope) == "yarn" and "factor" in rope and rope["factor"] is None:
+        longest = fields["max_sequence_length"]
+        rope["factor"] = longest / (rope.get("original_max_position_embeddings") or longest)
+    fields["rope_theta"] = rope.pop("rope_theta", None) or 10000.0
+    fields["rope_scaling"] = rope
+    fields |= _read_windows(hf_config, variant, fields["num_layers"])
+    return hf.build(Config, {"variant": variant, **fields})
+
+
+def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read theta and scaling: `rope_parameters` of transformers 5, or the keys of transformers 4.
+
+    As in transformers 5, `rope_scaling` wins over `rope_parameters`, a theta inside the table over
+    one beside it, and `original_max_position_embeddings` beside the table over the one inside.
+    """
+    rope = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
+        raise CheckpointError(
+            f"config.json: rotary positions {rope!r} are not one table for all layers, which is "
+            "what tfllm builds. Use another checkpoint."
+        )
+    theta = hf_config.get("rope_theta")
+    hf.check_number("rope_theta", theta, "rope_theta")
+    if theta is not None:
+        rope = {"rope_theta": theta, **rope}
+    before = hf_config.get("original_max_position_embeddings")
+    if before is not None and rotary.rope_type(rope) in ("llama3", "yarn"):
+        rope = {**rope, "original_max_position_embeddings": before}
+    for key, value in rope.items():
+        if not (value is None or isinstance(value, bool | str) or _positive(value)):
+            raise CheckpointError(
+                f"config.json: {key} of the rotary positions is {value!r}; it must be a finite "
+                "number above 0. Correct the key, or copy the file again."
+            )
+    return dict(rope)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def _read_windows(hf_config: Mapping[str, Any], variant: str, num_layers: int) -> dict[str, Any]:
+    """Read `sliding_window` and `layer_types`, which differ between variants."""
+    for key in ("sliding_window", "max_window_layers", "use_sliding_window"):
+        hf.check_number(key, hf_config.get(key), key)
+    if variant == "llama":
+        return {}
+    window = hf_config.get("sliding_window", 4096) or 0
+    if variant == "mistral" or not window:
+        return {"sliding_window": window}
+    if not hf_config.get("use_sliding_window"):
+        return {}
+    full = hf_config.get("max_window_layers")
+    full = 28 if full is None else full
+    kinds = hf_config.get("layer_types") or [
+        FULL if i < full else SLIDING for i in range(num_layers)
+    ]
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"config.json: layer_types is {kinds!r}; it must be a list of names.")
+    return {"sliding_window": window, "layer_types": tuple(map(str, kinds))}
+
+
+def to_hf(config: Config) -> dict[str, Any]:
+    """The `config.json` of Hugging Face for this shape, without anything about a head.
+
+    Rotary positions are result in the forms of transformers 4 and 5.
+
+    Raises:
+        CheckpointError: Hugging Face has no such model.
+    """
+    result = {key: getattr(config, field) for field, key in KEYS.items()}
+    scaling = dict(config.rope_scaling)
+    result |= {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}
+    result["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": config.rope_theta,
+        **scaling,
+    }
+    if config.variant == "mistral":
+        result["sliding_window"] = config.sliding_window or None
+    elif config.variant in ("qwen2", "qwen3"):
+        kinds = [FULL if window is None else SLIDING for window in windows(config)]
+        result |= {
+            "use_sliding_window": SLIDING in kinds,
+            "sliding_window": config.sliding_window or None,
+            "max_window_layers": kinds.index(SLIDING) if SLIDING in kinds else config.num_layers,
+            "layer_types": kinds,
+        }
+    if config.variant in ("llama", "qwen3"):
+        result["attention_bias"] = config.qkv_bias
+    result = {"model_type": config.variant, **result}
+    if from_hf(result) != config:
+        raise CheckpointError(
+            f"Hugging Face's {config.variant} does not support these biases, norms of "
+            "queries and keys, and windows. Keep the model in tfllm's own format."
+        )
+    return result
+
+
+def _weights(*architectures: str) -> WeightMap:
+    """One map for all: a model has no variables for the entries that its variant lacks."""
+    layer = "model.layers.{i}"
+    return WeightMap(
+        prefix="model.",
+        backbone={
+            "token_embedding/embeddings": "model.embed_tokens.weight",
+            **rms_norm("layer_{i}/attention_norm", f"{layer}.input_layernorm"),
+            **linear("layer_{i}/attention/query", f"{layer}.self_attn.q_proj"),
+            **linear("layer_{i}/attention/key", f"{layer}.self_attn.k_proj"),
+            **linear("layer_{i}/attention/value", f"{layer}.self_attn.v_proj"),
+            **linear("layer_{i}/attention/attention_output", f"{layer}.self_attn.o_proj"),
+            **rms_norm("layer_{i}/attention/query_norm", f"{layer}.self_attn.q_norm"),
+            **rms_norm("layer_{i}/attention/key_norm", f"{layer}.self_attn.k_norm"),
+            **rms_norm("layer_{i}/feedforward_norm", f"{layer}.post_attention_layernorm"),
+            **linear("layer_{i}/gate", f"{layer}.mlp.gate_proj"),
+            **linear("layer_{i}/up", f"{layer}.mlp.up_proj"),
+            **linear("layer_{i}/down", f"{layer}.mlp.down_proj"),
+            **rms_norm("final_norm", "model.norm"),
+        },
+        heads={"causal_lm": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
+        architectures={"causal_lm": architectures},
+        tied={"lm_head.weight": "model.embed_tokens.weight"},
+    )
+
+
+WEIGHTS = {
+    "llama": _weights("LlamaForCausalLM", "LlamaModel"),
+    "mistral": _weights("MistralForCausalLM", "MistralModel"),
+    "qwen2": _weights("Qwen2ForCausalLM", "Qwen2Model"),
+    "qwen3": _weights("Qwen3ForCausalLM", "Qwen3Model"),
+}

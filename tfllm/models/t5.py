@@ -1,6 +1,6 @@
 """T5 (Raffel et al. 2020): a pre-norm encoder-decoder with relative positions and no biases.
 
-T5 1.1 and Flan-T5 (Chung et al. 2022) gate the feed-forward part and have a head of their own; mT5
+T5 1.1 and Flan-T5 (Chung et al. 2022) gate the feed-forward network and have an output matrix; mT5
 (Xue et al. 2021) is T5 1.1 with another vocabulary.
 """
 
@@ -14,10 +14,10 @@ import keras
 
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
 from tfllm.layers.relative import RelativePositionBias
+from tfllm.models import encoder_decoder_graph
 from tfllm.models import hf_config as hf
-from tfllm.models import transformer_graph, transformer_layers
-from tfllm.models.transformer_graph import ENCODER, cross_kv, encode, forward
-from tfllm.models.weight_map import Row, Table, Weights, scale
+from tfllm.models.encoder_decoder_graph import ENCODER, cross_kv, encode, forward
+from tfllm.models.weight_map import TensorLayout, TensorMap, WeightMap, rms_norm
 
 __all__ = [
     "MODEL_TYPES", "WEIGHTS", "Config", "backbone", "cross_kv", "encode", "forward", "from_hf",
@@ -30,10 +30,10 @@ VARIANTS = ("t5", "mt5")
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of one encoder-decoder; the defaults are T5-small."""
+    """Configuration of an encoder-decoder; the defaults are T5-small."""
 
     variant: Variant = "t5"
-    """Under which name Hugging Face knows the graph."""
+    """Hugging Face's model type."""
     vocabulary_size: int = 32128
     num_layers: int = 6
     """Of the decoder."""
@@ -44,18 +44,19 @@ class Config:
     """Width of one head; 0 is hidden_dim / num_heads."""
     hidden_dim: int = 512
     intermediate_dim: int = 0
-    """Width inside the feed-forward parts; 0 is four times `hidden_dim`."""
+    """Width inside the feed-forward networks; 0 is four times `hidden_dim`."""
     max_sequence_length: int = 2048
-    """Tokens of a source, and of a target, that are taken: positions have no end of their own."""
+    """Limit of sources and targets, in tokens; relative positions have none of their own."""
     num_buckets: int = 32
-    """Numbers that a head has for distances between tokens; see `layers.relative`."""
+    """Relative position biases per head; see `layers.relative`."""
     max_distance: int = 128
-    """From this distance on, all tokens are equally far."""
+    """Larger distances share one bias; in tokens."""
     activation: str = "relu"
     gated: bool = False
-    """Multiplies the activated half of the feed-forward part by a linear one (Shazeer 2020)."""
+    """Multiplies the feed-forward network's activated projection by a linear one (Shazeer 2020).
+    """
     tie_embeddings: bool = True
-    """Whether the token embeddings also give the logits."""
+    """Whether the token embeddings are also the output matrix."""
     scale_logits: bool = True
     """Multiplies by hidden_dim**-0.5 before the logits. T5 1.1, Flan-T5 and mT5: false, and
     `tie_embeddings` false too."""
@@ -63,7 +64,7 @@ class Config:
     dropout: float = 0.1
     pad_token_id: int = 0
     decoder_start_token_id: int | None = None
-    """The decoder's first token; None is `pad_token_id`."""
+    """The decoder's first input token; None is `pad_token_id`."""
 
     share_embeddings: ClassVar[bool] = True
     scale_embeddings: ClassVar[bool] = False
@@ -75,14 +76,14 @@ class Config:
         if self.variant not in VARIANTS:
             known = did_you_mean(self.variant, VARIANTS)
             raise SettingError(f"There is no variant '{self.variant}' of t5. {known}")
-        transformer_graph.complete(
+        encoder_decoder_graph.fill_defaults(
             self,
             num_encoder_layers=self.num_layers,
             intermediate_dim=4 * self.hidden_dim,
             decoder_start_token_id=self.pad_token_id,
         )
         if not self.head_dim:
-            transformer_graph.check_heads(self)
+            encoder_decoder_graph.check_heads(self)
             object.__setattr__(self, "head_dim", self.hidden_dim // self.num_heads)
 
     @property
@@ -116,7 +117,7 @@ class Config:
 
 
 def backbone(config: Config) -> keras.Model:
-    """See `transformer_graph.backbone`."""
+    """Build the model: see `encoder_decoder_graph.backbone`."""
     attention = {
         "dropout": config.dropout,
         "qkv_bias": False,
@@ -133,7 +134,7 @@ def backbone(config: Config) -> keras.Model:
         "inner_dropout": config.dropout,
     }
 
-    def own(side: str) -> list[keras.layers.Layer]:
+    def extra(side: str) -> list[keras.layers.Layer]:
         return [
             RelativePositionBias(
                 config.num_heads,
@@ -146,12 +147,12 @@ def backbone(config: Config) -> keras.Model:
             keras.layers.Dropout(config.dropout, name=f"{side}final_dropout"),
         ]
 
-    layers = transformer_layers.layers_of(config, attention, block, 1.0, own)
-    return transformer_graph.backbone(layers, config, config.variant)
+    layers = encoder_decoder_graph.create_layers(config, attention, block, 1.0, extra)
+    return encoder_decoder_graph.backbone(layers, config, config.variant)
 
 
 MODEL_TYPES = VARIANTS
-"""Hugging Face's names for what this file builds."""
+"""Hugging Face's model types that this family builds."""
 
 # Config field: Hugging Face key.
 KEYS = {
@@ -170,7 +171,7 @@ KEYS = {
     "pad_token_id": "pad_token_id",
     "decoder_start_token_id": "decoder_start_token_id",
 }
-# What transformers takes where a key is not written.
+# transformers' defaults of keys that are missing.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "t5": {"head_dim": 64, "intermediate_dim": 2048},
     "mt5": {
@@ -179,38 +180,44 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 FEED_FORWARD = {"t5": "relu", "mt5": "gated-gelu"}
-GATED_GELU = "gated-gelu", "gelu_new"  # by an old habit of transformers not its exact "gelu"
-REFUSED: hf.Refused = (("is_decoder", False, "a decoder alone"),)
+GATED_GELU = (
+    "gated-gelu",
+    "gelu_new",
+)  # not transformers' exact "gelu"
+UNSUPPORTED: hf.Unsupported = (("is_decoder", False, "a decoder without an encoder"),)
 
 
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
-    """The config for a Hugging Face `config.json`. Raises CheckpointError for another graph."""
+    """Return the Config for a `config.json`. Raises CheckpointError for an unsupported graph."""
     variant = hf_config["model_type"]
-    hf.refuse(hf_config, variant, REFUSED)
-    fields = hf.fields_of(hf_config, KEYS, DEFAULTS[variant])
+    hf.check_supported(hf_config, variant, UNSUPPORTED)
+    fields = hf.config_fields(hf_config, KEYS, DEFAULTS[variant])
     fields.setdefault("num_layers", fields.get("num_encoder_layers", 6))
     named = str(hf_config.get("feed_forward_proj") or FEED_FORWARD[variant])
     fields["gated"] = named.startswith("gated-")
     fields["activation"] = GATED_GELU[1] if named == GATED_GELU[0] else named.split("-")[-1]
     tied = hf_config.get("tie_word_embeddings") is not False
     fields["scale_logits"] = variant == "t5" and hf_config.get("scale_decoder_outputs", tied)
-    # Here the key says how the logits are scaled; the tensors say whether they are tied.
+    # In T5 the key says whether logits are scaled; the tensors say whether they are tied.
     fields["tie_embeddings"] = True
-    return hf.built(Config, {"variant": variant, **fields})
+    return hf.build(Config, {"variant": variant, **fields})
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """The `config.json` of Hugging Face for this shape, without anything about a head. Raises
-    CheckpointError for a shape that it has no model for."""
+    """Return Hugging Face's `config.json`, without the keys of a head.
+
+    Raises:
+        CheckpointError: Hugging Face has no such model.
+    """
     if config.variant == "mt5" and config.scale_logits:
         raise CheckpointError(
             "Hugging Face's mt5 does not scale before the logits, and this model does "
-            "(scale_logits). Keep it in tfllm's own form, or make it variant: t5."
+            "(scale_logits). Keep it in tfllm's own format, or make it variant: t5."
         )
     if config.gated and config.activation == "gelu":
         raise CheckpointError(
             "Hugging Face's t5 means gelu_new by a gated gelu, and this model has the exact one. "
-            "Keep it in tfllm's own form."
+            "Keep it in tfllm's own format."
         )
     gate = "gated-" if config.gated else ""
     named = gate + config.activation
@@ -223,43 +230,44 @@ def to_hf(config: Config) -> dict[str, Any]:
     }
 
 
-def _weights(gated: bool, *architectures: str) -> Weights:
-    rows: dict[str, str | Row] = {"token_embedding/embeddings": "shared.weight"}
+def _weights(gated: bool, *architectures: str) -> WeightMap:
+    rows: dict[str, str | TensorLayout] = {"token_embedding/embeddings": "shared.weight"}
     for side, theirs, last in (("encoder_", "encoder", 1), ("", "decoder", 2)):
         ours, block = f"{side}layer_{{i}}", f"{theirs}.block.{{i}}.layer"
         rows |= _attention(f"{ours}/attention/", f"{block}.0.SelfAttention", "qkvo")
-        rows |= scale(f"{ours}/attention_norm", f"{block}.0.layer_norm")
+        rows |= rms_norm(f"{ours}/attention_norm", f"{block}.0.layer_norm")
         feed = f"{block}.{last}.DenseReluDense"
         names = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
         for name, short in {**names, "down": "wo"}.items():
-            rows[f"{ours}/{name}/kernel"] = Row(f"{feed}.{short}.weight", 1)
-        rows |= scale(f"{ours}/feedforward_norm", f"{block}.{last}.layer_norm")
-        rows |= scale(f"{side}final_norm", f"{theirs}.final_layer_norm")
+            rows[f"{ours}/{name}/kernel"] = TensorLayout(f"{feed}.{short}.weight", 1)
+        rows |= rms_norm(f"{ours}/feedforward_norm", f"{block}.{last}.layer_norm")
+        rows |= rms_norm(f"{side}final_norm", f"{theirs}.final_layer_norm")
         rows[f"{side}position_bias/embeddings"] = (
             f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         )
     source = "decoder.block.{i}.layer.1"
     rows |= _attention("layer_{i}/cross_attention/", f"{source}.EncDecAttention", "qo")
     rows |= _attention("cross_{i}/", f"{source}.EncDecAttention", "kv")
-    rows |= scale("layer_{i}/cross_norm", f"{source}.layer_norm")
-    return Weights(
+    rows |= rms_norm("layer_{i}/cross_norm", f"{source}.layer_norm")
+    return WeightMap(
         prefix="",
         backbone=rows,
-        heads={"seq2seq": {"logits/kernel": Row("lm_head.weight", 1)}},
+        heads={"seq2seq": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
         architectures={"seq2seq": architectures},
+        always_tied=True,
         tied={
             "encoder.embed_tokens.weight": "shared.weight",
             "decoder.embed_tokens.weight": "shared.weight",
             "lm_head.weight": "shared.weight",
         },
-        # Of the first files; nothing ever used it.
+        # In the first checkpoints; never used.
         ignored=(f"{source}.EncDecAttention.relative_attention_bias.weight",),
     )
 
 
-def _attention(ours: str, theirs: str, letters: str) -> Table:
+def _attention(ours: str, theirs: str, letters: str) -> TensorMap:
     names = {"q": "query", "k": "key", "v": "value", "o": "attention_output"}
-    return {f"{ours}{names[x]}/kernel": Row(f"{theirs}.{x}.weight", 1) for x in letters}
+    return {f"{ours}{names[x]}/kernel": TensorLayout(f"{theirs}.{x}.weight", 1) for x in letters}
 
 
 T5 = ("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model")

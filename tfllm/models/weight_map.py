@@ -1,7 +1,7 @@
-"""How a family says which Hugging Face tensor each Keras variable is made from.
+"""How a family says which Hugging Face tensor each Keras variable is read from and written to.
 
-A table's left side is a Keras variable path, its right side a tensor's name, where shapes are
-equal, or a Row. `{i}` in both stands for the layer's number.
+The keys of a `TensorMap` are Keras variable paths; its values are tensor names, where shapes are
+equal, or a `TensorLayout`. `{i}` in both stands for the layer's index.
 """
 
 from __future__ import annotations
@@ -11,67 +11,75 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Row:
-    """A tensor that is laid out otherwise than its variable."""
+class TensorLayout:
+    """A tensor whose layout differs from its variable's."""
 
     name: str
     inputs: int = 0
-    """How many leading axes of the variable are inputs, of a matrix that torch keeps transposed as
-    (outputs, inputs); 0: a vector, such as the bias (heads, head_dim) of a query; -1: the tensor
-    is laid out as the variable."""
+    """How many leading axes of the variable are inputs, for a matrix that torch stores transposed
+    as (outputs, inputs); 0: a vector, such as the bias (heads, head_dim) of a query; -1: the tensor
+    has the variable's layout."""
     part: int = 0
     parts: int = 1
-    """Several variables that lie in one tensor, side by side along its outputs: which, of how many.
-    Outputs are the last axis of a tensor laid out as its variable, the first of any other."""
+    """Where several variables are fused in one tensor, side by side along its outputs: which of how
+    many. Outputs are the last axis of a tensor in the variable's layout, the first of any other."""
 
     @property
     def part_axis(self) -> int:
-        """The tensor's axis along which the parts lie."""
+        """The tensor's axis along which parts are concatenated."""
         return -1 if self.inputs < 0 else 0
 
 
-Table = Mapping[str, str | Row]
+TensorMap = Mapping[str, str | TensorLayout]
 
 
-def linear(variable: str, tensor: str, inputs: int = 1) -> dict[str, str | Row]:
-    """The two rows of a torch Linear. `inputs`: leading axes of the kernel that are inputs."""
+def linear(variable: str, tensor: str, inputs: int = 1) -> dict[str, str | TensorLayout]:
+    """Map kernel and bias of a dense layer to a torch Linear.
+
+    Args:
+        variable: The Keras layer's path.
+        tensor: The torch module's name.
+        inputs: How many leading axes of the kernel are inputs.
+    """
     return {
-        f"{variable}/kernel": Row(f"{tensor}.weight", inputs),
-        f"{variable}/bias": Row(f"{tensor}.bias"),
+        f"{variable}/kernel": TensorLayout(f"{tensor}.weight", inputs),
+        f"{variable}/bias": TensorLayout(f"{tensor}.bias"),
     }
 
 
-def part(tensor: str, number: int, of: int, inputs: int = -1) -> Row:
-    """The row of a variable that is the part `number` (from 0) `of` so many in a tensor."""
-    return Row(tensor, inputs, number, of)
+def fused(tensor: str, part: int, parts: int, inputs: int = -1) -> TensorLayout:
+    """Describe a variable that is one of several parts (from 0) of a tensor."""
+    return TensorLayout(tensor, inputs, part, parts)
 
 
-def scale(variable: str, tensor: str) -> dict[str, str | Row]:
-    """The row of a root-mean-square normalisation."""
+def rms_norm(variable: str, tensor: str) -> dict[str, str | TensorLayout]:
+    """Map the scale of a root-mean-square normalization."""
     return {f"{variable}/scale": f"{tensor}.weight"}
 
 
-def norm(variable: str, tensor: str) -> dict[str, str | Row]:
-    """The two rows of a layer normalisation."""
+def layer_norm(variable: str, tensor: str) -> dict[str, str | TensorLayout]:
+    """Map gamma and beta of a layer normalization."""
     return {f"{variable}/gamma": f"{tensor}.weight", f"{variable}/beta": f"{tensor}.bias"}
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Every tensor that files of one model type may hold."""
+class WeightMap:
+    """Every tensor that checkpoints of one model type may hold."""
 
     prefix: str
-    """Stands before the names of the backbone's tensors in a file with a head."""
-    backbone: Table
-    heads: Mapping[str, Table]
-    """By kind of task. Kinds that are missing have no head in Hugging Face."""
+    """Of the names of the backbone's tensors in a checkpoint with a head."""
+    backbone: TensorMap
+    heads: Mapping[str, TensorMap]
+    """By kind of task; other kinds have no head in Hugging Face."""
     architectures: Mapping[str, tuple[str, ...]]
-    """Names in `config.json`, by kind of task; the first is the one that is written."""
+    """Names in `config.json`, by kind of task; the first one is written."""
     tied: Mapping[str, str] = field(default_factory=dict)
-    """Tensors that a file may hold although they are another one under a second name."""
+    """Tensors that a checkpoint may hold although they equal another one, and that one."""
+    always_tied: bool = False
+    """Whether transformers ties them whatever `tie_word_embeddings` says."""
     buffers: tuple[str, ...] = ()
-    """Counters that old files hold; no weights."""
+    """Counters in old checkpoints; no weights."""
     ignored: tuple[str, ...] = ()
-    """Constants that old files hold and that are large, such as causal masks; they are not kept."""
+    """Large constants in old checkpoints, such as causal masks; they are dropped."""
     optional: tuple[str, ...] = ()
-    """Tensors that a file may lack: the variable is zero then, as it starts."""
+    """Tensors that a checkpoint may lack; the variable is zero then, its initial value."""
