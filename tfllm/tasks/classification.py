@@ -109,7 +109,7 @@ class Classification(Task):
         if self.pooling == "mean":
             raise CheckpointError(
                 f"Hugging Face's classifiers for {model_type} read the first token; this one reads "
-                "the mean over all (task.pooling). Keep it in tfllm's own form, or train with "
+                "the mean over all (task.pooling). Keep it in tfllm's own format, or train with "
                 "task.pooling: first."
             )
 
