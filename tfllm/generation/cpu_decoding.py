@@ -2,7 +2,7 @@
 
 At one to some dozen rows a product's time is that of reading its weights, so their order counts:
 oneDNN reads bfloat16 fastest as (outputs, inputs), and a float32 table of embeddings as the left
-factor. docs/generation.md has the measurements.
+factor. benchmarks/generation.md has the measurements.
 """
 
 from __future__ import annotations

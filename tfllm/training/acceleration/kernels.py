@@ -5,7 +5,7 @@ every operation in them passes over memory. "fused" writes their gradients by ha
 "compiled" has XLA make one pass of each formula, at a fraction of a second for every batch shape.
 Matrix products stay TensorFlow's, which are faster than XLA's on CPUs; those of attention's
 projections get two dimensions. The layers' own `keras.ops` forms are the reference of the tests.
-docs/training.md has the numbers.
+benchmarks/training.md has the numbers.
 """
 
 from __future__ import annotations
