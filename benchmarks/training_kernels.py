@@ -53,7 +53,7 @@ def build(
     model.micro_batches = accumulate
     model.clip_norm = settings.clip_norm
     model.compile(
-        optimizer=optimizers.optimizer(settings, 1000, model.trainable_variables),
+        optimizer=optimizers.build_optimizer(settings, 1000, model.trainable_variables),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,
         auto_scale_loss=False,

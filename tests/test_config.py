@@ -53,7 +53,7 @@ def test_written_file_reads_back(tmp_path):
          "Did you mean 'epochs'?"),
         ("name: a\ntrain: {epochs: '3'}\n", "recipe.yaml:2: train.epochs"),
         ("train: {}\n", "the key 'name' is missing"),
-        ("name: a\nname: b\n", "recipe.yaml:2: 'name' stands twice"),
+        ("name: a\nname: b\n", "recipe.yaml:2: 'name' appears twice"),
         ("name: [a\n", "not YAML"),
         ("", "empty"),
         ("- a\n", "expected a mapping"),
@@ -166,7 +166,7 @@ def test_every_recipe_key_that_may_be_null_stays_null():
         "data": {"train": "x.tsv"},
     }
     for key in keys:
-        recipe = config.build(config.replaced(base, key, None, ""), Recipe)
+        recipe = config.build(config.set_value(base, key, None, ""), Recipe)
         again = config.build(yaml.safe_load(config.dump(recipe)), Recipe)
         assert again == recipe, key
 

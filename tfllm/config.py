@@ -1,7 +1,7 @@
-"""YAML files to typed, frozen objects and back.
+"""YAML files to typed, frozen settings and back.
 
-Unknown keys are errors that name the nearest known key and the line. Values are checked strictly:
-`epochs: "3"` is refused, because a text where a number belongs is a mistake worth seeing.
+Unknown keys are errors that name the line and the nearest known key. Values are validated strictly:
+`epochs: "3"` is refused, because a string where a number belongs is likely a mistake.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tfllm.errors import SettingError, did_you_mean
 
 
 class Settings(BaseModel):
-    """Base of every recipe and profile part: frozen, strict, no unknown keys."""
+    """The base of all settings: frozen, strict, no unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
@@ -33,9 +33,15 @@ Lines = Mapping[tuple[str, ...], int]
 
 
 def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
-    """Reads a YAML file into `kind`. `overrides` are `dotted.key=value` texts, applied in order.
+    """Load a YAML file as settings.
 
-    Raises SettingError naming file, line and the nearest known key.
+    Args:
+        path: The file.
+        kind: The class of settings.
+        overrides: Texts `dotted.key=value`, applied in order.
+
+    Raises:
+        SettingError: It names the file, the line and the nearest known key.
     """
     data, lines = read_yaml(path)
     return build(data, kind, source=str(path), lines=lines, overrides=overrides)
@@ -48,42 +54,47 @@ def build(
     lines: Lines | None = None,
     overrides: Sequence[str] = (),
 ) -> S:
-    """Checks plain data, with `overrides` applied, against `kind`.
+    """Validate plain data, with overrides applied, as settings.
 
-    `lines` maps a key's path to its line in `source`. Raises SettingError, which names the line or
-    the override that is wrong.
+    Args:
+        data: A mapping, as read from YAML or JSON.
+        kind: The class of settings.
+        source: What errors call the data, such as a file's name.
+        lines: The line in `source` of every key's path.
+        overrides: Texts `dotted.key=value`, applied in order.
+
+    Raises:
+        SettingError: It names the line, or the override, that is wrong.
     """
     if not isinstance(data, Mapping):
-        raise SettingError(
-            f"{source}: expected a mapping of settings, found {type(data).__name__}."
-        )
-    whole = overridden(data, overrides)
+        raise SettingError(f"{source}: expected a mapping of settings, not {type(data).__name__}.")
+    merged = apply_overrides(data, overrides)
     try:
-        # Through JSON: there a list may fill a tuple and a text a path, and nothing else bends.
-        return kind.model_validate_json(json.dumps(whole))
+        # Strict validation of JSON accepts a list for a tuple and a string for a path, no more.
+        return kind.model_validate_json(json.dumps(merged))
     except ValidationError as error:
-        if overrides and (at_fault := _overrides_at_fault(error, data, whole, kind, overrides)):
+        if overrides and (at_fault := _overrides_at_fault(error, data, merged, kind, overrides)):
             source, lines = " ".join(f"--set {text}" for text in at_fault), {}
-        raise SettingError(_explain(error, whole, kind, source, lines or {})) from None
+        raise SettingError(_explain(error, merged, kind, source, lines or {})) from None
     except TypeError as error:
         raise SettingError(f"{source}: {error}.") from None
 
 
-def overridden(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of plain data with the values of `dotted.key=value` texts in it. SettingError."""
-    whole = dict(data)
+def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Copy plain data with the values of `dotted.key=value` texts set. Raises SettingError."""
+    merged = dict(data)
     for override in overrides:
         keys, value = parse_override(override)
-        whole = replaced(whole, keys, value, override)
-    return whole
+        merged = set_value(merged, keys, value, override)
+    return merged
 
 
-def made(kind: type[S], names: Mapping[str, str], **fields: Any) -> S:
-    """Makes `kind` of values that did not come from a file of ours.
+def build_from_fields(kind: type[S], names: Mapping[str, str], **fields: Any) -> S:
+    """Build settings from values that do not come from a settings file.
 
     Args:
         kind: The class of settings.
-        names: What an error calls a field; a field's own name where it has none.
+        names: What errors call a field, where that is not its own name.
         **fields: The values.
 
     Raises:
@@ -102,16 +113,16 @@ def made(kind: type[S], names: Mapping[str, str], **fields: Any) -> S:
 
 
 def dump(settings: BaseModel) -> str:
-    """The settings as YAML, in the order of their declaration, unset optional parts left out.
+    """Format settings as YAML, in the order of their declaration, without unset optional keys.
 
-    A null stays where null is not the default, so that reading gives the same settings.
+    A null stays where null is not the default, so that loading gives the same settings.
     """
-    data = _said(settings, json.loads(settings.model_dump_json()))
+    data = _without_default_nulls(settings, json.loads(settings.model_dump_json()))
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], Lines]:
-    """A YAML mapping and the line of every key in it."""
+    """Read a YAML mapping, and the line of every key in it. Raises SettingError."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -130,14 +141,14 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], Lines]:
     if data is None:
         raise SettingError(f"{path}: the file is empty.")
     if not isinstance(data, dict):
-        raise SettingError(f"{path}: expected a mapping of settings, found {type(data).__name__}.")
+        raise SettingError(f"{path}: expected a mapping of settings, not {type(data).__name__}.")
     lines: dict[tuple[str, ...], int] = {}
     _collect_lines(node, (), lines, str(path))
     return data, lines
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """`train.epochs=1` to `(("train", "epochs"), 1)`; the value is YAML."""
+    """Parse `train.epochs=1` into `(("train", "epochs"), 1)`; the value is YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise SettingError(f"--set '{text}': write it as key=value, for example train.epochs=1.")
@@ -147,16 +158,16 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
         raise SettingError(f"--set '{text}': '{value}' is not a YAML value.") from None
 
 
-def replaced(
+def set_value(
     data: dict[str, Any], keys: tuple[str, ...], value: Any, option: str
 ) -> dict[str, Any]:
-    """A copy of `data` with the value at the path `keys` replaced; missing parts are made."""
+    """Copy `data` with the value at the path `keys` set; missing mappings are created."""
     head, rest = keys[0], keys[1:]
     inner = data.get(head)
     if rest:
         if inner is not None and not isinstance(inner, dict):
             raise SettingError(f"--set '{option}': '{head}' is a value and has no parts.")
-        value = replaced(inner or {}, rest, value, option)
+        value = set_value(inner or {}, rest, value, option)
     return {**data, head: value}
 
 
@@ -165,8 +176,8 @@ class _Loader(yaml.SafeLoader):
     (there it is a date, which no setting is)."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
@@ -181,31 +192,37 @@ def _collect_lines(node: Any, path: tuple[str, ...], lines: dict, source: str) -
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
-        here = (*path, str(key.value))
-        if here in lines:
+        key_path = (*path, str(key.value))
+        if key_path in lines:
             raise SettingError(
-                f"{source}:{key.start_mark.line + 1}: '{'.'.join(here)}' stands twice "
-                f"(first in line {lines[here]}). Keep one."
+                f"{source}:{key.start_mark.line + 1}: '{'.'.join(key_path)}' appears twice "
+                f"(first in line {lines[key_path]}). Keep one."
             )
-        lines[here] = key.start_mark.line + 1
-        _collect_lines(value, here, lines, source)
+        lines[key_path] = key.start_mark.line + 1
+        _collect_lines(value, key_path, lines, source)
 
 
-def _said(value: Any, data: Any) -> Any:
+def _without_default_nulls(value: Any, data: Any) -> Any:
     """The JSON `data` of a value without those fields that are null by default."""
     if isinstance(value, BaseModel):
         fields = {field.alias or name: (name, field) for name, field in _fields_of(value)}
-        kept = {}
+        result = {}
         for key, inner in data.items():
             name, field = fields.get(key, (key, None))
             default = ... if field is None else field.get_default(call_default_factory=True)
             if inner is not None or default is not None:  # an undeclared key has no default
-                kept[key] = _said(getattr(value, name), inner)
-        return kept
+                result[key] = _without_default_nulls(getattr(value, name), inner)
+        return result
     if isinstance(value, Mapping):
-        return {key: _said(inner, data[key]) for key, inner in value.items() if key in data}
+        return {
+            key: _without_default_nulls(inner, data[key])
+            for key, inner in value.items()
+            if key in data
+        }
     if isinstance(value, list | tuple):
-        return [_said(inner, other) for inner, other in zip(value, data, strict=True)]
+        return [
+            _without_default_nulls(inner, other) for inner, other in zip(value, data, strict=True)
+        ]
     return data
 
 
@@ -214,33 +231,33 @@ def _fields_of(settings: BaseModel) -> Any:
 
 
 def _overrides_at_fault(
-    error: ValidationError, data: Any, whole: Any, kind: type[BaseModel], overrides: Sequence[str]
+    error: ValidationError, data: Any, merged: Any, kind: type[BaseModel], overrides: Sequence[str]
 ) -> list[str]:
-    """The overrides that the first problem is about; none where it is the file's own."""
-    path = tuple(_written(tuple(str(part) for part in _problem(error)["loc"]), whole))
-    found = []
+    """The overrides that caused the first problem; none where the file itself did."""
+    path = tuple(_user_path(tuple(str(part) for part in _problem(error)["loc"]), merged))
+    related = []
     for text in overrides:
         keys, _ = parse_override(text)
         if keys[: len(path)] == path or path[: len(keys)] == keys:
-            found.append((len(path) >= len(keys), text))
-    exact = [text for is_exact, text in found if is_exact]
+            related.append((len(path) >= len(keys), text))
+    exact = [text for is_exact, text in related if is_exact]
     if exact:
         return exact[-1:]  # the last one counts
     try:
         kind.model_validate_json(json.dumps(data))
-    except ValidationError as before:
-        if before.errors()[0]["loc"] == error.errors()[0]["loc"]:
+    except ValidationError as without_overrides:
+        if without_overrides.errors()[0]["loc"] == error.errors()[0]["loc"]:
             return []
-    return [text for _, text in found]
+    return [text for _, text in related]
 
 
 def _explain(
     error: ValidationError, data: Any, kind: type[BaseModel], source: str, lines: Lines
 ) -> str:
-    """One line for the first problem: file:line: key: what is wrong. Nearest known key."""
+    """Explain the first problem in one line: file:line: key: what is wrong, nearest known key."""
     problem = _problem(error)
     path = tuple(str(part) for part in problem["loc"])
-    keys = tuple(_written(path, data))
+    keys = tuple(_user_path(path, data))
     line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
     where = f"{source}:{line}" if line else source
     name = ".".join(keys)
@@ -257,18 +274,17 @@ def _explain(
         kinds = [kind.strip("'") for kind in context["expected_tags"].split(", ")]
         return f"{where}: {key}: unknown '{context['tag']}'. {did_you_mean(context['tag'], kinds)}"
     message = problem["msg"].removeprefix("Value error, ")
-    found = problem.get("input")
-    shown = (
-        "" if isinstance(found, dict) or problem["type"] == "value_error" else f" Found: {found!r}."
-    )
-    return f"{where}: {name or 'settings'}: {message}.{shown}".replace("..", ".")
+    value = problem.get("input")
+    is_plain = not isinstance(value, dict) and problem["type"] != "value_error"
+    suffix = f" Found: {value!r}." if is_plain else ""
+    return f"{where}: {name or 'settings'}: {message}.{suffix}".replace("..", ".")
 
 
-def _written(path: tuple[str, ...], data: Any) -> list[str]:
-    """The path as the user wrote it: without the branch names that pydantic puts in for unions."""
+def _user_path(path: tuple[str, ...], data: Any) -> list[str]:
+    """The path as the user wrote it, without the branch names that pydantic adds for unions."""
     keys = []
-    for number, part in enumerate(path):
-        if isinstance(data, Mapping) and part not in data and number < len(path) - 1:
+    for index, part in enumerate(path):
+        if isinstance(data, Mapping) and part not in data and index < len(path) - 1:
             continue
         if BRANCH.search(part):
             continue
@@ -278,7 +294,7 @@ def _written(path: tuple[str, ...], data: Any) -> list[str]:
 
 
 def _problem(error: ValidationError) -> Any:
-    """The first problem or, of a union, that of the branch that came the farthest."""
+    """The first problem or, of a union, that of the branch that matched the furthest."""
     errors = error.errors()
     first = errors[0]
     branch = first["loc"][-1] if first["loc"] else ""
@@ -303,6 +319,6 @@ def _settings_class(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for part in getattr(annotation, "__args__", ()):
-        if found := _settings_class(part):
-            return found
+        if inner := _settings_class(part):
+            return inner
     return None

@@ -1,13 +1,13 @@
-"""Every error that tfllm raises on purpose.
+"""The errors that tfllm raises on purpose.
 
     TfllmError                  exit status 1: a fault of ours, or a check that failed
-    ├── CheckFailed             an artifact differs from the checkpoint it was made from
-    ├── TrainingFailed          the loss is no longer a number, a worker was lost
-    └── InputError              exit status 2: something the user can put right
+    ├── CheckFailed             an artifact differs from the checkpoint that it was exported from
+    ├── TrainingFailed          the loss is not finite, or a worker was lost
+    └── InputError              exit status 2: something the user can correct
         ├── SettingError        an option, a recipe or a profile
         ├── DataError           a line of a data file, or the file itself
-        ├── CheckpointError     a directory that is not a usable checkpoint
-        ├── TokenizerError      vocabulary files that do not make a tokenizer
+        ├── CheckpointError     a checkpoint that cannot be used
+        ├── TokenizerError      tokenizer files that cannot be used
         ├── ArtifactError       a SavedModel or .tflite file that cannot be used
         ├── MissingExtra        an optional dependency that is not installed
         └── StorageError        the disk is full, the output exists or cannot be written
@@ -29,7 +29,7 @@ class TfllmError(Exception):
 
 
 class CheckFailed(TfllmError):
-    """An artifact gave other numbers than the checkpoint it was made from."""
+    """An artifact differs from the checkpoint that it was exported from."""
 
 
 class TrainingFailed(TfllmError):
@@ -37,13 +37,13 @@ class TrainingFailed(TfllmError):
 
 
 class InputError(TfllmError):
-    """Wrong input or setting: the user can put it right."""
+    """A wrong input or setting, which the user can correct."""
 
     exit_status = 2
 
 
 class SettingError(InputError):
-    """An option, a recipe or a profile says something impossible."""
+    """An option, a recipe or a profile is not valid."""
 
 
 class DataError(InputError):
@@ -51,11 +51,11 @@ class DataError(InputError):
 
 
 class CheckpointError(InputError):
-    """A directory is not a usable checkpoint."""
+    """A checkpoint that cannot be used."""
 
 
 class TokenizerError(InputError):
-    """Vocabulary files that do not make a tokenizer."""
+    """Tokenizer files that cannot be used."""
 
 
 class ArtifactError(InputError):
@@ -76,7 +76,12 @@ class MissingExtra(InputError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown word: the nearest known one, or all of them."""
+    """The end of an error message about an unknown name: the nearest known one, or all of them.
+
+    Args:
+        word: The unknown name.
+        known: The known names.
+    """
     choices = [str(choice) for choice in known]
     near = difflib.get_close_matches(str(word), choices, n=1)
     if near:

@@ -62,8 +62,7 @@ from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import directory as run_directory
 from tfllm.training import run as training
-from tfllm.training.adamw import AdamW
-from tfllm.training.optimizers import Schedule, warmup_steps
+from tfllm.training.optimizers import AdamW, Schedule, warmup_steps
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import Run
 

@@ -22,10 +22,10 @@ from tfllm.layers import (
     relative,
 )
 from tfllm.tasks import losses, metrics
-from tfllm.training import adamw, jax_model, model, optimizers
+from tfllm.training import jax_model, model, optimizers
 
 MODULES = (
     activations, attention, blocks, causal, cross, heads, normalization, pairs, positions, relative,
-    losses, metrics, adamw, jax_model, model, optimizers,
+    losses, metrics, jax_model, model, optimizers,
 )  # fmt: skip
 """Where registered classes and functions are defined."""

@@ -51,8 +51,8 @@ def test_an_unknown_key_is_one_line(tmp_path):
 def test_the_example_space_fits_its_recipe():
     folder = ROOT / "models" / "bert"
     recipe, _ = config.read_yaml(folder / "tiny.yaml")
-    found = space.read(folder / "tiny_space.yaml", recipe)
-    own = space.own_values(config.build(recipe, Recipe), found)
+    found = space.read_space(folder / "tiny_space.yaml", recipe)
+    own = space.recipe_values(config.build(recipe, Recipe), found)
     assert own is not None, "the first trial is the recipe as it is"
 
 

@@ -81,7 +81,7 @@ def fitted(name, optimizer, weighted=False, epochs=2, batch_size=4):
 
 def optimizer_of(name):
     """Of most cases SGD, whose step shows the gradients; of one the project's own."""
-    from tfllm.training.adamw import AdamW
+    from tfllm.training.optimizers import AdamW
 
     return (lambda: AdamW(0.05)) if name == "smooth" else lambda: keras.optimizers.SGD(0.5)
 

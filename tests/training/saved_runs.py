@@ -61,7 +61,7 @@ def built(name):
     from tfllm import lora
     from tfllm.models import FAMILIES
     from tfllm.training import optimizers
-    from tfllm.training.adamw import AdamW
+    from tfllm.training.optimizers import AdamW
 
     task, family, config, changes = cases()[name]
     keras.utils.set_random_seed(3)

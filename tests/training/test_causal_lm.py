@@ -16,7 +16,7 @@ from tfllm.errors import SettingError
 from tfllm.tasks import CausalLM
 from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import vocabulary
-from tfllm.training.monitoring.logs import read as read_log
+from tfllm.training.monitoring.logs import read_log
 from tfllm.training.recipe import Recipe, TokenizerSettings
 from tfllm.training.run import train
 
@@ -127,12 +127,12 @@ def test_byte_pairs_are_learned_from_conversations(folder):
         chat_template=str(folder / "template.jinja"),
     )  # fmt: skip
     chats = [json.loads(line) for line in (folder / "chats.jsonl").read_text().splitlines()]
-    tokenizer = vocabulary.learn(settings, chats)
+    tokenizer = vocabulary.train_on_examples(settings, chats)
     assert tokenizer.vocabulary_size == 270 and tokenizer.kind == "bytepair"
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
     text = "The cat, 床前\n sat"
     assert tokenizer.decode(tokenizer.encode_ids([text])[0]) == text
-    again = vocabulary.learn(settings, chats)
+    again = vocabulary.train_on_examples(settings, chats)
     assert again.vocabulary == tokenizer.vocabulary
     every = CausalLM(learn="all").features(chats[:1], tokenizer).batch([0])[1]
     answer = CausalLM().features(chats[:1], tokenizer).batch([0])[1]

@@ -53,15 +53,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert f"--set train.log_every=1 --output {output} --resume" in error
     assert list((output / "state").glob("step-*"))
     process = start(recipe, "--set", "train.log_every=1", "--output", output, "--resume")
-    place = max((output / "state").glob("step-*/place.json"))
-    before = json.loads(place.read_text())["step"]
+    progress = max((output / "state").glob("step-*/progress.json"))
+    before = json.loads(progress.read_text())["step"]
     lines = (output / "metrics.jsonl").read_text().splitlines()
     wait_for(lambda: len((output / "metrics.jsonl").read_text().splitlines()) > len(lines), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode == 0  # as schedulers want it: nothing is lost
-    place = max((output / "state").glob("step-*/place.json"))
-    assert json.loads(place.read_text())["step"] > before
+    progress = max((output / "state").glob("step-*/progress.json"))
+    assert json.loads(progress.read_text())["step"] > before
 
 
 def test_a_recipe_typo_is_one_line_with_file_and_line(tmp_path):

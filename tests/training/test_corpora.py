@@ -7,7 +7,7 @@ from tfllm.data.corpora.corpus import open_corpus
 from tfllm.data.settings import CorpusDocuments
 from tfllm.errors import DataError, SettingError
 from tfllm.tokenizers.loading import load_tokenizer
-from tfllm.training import inputs
+from tfllm.training import resuming
 from tfllm.training.corpora import CorpusRecipe, prepare_corpus
 
 TEXT = "One two three. Four five!\nSix seven. Eight nine ten.\n" * 20
@@ -104,12 +104,12 @@ def test_a_corpus_is_not_prepared_again(tmp_path, text):
 
 def test_shards_that_were_changed_since_the_start_are_read_whole(tmp_path, text):
     documents = CorpusDocuments(prepared(tmp_path, text, tokenizer=LEARNED))
-    inputs.check_shards(documents, since=0.0)
+    resuming.check_shards(documents, since=0.0)
     shard = next((tmp_path / "out").glob("shard-*"))
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
     shard.write_bytes(content)
-    inputs.check_shards(documents, since=float("inf"))
+    resuming.check_shards(documents, since=float("inf"))
     with pytest.raises(DataError, match="damaged"):
-        inputs.check_shards(documents, since=0.0)
-    inputs.check_shards([{"text": "of a file"}], since=0.0)
+        resuming.check_shards(documents, since=0.0)
+    resuming.check_shards([{"text": "of a file"}], since=0.0)

@@ -13,11 +13,11 @@ from tfllm.errors import SettingError
 from tfllm.evaluation.metrics import measure
 from tfllm.tasks import TASKS, Classification, metric_directions
 from tfllm.training import callbacks
-from tfllm.training.measuring import direction, is_better
-from tfllm.training.monitoring.logs import read as read_log
+from tfllm.training.monitoring.logs import read_log
 from tfllm.training.recipe import EvaluateSettings, Recipe
 from tfllm.training.run import train
 from tfllm.training.tuning import search
+from tfllm.training.validation import direction, is_better
 
 # Of (task, answers, examples) to a measure that a run of four epochs sees in this order.
 ORDER = [3.0, 1.0, 2.0, 4.0]
@@ -239,4 +239,6 @@ def test_keras_callbacks_find_the_direction():
 
 
 def test_shown_says_undefined():
-    assert callbacks.shown({"auc": None, "loss": 0.5}, "auc") == "auc undefined  loss 0.5000"
+    assert (
+        callbacks.format_metrics({"auc": None, "loss": 0.5}, "auc") == "auc undefined  loss 0.5000"
+    )

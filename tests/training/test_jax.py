@@ -138,7 +138,7 @@ def test_a_setting_that_jax_has_not_is_refused(tmp_path):
     recipe.write_text(yaml.safe_dump(runs.settings(folder, train={"ema": 0.9})))
     done = command(recipe, tmp_path / "run", "train.strategy=data_parallel")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "train.ema: 0.9 is not there with Keras on JAX" in done.stderr
+    assert "train.ema: 0.9 is not available with Keras on JAX" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -169,8 +169,8 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_what_jax_has_not_is_named(name):
     with pytest.raises(SettingError, match=f"train.{name}: .*KERAS_BACKEND=tensorflow"):
-        jax_model.check(TrainSettings(**{name: UNSUPPORTED[name]}))
-    jax_model.check(TrainSettings())
+        jax_model.check_settings(TrainSettings(**{name: UNSUPPORTED[name]}))
+    jax_model.check_settings(TrainSettings())
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_what_jax_has_not_is_named(name):
     ],
 )
 def test_which_axis_of_a_weight_is_divided(path, shape, axes):
-    assert jax_devices.divided_axes(path, shape, 2) == axes
+    assert jax_devices.sharded_axes(path, shape, 2) == axes
 
 
 def test_rows_are_added_until_they_divide():
     x, y = {"token_ids": np.arange(6).reshape(3, 2)}, np.array([7, 8, 9])
-    (x, y, real), *_ = jax_devices.padded(iter([(x, y)]), 4)
+    (x, y, real), *_ = jax_devices.pad_batches(iter([(x, y)]), 4)
     assert x["token_ids"].shape == (4, 2) and y.tolist() == [7, 8, 9, 7]
     assert real.shape == (4, 3)

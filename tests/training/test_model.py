@@ -1,8 +1,9 @@
 """One optimizer step: against Keras' own, against one large batch, over two devices."""
 
+import json
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,9 +13,11 @@ import tensorflow as tf
 from tfllm.models import gpt2
 from tfllm.tasks import CausalLM, losses
 from tfllm.training import optimizers
-from tfllm.training.adamw import AdamW, is_decayed
 from tfllm.training.model import TrainingModel
+from tfllm.training.optimizers import AdamW, is_decayed
 from tfllm.training.recipe import TrainSettings
+
+ROOT = Path(__file__).parents[2]
 
 
 def net(dropout=0.0):
@@ -33,7 +36,7 @@ def compiled(settings, steps=10, dropout=0.0, loss=None):
     model = TrainingModel(plain.input, plain.output)
     model.micro_batches, model.clip_norm = settings.accumulate, settings.clip_norm
     model.compile(
-        optimizer=optimizers.optimizer(settings, steps, model.trainable_variables),
+        optimizer=optimizers.build_optimizer(settings, steps, model.trainable_variables),
         loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,
         auto_scale_loss=False,
@@ -151,7 +154,7 @@ def test_tied_embeddings_get_the_gradients_of_both_uses():
     model = TrainingModel(plain.input, plain.output)
     settings = TrainSettings()
     model.compile(
-        optimizer=optimizers.optimizer(settings, 10, model.trainable_variables),
+        optimizer=optimizers.build_optimizer(settings, 10, model.trainable_variables),
         loss=CausalLM().loss(),
         auto_scale_loss=False,
     )
@@ -159,8 +162,8 @@ def test_tied_embeddings_get_the_gradients_of_both_uses():
     x = {"token_ids": ids[:, :-1], "padding_mask": tf.constant([[1, 1, 1, 1], [1, 1, 1, 0]])}
     y = tf.where(x["padding_mask"] > 0, ids[:, 1:], -100)
     _, gradients = model._gradients(x, y)
-    place = [w.path for w in model.trainable_weights].index("token_embedding/embeddings")
-    weight, gradient = model.trainable_weights[place], gradients[place]
+    index = [w.path for w in model.trainable_weights].index("token_embedding/embeddings")
+    weight, gradient = model.trainable_weights[index], gradients[index]
     assert isinstance(gradient, tf.Tensor) and gradient.shape == (9, 8)
     direction = tf.random.stateless_normal(gradient.shape, seed=[1, 2])
     losses_at = []
@@ -204,57 +207,23 @@ def test_schedules():
     assert optimizers.warmup_steps(0.0, 10) == 0
 
 
-MIRRORED = """
-    import os, numpy as np, tensorflow as tf, keras
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    import sys; sys.path.insert(0, os.getcwd())
-    from tests.training import test_model as t
-    from tfllm.training.distribution import strategies
-    from tfllm.training.recipe import TrainSettings
-    for accumulate in (1, 2):
-        s = TrainSettings(learning_rate=0.01, warmup=0, clip_norm=0.05, accumulate=accumulate)
-        one, h1 = t.trained(t.compiled(s))
-        with strategies.choose("mirrored").strategy.scope():
-            model = t.compiled(s)
-        two, h2 = t.trained(model)
-        t.close(one, two)
-        np.testing.assert_allclose(h1["loss"], h2["loss"], rtol=1e-5)
-        np.testing.assert_allclose(h1["gradient_norm"], h2["gradient_norm"], rtol=1e-4)
-    # Ignored targets fall on one device more than on the other; all others count alike.
-    x, y = t.batch()
-    y[:5] = -100
-    t.batch = lambda size: (x, y)
-    s = TrainSettings(learning_rate=0.01, warmup=0, accumulate=2)
-    one, h1 = t.trained(t.compiled(s, loss=t.losses.CrossEntropy()))
-    with strategies.choose("mirrored").strategy.scope():
-        model = t.compiled(s, loss=t.losses.CrossEntropy())
-    two, h2 = t.trained(model)
-    t.close(one, two)
-    np.testing.assert_allclose(h1["loss"], h2["loss"], rtol=1e-5)
-    # Devices drop different elements, the first those of a single device; and not by chance.
-    from tfllm.training import model as internals
-    strategy = strategies.choose("mirrored").strategy
-    def dropped(scope):
-        with scope.scope():
-            layer = keras.layers.Dropout(0.5, seed=3)
-            model = keras.Sequential([keras.Input((64,)), layer])
-        assert internals.fold_replica_into_dropout(model) == 1
-        step = tf.function(lambda: scope.run(lambda: model(tf.ones((1, 64)), training=True)))
-        return [v.numpy() for _ in range(2) for v in scope.experimental_local_results(step())]
-    single, again = dropped(tf.distribute.get_strategy())
-    first, second, third, fourth = dropped(strategy)
-    np.testing.assert_array_equal(first, single)
-    np.testing.assert_array_equal(third, again)
-    masks = [first, second, third, fourth]
-    assert not any(np.array_equal(masks[i], masks[j]) for i in range(4) for j in range(i))
-    assert all(np.array_equal(a, b) for a, b in zip(masks, dropped(strategy)))
-    print("equal")
-"""
-
-
-def test_two_devices_give_the_same_step():
+@pytest.fixture(scope="module")
+def mirrored():
+    """What became of each claim of mirrored_steps.py: "" or a traceback."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(MIRRORED)], capture_output=True, text=True
-    )
-    assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
+        [sys.executable, "-m", "tests.training.mirrored_steps"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "claim", ["whole_batches", "micro_batches", "ignored_targets", "dropout_masks"]
+)
+def test_two_devices_give_the_same_step(mirrored, claim):
+    assert mirrored[claim] == "", mirrored[claim]
+
+
+def test_all_claims_about_two_devices_are_known(mirrored):
+    assert len(mirrored) == 4

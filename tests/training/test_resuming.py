@@ -14,7 +14,7 @@ from tfllm import config
 from tfllm.cli import main
 from tfllm.errors import DataError, SettingError, StorageError
 from tfllm.training import directory as files
-from tfllm.training import inputs, state
+from tfllm.training import resuming, state
 from tfllm.training.acceleration import precision
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
@@ -55,7 +55,7 @@ def test_a_finished_run_is_left_as_it_is(done):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 4}, r"train\.steps is 4.*come to its end.*model\.from"),
+        ({"steps": 4}, r"train\.steps is 4.*is finished.*model\.from"),
         ({"learning_rate": 0.5}, r"train\.learning_rate is 0\.5"),
         ({"clip_norm": 1.0}, r"train\.clip_norm is 1\.0, but the run .* started with None"),
     ],
@@ -124,24 +124,24 @@ def test_an_unfinished_run_with_other_labels_is_refused(tmp_path):
 
 def test_workers_must_have_the_same(done):
     folder, _, _ = done
-    digests = dict.fromkeys(inputs.NAMES, "a")
-    inputs.check_worker(digests, digests)
+    digests = dict.fromkeys(resuming.INPUTS, "a")
+    resuming.check_worker(digests, digests)
     with pytest.raises(DataError, match="labels are not the same for this worker"):
-        inputs.check_worker(digests, {**digests, "targets": "b"})
-    own = files.computed(runs.recipe(folder, train=STEPS))
+        resuming.check_worker(digests, {**digests, "targets": "b"})
+    own = files.result_settings(runs.recipe(folder, train=STEPS))
     elsewhere = {**own, "data.train": "/elsewhere/train.tsv"}
     files.check_worker(elsewhere, own)
-    other = files.computed(runs.recipe(folder, train={**STEPS, "batch_size": 8}))
+    other = files.result_settings(runs.recipe(folder, train={**STEPS, "batch_size": 8}))
     with pytest.raises(SettingError, match=r"train\.batch_size is 32 for this worker, but 8"):
         files.check_worker(other, own)
 
 
 def test_a_state_of_an_older_version_is_compared_as_far_as_it_goes():
-    place = state.Place(data="a")
-    now = dict.fromkeys(inputs.NAMES, "a")
-    inputs.check_resumed(place.inputs, now)
+    progress = state.TrainingProgress(data="a")
+    now = dict.fromkeys(resuming.INPUTS, "a")
+    resuming.check_resumed(progress.inputs, now)
     with pytest.raises(DataError, match="training data is not what"):
-        inputs.check_resumed(place.inputs, {**now, "data": "b"})
+        resuming.check_resumed(progress.inputs, {**now, "data": "b"})
 
 
 def test_what_auto_came_to_is_kept_on_another_machine(tmp_path, monkeypatch, caplog):
@@ -150,13 +150,13 @@ def test_what_auto_came_to_is_kept_on_another_machine(tmp_path, monkeypatch, cap
     monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     stop = At(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert train(recipe, tmp_path / "run", progress=False, callbacks=[stop]).signal
-    chosen = state.newest_place(tmp_path / "run" / "state").chosen
+    chosen = state.newest_progress(tmp_path / "run" / "state").resolved
     assert chosen == {"precision": "bfloat16", "kernels": "fused"}
     monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
     assert resumed(recipe, tmp_path / "run").summary["precision"] == "bfloat16"
     assert "started in bfloat16 and goes on in it" in caplog.text
-    assert precision.kept("auto", {}) == "float32"
-    assert precision.kept("float16", {"precision": "bfloat16"}) == "float16"
+    assert precision.choose("auto", {}) == "float32"
+    assert precision.choose("float16", {"precision": "bfloat16"}) == "float16"
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path, capsys):

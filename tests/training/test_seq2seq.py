@@ -14,11 +14,11 @@ from tfllm.errors import DataError, SettingError
 from tfllm.evaluation.metrics import measure
 from tfllm.training import optimizers
 from tfllm.training.corpora import CorpusRecipe, prepare_corpus
-from tfllm.training.measuring import Validation
-from tfllm.training.monitoring.logs import read as read_log
+from tfllm.training.monitoring.logs import read_log
 from tfllm.training.monitoring.samples import samples
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import train
+from tfllm.training.validation import Validation
 
 WORDS = {"one": "eins", "two": "zwei", "six": "sechs", "ten": "zehn", "nine": "neun"}
 

@@ -11,9 +11,8 @@ import tensorflow as tf
 from tests.training.test_model import compiled, trained
 from tfllm.errors import CheckpointError, StorageError
 from tfllm.training import state
-from tfllm.training.background import Writer
 from tfllm.training.recipe import TrainSettings
-from tfllm.training.state import Place
+from tfllm.training.state import StateWriter, TrainingProgress
 
 SETTINGS = TrainSettings(learning_rate=0.01, warmup=0)
 
@@ -26,10 +25,10 @@ def test_a_restored_model_goes_on_bit_by_bit(tmp_path):
 
     stopped = compiled(SETTINGS, dropout=0.3)
     trained(stopped, steps=4)
-    state.save(tmp_path, stopped, Place(step=4))
+    state.save(tmp_path, stopped, TrainingProgress(step=4))
     keras.utils.set_random_seed(99)
     resumed = compiled(SETTINGS, dropout=0.3)
-    state.restore(state.newest(tmp_path), resumed)
+    state.restore(state.newest_state(tmp_path), resumed)
     got, again = trained(resumed, steps=3)
     assert all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True))
     assert history == again
@@ -39,11 +38,11 @@ def test_a_restored_model_goes_on_bit_by_bit(tmp_path):
 def test_only_the_newest_states_are_kept(tmp_path, keep):
     model = compiled(SETTINGS)
     for step in (3, 5, 10):
-        state.save(tmp_path, model, Place(step=step, epoch_step=step), keep)
+        state.save(tmp_path, model, TrainingProgress(step=step, epoch_step=step), keep)
     names = ["step-00000010", "step-00000005"][:keep]
     assert sorted((path.name for path in tmp_path.iterdir()), reverse=True) == names
-    assert [path.name for path in state.whole(tmp_path)] == names
-    assert state.read_place(state.newest(tmp_path)).epoch_step == 10
+    assert [path.name for path in state.complete_states(tmp_path)] == names
+    assert state.read_progress(state.newest_state(tmp_path)).epoch_step == 10
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), "safetensors"])
@@ -51,7 +50,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch, error):
     from safetensors import SafetensorError
 
     model = compiled(SETTINGS)
-    state.save(tmp_path, model, Place(step=5))
+    state.save(tmp_path, model, TrainingProgress(step=5))
     if error == "safetensors":
         error = SafetensorError("I/O error: No space left on device (os error 28)")
 
@@ -61,22 +60,22 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     with pytest.raises(StorageError, match="step-00000005 is whole.*--resume"):
-        state.save(tmp_path, model, Place(step=10))
+        state.save(tmp_path, model, TrainingProgress(step=10))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
-    state.restore(state.newest(tmp_path), model)
+    state.restore(state.newest_state(tmp_path), model)
 
 
 def test_a_half_written_state_is_not_taken(tmp_path):
     (tmp_path / "step-00000007").mkdir()
     (tmp_path / ".step-00000009.tmp").mkdir()
-    assert state.newest(tmp_path) is None
+    assert state.newest_state(tmp_path) is None
 
 
-@pytest.mark.parametrize("name", [state.VARIABLES, state.PLACE, state.CHECKSUMS])
+@pytest.mark.parametrize("name", [state.VARIABLES, state.PROGRESS, state.CHECKSUMS])
 def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, caplog, name):
     model = compiled(SETTINGS)
-    before = state.save(tmp_path, model, Place(step=5))
-    path = state.save(tmp_path, model, Place(step=10)) / name
+    before = state.save(tmp_path, model, TrainingProgress(step=5))
+    path = state.save(tmp_path, model, TrainingProgress(step=10)) / name
     data = bytearray(path.read_bytes())
     data[-10] ^= 1  # one bit
     path.write_bytes(data)
@@ -91,7 +90,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, caplog, name):
 def test_a_killed_write_is_cleared_away(tmp_path):
     (tmp_path / ".step-00000009.tmp").mkdir()
     (tmp_path / ".step-00000009.tmp" / state.VARIABLES).write_bytes(b"half")
-    state.save(tmp_path, compiled(SETTINGS), Place(step=5))
+    state.save(tmp_path, compiled(SETTINGS), TrainingProgress(step=5))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
@@ -104,27 +103,27 @@ def test_a_state_is_written_in_the_background_from_copies(tmp_path, monkeypatch)
         return real(*arguments)
 
     monkeypatch.setattr(state, "write", slow)
-    model, place = compiled(SETTINGS), Place(step=5)
+    model, progress = compiled(SETTINGS), TrainingProgress(step=5)
     kept = state.snapshot(model)
-    writer = Writer(tmp_path)
-    writer.save(model, place)
+    writer = StateWriter(tmp_path)
+    writer.save(model, progress)
     trained(model, steps=1)
-    place.step = 6
-    assert state.newest(tmp_path) is None
+    progress.step = 6
+    assert state.newest_state(tmp_path) is None
     go.set()
-    writer.save(model, place)
+    writer.save(model, progress)
     writer.wait()
-    five = state.whole(tmp_path)[1]
-    assert state.read_place(five).step == 5
+    five = state.complete_states(tmp_path)[1]
+    assert state.read_progress(five).step == 5
     state.restore(five, model)
     assert all(np.array_equal(kept[name], value) for name, value in state.snapshot(model).items())
 
 
 def test_an_error_in_the_background_is_raised_once_by_the_next_step(tmp_path):
     (tmp_path / "file").write_text("no directory")
-    writer = Writer(tmp_path / "file")
-    writer.save(compiled(SETTINGS), Place(step=5))
-    writer.settle()
+    writer = StateWriter(tmp_path / "file")
+    writer.save(compiled(SETTINGS), TrainingProgress(step=5))
+    writer.join()
     with pytest.raises(StorageError, match="Cannot write the state of step 5"):
         writer.check()
     writer.check()
@@ -133,7 +132,7 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_step(tmp_path):
 
 def test_faults_of_a_state(tmp_path):
     model = compiled(SETTINGS)
-    path = state.save(tmp_path, model, Place(step=5))
+    path = state.save(tmp_path, model, TrainingProgress(step=5))
     inputs = keras.Input((3,))
     other = keras.Model(inputs, keras.layers.Dense(2, name="other")(inputs))
     other.compile("adam", "mse")
@@ -142,9 +141,9 @@ def test_faults_of_a_state(tmp_path):
     (path / state.VARIABLES).write_bytes(b"junk")
     with pytest.raises(CheckpointError, match="cannot be read"):
         state.restore(path, model)
-    (path / state.PLACE).write_text(json.dumps({"what": 1}))
+    (path / state.PROGRESS).write_text(json.dumps({"what": 1}))
     with pytest.raises(CheckpointError, match="not readable"):
-        state.read_place(path)
+        state.read_progress(path)
 
 
 def test_seeds_are_among_the_variables():

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_heard_once(number):
     before = signal.getsignal(number)
-    with stopping.signals() as stop:
+    with stopping.catch_stop_signals() as stop:
         assert stop.signal is None and signal.getsignal(number) != before
         os.kill(os.getpid(), number)
         assert stop.signal == number
@@ -34,7 +34,7 @@ def test_a_signal_is_heard_once(number):
 def test_an_ignored_hangup_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.signals() as stop:
+        with stopping.catch_stop_signals() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.signal is None
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -45,7 +45,7 @@ def test_an_ignored_hangup_stays_ignored():
 LOST = """
 import os, sys, time
 from tfllm.training import stopping
-with stopping.signals() as stop:
+with stopping.catch_stop_signals() as stop:
     print("ready", flush=True)
     while stop.signal is None:
         time.sleep(0.05)

@@ -74,7 +74,7 @@ def recipe(folder, **parts):
 def read(tmp_path, data, of):
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
-    return space.read(path, of)
+    return space.read_space(path, of)
 
 
 def tune(tmp_path, count=4, of=None, over=None, **options):
@@ -110,7 +110,7 @@ def test_a_wrong_space_is_told_with_its_line(text, message, tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(SettingError) as error:
-        space.read(path, recipe(tmp_path))
+        space.read_space(path, recipe(tmp_path))
     assert message in str(error.value) and "space.yaml" in str(error.value)
 
 
@@ -124,7 +124,7 @@ def test_the_recipes_own_values(tmp_path):
     built = config.build(of, Recipe)
 
     def own(data):
-        return space.own_values(built, read(tmp_path, data, of))
+        return space.recipe_values(built, read(tmp_path, data, of))
 
     assert own({"train.learning_rate": {"low": 0.001, "high": 0.1}}) == {
         "train.learning_rate": 0.01
@@ -150,7 +150,7 @@ def test_the_recipes_own_values(tmp_path):
     ],
 )
 def test_what_a_trial_counts(direction, values, keeps_best, expected):
-    assert trials.value_of(direction, values, keeps_best) == expected
+    assert trials.trial_value(direction, values, keeps_best) == expected
 
 
 # The same `train` with the values of a file, as measurements of the measure in the recipe.
@@ -181,7 +181,7 @@ def test_values_that_were_tried_are_not_trained_again(tmp_path, scripted):
     scripted({"16": [0.5, 0.4], "32": [0.3, 0.2]})
     of = recipe(tmp_path, evaluate={"best": "accuracy"}, train={"batch_size": 16})
     told = []
-    tuned = tune(tmp_path, 6, of, {"train.batch_size": {"choices": [16, 32]}}, say=told.append)
+    tuned = tune(tmp_path, 6, of, {"train.batch_size": {"choices": [16, 32]}}, notify=told.append)
     assert tuned.count == 6 and tuned.best["value"] == 0.5
     rows = json.loads((tuned.folder / "trials.json").read_text())["trials"]
     first = {}
@@ -224,7 +224,7 @@ def test_a_search_whose_measure_is_never_defined_says_so(tmp_path, scripted):
 def test_a_search(tmp_path, trainer):
     of = recipe(tmp_path, train={"learning_rate": 0.5})
     told = []
-    tuned = tune(tmp_path, 8, of, say=told.append)
+    tuned = tune(tmp_path, 8, of, notify=told.append)
     assert tuned.count == 8 and tuned.signal is None
     assert tuned.first["values"] == {"train.learning_rate": 0.5, "train.batch_size": 32}
     assert tuned.best["value"] < tuned.first["value"]
@@ -334,7 +334,7 @@ from tfllm.training.tuning import search, space, trials
 folder = Path(sys.argv[1])
 trials.COMMAND = (sys.executable, str(folder / "trainer.py"))
 recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-found = space.read(folder / "space.yaml", recipe)
+found = space.read_space(folder / "space.yaml", recipe)
 say = lambda text: print(text, flush=True)
 tuned = search.tune(recipe, found, int(sys.argv[2]), folder / "study", int(sys.argv[3]), say)
 print("signal", tuned.signal, "count", tuned.count, flush=True)
@@ -375,7 +375,7 @@ def test_a_stopped_search_loses_nothing(tmp_path, how, trainer, monkeypatch):
     before = len(first.read_text().splitlines())
     told = []
     of = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
-    tuned = tune(tmp_path, 4, of, say=told.append)
+    tuned = tune(tmp_path, 4, of, notify=told.append)
     assert tuned.count == 4
     assert any(text.startswith("trial 1 starts again") for text in told), told
     rows = json.loads((tuned.folder / "trials.json").read_text())["trials"]

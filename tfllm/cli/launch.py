@@ -80,7 +80,7 @@ def _together(arguments: Sequence[str], count: int, folder: Path, again: Sequenc
     asked: list[int] = []  # signals from outside
     before = {
         number: signal.signal(number, lambda number, _: asked.append(number))
-        for number in stopping.asking()
+        for number in stopping.stop_signals()
     }
     processes: list[subprocess.Popen] = []
     try:
@@ -139,7 +139,7 @@ def _wait(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None
     failed, passed, sent = None, float("inf"), 0
     while any(process.poll() is None for process in processes):
         if asked[sent:]:
-            stopping.leave_lost_terminal()
+            stopping.detach_lost_terminal()
         for number in asked[sent:]:
             for process in processes:
                 if process.poll() is None:

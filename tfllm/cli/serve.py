@@ -112,16 +112,18 @@ def serve(
     _check_files(certificate, key, client_ca)
     entries = [_entry(directory) for directory in directories or []]
 
-    from tfllm.config import made
+    from tfllm.config import build_from_fields
     from tfllm.serving.schema import Batching, Limits, ServerOptions
 
-    limits = made(
+    limits = build_from_fields(
         Limits, OPTIONS, timeout_seconds=timeout, body_bytes=body_bytes, rows=rows,
         message_bytes=message_bytes, text_characters=text_characters,
         **({} if queue_rows is None else {"queue_rows": queue_rows}),
     )  # fmt: skip
-    sizes = made(Batching, OPTIONS, **({} if threads is None else {"num_batch_threads": threads}))
-    options = made(
+    sizes = build_from_fields(
+        Batching, OPTIONS, **({} if threads is None else {"num_batch_threads": threads})
+    )
+    options = build_from_fields(
         ServerOptions, OPTIONS, host=host, rest_port=rest_port, grpc_port=grpc_port, token=token,
         admin=token is not None or host in LOOPBACK,
         certificate=str(certificate) if certificate else None,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from tfllm.training.stopping import asking, leave_lost_terminal
+from tfllm.training.stopping import detach_lost_terminal, stop_signals
 
 SIGNAL_STATUS = 128  # the shell's status for a command stopped by a signal: this plus its number
 AGAIN_SECONDS = 2.0  # until a SIGTERM that was not heard is told again
@@ -30,7 +30,7 @@ def as_exit() -> Iterator[None]:
     def tell(number: int, frame: FrameType | None) -> None:
         nonlocal told
         told = number if number != signal.SIGALRM else told
-        leave_lost_terminal()
+        detach_lost_terminal()
         signal.signal(signal.SIGALRM, tell)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         if sys.exc_info()[0] is not SystemExit:  # else it was heard, and files are being removed
@@ -41,7 +41,9 @@ def as_exit() -> Iterator[None]:
             show(exception)
 
     show, sys.unraisablehook = sys.unraisablehook, ignored
-    before = {number: signal.signal(number, tell) for number in asking() if number != signal.SIGINT}
+    before = {
+        number: signal.signal(number, tell) for number in stop_signals() if number != signal.SIGINT
+    }
     try:
         yield
     except BaseException as error:

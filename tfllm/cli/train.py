@@ -44,7 +44,7 @@ def train(
 
     from tfllm.training.distribution import cluster as clusters
 
-    cluster = clusters.found(os.environ)
+    cluster = clusters.find_cluster(os.environ)
     if cluster is None:
         status = _train(recipe, overrides, output, resume)
     else:
@@ -142,7 +142,7 @@ SHOWN_TEXTS = ("bleu", "chrf", "ter", "rouge_l", "length_ratio")
 
 def _report(run: Run) -> None:
     """A few lines about the run on stderr, its directory on stdout."""
-    from tfllm.training.callbacks import shown, value_text
+    from tfllm.training.callbacks import format_metric, format_metrics
 
     summary = run.summary
     lines = [
@@ -153,13 +153,13 @@ def _report(run: Run) -> None:
         lines.append(
             f"{best['measure']} was undefined in every measurement: the last checkpoint is kept"
             if best["value"] is None
-            else f"best {best['measure']} {value_text(best['value'])} at step {best['step']}"
+            else f"best {best['measure']} {format_metric(best['value'])} at step {best['step']}"
         )
     elif summary.get("validation"):
-        lines.append(f"validation: {shown(summary['validation'])}")
+        lines.append(f"validation: {format_metrics(summary['validation'])}")
     if texts := summary.get("texts"):
         measured = {name: value for name, value in texts.items() if name in SHOWN_TEXTS}
-        lines.append(f"{texts['examples']} texts written: {shown(measured)}")
+        lines.append(f"{texts['examples']} texts written: {format_metrics(measured)}")
     lines.append(f"next: tfllm evaluate {run.directory} --data FILE")
     lines.append(f"      tfllm export {run.directory} --to savedmodel --output DIR")
     print("\n".join(lines), file=sys.stderr)

@@ -11,7 +11,7 @@ import typer
 from tfllm.cli.options import Overrides, RecipeFile
 
 if TYPE_CHECKING:
-    from tfllm.training.tuning.search import Tuned
+    from tfllm.training.tuning.search import TuningResult
 
 EXAMPLES = """
 Examples:
@@ -51,16 +51,16 @@ def tune(
 
     data, lines = config.read_yaml(recipe)
     settings = config.build(data, Recipe, source=str(recipe), lines=lines, overrides=overrides)
-    data = config.overridden(data, overrides)
+    data = config.apply_overrides(data, overrides)
 
     from tfllm.training.tuning import search
-    from tfllm.training.tuning.space import read
+    from tfllm.training.tuning.space import read_space
 
     measure, _ = search.measure_of(settings)
-    found = read(space, data)
+    search_space = read_space(space, data)
     folder = output or Path("runs") / f"{settings.name}-tune"
     _say(f"{trials} trials in '{folder}', compared by {measure} on the validation data")
-    tuned = search.tune(data, found, trials, folder, processes, _say)
+    tuned = search.tune(data, search_space, trials, folder, processes, _say)
     if tuned.signal is not None:
         print(
             f"tfllm: stopped after {tuned.count} trials; what ran has saved its state. "
@@ -71,7 +71,7 @@ def tune(
     _report(tuned, measure)
 
 
-def _report(tuned: Tuned, measure: str) -> None:
+def _report(tuned: TuningResult, measure: str) -> None:
     """What was found on stderr, the best recipe's path on stdout."""
     from tfllm.training.tuning.report import BEST, TEXT
 

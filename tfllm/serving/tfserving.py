@@ -20,7 +20,7 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from tfllm.config import made
+from tfllm.config import build_from_fields
 from tfllm.errors import SettingError
 from tfllm.serving.schema import Batching, ModelEntry, RequestError, VersionPolicy, invalid
 
@@ -129,7 +129,7 @@ def read_batching(path: str | Path) -> Batching:
         "num_batch_threads": threads,
         "max_enqueued_batches": waiting,
     }
-    return made(Batching, {name: f"{path}: {name}" for name in fields},
+    return build_from_fields(Batching, {name: f"{path}: {name}" for name in fields},
                 allowed_batch_sizes=sizes, **fields)  # fmt: skip
 
 

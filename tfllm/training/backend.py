@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tfllm.config import overridden, read_yaml
+from tfllm.config import apply_overrides, read_yaml
 
 BACKEND = "KERAS_BACKEND"
 # On TensorFlow keras.distribution does nothing.
@@ -14,7 +14,7 @@ JAX_STRATEGIES = ("data_parallel", "model_parallel")
 
 def choose_backend(recipe: Path, overrides: list[str]) -> None:
     """Chooses JAX for a recipe whose `train.strategy` is one of its, where the user has not."""
-    data = overridden(read_yaml(recipe)[0], overrides)
+    data = apply_overrides(read_yaml(recipe)[0], overrides)
     train = data.get("train")
     if isinstance(train, dict) and train.get("strategy") in JAX_STRATEGIES:
         os.environ.setdefault(BACKEND, "jax")

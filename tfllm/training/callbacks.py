@@ -1,4 +1,9 @@
-"""The Keras callback that keeps a run: guard, log, measure, save, stop, in this order."""
+"""The Keras callback of a run: checks, logs, measures, saves and stops, in this order.
+
+Also the callbacks of a caller of `train`. A run is one epoch of `model.fit`, because its own epochs
+have unlike numbers of batches and may be resumed in their midst; `CallerCallbacks` calls the
+caller's callbacks by the run's epochs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,267 +23,345 @@ from tfllm.data.batching import Batch, Batches
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
 from tfllm.tasks import metric_directions
 from tfllm.training import state
-from tfllm.training.background import Writer
-from tfllm.training.directory import STATE
-from tfllm.training.epochs import Epochs
-from tfllm.training.measuring import Measured, Validation, direction, is_better
+from tfllm.training.directory import CHECKPOINT, STATE
 from tfllm.training.model import INPUT_WAIT
-from tfllm.training.monitoring.logs import Log
-from tfllm.training.monitoring.progress import Bar
-from tfllm.training.monitoring.watching import Watch, write_samples
+from tfllm.training.monitoring.logs import RunLog
+from tfllm.training.monitoring.progress import ProgressBar
+from tfllm.training.monitoring.resources import ResourceMonitor
+from tfllm.training.monitoring.samples import write_samples
 from tfllm.training.recipe import EvaluateSettings, Recipe
-from tfllm.training.state import Place
-from tfllm.training.stopping import Stop
+from tfllm.training.state import StateWriter, TrainingProgress
+from tfllm.training.stopping import StopRequest
+from tfllm.training.validation import Metrics, Validation, direction, is_better
 
-SHOWN_MEASURES = 5  # in a line for people; metrics.jsonl has all
+SHOWN_METRICS = 5  # in a line for people; metrics.jsonl has all
 
 
-@dataclass
-class Keeper(keras.callbacks.Callback):
-    """Keeps place and files of a run while `model.fit` goes.
+class CallerCallbacks:
+    """Keras callbacks given to `train`, and the logs of the run's current epoch.
 
-    With several workers each has a keeper at the same place; the chief's alone writes files.
+    They get `on_epoch_begin` and `on_epoch_end` of each epoch of the run, with its number, and with
+    `val_` logs where the validation data was measured in it; batches are numbered within the epoch,
+    and `stop_training` ends the run. After `--resume` the numbers go on.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], epochs: int | None):
+        """`epochs`: how many there will be, for the callbacks' `params`; None: not known."""
+        self.callbacks, self.epochs = list(callbacks), epochs
+        self._list: Any = None
+        self._open: int | None = None  # the epoch that has begun and not ended
+        self._values: dict[str, list[float]] = {}
+        self._validation_logs: dict[str, float] = {}
+
+    def begin(self, model: keras.Model, epoch: int, steps: int) -> None:
+        """Begin before the first step, in `epoch` of `steps` batches."""
+        self._list = keras.callbacks.CallbackList(
+            self.callbacks, model=model, epochs=self.epochs, steps=steps, verbose=0
+        )
+        self._list.on_train_begin()
+        self._begin_epoch(epoch, steps)
+
+    def begin_batch(self, epoch: int, batch: int, steps: int) -> None:
+        """Begin a batch of an epoch of `steps` batches."""
+        if self._open is None:
+            self._begin_epoch(epoch, steps)
+        self._list.on_train_batch_begin(batch)
+
+    def end_batch(self, batch: int, logs: Mapping[str, Any], all_steps: Mapping[str, Any]) -> None:
+        """End a batch, or the last of several; `all_steps`: the logs of each, [steps]."""
+        for name in logs:
+            self._values.setdefault(name, []).extend(np.ravel(all_steps[name]).tolist())
+        self._list.on_train_batch_end(batch, dict(logs))
+
+    def end_validation(self, metrics: Metrics) -> None:
+        """Pass on the metrics of the validation data; undefined ones are NaN."""
+        logs = {name: math.nan if value is None else value for name, value in metrics.items()}
+        self._validation_logs = {f"val_{name}": value for name, value in logs.items()}
+        self._list.on_test_begin()
+        self._list.on_test_end(logs)
+
+    def end_epoch(self) -> None:
+        """End an epoch after its last step, or where a run ends in its midst."""
+        if self._open is None:
+            return
+        epoch, self._open = self._open, None
+        means = {name: float(np.mean(values)) for name, values in self._values.items()}
+        self._list.on_epoch_end(epoch, {**means, **self._validation_logs})
+
+    def end(self) -> None:
+        """End after the last step of the run."""
+        self._list.on_train_end()
+
+    def _begin_epoch(self, epoch: int, steps: int) -> None:
+        self._open, self._values, self._validation_logs = epoch, {}, {}
+        for callback in self.callbacks:
+            callback.params["steps"] = steps
+        self._list.on_epoch_begin(epoch)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the callback of a run works with. `progress` and the parts of it change, this does not.
+
+    With several workers each has a context with the same progress; the chief alone has a log.
     """
 
     recipe: Recipe
     directory: Path
-    place: Place
+    progress: TrainingProgress
     batches: Batches
     total_steps: int
-    log: Log | None
+    log: RunLog | None
     """None: this process writes no files."""
-    bar: Bar
-    stop: Stop
+    bar: ProgressBar
+    stop: StopRequest
+    monitor: ResourceMonitor
     save_checkpoint: Callable[[], None]
+    broadcast: Callable[[bytes], bytes]
+    """Returns the chief's bytes on every worker."""
+    describe_rows: Callable[[np.ndarray], str]
+    """Names the examples that rows of the training data came from, for people."""
     validation: Validation | None = None
-    share: Callable[[bytes], bytes] = bytes
-    """The bytes that the chief gives, for all workers."""
-    name_rows: Callable[[Any], str] = str
-    """The examples that rows of the training data came from, for people."""
-    watch: Watch | None = None
-    """Counts what is told of the run beside its losses."""
-    epochs: Epochs | None = None
-    """The caller's callbacks."""
+    caller: CallerCallbacks | None = None
 
-    def __post_init__(self) -> None:
+
+class RunCallback(keras.callbacks.Callback):
+    """Keeps the progress and the files of a run up to date while `model.fit` goes on."""
+
+    def __init__(self, run: RunContext):
         super().__init__()
-        self._plan: list[Batch] = self.batches.epoch(self.place.epoch)
-        self._since = _Since(time.monotonic())
-        self._started = time.monotonic() - self.place.seconds
-        self._undefined: list[str] = []
-        self._asked = False  # by a callback of the caller, to stop
-        self.writer = Writer(self.directory / STATE, self.recipe.train.keep)
+        self.run, self.progress = run, run.progress
+        self.writer = StateWriter(run.directory / STATE, run.recipe.train.keep)
+        self._epoch_batches: list[Batch] = run.batches.epoch(self.progress.epoch)
+        self._window = LogWindow(time.monotonic())
+        self._started = time.monotonic() - self.progress.seconds
+        self._reported_undefined: list[str] = []
+        self._caller_asks_to_stop = False
 
     def steps_ahead(self) -> int:
-        """How many steps may be done at once: what is due after a step finds its very weights."""
-        settings, step = self.recipe.train, self.place.step
-        every = (settings.checkpoint_every, self.recipe.evaluate.every)
+        """Count the steps that may run at once: what is due after a step finds its very weights."""
+        recipe, step = self.run.recipe, self.progress.step
+        intervals = (recipe.train.checkpoint_every, recipe.evaluate.every)
         return min(
-            settings.steps_per_execution,
-            self.total_steps - step,
-            len(self._plan) - self.place.epoch_step,
-            *(each - step % each for each in every if each),
+            recipe.train.steps_per_execution,
+            self.run.total_steps - step,
+            len(self._epoch_batches) - self.progress.epoch_step,
+            *(interval - step % interval for interval in intervals if interval),
         )
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self.epochs is not None:
-            self.epochs.begin(self.model, self.place.epoch, len(self._plan))
+        if self.run.caller is not None:
+            self.run.caller.begin(self.model, self.progress.epoch, len(self._epoch_batches))
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self.epochs is not None:
+        if self.run.caller is not None:
             self.model.settle()
-            if not self.stop.signal:  # then the epoch goes on when the run is resumed
-                self.epochs.end_epoch()
-            self.epochs.end()
+            if not self.run.stop.signal:  # then the epoch goes on when the run is resumed
+                self.run.caller.end_epoch()
+            self.run.caller.end()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.writer.check()
-        if self.epochs is not None:
-            place = self.place
-            self.epochs.begin_batch(place.epoch, place.epoch_step, len(self._plan))
+        progress = self.progress
+        if self.run.caller is not None:
+            steps = len(self._epoch_batches)
+            self.run.caller.begin_batch(progress.epoch, progress.epoch_step, steps)
         flag = getattr(self.model, "stop_flag", None)
-        if flag is not None and self.stop.signal:
+        if flag is not None and self.run.stop.signal:
             flag.assign(1.0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         assert logs is not None
-        rows = self.model.step_logs or {name: [value] for name, value in logs.items()}
-        steps = {name: np.asarray(value) for name, value in rows.items()}
-        done = self.place.epoch_step + len(steps["loss"])  # batches of this epoch
-        for number in range(len(steps["loss"])):
-            epoch, epoch_ended = self._step({name: steps[name][number] for name in steps})
-        if steps.get("stop", np.zeros(1)).any() and not self.stop.signal:
-            self.stop.signal = signal.SIGTERM  # another worker was asked to stop
-        stopping = bool(steps["stop"].any()) if "stop" in steps else bool(self.stop.signal)
-        last = self.place.step == self.total_steps
-        self._settle_when_read(epoch_ended, last or stopping)
-        if self.epochs is not None:
-            self.epochs.end_batch(done - 1, logs, steps)
-        if self._due(self.recipe.evaluate.every, epoch_ended, last):
-            self._measure(epoch)
-        if self.epochs is not None and self._callbacks_stop(self.epochs, epoch_ended, last):
-            self.place.stopped_early = stopping = True
-        if self._due(self.recipe.train.checkpoint_every, epoch_ended, last) or stopping:
+        run, progress, recipe = self.run, self.progress, self.run.recipe
+        step_logs = self.model.step_logs or {name: [value] for name, value in logs.items()}
+        steps = {name: np.asarray(values) for name, values in step_logs.items()}
+        last_batch = progress.epoch_step + len(steps["loss"]) - 1  # of this epoch
+        for index in range(len(steps["loss"])):
+            epoch, epoch_ended = self._count_step({name: steps[name][index] for name in steps})
+        if steps.get("stop", np.zeros(1)).any() and not run.stop.signal:
+            run.stop.signal = signal.SIGTERM  # another worker was asked to stop
+        stopping = bool(steps["stop"].any()) if "stop" in steps else bool(run.stop.signal)
+        last = progress.step == run.total_steps
+        self._settle_if_due(epoch_ended, last or stopping)
+        if run.caller is not None:
+            run.caller.end_batch(last_batch, logs, steps)
+        if self._is_due(recipe.evaluate.every, epoch_ended, last):
+            self._validate(epoch)
+        if run.caller is not None and self._ask_caller(run.caller, epoch_ended, last):
+            progress.stopped_early = stopping = True
+        if self._is_due(recipe.train.checkpoint_every, epoch_ended, last) or stopping:
             self._save_state()
         if stopping or last:
             self.model.stop_training = True
 
-    def _callbacks_stop(self, epochs: Epochs, epoch_ended: bool, last: bool) -> bool:
-        """Ends an epoch for the caller's callbacks; whether they ask to stop.
+    def _ask_caller(self, caller: CallerCallbacks, epoch_ended: bool, last: bool) -> bool:
+        """End an epoch for the caller's callbacks; return whether they ask to stop.
 
         Of several workers the chief's callbacks decide, where an epoch ends: all must stop alike.
         """
         if epoch_ended or last:
             self.model.settle()
-            epochs.end_epoch()
-        asked = self.model.stop_training and not self.place.stopped_early
+            caller.end_epoch()
+        asks = self.model.stop_training and not self.progress.stopped_early
         if getattr(self.model, "stop_flag", None) is not None:
-            self._asked |= asked
-            if asked:
+            self._caller_asks_to_stop |= asks
+            if asks:
                 self.model.stop_training = False
-            asked = epoch_ended and self.share(b"stop" if self._asked else b"") == b"stop"
-        if asked:
-            self.bar.say("a callback has set stop_training: stopping early")
-        return asked
+            message = b"stop" if self._caller_asks_to_stop else b""
+            asks = epoch_ended and self.run.broadcast(message) == b"stop"
+        if asks:
+            self.run.bar.print("a callback has set stop_training: stopping early")
+        return asks
 
-    def _settle_when_read(self, epoch_ended: bool, ending: bool) -> None:
-        """Brings the variables up to date where something due now reads them."""
-        every = (self.recipe.train.checkpoint_every, self.recipe.evaluate.every)
-        if any(self._due(each, epoch_ended, ending) for each in every):
+    def _settle_if_due(self, epoch_ended: bool, ending: bool) -> None:
+        """Bring the variables up to date where something due now reads them."""
+        intervals = (self.run.recipe.train.checkpoint_every, self.run.recipe.evaluate.every)
+        if any(self._is_due(interval, epoch_ended, ending) for interval in intervals):
             self.model.settle()
 
-    def _step(self, logs: dict[str, float]) -> tuple[float, bool]:
-        """Counts one step; returns the epochs done, and whether one has ended."""
-        place, current = self.place, self._plan[self.place.epoch_step]
-        place.step += 1
-        self._guard(logs, current)
-        place.epoch_step += 1
-        place.tokens += current.tokens
-        place.slots += current.slots
-        place.examples += current.examples
-        place.seconds = time.monotonic() - self._started
-        self._since.add(logs, current)
-        if self.watch is not None:
-            self.watch.add(current, logs.get(INPUT_WAIT, 0.0))
-        self.bar.advance()
-        epoch_ended = place.epoch_step == len(self._plan)
-        epoch = place.epoch + place.epoch_step / len(self._plan)
+    def _count_step(self, logs: dict[str, float]) -> tuple[float, bool]:
+        """Count one step; return the epochs done, and whether one has ended."""
+        progress = self.progress
+        batch = self._epoch_batches[progress.epoch_step]
+        progress.step += 1
+        self._check_finite(logs, batch)
+        progress.epoch_step += 1
+        progress.tokens += batch.tokens
+        progress.slots += batch.slots
+        progress.examples += batch.examples
+        progress.seconds = time.monotonic() - self._started
+        self._window.add(logs, batch)
+        self.run.monitor.add(batch, logs.get(INPUT_WAIT, 0.0))
+        self.run.bar.advance()
+        epoch_ended = progress.epoch_step == len(self._epoch_batches)
+        epoch = progress.epoch + progress.epoch_step / len(self._epoch_batches)
         if epoch_ended:
-            place.epoch, place.epoch_step = place.epoch + 1, 0
-            self._plan = self.batches.epoch(place.epoch)
-        last = place.step == self.total_steps
-        if last or place.step % self.recipe.train.log_every == 0:
-            self._write_line(epoch)
+            progress.epoch, progress.epoch_step = progress.epoch + 1, 0
+            self._epoch_batches = self.run.batches.epoch(progress.epoch)
+        last = progress.step == self.run.total_steps
+        if last or progress.step % self.run.recipe.train.log_every == 0:
+            self._write_log_line(epoch)
         return epoch, epoch_ended
 
-    def _due(self, every: int | None, epoch_ended: bool, last: bool) -> bool:
-        return last or (epoch_ended if every is None else self.place.step % every == 0)
+    def _is_due(self, interval: int | None, epoch_ended: bool, last: bool) -> bool:
+        return last or (epoch_ended if interval is None else self.progress.step % interval == 0)
 
     def _save_state(self) -> None:
-        if self.log is not None:
-            self.writer.save(self.model, self.place)
+        if self.run.log is not None:
+            self.writer.save(self.model, self.progress)
 
-    def _guard(self, logs: dict[str, float], batch: Batch) -> None:
-        """Ends the run before anything of a broken step is written."""
-        checked = {"loss": logs["loss"]}
-        if self.recipe.train.precision != "float16":  # there loss scaling skips such steps
-            checked["gradient norm"] = logs["gradient_norm"]
-        for name, value in checked.items():
+    def _check_finite(self, logs: dict[str, float], batch: Batch) -> None:
+        """End the run before anything of a broken step is written. Raises TrainingFailed."""
+        values = {"loss": logs["loss"]}
+        if self.run.recipe.train.precision != "float16":  # there loss scaling skips such steps
+            values["gradient norm"] = logs["gradient_norm"]
+        for name, value in values.items():
             if not math.isfinite(value):
-                self.writer.settle()
-                newest = state.newest(self.directory / STATE)
-                good = self.directory / "checkpoint"
+                self.writer.join()
+                newest = state.newest_state(self.run.directory / STATE)
+                checkpoint = self.run.directory / CHECKPOINT
                 raise TrainingFailed(
-                    f"The {name} is {value} at step {self.place.step}. "
-                    f"Its batch: {self.name_rows(batch.rows)}. "
+                    f"The {name} is {value} at step {self.progress.step}. "
+                    f"Its batch: {self.run.describe_rows(batch.rows)}. "
                     + (f"The last good state is '{newest}'" if newest else "No state was saved yet")
-                    + (f", the last good checkpoint '{good}'. " if good.exists() else ". ")
+                    + (
+                        f", the last good checkpoint '{checkpoint}'. "
+                        if checkpoint.exists()
+                        else ". "
+                    )
                     + "Lower train.learning_rate or set train.precision: float32, and start again."
                 )
 
-    def _write_line(self, epoch: float) -> None:
+    def _write_log_line(self, epoch: float) -> None:
         now = time.monotonic()
-        values = self._since.values(now)
-        if self.watch is not None:
-            values |= self.watch.values(now - self._since.started)
+        values = self._window.values(now) | self.run.monitor.values(now - self._window.started)
         self.model.settle()
-        schedule = self.model.optimizer
-        values["learning_rate"] = float(schedule.learning_rate)
-        self._write(values, epoch)
-        self.bar.describe(values)
-        self._since = _Since(time.monotonic())
+        values["learning_rate"] = float(self.model.optimizer.learning_rate)
+        self._log(values, epoch)
+        self.run.bar.describe(values)
+        self._window = LogWindow(time.monotonic())
 
-    def _write(self, values: Mapping[str, float | None], epoch: float) -> None:
-        if self.log is not None:
-            self.log.write(self.place.step, epoch, values)
+    def _log(self, values: Mapping[str, float | None], epoch: float) -> None:
+        if self.run.log is not None:
+            self.run.log.write(self.progress.step, epoch, values)
 
-    def _measure(self, epoch: float) -> None:
-        if self.validation is None:
+    def _validate(self, epoch: float) -> None:
+        """Measure the validation data, log the metrics and compare `evaluate.best`."""
+        validation, progress = self.run.validation, self.progress
+        if validation is None:
             return
         started = time.monotonic()
-        place, best = self.place, self.recipe.evaluate.best
-        place.measured = self._measured(self.validation)
-        self._write({f"validation_{name}": value for name, value in place.measured.items()}, epoch)
-        self.bar.say(f"step {place.step}  validation  {shown(place.measured, best)}")
-        self._say_undefined(place.measured)
-        if self.epochs is not None:
-            self.epochs.validated(place.measured)
+        best = self.run.recipe.evaluate.best
+        metrics = progress.metrics = self._measure(validation)
+        self._log({f"validation_{name}": value for name, value in metrics.items()}, epoch)
+        self.run.bar.print(f"step {progress.step}  validation  {format_metrics(metrics, best)}")
+        self._report_undefined(metrics)
+        if self.run.caller is not None:
+            self.run.caller.end_validation(metrics)
         if best is not None:
-            self._compare(best, place.measured.get(best))
-        self._since.leave_out(time.monotonic() - started)
+            self._compare(best, metrics.get(best))
+        self._window.exclude(time.monotonic() - started)
 
-    def _say_undefined(self, measured: Measured) -> None:
-        """Names the undefined measures once."""
-        new = [name for name, value in measured.items() if value is None]
-        new = [name for name in new if name not in self._undefined]
-        self._undefined += new
-        if new:
-            self.bar.say(
-                f"undefined on the validation data, null in metrics.jsonl: {', '.join(new)}"
+    def _report_undefined(self, metrics: Metrics) -> None:
+        """Name the undefined metrics, each once in a run."""
+        names = [name for name, value in metrics.items() if value is None]
+        names = [name for name in names if name not in self._reported_undefined]
+        self._reported_undefined += names
+        if names:
+            self.run.bar.print(
+                f"undefined on the validation data, null in metrics.jsonl: {', '.join(names)}"
             )
 
     def _compare(self, best: str, value: float | None) -> None:
-        """Keeps the checkpoint of a better value; stops when there was none for long."""
-        place, patience = self.place, self.recipe.evaluate.patience
-        if is_better(direction(self.recipe.evaluate), value, place.best):
-            place.best, place.best_step, place.since_best = value, place.step, 0
-            if self.log is not None:
+        """Save the checkpoint of a better value; stop where patience has run out."""
+        progress, settings = self.progress, self.run.recipe.evaluate
+        if is_better(direction(settings), value, progress.best):
+            progress.best, progress.best_step = value, progress.step
+            progress.measurements_since_best = 0
+            if self.run.log is not None:
                 with self.model.averaged():
-                    self.save_checkpoint()
+                    self.run.save_checkpoint()
         elif value is not None:
-            place.since_best += 1
-            if patience and place.since_best >= patience:
-                place.stopped_early = True
-                self.bar.say(f"{best} has not improved {patience} times: stopping early")
+            progress.measurements_since_best += 1
+            if settings.patience and progress.measurements_since_best >= settings.patience:
+                progress.stopped_early = True
+                self.run.bar.print(
+                    f"{best} has not improved {settings.patience} times: stopping early"
+                )
                 self.model.stop_training = True
 
-    def _measured(self, validation: Validation) -> Measured:
-        """The chief measures; the others wait for its numbers, so that all decide alike."""
+    def _measure(self, validation: Validation) -> Metrics:
+        """Measure on the chief; the others wait for its numbers, so that all decide alike."""
         text = b""
-        if self.log is not None:
+        if self.run.log is not None:
             with self.model.averaged():
                 text = json.dumps(validation(self.model)).encode()
-                count = self.recipe.train.samples
-                write_samples(self.log, self.place.step, validation, self.model, count)
-        return json.loads(self.share(text))
+                count = self.run.recipe.train.samples
+                write_samples(self.run.log, self.progress.step, validation, self.model, count)
+        return json.loads(self.run.broadcast(text))
 
 
-def shown(measured: Measured, best: str | None = None) -> str:
-    """The first few measures, and the one that counts, as a text."""
-    names = list(measured)[:SHOWN_MEASURES]
+def format_metrics(metrics: Metrics, best: str | None = None) -> str:
+    """The first few metrics, and `best`, as one line of text."""
+    names = list(metrics)[:SHOWN_METRICS]
     if best is not None and best not in names:
         names.append(best)
-    return "  ".join(f"{name} {value_text(measured.get(name))}" for name in names)
+    return "  ".join(f"{name} {format_metric(metrics.get(name))}" for name in names)
 
 
-def value_text(value: float | None) -> str:
-    """A measurement with four digits."""
+def format_metric(value: float | None) -> str:
+    """A metric with four digits after the point."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def check_best(settings: EvaluateSettings, validation: Validation | None, model: Any) -> None:
-    """Raises SettingError when `evaluate.best` names no measure of the task, or one without a
-    direction: before training."""
+def check_best(
+    settings: EvaluateSettings, validation: Validation | None, model: keras.Model
+) -> None:
+    """Check `evaluate.best` before training.
+
+    Raises:
+        SettingError: It names no metric of the task, or one without a direction.
+    """
     best = settings.best
     if best is None:
         return
@@ -294,15 +377,16 @@ def check_best(settings: EvaluateSettings, validation: Validation | None, model:
         raise SettingError(f"evaluate.best: no measure '{best}'. {did_you_mean(best, known)}")
 
 
-class _Since:
-    """Sums since the last log line."""
+class LogWindow:
+    """Sums over the steps since the last log line."""
 
     def __init__(self, now: float):
         self.started = now
         self.steps = self.tokens = self.slots = self.examples = 0
         self.loss = self.norm = 0.0
 
-    def add(self, logs: dict[str, float], batch: Batch) -> None:
+    def add(self, logs: Mapping[str, float], batch: Batch) -> None:
+        """Add one step."""
         self.steps += 1
         self.tokens += batch.tokens
         self.slots += batch.slots
@@ -310,12 +394,12 @@ class _Since:
         self.loss += float(logs["loss"])
         self.norm += float(logs["gradient_norm"])
 
-    def leave_out(self, seconds: float) -> None:
-        """Takes the time of measuring out of the training speed."""
+    def exclude(self, seconds: float) -> None:
+        """Leave the time of validation out of the training speed."""
         self.started += seconds
 
     def values(self, now: float) -> dict[str, float]:
-        """Means over the steps: loss, gradient norm, speed, padding share."""
+        """Means over the steps: loss, gradient norm, speed, share of padding."""
         seconds = max(now - self.started, 1e-9)
         return {
             "loss": self.loss / self.steps,

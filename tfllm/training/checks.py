@@ -1,15 +1,16 @@
-"""What a recipe or its data says that trains, but hardly as it was meant: told before training."""
+"""Warnings, before training, about settings and data that are valid but probably a mistake."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
+from tfllm.tasks.features import ClassWeights
 from tfllm.tasks.losses import ordered_class_weights
 from tfllm.training.optimizers import warmup_steps
 from tfllm.training.recipe import TrainSettings
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def warn_of_warmup(settings: TrainSettings, steps: int) -> None:
-    """Logs a warm-up that does not end before the run does."""
+    """Warn of a warm-up that does not end before the run does."""
     rise = warmup_steps(settings.warmup, steps)
     if rise >= steps:
         highest = settings.learning_rate * (steps - 1) / rise
@@ -30,11 +31,16 @@ def warn_of_warmup(settings: TrainSettings, steps: int) -> None:
         )  # fmt: skip
 
 
-def check_targets(task: Task, features: Features, class_weights: Any = None) -> None:
-    """Logs training targets that are all the same.
+def check_targets(
+    task: Task,
+    features: Features,
+    class_weights: Literal["balanced"] | ClassWeights = None,
+) -> None:
+    """Warn of training targets that are all the same.
 
-    Raises DataError where the task knows one label only: with a single output nothing is learned.
-    Raises SettingError where all labels that occur have the weight 0 (`train.class_weights`).
+    Raises:
+        DataError: The task has one label only: with a single output nothing is learned.
+        SettingError: All labels that occur have the weight 0 (`train.class_weights`).
     """
     labels: tuple[str, ...] = getattr(task, "labels", ())
     problem = getattr(task, "problem", "")
@@ -43,7 +49,7 @@ def check_targets(task: Task, features: Features, class_weights: Any = None) -> 
     if problem in ("multi_label", "regression"):
         first = np.asarray(features.targets[0])
         if all(np.array_equal(first, target) for target in features.targets):
-            _warn(len(features), _described(first, labels, problem))
+            _warn(len(features), _describe(first, labels, problem))
         return
     if len(labels) == 1:
         raise DataError(
@@ -54,7 +60,8 @@ def check_targets(task: Task, features: Features, class_weights: Any = None) -> 
     present = np.unique(targets[targets >= 0])
     if len(present) == 1:
         _warn(len(features), f"the label '{labels[int(present[0])]}'")
-    weights = None if class_weights == "balanced" else ordered_class_weights(class_weights, labels)
+    known = None if class_weights == "balanced" else class_weights
+    weights = ordered_class_weights(known, labels)
     if weights is not None and not any(weights[label] for label in present):
         raise SettingError(
             "train.class_weights: all labels that the training data has weigh 0, so nothing would "
@@ -62,7 +69,7 @@ def check_targets(task: Task, features: Features, class_weights: Any = None) -> 
         )
 
 
-def _described(target: np.ndarray, labels: Sequence[str], problem: str) -> str:
+def _describe(target: np.ndarray, labels: Sequence[str], problem: str) -> str:
     if problem == "regression":
         return f"the number {target.tolist()}"
     chosen = [f"'{name}'" for name, on in zip(labels, target, strict=True) if on]
@@ -71,7 +78,7 @@ def _described(target: np.ndarray, labels: Sequence[str], problem: str) -> str:
 
 def _warn(count: int, what: str) -> None:
     log.warning(
-        "all %d training examples have %s: a model of them answers nothing else. Check "
+        "all %d training examples have %s: a model trained on them predicts nothing else. Check "
         "data.columns and the files.",
         count, what,
     )  # fmt: skip

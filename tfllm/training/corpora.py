@@ -38,9 +38,20 @@ def prepare_corpus(
     progress: Progress = lambda *_: None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Prepares the training texts at `output`, and those to measure on in its validation/.
+    """Prepare the training texts at `output`, and the validation texts in its validation/.
 
-    Returns the manifest. Raises SettingError, DataError, TokenizerError, StorageError.
+    Args:
+        recipe: Its data, tokenizer, model and task.
+        output: The corpus directory.
+        workers: Processes that encode texts.
+        progress: Called with what is done.
+        notice: Called with lines for people.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        SettingError, DataError, TokenizerError, StorageError: The recipe, its files or the disk.
     """
     data = recipe.data
     for name in NOT_FOR_CORPORA:
@@ -58,45 +69,48 @@ def prepare_corpus(
                 f"data: '{path}' is a prepared corpus already. Name the text files it was made of, "
                 "or train on it: tfllm train RECIPE"
             )
-    make, identity = _tokenizer(recipe)
+    build_tokenizer, identity = _tokenizer(recipe)
     return build_corpus(
-        train, validation, output, make, identity, workers=workers, progress=progress, notice=notice
+        train,
+        validation,
+        output,
+        build_tokenizer,
+        identity,
+        workers=workers,
+        progress=progress,
+        notice=notice,
     )
 
 
 def _cut(recipe: CorpusRecipe, settings: PrepareSettings) -> SentenceSplit:
     if settings.sentences is not None:
         return settings.sentences
-    return (
-        "none"
-        if recipe.task is not None and recipe.task.generates == "continuation"
-        else "punctuation"
-    )
+    return "none" if recipe.task is not None and recipe.task.generates == "continuation" else "punctuation"
 
 
 def _tokenizer(
     recipe: CorpusRecipe,
 ) -> tuple[Callable[[Iterable[str]], Tokenizer], dict[str, Any]]:
-    """What makes the tokenizer out of texts, and what tells it from another."""
+    """A function from texts to the tokenizer, and what identifies that tokenizer."""
     settings = recipe.tokenizer
     if settings is None:
         if recipe.model is None or recipe.model.source is None:
             raise SettingError(
-                "tokenizer: a corpus needs one. Give one, tokenizer: {path: DIR}, or learn one "
-                "from the texts, tokenizer: {kind: wordpiece, vocabulary_size: 8000}"
+                "tokenizer: a corpus needs one. Give one, tokenizer: {path: DIR}, or train one "
+                "on the texts, tokenizer: {kind: wordpiece, vocabulary_size: 8000}"
             )
         loaded = load_tokenizer(_checkpoint(resolve(str(recipe.model.source))))
         return lambda _: loaded, _content(loaded)
     if isinstance(settings, TokenizerSettings) and settings.kind is not None:
-        learned = settings
+        trained = settings
         pairs = recipe.task is not None and recipe.task.generates == "target"
-        learn = vocabulary.learn_for_pairs if pairs else vocabulary.learn_from
+        train = vocabulary.train_for_pairs if pairs else vocabulary.train_on_texts
         return (
-            lambda texts: learn(learned, texts),
+            lambda texts: train(trained, texts),
             settings.model_dump(exclude_none=True),
         )
-    found = vocabulary.read_tokenizer(settings)
-    return lambda _: found, _content(found)
+    tokenizer = vocabulary.read_tokenizer(settings)
+    return lambda _: tokenizer, _content(tokenizer)
 
 
 def _checkpoint(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A run's directory: what lies in it, whether it may be written, what it says in the end.
+"""A run's directory: its files, its lock, and the checks before it is written.
 
 recipe.yaml metrics.jsonl logs/ state/ checkpoint/ adapter/ tokenizer/ summary.json
 """
@@ -16,19 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfllm import config
+from tfllm import __version__, config
 from tfllm.errors import SettingError, StorageError
 from tfllm.training.recipe import Recipe
 
 RECIPE, METRICS, LOGS, STATE = "recipe.yaml", "metrics.jsonl", "logs", "state"
 CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
-TOKENIZER = "tokenizer"  # of a run that has learned its own
-WORKERS = "workers"  # what workers beside the chief print, with tfllm launch
-# All that may lie in a directory before its recipe, which is the first thing of a run.
+TOKENIZER = "tokenizer"  # of a run that has trained its own
+WORKERS = "workers"  # output of the workers beside the chief, with tfllm launch
 LOCK = ".lock"  # held by the process that trains; see `locked`
+# What a process may have written before the recipe, which is a run's first file.
 LEFTOVERS = {TOKENIZER, WORKERS, LOCK, f".{RECIPE}.tmp"}
 
-# Keys that may differ between the start and a resumption: they change nothing that is computed.
+# Keys that may change when a run is resumed: they do not change the result.
 FREE_KEYS = {
     "name", "train.log_every", "train.checkpoint_every", "train.profile", "train.samples",
     "train.carbon_intensity", "train.keep", "train.strategy", "train.steps_per_execution",
@@ -39,9 +39,12 @@ PACKAGES = ("tensorflow", "keras", "numpy", "tokenizers", "safetensors")
 
 
 def check_free(directory: Path, resume: bool) -> None:
-    """Raises StorageError unless the directory can take a new run, or holds one to resume.
+    """Check that the directory is free for a new run, or has one to resume.
 
-    What a start leaves that was killed before it wrote the recipe is no run: it is overwritten.
+    Files of a process that was killed before it wrote the recipe are overwritten.
+
+    Raises:
+        StorageError: It is not.
     """
     if directory.exists() and not directory.is_dir():
         raise StorageError(f"'{directory}' is a file. Give another --output.")
@@ -59,14 +62,17 @@ def check_free(directory: Path, resume: bool) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """No other process trains into the directory meanwhile; it is made where it is not there.
+    """Lock the directory against other training processes; it is created where it is missing.
 
-    Of a block that leaves nothing in it, nothing is left. The system frees the lock of a process
-    that has ended in any way. Raises StorageError where another one has it.
+    A directory that stays empty is removed again. The system releases the lock of a process that
+    has ended in any way.
+
+    Raises:
+        StorageError: Another process has the lock, or the directory cannot be written.
     """
     if directory.exists() and not directory.is_dir():
         raise StorageError(f"'{directory}' is a file. Give another --output.")
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    created = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(directory / LOCK)
@@ -82,15 +88,15 @@ def locked(directory: Path) -> Iterator[None]:
     finally:
         (directory / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
-        for path in made:
-            with contextlib.suppress(OSError):  # it holds something
+        for path in created:
+            with contextlib.suppress(OSError):  # not empty
                 path.rmdir()
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor with the lock of a file; None where another process has it.
+    """Lock a file and return its descriptor; None where another process has the lock.
 
-    A system, or a file system, without locks gives none and refuses nobody.
+    On systems and file systems without locks it always succeeds.
     """
     try:
         import fcntl
@@ -112,19 +118,24 @@ def _lock(path: Path) -> int | None:
                 return descriptor
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # its holder has just removed it: that lock keeps nobody out
+        os.close(descriptor)  # its holder has just removed the file: try with the new one
 
 
 def check_same(directory: Path, recipe: Recipe, finished: bool = False) -> None:
-    """Raises SettingError when the run was started with settings that compute something else."""
-    before, now = computed(config.load(directory / RECIPE, Recipe)), computed(recipe)
+    """Compare a recipe with the one that the run was started with, by keys that change the result.
+
+    Raises:
+        SettingError: A key differs.
+    """
+    before = result_settings(config.load(directory / RECIPE, Recipe))
+    now = result_settings(recipe)
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise SettingError(
                 f"{key} is {now.get(key)!r}, but the run in '{directory}' was started with "
                 f"{before.get(key)!r}"
                 + (
-                    " and has come to its end. To train its model further, name it in model.from "
+                    " and is finished. To train its model further, name it in model.from "
                     "and give another --output."
                     if finished
                     else ". Use the old value to resume, or another --output."
@@ -132,28 +143,31 @@ def check_same(directory: Path, recipe: Recipe, finished: bool = False) -> None:
             )
 
 
-def check_worker(of_chief: dict[str, Any], own: dict[str, Any]) -> None:
-    """Raises SettingError when a worker was given another recipe (`computed`) than the chief.
+def check_worker(chief: dict[str, Any], own: dict[str, Any]) -> None:
+    """Compare a worker's recipe (`result_settings`) with the chief's.
 
-    Files may have other names on its machine; their content is compared by `training.inputs`.
+    Files may have other names on its machine; their content is compared by `training.resuming`.
+
+    Raises:
+        SettingError: A key differs.
     """
-    for key in sorted({*of_chief, *own}):
+    for key in sorted({*chief, *own}):
         is_path = key.startswith(("data.", "model.from", "tokenizer"))
-        if of_chief.get(key) != own.get(key) and not is_path:
+        if chief.get(key) != own.get(key) and not is_path:
             raise SettingError(
-                f"{key} is {own.get(key)!r} for this worker, but {of_chief.get(key)!r} for the "
+                f"{key} is {own.get(key)!r} for this worker, but {chief.get(key)!r} for the "
                 "first one. Give all workers the same recipe and options."
             )
 
 
-def computed(recipe: Recipe) -> dict[str, Any]:
-    """The settings by dotted key that change what is computed."""
-    flat = _flat(json.loads(recipe.model_dump_json()))
+def result_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings, by dotted key, that change the result."""
+    flat = _flatten(json.loads(recipe.model_dump_json()))
     return {key: value for key, value in flat.items() if not _is_free(key)}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file whole: under a temporary name, then renamed. Raises StorageError."""
+    """Write a small file atomically: under a temporary name, then renamed. Raises StorageError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +179,8 @@ def write_text(path: Path, text: str) -> None:
         ) from None
 
 
-def surroundings() -> dict[str, Any]:
-    """Versions, machine and commit: what a summary needs to be repeated."""
-    from tfllm import __version__
-
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, which are needed to reproduce a run."""
     versions = {"tfllm": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -194,21 +206,21 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
     return flat
 
 

@@ -10,6 +10,7 @@ from keras import ops, tree
 
 from tfllm.errors import SettingError
 from tfllm.tasks.features import IGNORED
+from tfllm.training.recipe import TrainSettings
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
@@ -26,11 +27,11 @@ class JaxModel(keras.Model):
     averages = None
 
     def train_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
-        """One optimizer step; logs: loss, gradient_norm."""
+        """Do one optimizer step; return the logs (loss, gradient_norm) and the new state."""
         trainable, fixed, optimizer_variables, metrics = state
         x, y, real = keras.utils.unpack_x_y_sample_weight(data)
         x, y = tree.map_structure(lambda array: array[: real.shape[1]], (x, y))
-        loss, gradients, fixed = self._accumulated(trainable, fixed, x, y)
+        loss, gradients, fixed = self._accumulate(trainable, fixed, x, y)
         norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
         if self.clip_norm is not None:
             factor = self.clip_norm / ops.maximum(norm, self.clip_norm)
@@ -41,20 +42,21 @@ class JaxModel(keras.Model):
         logs = {"loss": loss, "gradient_norm": norm}
         return logs, (trainable, fixed, optimizer_variables, metrics)
 
-    def _accumulated(self, trainable: Any, fixed: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
-        """Loss, gradients and the variables that are not trained, over all micro-batches."""
+    def _accumulate(self, trainable: Any, fixed: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
+        """Accumulate loss, gradients and non-trainable variables over all micro-batches."""
         import jax
 
         def of_part(trainable: Any, fixed: Any, x: Any, y: Any, total: Any) -> tuple[Any, Any]:
             outputs, fixed = self.stateless_call(trainable, fixed, x, training=True)
+            parts = getattr(self.loss, "parts", self.loss.call)(y, outputs)
             means = tree.map_structure(
-                lambda mean, count, whole: ops.mean(mean) * count / ops.maximum(whole, 1e-12),
-                getattr(self.loss, "parts", self.loss.call)(y, outputs), self._counted(y), total,
+                lambda mean, weight, whole: ops.mean(mean) * weight / ops.maximum(whole, 1e-12),
+                parts, self._target_weights(y), total,
             )  # fmt: skip
             return sum(tree.flatten(means)), fixed
 
         differentiate = jax.value_and_grad(of_part, has_aux=True)
-        total, rows = self._counted(y), tree.flatten(y)[0].shape[0]
+        total, rows = self._target_weights(y), tree.flatten(y)[0].shape[0]
         loss, gradients = 0.0, None
         for part in range(self.micro_batches):
             start, end = rows * part // self.micro_batches, rows * (part + 1) // self.micro_batches
@@ -68,20 +70,20 @@ class JaxModel(keras.Model):
             )
         return loss, gradients, fixed
 
-    def _counted(self, y: Any) -> Any:
-        counts = getattr(self.loss, "counts", counted)(y)
+    def _target_weights(self, y: Any) -> Any:
+        counts = getattr(self.loss, "counts", target_weights)(y)
         return tree.map_structure(lambda each: ops.sum(ops.cast(each, "float32")), counts)
 
     def settle(self) -> None:
-        """Brings the variables up to the last step; before they are read."""
+        """Bring the variables up to the last step, before they are read."""
         self.jax_state_sync()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """There are no averages here."""
+        """Inside, the model has its averaged weights: never here."""
         return contextlib.nullcontext()
 
     def predictor(self) -> Any:
-        """A compiled function from inputs {name: [B, T]} to numpy outputs."""
+        """Compile a function from inputs {name: [B, T]} to NumPy outputs."""
         import jax
 
         @jax.jit
@@ -92,19 +94,19 @@ class JaxModel(keras.Model):
             self.settle()
             weights = [variable.value for variable in self.trainable_variables]
             others = [variable.value for variable in self.non_trainable_variables]
-            found = outputs(weights, others, {name: x[name] for name in self.input})
-            return tree.map_structure(ops.convert_to_numpy, found)
+            results = outputs(weights, others, {name: x[name] for name in self.input})
+            return tree.map_structure(ops.convert_to_numpy, results)
 
         return predict
 
 
-def counted(y: Any) -> Any:
-    """1.0 for every target that counts in the loss, 0.0 for ignored ones."""
+def target_weights(y: Any) -> Any:
+    """1.0 for every target, 0.0 for ignored ones."""
     return ops.cast(ops.not_equal(y, ops.cast(IGNORED, y.dtype)), "float32")
 
 
-# Settings of train: that have no counterpart here, with the values that say so.
-UNSUPPORTED = {
+# Settings of `train` that only TensorFlow has, with the values that are allowed here.
+SUPPORTED_VALUES = {
     "ema": (None,),
     "rematerialize": (False,),
     "steps_per_execution": (1,),
@@ -113,11 +115,11 @@ UNSUPPORTED = {
 }
 
 
-def check(settings: Any) -> None:
-    """Raises SettingError for a setting that only the TensorFlow backend has."""
-    for name, allowed in UNSUPPORTED.items():
+def check_settings(settings: TrainSettings) -> None:
+    """Refuse settings that only the TensorFlow backend has. Raises SettingError."""
+    for name, allowed in SUPPORTED_VALUES.items():
         if getattr(settings, name) not in allowed:
             raise SettingError(
-                f"train.{name}: {getattr(settings, name)} is not there with Keras on JAX. "
+                f"train.{name}: {getattr(settings, name)} is not available with Keras on JAX. "
                 "Remove the key, or train with KERAS_BACKEND=tensorflow."
             )

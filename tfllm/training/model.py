@@ -1,4 +1,4 @@
-"""The Keras model that `model.fit` trains: one optimizer step with all that transformers need.
+"""The Keras model that `model.fit` trains: one optimizer step for transformers.
 
 It differs from `keras.Model.train_step` in six points: gradients of embeddings are made dense
 (Keras' Adam adds the squares of repeated rows instead of squaring their sum), micro-batches
@@ -20,7 +20,7 @@ from keras import tree
 
 from tfllm import keras_internals
 from tfllm.tasks.features import IGNORED
-from tfllm.training.averages import Averages
+from tfllm.training.optimizers import WeightAverages
 
 # Replica ids are multiplied by it before they are added to a dropout's seed: odd and large, so that
 # seeds of other layers are not met.
@@ -54,25 +54,25 @@ class ReplicatedModel(keras_internals.BuiltModel):
         strategy = self.distribute_strategy
         local = strategy.experimental_local_results
 
-        def one(iterator: Any) -> list[Any]:
-            asked = tf.timestamp()
-            with tf.control_dependencies([asked]):
+        def run_step(iterator: Any) -> list[Any]:
+            started = tf.timestamp()
+            with tf.control_dependencies([started]):
                 data = next(iterator)
-            parts = [part for one in tree.flatten(data) for part in local(one)]
+            parts = [part for values in tree.flatten(data) for part in local(values)]
             with tf.control_dependencies(parts):
-                waited = tf.timestamp() - asked
+                waited = tf.timestamp() - started
             logs = strategy.run(self.train_step, args=(data,))
             assert set(logs) == set(self.log_names), logs
-            # Every replica has the same values: those of the first that is here.
+            # Every replica has the same values: take those of the first local one.
             values = [local(logs[name])[0] for name in self.log_names]
             return [tf.cast(value, tf.float32) for value in (*values, waited)]
 
-        def single(iterator: Any) -> list[Any]:
-            return [value[None] for value in one(iterator)]
+        def run_one(iterator: Any) -> list[Any]:
+            return [value[None] for value in run_step(iterator)]
 
-        def several(iterator: Any, count: Any) -> list[Any]:
+        def run_several(iterator: Any, count: Any) -> list[Any]:
             def body(step: Any, results: list[Any]) -> tuple[Any, list[Any]]:
-                values = zip(results, one(iterator), strict=True)
+                values = zip(results, run_step(iterator), strict=True)
                 return step + 1, [result.write(step, value) for result, value in values]
 
             names = (*self.log_names, INPUT_WAIT)
@@ -83,13 +83,15 @@ class ReplicatedModel(keras_internals.BuiltModel):
             return [result.stack() for result in results]
 
         if not self.run_eagerly:
-            single = tf.function(single, reduce_retracing=True, autograph=False)
-            several = tf.function(several, reduce_retracing=True, autograph=False)
+            run_one = tf.function(run_one, reduce_retracing=True, autograph=False)
+            run_several = tf.function(run_several, reduce_retracing=True, autograph=False)
 
         def function(iterator: Any) -> Logs:
             count = 1 if self.steps_per_call is None else self.steps_per_call()
             try:
-                rows = single(iterator) if count == 1 else several(iterator, tf.constant(count))
+                rows = (
+                    run_one(iterator) if count == 1 else run_several(iterator, tf.constant(count))
+                )
             except tf.errors.OutOfRangeError:
                 raise StopIteration from None
             self.step_logs = dict(zip((*self.log_names, INPUT_WAIT), rows, strict=True))
@@ -102,24 +104,28 @@ class ReplicatedModel(keras_internals.BuiltModel):
 class TrainingModel(ReplicatedModel):
     """A functional model with its own `train_step`: `TrainingModel(model.input, model.output)`.
 
-    The loss is a `tfllm.tasks.losses.TaskLoss`: its `parts` is the mean over what counts, and its
-    `counts` says how much each target does, so that parts of a batch are weighed against one
-    another; a loss that adds several means returns a structure (a dict, say) of both. Of Keras' own
-    losses all targets but -100 count alike.
+    The loss is a `tfllm.tasks.losses.TaskLoss`: its `parts` are means over the counted targets, and
+    its `counts` are the weights of the targets, by which parts of a batch are weighted. A loss that
+    adds several means returns a structure (such as a dict) of both. With Keras' own losses all
+    targets but -100 have the weight 1.
     """
 
     micro_batches: int = 1
     clip_norm: float | None = None
-    averages: Averages | None = None
-    """Moving averages of the weights, where the run keeps them."""
+    averages: WeightAverages | None = None
+    """Moving averages of the weights (`train.ema`)."""
     stop_flag: Any = None
-    """A local variable: above 0 it asks all workers to stop after the step (log "stop")."""
+    """A local variable; above 0, all workers stop after the step (log "stop")."""
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One optimizer step over a global batch; logs: loss, gradient_norm (and stop).
+        """Do one optimizer step over a global batch.
 
-        `data`: inputs, targets and, with several replicas, 1.0 per row, or 0.0 for rows that only
-        keep a replica busy for which the batch has none.
+        Args:
+            data: Inputs, targets and, with several replicas, float32 [B]: 1.0, or 0.0 for the
+                filler rows of a replica for which the batch has none.
+
+        Returns:
+            The logs: loss, gradient_norm (and stop).
         """
         x, y, rows = keras.utils.unpack_x_y_sample_weight(data)
         context = tf.distribute.get_replica_context()
@@ -127,43 +133,43 @@ class TrainingModel(ReplicatedModel):
         real = 1.0 if rows is None else tf.reduce_max(tf.cast(rows, tf.float32))
         total = None
         if self.micro_batches > 1 or replicas > 1:
-            total = tree.map_structure(lambda count: real * count, self._counted(y))
+            total = tree.map_structure(lambda count: real * count, self._target_weights(y))
         if replicas > 1:
             total = context.all_reduce("SUM", total)
-        loss, gradients = self._accumulated(x, y, total, real)
+        loss, gradients = self._accumulate(x, y, total, real)
         stop = [] if self.stop_flag is None else [self.stop_flag.read_value()]
         if replicas > 1:
             loss, *stop_and_gradients = context.all_reduce("SUM", [loss, *stop, *gradients])
             stop, gradients = stop_and_gradients[: len(stop)], stop_and_gradients[len(stop) :]
         optimizer = self.optimizer
-        norm = tf.linalg.global_norm(gradients) / unscaled(optimizer, 1.0)
+        norm = tf.linalg.global_norm(gradients) / scaled_loss(optimizer, 1.0)
         if self.clip_norm is not None:
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)  # NaN stays NaN
-            inner(optimizer).gradient_factor = factor
-        inner(optimizer).gradients_reduced = True
+            inner_optimizer(optimizer).gradient_factor = factor
+        inner_optimizer(optimizer).gradients_reduced = True
         optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
         if self.averages is not None:
-            self.averages.update(inner(optimizer).iterations.value)
+            self.averages.update(inner_optimizer(optimizer).iterations.value)
         return dict(zip(self.log_names, [loss, norm, *stop], strict=True))
 
     def settle(self) -> None:
-        """Variables are up to the last step here; with Keras on JAX they may not be."""
+        """Bring the variables up to the last step: nothing to do, except with Keras on JAX."""
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model has its averaged weights, where the run keeps such."""
-        return contextlib.nullcontext() if self.averages is None else self.averages.in_place()
+        """Inside, the model has its averaged weights, if there are any."""
+        return contextlib.nullcontext() if self.averages is None else self.averages.swapped_in()
 
-    def _counted(self, y: Any) -> Any:
-        """What the means of the loss over `y` are divided by: a scalar, or a structure of them."""
-        counts = getattr(self.loss, "counts", counted)(y)
+    def _target_weights(self, y: Any) -> Any:
+        """The sums of weights that the losses over `y` are divided by: a scalar, or a structure."""
+        counts = getattr(self.loss, "counts", target_weights)(y)
         return tree.map_structure(lambda each: tf.reduce_sum(tf.cast(each, tf.float32)), counts)
 
     def _means(self, y: Any, outputs: Any) -> Any:
-        """The means of the loss, in the structure of `_counted`."""
+        """The means of the loss, in the structure of `_target_weights`."""
         return getattr(self.loss, "parts", self.loss.call)(y, outputs)
 
     def _gradients(self, x: Any, y: Any, share: Any = None) -> tuple[Any, list[Any]]:
-        """The loss, its means times `share`, and its dense gradients (scaled, for float16)."""
+        """Compute the loss (its means times `share`) and dense gradients (scaled, for float16)."""
         variables = self.trainable_weights
         with tf.GradientTape() as tape:
             outputs = self(x, training=True)
@@ -180,11 +186,14 @@ class TrainingModel(ReplicatedModel):
         ]
         return loss, dense
 
-    def _accumulated(self, x: Any, y: Any, total: Any, real: Any) -> tuple[Any, list[Any]]:
-        """The same over micro-batches, one after the other, each weighted by what counts in it.
+    def _accumulate(self, x: Any, y: Any, total: Any, real: Any) -> tuple[Any, list[Any]]:
+        """Accumulate loss and gradients over micro-batches, weighted by their targets.
 
-        `total`: what counts in the whole batch; None: this is all of it. `real`: 1.0, or 0.0 where
-        these rows belong to no batch.
+        Args:
+            x: The inputs.
+            y: The targets.
+            total: The weights of the whole batch; None: `y` is all of it.
+            real: 1.0, or 0.0 for filler rows.
         """
         if total is None:
             return self._gradients(x, y)
@@ -192,13 +201,13 @@ class TrainingModel(ReplicatedModel):
         loss, gradients = 0.0, None
         for part in range(self.micro_batches):
             start, end = rows * part // self.micro_batches, rows * (part + 1) // self.micro_batches
-            # Fewer rows than parts: a part without any computes one that counts for nothing.
+            # With fewer rows than parts, an empty part computes one row with weight 0.
             own = real * tf.cast(end > start, tf.float32)
             start, end = tf.minimum(start, rows - 1), tf.maximum(end, start + 1)
             x_part, y_part = tree.map_structure(lambda value: value[start:end], (x, y))  # noqa: B023
             share = tree.map_structure(
                 lambda count, whole: tf.math.divide_no_nan(own * count, whole),  # noqa: B023
-                self._counted(y_part), total,
+                self._target_weights(y_part), total,
             )  # fmt: skip
             # Without the dependency all parts would run, and take memory, at once.
             with tf.control_dependencies(gradients or []):
@@ -213,27 +222,31 @@ class TrainingModel(ReplicatedModel):
         return loss, gradients
 
 
-def counted(y: Any) -> Any:
-    """1.0 for every target that counts in the loss, 0.0 for ignored ones, flat."""
+def target_weights(y: Any) -> Any:
+    """1.0 for every target, 0.0 for ignored ones, flat."""
     flat = tf.reshape(y, [-1])
     return tf.cast(tf.not_equal(flat, tf.cast(IGNORED, flat.dtype)), tf.float32)
 
 
-def inner(optimizer: Any) -> Any:
-    """The optimizer inside the loss scaling of float16, or the optimizer itself."""
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside a LossScaleOptimizer (float16), or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def unscaled(optimizer: Any, value: float) -> Any:
-    """What a loss of `value` becomes by float16's loss scaling."""
-    return optimizer.scale_loss(tf.constant(value)) if inner(optimizer) is not optimizer else value
+def scaled_loss(optimizer: Any, value: float) -> Any:
+    """A loss of `value` after float16's loss scaling."""
+    return (
+        optimizer.scale_loss(tf.constant(value))
+        if inner_optimizer(optimizer) is not optimizer
+        else value
+    )
 
 
 def fold_replica_into_dropout(model: keras.Model) -> int:
-    """Makes every seed generator of `model` differ by replica; returns how many there are.
+    """Make every seed generator of `model` differ by replica; return how many there are.
 
-    Keras mirrors their states, so that all replicas would draw the same mask. The first replica
-    draws what a single device would.
+    Keras mirrors their states, so that all replicas would draw the same dropout mask. The first
+    replica draws what a single device would.
     """
     generators = keras_internals.seed_generators(model)
     for generator in generators:

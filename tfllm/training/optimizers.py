@@ -1,23 +1,86 @@
-"""Learning rate schedules, and AdamW as transformers are trained with."""
+"""AdamW as transformers are trained with, its learning rate schedules, and averages of weights.
+
+The step of `AdamW` is one pass over each variable: Keras' own update writes the moments and the
+variable in a dozen separate operations and is the reference that this is tested against.
+TensorFlow's fused kernel has the same formula.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
-from tfllm.training.adamw import AdamW
-
-if TYPE_CHECKING:
-    from tfllm.training.recipe import TrainSettings
+from tfllm.keras_internals import AdamWBase
+from tfllm.training.recipe import TrainSettings
 
 ROOT_STEPS = 10_000  # after which an inverse square root without warm-up is at the root of one half
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+# What carries no weight decay: biases and the scales of normalisations (Devlin et al. 2019 A.3).
+UNDECAYED = ("bias", "beta", "gamma", "scale")
+
+
+def is_decayed(variable: Any) -> bool:
+    """Whether weight decay acts on a variable: on matrices, by shape and name."""
+    return len(variable.shape) > 1 and variable.path.split("/")[-1] not in UNDECAYED
+
+
+@keras.saving.register_keras_serializable(package="tfllm")
+class AdamW(AdamWBase):
+    """`keras.optimizers.AdamW` with a fused update, on dense gradients.
+
+    A training step may reduce the gradients over all devices itself (`gradients_reduced`), and give
+    a `gradient_factor`, a scalar tensor that is multiplied to each: the clipping.
+    """
+
+    gradient_factor: Any = None
+
+    def __init__(self, *arguments: Any, decay_vectors: bool = True, **options: Any):
+        """`decay_vectors` false: no weight decay of biases and normalisations (`is_decayed`)."""
+        super().__init__(*arguments, **options)
+        self.decay_vectors = decay_vectors
+
+    def build(self, variables: Any) -> None:
+        if not self.built and not self.decay_vectors:
+            undecayed = [variable for variable in variables if not is_decayed(variable)]
+            if undecayed:
+                self.exclude_from_weight_decay(var_list=undecayed)
+        super().build(variables)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "decay_vectors": self.decay_vectors}
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if self.amsgrad or variable.dtype not in ("float32", tf.float32) or not ON_TENSORFLOW:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        gradient = tf.convert_to_tensor(gradient)  # one with repeated rows must be added up
+        step = tf.cast(self.iterations + 1, tf.float32)
+        mean, mean_square = self.moments(variable)
+        if self.gradient_factor is not None:
+            gradient = gradient * tf.cast(self.gradient_factor, gradient.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=mean.value.handle,
+            v=mean_square.value.handle,
+            beta1_power=tf.pow(self.beta_1, step),
+            beta2_power=tf.pow(self.beta_2, step),
+            lr=tf.cast(learning_rate, tf.float32),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.cast(gradient, tf.float32),
+        )
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """A number of steps from `train.warmup`: below 1 it is a part of all steps."""
+    """The number of steps of `train.warmup`: below 1 it is a share of all steps."""
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
@@ -55,8 +118,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in names}
 
 
-def optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
-    """AdamW (Loshchilov and Hutter 2019) over `variables`, built, for a run of `steps` steps."""
+def build_optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
+    """Build AdamW (Loshchilov and Hutter 2019) over `variables`, for a run of `steps` steps."""
     result = AdamW(
         learning_rate=Schedule(
             settings.learning_rate,
@@ -77,3 +140,63 @@ def optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
         scaled.build(variables)
         return scaled
     return result
+
+
+def decay_at(momentum: float, step: Any) -> Any:
+    """The decay of the step-th update (from 1), at first less than `momentum`:
+
+    min(momentum, (1 + step) / (10 + step)), as tf.train.ExponentialMovingAverage: otherwise the
+    average of a short run would be mostly its random start.
+    """
+    step = tf.cast(step, tf.float32)
+    return tf.minimum(momentum, (1.0 + step) / (10.0 + step))
+
+
+class WeightAverages:
+    """Exponential moving averages of the weights (`train.ema`), float32, beside the weights.
+
+    The averages are what is measured and saved as a checkpoint; training goes on with the weights.
+    The same values under every strategy: each device keeps the averages of its own copy. Create
+    them in the strategy's scope.
+    """
+
+    def __init__(self, weights: Sequence[keras.Variable], momentum: float):
+        self.weights, self.momentum = list(weights), momentum
+        self.values = [
+            keras.Variable(
+                keras.ops.convert_to_numpy(weight), trainable=False, name=f"average_{index}"
+            )
+            for index, weight in enumerate(self.weights)
+        ]
+
+    def update(self, step: Any) -> None:
+        """Set average = decay * average + (1 - decay) * weight after step `step` (from 1).
+
+        Must be called in a replica's context.
+        """
+        pairs = [
+            (average.value, weight.value)
+            for average, weight in zip(self.values, self.weights, strict=True)
+        ]
+
+        def update_one(average: Any, weight: Any, decay: Any) -> Any:
+            return average.assign(decay * average + (1.0 - decay) * weight)
+
+        def on_each_device(strategy: Any, decay: Any) -> None:
+            for average, weight in pairs:
+                strategy.extended.update(average, update_one, args=(weight, decay), group=False)
+
+        decay = decay_at(self.momentum, step)
+        tf.distribute.get_replica_context().merge_call(on_each_device, args=(decay,))
+
+    @contextlib.contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, the weights are the averages; after it they are, to the bit, what they were."""
+        original = [weight.numpy() for weight in self.weights]
+        for weight, average in zip(self.weights, self.values, strict=True):
+            weight.assign(average.numpy())
+        try:
+            yield
+        finally:
+            for weight, value in zip(self.weights, original, strict=True):
+                weight.assign(value)

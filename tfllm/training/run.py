@@ -1,4 +1,10 @@
-"""`train(recipe, output)`: from a recipe to a run directory, through `model.fit`."""
+"""Train a recipe into a run directory, through `keras.Model.fit`.
+
+train -> _train -> _prepare: examples, initial model, features, validation
+                -> _compile: the Keras model that is trained (`tfllm.training.model`)
+                -> _fit:     model.fit with `RunCallback` (`tfllm.training.callbacks`)
+                -> _finish:  checkpoint and summary.json
+"""
 
 from __future__ import annotations
 
@@ -19,33 +25,35 @@ from tfllm.data import batching, feeding
 from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import Features, Task
-from tfllm.training import checks, inputs, jax_model, optimizers, origin, resuming
+from tfllm.tokenizers.base import Tokenizer
+from tfllm.training import checks, jax_model, optimizers, resuming
 from tfllm.training import directory as files
 from tfllm.training.acceleration import kernels, precision, rematerialization
-from tfllm.training.averages import Averages
-from tfllm.training.callbacks import Keeper, check_best
+from tfllm.training.callbacks import CallerCallbacks, RunCallback, RunContext, check_best
 from tfllm.training.distribution import strategies
 from tfllm.training.distribution.strategies import Devices
-from tfllm.training.epochs import Epochs
+from tfllm.training.initial_model import InitialModel, build_model
 from tfllm.training.jax_model import JaxModel
-from tfllm.training.measuring import Measure, Validation, input_names
 from tfllm.training.model import TrainingModel, fold_replica_into_dropout
-from tfllm.training.monitoring.logs import Log
-from tfllm.training.monitoring.profiling import Profile
-from tfllm.training.monitoring.progress import Bar
-from tfllm.training.monitoring.watching import Watch, target_share
+from tfllm.training.monitoring.logs import RunLog
+from tfllm.training.monitoring.profiling import ProfileSteps
+from tfllm.training.monitoring.progress import ProgressBar
+from tfllm.training.monitoring.resources import ResourceMonitor, target_share
 from tfllm.training.recipe import Recipe, TrainSettings
-from tfllm.training.resuming import Opening
-from tfllm.training.state import Place
-from tfllm.training.stopping import signals
-from tfllm.training.texts import texts_of
+from tfllm.training.resuming import PreviousRun
+from tfllm.training.state import TrainingProgress
+from tfllm.training.stopping import catch_stop_signals
+from tfllm.training.validation import Measure, Validation, generated_texts, input_names
+from tfllm.training.vocabulary import is_trained
 
 DEFAULT_EPOCHS = 3
+
+FitModel = TrainingModel | JaxModel
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training came to."""
+    """The result of a training."""
 
     directory: Path
     summary: dict[str, Any]
@@ -63,99 +71,149 @@ def train(
     *,
     locked: bool = False,
 ) -> Run:
-    """Trains what the recipe says and leaves a run directory.
+    """Train a recipe and write a run directory.
 
-    `output` is runs/NAME where unset. `resume` goes on from the newest state in it, exactly.
-    `measure(task, answers, examples)` adds measures to the task's own Keras metrics; `callbacks`
-    hear of the run's epochs as those of `fit` (`tfllm.training.epochs`) and may stop it. Ctrl-C,
-    SIGTERM and SIGHUP save the state and return. `locked`: the caller holds the directory's lock
-    (`tfllm.training.directory.locked`).
-    Raises InputError before anything is written, TrainingFailed when the loss is no number or a
-    worker was lost. Of several workers (`training.distribution.cluster`) the chief alone writes.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP save the state and return. Of several workers
+    (`training.distribution.cluster`) the chief alone writes.
+
+    Args:
+        recipe: The recipe.
+        output: The run's directory; runs/NAME where None.
+        resume: Go on from the newest state in the directory, exactly.
+        measure: From (task, answers, examples) to metrics beside the task's own Keras metrics;
+            `tfllm.train` and the command line pass `tfllm.evaluation.metrics.measure`.
+        progress: Whether to show progress on stderr.
+        callbacks: Keras callbacks, called by the run's epochs as `fit` would, and which may stop it
+            (`tfllm.training.callbacks.CallerCallbacks`).
+        locked: Whether the caller holds the directory's lock (`tfllm.training.directory.locked`).
+
+    Returns:
+        The run, with its summary.
+
+    Raises:
+        InputError: Before anything is written: a setting, a file or the directory is not usable.
+        TrainingFailed: The loss is not finite, or a worker was lost.
     """
     directory = Path(output or Path("runs") / recipe.name)
     devices = strategies.choose(
         recipe.train.strategy, recipe.train.model_devices, recipe.train.worker_timeout
     )
-    with strategies.losses_told(devices, directory), contextlib.ExitStack() as held:
+    with strategies.report_lost_workers(devices, directory), contextlib.ExitStack() as stack:
         if devices.is_chief and not locked:
             files.check_free(directory, resume)
-            held.enter_context(files.locked(directory))
-        opening = resuming.opening(recipe, directory, resume, devices)
-        return _train(recipe, directory, opening, devices, measure, progress, callbacks)
+            stack.enter_context(files.locked(directory))
+        previous = resuming.read_previous_run(recipe, directory, resume, devices)
+        return _train(recipe, directory, previous, devices, measure, progress, callbacks)
 
 
 def _train(
     recipe: Recipe,
     directory: Path,
-    opening: Opening,
+    previous: PreviousRun,
     devices: Devices,
     measure: Measure | None,
-    progress: bool,
+    show_progress: bool,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> Run:
-    resume, chosen = opening.resume, opening.chosen
-    kind = chosen["precision"]
-    settings = recipe.train.model_copy(update=chosen)
+    settings = recipe.train.model_copy(update=previous.resolved)
     keras.utils.set_random_seed(settings.seed)
-    with devices.strategy.scope(), precision.policy(kind):
-        examples = train_examples(recipe.data)
-        start = origin.start(recipe, examples, directory / files.TOKENIZER if resume else None)
-        if resume and devices.is_chief:
-            files.check_same(directory, start.resolved(recipe), opening.summary is not None)
-        features = _features(start.task, examples, start.tokenizer)
-        if devices.is_chief:
-            checks.check_targets(start.task, features, settings.class_weights)
-        validation = _validation(recipe, start, measure)
-        digests = inputs.digests(features, validation, start)
-        resuming.check(opening, start.resolved(recipe), digests, devices)
-        if opening.summary is not None:
-            return Run(directory, opening.summary)
-        if devices.is_chief and resume:
-            for read in (examples, validation.examples if validation else ()):
-                inputs.check_shards(read, opening.started)
+    with devices.strategy.scope(), precision.policy(settings.precision):
+        data = _prepare(recipe, settings, directory, previous, devices, measure)
+        if previous.summary is not None:
+            return Run(directory, previous.summary)
+        initial, features, examples = data.initial, data.features, data.examples
         batches = _batches(settings, features, devices.replicas)
         steps = _total_steps(settings, batches)
         if devices.is_chief:
             checks.warn_of_warmup(settings, steps)
-        model, used = _model(start, settings, steps, features)
+        model, resolved = _compile(initial, settings, steps, features)
     if devices.replicas > 1:
         fold_replica_into_dropout(model)
-    check_best(recipe.evaluate, validation, model)
-    first = Place(
-        inputs=digests, chosen=chosen | used, replicas=devices.replicas,
+    check_best(recipe.evaluate, data.validation, model)
+    start = TrainingProgress(
+        inputs=data.digests, resolved=previous.resolved | resolved, replicas=devices.replicas,
         backend=keras.backend.backend(),
     )  # fmt: skip
-    place = resuming.place(directory if resume else None, model, first, devices)
-    log = None
-    if devices.is_chief:
-        if origin.is_learned(recipe.tokenizer) and not resume:
-            start.tokenizer.save(directory / files.TOKENIZER)
-        files.write_text(directory / files.RECIPE, config.dump(start.resolved(recipe)))
-        log = Log(directory, place.step)
-    with Bar(steps, place.step, progress and devices.is_chief) as bar, signals() as stop:
-        watch = Watch(model, kind, devices.replicas, target_share(start.task), settings)
-        keeper = Keeper(
-            recipe, directory, place, batches, steps, log, bar, stop,
-            lambda: start.save(directory), validation, devices.of_chief,
-            lambda rows: resuming.named(rows, features, examples), watch,
-            Epochs(callbacks, _epochs(settings)) if callbacks else None,
+    state_directory = directory if previous.resume else None
+    progress = resuming.restore_or_start(state_directory, model, start, devices)
+    log = _open_log(recipe, directory, initial, progress, previous) if devices.is_chief else None
+    with (
+        ProgressBar(steps, progress.step, show_progress and devices.is_chief) as bar,
+        catch_stop_signals() as stop,
+    ):
+        run = RunContext(
+            recipe=recipe, directory=directory, progress=progress, batches=batches,
+            total_steps=steps, log=log, bar=bar, stop=stop,
+            monitor=ResourceMonitor(
+                model, settings.precision, devices.replicas, target_share(initial.task), settings
+            ),
+            save_checkpoint=lambda: initial.save(directory),
+            broadcast=devices.broadcast_from_chief,
+            describe_rows=lambda rows: resuming.describe_rows(rows, features, examples),
+            validation=data.validation,
+            caller=CallerCallbacks(callbacks, _epochs(settings)) if callbacks else None,
         )  # fmt: skip
-        profiles = []
-        if settings.profile is not None and log is not None:
-            profiles = [Profile(*settings.profile, directory / files.LOGS, place.step)]
-        with contextlib.ExitStack() as last:
-            last.callback(keeper.writer.settle)
-            _fit(model, start.task, features, keeper, profiles, devices)
-            keeper.writer.wait()
+        _fit(model, initial.task, features, run, devices)
         if log is not None:
             log.close()
-        if stop.signal is not None and place.step < steps and not place.stopped_early:
+        if stop.signal is not None and progress.step < steps and not progress.stopped_early:
             return Run(directory, {}, stop.signal)
-        return _finish(keeper, start, model, kind)
+        return _finish(run, initial, model, settings.precision)
 
 
-def _features(task: Task, examples: Sequence[dict[str, Any]], tokenizer: Any) -> Features:
+@dataclass(frozen=True)
+class _Data:
+    """What a run is made of, before the model is compiled."""
+
+    examples: Sequence[dict[str, Any]]
+    initial: InitialModel
+    features: Features
+    validation: Validation | None
+    digests: dict[str, str]
+
+
+def _prepare(
+    recipe: Recipe,
+    settings: TrainSettings,
+    directory: Path,
+    previous: PreviousRun,
+    devices: Devices,
+    measure: Measure | None,
+) -> _Data:
+    """Read the data, build the initial model, and compare both with a run to resume."""
+    resume = previous.resume
+    examples = train_examples(recipe.data)
+    initial = build_model(recipe, examples, directory / files.TOKENIZER if resume else None)
+    resolved = initial.resolved(recipe)
+    if resume and devices.is_chief:
+        files.check_same(directory, resolved, previous.summary is not None)
+    features = _features(initial.task, examples, initial.tokenizer)
+    if devices.is_chief:
+        checks.check_targets(initial.task, features, settings.class_weights)
+    validation = _validation(recipe, initial, measure)
+    digests = resuming.input_digests(features, validation, initial)
+    resuming.check_inputs(previous, resolved, digests, devices)
+    if resume and devices.is_chief and previous.summary is None:
+        for each in (examples, validation.examples if validation else ()):
+            resuming.check_shards(each, previous.started)
+    return _Data(examples, initial, features, validation, digests)
+
+
+def _open_log(
+    recipe: Recipe,
+    directory: Path,
+    initial: InitialModel,
+    progress: TrainingProgress,
+    previous: PreviousRun,
+) -> RunLog:
+    """Write the tokenizer and the resolved recipe, and open the run's log."""
+    if is_trained(recipe.tokenizer) and not previous.resume:
+        initial.tokenizer.save(directory / files.TOKENIZER)
+    files.write_text(directory / files.RECIPE, config.dump(initial.resolved(recipe)))
+    return RunLog(directory, progress.step)
+
+
+def _features(task: Task, examples: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Features:
     features = task.load_features(examples, tokenizer)
     if task.for_epoch(features).targets is None:
         raise DataError(
@@ -194,54 +252,54 @@ def _total_steps(settings: TrainSettings, batches: batching.Batches) -> int:
 
 
 def _epochs(settings: TrainSettings) -> int | None:
-    """How many epochs there will be; None where steps are counted."""
+    """The number of epochs; None where the recipe counts steps."""
     return None if settings.steps else settings.epochs or DEFAULT_EPOCHS
 
 
-def _model(
-    start: origin.Start, settings: TrainSettings, steps: int, features: Features
+def _compile(
+    initial: InitialModel, settings: TrainSettings, steps: int, features: Features
 ) -> tuple[Any, dict[str, str]]:
-    """The model compiled with loss and optimizer, and what `train.kernels` came to."""
-    trained = start.task.training_model(start.model)
+    """Compile the model with loss and optimizer; also return what `train.kernels` resolved to."""
+    trained = initial.task.training_model(initial.model)
     on_jax = keras.backend.backend() == "jax"
-    model: Any = (JaxModel if on_jax else TrainingModel)(trained.input, trained.output)
-    used = {}
+    model: FitModel = (JaxModel if on_jax else TrainingModel)(trained.input, trained.output)
+    resolved = {}
     if on_jax:
-        jax_model.check(settings)
+        jax_model.check_settings(settings)
     else:
-        used["kernels"] = _install(model, start, settings)
+        resolved["kernels"] = _accelerate(model, initial, settings)
     model.micro_batches = settings.accumulate
     model.clip_norm = settings.clip_norm
     if settings.ema is not None:
-        model.averages = Averages(model.trainable_variables, settings.ema)
+        model.averages = optimizers.WeightAverages(model.trainable_variables, settings.ema)
     weights = settings.class_weights
     if weights == "balanced":
-        weights = balanced_weights(start.task, features)
+        weights = balanced_weights(initial.task, features)
     model.compile(
-        optimizer=optimizers.optimizer(settings, steps, model.trainable_variables),
-        loss=start.task.loss(settings.label_smoothing, weights),
+        optimizer=optimizers.build_optimizer(settings, steps, model.trainable_variables),
+        loss=initial.task.loss(settings.label_smoothing, weights),
         # On a CPU, XLA in TensorFlow multiplies bfloat16 several times slower.
         jit_compile=on_jax,
         auto_scale_loss=False,
     )
-    return model, used
+    return model, resolved
 
 
-def _install(model: Any, start: origin.Start, settings: TrainSettings) -> str:
-    """Puts in what TensorFlow computes faster, or with less memory; returns the kernels."""
-    chosen = kernels.choose(settings.kernels, _parameters(model.trainable_weights))
+def _accelerate(model: FitModel, initial: InitialModel, settings: TrainSettings) -> str:
+    """Install faster kernels and rematerialization; return which kernels."""
+    chosen = kernels.choose(settings.kernels, _count_parameters(model.trainable_weights))
     if chosen != "plain":
         kernels.install(model, compiled=chosen == "compiled")
     if settings.rematerialize and not rematerialization.install(model):
         raise SettingError(
-            f"train.rematerialize: '{start.checkpoint.family}' has no blocks that can be "
-            "computed again. Set it to false."
+            f"train.rematerialize: '{initial.checkpoint.family}' has no blocks that can be "
+            "rematerialized. Set it to false."
         )
     return chosen
 
 
 def balanced_weights(task: Task, features: Features) -> tuple[float, ...]:
-    """examples / (labels * examples of the label), as scikit-learn's "balanced"."""
+    """Compute examples / (labels * examples of the label), as scikit-learn's "balanced"."""
     labels = getattr(task, "labels", ())
     if not labels or features.targets is None:
         raise SettingError("train.class_weights: balanced needs a task with labels.")
@@ -261,90 +319,93 @@ def balanced_weights(task: Task, features: Features) -> tuple[float, ...]:
     return tuple(float(value) for value in total / (len(labels) * counts))
 
 
-def _validation(recipe: Recipe, start: origin.Start, measure: Measure | None) -> Validation | None:
+def _validation(
+    recipe: Recipe, initial: InitialModel, measure: Measure | None
+) -> Validation | None:
     examples = validation_examples(recipe.data)
     if not examples:
         return None
     return Validation(
-        start.task, examples, start.tokenizer, recipe.evaluate.batch_size, measure,
-        recipe.train.seed, texts_of(start, examples, measure, recipe.evaluate),
+        initial.task, examples, initial.tokenizer, recipe.evaluate.batch_size, measure,
+        recipe.train.seed, generated_texts(initial, examples, measure, recipe.evaluate),
     )  # fmt: skip
 
 
 def _fit(
-    model: Any,
-    task: Task,
-    features: Features,
-    keeper: Keeper,
-    callbacks: Sequence[keras.callbacks.Callback],
-    devices: Devices,
+    model: FitModel, task: Task, features: Features, run: RunContext, devices: Devices
 ) -> None:
-    place, steps = keeper.place, keeper.total_steps
-    if place.step >= steps or place.stopped_early:
+    """Run the remaining steps, and wait for the last state to be written."""
+    progress, settings = run.progress, run.recipe.train
+    if progress.step >= run.total_steps or progress.stopped_early:
         return
-    seed = keeper.recipe.train.seed
+    callback = RunCallback(run)
+    callbacks: list[keras.callbacks.Callback] = [callback]
+    if settings.profile is not None and run.log is not None:
+        folder = run.directory / files.LOGS
+        callbacks.append(ProfileSteps(*settings.profile, folder, progress.step))
     dataset = feeding.dataset(
-        lambda epoch: task.for_epoch(features, seed, epoch),
-        keeper.batches,
+        lambda epoch: task.for_epoch(features, settings.seed, epoch),
+        run.batches,
         input_names(model),
-        place.epoch,
-        place.epoch_step,
+        progress.epoch,
+        progress.epoch_step,
         feeding.Split(devices.replicas, devices.own_replicas),
     )
-    model.steps_per_call = keeper.steps_ahead
+    model.steps_per_call = callback.steps_ahead
     if devices.cluster is not None:
         model.stop_flag = tf.Variable(0.0, trainable=False)
         model.log_names = (*model.log_names, "stop")
-    with devices.fitting():
-        # One Keras "epoch" is the whole run: the place, epochs included, is the keeper's, which
-        # calls the caller's callbacks (`tfllm.training.epochs`).
-        model.fit(
-            devices.fed(dataset),
-            epochs=1,
-            steps_per_epoch=steps - place.step,
-            shuffle=False,  # the batches are
-            callbacks=[keeper, *callbacks],
-            verbose=0,
-        )
+    with contextlib.ExitStack() as stack:
+        stack.callback(callback.writer.join)
+        with devices.fit_scope():
+            # One Keras "epoch" is the whole run: the run's epochs are counted by the callback.
+            model.fit(
+                devices.distribute(dataset),
+                epochs=1,
+                steps_per_epoch=run.total_steps - progress.step,
+                shuffle=False,  # the batches are shuffled
+                callbacks=callbacks,
+                verbose=0,
+            )
+        callback.writer.wait()
 
 
-def _finish(keeper: Keeper, start: origin.Start, model: Any, kind: str) -> Run:
-    """Writes the last checkpoint, if no best one is kept, and the summary."""
-    recipe, place = keeper.recipe, keeper.place
-    if keeper.log is not None and (recipe.evaluate.best is None or place.best is None):
+def _finish(run: RunContext, initial: InitialModel, model: FitModel, kind: str) -> Run:
+    """Write the last checkpoint, unless the best one is kept, and the summary."""
+    recipe, progress = run.recipe, run.progress
+    if run.log is not None and (recipe.evaluate.best is None or progress.best is None):
         with model.averaged():
-            start.save(keeper.directory)
-    texts = keeper.validation.texts if keeper.validation and keeper.log is not None else None
+            initial.save(run.directory)
+    texts = run.validation.texts if run.validation and run.log is not None else None
     summary = {
         "name": recipe.name,
-        "task": start.task.kind,
-        "steps": place.step,
-        "epochs": round(place.epoch + place.epoch_step / len(keeper.batches.epoch(0)), 3),
-        "examples": place.examples,
-        "tokens": place.tokens,
-        "padding": place.padding,
-        "seconds": round(place.seconds, 3),
-        "parameters": _parameters(model.weights),
-        "trainable_parameters": _parameters(model.trainable_weights),
+        "task": initial.task.kind,
+        "steps": progress.step,
+        "epochs": round(progress.epoch + progress.epoch_step / len(run.batches.epoch(0)), 3),
+        "examples": progress.examples,
+        "tokens": progress.tokens,
+        "padding": progress.padding,
+        "seconds": round(progress.seconds, 3),
+        "parameters": _count_parameters(model.weights),
+        "trainable_parameters": _count_parameters(model.trainable_weights),
         "precision": kind,
-        "replicas": place.replicas,
+        "replicas": progress.replicas,
         "seed": recipe.train.seed,
-        "validation": place.measured or None,
+        "validation": progress.metrics or None,
         "best": (
-            {"measure": recipe.evaluate.best, "value": place.best, "step": place.best_step}
+            {"measure": recipe.evaluate.best, "value": progress.best, "step": progress.best_step}
             if recipe.evaluate.best is not None
             else None
         ),
-        **({"texts": texts.at_the_end(keeper.directory)} if texts is not None else {}),
-        **(keeper.watch.summary() if keeper.watch is not None else {}),
-        **files.surroundings(),
+        **({"texts": texts.after_training(run.directory)} if texts is not None else {}),
+        **run.monitor.summary(),
+        **files.environment(),
     }
-    if keeper.log is not None:
+    if run.log is not None:
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        files.write_text(keeper.directory / files.SUMMARY, text)
-    return Run(keeper.directory, summary)
+        files.write_text(run.directory / files.SUMMARY, text)
+    return Run(run.directory, summary)
 
 
-def _parameters(weights: Sequence[Any]) -> int:
-    """How many numbers the weights hold."""
+def _count_parameters(weights: Sequence[keras.Variable]) -> int:
     return sum(math.prod(weight.shape) for weight in weights)

@@ -1,4 +1,4 @@
-"""The signals that ask a run to save its state and end: Ctrl-C, SIGTERM, and SIGHUP."""
+"""The signals that ask a run to save its state and end: SIGINT (Ctrl-C), SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from typing import Any
 STANDARD_STREAMS = (0, 1, 2)
 
 
-def asking() -> tuple[int, ...]:
-    """The signals that ask for an end. SIGHUP, of a terminal that goes, stays ignored where it was,
-    as under nohup."""
+def stop_signals() -> tuple[int, ...]:
+    """The signals that ask a process to end.
+
+    SIGHUP, of a terminal that closes, stays ignored where it was, as under nohup.
+    """
     hangup = getattr(signal, "SIGHUP", None)  # not on every system
     if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
         return (signal.SIGINT, signal.SIGTERM)
     return (signal.SIGINT, signal.SIGTERM, hangup)
 
 
-class Stop:
-    """Set by a signal: the run ends after the step that it is in."""
+class StopRequest:
+    """Set by a signal: the run ends after the current step."""
 
     signal: int | None = None
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[Stop]:
-    """The signals set `Stop.signal` once; a second one ends the process as usual."""
-    stop = Stop()
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Inside, a signal sets `StopRequest.signal`; a second one ends the process as usual."""
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in asking()}
+    before = {number: signal.getsignal(number) for number in stop_signals()}
 
     def handle(number: int, _: Any) -> None:
         stop.signal = number
-        leave_lost_terminal()
+        detach_lost_terminal()
         for each, handler in before.items():
             signal.signal(each, handler)
 
@@ -52,14 +54,14 @@ def signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def leave_lost_terminal() -> None:
-    """Leads standard streams to nowhere whose terminal has gone: writing there is an error."""
+def detach_lost_terminal() -> None:
+    """Redirect standard streams whose terminal has closed to /dev/null: writing would fail."""
     lost = [stream for stream in STANDARD_STREAMS if _is_lost(stream)]
     if lost:
-        nowhere = os.open(os.devnull, os.O_RDWR)
+        devnull = os.open(os.devnull, os.O_RDWR)
         for stream in lost:
-            os.dup2(nowhere, stream)
-        os.close(nowhere)
+            os.dup2(devnull, stream)
+        os.close(devnull)
 
 
 def _is_lost(stream: int) -> bool:

@@ -1,4 +1,4 @@
-"""The tokenizer that a recipe names, or learns from its own training texts before the run."""
+"""The tokenizer that a recipe names, or that is trained on its training texts before the run."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ from tfllm.training.recipe import TokenizerSettings
 PAIR_TOKENS = ("<pad>", "</s>")
 
 
-def is_learned(settings: TokenizerSettings | str | None) -> bool:
-    """Whether a recipe's tokenizer is learned from its training texts."""
+def is_trained(settings: TokenizerSettings | str | None) -> bool:
+    """Whether a recipe's tokenizer is trained on its training texts."""
     return isinstance(settings, TokenizerSettings) and settings.kind is not None
 
 
 def read_tokenizer(
     settings: TokenizerSettings | str,
     examples: Sequence[dict[str, Any]] = (),
-    learned: Path | None = None,
+    trained: Path | None = None,
     *,
     pairs: bool = False,
 ) -> Tokenizer:
-    """The tokenizer of a recipe's `tokenizer` key.
+    """Load or train the tokenizer of a recipe's `tokenizer` key.
 
-    One that is to be learned comes from `examples`, or from the directory `learned` where it has
-    been before; with `pairs` it is for sources and targets.
+    Args:
+        settings: The key's value.
+        examples: The examples that one is trained on.
+        trained: The directory of one that was trained before, which is loaded.
+        pairs: Whether it is for sources and targets.
     """
     if isinstance(settings, str):
         settings = TokenizerSettings(path=settings)
     if settings.path is None:
-        if learned is not None and learned.is_dir():
-            return load_tokenizer(learned)
-        return (learn_for_pairs if pairs else learn_from)(settings, _Texts(examples))
+        if trained is not None and trained.is_dir():
+            return load_tokenizer(trained)
+        return (train_for_pairs if pairs else train_on_texts)(settings, _Texts(examples))
     path = resolve(settings.path)
     if path.is_file() and path.suffix == ".txt":
         lowercase = True if settings.lowercase is None else settings.lowercase
@@ -59,25 +62,25 @@ def read_tokenizer(
     return with_template(load_tokenizer(path), settings.chat_template)
 
 
-def learn(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
-    """The tokenizer of `settings.kind` over the texts of all examples."""
-    return learn_from(settings, _Texts(examples))
+def train_on_examples(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
+    """Train the tokenizer of `settings.kind` on the texts of all examples."""
+    return train_on_texts(settings, _Texts(examples))
 
 
-def learn_for_pairs(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
-    """One vocabulary over sources and targets, whose rows end in `</s>`.
+def train_for_pairs(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
+    """Train one vocabulary over sources and targets, whose rows end in `</s>`.
 
     It has PAIR_TOKENS first, where it is of a kind that has no special tokens of its own. `texts`
-    are gone through more than once.
+    are iterated more than once.
     """
     if settings.kind in ("bpe", "characters"):
         tokens = tuple(dict.fromkeys([*PAIR_TOKENS, *settings.special_tokens]))
         settings = settings.model_copy(update={"special_tokens": tokens})
-    return append_eos(learn_from(settings, texts))
+    return append_eos(train_on_texts(settings, texts))
 
 
-def learn_from(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer of `settings.kind` over texts, which are gone through more than once."""
+def train_on_texts(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
+    """Train the tokenizer of `settings.kind` on texts, which are iterated more than once."""
     assert settings.kind is not None  # else there is a path
     options = TrainerOptions(
         vocabulary_size=settings.vocabulary_size or sys.maxsize,
@@ -94,13 +97,14 @@ def learn_from(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
     return with_template(tokenizer, settings.chat_template)
 
 
-def with_template(tokenizer: Any, chat_template: str | None) -> Tokenizer:
-    """The tokenizer with the chat template of a file."""
+def with_template(tokenizer: Tokenizer, chat_template: str | None) -> Tokenizer:
+    """Give a tokenizer the chat template of a file."""
     if chat_template is None:
         return tokenizer
     if not hasattr(tokenizer, "config"):
         raise SettingError(f"tokenizer.chat_template: {tokenizer.kind} has no conversations.")
-    return dataclasses.replace(tokenizer, chat_template=read_all(chat_template))
+    tokenizer_data: Any = tokenizer  # each is a dataclass, which the protocol cannot say
+    return dataclasses.replace(tokenizer_data, chat_template=read_all(chat_template))
 
 
 class _Texts:

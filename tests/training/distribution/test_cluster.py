@@ -16,15 +16,15 @@ SLURM = {
 
 
 def test_no_cluster():
-    assert cluster.found({}) is None
-    assert cluster.found({"TF_CONFIG": " "}) is None
-    assert cluster.found({"TF_CONFIG": "{}"}) is None
+    assert cluster.find_cluster({}) is None
+    assert cluster.find_cluster({"TF_CONFIG": " "}) is None
+    assert cluster.find_cluster({"TF_CONFIG": "{}"}) is None
     one = {"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}
-    assert cluster.found({"TF_CONFIG": json.dumps(one)}) is None
+    assert cluster.find_cluster({"TF_CONFIG": json.dumps(one)}) is None
 
 
 def test_tf_config_of_workers():
-    found = cluster.found({"TF_CONFIG": json.dumps(TWO)})
+    found = cluster.find_cluster({"TF_CONFIG": json.dumps(TWO)})
     assert found == Cluster(("a:1", "b:2"), 1) and not found.is_chief and len(found) == 2
     assert json.loads(found.tf_config()) == TWO
     assert json.loads(found.tf_config(0))["task"]["index"] == 0
@@ -77,25 +77,25 @@ REFUSED = {
 def test_a_tf_config_without_sense_is_refused(case):
     text, message = REFUSED[case]
     with pytest.raises(SettingError, match=message) as raised:
-        cluster.found({"TF_CONFIG": text})
+        cluster.find_cluster({"TF_CONFIG": text})
     assert "TF_CONFIG" in str(raised.value)
 
 
 def test_a_slurm_step_is_a_cluster():
-    found = cluster.found(SLURM)
+    found = cluster.find_cluster(SLURM)
     hosts = [address.split(":")[0] for address in found.addresses]
     assert hosts == ["gpu01", "gpu01", "gpu02", "gpu02", "gpu7"]
     ports = [int(address.split(":")[1]) for address in found.addresses]
     first = 20_000 + 60123 % 30_000
     assert ports == [first, first + 1, first, first + 1, first]
     assert found.index == 3
-    assert cluster.found({**SLURM, "TF_CONFIG": json.dumps(TWO)}).addresses == ("a:1", "b:2")
-    assert cluster.found({name: SLURM[name] for name in list(SLURM)[:3]}) is None
+    assert cluster.find_cluster({**SLURM, "TF_CONFIG": json.dumps(TWO)}).addresses == ("a:1", "b:2")
+    assert cluster.find_cluster({name: SLURM[name] for name in list(SLURM)[:3]}) is None
 
 
 def test_slurm_counts_that_disagree_are_refused():
     with pytest.raises(SettingError, match="3 hosts"):
-        cluster.found({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2"})
+        cluster.find_cluster({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2"})
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_slurm_host_lists(text, names):
 def test_addresses_of_all_kinds():
     assert cluster.host_and_port("worker-0.service:2222") == ("worker-0.service", 2222)
     assert cluster.host_and_port("[::1]:65535") == ("::1", 65535)
-    found = cluster.found({"TF_CONFIG": workers("a:1", "b:2", index="1")})
+    found = cluster.find_cluster({"TF_CONFIG": workers("a:1", "b:2", index="1")})
     assert found.index == 1  # some operators write it as a text
-    assert cluster.found({"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1"]}})}) is None
+    assert cluster.find_cluster({"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1"]}})}) is None
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_addresses_of_all_kinds():
 )
 def test_slurm_variables_without_sense_are_refused(name, value, message):
     with pytest.raises(SettingError, match=message):
-        cluster.found({**SLURM, name: value})
+        cluster.find_cluster({**SLURM, name: value})

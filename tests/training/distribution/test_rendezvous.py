@@ -29,7 +29,7 @@ def test_workers_meet():
     done = []
 
     def meet(index):
-        rendezvous.meet(Cluster(all_three.addresses, index), SECONDS)
+        rendezvous.wait_for_workers(Cluster(all_three.addresses, index), SECONDS)
         done.append(index)
 
     others = [threading.Thread(target=meet, args=(index,)) for index in (1, 2)]
@@ -49,7 +49,7 @@ def test_who_does_not_come_is_named_after_the_limit():
         call = threading.Timer(0.1, lambda: rendezvous._call(Cluster(alone.addresses, 1), 0))
         call.start()
         with pytest.raises(SettingError) as raised:
-            rendezvous.meet(alone, 0.5)
+            rendezvous.wait_for_workers(alone, 0.5)
     message = str(raised.value)
     assert "TF_CONFIG: after 0.5 seconds" in message and "train.worker_timeout" in message
     assert f"worker 2 ({alone.addresses[2]})" in message and alone.addresses[1] not in message
@@ -61,7 +61,7 @@ def test_a_worker_with_other_addresses_is_told():
     call = threading.Timer(0.2, lambda: rendezvous._call(other, 0))
     call.start()
     with pytest.raises(SettingError, match="was given other addresses than this one"):
-        rendezvous.meet(two, SECONDS)
+        rendezvous.wait_for_workers(two, SECONDS)
 
 
 def test_calls_of_others_are_not_taken_for_workers():
@@ -74,7 +74,7 @@ def test_calls_of_others_are_not_taken_for_workers():
     timer = threading.Timer(0.2, call)
     timer.start()
     with pytest.raises(SettingError, match="no answer from worker 1"):
-        rendezvous.meet(two, 1.0)
+        rendezvous.wait_for_workers(two, 1.0)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", ""])
@@ -83,7 +83,7 @@ def test_a_port_in_use_is_named(host):
     port = int(two.addresses[1].rpartition(":")[2])
     with socket.create_server((host, port)):
         with pytest.raises(SettingError, match=rf"TF_CONFIG: port {port} of .* is in use"):
-            rendezvous.meet(two, 0.1)
+            rendezvous.wait_for_workers(two, 0.1)
 
 
 def test_a_wait_for_others_hears_signals():
@@ -98,14 +98,14 @@ def test_a_wait_for_others_hears_signals():
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(Heard):
-            rendezvous.heard(lambda: never.wait(SECONDS))
+            rendezvous.run_interruptibly(lambda: never.wait(SECONDS))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         never.set()
-    assert rendezvous.heard(lambda: 3) == 3
+    assert rendezvous.run_interruptibly(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        rendezvous.heard(lambda: 1 // 0)
+        rendezvous.run_interruptibly(lambda: 1 // 0)
 
 
 # Waits in C with Python's lock held, as TensorFlow does while workers connect.
@@ -113,7 +113,7 @@ LOCKED = """
 import ctypes, sys
 from tfllm.training.distribution import rendezvous
 from tfllm.training.distribution.cluster import Cluster
-with rendezvous.unheard(Cluster(("a:1", "b:2"), 0), float(sys.argv[1])):
+with rendezvous.default_signals(Cluster(("a:1", "b:2"), 0), float(sys.argv[1])):
     print("waits", flush=True)
     if len(sys.argv) > 2:
         ctypes.PyDLL(None).sleep(100)

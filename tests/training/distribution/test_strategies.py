@@ -177,14 +177,14 @@ def test_a_lost_worker_is_told_with_the_way_to_go_on(tmp_path, case):
     devices = strategies.Devices(None, Cluster(("a:1", "b:2"), 1))
     message = "Worker 1 of 2 stops: another worker has gone .*(reset by peer|gone).*--resume"
     with pytest.raises(TrainingFailed, match=message):
-        with strategies.losses_told(devices, tmp_path):
+        with strategies.report_lost_workers(devices, tmp_path):
             raise LOST[case]
 
 
 def test_other_faults_of_a_worker_stay_what_they_are(tmp_path):
     devices = strategies.Devices(None, Cluster(("a:1", "b:2"), 1))
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        with strategies.losses_told(devices, tmp_path):
+        with strategies.report_lost_workers(devices, tmp_path):
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
 

@@ -1,8 +1,8 @@
-"""Parts of a training step as faster kernels, put into a built model from outside.
+"""Faster kernels for parts of a training step, installed into a built model from outside.
 
-On a CPU in bfloat16, GELU, layer normalisation and dropout take as long as the matrix products when
-every operation in them passes over memory. "fused" writes their gradients by hand in float32;
-"compiled" has XLA make one pass of each formula, at a fraction of a second for every batch shape.
+On a CPU in bfloat16, GELU, layer normalization and dropout take as long as the matrix products when
+each of their operations passes over memory. "fused" has their gradients written by hand in float32;
+"compiled" has XLA fuse each formula into one pass, at a fraction of a second per batch shape.
 Matrix products stay TensorFlow's, which are faster than XLA's on CPUs; those of attention's
 projections get two dimensions. The layers' own `keras.ops` forms are the reference of the tests.
 benchmarks/training.md has the numbers.
@@ -27,37 +27,37 @@ DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution
 # Dropout compares one random byte per element, so its rate is a multiple of 1/256.
 BYTE_VALUES = 256
 
-# Trained parameters from which a step takes a second and more of two cores: XLA's fraction of a
-# second for every new batch shape is soon won back.
+# Trained parameters from which a step takes a second or more on two cores, so that XLA's fraction
+# of a second per batch shape pays off.
 COMPILED_FROM = 50_000_000
 
 
 def _gelu_gradient(x: Any, upstream: Any) -> Any:
-    """d/dx x P(x) = P(x) + x p(x), with P and p of the standard normal distribution."""
+    """d/dx x P(x) = P(x) + x p(x), with the standard normal distribution's P and density p."""
     wide = tf.cast(x, tf.float32)
-    below = 0.5 * (1 + tf.math.erf(wide * SQRT_HALF))
-    slope = below + wide * DENSITY_AT_0 * tf.exp(-0.5 * wide * wide)
+    cumulative = 0.5 * (1 + tf.math.erf(wide * SQRT_HALF))
+    slope = cumulative + wide * DENSITY_AT_0 * tf.exp(-0.5 * wide * wide)
     return tf.cast(tf.cast(upstream, tf.float32) * slope, x.dtype)
 
 
 @functools.cache
 def kernel(formula: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    """The formula itself, or compiled by XLA: once for all layers, as compiling takes long."""
+    """The formula itself, or compiled by XLA: once for all layers, as compilation is slow."""
     if not compiled:
         return formula
     return tf.function(formula, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
 def gelu(x: Any, compiled: bool = False) -> Any:
-    """Exact GELU, computed in float32: `tfllm.layers.activations.exact_gelu`."""
+    """Compute exact GELU in float32, as `tfllm.layers.activations.exact_gelu`."""
 
     @tf.custom_gradient
     def apply(x: Any) -> Any:
         flat = tf.reshape(x, [-1])  # one compiled kernel per size, not per shape
 
         def gradient(upstream: Any) -> Any:
-            of_x = kernel(_gelu_gradient, compiled)(flat, tf.reshape(upstream, [-1]))
-            return tf.reshape(of_x, tf.shape(x))
+            dx = kernel(_gelu_gradient, compiled)(flat, tf.reshape(upstream, [-1]))
+            return tf.reshape(dx, tf.shape(x))
 
         return tf.reshape(kernel(exact_gelu, compiled)(flat), tf.shape(x)), gradient
 
@@ -65,7 +65,7 @@ def gelu(x: Any, compiled: bool = False) -> Any:
 
 
 def _normalize(x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
-    """[N, D] to the normalised [N, D], means [N, 1] and inverse deviations [N, 1]."""
+    """Normalize [N, D]; also return means [N, 1] and inverse deviations [N, 1]."""
     wide = tf.cast(x, tf.float32)
     mean = tf.reduce_mean(wide, -1, keepdims=True)
     centred = wide - mean
@@ -78,8 +78,8 @@ def _normalize_gradient(x: Any, mean: Any, inverse: Any, gamma: Any, upstream: A
     upstream = tf.cast(upstream, tf.float32)
     normal = (tf.cast(x, tf.float32) - mean) * inverse
     scaled = upstream * gamma
-    along = tf.reduce_mean(scaled * normal, -1, keepdims=True)
-    gradient = inverse * (scaled - tf.reduce_mean(scaled, -1, keepdims=True) - normal * along)
+    projection = tf.reduce_mean(scaled * normal, -1, keepdims=True)
+    gradient = inverse * (scaled - tf.reduce_mean(scaled, -1, keepdims=True) - normal * projection)
     return (
         tf.cast(gradient, x.dtype),
         tf.reduce_sum(upstream * normal, 0),
@@ -88,7 +88,7 @@ def _normalize_gradient(x: Any, mean: Any, inverse: Any, gamma: Any, upstream: A
 
 
 def normalize(x: Any, gamma: Any, beta: Any, epsilon: float, compiled: bool = False) -> Any:
-    """Layer normalisation over the last axis, computed in float32: [..., D] to [..., D]."""
+    """Compute layer normalization over the last axis in float32: [..., D] to [..., D]."""
 
     @tf.custom_gradient
     def apply(x: Any, gamma: Any, beta: Any) -> Any:
@@ -99,27 +99,36 @@ def normalize(x: Any, gamma: Any, beta: Any, epsilon: float, compiled: bool = Fa
 
         def gradient(upstream: Any) -> Any:
             rows = tf.reshape(upstream, [-1, x.shape[-1]])
-            of_x, of_gamma, of_beta = kernel(_normalize_gradient, compiled)(
+            dx, dgamma, dbeta = kernel(_normalize_gradient, compiled)(
                 flat, mean, inverse, gamma, rows
             )
-            return tf.reshape(of_x, tf.shape(x)), of_gamma, of_beta
+            return tf.reshape(dx, tf.shape(x)), dgamma, dbeta
 
         return tf.reshape(result, tf.shape(x)), gradient
 
     return apply(*(tf.convert_to_tensor(value) for value in (x, gamma, beta)))
 
 
-def dropped_bytes(rate: float) -> int:
-    """How many of 256 byte values drop an element."""
+def dropped_byte_values(rate: float) -> int:
+    """How many of the 256 values of a random byte drop an element."""
     return round(rate * BYTE_VALUES)
 
 
 def dropout(x: Any, rate: float, seed: Any, compiled: bool = False) -> Any:
-    """Inverted dropout, at the nearest multiple of 1/256 where it is not compiled: there four
-    elements share a random word."""
+    """Apply inverted dropout.
+
+    Where it is not compiled, four elements share a random word, and the rate is the nearest
+    multiple of 1/256.
+
+    Args:
+        x: The inputs.
+        rate: The probability of dropping an element.
+        seed: int [2].
+        compiled: Whether XLA compiles it.
+    """
     if compiled:
         return _hashed_dropout(x, rate, seed)
-    dropped = dropped_bytes(rate)
+    dropped = dropped_byte_values(rate)
     size = tf.size(x)
     words = tf.random.stateless_uniform(
         [(size + 3) // 4], seed=tf.cast(seed, tf.int32), minval=None, maxval=None, dtype=tf.int32
@@ -130,30 +139,30 @@ def dropout(x: Any, rate: float, seed: Any, compiled: bool = False) -> Any:
 
 
 def _hashed_dropout(x: Any, rate: float, seed: Any) -> Any:
-    """The mask is a function of seed and place, so that the gradient draws it again."""
+    """Apply dropout by a mask that is a function of seed and position: the gradient redraws it."""
     threshold = tf.constant(int(rate * 2**32), tf.uint32)
     scale = tf.constant(1 / (1 - rate), x.dtype)
 
     @tf.custom_gradient
     def apply(x: Any) -> Any:
-        def masked(values: Any) -> Any:
-            of_values = kernel(_masked, True)(tf.reshape(values, [-1]), seed, threshold, scale)
-            return tf.reshape(of_values, tf.shape(values))
+        def mask(values: Any) -> Any:
+            flat = kernel(_mask, True)(tf.reshape(values, [-1]), seed, threshold, scale)
+            return tf.reshape(flat, tf.shape(values))
 
-        return masked(x), masked
+        return mask(x), mask
 
     return apply(x)
 
 
-def _masked(x: Any, seed: Any, threshold: Any, scale: Any) -> Any:
-    """x [N] times `scale` where the random bits of the place are at least `threshold`, else 0."""
+def _mask(x: Any, seed: Any, threshold: Any, scale: Any) -> Any:
+    """x [N] times `scale` where the position's random bits are at least `threshold`, else 0."""
     seed = tf.cast(seed, tf.int32)
     drawn = random.bits(seed[0], seed[1], tf.range(tf.size(x)))
     return tf.where(drawn >= threshold, x * scale, tf.zeros([], x.dtype))
 
 
 def choose(kernels: str, parameters: int) -> str:
-    """`train.kernels` with "auto" resolved by the devices and the number of trained parameters."""
+    """Resolve "auto" of `train.kernels` by the devices and the number of trained parameters."""
     if kernels != "auto":
         return kernels
     if tf.config.list_physical_devices("GPU"):
@@ -161,15 +170,15 @@ def choose(kernels: str, parameters: int) -> str:
     return "compiled" if parameters >= COMPILED_FROM else "fused"
 
 
-def install(model: Any, compiled: bool = False) -> int:
-    """Puts the kernels into every layer of a model that they fit; returns how many."""
+def install(model: keras.Model, compiled: bool = False) -> int:
+    """Install the kernels into every layer of a model that they fit; return how many."""
     count = 0
     for layer in all_layers(model):
         if isinstance(layer, keras.layers.Dense) and layer.activation is exact_gelu:
             layer.activation = functools.partial(gelu, compiled=compiled)
         elif type(layer) is keras.layers.LayerNormalization and _is_plain(layer):
             override_call(layer, functools.partial(_call_normalization, layer, compiled=compiled))
-        elif type(layer) is keras.layers.Dropout and dropped_bytes(layer.rate):
+        elif type(layer) is keras.layers.Dropout and dropped_byte_values(layer.rate):
             override_call(layer, functools.partial(_call_dropout, layer, compiled=compiled))
         elif type(layer) is keras.layers.EinsumDense and _is_projection(layer):
             override_call(layer, functools.partial(_call_projection, layer))
@@ -179,8 +188,8 @@ def install(model: Any, compiled: bool = False) -> int:
     return count
 
 
-def remove(model: Any) -> None:
-    """Undoes `install`."""
+def remove(model: keras.Model) -> None:
+    """Undo `install`."""
     for layer in all_layers(model):
         if getattr(getattr(layer, "activation", None), "func", None) is gelu:
             layer.activation = exact_gelu
@@ -213,15 +222,15 @@ def _is_projection(layer: Any) -> bool:
 
 
 def _call_projection(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """One product of matrices in place of one for every row, whose gradients are summed up after.
+    """Compute one matrix product for all rows instead of a batched one, whose gradients are summed.
 
-    The bias is added to three dimensions: right after a matrix product TensorFlow joins the two in
-    a kernel of half the speed.
+    The bias is added to three dimensions: right after a matrix product TensorFlow fuses the two
+    into a kernel of half the speed.
     """
     weights = tf.cast(layer.kernel.value, layer.compute_dtype)
-    summed = PROJECTIONS[layer.equation]
-    outputs = weights.shape[summed:]
-    width, size = math.prod(weights.shape[:summed]), math.prod(outputs)
+    contracted = PROJECTIONS[layer.equation]
+    outputs = weights.shape[contracted:]
+    width, size = math.prod(weights.shape[:contracted]), math.prod(outputs)
     lead = tf.shape(inputs)[:2]
     x = tf.reshape(tf.cast(inputs, layer.compute_dtype), [-1, width])
     product = tf.matmul(x, tf.reshape(weights, [width, size]))

@@ -1,4 +1,4 @@
-"""What the arithmetic is done in."""
+"""The precision of the layers' arithmetic (`train.precision`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 log = logging.getLogger(__name__)
 
@@ -22,20 +23,18 @@ BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 BFLOAT16_CAPABILITY = (8, 0)
 
 
-def choose(precision: str) -> str:
-    """`train.precision` with "auto" resolved for this machine."""
+def choose(precision: str, before: Mapping[str, str] | None = None) -> str:
+    """Resolve "auto" of `train.precision` for this machine.
+
+    Args:
+        precision: The setting.
+        before: What "auto" stood for where a resumed run was started ("precision"): it stays that.
+            TensorFlow computes in bfloat16 everywhere, only slower without hardware for it.
+    """
     if precision != "auto":
         return precision
-    return "bfloat16" if has_bfloat16() else "float32"
-
-
-def kept(precision: str, before: Mapping[str, str]) -> str:
-    """`choose`, but "auto" stays what it was `before`, where the run was started.
-
-    TensorFlow computes in bfloat16 everywhere, only slower where the hardware has none of it.
-    """
-    if precision != "auto" or "precision" not in before:
-        return choose(precision)
+    if before is None or "precision" not in before:
+        return "bfloat16" if has_bfloat16() else "float32"
     if before["precision"] == "bfloat16" and not has_bfloat16():
         log.warning(
             "the run was started in bfloat16 and goes on in it, though this machine has no "
@@ -50,8 +49,6 @@ def has_bfloat16() -> bool:
         import jax
 
         return jax.default_backend() != "cpu"  # XLA on CPUs makes no use of it
-    import tensorflow as tf
-
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
@@ -67,7 +64,7 @@ def has_bfloat16() -> bool:
 
 @contextlib.contextmanager
 def policy(precision: str) -> Iterator[None]:
-    """Layers made inside compute in this precision; the policy of before is restored after."""
+    """Layers created inside compute in this precision; the previous policy is restored after."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(POLICIES[precision])
     try:

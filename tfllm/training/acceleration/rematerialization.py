@@ -1,9 +1,9 @@
-"""Blocks that are computed again in the backward pass: less memory for about a third more time.
+"""Blocks that are recomputed in the backward pass: less memory for about a third more time.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Of every block only the input is
-kept; what lies inside is made anew when its gradient is wanted. `keras.remat` does so too, but a
-`Dropout` inside draws another mask the second time, and the gradients are then those of another
-function. Here the seeds are drawn once, outside, and given to both passes.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Only the input of every block is
+kept; its activations are recomputed for the gradient. `keras.remat` does so too, but a `Dropout`
+inside draws another mask the second time, and the gradients are then those of another function.
+Here the seeds are drawn once, outside, and passed to both passes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfllm.keras_internals import (
@@ -27,15 +28,15 @@ from tfllm.layers.causal import CausalBlock
 BLOCKS = (EncoderBlock, CausalBlock)
 
 
-def install(model: Any) -> int:
-    """Makes every block of a built model one that is computed again; returns how many."""
+def install(model: keras.Model) -> int:
+    """Have every block of a built model recomputed in the backward pass; return how many."""
     blocks: list[Any] = [x for x in all_layers(model) if isinstance(x, BLOCKS)]
     for block in blocks:
         override_call(block, functools.partial(_call, block))
     return len(blocks)
 
 
-def remove(model: Any) -> None:
+def remove(model: keras.Model) -> None:
     """Undoes `install`."""
     for layer in all_layers(model):
         if isinstance(layer, BLOCKS):
@@ -43,34 +44,35 @@ def remove(model: Any) -> None:
 
 
 def _call(block: Any, *arguments: Any, **options: Any) -> Any:
-    """`block.call`; in training with a gradient that computes it again."""
+    """Call a block; in training with a gradient that recomputes it."""
     call = functools.partial(type(block).call, block)
     if not options.get("training"):
         return call(*arguments, **options)
     generators = seed_generators(block)
-    given = (arguments, options)
-    leaves = tf.nest.flatten(given)
-    places = [place for place, leaf in enumerate(leaves) if tf.is_tensor(leaf)]
+    structure = (arguments, options)
+    leaves = tf.nest.flatten(structure)
+    tensor_indices = [index for index, leaf in enumerate(leaves) if tf.is_tensor(leaf)]
     outputs: list[Any] = []
 
     def compute(*tensors: Any) -> list[Any]:
-        """The block on the given tensors, then the seeds; its outputs as a flat list."""
+        """Call the block with tensors and, after them, seeds; return its outputs as a flat list."""
         filled = list(leaves)
-        for place, tensor in zip(places, tensors[: len(places)], strict=True):
-            filled[place] = tensor
-        positional, named = tf.nest.pack_sequence_as(given, filled)
-        with fixed_seeds(generators, tensors[len(places) :]):
+        count = len(tensor_indices)
+        for index, tensor in zip(tensor_indices, tensors[:count], strict=True):
+            filled[index] = tensor
+        positional, named = tf.nest.pack_sequence_as(structure, filled)
+        with fixed_seeds(generators, tensors[count:]):
             result = call(*positional, **named)
         outputs[:] = [result]
         return tf.nest.flatten(result)
 
     seeds = [generator.next() for generator in generators]
-    flat = recomputed(compute, [leaves[place] for place in places] + seeds)
+    flat = recompute(compute, [leaves[index] for index in tensor_indices] + seeds)
     return tf.nest.pack_sequence_as(outputs[0], flat)
 
 
-def recomputed(compute: Callable[..., list[Any]], tensors: Sequence[Any]) -> list[Any]:
-    """`compute(*tensors)`, computed again for its gradient. It must give the same both times."""
+def recompute(compute: Callable[..., list[Any]], tensors: Sequence[Any]) -> list[Any]:
+    """Return `compute(*tensors)`, recomputed for its gradient; both results must be the same."""
 
     @tf.custom_gradient
     def run(*tensors: Any) -> Any:
@@ -83,12 +85,12 @@ def recomputed(compute: Callable[..., list[Any]], tensors: Sequence[Any]) -> lis
             with tf.GradientTape() as tape:
                 tape.watch(floats)
                 results = compute(*again)
-            of_floats, of_variables = tape.gradient(
+            float_gradients, variable_gradients = tape.gradient(
                 results, (floats, list(variables)), output_gradients=upstream
             )
-            remaining = iter(of_floats)
-            of_tensors = [next(remaining) if t.dtype.is_floating else None for t in again]
-            return (of_tensors, of_variables) if variables else of_tensors
+            remaining = iter(float_gradients)
+            gradients = [next(remaining) if t.dtype.is_floating else None for t in again]
+            return (gradients, variable_gradients) if variables else gradients
 
         return tuple(compute(*tensors)), gradient
 

@@ -1,4 +1,4 @@
-"""Which workers take part in a run and which of them this process is: TF_CONFIG, or Slurm's names.
+"""The workers of a run and which of them this process is: from TF_CONFIG, or Slurm's variables.
 
 TF_CONFIG is TensorFlow's own convention, set by `tfllm launch`, Kubernetes' TFJob and Ray:
 `{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}`. Nothing here
@@ -16,7 +16,7 @@ from typing import Any
 from tfllm.errors import SettingError
 
 VARIABLE = "TF_CONFIG"
-# The first may be named "chief"; both train. All others do no part of synchronous training.
+# The first may be named "chief"; both train. No other task takes part in synchronous training.
 TRAINING_TASKS = ("chief", "worker")
 SHAPE = (
     'It should look like {"cluster": {"worker": ["host:port", "host:port"]}, '
@@ -34,7 +34,7 @@ class Cluster:
     addresses: tuple[str, ...]
     index: int
     source: str = field(default=VARIABLE, compare=False)
-    """Where the addresses stand, for messages."""
+    """Where the addresses come from, for messages."""
 
     @property
     def is_chief(self) -> bool:
@@ -50,10 +50,11 @@ class Cluster:
         return json.dumps({"cluster": {"worker": list(self.addresses)}, "task": task})
 
 
-def found(environment: Mapping[str, str]) -> Cluster | None:
-    """The cluster that TF_CONFIG, else Slurm's step, describes; None where there is one process.
+def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
+    """Find the cluster that TF_CONFIG, else Slurm's step, describes; None for a single process.
 
-    Raises SettingError for a TF_CONFIG, or Slurm variables, that make no sense.
+    Raises:
+        SettingError: TF_CONFIG, or Slurm's variables, are not usable.
     """
     if environment.get(VARIABLE, "").strip():
         cluster = from_tf_config(environment[VARIABLE])
@@ -63,7 +64,7 @@ def found(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def from_tf_config(text: str) -> Cluster | None:
-    """The cluster of a TF_CONFIG; None where it names no workers. Raises SettingError."""
+    """Parse a TF_CONFIG; None where it names no workers. Raises SettingError."""
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -90,17 +91,17 @@ def from_tf_config(text: str) -> Cluster | None:
             f"{VARIABLE} says that this process is the task '{kind}', which takes no part in "
             "training. Start `tfllm train` on the tasks chief and worker only."
         )
-    place = index + (len(names.get("chief", [])) if kind == "worker" else 0)
+    position = index + (len(names.get("chief", [])) if kind == "worker" else 0)
     if not 0 <= index < len(names.get(kind, [])):
         raise SettingError(
             f"{VARIABLE} says that this process is {kind} {index}, but names "
             f"{len(names.get(kind, []))} of them."
         )
-    return Cluster(tuple(addresses), place)
+    return Cluster(tuple(addresses), position)
 
 
 def host_and_port(address: str, source: str = VARIABLE) -> tuple[str, int]:
-    """The parts of `host:port` or `[IPv6]:port`. Raises SettingError."""
+    """Split `host:port` or `[IPv6]:port`. Raises SettingError."""
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
     if not (host and colon and port.isdecimal() and 0 < int(port) <= LAST_PORT):
@@ -152,21 +153,21 @@ def _task(data: dict[str, Any], alone: bool) -> tuple[str, int]:
 
 
 def from_slurm(environment: Mapping[str, str]) -> Cluster | None:
-    """The cluster of a Slurm job step (`srun`), one worker per task; None outside of one.
+    """Find the cluster of a Slurm job step (`srun`), one worker per task; None outside of one.
 
     Reads SLURM_STEP_NODELIST, SLURM_STEP_TASKS_PER_NODE, SLURM_PROCID and SLURM_JOB_ID.
     """
-    needed = ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID", "SLURM_JOB_ID")
-    if any(not environment.get(name) for name in needed):
+    required = ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID", "SLURM_JOB_ID")
+    if any(not environment.get(name) for name in required):
         return None
-    nodes, tasks, process, job = (environment[name] for name in needed)
+    nodes, tasks, process, job = (environment[name] for name in required)
     try:
         first = SLURM_FIRST_PORT + int(job) % SLURM_PORTS
         hosts, counts, index = host_names(nodes), task_counts(tasks), int(process)
     except ValueError as error:
         raise SettingError(
-            f"Slurm's variables {', '.join(needed)} are not readable ({error}). Start the workers "
-            f"with srun, or name them in {VARIABLE}."
+            f"Slurm's variables {', '.join(required)} are not readable ({error}). Start the "
+            f"workers with srun, or name them in {VARIABLE}."
         ) from None
     if len(hosts) != len(counts):
         raise SettingError(
@@ -187,7 +188,7 @@ def from_slurm(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def host_names(text: str) -> list[str]:
-    """Slurm's host list: `gpu[01-03,7],login` is gpu01 gpu02 gpu03 gpu7 login."""
+    """Expand Slurm's host list: `gpu[01-03,7],login` is gpu01 gpu02 gpu03 gpu7 login."""
     names = []
     for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         bracket = re.search(r"\[([^\]]*)\]", part)
@@ -203,7 +204,7 @@ def host_names(text: str) -> list[str]:
 
 
 def task_counts(text: str) -> list[int]:
-    """Slurm's tasks per node: `2(x3),1` is 2 2 2 1."""
+    """Expand Slurm's tasks per node: `2(x3),1` is 2 2 2 1."""
     counts: list[int] = []
     for part in text.split(","):
         count, _, times = part.partition("(x")

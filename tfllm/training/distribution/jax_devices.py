@@ -1,8 +1,7 @@
 """Keras on JAX over several devices of one process: `keras.distribution`, which only works there.
 
 The arrays of a step are whole batches and whole weights; JAX divides them over the devices, so that
-the sums of a step are over the whole batch without a word about it. Several processes have not been
-tried.
+the sums of a step are over the whole batch. Several processes have not been tried.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from tfllm.errors import MissingExtra, SettingError
 
 BATCH, MODEL = "batch", "model"
 
-# Layers whose matrix is divided by its outputs (heads, inner width), and those that take these as
-# inputs and are divided by them (Shoeybi et al. 2019, section 3).
+# Layers whose matrix is split by outputs (heads, inner width), and those that take these as inputs
+# and are split by them (Shoeybi et al. 2019, section 3).
 BY_OUTPUTS = ("query", "key", "value", "up", "gate")
 BY_INPUTS = ("attention_output", "down")
 BY_ROWS = ("token_embedding",)
@@ -28,7 +28,7 @@ BY_ROWS = ("token_embedding",)
 
 @dataclass(frozen=True)
 class JaxStrategy:
-    """What the run needs of a `tf.distribute` strategy, over a `keras.distribution`."""
+    """The part of the `tf.distribute` interface that a run needs, over a `keras.distribution`."""
 
     distribution: Any
     """None: one device."""
@@ -37,7 +37,7 @@ class JaxStrategy:
 
     @property
     def parts(self) -> int:
-        """A batch is divided into this many equal parts."""
+        """How many equal parts a batch is divided into."""
         if self.distribution is None:
             return 1
         mesh = self.distribution.device_mesh
@@ -45,7 +45,7 @@ class JaxStrategy:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Variables made, and steps run, inside are divided over the devices."""
+        """Variables created, and steps run, inside are divided over the devices."""
         before = keras.distribution.distribution()
         keras.distribution.set_distribution(self.distribution)
         try:
@@ -55,7 +55,12 @@ class JaxStrategy:
 
 
 def choose(name: str, model_devices: int | None) -> JaxStrategy:
-    """`train.strategy` on JAX: auto, one, data_parallel, model_parallel. Raises SettingError."""
+    """Choose the devices of `train.strategy` on JAX: auto, one, data_parallel, model_parallel.
+
+    Raises:
+        SettingError: The strategy is TensorFlow's, or the devices cannot be divided so.
+        MissingExtra: JAX is not installed.
+    """
     try:
         import jax  # noqa: F401
     except ImportError:
@@ -78,20 +83,22 @@ def choose(name: str, model_devices: int | None) -> JaxStrategy:
             "machine. Use a number that does."
         )
     mesh = keras.distribution.DeviceMesh((len(devices) // share, share), [BATCH, MODEL], devices)
-    return JaxStrategy(Divided(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name=BATCH))
+    return JaxStrategy(
+        ModelParallelByName(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name=BATCH)
+    )
 
 
-class Divided(keras.distribution.ModelParallel):
-    """Model parallelism by the names of the layers; what does not divide evenly stays whole."""
+class ModelParallelByName(keras.distribution.ModelParallel):
+    """Model parallelism by the names of layers; what does not divide evenly is replicated."""
 
     def get_variable_layout(self, variable: Any) -> Any:
         share = self.device_mesh.shape[1]
-        axes = divided_axes(variable.path, tuple(variable.shape), share)
+        axes = sharded_axes(variable.path, tuple(variable.shape), share)
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
 
-def divided_axes(path: str, shape: tuple[int, ...], share: int) -> list[str | None]:
-    """Which axis of a weight is divided over the model's devices: all None where none is."""
+def sharded_axes(path: str, shape: tuple[int, ...], share: int) -> list[str | None]:
+    """Mark the axis of a weight that is split over the model's devices: all None where none is."""
     layer, name = ([""] + path.split("/"))[-2:]
     axis = None
     if layer in BY_OUTPUTS:
@@ -104,20 +111,18 @@ def divided_axes(path: str, shape: tuple[int, ...], share: int) -> list[str | No
     return axes
 
 
-def padded(elements: Iterator[tuple[Any, Any]], parts: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Batches whose rows divide by `parts`: inputs, targets, and the number of rows as a shape.
+def pad_batches(elements: Iterator[tuple[Any, Any]], parts: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Pad batches so that their rows divide by `parts`: inputs, targets, and the rows as a shape.
 
-    Rows are added that must not count; the third array, uint8 [rows with them, rows without],
-    tells how many by its shape, which a compiled step knows.
+    Padding rows must not count in the loss; the third array, uint8 [rows with them, rows without],
+    gives their number by its shape, which a compiled step knows.
     """
-    from keras import tree
-
     for x, y in elements:
         rows = len(tree.flatten(y)[0])
-        more = -rows % parts
+        padding = -rows % parts
 
-        def longer(array: np.ndarray) -> np.ndarray:
-            return np.concatenate([array, np.repeat(array[:1], more, axis=0)])  # noqa: B023
+        def pad(array: np.ndarray) -> np.ndarray:
+            return np.concatenate([array, np.repeat(array[:1], padding, axis=0)])  # noqa: B023
 
-        x, y = tree.map_structure(longer, (x, y))
-        yield x, y, np.zeros((rows + more, rows), np.uint8)
+        x, y = tree.map_structure(pad, (x, y))
+        yield x, y, np.zeros((rows + padding, rows), np.uint8)

@@ -1,4 +1,4 @@
-"""The same runs with their workers placed by Ray Train (the extra [ray])."""
+"""Runs whose workers Ray Train places (the extra [ray])."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from tfllm.errors import MissingExtra, TrainingFailed
 from tfllm.training.recipe import Recipe
+from tfllm.training.validation import Measure
 
 
 def run(
@@ -17,12 +18,23 @@ def run(
     directory: Path,
     workers: int,
     resume: bool = False,
-    measure: Any = None,
+    measure: Measure | None = None,
 ) -> Path:
-    """Trains a recipe with `workers` processes of the Ray cluster that RAY_ADDRESS names, or of
-    one started here; returns the run's directory, which the first worker must be able to write.
+    """Train a recipe with the processes of a Ray cluster.
 
-    Raises TrainingFailed when a worker fails, MissingExtra without Ray.
+    Args:
+        recipe: The recipe.
+        directory: The run's directory, which the first worker must be able to write.
+        workers: Processes of the cluster that RAY_ADDRESS names, or of one started here.
+        resume: Whether to resume the run in the directory.
+        measure: As of `tfllm.training.run.train`.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        TrainingFailed: A worker has failed.
+        MissingExtra: Ray is not installed.
     """
     try:
         from ray.train import RunConfig, ScalingConfig
@@ -38,7 +50,7 @@ def run(
         "folder": os.getcwd(),
     }
     trainer = TensorflowTrainer(
-        functools.partial(work, measure=measure),
+        functools.partial(train_worker, measure=measure),
         train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=_has_gpus()),
         run_config=RunConfig(name=directory.name, storage_path=str(directory / "workers")),
@@ -53,8 +65,8 @@ def run(
     return directory
 
 
-def work(settings: dict[str, Any], measure: Any = None) -> None:
-    """One worker: Ray has set TF_CONFIG."""
+def train_worker(settings: dict[str, Any], measure: Measure | None = None) -> None:
+    """Train as one worker: Ray has set TF_CONFIG."""
     os.chdir(settings["folder"])  # Ray starts workers elsewhere, and recipes name files from here
     from tfllm import config
     from tfllm.training.run import train

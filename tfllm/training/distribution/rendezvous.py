@@ -1,8 +1,8 @@
-"""Where the workers of a run meet before TensorFlow connects them.
+"""A rendezvous of the workers of a run before TensorFlow connects them.
 
-TensorFlow waits for the others in C++ with Python's lock held: no signal is heard there, and there
-is no limit. So each worker first opens its own port here, calls all others, and waits until all of
-them have called.
+TensorFlow waits for the others in C++ while holding Python's GIL: no signal handler runs, and there
+is no timeout. So each worker first opens its own port here, calls all others, and waits until all
+of them have called.
 """
 
 from __future__ import annotations
@@ -22,28 +22,35 @@ from typing import TypeVar
 
 from tfllm.errors import SettingError
 from tfllm.training.distribution.cluster import Cluster, host_and_port
-from tfllm.training.stopping import asking
+from tfllm.training.stopping import stop_signals
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LOOKS = 0.2
-SECONDS_BETWEEN_LINES = 30.0  # about whom is waited for
-SECONDS_OF_ANSWER = 2.0
+POLL_SECONDS = 0.2
+LOG_SECONDS = 30.0  # between lines about missing workers
+ANSWER_SECONDS = 2.0
 GREETING, GREETING_BYTES = b"tfllm worker ", 200
 
 T = TypeVar("T")
 
 
-def meet(cluster: Cluster, seconds: float) -> None:
-    """Returns when this worker has called all others and all others have called this one.
+def wait_for_workers(cluster: Cluster, seconds: float) -> None:
+    """Return when this worker has called all others and all others have called this one.
 
-    Raises SettingError where this worker's port cannot be opened, where others have not come within
-    `seconds`, and where one was given other addresses. Signals are heard meanwhile.
+    Signal handlers run meanwhile.
+
+    Args:
+        cluster: All workers, and which of them this process is.
+        seconds: The timeout.
+
+    Raises:
+        SettingError: This worker's port cannot be opened, others have not come in time, or one
+            was started with other addresses.
     """
     others = {index for index in range(len(cluster)) if index != cluster.index}
     called: set[int] = set()
     callers: set[int] = set()
-    begun = told = time.monotonic()
+    started = logged = time.monotonic()
     with _open_port(cluster) as listener:
         while not (others <= called and others <= callers):
             called |= {each for each in others - called if _call(cluster, each)}
@@ -51,45 +58,46 @@ def meet(cluster: Cluster, seconds: float) -> None:
             now = time.monotonic()
             missing = sorted(others - (called & callers))
             names = ", ".join(f"{index} ({cluster.addresses[index]})" for index in missing)
-            if missing and now - begun >= seconds:
+            if missing and now - started >= seconds:
                 raise SettingError(
                     f"{cluster.source}: after {seconds:g} seconds there is no answer from worker "
                     f"{names}. Start all workers, check these addresses, or raise "
                     "train.worker_timeout."
                 )
-            if missing and now - told >= SECONDS_BETWEEN_LINES:
-                told = now
+            if missing and now - logged >= LOG_SECONDS:
+                logged = now
                 log.warning("still waiting for worker %s", names)
 
 
 @contextlib.contextmanager
-def unheard(cluster: Cluster, seconds: float) -> Iterator[None]:
-    """Around a wait in C++ that hears no signals: they end the process at once, as does the limit.
+def default_signals(cluster: Cluster, seconds: float) -> Iterator[None]:
+    """Around a wait in C++ that runs no signal handlers: signals end the process at once.
 
-    A process beside this one keeps the limit, since no thread of this one may run meanwhile.
+    So does the timeout, which a child process enforces, since no thread of this one may run
+    meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in asking()}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in stop_signals()}
     message = (
         f"tfllm: {cluster.source}: worker {cluster.index} ({cluster.addresses[cluster.index]}) has "
         f"met the others, but they have not connected within {seconds:g} seconds. Start all "
         "workers again."
     )
-    watch = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", WATCH, str(seconds), message], stdin=subprocess.PIPE
+    watchdog = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", WATCHDOG, str(seconds), message], stdin=subprocess.PIPE
     )
     try:
         yield
     finally:
-        watch.communicate()  # closes its stdin
+        watchdog.communicate()  # closes its stdin
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 # Ends its parent unless its stdin is closed in time.
-WATCH = """
+WATCHDOG = """
 import os, select, signal, sys
 parent = os.getppid()
 if not select.select([0], [], [], float(sys.argv[1]))[0]:
@@ -98,17 +106,17 @@ if not select.select([0], [], [], float(sys.argv[1]))[0]:
 """
 
 
-def heard(work: Callable[[], T]) -> T:
-    """The result of `work`, which may wait in C++ for others; signals are heard meanwhile."""
+def run_interruptibly(work: Callable[[], T]) -> T:
+    """Run `work`, which may wait in C++ for others, while signal handlers still run."""
     if threading.current_thread() is not threading.main_thread():
         return work()
-    found: list[T] = []
+    results: list[T] = []
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            found.append(work())
-        except BaseException as error:  # raised again in the main thread
+            results.append(work())
+        except BaseException as error:  # whatever it is, it is raised in the main thread
             raised.append(error)
 
     thread = threading.Thread(target=run, name="collective", daemon=True)
@@ -116,14 +124,14 @@ def heard(work: Callable[[], T]) -> T:
     thread.join()  # Python runs the handlers of signals while it waits here
     if raised:
         raise raised[0]
-    return found[0]
+    return results[0]
 
 
 def _call(cluster: Cluster, other: int) -> bool:
-    """Tells another worker who calls; False where nobody listens, or the name is not known yet."""
+    """Send this worker's greeting to another; False where nobody listens or the name is unknown."""
     try:
         with socket.create_connection(
-            host_and_port(cluster.addresses[other]), SECONDS_OF_ANSWER
+            host_and_port(cluster.addresses[other]), ANSWER_SECONDS
         ) as connection:
             connection.sendall(_greeting(cluster, cluster.index))
             return True
@@ -132,25 +140,25 @@ def _call(cluster: Cluster, other: int) -> bool:
 
 
 def _callers(listener: socket.socket, cluster: Cluster) -> set[int]:
-    """The workers that have called; the first is waited for, SECONDS_BETWEEN_LOOKS at most."""
+    """The workers that have called; waits POLL_SECONDS at most for the first."""
     known = {_greeting(cluster, index): index for index in range(len(cluster))}
-    found = set()
-    listener.settimeout(SECONDS_BETWEEN_LOOKS)
+    callers = set()
+    listener.settimeout(POLL_SECONDS)
     with contextlib.suppress(TimeoutError, BlockingIOError):  # no more callers now
         for _ in cluster.addresses:
             connection, (host, *_) = listener.accept()
             with connection, contextlib.suppress(OSError):
-                connection.settimeout(SECONDS_OF_ANSWER)
+                connection.settimeout(ANSWER_SECONDS)
                 text = connection.makefile("rb").readline(GREETING_BYTES)
                 if text in known:
-                    found.add(known[text])
+                    callers.add(known[text])
                 elif text.startswith(GREETING):
                     raise SettingError(
                         f"{cluster.source}: a worker at {host} was given other addresses than this "
                         "one. Give all workers the same ones."
                     )
             listener.settimeout(0.0)
-    return found
+    return callers
 
 
 def _greeting(cluster: Cluster, index: int) -> bytes:
@@ -179,7 +187,7 @@ def _open_port(cluster: Cluster) -> Iterator[socket.socket]:
 
 
 def _listener(port: int, backlog: int) -> socket.socket:
-    """As TensorFlow's server: on all addresses of this machine."""
+    """Listen on all addresses of this machine, as TensorFlow's server does."""
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(

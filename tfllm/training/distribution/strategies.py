@@ -1,7 +1,6 @@
-"""Which devices a run computes on (`train.strategy`), and which part of it is this process's.
+"""The devices that a run computes on (`train.strategy`), and this process's part of them.
 
-TPU is written to TensorFlow's documented interface and has never been run: no machine with one was
-at hand.
+TPU follows TensorFlow's documented interface and has not been run: no such machine was at hand.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfllm.errors import SettingError, TrainingFailed, did_you_mean
 from tfllm.training.backend import JAX_STRATEGIES
 from tfllm.training.distribution import cluster as clusters
-from tfllm.training.distribution import rendezvous
+from tfllm.training.distribution import jax_devices, rendezvous
 from tfllm.training.distribution.cluster import Cluster
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ WORKER_TIMEOUT = 1800.0  # seconds: clusters may start their machines one after 
 
 TPU_ADDRESS = "TPU_NAME"  # the variable that names a TPU elsewhere
 
-# What workers send one another goes in blocks of int32 of these sizes: short messages, variables.
+# Workers send one another blocks of int32 of these sizes: short messages, variables.
 WORD, SMALL, LARGE = 4, 2**10, 2**20
 
 
@@ -62,16 +62,14 @@ class Devices:
         """Whether this process writes the run directory."""
         return self.cluster is None or self.cluster.is_chief
 
-    def fitting(self) -> contextlib.AbstractContextManager[None]:
-        """What `fit` must run in."""
+    def fit_scope(self) -> contextlib.AbstractContextManager[None]:
+        """The context that `fit` must run in."""
         return self.strategy.scope() if self._on_jax else contextlib.nullcontext()
 
-    def fed(self, dataset: Any) -> Any:
-        """The batches of `tfllm.data.feeding` as `fit` takes them for these devices."""
+    def distribute(self, dataset: Any) -> Any:
+        """Turn a dataset of `tfllm.data.feeding` into what `fit` takes for these devices."""
         if self._on_jax:
-            from tfllm.training.distribution import jax_devices
-
-            return jax_devices.padded(dataset.as_numpy_iterator(), self.strategy.parts)
+            return jax_devices.pad_batches(dataset.as_numpy_iterator(), self.strategy.parts)
         if self.replicas == 1:
             return dataset
         return self.strategy.distribute_datasets_from_function(lambda _: dataset)
@@ -80,8 +78,8 @@ class Devices:
     def _on_jax(self) -> bool:
         return keras.backend.backend() == "jax"
 
-    def of_chief(self, data: bytes = b"") -> bytes:
-        """The bytes that the chief gives; every worker must call it at the same place."""
+    def broadcast_from_chief(self, data: bytes = b"") -> bytes:
+        """Return the chief's bytes on every worker; all must call it at the same point."""
         if self.cluster is None:
             return data
         words = np.zeros(-(-len(data) // WORD) if self.is_chief else 0, np.int32)
@@ -99,19 +97,20 @@ class Devices:
         """int32 values, padded to `block`, added up over the workers."""
         padded = np.zeros(block, np.int32)
         padded[: len(values)] = values
-        return rendezvous.heard(lambda: _summing(self.strategy, block)(padded).numpy())
+        return rendezvous.run_interruptibly(
+            lambda: _all_reduce_function(self.strategy, block)(padded).numpy()
+        )
 
 
 @functools.cache
-def _summing(strategy: Any, block: int) -> Any:
-    """Adds up int32 [block] over the workers; TensorFlow's workers crash where sizes change."""
-    import tensorflow as tf
+def _all_reduce_function(strategy: Any, block: int) -> Any:
+    """A function that sums int32 [block] over the workers; they crash where sizes change."""
 
     @tf.function(input_signature=[tf.TensorSpec([block], tf.int32)])
     def total(values: Any) -> Any:
         def of_replica(values: Any) -> Any:
             context = tf.distribute.get_replica_context()
-            # One replica of a worker speaks for all of it.
+            # One replica of a worker contributes for all of it.
             local = context.replica_id_in_sync_group % len(strategy.extended.worker_devices)
             own = tf.where(local == 0, values, tf.zeros_like(values))
             return context.all_reduce("SUM", own)
@@ -124,16 +123,20 @@ def _summing(strategy: Any, block: int) -> Any:
 def choose(
     name: str, model_devices: int | None = None, worker_timeout: float = WORKER_TIMEOUT
 ) -> Devices:
-    """The devices of `train.strategy`. Raises SettingError where the machine has no such ones, and
-    where other workers have not come within `worker_timeout` seconds."""
-    import tensorflow as tf
+    """Choose the devices of `train.strategy`.
 
+    Args:
+        name: The setting.
+        model_devices: With "model_parallel", the devices that share one copy of the model.
+        worker_timeout: Seconds to wait for the other workers of a run.
+
+    Raises:
+        SettingError: The machine has no such devices, or other workers have not connected in time.
+    """
     check(name)
     if keras.backend.backend() == "jax":
-        from tfllm.training.distribution import jax_devices
-
         return Devices(jax_devices.choose(name, model_devices))
-    cluster = clusters.found(os.environ)
+    cluster = clusters.find_cluster(os.environ)
     gpus = tf.config.list_logical_devices("GPU") if cluster is None else []
     if name == "tpu":
         return Devices(_tpu())
@@ -156,7 +159,7 @@ def choose(
 
 
 def check(name: str) -> None:
-    """Raises SettingError for a strategy that does not exist, or not on this Keras backend."""
+    """Check a strategy's name against the Keras backend. Raises SettingError."""
     backend = keras.backend.backend()
     if name in JAX_STRATEGIES and backend != "jax":
         raise SettingError(
@@ -176,16 +179,12 @@ def check(name: str) -> None:
 def _mirrored(devices: tuple[str, ...]) -> Any:
     """One strategy for all runs of a process: a second one's collective operations would be taken
     for the first one's, which fails as "Shape mismatch in the collective instance"."""
-    import tensorflow as tf
-
     return tf.distribute.MirroredStrategy(list(devices))
 
 
 @contextlib.contextmanager
-def losses_told(devices: Devices, directory: Path) -> Iterator[None]:
-    """Inside, the loss of another worker is raised as TrainingFailed, with the way to go on."""
-    import tensorflow as tf
-
+def report_lost_workers(devices: Devices, directory: Path) -> Iterator[None]:
+    """Inside, the loss of another worker is raised as TrainingFailed, with how to resume."""
     if devices.cluster is None:
         yield
         return
@@ -193,7 +192,7 @@ def losses_told(devices: Devices, directory: Path) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         text = error.message or type(error).__name__
-        if not isinstance(error, _lost()) and "ollective" not in text:
+        if not isinstance(error, _connection_errors()) and "ollective" not in text:
             raise
         raise TrainingFailed(
             f"Worker {devices.cluster.index} of {len(devices.cluster)} stops: another worker has "
@@ -203,16 +202,14 @@ def losses_told(devices: Devices, directory: Path) -> Iterator[None]:
 
 
 def _cause(text: str) -> str:
-    """The line that says why, of TensorFlow's many."""
+    """The line of TensorFlow's message that says why."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     aborted = [line for line in lines if "aborted by" in line]
     return (aborted or lines or ["no reason given"])[0][:200]
 
 
-def _lost() -> tuple[type[Exception], ...]:
-    """What TensorFlow raises when the other end of a collective operation has gone."""
-    import tensorflow as tf
-
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """The errors of TensorFlow when the other end of a collective operation has gone."""
     errors = tf.errors
     return (
         errors.UnavailableError, errors.AbortedError, errors.CancelledError,
@@ -227,40 +224,37 @@ def _multi_worker(cluster: Cluster | None, seconds: float) -> Devices:
             "Slurm's variables with more than one task. On one machine, start them with: "
             "tfllm launch --workers 2 RECIPE"
         )
-    return Devices(_connected(cluster, seconds), cluster)
+    return Devices(_connect(cluster, seconds), cluster)
 
 
-_strategies: dict[Cluster, Any] = {}
+# TensorFlow connects the workers of a process once: one strategy for all of its runs.
+_connected: dict[Cluster, Any] = {}
 
 
-def _connected(cluster: Cluster, seconds: float) -> Any:
-    """One strategy for all runs of a process: workers connect once."""
-    import tensorflow as tf
-
-    if cluster in _strategies:
-        return _strategies[cluster]
+def _connect(cluster: Cluster, seconds: float) -> Any:
+    """Connect the workers, or return the strategy of those that are connected."""
+    if cluster in _connected:
+        return _connected[cluster]
     os.environ[clusters.VARIABLE] = cluster.tf_config()
     log.warning(
         "worker %d of %d (%s): waiting for the others",
         cluster.index, len(cluster), cluster.addresses[cluster.index],
     )  # fmt: skip
-    rendezvous.meet(cluster, seconds)
+    rendezvous.wait_for_workers(cluster, seconds)
     try:
-        with rendezvous.unheard(cluster, seconds):
-            _strategies[cluster] = tf.distribute.MultiWorkerMirroredStrategy()
+        with rendezvous.default_signals(cluster, seconds):
+            _connected[cluster] = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise SettingError(
             f"{cluster.source}: TensorFlow cannot connect worker {cluster.index} "
             f"({cluster.addresses[cluster.index]}) with the others: {_cause(error.message or '')}. "
-            "Check that all addresses are right and reached from here."
+            "Check that all addresses are right and reachable from here."
         ) from None
-    return _strategies[cluster]
+    return _connected[cluster]
 
 
 def _tpu() -> Any:
-    """TPUStrategy as https://www.tensorflow.org/guide/tpu starts it. Not run."""
-    import tensorflow as tf
-
+    """Create a TPUStrategy as https://www.tensorflow.org/guide/tpu does. Not run."""
     if TPU_ADDRESS not in os.environ and importlib.util.find_spec("libtpu") is None:
         raise SettingError(
             "train.strategy: tpu, but this TensorFlow has no TPU runtime (no package libtpu) and "

@@ -1,9 +1,9 @@
-"""An estimate of the electricity that a run takes, and of the CO2 of making it.
+"""An estimate of the electricity that a run uses, and of the CO2 emissions of producing it.
 
 Measured by the processor's own counters (RAPL), or by the package codecarbon where it is installed
-(`pip install 'tfllm[energy]'`), which reads GPUs too and reckons with typical powers where there is
-no counter. Nothing is asked of the network. A run never fails for it: what cannot be measured is
-told in the summary.
+(`pip install 'tfllm[energy]'`), which reads GPUs too and assumes typical powers where there is no
+counter. Nothing uses the network. A run never fails because of it: the summary says what could not
+be measured.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ NOTHING = (
 )
 
 
-class Counters:
-    """RAPL's counters of whole processor packages, in microjoules; they start again at a limit."""
+class EnergyCounters:
+    """RAPL's counters of whole processor packages, which start again at a limit."""
 
     def __init__(self, folder: Path = RAPL):
         self.joules = 0.0
@@ -41,7 +41,7 @@ class Counters:
         return bool(self._zones)
 
     def read(self) -> None:
-        """Adds what was used since the last reading; call it more often than they start again."""
+        """Add what was used since the last reading; call it more often than they start again."""
         for index, zone in enumerate(self._zones):
             now, last = _number(zone / "energy_uj"), self._last[index]
             if now is None or last is None:
@@ -58,31 +58,32 @@ def _number(path: Path) -> int | None:
         return None
 
 
-class Meter:
-    """Measures from `start` to `stop`, in the background."""
+class EnergyMeter:
+    """Measures from `start` to `stop`, in a background thread."""
 
     def __init__(self, grams_per_kilowatt_hour: float, folder: Path = RAPL):
         self.intensity = grams_per_kilowatt_hour
         self._folder = folder
         self._tracker: Any = None
-        self._counters: Counters | None = None
+        self._counters: EnergyCounters | None = None
         self._problem = ""
         self._stopped = threading.Event()
         self._started = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
 
-    def start(self) -> Meter:
+    def start(self) -> EnergyMeter:
+        """Start measuring."""
         self._thread.start()
         return self
 
     def stop(self) -> dict[str, Any]:
-        """For summary.json: kilowatt_hours, co2_grams (or None), method, seconds, note."""
+        """Stop, and return kilowatt_hours, co2_grams (or None), method, seconds, note."""
         seconds = time.monotonic() - self._started
         self._stopped.set()
         self._thread.join(STARTING_SECONDS)
         try:
             used, method = self._used()
-        except Exception as error:  # codecarbon's own faults must not cost a run
+        except Exception as error:  # codecarbon's own faults, of any kind, must not end a run
             used, method, self._problem = None, None, f"Not measured: {error}"
         if used is None:
             note = self._problem or NOTHING
@@ -98,7 +99,7 @@ class Meter:
             "seconds": round(seconds, 1),
             "method": method,
             "note": "An estimate, of this process or processor alone, since the run's start or its "
-            "last --resume: no cooling, no network, no making of the machine.",
+            "last --resume: without cooling, network and manufacture of the machine.",
         }
 
     def _used(self) -> tuple[float | None, str | None]:
@@ -115,10 +116,10 @@ class Meter:
     def _run(self) -> None:
         try:
             self._tracker = _codecarbon()
-        except Exception as error:
+        except Exception as error:  # as above: it looks at sensors of all kinds
             self._problem = f"Not measured: codecarbon says: {error}"
         if self._tracker is None:
-            self._counters = Counters(self._folder)
+            self._counters = EnergyCounters(self._folder)
             while self._counters and not self._stopped.wait(SECONDS_BETWEEN_READINGS):
                 self._counters.read()
 
@@ -131,7 +132,7 @@ def _codecarbon() -> Any:
         return None
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
     tracker = OfflineEmissionsTracker(
-        country_iso_code="USA",  # must be given; CO2 is reckoned here, by train.carbon_intensity
+        country_iso_code="USA",  # required; CO2 is computed here, by train.carbon_intensity
         measure_power_secs=SECONDS_BETWEEN_READINGS,
         tracking_mode="process",
         save_to_file=False,

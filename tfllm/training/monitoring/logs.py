@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics.jsonl and TensorBoard's files."""
+"""The log of a run: metrics.jsonl and TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 
-class Log:
+
+class RunLog:
     """Appends to `metrics.jsonl` and `logs/` of a run directory."""
 
     def __init__(self, directory: Path, from_step: int = 0):
-        import tensorflow as tf
-
+        """Open the log; lines of steps after `from_step` are removed, as they will come again."""
         self.path = directory / "metrics.jsonl"
-        _cut(self.path, from_step)
+        _remove_lines_after(self.path, from_step)
         self._writer = tf.summary.create_file_writer(str(directory / "logs"))
 
     def write(self, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
-        """One line: step, epoch, then the values; each value also to TensorBoard.
+        """Write one line (step, epoch, then the values), and each value to TensorBoard.
 
         A value that is None or not finite is null, and no point of TensorBoard's curve.
         """
-        import tensorflow as tf
-
         values = {
             name: None if value is None or not math.isfinite(value) else value
             for name, value in values.items()
@@ -39,19 +38,18 @@ class Log:
                     continue
                 tf.summary.scalar(name.replace("validation_", "validation/"), value, step=step)
 
-    def text(self, step: int, name: str, markdown: str) -> None:
-        """A text for TensorBoard alone."""
-        import tensorflow as tf
-
+    def write_text(self, step: int, name: str, markdown: str) -> None:
+        """Write a text to TensorBoard alone."""
         with self._writer.as_default():
             tf.summary.text(name, markdown, step=step)
 
     def close(self) -> None:
+        """Flush and close TensorBoard's file."""
         self._writer.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a half-written last one is left out."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a metrics.jsonl; an incomplete last one is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -61,9 +59,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drops the lines after `step`: a resumed run writes them again."""
+def _remove_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in read(path) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    lines = [line for line in read_log(path) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

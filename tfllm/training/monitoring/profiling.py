@@ -1,4 +1,4 @@
-"""TensorFlow's profile of some steps of a run, for TensorBoard's profile tab."""
+"""TensorFlow's profile of some steps of a run, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
-class Profile(keras.callbacks.Callback):
-    """Profiles from step `first` to step `last` of the run, counted from 1, into `folder`.
+class ProfileSteps(keras.callbacks.Callback):
+    """Profiles some steps of a run into a folder.
 
-    `done`: steps that were done before (of a run that is resumed).
+    Args:
+        first: The first step, counted from 1.
+        last: The last step, included.
+        folder: TensorBoard's directory.
+        done: Steps done before a run was resumed.
     """
 
     def __init__(self, first: int, last: int, folder: Path, done: int = 0):
         super().__init__()
         self.first, self.last, self.folder = first, last, folder
         self._done = done
-        self._on = False
+        self._is_on = False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # `batch` counts the steps of this fit; with several steps a call, those before the call.
-        if not self._on and self.first <= self._done + batch + 1 <= self.last:
-            import tensorflow as tf
-
+        if not self._is_on and self.first <= self._done + batch + 1 <= self.last:
             tf.profiler.experimental.start(str(self.folder))
-            self._on = True
+            self._is_on = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._on and self._done + batch + 1 >= self.last:
+        if self._is_on and self._done + batch + 1 >= self.last:
             self._stop()
 
     def on_train_end(self, logs: Any = None) -> None:
         self._stop()
 
     def _stop(self) -> None:
-        if self._on:
-            import tensorflow as tf
-
-            self._on = False
+        if self._is_on:
+            self._is_on = False
             tf.profiler.experimental.stop()

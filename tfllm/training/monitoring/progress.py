@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 
-class Bar:
+class ProgressBar:
     """Rich's bar on a terminal, a line per log step elsewhere; silent when `shown` is false."""
 
     def __init__(self, total: int, done: int = 0, shown: bool = True):
@@ -16,7 +16,7 @@ class Bar:
         self._bar: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         if self.shown and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
@@ -41,20 +41,21 @@ class Bar:
             self._bar = None
 
     def advance(self) -> None:
+        """Count one step."""
         self.done += 1
         if self._bar:
             self._bar.advance(self._task)
 
     def describe(self, values: dict[str, float]) -> None:
-        """The newest numbers beside the bar."""
-        text = _shown(values)
+        """Show the newest values beside the bar."""
+        text = _format(values)
         if self._bar:
             self._bar.update(self._task, description=text)
         else:
-            self.say(f"step {self.done}/{self.total}  {text}{self._left()}")
+            self.print(f"step {self.done}/{self.total}  {text}{self._left()}")
 
     def _left(self) -> str:
-        """The time left at the mean speed so far, as "  1:02 left"."""
+        """Estimate the time left by the mean speed so far, as "  1:02 left"."""
         steps = self.done - self._first
         if not steps or self.done >= self.total:
             return ""
@@ -65,18 +66,18 @@ class Bar:
             f"  {hours}:{minutes:02d}:{rest:02d} left" if hours else f"  {minutes}:{rest:02d} left"
         )
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
         if self._bar:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self.shown:
             print(text, file=sys.stderr, flush=True)
 
 
-def _shown(values: dict[str, float]) -> str:
+def _format(values: dict[str, float]) -> str:
     parts = (
         ("loss", "loss {:.4f}"),
         ("learning_rate", "rate {:.2e}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
     )
-    return "  ".join(form.format(values[name]) for name, form in parts if name in values)
+    return "  ".join(template.format(values[name]) for name, template in parts if name in values)

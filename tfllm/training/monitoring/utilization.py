@@ -1,9 +1,9 @@
-"""How much of the machine's arithmetic a training uses: model FLOPs utilisation (MFU).
+"""Model FLOPs utilization (MFU): how much of the machine's arithmetic a run uses.
 
 Chowdhery et al. 2022 (PaLM), appendix B: what the model's matrix products need, forward and
-backward, through what the hardware could do in that time. Here the tokens that are padding do not
-count, blocks that are computed twice count once, and the hardware's part is measured: the rate of
-one large matrix product on this machine in the run's precision.
+backward, divided by what the hardware could do in that time. Here padding does not count, blocks
+that are computed twice count once, and the hardware's peak is measured: the rate of one large
+matrix product on this machine in the run's precision.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfllm.keras_internals import all_layers, call_options, stored_matrix
 
@@ -27,7 +28,7 @@ BACKWARD_FROZEN = 2  # no gradient of the matrix itself
 
 
 @dataclass(frozen=True)
-class Work:
+class StepFlops:
     """FLOPs of one optimizer step's matrix products, forward and backward."""
 
     per_token: float
@@ -36,8 +37,8 @@ class Work:
     per_pair: float
     """Of attention, for every pair of tokens of one row."""
 
-    def of(self, tokens: int, rows: int) -> float:
-        """For a batch of `rows` rows of about equal length with `tokens` tokens that count."""
+    def of_batch(self, tokens: int, rows: int) -> float:
+        """The FLOPs of a batch of `rows` rows of about equal length, `tokens` tokens in all."""
         return (
             self.per_token * tokens
             + self.per_row * rows
@@ -45,14 +46,19 @@ class Work:
         )
 
 
-def work(model: keras.Model, target_share: float = 1.0) -> Work | None:
-    """The FLOPs of a functional model's step; None for two texts per row, whose lengths differ.
+def step_flops(model: keras.Model, target_share: float = 1.0) -> StepFlops | None:
+    """Count the FLOPs of a functional model's training step.
 
-    A model with the input `positions` scores `target_share` of its tokens alone.
+    Args:
+        model: The model.
+        target_share: The share of tokens that a model with the input `positions` scores.
+
+    Returns:
+        The counts; None for models of a source and a target per row, whose lengths differ.
     """
     if "source_ids" in model.input:
         return None
-    single = {
+    one_vector = {
         layer.name
         for layer in model.layers
         if isinstance(layer, keras.layers.Dense) and len(layer.output.shape) < 3
@@ -62,7 +68,7 @@ def work(model: keras.Model, target_share: float = 1.0) -> Work | None:
     for layer in all_layers(model):
         if isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
             flops = _flops(layer, "kernel")
-            if layer.name in single:
+            if layer.name in one_vector:
                 per_row += flops
             else:
                 per_token += flops * (scored if layer.name == "transform" else 1.0)
@@ -70,7 +76,7 @@ def work(model: keras.Model, target_share: float = 1.0) -> Work | None:
             per_token += _flops(layer, "embeddings") * scored
         elif width := _attention_width(layer):
             per_pair += 2 * (FORWARD + BACKWARD) * width  # scores, and values by weights
-    return Work(per_token, per_row, per_pair)
+    return StepFlops(per_token, per_row, per_pair)
 
 
 def _flops(layer: Any, name: str) -> float:
@@ -89,7 +95,7 @@ def _is_reversed(layer: Any) -> bool:
 
 
 def _attention_width(layer: Any) -> int:
-    """Heads times their width, for a layer of attention; else 0."""
+    """Heads times their width for an attention layer, else 0."""
     if isinstance(layer, keras.layers.MultiHeadAttention):
         return layer.num_heads * layer.key_dim
     if hasattr(layer, "num_key_value_heads") and hasattr(layer, "head_dim"):
@@ -99,9 +105,7 @@ def _attention_width(layer: Any) -> int:
 
 @functools.cache
 def matrix_rate(precision: str, on_gpu: bool = False) -> float:
-    """FLOP/s of one large matrix product in `precision` here, the best of a third of a second."""
-    import tensorflow as tf
-
+    """Measure the FLOP/s of one large matrix product in `precision`: the best in 0.3 seconds."""
     rows, inner, columns = GPU_PRODUCT if on_gpu else CPU_PRODUCT
     left = tf.cast(tf.random.stateless_normal((rows, inner), [1, 1]), precision)
     right = tf.cast(tf.random.stateless_normal((inner, columns), [1, 2]), precision)

@@ -1,4 +1,4 @@
-"""What a search has found: trials.json, trials.txt, best.yaml, history.png, parameters.png."""
+"""The results of a search: trials.json, trials.txt, best.yaml, history.png, parameters.png."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DOTS_PER_INCH = 150
 IMPORTANCE_TRIALS = 5  # with fewer, the importance of settings is chance
 
 
-def write(study: Study, recipe: Mapping[str, Any]) -> None:
-    """The tables, and the best recipe where there is one."""
-    rows = [row(study, trial) for trial in study.optuna.get_trials(deepcopy=False)]
-    rows = [found for found in rows if found["state"] in STATES.values()]
+def write_tables(study: Study, recipe: Mapping[str, Any]) -> None:
+    """Write the tables, and the best recipe where there is one."""
+    rows = [trial_row(study, trial) for trial in study.optuna.get_trials(deepcopy=False)]
+    rows = [row for row in rows if row["state"] in STATES.values()]
     data = {
         "measure": study.measure,
         "direction": "higher is better" if study.maximize else "lower is better",
@@ -33,13 +33,13 @@ def write(study: Study, recipe: Mapping[str, Any]) -> None:
         "importance": importance(study),
     }
     files.write_text(study.folder / JSON, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-    files.write_text(study.folder / TEXT, table(study, rows))
-    if best := study.complete():
+    files.write_text(study.folder / TEXT, format_table(study, rows))
+    if best := study.completed_trials():
         files.write_text(study.folder / BEST, best_recipe(study, recipe, best[0], len(rows)))
 
 
-def row(study: Study, trial: Any) -> dict[str, Any]:
-    """One trial as plain data."""
+def trial_row(study: Study, trial: Any) -> dict[str, Any]:
+    """A trial as plain data."""
     seconds = None
     if trial.datetime_start and trial.datetime_complete:
         seconds = round((trial.datetime_complete - trial.datetime_start).total_seconds(), 1)
@@ -56,26 +56,26 @@ def row(study: Study, trial: Any) -> dict[str, Any]:
 
 
 def _in_order(measured: Mapping[int, float]) -> list[float | None]:
-    """The measurements of a trial; None for those that were undefined."""
+    """The measurements of a trial; None for undefined ones."""
     return [measured.get(number) for number in range(max(measured, default=-1) + 1)]
 
 
-def table(study: Study, rows: list[dict[str, Any]]) -> str:
-    """The trials as a text, the best first, those without a value last."""
+def format_table(study: Study, rows: list[dict[str, Any]]) -> str:
+    """Format the trials as a text, the best first, those without a value last."""
     sign = -1 if study.maximize else 1
     order = sorted(
         rows, key=lambda r: (r["value"] is None, sign * (r["value"] or 0.0), r["number"])
     )
-    head = ["trial", study.measure, *study.space, "seconds", "state"]
-    lines = [head]
-    for found in order:
-        values = [shown(found["values"][key]) for key in study.space]
-        seconds = "" if found["seconds"] is None else f"{found['seconds']:.0f}"
-        state = found["state"] + (f": {found['error']}" if found["error"] else "")
-        if found["repeats"] is not None:
-            state += f" as trial {found['repeats']}"
-        lines.append([str(found["number"]), shown(found["value"]), *values, seconds, state])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]
+    header = ["trial", study.measure, *study.space, "seconds", "state"]
+    lines = [header]
+    for row in order:
+        values = [format_value(row["values"][key]) for key in study.space]
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        state = row["state"] + (f": {row['error']}" if row["error"] else "")
+        if row["repeats"] is not None:
+            state += f" as trial {row['repeats']}"
+        lines.append([str(row["number"]), format_value(row["value"]), *values, seconds, state])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
     padded = [
         "  ".join(
             [cell.ljust(width) for cell, width in zip(line, widths, strict=False)] + line[-1:]
@@ -85,7 +85,7 @@ def table(study: Study, rows: list[dict[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in padded) + "\n"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A number with four digits; nothing for None."""
     if value is None:
         return ""
@@ -99,14 +99,14 @@ def best_recipe(study: Study, recipe: Mapping[str, Any], best: Any, count: int) 
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     return (
         f"# {study.measure} {best.value:.4f} on the validation data: trial {best.number}, the best "
-        f"of {count} so far.\n# Chosen on those very data, so it is a little too good to be true "
-        f"elsewhere.\n{text}"
+        f"of {count} so far.\n"
+        "# It was chosen on this data, so expect slightly worse values on other data.\n" + text
     )
 
 
 def importance(study: Study) -> dict[str, float] | None:
     """The share of each key in the spread of the values (fANOVA, Hutter et al. 2014), or None."""
-    if len(study.complete()) < IMPORTANCE_TRIALS or len(study.space) < 2:
+    if len(study.completed_trials()) < IMPORTANCE_TRIALS or len(study.space) < 2:
         return None
     import optuna
 
@@ -114,15 +114,15 @@ def importance(study: Study) -> dict[str, float] | None:
         warnings.simplefilter("ignore")
         try:
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            found = optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
+            row = optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
         except (RuntimeError, ValueError):  # all values are the same
             return None
-    return {key: float(value) for key, value in found.items()}
+    return {key: float(value) for key, value in row.items()}
 
 
-def plots(study: Study) -> list[Path]:
-    """history.png and parameters.png; nothing while no trial has a value."""
-    done = sorted(study.complete(), key=lambda trial: trial.number)
+def write_plots(study: Study) -> list[Path]:
+    """Write history.png and parameters.png; nothing while no trial has a value."""
+    done = sorted(study.completed_trials(), key=lambda trial: trial.number)
     if not done:
         return []
     return [_history(study, done), _parameters(study, done)]
@@ -139,17 +139,18 @@ def _history(study: Study, done: list[Any]) -> Path:
         so_far.append(best)
     axes[0].scatter(numbers, values, label="trial")
     axes[0].step(numbers, so_far, where="post", color="tab:orange", label="best so far")
-    early = [t for t in study.finished() if t.state.name == "PRUNED" and t.intermediate_values]
-    if early:
-        last = [t.intermediate_values[max(t.intermediate_values)] for t in early]
+    pruned = [trial for trial in study.finished_trials() if trial.state.name == "PRUNED"]
+    pruned = [trial for trial in pruned if trial.intermediate_values]
+    if pruned:
+        last = [t.intermediate_values[max(t.intermediate_values)] for t in pruned]
         axes[0].scatter(
-            [t.number for t in early], last, marker="x", color="tab:gray", label="ended early"
+            [t.number for t in pruned], last, marker="x", color="tab:gray", label="pruned"
         )
     axes[0].set_xlabel("trial")
     axes[0].set_ylabel(study.measure)
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend()
-    return _saved(figure, study.folder / HISTORY)
+    return _save(figure, study.folder / HISTORY)
 
 
 def _parameters(study: Study, done: list[Any]) -> Path:
@@ -170,11 +171,11 @@ def _parameters(study: Study, done: list[Any]) -> Path:
         axis.set_ylabel(study.measure)
         if key in shares:
             axis.set_title(f"importance {shares[key]:.2f}")
-    return _saved(figure, study.folder / PARAMETERS)
+    return _save(figure, study.folder / PARAMETERS)
 
 
 def _figure(columns: int) -> tuple[Any, Any]:
-    """A figure that is shown on no screen, with its axes side by side."""
+    """A figure that is format_value on no screen, with its axes side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -183,7 +184,7 @@ def _figure(columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _saved(figure: Any, path: Path) -> Path:
+def _save(figure: Any, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""`tune(...)`: claims trials, runs them, hands their measurements to the pruner, until enough."""
+"""`tune(...)`: claims trials, runs them, and passes their measurements to the pruner."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ import yaml
 from tfllm import config
 from tfllm.errors import InputError, SettingError, TrainingFailed, did_you_mean
 from tfllm.tasks.metric_directions import Direction
-from tfllm.training import directory as files
-from tfllm.training.measuring import direction as direction_of
+from tfllm.training import directory
 from tfllm.training.recipe import Recipe
-from tfllm.training.stopping import Stop, signals
+from tfllm.training.stopping import StopRequest, catch_stop_signals
 from tfllm.training.tuning import report
 from tfllm.training.tuning import study as studies
-from tfllm.training.tuning.space import Space, own_values, with_values
+from tfllm.training.tuning.space import Space, recipe_values, with_values
 from tfllm.training.tuning.study import Study
-from tfllm.training.tuning.trials import Place, Process, share, value_of
+from tfllm.training.tuning.trials import TrialFiles, TrialProcess, slot_environment, trial_value
+from tfllm.training.validation import direction as direction_of
 
-SECONDS_BETWEEN_LOOKS = 0.2
-# Failures in a row that end a search: something else than the chosen values is wrong.
-FAILURES_OF_ALL, FAILURES_AFTER_SUCCESS = 3, 6
+POLL_SECONDS = 0.2
+# Failures in a row that end a search: something else than the suggested values is wrong.
+FAILURES_AT_FIRST, FAILURES_AFTER_SUCCESS = 3, 6
 WRONG_INPUT = 2  # exit status of `tfllm train`
 VALIDATION = ("validation", "validation_share", "validation_tail")
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What a search came to."""
+class TuningResult:
+    """The result of a search."""
 
     folder: Path
     best: dict[str, Any] | None
     """The best trial, as in trials.json; None while none has a value."""
     first: dict[str, Any] | None
-    """The trial of the recipe as it is, where the space holds it."""
+    """The trial of the recipe's own values, where the space contains them."""
     count: int
-    """Trials that have come to an end."""
+    """Trials that have ended."""
     signal: int | None = None
     """The signal that stopped the search before its end, or None."""
 
@@ -51,9 +51,9 @@ class Running:
     """A trial that is being trained."""
 
     trial: Any
-    place: Place
+    files: TrialFiles
     lock: int
-    process: Process
+    process: TrialProcess
     values: dict[str, Any]
     started: float = field(default_factory=time.monotonic)
     pruned: bool = False
@@ -66,41 +66,58 @@ def tune(
     trials: int,
     folder: Path,
     processes: int = 1,
-    say: Callable[[str], None] = lambda text: None,
-) -> Tuned:
-    """Trains up to `trials` variants of a recipe's plain data in all, `processes` at once.
+    notify: Callable[[str], None] = lambda text: None,
+) -> TuningResult:
+    """Train variants of a recipe and find the best one.
 
-    A search that is there goes on; another process may work on it too. Raises InputError before
-    anything is written; when no trial succeeds, with the last one's message.
+    A search that is in the directory already goes on; other processes may work on it too.
+
+    Args:
+        recipe: The recipe's plain data.
+        space: The keys to tune and their values.
+        trials: Trials in all, earlier ones included.
+        folder: The directory of the search.
+        processes: Trials that run at once.
+        notify: Called with lines for people.
+
+    Raises:
+        InputError: Before anything is written; or no trial succeeds, with the last one's message.
+        TrainingFailed: No trial has a value.
     """
     settings = config.build(recipe, Recipe)
     measure, direction = measure_of(settings)
-    own = own_values(settings, space)
+    own = recipe_values(settings, space)
     study = Study(
-        studies.folder(folder), dict(recipe), space, measure, direction, settings.train.seed
+        studies.prepare_directory(folder),
+        dict(recipe),
+        space,
+        measure,
+        direction,
+        settings.train.seed,
     )
-    study.begin(own)
-    search = _Search(study, dict(recipe), settings.evaluate.best is not None, processes, say)
-    with signals() as stop:
+    study.enqueue_recipe(own)
+    search = _Search(study, dict(recipe), settings.evaluate.best is not None, processes, notify)
+    with catch_stop_signals() as stop:
         try:
             search.run(trials, stop)
         except BaseException:
-            search.leave()
+            search.interrupt()
             raise
     if stop.signal is not None:
-        search.leave()
+        search.interrupt()
     with study.locked():
-        report.write(study, recipe)
-        report.plots(study)
-    if stop.signal is None and (search.hopeless or not study.complete()):
-        search.give_up()
-    return _tuned(study, own, stop.signal)
+        report.write_tables(study, recipe)
+        report.write_plots(study)
+    if stop.signal is None and (search.keeps_failing or not study.completed_trials()):
+        search.raise_failure()
+    return _result(study, own, stop.signal)
 
 
 def measure_of(recipe: Recipe) -> tuple[str, Direction]:
-    """The measure that trials are compared by, and its direction.
+    """Return the metric that trials are compared by, and its direction.
 
-    Raises SettingError without validation data, and for a measure that the task does not have.
+    Raises:
+        SettingError: There is no validation data, or the task has no such metric.
     """
     if all(getattr(recipe.data, name) is None for name in VALIDATION):
         raise SettingError(
@@ -114,20 +131,20 @@ def measure_of(recipe: Recipe) -> tuple[str, Direction]:
     return name, direction_of(recipe.evaluate)
 
 
-def _tuned(study: Study, own: Mapping[str, Any] | None, signal: int | None) -> Tuned:
-    complete, finished = study.complete(), study.finished()
+def _result(study: Study, own: Mapping[str, Any] | None, signal: int | None) -> TuningResult:
+    complete, finished = study.completed_trials(), study.finished_trials()
     first = [t for t in complete if own is not None and t.number == 0]
-    return Tuned(
+    return TuningResult(
         study.folder,
-        report.row(study, complete[0]) if complete else None,
-        report.row(study, first[0]) if first else None,
+        report.trial_row(study, complete[0]) if complete else None,
+        report.trial_row(study, first[0]) if first else None,
         len(finished),
         signal,
     )
 
 
 class _Search:
-    """This process' part of a search: its slots and what runs in them."""
+    """This process' part of a search: its slots, and the trial that runs in each."""
 
     def __init__(
         self,
@@ -135,41 +152,41 @@ class _Search:
         recipe: dict[str, Any],
         keeps_best: bool,
         processes: int,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
     ):
-        self.study, self.recipe, self.keeps_best, self.say = study, recipe, keeps_best, say
+        self.study, self.recipe, self.keeps_best, self.notify = study, recipe, keeps_best, notify
         self.slots: list[Running | None] = [None] * processes
         self.failures = 0
         self.wrong_input = True
         self.last_error = ""
 
     @property
-    def hopeless(self) -> bool:
-        """Whether so many trials have failed in a row that more of them would, too."""
-        most = FAILURES_AFTER_SUCCESS if self.study.complete() else FAILURES_OF_ALL
-        return self.failures >= most
+    def keeps_failing(self) -> bool:
+        """Whether so many trials have failed in a row that the search ends."""
+        limit = FAILURES_AFTER_SUCCESS if self.study.completed_trials() else FAILURES_AT_FIRST
+        return self.failures >= limit
 
-    def run(self, trials: int, stop: Stop) -> None:
-        """Until `trials` trials have ended in all, or a signal comes."""
+    def run(self, trials: int, stop: StopRequest) -> None:
+        """Run until `trials` trials have ended in all, or a signal arrives."""
         waited = False
         while stop.signal is None:
             for slot, running in enumerate(self.slots):
-                if running is None and not self.hopeless:
+                if running is None and not self.keeps_failing:
                     self.slots[slot] = self._next(slot, trials)
             if not any(self.slots):
-                if self.hopeless or not self.study.running():
+                if self.keeps_failing or not self.study.has_running_trials():
                     return
-                # Others work on the last ones; should one of them be lost, we take it up.
+                # Other processes work on the last ones; one whose process ends is claimed here.
                 if not waited:
-                    self.say("waiting for the last trials of other processes")
+                    self.notify("waiting for the last trials of other processes")
                 waited = True
             for slot, running in enumerate(self.slots):
-                if running is not None and self._look(running):
+                if running is not None and self._poll(running):
                     self.slots[slot] = None
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_SECONDS)
 
-    def leave(self) -> None:
-        """Asks what runs to save its state; the trials stay open, to be taken up again."""
+    def interrupt(self) -> None:
+        """Ask running trials to save their state; they stay open, to be claimed again."""
         running = [each for each in self.slots if each is not None]
         for each in running:
             each.process.stop()
@@ -178,62 +195,64 @@ class _Search:
             os.close(each.lock)
         self.slots = [None] * len(self.slots)
 
-    def give_up(self) -> None:
-        """Raises for a search without one good trial, or that would go on failing."""
+    def raise_failure(self) -> None:
+        """Raise the error of a search without a successful trial, or that keeps failing."""
         log = f"'{self.study.folder / studies.TRIALS}'"
         if not self.last_error:
             raise TrainingFailed(
-                f"No trial has come to a value of {self.study.measure}. See the logs in {log}, "
+                f"No trial has a value of {self.study.measure}. See the logs in {log}, "
                 "and give more --trials."
             )
         kind: type[TrainingFailed | InputError] = (
             SettingError if self.wrong_input else TrainingFailed
         )
         what = "No trial has succeeded"
-        if self.study.complete():
-            what = f"{self.failures} trials in a row have failed; what was found before is kept"
+        if self.study.completed_trials():
+            what = f"{self.failures} trials in a row have failed; earlier results are kept"
         raise kind(f"{what} (logs in {log}). The last one says: {self.last_error}")
 
     def _next(self, slot: int, trials: int) -> Running | None:
-        while (claimed := self.study.claim(trials)) is not None:
-            trial, place, lock = claimed
-            twin = None if place.run.exists() else self.study.twin(trial)
-            if twin is None:
-                return self._started(trial, place, lock, slot)
-            self._repeat(trial, twin)
+        while (claim := self.study.claim(trials)) is not None:
+            trial, trial_files, lock = claim
+            other = None if trial_files.run.exists() else self.study.find_duplicate(trial)
+            if other is None:
+                return self._start(trial, trial_files, lock, slot)
+            self._copy_result(trial, other)
             os.close(lock)
         return None
 
-    def _repeat(self, trial: Any, twin: Any) -> None:
-        """Ends a trial as another one has ended that had the same values: it is not trained."""
-        for number, value in twin.intermediate_values.items():
+    def _copy_result(self, trial: Any, other: Any) -> None:
+        """End a trial with the result of another that had the same values, without training."""
+        for number, value in other.intermediate_values.items():
             trial.report(value, number)
-        trial.set_user_attr(report.REPEATS, twin.number)
+        trial.set_user_attr(report.REPEATS, other.number)
         with self.study.locked():
-            value = twin.value if twin.state.name == "COMPLETE" else None
-            self.study.optuna.tell(trial.number, values=value, state=twin.state)
-            report.write(self.study, self.recipe)
-        self.say(f"trial {trial.number} has the values of trial {twin.number}: not trained again")
+            value = other.value if other.state.name == "COMPLETE" else None
+            self.study.optuna.tell(trial.number, values=value, state=other.state)
+            report.write_tables(self.study, self.recipe)
+        self.notify(
+            f"trial {trial.number} has the values of trial {other.number}: not trained again"
+        )
 
-    def _started(self, trial: Any, place: Place, lock: int, slot: int) -> Running:
+    def _start(self, trial: Any, trial_files: TrialFiles, lock: int, slot: int) -> Running:
         values = {key: trial.params[key] for key in self.study.space}
         data = with_values(self.recipe, values)
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-        files.write_text(place.path(".yaml"), text)
-        again = " again" if place.run.exists() else ""
-        self.say(f"trial {trial.number} starts{again}: {_listed(values)}")
-        process = Process(place, lock, share(slot, len(self.slots)))
-        running = Running(trial, place, lock, process, values)
+        directory.write_text(trial_files.path(".yaml"), text)
+        again = " again" if trial_files.run.exists() else ""
+        self.notify(f"trial {trial.number} starts{again}: {_join(values)}")
+        process = TrialProcess(trial_files, lock, slot_environment(slot, len(self.slots)))
+        running = Running(trial, trial_files, lock, process, values)
         running.reported = max(self._frozen(trial).intermediate_values, default=-1) + 1
         return running
 
     def _frozen(self, trial: Any) -> Any:
         return self.study.optuna.get_trials(deepcopy=False)[trial.number]
 
-    def _look(self, running: Running) -> bool:
-        """Hands on new measurements, ends a bad trial early; True where it has come to an end."""
+    def _poll(self, running: Running) -> bool:
+        """Report new measurements and stop a bad trial early; True where it has ended."""
         status = running.process.status  # before the measurements: these are then all
-        measurements = running.place.measurements(self.study.measure)
+        measurements = running.files.measurements(self.study.measure)
         for number in range(running.reported, len(measurements)):
             running.reported = number + 1
             if measurements[number] is None:
@@ -248,30 +267,30 @@ class _Search:
         return True
 
     def _end(self, running: Running, status: int, measurements: list[float | None]) -> None:
-        """Tells the study, the user and the report."""
+        """Record the result of a trial in the study and the report, and notify the user."""
         study, trial = self.study, running.trial
-        value = value_of(study.direction, measurements, self.keeps_best)
+        value = trial_value(study.direction, measurements, self.keeps_best)
         if status == 0 and value is not None:
             self.failures = 0
-            told: dict[str, Any] = {"values": value}
+            result: dict[str, Any] = {"values": value}
             text = f"{study.measure} {value:.4f}"
         elif running.pruned and status != 0:
             self.failures = 0
-            told = {"state": "PRUNED"}
-            text = f"ended early at {study.measure} {report.shown(measurements[-1])}"
+            result = {"state": "PRUNED"}
+            text = f"pruned at {study.measure} {report.format_value(measurements[-1])}"
         else:
             error = self._error(running, status, bool(measurements))
             trial.set_user_attr("error", error)
-            told = {"state": "FAIL"}
+            result = {"state": "FAIL"}
             text = f"failed: {error}"
             self.failures += 1
             self.last_error = error
-            # A measure that the validation data leaves undefined is put right there.
+            # A metric that is undefined on the validation data is an input to correct.
             undefined = status == 0 and bool(measurements)
             self.wrong_input = self.wrong_input and (undefined or status == WRONG_INPUT)
-        self._tell(running, told)
+        self._finish_trial(running, result)
         seconds = time.monotonic() - running.started
-        self.say(f"trial {trial.number}  {text}  {seconds:.0f} s{self._best_text()}")
+        self.notify(f"trial {trial.number}  {text}  {seconds:.0f} s{self._best_text()}")
         os.close(running.lock)
 
     def _error(self, running: Running, status: int, has_measured: bool) -> str:
@@ -279,28 +298,32 @@ class _Search:
             measure = self.study.measure
             undefined = f"{measure} is undefined on the validation data (null in metrics.jsonl)"
             return undefined if has_measured else f"its run measured no {measure}"
-        return running.place.last_words() or f"`tfllm train` ended with the status {status}"
+        return running.files.last_log_line() or f"`tfllm train` ended with the status {status}"
 
-    def _tell(self, running: Running, told: dict[str, Any]) -> None:
+    def _finish_trial(self, running: Running, result: dict[str, Any]) -> None:
         study, number = self.study, running.trial.number
         with study.locked():
-            before = study.complete()[:1]
-            if "state" in told:
+            before = study.completed_trials()[:1]
+            if "state" in result:
                 import optuna
 
-                told = {"state": optuna.trial.TrialState[told["state"]]}
-            study.optuna.tell(number, **told)
-            best = study.complete()[:1]
+                result = {"state": optuna.trial.TrialState[result["state"]]}
+            study.optuna.tell(number, **result)
+            best = study.completed_trials()[:1]
             is_best = bool(best) and best[0].number == number
-            running.place.tidy(keep_checkpoint=is_best)
+            running.files.remove_state(keep_checkpoint=is_best)
             if is_best and before:
-                Place(running.place.folder, before[0].number).tidy(keep_checkpoint=False)
-            report.write(study, self.recipe)
+                TrialFiles(running.files.folder, before[0].number).remove_state(
+                    keep_checkpoint=False
+                )
+            report.write_tables(study, self.recipe)
 
     def _best_text(self) -> str:
-        best = self.study.complete()[:1]
+        best = self.study.completed_trials()[:1]
         return f"  (best {best[0].value:.4f}, trial {best[0].number})" if best else ""
 
 
-def _listed(values: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key} {report.shown(value) or 'null'}" for key, value in values.items())
+def _join(values: Mapping[str, Any]) -> str:
+    return "  ".join(
+        f"{key} {report.format_value(value) or 'null'}" for key, value in values.items()
+    )

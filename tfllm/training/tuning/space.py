@@ -1,4 +1,4 @@
-"""The file that says what `tfllm tune` may change: dotted recipe keys and their values.
+"""The search space of `tfllm tune`, a YAML file: dotted recipe keys and their values.
 
 train.learning_rate: {low: 1e-5, high: 1e-3, log: true}
 train.batch_size: {choices: [16, 32, 64]}
@@ -23,7 +23,7 @@ from tfllm.training.recipe import ModelSettings, Recipe
 Number = int | float
 Scalar = bool | int | float | str | None
 
-# Keys that decide what is compared: with others, two trials' numbers would not mean the same.
+# Keys that decide what is compared: trials with different values of them are not comparable.
 FIXED = (
     "name", "evaluate.best", "data.validation", "data.validation_share", "data.validation_tail",
     "data.format", "data.columns",
@@ -31,14 +31,16 @@ FIXED = (
 
 
 class Range(Settings):
-    """All numbers from `low` to `high`, both included; whole ones where both are whole."""
+    """A range of numbers from `low` to `high`, both included; integers where both are integers."""
 
     low: Number
+    """The smallest value."""
     high: Number
+    """The largest value."""
     log: bool = False
-    """Every power of ten is as likely as every other."""
+    """Sample the logarithm uniformly."""
     step: Number | None = Field(default=None, gt=0)
-    """Only low, low + step, low + 2 step, ..."""
+    """Sample only low, low + step, low + 2 step, ..."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Range:
@@ -57,7 +59,7 @@ class Range(Settings):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def suggest(self, trial: Any, key: str) -> Number:
-        """A value of an `optuna.Trial`; the same again where the trial has one."""
+        """Suggest a value with an `optuna.Trial`; the trial's own where it has one."""
         if self.is_whole:
             step = 1 if self.step is None else int(self.step)
             return trial.suggest_int(key, int(self.low), int(self.high), step=step, log=self.log)
@@ -65,12 +67,12 @@ class Range(Settings):
             key, float(self.low), float(self.high), step=self.step, log=self.log
         )
 
-    def tried(self) -> list[Any]:
-        """The values that the recipe is checked with."""
+    def checked_values(self) -> list[Any]:
+        """The values with which the recipe is validated."""
         return [self.low, self.high] if self.is_whole else [float(self.low), float(self.high)]
 
-    def holds(self, value: Any) -> bool:
-        """Whether a value could be suggested."""
+    def contains(self, value: Any) -> bool:
+        """Whether the value can be suggested."""
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return False
         if not self.low <= value <= self.high or (self.is_whole and not isinstance(value, int)):
@@ -80,20 +82,21 @@ class Range(Settings):
 
 
 class Choices(Settings):
-    """One of several values, between which there is no order."""
+    """One of several values without an order."""
 
     choices: tuple[Scalar, ...] = Field(min_length=2)
+    """The values, two or more."""
 
     def suggest(self, trial: Any, key: str) -> Scalar:
-        """A value of an `optuna.Trial`; the same again where the trial has one."""
+        """Suggest a value with an `optuna.Trial`; the trial's own where it has one."""
         return trial.suggest_categorical(key, list(self.choices))
 
-    def tried(self) -> list[Any]:
-        """The values that the recipe is checked with."""
+    def checked_values(self) -> list[Any]:
+        """The values with which the recipe is validated."""
         return list(self.choices)
 
-    def holds(self, value: Any) -> bool:
-        """Whether a value could be suggested."""
+    def contains(self, value: Any) -> bool:
+        """Whether the value can be suggested."""
         return any(value == choice and type(value) is type(choice) for choice in self.choices)
 
 
@@ -101,11 +104,13 @@ Parameter = Range | Choices
 Space = dict[str, Parameter]
 
 
-def read(path: str | Path, recipe: Mapping[str, Any]) -> Space:
-    """The space in a YAML file, checked against the plain data of a recipe.
+def read_space(path: str | Path, recipe: Mapping[str, Any]) -> Space:
+    """Read the space of a YAML file and check it against the plain data of a recipe.
 
-    Every end and every choice must make a recipe that could be trained. Raises SettingError with
-    the file's line.
+    Every bound and every choice must give a valid recipe.
+
+    Raises:
+        SettingError: One does not; it names the file's line.
     """
     data, lines = config.read_yaml(path)
     space: Space = {}
@@ -114,7 +119,7 @@ def read(path: str | Path, recipe: Mapping[str, Any]) -> Space:
         line = next((lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in lines), None)
         source = f"{path}:{line}" if line else str(path)
         if key in space:
-            raise SettingError(f"{source}: '{key}' stands twice. Keep one.")
+            raise SettingError(f"{source}: '{key}' appears twice. Keep one.")
         space[key] = _parameter(key, value, source)
         _check(key, space[key], recipe, source)
     if not space:
@@ -149,7 +154,7 @@ def _check(key: str, parameter: Parameter, recipe: Mapping[str, Any], source: st
             raise SettingError(
                 f"{source}: {key} decides what trials are compared by, so it cannot be tuned."
             )
-    for value in parameter.tried():
+    for value in parameter.checked_values():
         built = config.build(with_values(recipe, {key: value}), Recipe, source=source)
         if built.model.family in FAMILIES:
             known = _shape(built.model)
@@ -170,25 +175,25 @@ def with_values(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     """A recipe's plain data with the values at their dotted keys."""
     data = dict(recipe)
     for key, value in values.items():
-        data = config.replaced(data, tuple(key.split(".")), value, f"{key}={value}")
+        data = config.set_value(data, tuple(key.split(".")), value, f"{key}={value}")
     return data
 
 
-def suggested(trial: Any, space: Space) -> dict[str, Any]:
-    """The values of an `optuna.Trial`, by key."""
+def suggest_values(trial: Any, space: Space) -> dict[str, Any]:
+    """Suggest the values of an `optuna.Trial`, by key."""
     return {key: parameter.suggest(trial, key) for key, parameter in space.items()}
 
 
-def own_values(recipe: Recipe, space: Space) -> dict[str, Any] | None:
-    """What the recipe itself says for every key; None where the space does not hold all of it."""
-    found = {}
+def recipe_values(recipe: Recipe, space: Space) -> dict[str, Any] | None:
+    """The recipe's own value of every key; None where one lies outside of the space."""
+    values = {}
     for key, parameter in space.items():
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part, None)
         if key.startswith("model.") and recipe.model.family is not None:
             value = _shape(recipe.model).get(key.removeprefix("model."))
-        if not parameter.holds(value):
+        if not parameter.contains(value):
             return None
-        found[key] = value
-    return found
+        values[key] = value
+    return values

@@ -1,7 +1,7 @@
 """The study of a search: Optuna's SQLite file, which several processes share, and its claims.
 
-A trial belongs to the process that holds the lock of its file. The locks end with their process, so
-a trial whose process was killed is free to be taken up again.
+A trial belongs to the process that holds the lock of its file. Locks end with their process, so a
+trial whose process was killed can be claimed again.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from tfllm import config
 from tfllm.errors import MissingExtra, SettingError, StorageError
 from tfllm.tasks.metric_directions import Direction
 from tfllm.training import directory as files
-from tfllm.training.tuning.space import Space, suggested
-from tfllm.training.tuning.trials import Place
+from tfllm.training.tuning.space import Space, suggest_values
+from tfllm.training.tuning.trials import TrialFiles
 
 DATABASE, RECIPE, SPACE, TRIALS, LOCK = "study.db", "recipe.yaml", "space.yaml", "trials", ".lock"
 NAME = "tfllm"
 WAITING_SECONDS = 60  # for another process that writes to the database
 
-# Trials of the startup: chosen by chance, and never ended early.
+# Startup trials: sampled at random, and never pruned.
 STARTUP_SHARE, STARTUP_LEAST, STARTUP_MOST = 1 / 3, 4, 10
 
 
 class Study:
-    """A search in a directory; made there, or opened where it is."""
+    """A search in a directory, created or opened."""
 
     def __init__(
         self,
@@ -48,8 +48,10 @@ class Study:
         self.direction = direction
         optuna = _optuna()
         with self.locked():
-            self._same(RECIPE, recipe)
-            self._same(SPACE, {k: p.model_dump(exclude_none=True) for k, p in space.items()})
+            self._write_or_compare(RECIPE, recipe)
+            self._write_or_compare(
+                SPACE, {k: p.model_dump(exclude_none=True) for k, p in space.items()}
+            )
             self.optuna = optuna.create_study(
                 storage=optuna.storages.RDBStorage(
                     f"sqlite:///{(folder / DATABASE).resolve()}",
@@ -67,13 +69,13 @@ class Study:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """No other process claims, makes or reports meanwhile."""
+        """Inside, no other process claims, creates or reports trials."""
         with (self.folder / LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _same(self, name: str, data: dict[str, Any]) -> None:
-        """Writes what is searched, or compares with what was. Raises SettingError."""
+    def _write_or_compare(self, name: str, data: dict[str, Any]) -> None:
+        """Write what is searched, or compare it with what was. Raises SettingError."""
         path = self.folder / name
         data = yaml.safe_load(yaml.safe_dump(data))  # tuples become lists
         if not path.exists():
@@ -88,37 +90,37 @@ class Study:
                 f"{', '.join(keys)}). Give another --output, or what it was started with."
             )
 
-    def begin(self, own: dict[str, Any] | None) -> None:
-        """Makes the recipe's own values the first trial, in a new study."""
+    def enqueue_recipe(self, own: dict[str, Any] | None) -> None:
+        """Make the recipe's own values the first trial of a new study."""
         with self.locked():
             if own is not None and not self.optuna.get_trials(deepcopy=False):
                 self.optuna.enqueue_trial(own)
 
-    def claim(self, most: int) -> tuple[Any, Place, int] | None:
-        """The next trial to work on, its files and its lock; None where all `most` are taken.
+    def claim(self, most: int) -> tuple[Any, TrialFiles, int] | None:
+        """Claim the next trial: itself, its files and its lock; None where all `most` are claimed.
 
-        One that nobody works on any more comes first.
+        One whose process has ended without a result comes first.
         """
         optuna = _optuna()
         states = optuna.trial.TrialState
         with self.locked():
             trials = self.optuna.get_trials(deepcopy=False)
-            begun = [trial for trial in trials if trial.state != states.WAITING]
-            for trial in begun:
+            started = [trial for trial in trials if trial.state != states.WAITING]
+            for trial in started:
                 if trial.state == states.RUNNING:
                     lock = self._lock(trial.number)
                     if lock is not None:
-                        return self._taken(optuna.trial.Trial(self.optuna, trial._trial_id), lock)
-            if len(begun) >= most:
+                        return self._claimed(optuna.trial.Trial(self.optuna, trial._trial_id), lock)
+            if len(started) >= most:
                 return None
-            self._prepare(optuna, len(begun), most)
+            self._prepare(optuna, len(started), most)
             trial = self.optuna.ask()
             lock = self._lock(trial.number)
-            assert lock is not None, "a new trial is nobody's"
-            return self._taken(trial, lock)
+            assert lock is not None, "a new trial is not locked"
+            return self._claimed(trial, lock)
 
     def _prepare(self, optuna: Any, number: int, most: int) -> None:
-        """The sampler's chance is a function of (seed, trial), so that resuming repeats nothing."""
+        """Seed the sampler by (seed, trial), so that a resumed search repeats nothing."""
         startup = int(min(STARTUP_MOST, max(STARTUP_LEAST, most * STARTUP_SHARE)))
         self.optuna.sampler = optuna.samplers.TPESampler(
             seed=(self.seed * 1_000_003 + number) % 2**32,
@@ -127,14 +129,13 @@ class Study:
         )
         self.optuna.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
 
-    def _taken(self, trial: Any, lock: int) -> tuple[Any, Place, int]:
-        suggested(trial, self.space)
-        place = Place(self.folder / TRIALS, trial.number)
-        return trial, place, lock
+    def _claimed(self, trial: Any, lock: int) -> tuple[Any, TrialFiles, int]:
+        suggest_values(trial, self.space)
+        return trial, TrialFiles(self.folder / TRIALS, trial.number), lock
 
     def _lock(self, number: int) -> int | None:
-        """An open file with the lock of a trial; None where another process has it."""
-        path = Place(self.folder / TRIALS, number).path(".lock")
+        """Lock a trial and return the open file; None where another process has the lock."""
+        path = TrialFiles(self.folder / TRIALS, number).path(".lock")
         path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
@@ -144,31 +145,31 @@ class Study:
             return None
         return descriptor
 
-    def twin(self, trial: Any) -> Any | None:
-        """A trial that has come to a result with the same values, or None."""
-        for other in self.finished():
+    def find_duplicate(self, trial: Any) -> Any | None:
+        """Find a trial with the same values and a result, or None."""
+        for other in self.finished_trials():
             known = other.state.name in ("COMPLETE", "PRUNED")
             if known and other.number != trial.number and other.params == trial.params:
                 return other
         return None
 
-    def finished(self) -> list[Any]:
-        """The trials that have come to an end, in their order."""
+    def finished_trials(self) -> list[Any]:
+        """List the trials that have ended, in their order."""
         return [t for t in self.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
 
-    def running(self) -> bool:
-        """Whether a trial has begun and not ended, here or elsewhere."""
+    def has_running_trials(self) -> bool:
+        """Whether a trial has started and not ended, here or elsewhere."""
         trials = self.optuna.get_trials(deepcopy=False)
         return any(trial.state.name == "RUNNING" for trial in trials)
 
-    def complete(self) -> list[Any]:
-        """Those that have a value, the best first."""
-        done = [trial for trial in self.finished() if trial.state.name == "COMPLETE"]
+    def completed_trials(self) -> list[Any]:
+        """List the trials that have a value, the best first."""
+        done = [trial for trial in self.finished_trials() if trial.state.name == "COMPLETE"]
         return sorted(done, key=lambda t: (-t.value if self.maximize else t.value, t.number))
 
 
-def folder(path: Path) -> Path:
-    """The directory of a study, made where it is not there. Raises StorageError."""
+def prepare_directory(path: Path) -> Path:
+    """Create the directory of a study, or check that one is in it. Raises StorageError."""
     if path.exists() and not path.is_dir():
         raise StorageError(f"'{path}' is a file. Give another --output.")
     if path.is_dir() and any(path.iterdir()) and not (path / DATABASE).exists():
@@ -179,7 +180,7 @@ def folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"Cannot make '{path}': {error.strerror}.") from None
+        raise StorageError(f"Cannot create '{path}': {error.strerror}.") from None
     return path
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfllm.tasks.metric_directions import Direction
-from tfllm.training import directory as files
-from tfllm.training.measuring import is_better
-from tfllm.training.monitoring.logs import read
+from tfllm.training import directory
+from tfllm.training.monitoring.logs import read_log
+from tfllm.training.validation import is_better
 
 COMMAND = (sys.executable, "-m", "tfllm", "train")
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -23,27 +23,29 @@ KILLED_AFTER = 60  # seconds that a trial has to save its state when it is asked
 
 
 @dataclass(frozen=True)
-class Place:
+class TrialFiles:
     """The files of one trial: NNNN.yaml (its recipe), NNNN.log, NNNN.lock and NNNN/ (its run)."""
 
     folder: Path
     number: int
 
     def path(self, ending: str = "") -> Path:
+        """The path of one of the files."""
         return self.folder / f"{self.number:04d}{ending}"
 
     @property
     def run(self) -> Path:
+        """The run's directory."""
         return self.path()
 
     def measurements(self, measure: str) -> list[float | None]:
-        """What the run has measured so far, in order; None where it was undefined."""
-        lines = read(self.run / files.METRICS)
+        """The run's measurements so far, in order; None where undefined."""
+        lines = read_log(self.run / directory.METRICS)
         name = f"validation_{measure}"
         return [line[name] for line in lines if name in line]
 
-    def last_words(self) -> str:
-        """The last line that is not empty of what the run told, such as its error."""
+    def last_log_line(self) -> str:
+        """The last line of the log that is not empty, such as the run's error."""
         try:
             text = self.path(".log").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -51,19 +53,23 @@ class Place:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[-1].removeprefix("tfllm: ") if lines else ""
 
-    def tidy(self, keep_checkpoint: bool) -> None:
-        """Removes what a finished trial needs no more: states, and weights but the best."""
-        names = [files.STATE] if keep_checkpoint else [files.STATE, files.CHECKPOINT, files.ADAPTER]
+    def remove_state(self, keep_checkpoint: bool) -> None:
+        """Remove a finished trial's states and, unless it is the best, its weights."""
+        names = (
+            [directory.STATE]
+            if keep_checkpoint
+            else [directory.STATE, directory.CHECKPOINT, directory.ADAPTER]
+        )
         for name in names:
             shutil.rmtree(self.run / name, ignore_errors=True)
 
 
-def value_of(
+def trial_value(
     direction: Direction, measurements: list[float | None], keeps_best: bool
 ) -> float | None:
-    """What a trial counts: the best measurement, or the last where the run keeps its last weights.
+    """The value of a trial: its best measurement, or the last where the run keeps its last weights.
 
-    None where there is none, or none that is defined.
+    None without a defined measurement.
     """
     if not keeps_best:
         return measurements[-1] if measurements else None
@@ -74,25 +80,28 @@ def value_of(
     return best
 
 
-class Process:
-    """A running trial. `lock`: an open file whose lock says that the trial is being worked on; the
-    process holds it too, so that nobody takes up a trial while it runs, whatever became of us."""
+class TrialProcess:
+    """A running `tfllm train`.
 
-    def __init__(self, place: Place, lock: int, environment: Mapping[str, str]):
-        self.place = place
-        command = [*COMMAND, str(place.path(".yaml")), "--output", str(place.run)]
-        if (place.run / files.RECIPE).exists():
+    It inherits the open file `lock`, whose lock marks the trial as claimed: no other process claims
+    it while it runs, even when this one has ended.
+    """
+
+    def __init__(self, files: TrialFiles, lock: int, environment: Mapping[str, str]):
+        self.files = files
+        command = [*COMMAND, str(files.path(".yaml")), "--output", str(files.run)]
+        if (files.run / directory.RECIPE).exists():
             command.append("--resume")
-        elif place.run.exists():
-            shutil.rmtree(place.run)  # it was stopped before it had begun
-        with place.path(".log").open("ab") as log:
+        elif files.run.exists():
+            shutil.rmtree(files.run)  # it was stopped before it had begun
+        with files.path(".log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, **environment},
                 pass_fds=(lock,),
-                start_new_session=True,  # Ctrl-C is for us; we hand it on once
-                preexec_fn=_die_with_parent,
+                start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
+                preexec_fn=_terminate_with_parent,
             )  # fmt: skip
 
     @property
@@ -101,12 +110,12 @@ class Process:
         return self._process.poll()
 
     def stop(self) -> None:
-        """Asks it to save its state and end."""
+        """Ask it to save its state and end."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:
-        """Waits for the end, for KILLED_AFTER seconds; then makes it."""
+        """Wait for its end; kill it after KILLED_AFTER seconds."""
         try:
             self._process.wait(KILLED_AFTER)
         except subprocess.TimeoutExpired:
@@ -114,14 +123,14 @@ class Process:
             self._process.wait()
 
 
-def _die_with_parent() -> None:
-    """Linux sends the trial SIGTERM, at which it saves its state, when its parent is killed."""
+def _terminate_with_parent() -> None:
+    """Have Linux send the trial SIGTERM, at which it saves its state, when its parent is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def share(slot: int, processes: int) -> dict[str, str]:
-    """Environment of the trial in a slot of several: its part of the cores, one of the GPUs."""
+def slot_environment(slot: int, processes: int) -> dict[str, str]:
+    """The environment of one of several trials at once: its share of the cores, one of the GPUs."""
     if processes == 1:
         return {}
     threads = str(max(1, (os.cpu_count() or 1) // processes))

@@ -1,4 +1,4 @@
-"""Where a run starts from: the recipe's model, tokenizer and task; and how its model is saved."""
+"""The initial model of a run: the recipe's model, tokenizer and task, and how it is saved."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import keras
 
 from tfllm import lora
 from tfllm.checkpoints import store
@@ -20,16 +22,16 @@ from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import directory as files
 from tfllm.training import vocabulary
 from tfllm.training.recipe import LoraSettings, ModelSettings, Recipe, TokenizerSettings
-from tfllm.training.vocabulary import is_learned, read_tokenizer
+from tfllm.training.vocabulary import is_trained, read_tokenizer
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """A model to train, and the checkpoint that it is saved as."""
 
     checkpoint: Checkpoint
-    """Trained in place; with LoRA a twin without adapters, filled when saving."""
-    model: Any
+    """Trained in place; with LoRA a copy without adapters, filled when saving."""
+    model: keras.Model
     """The functional Keras model to train."""
     lora: LoraSettings | None = None
 
@@ -42,7 +44,11 @@ class Start:
         return self.checkpoint.tokenizer
 
     def save(self, directory: Path) -> None:
-        """Writes checkpoint/ (and adapter/) of a run directory, each whole or not at all."""
+        """Write checkpoint/ (and adapter/) of a run directory, each completely or not at all.
+
+        Raises:
+            StorageError: They cannot be written; what was there before is intact.
+        """
         try:
             if self.lora is not None:
                 lora.merge(self.model, self.checkpoint.model)
@@ -55,86 +61,94 @@ class Start:
             ) from None
 
     def resolved(self, recipe: Recipe) -> Recipe:
-        """The recipe with what the data has added: the task's labels."""
+        """The recipe with what the data adds: the task's labels."""
         return recipe.model_copy(update={"task": self.task})
 
 
-def start(
+def build_model(
     recipe: Recipe, examples: Sequence[dict[str, Any]], tokenizer: Path | None = None
-) -> Start:
-    """Loads or makes the model of a recipe, for the labels of `examples` where it names none.
+) -> InitialModel:
+    """Load or create the model of a recipe.
 
-    `tokenizer`: the directory of the one that a run to resume has learned.
+    Args:
+        recipe: The recipe.
+        examples: The training examples, which give the labels where the recipe names none.
+        tokenizer: The directory of the tokenizer that a run to resume has trained.
+
+    Raises:
+        SettingError: The recipe and the data do not fit together.
+        CheckpointError: `model.from` names no usable checkpoint.
     """
     if type(recipe.task).corpus_features is Task.corpus_features:
         _refuse_corpus(recipe.task, examples)
     task = recipe.task.infer_settings(examples)
     checkpoint = (
-        _from_nothing(recipe, task, examples, tokenizer)
+        _from_scratch(recipe, task, examples, tokenizer)
         if recipe.model.family
-        else _loaded(recipe, task)
+        else _load(recipe, task)
     )
     task = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id)
     generation = {**checkpoint.generation_config, **recipe.evaluate.generation.to_huggingface()}
     checkpoint = dataclasses.replace(checkpoint, task=task, generation_config=generation)
     if recipe.model.lora is None:
-        return Start(checkpoint, checkpoint.model)
+        return InitialModel(checkpoint, checkpoint.model)
     adapted = store.create(
         checkpoint.family, checkpoint.config, checkpoint.tokenizer, checkpoint.task
     ).model
     adapted.set_weights(checkpoint.model.get_weights())
     settings = recipe.model.lora
     lora.enable(adapted, settings.rank, settings.targets, settings.alpha)
-    return Start(checkpoint, adapted, settings)
+    return InitialModel(checkpoint, adapted, settings)
 
 
 def _refuse_corpus(task: Task, examples: Sequence[dict[str, Any]]) -> None:
-    """Raises SettingError where a task that reads no corpora is given one."""
+    """Refuse a corpus for a task that reads none. Raises SettingError."""
     if (corpus := getattr(examples, "corpus", None)) is not None:
         raise SettingError(
             f"data.train: '{corpus.directory}' is a prepared corpus, text alone, and the task "
-            f"{task.kind} learns from more. Name a file of examples."
+            f"{task.kind} needs more. Name a file of examples."
         )
 
 
-def _loaded(recipe: Recipe, task: Task) -> Checkpoint:
+def _load(recipe: Recipe, task: Task) -> Checkpoint:
     if recipe.tokenizer is not None:
         raise SettingError("tokenizer: a checkpoint (model.from) brings its own. Remove this key.")
     source = str(recipe.model.source)
     return store.load(source if "://" in source else str(resolve(source)), task=task)
 
 
-def _from_nothing(
-    recipe: Recipe, task: Task, examples: Sequence[dict[str, Any]], learned: Path | None
+def _from_scratch(
+    recipe: Recipe, task: Task, examples: Sequence[dict[str, Any]], trained: Path | None
 ) -> Checkpoint:
     if (corpus := getattr(examples, "corpus", None)) is not None:
-        return _new(recipe, _tokenizer_of(corpus, recipe.tokenizer), task)
+        return _create(recipe, _corpus_tokenizer(corpus, recipe.tokenizer), task)
     if recipe.tokenizer is None:
         raise SettingError(
-            "tokenizer: a model from nothing (model.family) needs one. Give a directory, or "
-            "a vocab.txt: tokenizer: {path: vocab.txt}, or learn one: tokenizer: {kind: characters}"
+            "tokenizer: a model trained from scratch (model.family) needs one. Give a directory, "
+            "or a vocab.txt, tokenizer: {path: vocab.txt}, or train one, tokenizer: "
+            "{kind: characters}"
         )
     pairs = task.generates == "target"
-    return _new(recipe, read_tokenizer(recipe.tokenizer, examples, learned, pairs=pairs), task)
+    return _create(recipe, read_tokenizer(recipe.tokenizer, examples, trained, pairs=pairs), task)
 
 
-def _new(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
+def _create(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
     family = str(recipe.model.family)
     config = family_config(recipe.model, tokenizer, task)
     return store.create(family, config, tokenizer, task)
 
 
-def _tokenizer_of(corpus: Any, settings: TokenizerSettings | str | None) -> Tokenizer:
-    """The tokenizer that a corpus was prepared with, or the named one, which is compared later."""
-    if settings is None or is_learned(settings):
-        found = load_tokenizer(corpus.tokenizer_directory)
+def _corpus_tokenizer(corpus: Any, settings: TokenizerSettings | str | None) -> Tokenizer:
+    """The tokenizer that a corpus was prepared with, or the named one: `Task.load_features` compares."""
+    if settings is None or is_trained(settings):
+        tokenizer = load_tokenizer(corpus.tokenizer_directory)
         template = settings.chat_template if isinstance(settings, TokenizerSettings) else None
-        return vocabulary.with_template(found, template)
+        return vocabulary.with_template(tokenizer, template)
     return read_tokenizer(settings)
 
 
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:
-    """The family's Config from the recipe's shape and the tokenizer's vocabulary."""
+    """Create the family's Config from the recipe's shape and the tokenizer's vocabulary."""
     vocabulary = {
         "vocabulary_size": tokenizer.vocabulary_size,
         "pad_token_id": tokenizer.pad_token_id,
