@@ -85,7 +85,11 @@ def prepare_corpus(
 def _cut(recipe: CorpusRecipe, settings: PrepareSettings) -> SentenceSplit:
     if settings.sentences is not None:
         return settings.sentences
-    return "none" if recipe.task is not None and recipe.task.generates == "continuation" else "punctuation"
+    return (
+        "none"
+        if recipe.task is not None and recipe.task.generates == "continuation"
+        else "punctuation"
+    )
 
 
 def _tokenizer(

@@ -139,7 +139,7 @@ def _create(recipe: Recipe, tokenizer: Tokenizer, task: Task) -> Checkpoint:
 
 
 def _corpus_tokenizer(corpus: Any, settings: TokenizerSettings | str | None) -> Tokenizer:
-    """The tokenizer that a corpus was prepared with, or the named one: `Task.load_features` compares."""
+    """The tokenizer that a corpus was prepared with, or the named one, which is compared later."""
     if settings is None or is_trained(settings):
         tokenizer = load_tokenizer(corpus.tokenizer_directory)
         template = settings.chat_template if isinstance(settings, TokenizerSettings) else None
