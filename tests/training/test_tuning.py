@@ -62,7 +62,7 @@ def trainer(tmp_path, monkeypatch):
     path = tmp_path / "trainer.py"
     path.write_text(TRAINER)
     monkeypatch.setattr(trials, "COMMAND", (sys.executable, str(path)))
-    monkeypatch.setattr(search, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setattr(search, "POLL_SECONDS", 0.02)
 
 
 def recipe(folder, **parts):
