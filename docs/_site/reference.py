@@ -91,7 +91,7 @@ def _table(schema: dict[str, Any]) -> str:
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for key, field in schema["properties"].items():
         default = "" if key not in schema.get("required", ()) else "required"
-        if "default" in field and field["default"] is not None:
+        if not isinstance(field.get("default"), dict | None):  # a part's defaults are in its table
             default = f"`{json.dumps(field['default'], ensure_ascii=False)}`"
         cells = (f"`{key}`", _type(field), default, field.get("description", ""))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -186,7 +186,7 @@ def _command(title: str, command: Any) -> str:
 
 
 def _argument(parameter: Any) -> str:
-    name = str(parameter.metavar or parameter.name).upper()
+    name = str(parameter.metavar or parameter.name).upper().strip("[].")
     name = f"{name}…" if parameter.nargs == -1 else name
     return name if parameter.required else f"[{name}]"
 
