@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.checkpoints import (
+    gguf,
     hf_directory,
     hf_tasks,
     llama2c,
@@ -22,6 +23,7 @@ from tfllm.checkpoints import (
 from tfllm.checkpoints.files import read_json, read_tensors, tensor_shapes
 from tfllm.models import config_from_hf, get_weight_map
 from tfllm.models.weight_map import TensorLayout
+from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tokenizers.loading import load_tokenizer
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
@@ -31,7 +33,10 @@ def describe(directory: Path) -> dict[str, Any]:
     """Form, family, task, shape, parameters, vocabulary and files. Raises CheckpointError."""
     vocabulary = directory
     files = {}
-    if directory.is_file():
+    if directory.suffix == gguf.SUFFIX:
+        form, (family, config, task, shapes) = "GGUF file", _gguf(directory)
+        files = {directory.name: directory.stat().st_size}
+    elif directory.is_file():
         form, (family, config, task, shapes) = "llama2.c file", _llama2c(directory)
         vocabulary = llama2c.tokenizer_beside(directory, config.vocabulary_size)
         files = {file.name: file.stat().st_size for file in (directory, vocabulary)}
@@ -39,7 +44,10 @@ def describe(directory: Path) -> dict[str, Any]:
         form, (family, config, task, shapes) = "tfllm checkpoint", _own(directory)
     else:
         form, (family, config, task, shapes) = "Hugging Face directory", _hugging_face(directory)
-    tokenizer = load_tokenizer(vocabulary)
+    if directory.suffix == gguf.SUFFIX:
+        tokenizer = gguf.tokenizer_of(gguf.open_file(directory))
+    else:
+        tokenizer = load_tokenizer(vocabulary)
     return {
         "form": form,
         "family": family,
@@ -78,6 +86,13 @@ def _llama2c(path: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     config = llama2c.config_of(path)
     task = llama2c.own_task(config).model_dump(mode="json")
     return "llama", config, task, llama2c.shapes_of(config)
+
+
+def _gguf(path: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
+    file = gguf.open_file(path)
+    family, config, _ = gguf.shape_of(file)
+    task = CausalLM(max_length=config.max_sequence_length).model_dump(mode="json")
+    return family, config, task, gguf.shapes_of(file)
 
 
 def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:

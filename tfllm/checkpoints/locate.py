@@ -10,6 +10,7 @@ from tfllm.errors import CheckpointError
 SETTINGS = "tfllm.json"
 TENSORS = "model.safetensors"
 LLAMA2C = ".bin"
+GGUF = ".gguf"
 PICKLE = "a torch pickle, which can run any code when it is opened"
 # Weights that another program reads: what they are, and what to do.
 FOREIGN_FORMS = {
@@ -17,7 +18,6 @@ FOREIGN_FORMS = {
     "the files model*.safetensors of the same repository beside it",
     "consolidated*.pth": "is a torch pickle in the layout of Meta's own code. Copy the files "
     "model*.safetensors of the repository for transformers",
-    "*.gguf": "is llama.cpp's form. Use the checkpoint that it was made from, with safetensors",
     "*.onnx": "is an ONNX graph. Use the checkpoint that it was made from, with safetensors",
     "*.pt": f"is {PICKLE}. Use a checkpoint with safetensors",
     "*.pth": f"is {PICKLE}. Use a checkpoint with safetensors",
@@ -26,12 +26,11 @@ FOREIGN_FORMS = {
 # Files that are given instead of a directory.
 FILES = {
     ".tflite": "A .tflite file can be predicted and evaluated, not loaded.",
-    ".gguf": f"A .gguf file {FOREIGN_FORMS['*.gguf']}.",
 }
 
 
 def find(source: str | Path) -> Path:
-    """The checkpoint directory, or llama2.c file, that `source` means.
+    """The checkpoint directory, or GGUF or llama2.c file, that `source` means.
 
     It is fetched from the hub where `source` says so. Raises CheckpointError.
     """
@@ -46,7 +45,7 @@ def find(source: str | Path) -> Path:
         )
         raise CheckpointError(f"There is no '{source}'. Check the path.{hint}")
     if not path.is_dir():
-        if path.suffix == LLAMA2C:
+        if path.suffix in (LLAMA2C, GGUF):
             return path
         raise CheckpointError(
             f"'{source}' is a file, and a checkpoint is a directory. "
@@ -89,6 +88,8 @@ def _what_it_lacks(path: Path) -> str:
             return f"it has no config.json, and '{files[0].name}' {meaning}."
     if any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin")):
         return "there are weights, but no config.json. Copy it from where the weights came from."
+    if files := sorted(path.glob(f"*{GGUF}")):
+        return f"it has no config.json. Give the GGUF file itself: {files[0]}."
     if files := sorted(path.glob("*.bin")):
         return f"it has no config.json. If it holds a llama2.c model, give the file: {files[0]}."
     return f"it has neither {SETTINGS} (tfllm) nor config.json (Hugging Face)."

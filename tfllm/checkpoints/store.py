@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tfllm import tasks
-from tfllm.checkpoints import huggingface, llama2c, weights
+from tfllm.checkpoints import gguf, huggingface, llama2c, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
 from tfllm.checkpoints.files import (
     atomic_directory,
@@ -41,8 +41,8 @@ def load(
     seed: int | None = None,
     tokenizer: str | Path | None = None,
 ) -> Checkpoint:
-    """The checkpoint in `source`: a tfllm or Hugging Face directory, a run, `hf://org/name`, or a
-    llama2.c file, to which `tokenizer` may name the tokenizer's file.
+    """The checkpoint in `source`: a tfllm or Hugging Face directory, a run, `hf://org/name`, a
+    GGUF file, or a llama2.c file, to which `tokenizer` may name the tokenizer's file.
 
     With `task`, the backbone must be whole, and a head that the task has no use for is left behind;
     what the task needs and the source has not is new, drawn with `seed`. Variables are made under
@@ -50,7 +50,9 @@ def load(
     """
     directory = find(source)
     _set_seed(seed)
-    if directory.is_file():
+    if directory.suffix == gguf.SUFFIX and tokenizer is None:
+        return gguf.read(directory, task)
+    if directory.is_file() and directory.suffix != gguf.SUFFIX:
         return llama2c.read(directory, tokenizer, task)
     if tokenizer is not None:
         raise SettingError(

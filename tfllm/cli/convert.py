@@ -1,4 +1,4 @@
-"""tfllm convert: checkpoints between tfllm and Hugging Face, both ways."""
+"""tfllm convert: checkpoints between tfllm, Hugging Face and GGUF."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ tfllm convert hf://sentence-transformers/all-MiniLM-L6-v2 --output checkpoints/m
 
 tfllm convert runs/sst2 --output for-transformers --to huggingface
 
+tfllm convert model-Q4_K_M.gguf --output checkpoints/model
+
+tfllm convert runs/chat --output for-llama.cpp --to gguf --dtype q8_0
+
 tfllm convert stories260K.bin --tokenizer tok512.bin --output checkpoints/stories
 """
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint, run, hf://org/name or llama2.c file.")],
+    source: Annotated[
+        str, typer.Argument(help="Checkpoint, run, hf://org/name, GGUF or llama2.c file.")
+    ],
     output: Annotated[str, typer.Option(help="The new directory.")],
     to: Annotated[
-        Literal["tfllm", "huggingface"], typer.Option(help="The form to write.")
+        Literal["tfllm", "huggingface", "gguf"], typer.Option(help="The form to write.")
     ] = "tfllm",
+    dtype: Annotated[
+        str, typer.Option(help="Of a GGUF file's matrices: f32, f16, bf16, q8_0 or q4_0.")
+    ] = "f16",
     tokenizer: Annotated[
         str | None, typer.Option(help="Of a llama2.c file; without, the one beside it.")
     ] = None,
@@ -33,11 +42,15 @@ def convert(
     refuse_occupied(output)
     found = find(source)  # a wrong path is told before Keras is loaded
 
-    from tfllm.checkpoints import huggingface, store
+    from tfllm.checkpoints import gguf, huggingface, store
 
     checkpoint = store.load(found, tokenizer=tokenizer)
-    written = (store.save if to == "tfllm" else huggingface.write)(checkpoint, output)
-    print(written)
+    if to == "gguf":
+        print(gguf.write(checkpoint, output, dtype))
+    elif to == "huggingface":
+        print(huggingface.write(checkpoint, output))
+    else:
+        print(store.save(checkpoint, output))
 
 
 COMMANDS = {"": convert}

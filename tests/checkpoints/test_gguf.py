@@ -1,0 +1,317 @@
+"""GGUF files: written and read back to the bit, under llama.cpp's own names; bad files refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import normalizers
+
+from tests.tokenizers import decoders, hostile
+from tests.tokenizers.file_cases import llama_model
+from tfllm import tasks
+from tfllm.checkpoints import gguf, huggingface, store
+from tfllm.checkpoints.describe import describe
+from tfllm.cli.convert import convert
+from tfllm.errors import CheckpointError, SettingError, TokenizerError
+from tfllm.tokenizers import bytepair
+from tfllm.tokenizers.config_files import Settings
+from tfllm.tokenizers.sentencepiece import from_proto
+
+library = pytest.importorskip("gguf")
+
+SIZES = {"num_layers": 2, "num_heads": 4, "hidden_dim": 64, "max_sequence_length": 128}
+LLAMA = {**SIZES, "num_key_value_heads": 2, "intermediate_dim": 96, "initializer_range": 0.3}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def sentencepiece():
+    settings = Settings({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    return from_proto(llama_model(), settings, Path("tokenizer.model"))
+
+
+def byte_level(name):
+    rules = {
+        "gpt-2": lambda: decoders.BYTE_LEVEL["gpt2"](),
+        "smollm": lambda: decoders.BYTE_LEVEL["smollm2"](),
+        "qwen2": lambda: decoders.byte_level(
+            decoders.split(bytepair.QWEN_PATTERN), normalizers.NFC()
+        ),
+        "llama-bpe": lambda: decoders.byte_level(
+            decoders.split(decoders.LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}{1,3}")),
+            model_options={"ignore_merges": True},
+        ),
+    }
+    return rules[name]()
+
+
+# Name: (family, shape, tokenizer).
+MODELS = {
+    "llama": ("llama", LLAMA, sentencepiece),
+    "llama untied": ("llama", {**LLAMA, "tie_embeddings": False}, sentencepiece),
+    "llama with biases": (
+        "llama", {**LLAMA, "qkv_bias": True, "output_bias": True}, lambda: byte_level("smollm"),
+    ),
+    "llama 3": (
+        "llama", {**LLAMA, "rope_theta": 500000.0, "rope_scaling": LLAMA3, "head_dim": 32},
+        lambda: byte_level("llama-bpe"),
+    ),
+    "qwen2": (
+        "llama", {**LLAMA, "variant": "qwen2", "qkv_bias": True}, lambda: byte_level("qwen2"),
+    ),
+    "qwen3": (
+        "llama", {**LLAMA, "variant": "qwen3", "query_key_norm": True, "head_dim": 32},
+        lambda: byte_level("qwen2"),
+    ),
+    "gpt2": ("gpt2", {**SIZES, "initializer_range": 0.3}, lambda: byte_level("gpt-2")),
+}  # fmt: skip
+
+
+def make(name):
+    family, shape, tokenizer = MODELS[name]
+    read = tokenizer()
+    task = tasks.build({"kind": "causal_lm", "max_length": 128})
+    config = {"vocabulary_size": read.vocabulary_size, **shape}
+    return randomized(store.create(family, config, read, task, seed=3))
+
+
+def randomized(checkpoint):
+    """Norms and biases are no more zeros and ones, so that none of them can be forgotten."""
+    draw = np.random.default_rng(5)
+    for weight in checkpoint.model.weights:
+        if weight.shape.rank == 1:
+            weight.assign(weight + draw.normal(0, 0.2, weight.shape))
+    return checkpoint
+
+
+def only_file(folder):
+    (path,) = folder.glob("*.gguf")
+    return path
+
+
+def weights_of(checkpoint):
+    return {weight.path: np.asarray(weight) for weight in checkpoint.model.weights}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_gives_the_model_and_the_tokenizer_back(name, tmp_path):
+    checkpoint = make(name)
+    path = only_file(gguf.write(checkpoint, tmp_path / "out", "f32"))
+    back = store.load(path)
+    # How weights were drawn is not in the format.
+    drawn = checkpoint.config.initializer_range
+    assert replace(back.config, initializer_range=drawn) == checkpoint.config
+    before, after = weights_of(checkpoint), weights_of(back)
+    assert before.keys() == after.keys()
+    for weight in before:
+        np.testing.assert_array_equal(after[weight], before[weight], err_msg=weight)
+    for text in [*decoders.CORPUS[:7], *(text.decode() for text in hostile.texts(200))]:
+        same = checkpoint.tokenizer.encode_ids([text], add_special_tokens=False)[0]
+        again = back.tokenizer.encode_ids([text], add_special_tokens=False)[0]
+        assert list(again) == list(same), text
+    assert back.tokenizer.vocabulary == checkpoint.tokenizer.vocabulary
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_are_llama_cpps(name, tmp_path):
+    """gguf-py's own table, with which llama.cpp's converter names Hugging Face's tensors."""
+    checkpoint = make(name)
+    path = only_file(gguf.write(checkpoint, tmp_path / "out", "f32"))
+    file = gguf.open_file(path)
+    kind = getattr(library.MODEL_ARCH, file.architecture.upper())
+    table = library.get_tensor_name_map(kind, SIZES["num_layers"])
+    huggingface.write(checkpoint, tmp_path / "hf")
+    from safetensors.numpy import load_file
+
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    named = {table.get_name(key, try_suffixes=(".weight", ".bias")): key for key in tensors}
+    assert set(file.tensors) - {gguf.FREQUENCIES} == set(named)
+    for ours, theirs in named.items():
+        expected = tensors[theirs]
+        if theirs.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            expected = expected.T
+        elif file.architecture == "llama" and ("q_proj" in theirs or "k_proj" in theirs):
+            heads = 4 if "q_proj" in theirs else 2
+            expected = permuted(expected, heads)
+        np.testing.assert_array_equal(file.array(ours), expected, err_msg=ours)
+
+
+def permuted(weights, heads):
+    """`LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
+    return (
+        weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
+
+
+def test_what_llama_cpp_reads_of_the_shape(tmp_path):
+    path = only_file(gguf.write(make("llama 3"), tmp_path / "out", "f16"))
+    file = gguf.open_file(path)
+    assert file.metadata["llama.block_count"] == 2
+    assert file.metadata["llama.attention.head_count_kv"] == 2
+    assert file.metadata["llama.attention.key_length"] == 32
+    assert file.metadata["llama.rope.dimension_count"] == 32
+    assert file.metadata["llama.rope.freq_base"] == 500000.0
+    assert file.metadata["general.file_type"] == library.LlamaFileType.MOSTLY_F16
+    factors = file.array(gguf.FREQUENCIES)
+    assert factors.shape == (16,) and factors.min() == 1.0 and factors.max() == 8.0
+
+
+@pytest.mark.parametrize("dtype", gguf.DTYPES)
+def test_every_dtype_holds_what_its_blocks_can(dtype, tmp_path):
+    checkpoint = make("llama")
+    path = only_file(gguf.write(checkpoint, tmp_path / "out", dtype))
+    file = gguf.open_file(path)
+    stored = {name: tensor.tensor_type.name for name, tensor in file.tensors.items()}
+    assert stored["blk.0.ffn_up.weight"] == dtype.upper()
+    assert stored["token_embd.weight"] == ("Q8_0" if dtype == "q4_0" else dtype.upper())
+    assert stored["blk.0.attn_norm.weight"] == "F32"
+    before, after = weights_of(checkpoint), weights_of(store.load(path))
+    # Of the largest weight of a block: float16 keeps 11 bits, bfloat16 8, q8_0 127 steps, q4_0 8;
+    # the step itself is a float16, which moves 127 of them by 0.06.
+    error = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.57 / 127, "q4_0": 1 / 8}[dtype]
+    for name, value in before.items():
+        limit = error * np.abs(value).max() * 1.01
+        assert np.abs(after[name] - value).max() <= limit, name
+    if dtype.startswith("q"):
+        assert any(np.any(after[name] != before[name]) for name in before)
+
+
+def test_a_matrix_that_blocks_do_not_divide_is_float16(tmp_path):
+    family, shape, tokenizer = MODELS["llama"]
+    read = tokenizer()
+    task = tasks.build({"kind": "causal_lm", "max_length": 128})
+    config = {"vocabulary_size": read.vocabulary_size, **shape, "intermediate_dim": 40}
+    checkpoint = store.create(family, config, read, task, seed=3)
+    file = gguf.open_file(only_file(gguf.write(checkpoint, tmp_path / "out", "q8_0")))
+    stored = {name: tensor.tensor_type.name for name, tensor in file.tensors.items()}
+    assert (stored["blk.0.ffn_down.weight"], stored["blk.0.ffn_up.weight"]) == ("F16", "Q8_0")
+
+
+def test_rows_without_a_token_stay_without_one(tmp_path):
+    family, shape, tokenizer = MODELS["qwen2"]
+    read = tokenizer()
+    task = tasks.build({"kind": "causal_lm", "max_length": 128})
+    config = {**shape, "vocabulary_size": read.vocabulary_size + 5}
+    checkpoint = store.create(family, config, read, task, seed=3)
+    path = only_file(gguf.write(checkpoint, tmp_path / "out", "f32"))
+    back = store.load(path)
+    assert back.config.vocabulary_size == read.vocabulary_size + 5
+    assert back.tokenizer.vocabulary_size == read.vocabulary_size
+
+
+def test_a_split_file_is_read_whole(tmp_path):
+    checkpoint = make("gpt2")
+    whole = only_file(gguf.write(checkpoint, tmp_path / "out", "f32"))
+    file = gguf.open_file(whole)
+    writer = library.GGUFWriter(
+        tmp_path / "split.gguf", "gpt2", split_max_tensors=10, small_first_shard=False
+    )
+    for key, value in file.metadata.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            gguf._add(writer, key, value)
+    for name in file.tensors:
+        writer.add_tensor(name, file.array(name))
+    writer.write_header_to_file(tmp_path / "split.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("split-*.gguf"))
+    assert len(parts) > 1
+    back = store.load(parts[0])
+    for name, value in weights_of(checkpoint).items():
+        np.testing.assert_array_equal(weights_of(back)[name], value)
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match="is not beside it"):
+        store.load(parts[0])
+
+
+def test_the_verbs(tmp_path, capsys):
+    checkpoint = make("llama")
+    store.save(checkpoint, tmp_path / "own")
+    convert(str(tmp_path / "own"), str(tmp_path / "out"), to="gguf", dtype="q8_0")
+    path = only_file(tmp_path / "out")
+    facts = describe(path)
+    assert (facts["form"], facts["family"]) == ("GGUF file", "llama")
+    assert facts["parameters"] == checkpoint.model.count_params()
+    convert(str(path), str(tmp_path / "hf"), to="huggingface")
+    assert weights_of(store.load(tmp_path / "hf")).keys() == weights_of(checkpoint).keys()
+    capsys.readouterr()
+    with pytest.raises(SettingError, match="choose one of f32, f16"):
+        convert(str(tmp_path / "own"), str(tmp_path / "other"), to="gguf", dtype="q3")
+    assert not (tmp_path / "other").exists()
+
+
+def damaged(path, **changes):
+    """The same file with other metadata."""
+    file = gguf.open_file(path)
+    metadata = {**file.metadata, **changes}
+    writer = library.GGUFWriter(
+        path.with_name("changed.gguf"), metadata.pop("general.architecture")
+    )
+    for key, value in metadata.items():
+        if not key.startswith("GGUF.") and value is not None:
+            gguf._add(writer, key, value)
+    for name in file.tensors:
+        writer.add_tensor(name, file.array(name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.with_name("changed.gguf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"general.architecture": "rwkv7"}, CheckpointError, "architecture is 'rwkv7'"),
+        ({"tokenizer.ggml.pre": "chameleon"}, TokenizerError, "rule named 'chameleon'"),
+        ({"tokenizer.ggml.model": "bert"}, TokenizerError, "of the kind 'bert'"),
+        ({"qwen2.block_count": None}, CheckpointError, "qwen2.block_count is missing"),
+        ({"qwen2.expert_count": 8}, CheckpointError, "expert_count is 8"),
+        ({"tokenizer.ggml.eos_token_id": 99999}, TokenizerError, "is 99999, and there are"),
+        ({"qwen2.attention.head_count_kv": [1, 2]}, CheckpointError, "differs between layers"),
+        ({"qwen2.rope.scaling.type": "longrope"}, CheckpointError, "scaled by 'longrope'"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(changes, error, match, tmp_path):
+    path = only_file(gguf.write(make("qwen2"), tmp_path / "out", "f32"))
+    with pytest.raises(error, match=match) as caught:
+        store.load(damaged(path, **changes))
+    assert "changed.gguf" in str(caught.value)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = only_file(gguf.write(make("gpt2"), tmp_path / "out", "f16"))
+    content = path.read_bytes()
+    for size in (0, 3, 10, 200, len(content) // 2, len(content) - 100):
+        cut = tmp_path / "cut.gguf"
+        cut.write_bytes(content[:size])
+        with pytest.raises(CheckpointError, match="copy it again|Copy it again"):
+            store.load(cut)
+    (tmp_path / "other.gguf").write_bytes(b"PK\x03\x04" + content[4:])
+    with pytest.raises(CheckpointError, match="not a GGUF file"):
+        store.load(tmp_path / "other.gguf")
+
+
+def test_what_llama_cpp_cannot_say_is_not_written(tmp_path):
+    family, shape, _ = MODELS["gpt2"]
+    read = decoders.BYTE_LEVEL["neox"]()
+    task = tasks.build({"kind": "causal_lm", "max_length": 128})
+    checkpoint = store.create(
+        family, {"vocabulary_size": read.vocabulary_size, **shape}, read, task, seed=3
+    )
+    with pytest.raises(TokenizerError, match="by the name of its splitting rule"):
+        gguf.write(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    windowed = {**LLAMA, "variant": "mistral", "sliding_window": 8}
+    read = sentencepiece()
+    checkpoint = store.create(
+        "llama", {"vocabulary_size": read.vocabulary_size, **windowed}, read, task, seed=3
+    )
+    with pytest.raises(CheckpointError, match="no sliding window"):
+        gguf.write(checkpoint, tmp_path / "out")

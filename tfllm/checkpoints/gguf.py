@@ -1,0 +1,637 @@
+"""GGUF files (github.com/ggml-org/ggml, docs/gguf.md): what llama.cpp runs, read and written.
+
+    tensors    llama.cpp's names and order           <-> Hugging Face's, by the table of a kind
+    metadata   ARCHITECTURE.block_count, ...         <-> config.json
+    tokens     tokenizer.ggml.*                      <-> tokenizer files, by gguf_vocabulary
+
+Shapes are Hugging Face's (outputs, inputs). llama.cpp's converter reorders the rows of queries and
+keys of Llama so that rotary pairs are neighbours; GPT-2's matrices, (inputs, outputs) in Hugging
+Face's files, are transposed. All of the format's quantized types are read (dequantized to float32
+by the `gguf` package) and float32, float16, bfloat16, q8_0 and q4_0 are written.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.checkpoints import huggingface, tensor_names, tied_weights, weights
+from tfllm.checkpoints.base import Checkpoint, check_sizes, new_model
+from tfllm.checkpoints.files import atomic_directory
+from tfllm.errors import CheckpointError, SettingError, TokenizerError
+from tfllm.models import FAMILIES, config_from_hf, weight_map
+from tfllm.tasks import Task
+from tfllm.tasks.causal_lm import CausalLM
+from tfllm.tokenizers import gguf_vocabulary
+from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.loading import load_tokenizer
+
+log = logging.getLogger("tfllm")
+
+SUFFIX = ".gguf"
+MAGIC = b"GGUF"
+DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+# Llama 3's rule of rotary frequencies: all published models differ in the factor alone.
+LLAMA3 = {
+    "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+FREQUENCIES = "rope_freqs.weight"
+FREQUENCY_TOLERANCE = 1e-4  # relative; the file's are float32
+
+_BLOCK = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_LLAMA_TENSORS = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    **{f"model.layers.{{i}}.{hf}": f"blk.{{i}}.{ours}" for hf, ours in _BLOCK.items()},
+}
+_GPT2_TENSORS = {
+    "transformer.wte.weight": "token_embd.weight",
+    "transformer.wpe.weight": "position_embd.weight",
+    "transformer.h.{i}.ln_1": "blk.{i}.attn_norm",
+    "transformer.h.{i}.attn.c_attn": "blk.{i}.attn_qkv",
+    "transformer.h.{i}.attn.c_proj": "blk.{i}.attn_output",
+    "transformer.h.{i}.ln_2": "blk.{i}.ffn_norm",
+    "transformer.h.{i}.mlp.c_fc": "blk.{i}.ffn_up",
+    "transformer.h.{i}.mlp.c_proj": "blk.{i}.ffn_down",
+    "transformer.ln_f": "output_norm",
+    "lm_head.weight": "output.weight",
+}
+# Key of config.json: GGUF's key after the architecture's name.
+_LLAMA_SHAPE = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "head_dim": "attention.key_length",
+}
+_GPT2_SHAPE = {
+    "n_embd": "embedding_length",
+    "n_layer": "block_count",
+    "n_head": "attention.head_count",
+    "n_inner": "feed_forward_length",
+    "n_positions": "context_length",
+    "layer_norm_epsilon": "attention.layer_norm_epsilon",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How llama.cpp writes the models of one kind."""
+
+    family: str
+    tensors: Mapping[str, str]
+    """Hugging Face's name, or its start, to GGUF's; `{i}` is the layer."""
+    shape: Mapping[str, str]
+    """Key of config.json to GGUF's key after the architecture's name."""
+    filled: Mapping[str, Any] = field(default_factory=dict)
+    """What a missing key means, as llama.cpp has it."""
+    neighbours: bool = False
+    """Rotary pairs of queries and keys are neighbours, not halves of a head."""
+    transposed: tuple[str, ...] = ()
+    """Ends of Hugging Face's names whose matrices are (inputs, outputs) there."""
+
+
+_LLAMA_FILLED = {"rope_theta": 10000.0}
+ARCHITECTURES = {
+    "llama": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED, neighbours=True),
+    "qwen2": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED),
+    "qwen3": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED),
+    "gpt2": Architecture(
+        "gpt2", _GPT2_TENSORS, _GPT2_SHAPE,
+        transposed=("c_attn.weight", "c_proj.weight", "c_fc.weight"),
+    ),
+}  # fmt: skip
+# Hugging Face's model types that llama.cpp writes under another name.
+WRITTEN_AS = {"mistral": "llama"}
+
+
+@dataclass(frozen=True)
+class File:
+    """An open GGUF file: its metadata, and its tensors where they lie on the disk."""
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+    """GGUF's name to the `gguf` package's tensor: data, type, shape."""
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`. Raises CheckpointError for one that is not known."""
+        name = self.metadata.get("general.architecture")
+        if name not in ARCHITECTURES:
+            raise CheckpointError(
+                f"{self.path}: the architecture is {name!r}; read are "
+                f"{', '.join(ARCHITECTURES)}. Use the checkpoint that it was made from, if tfllm "
+                "has its family."
+            )
+        return str(name)
+
+    def value(self, key: str) -> Any:
+        """A number of the architecture, or None. A list of equal numbers, one a layer, is one."""
+        found = self.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(found, float):
+            return float(str(np.float32(found)))  # 1e-05, not 9.999999747378752e-06
+        if not isinstance(found, list):
+            return found
+        if len(set(found)) > 1:
+            raise CheckpointError(
+                f"{self.path}: {self.architecture}.{key} differs between layers, which tfllm's "
+                f"{ARCHITECTURES[self.architecture].family} has not."
+            )
+        return found[0] if found else None
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor in float32, (outputs, inputs), whatever it is stored in."""
+        from gguf.quants import dequantize
+
+        tensor = self.tensors[name]
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        return values.reshape(_shape(tensor))
+
+
+def open_file(path: Path) -> File:
+    """Open a GGUF file, or all parts of one that is split.
+
+    Raises:
+        CheckpointError: It is no GGUF file, is cut off, or a part of it is missing.
+    """
+    metadata: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    for part in _parts(path):
+        reader = _reader(part)
+        contents = {name: value.contents() for name, value in reader.fields.items()}
+        metadata = {**contents, **metadata}
+        tensors |= {tensor.name: tensor for tensor in reader.tensors}
+    return File(path, metadata, tensors)
+
+
+def _parts(path: Path) -> list[Path]:
+    split = SHARD.search(path.name)
+    if split is None:
+        return [path]
+    stem, count = path.name[: split.start()], int(split[2])
+    parts = [path.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise CheckpointError(
+            f"{path}: the model is split into {count} files, and {weights.listed(missing)} "
+            "is not beside it. Copy the missing files."
+        )
+    return parts
+
+
+def _reader(path: Path) -> Any:
+    import gguf
+
+    with path.open("rb") as file:
+        magic = file.read(len(MAGIC))
+    if magic != MAGIC:
+        raise CheckpointError(f"{path}: not a GGUF file: it begins with {magic!r}. Copy it again.")
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path}: the file cannot be read as GGUF ({error}). It was cut off or is damaged; "
+            "copy it again."
+        ) from None
+
+
+def read(path: Path, task: Task | None = None) -> Checkpoint:
+    """Read a GGUF file as a checkpoint, for language modeling or with a new head for `task`.
+
+    Raises:
+        CheckpointError: The architecture is unknown, or what the file says is not supported.
+        TokenizerError: The vocabulary cannot be rebuilt exactly.
+    """
+    file = open_file(path)
+    family, config, hf_config = shape_of(file)
+    tokenizer = tokenizer_of(file)
+    check_sizes(tokenizer, config, path)
+    own = CausalLM(max_length=config.max_sequence_length)
+    table = weight_map(family, config)
+    hf_config = {**hf_config, "architectures": list(table.architectures[own.kind][:1])}
+    raw = _tensors(file, config)
+    _, model = new_model(family, config, task or own)
+    tied = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
+    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
+    return Checkpoint(
+        family=family,
+        config=config,
+        tokenizer=tokenizer,
+        task=task or own,
+        model=model,
+        path=path,
+        unused_tensors=unused_tensors,
+        origin=origin,
+        generation=_generation(file),
+    )
+
+
+def shape_of(file: File) -> tuple[str, Any, dict[str, Any]]:
+    """(family, config, config.json) of an open file."""
+    kind = ARCHITECTURES[file.architecture]
+    hf_config: dict[str, Any] = {"model_type": file.architecture}
+    filled = []
+    for theirs, ours in kind.shape.items():
+        if (value := file.value(ours)) is not None:
+            hf_config[theirs] = value
+        elif theirs in kind.filled:
+            hf_config[theirs] = kind.filled[theirs]
+            filled.append(f"{file.architecture}.{ours} ({kind.filled[theirs]:g})")
+        elif theirs not in ("head_dim", "num_key_value_heads"):
+            raise CheckpointError(
+                f"{file.path}: the key {file.architecture}.{ours} is missing. The file is damaged "
+                "or was made by another program; convert the checkpoint again."
+            )
+    if filled:
+        log.info("%s: not in the file, and taken as llama.cpp takes it: %s.", file.path,
+                 ", ".join(filled))  # fmt: skip
+    for key in ("expert_count", "attention.sliding_window"):
+        if file.value(key):
+            raise CheckpointError(
+                f"{file.path}: {file.architecture}.{key} is {file.value(key)}, which tfllm does "
+                "not read from GGUF files. Use the checkpoint that it was made from."
+            )
+    hf_config |= {
+        "vocab_size": _rows(file, "token_embd.weight"),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+    if kind.family == "llama":
+        hf_config["rope_scaling"] = _rope_scaling(file, hf_config)
+        hf_config["attention_bias"] = False
+    else:
+        hf_config["activation_function"] = "gelu_new"
+    for role in ("bos", "eos", "pad"):
+        key = gguf_vocabulary.PREFIX + gguf_vocabulary.ROLES[f"{role}_token"]
+        if (number := file.metadata.get(key)) is not None:
+            hf_config[f"{role}_token_id"] = number
+    if "blk.0.attn_q.bias" in file.tensors:
+        if file.architecture == "llama" and "blk.0.attn_output.bias" not in file.tensors:
+            raise CheckpointError(
+                f"{file.path}: queries, keys and values have biases and the output has none, which "
+                "Hugging Face's llama has not. Use the checkpoint that it was made from."
+            )
+        hf_config["attention_bias"] = True
+    return kind.family, config_from_hf(kind.family, hf_config), hf_config
+
+
+def _rows(file: File, name: str) -> int:
+    if name not in file.tensors:
+        raise CheckpointError(f"{file.path}: the tensor {name} is missing. Copy the file again.")
+    return _shape(file.tensors[name])[0]
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def _rope_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`rope_scaling` of config.json. Raises CheckpointError for a rule that is not known."""
+    if FREQUENCIES in file.tensors:
+        return _llama3_scaling(file, hf_config)
+    kind = file.value("rope.scaling.type") or "none"
+    if kind == "none":
+        return None
+    scaling = {"rope_type": kind, "factor": file.value("rope.scaling.factor")}
+    if kind == "yarn":
+        original = file.value("rope.scaling.original_context_length")
+        scaling["original_max_position_embeddings"] = original
+    elif kind != "linear":
+        raise CheckpointError(
+            f"{file.path}: rotary positions are scaled by {kind!r}; none, linear, yarn and Llama "
+            "3's are read. Use the checkpoint that it was made from."
+        )
+    return scaling
+
+
+def _llama3_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 3's rule, of which a file holds the factors of each frequency alone."""
+    from tfllm.layers import rotary
+
+    factors = file.array(FREQUENCIES).reshape(-1).astype(np.float64)
+    scaling = {**LLAMA3, "factor": float(factors.max())}
+    theta = hf_config["rope_theta"]
+    longest = hf_config["max_position_embeddings"]
+    plain, _ = rotary.frequencies(2 * len(factors), theta, {}, longest)
+    scaled, _ = rotary.frequencies(2 * len(factors), theta, scaling, longest)
+    expected = np.asarray(plain, np.float64) / np.asarray(scaled, np.float64)
+    if not np.allclose(expected, factors, rtol=FREQUENCY_TOLERANCE):
+        raise CheckpointError(
+            f"{file.path}: {FREQUENCIES} are not those of Llama 3's rule with a factor of "
+            f"{scaling['factor']:g}. Use the checkpoint that it was made from."
+        )
+    return scaling
+
+
+def _generation(file: File) -> dict[str, Any]:
+    """What Hugging Face's generation_config.json would say."""
+    generation: dict[str, Any] = {}
+    bos = file.metadata.get(f"{gguf_vocabulary.PREFIX}bos_token_id")
+    if bos is not None:
+        generation["bos_token_id"] = bos
+    if ends := gguf_vocabulary.end_ids(file.metadata):
+        generation["eos_token_id"] = ends
+    return generation
+
+
+def tokenizer_of(file: File) -> Tokenizer:
+    """The tokenizer, rebuilt from the file's vocabulary. Raises TokenizerError."""
+    with tempfile.TemporaryDirectory() as folder:
+        gguf_vocabulary.write_files(file.metadata, Path(folder), file.path)
+        try:
+            return load_tokenizer(folder)
+        except TokenizerError as error:
+            raise TokenizerError(str(error).replace(folder, str(file.path))) from None
+
+
+def _tensors(file: File, config: Any) -> dict[str, np.ndarray]:
+    """Every tensor under Hugging Face's name and in its order of rows."""
+    kind = ARCHITECTURES[file.architecture]
+    known = {ours: theirs for theirs, ours in _names(kind, config.num_layers)}
+    tensors, leftover = {}, []
+    for name in file.tensors:
+        theirs = _renamed(name, known)
+        if theirs is None:
+            leftover.append(name)
+            continue
+        value = file.array(name)
+        if theirs.endswith(kind.transposed) and kind.transposed:
+            value = value.T
+        if kind.neighbours and (heads := _rotary_heads(theirs, config)):
+            value = _to_halves(value, heads)
+        tensors[theirs] = value
+    leftover = [name for name in leftover if name != FREQUENCIES]
+    if leftover:
+        raise CheckpointError(
+            f"{file.path}: {weights.listed(leftover)} {'has' if len(leftover) == 1 else 'have'} no "
+            f"place in a model of the architecture {file.architecture}. Use the checkpoint that it "
+            "was made from."
+        )
+    return tensors
+
+
+def shapes_of(file: File) -> dict[str, tuple[tuple[int, ...], str]]:
+    """(shape, type) of every tensor by GGUF's name."""
+    return {
+        name: (_shape(tensor), tensor.tensor_type.name)
+        for name, tensor in file.tensors.items()
+        if name != FREQUENCIES
+    }
+
+
+def _names(kind: Architecture, num_layers: int) -> Iterator[tuple[str, str]]:
+    """Pairs of Hugging Face's and GGUF's names, or starts of names before weight and bias."""
+    for theirs, ours in kind.tensors.items():
+        if "{i}" not in theirs:
+            yield theirs, ours
+            continue
+        for i in range(num_layers):
+            yield theirs.format(i=i), ours.format(i=i)
+
+
+def _renamed(name: str, known: Mapping[str, str]) -> str | None:
+    """The other name of a tensor, by the table of whole names and of those before the last dot."""
+    if name in known:
+        return known[name]
+    start, _, end = name.rpartition(".")
+    return f"{known[start]}.{end}" if start in known else None
+
+
+def _rotary_heads(name: str, config: Any) -> int:
+    """Heads of a tensor whose rows are rotated, 0 for any other."""
+    if ".q_proj." in name:
+        return config.num_heads
+    return config.num_key_value_heads if ".k_proj." in name else 0
+
+
+def _to_halves(value: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from pairs of neighbours to two halves."""
+    pairs = value.reshape(heads, -1, 2, *value.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(value.shape)
+
+
+def _to_neighbours(value: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from two halves to pairs of neighbours."""
+    halves = value.reshape(heads, 2, -1, *value.shape[1:])
+    return halves.swapaxes(1, 2).reshape(value.shape)
+
+
+def write(checkpoint: Checkpoint, directory: str | Path, dtype: str = "f16") -> Path:
+    """Write a language model as one GGUF file into a new directory, all or nothing.
+
+    Vectors stay float32. A matrix whose rows q8_0 or q4_0 cannot cut into blocks of 32 is written
+    in float16, and with q4_0 the embeddings are q8_0.
+
+    Args:
+        checkpoint: A causal language model of a family that llama.cpp runs.
+        directory: New or empty.
+        dtype: One of DTYPES.
+
+    Raises:
+        CheckpointError: llama.cpp has no place for this model.
+        TokenizerError: llama.cpp has no way to say what its tokenizer does.
+        SettingError: `dtype` is unknown.
+    """
+    if dtype not in DTYPES:
+        raise SettingError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}.")
+    if checkpoint.task.kind != "causal_lm":
+        raise CheckpointError(
+            f"A model for {checkpoint.task.kind.replace('_', ' ')} has no form in GGUF; only "
+            "language models are written. Convert it to huggingface instead."
+        )
+    hf_config = FAMILIES[checkpoint.family].to_hf(checkpoint.config)
+    architecture = WRITTEN_AS.get(hf_config["model_type"], hf_config["model_type"])
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"GGUF files of {hf_config['model_type']} are not written; {', '.join(ARCHITECTURES)} "
+            "are. Convert it to huggingface instead."
+        )
+    if getattr(checkpoint.config, "sliding_window", 0):
+        raise CheckpointError(
+            "llama.cpp's form of this family has no sliding window, and this model looks back "
+            f"{checkpoint.config.sliding_window} tokens only. Keep it in another form."
+        )
+    with atomic_directory(directory) as part:
+        _write(checkpoint, architecture, hf_config, part, dtype)
+    return Path(directory)
+
+
+def _write(
+    checkpoint: Checkpoint,
+    architecture: str,
+    hf_config: Mapping[str, Any],
+    folder: Path,
+    dtype: str,
+) -> None:
+    import gguf
+
+    name = Path(checkpoint.path or architecture).stem or architecture
+    writer = gguf.GGUFWriter(folder / f"{name}-{dtype}{SUFFIX}", architecture)
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType[_file_type(dtype)])
+    if dtype.startswith("q"):
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    metadata = _shape_metadata(architecture, hf_config, checkpoint.config)
+    with tempfile.TemporaryDirectory() as files:
+        checkpoint.tokenizer.save(files)
+        rows = checkpoint.config.vocabulary_size
+        metadata |= gguf_vocabulary.read_files(Path(files), rows)
+    metadata |= _end_metadata(checkpoint, metadata)
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    for tensor_name, value in _gguf_tensors(checkpoint, architecture):
+        kind = _type_of(tensor_name, value, dtype)
+        writer.add_tensor(tensor_name, _encoded(value, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _file_type(dtype: str) -> str:
+    return {"f32": "ALL_F32"}.get(dtype, f"MOSTLY_{dtype.upper()}")
+
+
+def _shape_metadata(architecture: str, hf_config: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    kind = ARCHITECTURES[architecture]
+    metadata = {
+        f"{architecture}.{ours}": hf_config[theirs]
+        for theirs, ours in kind.shape.items()
+        if hf_config.get(theirs) is not None
+    }
+    if kind.family != "llama":
+        return metadata
+    metadata[f"{architecture}.attention.value_length"] = config.head_dim
+    metadata[f"{architecture}.rope.dimension_count"] = config.head_dim
+    metadata[f"{architecture}.vocab_size"] = config.vocabulary_size
+    scaling = config.rope_scaling
+    rule = scaling.get("rope_type") if scaling else None
+    if rule in ("linear", "yarn"):
+        metadata[f"{architecture}.rope.scaling.type"] = rule
+        metadata[f"{architecture}.rope.scaling.factor"] = float(scaling["factor"])
+        if original := scaling.get("original_max_position_embeddings"):
+            metadata[f"{architecture}.rope.scaling.original_context_length"] = original
+    elif rule not in (None, "default", "llama3"):
+        raise CheckpointError(
+            f"Rotary positions scaled by {rule!r} have no form in GGUF here; none, linear, yarn "
+            "and llama3 have. Convert it to huggingface instead."
+        )
+    return metadata
+
+
+def _end_metadata(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> dict[str, int]:
+    """Ids that end a text: the first as the end of a text, a second as the end of a turn."""
+    ends = list(checkpoint.eos_token_id)
+    keys = ("eos_token_id", *gguf_vocabulary.FURTHER_ENDS)
+    bos = metadata.get(f"{gguf_vocabulary.PREFIX}bos_token_id")
+    ends = sorted(ends, key=lambda number: number == bos)  # a start token is no end of a turn
+    return {gguf_vocabulary.PREFIX + key: number for key, number in zip(keys, ends, strict=False)}
+
+
+# How a value of metadata is written. Counts are uint32 in llama.cpp.
+_ADDERS: tuple[tuple[type, str], ...] = (
+    (bool, "add_bool"), (int, "add_uint32"), (float, "add_float32"), (str, "add_string"),
+    (list, "add_array"),
+)  # fmt: skip
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    for kind, adder in _ADDERS:
+        if isinstance(value, kind):
+            getattr(writer, adder)(key, value)
+            return
+    raise TypeError(f"{key}: {value!r}")
+
+
+def _gguf_tensors(checkpoint: Checkpoint, architecture: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor by GGUF's name, float32 in GGUF's order of rows."""
+    kind = ARCHITECTURES[architecture]
+    config = checkpoint.config
+    table = weight_map(checkpoint.family, config)
+    variables = weights.variables_of(checkpoint.model)
+    rows = weights.rows_of(variables, {**table.backbone, **table.heads["causal_lm"]})
+    if homeless := [path for path in variables if path not in rows]:
+        raise CheckpointError(
+            f"GGUF has no place for {weights.listed(homeless)}. Merge adapters first."
+        )
+    known = dict(_names(kind, config.num_layers))
+    for theirs, value in weights.to_tensors(rows, variables).items():
+        name = _renamed(theirs, known)
+        if name is None:
+            raise CheckpointError(f"GGUF has no place for {theirs} of {architecture}.")
+        if kind.transposed and theirs.endswith(kind.transposed):
+            value = value.T
+        if kind.neighbours and (heads := _rotary_heads(theirs, config)):
+            value = _to_neighbours(value, heads)
+        yield name, np.ascontiguousarray(value)
+    scaling = getattr(config, "rope_scaling", None)
+    if scaling and scaling.get("rope_type") == "llama3":
+        yield FREQUENCIES, _frequency_factors(config)
+
+
+def _frequency_factors(config: Any) -> np.ndarray:
+    """float32 [head_dim / 2]: what llama.cpp divides each rotary frequency by."""
+    from tfllm.layers import rotary
+
+    longest = config.max_sequence_length
+    plain, _ = rotary.frequencies(config.head_dim, config.rope_theta, {}, longest)
+    scaled, _ = rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling, longest)
+    return np.asarray(np.asarray(plain, np.float64) / np.asarray(scaled, np.float64), np.float32)
+
+
+def _type_of(name: str, value: np.ndarray, dtype: str) -> Any:
+    """The type that a tensor is written in."""
+    import gguf
+
+    types = gguf.GGMLQuantizationType
+    if value.ndim < 2 or name == "position_embd.weight":
+        return types.F32
+    if dtype.startswith("q"):
+        if value.shape[-1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0]:
+            return types.F16
+        if dtype == "q4_0" and name in ("token_embd.weight", "output.weight"):
+            return types.Q8_0
+    return types[dtype.upper()]
+
+
+def _encoded(value: np.ndarray, kind: Any) -> np.ndarray:
+    import gguf
+
+    plain: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "F32": lambda array: array.astype(np.float32),
+        "F16": lambda array: array.astype(np.float16),
+    }
+    if kind.name in plain:
+        return plain[kind.name](value)
+    return gguf.quants.quantize(value, kind)
+
+
+def parameters(file: File) -> int:
+    """How many numbers the file's tensors hold."""
+    return sum(math.prod(shape) for shape, _ in shapes_of(file).values())
