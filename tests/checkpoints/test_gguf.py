@@ -15,8 +15,8 @@ from tfllm.checkpoints.describe import describe
 from tfllm.cli.convert import convert
 from tfllm.errors import CheckpointError, SettingError, TokenizerError
 from tfllm.tokenizers import bytepair
-from tfllm.tokenizers.config_files import Settings
 from tfllm.tokenizers.sentencepiece import from_proto
+from tfllm.tokenizers.tokenizer_config import Settings
 
 library = pytest.importorskip("gguf")
 

@@ -26,7 +26,7 @@ import numpy as np
 from tfllm.checkpoints import huggingface, tensor_names, tied_weights, weights
 from tfllm.checkpoints.base import Checkpoint, check_sizes, new_model
 from tfllm.checkpoints.files import atomic_directory
-from tfllm.errors import CheckpointError, SettingError, TokenizerError
+from tfllm.errors import CheckpointError, MissingExtra, SettingError, TokenizerError
 from tfllm.models import FAMILIES, config_from_hf, weight_map
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import CausalLM
@@ -169,10 +169,12 @@ class File:
 
     def array(self, name: str) -> np.ndarray:
         """A tensor in float32, (outputs, inputs), whatever it is stored in."""
-        from gguf.quants import dequantize
-
         tensor = self.tensors[name]
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        values = (
+            _package()
+            .quants.dequantize(tensor.data, tensor.tensor_type)
+            .astype(np.float32, copy=False)
+        )
         return values.reshape(_shape(tensor))
 
 
@@ -206,9 +208,17 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> Any:
-    import gguf
+def _package() -> Any:
+    """The `gguf` package. Raises MissingExtra."""
+    try:
+        import gguf
+    except ImportError:
+        raise MissingExtra("gguf", "gguf") from None
+    return gguf
 
+
+def _reader(path: Path) -> Any:
+    gguf = _package()
     with path.open("rb") as file:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
@@ -249,7 +259,7 @@ def read(path: Path, task: Task | None = None) -> Checkpoint:
         path=path,
         unused_tensors=unused_tensors,
         origin=origin,
-        generation=_generation(file),
+        generation_config=_generation(file),
     )
 
 
@@ -489,7 +499,7 @@ def _write(
     folder: Path,
     dtype: str,
 ) -> None:
-    import gguf
+    gguf = _package()
 
     name = Path(checkpoint.path or architecture).stem or architecture
     writer = gguf.GGUFWriter(folder / f"{name}-{dtype}{SUFFIX}", architecture)
@@ -607,7 +617,7 @@ def _frequency_factors(config: Any) -> np.ndarray:
 
 def _type_of(name: str, value: np.ndarray, dtype: str) -> Any:
     """The type that a tensor is written in."""
-    import gguf
+    gguf = _package()
 
     types = gguf.GGMLQuantizationType
     if value.ndim < 2 or name == "position_embd.weight":
@@ -621,7 +631,7 @@ def _type_of(name: str, value: np.ndarray, dtype: str) -> Any:
 
 
 def _encoded(value: np.ndarray, kind: Any) -> np.ndarray:
-    import gguf
+    gguf = _package()
 
     plain: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "F32": lambda array: array.astype(np.float32),

@@ -115,7 +115,7 @@ def write_files(metadata: Mapping[str, Any], folder: Path, source: str | Path) -
         )
     for key in ROLES.values():
         number = metadata.get(PREFIX + key)
-        if number is not None and number >= len(tokens):
+        if number is not None and int(number) >= len(tokens):
             raise TokenizerError(
                 f"{source}: {PREFIX}{key} is {number}, and there are {len(tokens)} tokens. The "
                 "file is damaged; copy it again."
@@ -157,10 +157,10 @@ def _write_sentencepiece(
     )
     trainer = model.trainer_spec
     for role in ("bos", "eos", "pad"):
-        number = metadata.get(PREFIX + ROLES[f"{role}_token"])
-        if number is not None:
-            setattr(trainer, f"{role}_id", number)
-            setattr(trainer, f"{role}_piece", pieces[number][0])
+        role_id = metadata.get(PREFIX + ROLES[f"{role}_token"])
+        if role_id is not None:
+            setattr(trainer, f"{role}_id", role_id)
+            setattr(trainer, f"{role}_piece", pieces[role_id][0])
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     config = {
         "tokenizer_class": "LlamaTokenizer",
@@ -203,7 +203,7 @@ def _write_bytepair(
         if kind in (CONTROL, USER_DEFINED)
     ]  # fmt: skip
     bos = metadata.get(f"{PREFIX}bos_token_id")
-    add_bos = bool(metadata.get(f"{PREFIX}add_bos_token", rule.add_bos)) and bos is not None
+    add_bos = bool(metadata.get(f"{PREFIX}add_bos_token", rule.add_bos))
     ordinary = {
         token: number
         for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
@@ -212,7 +212,9 @@ def _write_bytepair(
     definition = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": rule.normalizer, "pre_tokenizer": rule.pre_tokenizer,
-        "post_processor": _first_token(tokens[bos], bos) if add_bos else _byte_level(True),
+        "post_processor": (
+            _byte_level(True) if bos is None or not add_bos else _first_token(tokens[bos], bos)
+        ),
         "decoder": {**_byte_level(True), "add_prefix_space": True},
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
