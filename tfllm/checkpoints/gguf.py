@@ -27,7 +27,7 @@ from tfllm.checkpoints import huggingface, tensor_names, tied_weights, weights
 from tfllm.checkpoints.base import Checkpoint, check_sizes, new_model
 from tfllm.checkpoints.files import atomic_directory
 from tfllm.errors import CheckpointError, MissingExtra, SettingError, TokenizerError
-from tfllm.models import FAMILIES, config_from_hf, weight_map
+from tfllm.models import FAMILIES, config_from_hf, get_weight_map
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tokenizers import gguf_vocabulary
@@ -244,7 +244,7 @@ def read(path: Path, task: Task | None = None) -> Checkpoint:
     tokenizer = tokenizer_of(file)
     check_sizes(tokenizer, config, path)
     own = CausalLM(max_length=config.max_sequence_length)
-    table = weight_map(family, config)
+    table = get_weight_map(family, config)
     hf_config = {**hf_config, "architectures": list(table.architectures[own.kind][:1])}
     raw = _tensors(file, config)
     _, model = new_model(family, config, task or own)
@@ -583,7 +583,7 @@ def _gguf_tensors(checkpoint: Checkpoint, architecture: str) -> Iterator[tuple[s
     """Every tensor by GGUF's name, float32 in GGUF's order of rows."""
     kind = ARCHITECTURES[architecture]
     config = checkpoint.config
-    table = weight_map(checkpoint.family, config)
+    table = get_weight_map(checkpoint.family, config)
     variables = weights.variables_of(checkpoint.model)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["causal_lm"]})
     if homeless := [path for path in variables if path not in rows]:
