@@ -15,6 +15,7 @@ import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
 from tfllm.export import flatbuffer
+from tfllm.keras_internals import all_layers
 
 TYPES = {
     schema.TensorType.FLOAT32: np.float32,
@@ -129,7 +130,7 @@ def kernels(model: Any, query_scale: float = 1.0) -> dict[str, np.ndarray]:
     """Path -> [outputs, inputs] of every matrix that the model multiplies by, those of queries
     times `query_scale`."""
     found = {}
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         kernel = getattr(layer, "kernel", None)
         if kernel is None:
             continue

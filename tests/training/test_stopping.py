@@ -93,8 +93,8 @@ def test_a_run_whose_terminal_goes_has_saved_its_state(tmp_path):
         assert process.poll() is None and time.monotonic() < end
     os.close(ours)
     assert process.wait(120) == 0
-    place = max((output / "state").glob("step-*/place.json"))
-    assert json.loads(place.read_text())["step"] > 0
+    progress = max((output / "state").glob("step-*/progress.json"))
+    assert json.loads(progress.read_text())["step"] > 0
 
 
 @pytest.mark.slow

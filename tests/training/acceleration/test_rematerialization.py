@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.training import runs
 from tfllm.checkpoints import store
+from tfllm.keras_internals import all_layers
 from tfllm.models import bert, gpt2
 from tfllm.tasks import CausalLM, Classification
 from tfllm.training.acceleration import kernels, precision, rematerialization
@@ -133,7 +134,7 @@ def test_prediction_is_untouched_and_it_can_be_removed():
     rematerialization.install(model)
     np.testing.assert_array_equal(model(inputs(model)), before)
     rematerialization.remove(model)
-    assert all("call" not in layer.__dict__ for layer in model._flatten_layers())
+    assert all("call" not in layer.__dict__ for layer in all_layers(model))
 
 
 def test_a_recipe_asks_for_it(tmp_path):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
 from tests.training import runs
+from tfllm.keras_internals import all_layers
 from tfllm.models import bert, gpt2
 from tfllm.tasks import CausalLM, Classification, MaskedLM
 from tfllm.tokenizers.wordpiece import WordPiece
@@ -59,7 +60,7 @@ def test_flops_of_a_decoder_count_its_logits():
 def test_a_frozen_matrix_has_no_gradient_of_its_own():
     model = classifier()
     before = utilization.step_flops(model)
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         if isinstance(layer, keras.layers.Dense) and layer.name == "up":
             layer.trainable = False
     after = utilization.step_flops(model)
