@@ -28,7 +28,7 @@ bench: $(INSTALLED)
 
 # The site, in site/: fails on a warning, such as a broken link.
 docs: $(DOCS_INSTALLED)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The JSON Schemas that recipes and profiles name for editors.
 schemas: $(INSTALLED)

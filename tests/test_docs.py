@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "models/**/*.md", "export/*.md", "serving/*.md",
+                    "examples/*.md",
                     "benchmarks/*.md")
     for path in ROOT.glob(pattern)
     if path.name not in ("CHANGELOG.md", "log.md")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 OUTSIDE = "repository"
 PAGES = (
     "CONTRIBUTING.md", "CHANGELOG.md", "models/**/*.md", "export/*.md", "serving/*.md",
-    "benchmarks/**/*.md",
+    "examples/*.md", "benchmarks/**/*.md",
 )  # fmt: skip
 # A link or an image; not in code: blocks and spans of code are cut out first.
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
