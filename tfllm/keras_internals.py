@@ -125,7 +125,8 @@ class MultiHeadAttentionBase(keras.layers.MultiHeadAttention):
 
 
 class AdamWBase(keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` with access to its moments.
+    """`keras.optimizers.AdamW` with access to its moments; it clips the sum of the gradients over
+    all devices, where Keras clips each device's part.
 
     A training step that sums the gradients over all devices itself sets `gradients_reduced`.
     """
@@ -137,7 +138,24 @@ class AdamWBase(keras.optimizers.AdamW):
         index = self._get_variable_index(variable)
         return self._momentums[index], self._velocities[index]
 
+    def _clip_gradients(self, grads: Any) -> Any:
+        import tensorflow as tf
+
+        if self._clips_sum():
+            context = tf.distribute.get_replica_context()
+            grads = context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        return super()._clip_gradients(grads)
+
+    def _clips_sum(self) -> bool:
+        """Whether `_clip_gradients`, which Keras calls first, sums over devices."""
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync if context else 1
+        clips = any((self.clipnorm, self.global_clipnorm, self.clipvalue))
+        return clips and replicas > 1 and not self.gradients_reduced
+
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        if self.gradients_reduced:
+        if self.gradients_reduced or self._clips_sum():
             return list(grads_and_vars)
         return super()._all_reduce_sum_gradients(grads_and_vars)

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import os
 import queue
 import tempfile
 import threading
@@ -44,10 +45,11 @@ from tfllm.data import feeding, sources
 from tfllm.data.batching import Batches
 from tfllm.data.settings import find_corpus
 from tfllm.data.sources import Format, ReadSettings
-from tfllm.errors import CheckpointError, SettingError, did_you_mean
+from tfllm.errors import CheckpointError, SettingError, StorageError, did_you_mean
 from tfllm.evaluation import harness
 from tfllm.evaluation.metrics import measure
-from tfllm.evaluation.settings import settings_for
+from tfllm.evaluation.plots import write_plots
+from tfllm.evaluation.settings import EvaluationSettings, settings_for
 from tfllm.export import base as profiles
 from tfllm.export import export as write_artifact
 from tfllm.export.base import Artifact, Check, Profile
@@ -62,6 +64,7 @@ from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import directory as run_directory
 from tfllm.training import run as training
+from tfllm.training.distribution import cluster as clusters
 from tfllm.training.optimizers import AdamW, Schedule, warmup_steps
 from tfllm.training.recipe import Recipe
 from tfllm.training.run import Run
@@ -81,7 +84,6 @@ Progress = Callable[[float], None]
 
 WARMUP_SHARE = 0.06  # of `steps`
 WARMUP_STEPS = 100  # where `steps` is not given
-CHUNK_BATCHES = 8  # batches of prompts encoded together: rows that end make room for others
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -248,6 +250,7 @@ class InferenceModel:
         batch_size: int = 8,
         precision: Literal["float32", "bfloat16"] = "float32",
         stream: bool = False,
+        on_text: Callable[[int, str], None] | None = None,
         details: bool = False,
         **options: Unpack[GenerationOptions],
     ) -> Any:
@@ -265,6 +268,7 @@ class InferenceModel:
             batch_size: Texts generated at once.
             precision: Of a checkpoint's matrix products; "bfloat16" works on copies.
             stream: Return an iterator over pieces of the text, for a single prompt.
+            on_text: Called with the index of a text and each piece of it as it is generated.
             details: Return `Text` objects, with token counts, log-probabilities and scores.
             **options: Fields of GenerationConfig: max_new_tokens, temperature, top_k, ...
 
@@ -295,9 +299,7 @@ class InferenceModel:
             if not single or settings.num_return_sequences > 1:
                 raise SettingError("stream: give one prompt, and num_return_sequences 1.")
             return _stream(lambda on_text: texts(examples, on_text))
-        found: list[Text] = []
-        for start in range(0, len(examples), CHUNK_BATCHES * batch_size):
-            found += texts(examples[start : start + CHUNK_BATCHES * batch_size])
+        found: list[Text] = texts(examples, on_text)
         results: list[Any] = found if details else [text.text for text in found]
         each = settings.num_return_sequences
         if each > 1:
@@ -331,27 +333,9 @@ class InferenceModel:
             SettingError: An option that does not exist or that this model does not have.
             DataError: An example without gold answers.
         """
-        return self._measured(data, limit, batch_size, progress, options).metrics
-
-    def _measured(
-        self,
-        data: Data,
-        limit: int | None,
-        batch_size: int,
-        progress: Progress | None,
-        options: Mapping[str, Any],
-        overrides: Sequence[str] = (),
-    ) -> harness.Measured:
-        path = str(data) if isinstance(data, str | Path) else ""
-        recorded = self.source if self.source and path else ""
-        settings = settings_for(recorded, path, overrides, options)
-        examples = read_examples(data, settings.reading, limit)
-        return harness.measured_answers(
-            self.predictor,
-            examples,
-            batch_size=batch_size,
-            progress=progress,
-            **settings.options,
+        settings, examples = _evaluation_data(self.source, data, limit, options)
+        return harness.evaluate(
+            self.predictor, examples, batch_size=batch_size, progress=progress, **settings.options
         )
 
     def generator(self, precision: str = "float32") -> Any:
@@ -436,7 +420,7 @@ class Model(InferenceModel):
         shuffle: bool = False,
         seed: int = 0,
         format: Format | None = None,
-        header: bool = True,
+        header: bool | None = None,
         quoting: bool | None = None,
         labels: Mapping[str, str | float] | None = None,
         label_separator: str | None = None,
@@ -452,12 +436,13 @@ class Model(InferenceModel):
 
         Args:
             data: A file, a prepared corpus, or a list of texts or of dicts of fields.
-            columns: Field to the file's column, such as `{"text": "sentence"}`.
+            columns: Field to the file's column, such as `{"text": "sentence"}`. What is unset
+                here and below is as the recipe of the model's run says.
             batch_size: Examples per batch (of embedding tasks: pairs).
             shuffle: Whether to shuffle, and to put examples of similar length together.
             seed: Of the order and of masked tokens.
             format: The file's format; by its ending where unset.
-            header: Whether the first line of a table names the columns.
+            header: Whether the first line of a table names the columns: yes where unset.
             quoting: Whether fields may stand in double quotes. Unset: yes in CSV, no in TSV.
             labels: Names for labels as they stand in the data, such as `{"0": "negative"}`.
             label_separator: What separates several labels in one field.
@@ -472,15 +457,16 @@ class Model(InferenceModel):
         Raises:
             DataError: The file, or an example in it, cannot be used.
         """
-        given = ReadSettings(
-            format=format,
-            columns=dict(columns or {}),
-            header=header,
-            quoting=quoting,
-            labels=dict(labels or {}),
-            label_separator=label_separator,
-        )
-        examples = read_examples(data, given, limit)
+        options = {
+            "format": format,
+            "columns": columns,
+            "header": header,
+            "quoting": quoting,
+            "labels": labels,
+            "label_separator": label_separator,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        _, examples = _evaluation_data(self.source, data, limit, given)
         task = self.task.with_start_id(self.checkpoint.decoder_start_token_id)
         features = task.load_features(examples, self.tokenizer)
         plan = Batches(
@@ -752,17 +738,19 @@ def train(
     for name in settings.export:
         profiles.profile(name)  # a wrong name is an error now, not after training
     directory = Path(output or Path("runs") / settings.name)
+    cluster = clusters.find_cluster(os.environ)
+    if cluster is not None and not cluster.is_chief:  # of several workers the first alone writes
+        return training.train(settings, directory, resume, measure, progress, callbacks)
     run_directory.check_free(directory, resume)
     with run_directory.locked(directory):
         run = training.train(settings, directory, resume, measure, progress, callbacks, locked=True)
-        if run.signal is None:
-            for name in settings.export:
-                folder = Path(name).stem if name.endswith((".yaml", ".yml")) else name
-                artifact = export(
-                    run.directory, name, run.directory / "export" / folder, on_check=on_check
-                )
-                if on_export:
-                    on_export(artifact)
+        for name in settings.export if run.signal is None else ():
+            # A profile's own file is named by its path: its artifact lies under the file's name.
+            folder = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+            target = run.directory / "export" / folder
+            artifact = export(run.directory, name, target, on_check=on_check)
+            if on_export:
+                on_export(artifact)
     return run
 
 
@@ -792,14 +780,18 @@ def evaluate(
     Returns:
         `{"metrics": {...}, "examples", "seconds", "model", "data", "versions"}`.
     """
+    source = model.source if isinstance(model, InferenceModel) else str(model)
+    settings, examples = _evaluation_data(source, data, limit, {}, overrides)
+    if plots is not None and Path(plots).is_file():
+        raise StorageError(f"plots: '{plots}' is a file. Name a directory.")
     opened = model if isinstance(model, InferenceModel) else open(model)
-    measured = opened._measured(data, limit, batch_size, progress, {}, overrides)
+    measured = harness.measured_answers(
+        opened.predictor, examples, batch_size=batch_size, progress=progress, **settings.options
+    )
     if plots is not None:
-        from tfllm.evaluation.plots import write_plots
-
         write_plots(measured.metrics, measured.answers, measured.examples, str(plots))
-    name = data if isinstance(data, str | Path) else f"{len(data)} examples"
-    return harness.report(measured, model=str(opened.source or "model"), data=str(name))
+    name = str(data) if isinstance(data, str | Path) else f"{len(examples)} examples"
+    return harness.report(measured, model=source or "model", data=name)
 
 
 @checked_options
@@ -860,6 +852,22 @@ def recipe_of(
     return config.build(recipe, Recipe, "recipe", overrides=overrides)
 
 
+def _evaluation_data(
+    source: str | None,
+    data: Data,
+    limit: int | None,
+    options: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+) -> tuple[EvaluationSettings, Sequence[Any]]:
+    """The settings of an evaluation, and its examples.
+
+    Of a file, what neither `options` nor `overrides` set is as the model's run or export says.
+    """
+    path = str(data) if isinstance(data, str | Path) else ""
+    settings = settings_for((path and source) or "", path, overrides, options)
+    return settings, read_examples(data, settings.reading, limit)
+
+
 def read_examples(data: Data, settings: ReadSettings, limit: int | None = None) -> Sequence[Any]:
     """Return the examples of a file, a prepared corpus or a list. Raises DataError."""
     if isinstance(data, str | Path):
@@ -874,7 +882,7 @@ def read_examples(data: Data, settings: ReadSettings, limit: int | None = None) 
 GENERATION_OPTIONS = tuple(FIELDS)
 GENERATE_OPTIONS = (
     "config", "stop_strings", "bad_words", "truncate", "batch_size", "precision", "stream",
-    "details",
+    "on_text", "details",
 )  # fmt: skip
 
 

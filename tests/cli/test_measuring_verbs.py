@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+import tfllm.model
 from tfllm.cli import main
 from tfllm.cli.evaluate import table
-from tfllm.runtimes import opening
 from tfllm.runtimes.predictor import RowPredictor
 from tfllm.tasks import Classification
 from tfllm.tokenizers.wordpiece import WordPiece
@@ -30,7 +30,7 @@ def model(monkeypatch):
     task = Classification(labels=("bad", "good"), max_length=32)
     facts = {"kind": "test", "path": "m", "family": "bert", "task": task.kind, "size_bytes": 1}
     made = RowPredictor(task, WordPiece.from_vocabulary(VOCABULARY), facts, 2, count)
-    monkeypatch.setattr(opening, "open_model", lambda source: made)
+    monkeypatch.setattr(tfllm.model, "open_model", lambda source: made)
     return made
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import tfllm
 from tests.cli.test_writing_verbs import run
 from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.cli import generate as verb
@@ -17,7 +18,9 @@ def shared():
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch, shared):
-    monkeypatch.setattr(verb, "open_writer", lambda *_: shared)
+    opened = tfllm.Model(checkpoint())
+    monkeypatch.setattr(opened, "generator", lambda *_: shared)
+    monkeypatch.setattr(verb, "open_model", lambda _: opened)
 
 
 def test_lines_have_the_checkpoints_texts_and_scores(capsys, shared):

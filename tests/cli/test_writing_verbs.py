@@ -11,21 +11,21 @@ from copy import copy
 
 import pytest
 
+import tfllm
 from tests.generation import models
 from tfllm.checkpoints import store
 from tfllm.cli import generate as verb
 from tfllm.cli import main
-from tfllm.generation.text_generator import TextGenerator
 
 
 @functools.cache
 def shared():
-    return TextGenerator(models.checkpoint())
+    return tfllm.Model(models.checkpoint())
 
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(verb, "open_writer", lambda *_: shared())
+    monkeypatch.setattr(verb, "open_model", lambda _: shared())
     return shared()
 
 
@@ -152,7 +152,7 @@ def test_chat_answers_line_by_line(capsys, monkeypatch):
 def test_chat_needs_a_template(capsys, monkeypatch, model):
     plain = copy(model.tokenizer)
     object.__setattr__(plain, "chat_template", None)
-    monkeypatch.setattr(model, "tokenizer", plain)
+    monkeypatch.setattr(model.generator(), "tokenizer", plain)
     code, _, err = run(capsys, "chat", "m")
     assert code == 2 and "chat template" in err
 

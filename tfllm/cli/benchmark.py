@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tfllm.generation.text_generator import TextGenerator
+    from tfllm.runtimes.predictor import Predictor
 
 EXAMPLES = """Examples:
 
@@ -20,73 +24,78 @@ tfllm benchmark exports/sst2 --input reviews.txt --seconds 20
 
 def benchmark(
     model: Annotated[str, typer.Argument(help="Checkpoint, run, SavedModel or .tflite file.")],
-    batch_sizes: Annotated[str, typer.Option(help="Texts per call, comma between.")] = "1,32",
+    batch_sizes: Annotated[str, typer.Option(help="Texts per call, separated by commas.")] = "1,32",
     length: Annotated[
         str | None,
-        typer.Option(help="Tokens per text, comma between; 16 and the task's own if unset."),
+        typer.Option(help="Tokens per text, separated by commas; 16 and the task's own if unset."),
     ] = None,
     input: Annotated[
         str | None, typer.Option(help="Real inputs instead: text lines, JSON lines or a table.")
     ] = None,
     new_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens that a language model writes per text.")
+        int, typer.Option(min=1, help="Tokens that a language model generates per text.")
     ] = 32,
-    seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="Time for each row.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.0, max=86400.0, help="Seconds per row.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, not a table.")] = False,
     output: Annotated[str | None, typer.Option(help="File for the JSON.")] = None,
 ) -> None:
-    """Time from text to answer (percentiles, texts per second), peak memory, size on disk.
+    """Measure latency (percentiles), throughput, peak memory and size on disk.
 
-    Of a language model: tokens per second that it reads and writes, on prompts of random tokens.
-    Calls go one after another in this process; loading and warm-up are not part of the times.
+    Of a language model: tokens per second of prefill and decoding, on prompts of random tokens.
+    Calls follow one another in this process; loading and warm-up are not part of the times.
     """
     import json
-    import time
 
-    from tfllm.cli.output import progress_bar, result_file
-    from tfllm.errors import SettingError
+    from tfllm.cli.output import result_file
     from tfllm.evaluation.settings import settings_for
     from tfllm.runtimes import inputs
 
     batches = _numbers(batch_sizes, "--batch-sizes")
     lengths = _numbers(length, "--length") if length else []
     given = list(inputs.read_inputs(input, settings_for(model, input).reading)) if input else []
-
-    from tfllm.evaluation.harness import versions
-    from tfllm.runtimes import benchmark as measuring
-    from tfllm.runtimes.opening import open_model
-
-    start = time.perf_counter()
-    predictor = open_model(model)
-    load_seconds = time.perf_counter() - start
-    rows = []
-    if hasattr(predictor, "generator"):
-        if given:
-            raise SettingError("--input: a language model's speed is measured on --length tokens.")
-        rows = _language_rows(predictor, lengths, batches, new_tokens, seconds)
-    else:
-        sets = _example_sets(predictor, lengths, given, max(batches))
-        with progress_bar("measured", len(sets) * len(batches)) as advance:
-            for name, examples in sets.items():
-                for batch_size in batches:
-                    row = measuring.measure_speed(predictor, examples, batch_size, seconds)
-                    rows.append({"length": name, **row})
-                    advance(1)
-    result = {
-        **predictor.describe(),
-        "model": model,
-        "load_seconds": round(load_seconds, 3),
-        "rows": rows,
-        "peak_memory_bytes": measuring.peak_memory_bytes(),
-        "versions": versions(),
-        "machine": machine(),
-    }
+    result = _measure(model, lengths, batches, given, new_tokens, seconds)
     if output or as_json:
         with result_file(output) as file:
             json.dump(result, file, ensure_ascii=False, indent=2)
             file.write("\n")
     if not as_json:
         print("\n".join(table(result)))
+
+
+def _measure(
+    model: str,
+    lengths: list[int],
+    batches: list[int],
+    given: list[dict[str, Any]],
+    new_tokens: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The benchmark of one model. Raises SettingError."""
+    import time
+
+    import tfllm
+    from tfllm.errors import SettingError
+    from tfllm.evaluation.harness import versions
+    from tfllm.runtimes.benchmark import peak_memory_bytes
+
+    start = time.perf_counter()
+    opened = tfllm.open(model)
+    load_seconds = time.perf_counter() - start
+    if not opened.task.generates:
+        rows = _rows(opened.predictor, lengths, batches, given, seconds)
+    elif given:
+        raise SettingError("--input: a language model's speed is measured on --length tokens.")
+    else:
+        rows = _language_rows(opened.generator(), lengths, batches, new_tokens, seconds)
+    return {
+        **opened.describe(),
+        "model": model,
+        "load_seconds": round(load_seconds, 3),
+        "rows": rows,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "versions": versions(),
+        "machine": machine(),
+    }
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -105,8 +114,29 @@ SHORT = 16  # tokens
 PROMPT = 32  # tokens of a language model's prompt
 
 
+def _rows(
+    predictor: Predictor,
+    lengths: list[int],
+    batches: list[int],
+    given: list[dict[str, Any]],
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """One row for every set of texts and batch size."""
+    from tfllm.cli.output import progress_bar
+    from tfllm.runtimes.benchmark import measure_speed
+
+    sets = _example_sets(predictor, lengths, given, max(batches))
+    rows = []
+    with progress_bar("measured", len(sets) * len(batches)) as advance:
+        for name, examples in sets.items():
+            for size in batches:
+                rows.append({"length": name, **measure_speed(predictor, examples, size, seconds)})
+                advance(1)
+    return rows
+
+
 def _example_sets(
-    predictor: Any, lengths: list[int], given: list[dict[str, Any]], largest: int
+    predictor: Predictor, lengths: list[int], given: list[dict[str, Any]], largest: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Name of the row -> examples."""
     from tfllm.errors import SettingError
@@ -130,13 +160,17 @@ def _example_sets(
 
 
 def _language_rows(
-    predictor: Any, lengths: list[int], batches: list[int], new_tokens: int, seconds: float
+    generator: TextGenerator,
+    lengths: list[int],
+    batches: list[int],
+    new_tokens: int,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     """One row for every length of prompt and batch size."""
     from tfllm.cli.output import progress_bar
     from tfllm.runtimes import generation_speed
 
-    engine = predictor.generator.engine
+    engine = generator.engine
     lengths = lengths or [PROMPT]
     rows = []
     with progress_bar("measured", len(lengths) * len(batches)) as advance:
@@ -148,7 +182,7 @@ def _language_rows(
 
 
 def machine() -> dict[str, Any]:
-    """The processor and the number of cores that this process may use."""
+    """Return the processor and the number of cores that this process may use."""
     import os
     import platform
     from pathlib import Path
@@ -165,7 +199,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The result as lines for people."""
+    """Return the result as lines of text."""
     megabyte = 2**20
     lines = [
         f"{result['model']}: {result['kind']}, {result['size_bytes'] / megabyte:.1f} MiB, "

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tfllm.cli.generate import (
-    MinP,
+from tfllm.cli.generation_options import (
+    SAMPLING_FIELDS,
     Precision,
-    RepetitionPenalty,
-    Temperature,
-    TopK,
-    TopP,
-    open_writer,
+    Stop,
+    check_settings,
+    with_generation_options,
 )
 
 if TYPE_CHECKING:
     from tfllm.generation.chat import ChatSession
+    from tfllm.generation.config import GenerationConfig
 
 EXAMPLES = """Examples:
 
@@ -25,47 +24,36 @@ tfllm chat runs/dialogue
 
 tfllm chat SmolLM2-135M-Instruct --system "You answer in one sentence." --temperature 0.3
 
-In the conversation: /reset forgets it, /exit or Ctrl-D ends it.
+In the conversation: /reset clears it, /exit or Ctrl-D ends it.
 """
 
 
+@with_generation_options(SAMPLING_FIELDS, {"max_new_tokens": 256, "temperature": 0.7, "top_p": 0.9})
 def chat(
     model: Annotated[str, typer.Argument(help="Checkpoint, run or exported model.")],
-    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 256,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 0.9,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="A text that ends an answer; may be repeated.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    stop: Stop = None,
     precision: Precision = "float32",
+    **settings: Any,
 ) -> None:
-    """A conversation in the terminal; answers appear as they are written."""
-    from tfllm.generation.config import generation_config
+    """Hold a conversation in the terminal; answers appear as they are generated."""
+    options = check_settings(settings)
 
-    options = locals()
-    settings = generation_config(**{name: options[name] for name in SETTINGS})
-
+    from tfllm.cli.generate import open_model
     from tfllm.generation.chat import ChatSession
     from tfllm.tokenizers.chat import require_chat_template
 
-    generator = open_writer(model, precision)
+    generator = open_model(model).generator(precision)
     require_chat_template(generator.tokenizer)  # without one there is no conversation
-    _talk(ChatSession(generator, system=system), settings, tuple(stop or ()))
+    session = ChatSession(generator, system=system)
+    _talk(session, generator.defaults(**options), tuple(stop or ()))
 
 
-SETTINGS = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed",
-)  # fmt: skip
 PROMPT = "> "
 
 
-def _talk(session: ChatSession, settings: Any, stop: tuple[str, ...]) -> None:
-    """Reads lines and prints answers until the input ends."""
+def _talk(session: ChatSession, config: GenerationConfig, stop: tuple[str, ...]) -> None:
+    """Read lines and print answers until the input ends."""
     import sys
 
     from tfllm.errors import SettingError
@@ -80,16 +68,16 @@ def _talk(session: ChatSession, settings: Any, stop: tuple[str, ...]) -> None:
             return
         if not terminal and not line:
             return
-        said = line.strip()
-        if said == "/exit":
+        message = line.strip()
+        if message == "/exit":
             return
-        if said == "/reset":
+        if message == "/reset":
             session.reset()
             continue
-        if not said:
+        if not message:
             continue
         try:
-            session.answer(said, settings, stop=stop, on_text=_printed)
+            session.answer(message, config, stop=stop, on_text=_print_piece)
         except SettingError as error:  # a message that is too long does not end the conversation
             print(f"tfllm: {error}", file=sys.stderr)
             if not terminal:
@@ -98,7 +86,7 @@ def _talk(session: ChatSession, settings: Any, stop: tuple[str, ...]) -> None:
             print(flush=True)
 
 
-def _printed(piece: str) -> None:
+def _print_piece(piece: str) -> None:
     print(piece, end="", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""tfllm evaluate: measures of a checkpoint or an artifact on a data file."""
+"""tfllm evaluate: metrics of a checkpoint or an artifact on a data file."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ def evaluate(
             metavar="KEY=VALUE",
             help="How the file is read (format, columns.FIELD, header, labels.NAME) and measured "
             "(language of span answers; stride, measure=last_word of language models; num_beams, "
-            "length_penalty, max_new_tokens of written texts).",
+            "length_penalty, max_new_tokens of generated texts).",
         ),
     ] = None,
     tokenize: Annotated[
         str | None,
-        typer.Option(help="Written texts: sacrebleu's words for BLEU; 13a, for Chinese zh."),
+        typer.Option(help="Generated texts: sacrebleu's tokenizer for BLEU; 13a, for Chinese zh."),
     ] = None,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Written texts: cut sources that are too long.")
+        bool,
+        typer.Option("--truncate", help="Sequence to sequence: cut sources that are too long."),
     ] = False,
     output: Annotated[str | None, typer.Option(help="JSON file for the result.")] = None,
     plots: Annotated[
@@ -50,49 +51,34 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only so many examples, from the start.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples answered at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 32,
 ) -> None:
-    """Measures of the model's task on a file: the same for checkpoints and artifacts."""
-    import itertools
+    """Measure a checkpoint or an artifact on a file, with the metrics of its task."""
     import json
-    from pathlib import Path
 
+    import tfllm
     from tfllm.cli.output import progress_bar, result_file
-    from tfllm.data import sources
-    from tfllm.data.settings import find_corpus
-    from tfllm.errors import StorageError
-    from tfllm.evaluation.settings import settings_for
 
     overrides = [*(set or []), *([f"tokenize={tokenize}"] if tokenize else [])]
-    settings = settings_for(model, data, [*overrides, *(["truncate=true"] if truncate else [])])
-    examples: Any = find_corpus(data)
-    if examples is None:
-        examples = list(itertools.islice(sources.read(data, settings.reading), limit))
-    if plots and Path(plots).is_file():
-        raise StorageError(f"--plots: '{plots}' is a file. Name a directory.")
-
-    from tfllm.evaluation.harness import measured_answers, report
-    from tfllm.runtimes.opening import open_model
-
-    predictor = open_model(model)
-    with progress_bar("measured", len(examples)) as advance:
-        result = measured_answers(
-            predictor, examples, batch_size=batch_size, progress=advance, **settings.options
+    with progress_bar("measured") as advance:
+        result = tfllm.evaluate(
+            model,
+            data,
+            overrides=[*overrides, *(["truncate=true"] if truncate else [])],
+            limit=limit,
+            batch_size=batch_size,
+            plots=plots,
+            progress=advance,
         )
-    if plots:
-        from tfllm.evaluation.plots import write_plots
-
-        write_plots(result.metrics, result.answers, result.examples, plots)
-    written = report(result, model=model, data=data)
     if output:
         with result_file(output) as file:
-            json.dump(written, file, ensure_ascii=False, indent=2)
+            json.dump(result, file, ensure_ascii=False, indent=2)
             file.write("\n")
-    print("\n".join(table(written)))
+    print("\n".join(table(result)))
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The result as lines for people: numbers, then one row per class, then the matrix."""
+    """Return the result as lines of text: numbers, a row per class, samples, the matrix."""
     metrics = result["metrics"]
     lines = [
         f"{result['model']} on {result['data']}: {result['examples']:,} examples in "

@@ -48,29 +48,14 @@ def export(
         int | None, typer.Option(min=1, help="Only so many examples of --data, from the start.")
     ] = None,
 ) -> None:
-    """Writes an artifact, checks it against the checkpoint, and keeps it only when all pass."""
-    import itertools
+    """Write an artifact, check it against the checkpoint, and keep it only when all checks pass."""
+    import tfllm
 
-    from tfllm.data.sources import ReadSettings, read
-    from tfllm.evaluation.settings import settings_for
-    from tfllm.export.base import profile
-
-    settings = profile(to, set or [])
-    file = data or settings.calibration.data
-    if file and settings.data == ReadSettings():  # a run's recipe says how its files are read
-        reading = settings_for(model, file).reading
-        settings = settings.model_copy(update={"data": reading})
-    examples = list(itertools.islice(read(data, settings.data), limit)) if data else []
-
-    from tfllm.checkpoints import store
-    from tfllm.export import export as write
-
-    checkpoint = store.load(model)
-    if (task := checkpoint.task.export_task()) is not checkpoint.task:
-        checkpoint = store.load(model, task=task)
     checks: list[Any] = []
     try:
-        artifact = write(checkpoint, settings, output, examples, seen=checks.append)
+        artifact = tfllm.export(
+            model, to, output, data=data, limit=limit, overrides=set or [], on_check=checks.append
+        )
     finally:
         if checks:
             print_checks(checks)
@@ -78,7 +63,7 @@ def export(
 
 
 def print_checks(checks: list[Any]) -> None:
-    """The table of checks on stdout."""
+    """Print the table of checks."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -96,7 +81,7 @@ def print_checks(checks: list[Any]) -> None:
 
 
 def print_files(artifact: Any) -> None:
-    """Where the artifact is, and its largest files."""
+    """Print where the artifact is, and its largest files."""
     total = sum(artifact.files.values())
     print(f"{artifact.path}  {total / 1e6:.2f} MB")
     for name, size in artifact.files.items():

@@ -1,8 +1,8 @@
-"""tfllm predict: answers, one JSON line per input."""
+"""tfllm predict: predictions, one JSON line per input."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,37 +27,35 @@ def predict(
     ] = None,
     input: Annotated[
         str | None,
-        typer.Option(help="A text a line, JSON lines, or a table; - is standard input."),
+        typer.Option(help="A text per line, JSON lines, or a table; - is standard input."),
     ] = None,
     output: Annotated[str | None, typer.Option(help="File for the lines; stdout if unset.")] = None,
     set: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="How --input is read, e.g. columns.text=sentence; how texts are written after "
+            help="How --input is read, e.g. columns.text=sentence; how text is generated from "
             "sources, e.g. num_beams=4.",
         ),
     ] = None,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Written texts: cut sources that are too long.")
+        bool,
+        typer.Option("--truncate", help="Sequence to sequence: cut sources that are too long."),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs answered at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 32,
 ) -> None:
-    """Answers, one JSON line per input, in the order of the inputs."""
+    """Print the model's predictions, one JSON line per input, in the order of the inputs."""
     import itertools
     import json
 
     from tfllm.cli.output import progress_bar, result_file
     from tfllm.errors import SettingError
-    from tfllm.evaluation.harness import check_generation
     from tfllm.evaluation.settings import settings_for
     from tfllm.runtimes import inputs
-    from tfllm.runtimes.opening import open_model
 
     if bool(texts) == bool(input):
         raise SettingError("Give either texts or --input FILE (- for standard input).")
-    overrides = [*(set or []), *(["truncate=true"] if truncate else [])]
-    settings = settings_for(model, input or "", overrides)
+    settings = settings_for(model, input or "", set or [])
     if input:
         examples = inputs.read_inputs(input, settings)
     elif settings.reading != settings_for(model, "").reading:
@@ -66,18 +64,21 @@ def predict(
         examples = inputs.from_texts(texts or [])
     # The first input is read before the model is loaded: a missing file is known at once.
     examples = itertools.chain([next(examples)], examples)
-    predictor = open_model(model)
-    examples = inputs.check(examples, predictor.task)
-    generation = settings.generation_options
-    check_generation(generation, predictor.task)
-    with result_file(output) as file, progress_bar("answered") as advance:
+
+    import tfllm
+
+    opened = tfllm.open(model)
+    options: dict[str, Any] = {"truncate": truncate, **settings.generation_options}
+    with result_file(output) as file, progress_bar("predicted") as advance:
         while chunk := list(itertools.islice(examples, CHUNK_BATCHES * batch_size)):
-            for answer in predictor.answers(chunk, batch_size, advance, **generation):
-                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            for prediction in opened.predict(
+                chunk, batch_size=batch_size, progress=advance, **options
+            ):
+                file.write(json.dumps(prediction, ensure_ascii=False) + "\n")
             file.flush()
 
 
-# Inputs of like length share a batch within so many batches; memory holds only these.
+# Inputs of similar length share a batch within so many batches; memory holds only these.
 CHUNK_BATCHES = 32
 
 COMMANDS = {"": predict}

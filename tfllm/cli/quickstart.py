@@ -1,4 +1,7 @@
-"""`tfllm quickstart`: the whole road once, on real input, and a table of what was made."""
+"""`tfllm quickstart`: from training to serving once, on real reviews, and a table of the results.
+
+The recipe and the reviews are those of models/bert, as files of this package.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tfllm.cli.options import Overrides
+
+if TYPE_CHECKING:
+    from tfllm.export.base import Artifact
 
 EXAMPLES = """
 Examples:
@@ -26,8 +32,9 @@ Examples:
   tfllm quickstart --output runs/second --set train.epochs=1
 """
 
-RECIPE = Path("models/bert/quickstart.yaml")
-TEST = Path("models/bert/reviews/test.tsv")
+DATA = Path(__file__).parent / "quickstart_data"
+RECIPE = DATA / "quickstart.yaml"
+TEST = DATA / "test.tsv"
 PROFILES = ("savedmodel", "tflite-float32", "tflite-int8", "mediapipe")
 QUESTIONS = (
     "I would walk there again in the rain for that soup.",
@@ -40,32 +47,47 @@ SERVER_STOP_SECONDS = 30
 
 
 def quickstart(
-    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/quickstart"),
-    recipe: Annotated[Path, typer.Option(help="The recipe to train.")] = RECIPE,
+    output: Annotated[Path, typer.Option(help="Directory for the results.")] = Path(
+        "runs/quickstart"
+    ),
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe to train in place of the quickstart's own.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Fine-tune a small encoder on English and Chinese reviews, export it, serve it, ask it."""
-    from tfllm import config
+    """Fine-tune a small encoder on English and Chinese reviews, export it, serve it, query it."""
+    import tfllm
     from tfllm.data import sources
-    from tfllm.training.recipe import Recipe
+    from tfllm.model import recipe_of
 
     start = time.perf_counter()
-    settings = config.load(recipe, Recipe, overrides)
+    settings = recipe_of(recipe or RECIPE, [*([] if recipe else packaged_data()), *overrides])
     examples = list(sources.read(str(TEST), settings.data))
     folder = _free_folder(output)
 
-    _say(1, f"fine-tuning {settings.model.source or settings.model.family} ({recipe})")
-    checkpoint = _train(settings, folder / "run")
+    name = settings.model.source or settings.model.family
+    _say(1, f"fine-tuning {name} ({recipe or RECIPE.name})")
+    run = tfllm.train(settings, output=folder / "run")
+    if run.signal is not None:
+        print(f"tfllm: stopped; see {run.directory}", file=sys.stderr)
+        raise typer.Exit(128 + run.signal)
     _say(2, f"exporting to {', '.join(PROFILES)}, each checked against the checkpoint")
-    artifacts = {name: _export(checkpoint, name, folder / name) for name in PROFILES}
+    model = tfllm.load(run.directory)
+    artifacts = {name: model.export(name, folder / name) for name in PROFILES}
     _say(3, f"measuring everything on {len(examples)} test reviews")
-    rows = [_measured("checkpoint", folder / "run", "", examples)]
-    for name, checks in artifacts.items():
-        rows.append(_measured(name, folder / name, checks, examples))
-    _say(4, "serving the SavedModel and asking it over REST and gRPC")
+    rows = [_measure("checkpoint", run.directory, "", examples)]
+    for name, artifact in artifacts.items():
+        rows.append(_measure(name, folder / name, _passed(artifact), examples))
+    _say(4, "serving the SavedModel and querying it over REST and gRPC")
     with _server(folder / "savedmodel") as (rest_port, grpc_port):
         rest, grpc = _ask_rest(rest_port), _ask_grpc(grpc_port)
     _show(rows, rest, grpc, folder, time.perf_counter() - start)
+
+
+def packaged_data() -> list[str]:
+    """Return overrides of the recipe that name this package's files in place of the clone's."""
+    files = {"train": DATA / "train.tsv", "validation": DATA / "validation.tsv"}
+    return [f"data.{key}={json.dumps(str(path))}" for key, path in files.items()]
 
 
 def _say(step: int, text: str) -> None:
@@ -80,48 +102,30 @@ def _free_folder(output: Path) -> Path:
     return folder
 
 
-def _train(settings: Any, directory: Path) -> Any:
-    from tfllm.checkpoints import store
-    from tfllm.evaluation.metrics import measure
-    from tfllm.training.run import train
-
-    run = train(settings, directory, measure=measure)
-    if run.signal is not None:
-        print(f"tfllm: stopped; see {directory}", file=sys.stderr)
-        raise typer.Exit(128 + run.signal)
-    return store.load(str(directory))
-
-
-def _export(checkpoint: Any, name: str, output: Path) -> str:
-    """Exports to one profile; "passed of all" checks as a text."""
-    from tfllm.export import export
-    from tfllm.export.base import profile
-
-    checks = export(checkpoint, profile(name), output).checks
-    limited = [check for check in checks if check.limit]
+def _passed(artifact: Artifact) -> str:
+    """How many checks passed, of all that have a limit."""
+    limited = [check for check in artifact.checks if check.limit]
     return f"{sum(check.passed for check in limited)} of {len(limited)}"
 
 
-def _measured(name: str, path: Path, checks: str, examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the table: size, accuracy of each language, time for one text."""
-    from tfllm.evaluation.harness import measured_answers
+def _measure(name: str, path: Path, checks: str, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table: size, accuracy of each language, latency of one text."""
+    import tfllm
     from tfllm.runtimes.benchmark import measure_speed
-    from tfllm.runtimes.opening import open_model
 
-    predictor = open_model(path)
-    right: dict[str, list[bool]] = {"en": [], "zh": []}
-    for example, answer in zip(
-        examples, measured_answers(predictor, examples).answers, strict=True
-    ):
+    model = tfllm.open(path)
+    correct: dict[str, list[bool]] = {"en": [], "zh": []}
+    texts = [{"text": example["text"]} for example in examples]
+    for example, prediction in zip(examples, model.predict(texts), strict=True):
         language = "zh" if any(ord(letter) > 0x2E80 for letter in example["text"]) else "en"
-        right[language].append(answer["label"] == example["label"])
-    speed = measure_speed(predictor, examples[:LATENCY_CALLS], 1, 0.5)
+        correct[language].append(prediction["label"] == example["label"])
+    speed = measure_speed(model.predictor, examples[:LATENCY_CALLS], 1, 0.5)
     return {
         "name": name,
         "path": str(path),
         "megabytes": _megabytes(path),
-        "english": sum(right["en"]) / len(right["en"]),
-        "chinese": sum(right["zh"]) / len(right["zh"]),
+        "english": sum(correct["en"]) / len(correct["en"]),
+        "chinese": sum(correct["zh"]) / len(correct["zh"]),
         "p50_ms": speed["p50_ms"],
         "checks": checks,
     }
@@ -135,7 +139,7 @@ def _megabytes(path: Path) -> float:
 
 @contextlib.contextmanager
 def _server(directory: Path) -> Iterator[tuple[int, int]]:
-    """A `tfllm serve` of one model as a process of its own, ready; ended by its id."""
+    """Run `tfllm serve` of one model as a process of its own, until the block ends."""
     rest_port, grpc_port = _free_port(), _free_port()
     command = [sys.executable, "-m", "tfllm", "serve", f"reviews={directory}"]
     command += ["--rest-port", str(rest_port), "--grpc-port", str(grpc_port)]
@@ -171,7 +175,7 @@ def _wait_until_ready(process: subprocess.Popen, port: int, log: Path) -> None:
 
 
 def _ask_rest(port: int) -> list[dict[str, Any]]:
-    """The answers of TF Serving's REST predict, in row form."""
+    """Return the predictions of TF Serving's REST predict, in row form."""
     body = json.dumps({"instances": [{"text": text} for text in QUESTIONS]}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/models/reviews:predict",
@@ -183,7 +187,7 @@ def _ask_rest(port: int) -> list[dict[str, Any]]:
 
 
 def _ask_grpc(port: int) -> list[str]:
-    """The labels of PredictionService.Predict, through TF Serving's own stubs."""
+    """Return the labels of PredictionService.Predict, through TF Serving's own stubs."""
     import grpc
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
@@ -204,14 +208,14 @@ def _show(
     folder: Path,
     seconds: float,
 ) -> None:
-    """The table of what was made, the served answers, and how to go on: on stdout."""
+    """Print the table of results, the served predictions, and the next commands."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 110)
-    table = Table(title="What was made")
-    for column in ("what", "MB", "accuracy en", "accuracy zh", "one text, ms", "checks", "where"):
-        table.add_column(column, justify="left" if column in ("what", "where") else "right")
+    table = Table(title="Results")
+    for column in ("model", "MB", "accuracy en", "accuracy zh", "one text, ms", "checks", "path"):
+        table.add_column(column, justify="left" if column in ("model", "path") else "right")
     for row in rows:
         table.add_row(
             row["name"], f"{row['megabytes']:.1f}", f"{row['english']:.1%}",
@@ -223,11 +227,11 @@ def _show(
             f"  {text}\n    REST {answer['label']} ({max(answer['scores']):.2f}), gRPC {label}"
         )
     console.print(
-        f"\nDone in {seconds:.0f} s. Go on with:\n"
+        f"\nDone in {seconds:.0f} s. Next:\n"
         f'  tfllm predict {folder / "run"} "What a day."\n'
         f"  tfllm evaluate {folder / 'tflite-int8'} --data {TEST} --plots {folder / 'plots'}\n"
         f"  tfllm serve reviews={folder / 'savedmodel'}\n"
-        "  models/bert/README.md: recipes with measured results",
+        "  tfllm train RECIPE: recipes with measured results are in models/ of the repository",
         markup=False,
         highlight=False,
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tfllm.serving.schema import Batching, Limits, ModelEntry, ServerOptions
 
 EXAMPLES = """Examples:
 
@@ -42,66 +45,95 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHORTEST_TOKEN = 8
 
 
+Directories = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[DIR]...",
+        help="Exported models: folders that hold version folders (DIR/1/saved_model.pb). "
+        "The folder's name is the model's; NAME=DIR gives another.",
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="TF Serving's models.config: names, versions, labels. Read again whenever it changes."
+    ),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+RestPort = Annotated[int, typer.Option(help="Port of REST; 0 takes a free one.")]
+GrpcPort = Annotated[int, typer.Option(help="Port of gRPC; 0 takes a free one.")]
+BatchingFile = Annotated[
+    Path | None,
+    typer.Option("--batching-parameters-file", help="TF Serving's batching_parameters.txt."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Batches that run in parallel, on one core each. Unset: as the batching file says, "
+        "else 2."
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help=f"File with the bearer token to require; or set {TOKEN_VARIABLE}."),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow requests without a token from other machines.")
+]
+CertificateFile = Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")]
+KeyFile = Annotated[Path | None, typer.Option(help="TLS private key, PEM.")]
+ClientCa = Annotated[
+    Path | None, typer.Option(help="Require client certificates of this authority, PEM.")
+]
+PollSeconds = Annotated[float, typer.Option(help="Seconds between checks for new versions.")]
+TimeoutSeconds = Annotated[float, typer.Option(help="Deadline of a request, in seconds.")]
+LameDuckSeconds = Annotated[
+    float, typer.Option(help="Seconds of answering after SIGTERM while /readyz says not ready.")
+]
+DrainSeconds = Annotated[float, typer.Option(help="Seconds that running requests have to finish.")]
+MaxBodyBytes = Annotated[int, typer.Option(help="Maximum size of a REST body, in bytes.")]
+MaxMessageBytes = Annotated[int, typer.Option(help="Maximum size of a gRPC message, in bytes.")]
+MaxRows = Annotated[int, typer.Option(help="Maximum number of rows in a request.")]
+MaxTextCharacters = Annotated[
+    int, typer.Option(help="Maximum characters of a text; strings that are not UTF-8 do not count.")
+]
+MaxQueueRows = Annotated[
+    int | None,
+    typer.Option(
+        help="Rows that may wait for one signature: 256, or max_enqueued_batches of "
+        "the batching file."
+    ),
+]
+AccessLog = Annotated[
+    bool, typer.Option("--access-log", help="Log a line per request, without its text.")
+]
+
+
 def serve(
-    directories: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[DIR]...",
-            help="Exported models: folders that hold version folders (DIR/1/saved_model.pb). "
-            "The folder's name is the model's; NAME=DIR gives another.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TF Serving's models.config: names, versions, labels. Read again "
-                     "whenever it changes."),
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    rest_port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8501,
-    grpc_port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8500,
-    batching: Annotated[
-        Path | None,
-        typer.Option("--batching-parameters-file", help="TF Serving's batching_parameters.txt."),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Batches that run at once, one core each: the number of cores. "
-                     "Two unless the batching file says otherwise."),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help=f"File with the bearer token to ask for; or set {TOKEN_VARIABLE}."),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let anyone in who reaches --host.")
-    ] = False,
-    certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
-    key: Annotated[Path | None, typer.Option(help="TLS private key, PEM.")] = None,
-    client_ca: Annotated[
-        Path | None, typer.Option(help="Ask clients for a certificate of this authority.")
-    ] = None,
-    poll_seconds: Annotated[float, typer.Option(help="Between looks for new versions.")] = 1.0,
-    timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 30.0,
-    lame_duck: Annotated[
-        float, typer.Option(help="Seconds of answering while not ready, after SIGTERM.")
-    ] = 2.0,
-    drain: Annotated[float, typer.Option(help="Seconds for the last requests.")] = 10.0,
-    body_bytes: Annotated[int, typer.Option(help="Longest REST body.")] = 1 << 20,
-    message_bytes: Annotated[int, typer.Option(help="Longest gRPC message.")] = 4 << 20,
-    rows: Annotated[int, typer.Option(help="Most rows in a request.")] = 256,
-    text_characters: Annotated[
-        int, typer.Option(help="Longest text; strings that are not UTF-8 are not counted.")
-    ] = 100_000,
-    queue_rows: Annotated[
-        int | None,
-        typer.Option(help="Rows that may wait for one signature: 256, or max_enqueued_batches of "
-                     "the batching file."),
-    ] = None,
-    access_log: Annotated[
-        bool, typer.Option("--access-log", help="A log line per request, without its text.")
-    ] = False,
-) -> None:  # fmt: skip
-    """Answers TF Serving's REST and gRPC calls for every model given, and loads new versions."""
+    directories: Directories = None,
+    config: ConfigFile = None,
+    host: Host = "127.0.0.1",
+    rest_port: RestPort = 8501,
+    grpc_port: GrpcPort = 8500,
+    batching: BatchingFile = None,
+    threads: Threads = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    certificate: CertificateFile = None,
+    key: KeyFile = None,
+    client_ca: ClientCa = None,
+    poll_seconds: PollSeconds = 1.0,
+    timeout: TimeoutSeconds = 30.0,
+    lame_duck: LameDuckSeconds = 2.0,
+    drain: DrainSeconds = 10.0,
+    body_bytes: MaxBodyBytes = 1 << 20,
+    message_bytes: MaxMessageBytes = 4 << 20,
+    rows: MaxRows = 256,
+    text_characters: MaxTextCharacters = 100_000,
+    queue_rows: MaxQueueRows = None,
+    access_log: AccessLog = False,
+) -> None:
+    """Answer TF Serving's REST and gRPC calls for every model given, and load new versions."""
     from tfllm.errors import SettingError
 
     if not directories and config is None:
@@ -112,28 +144,56 @@ def serve(
     _check_files(certificate, key, client_ca)
     entries = [_entry(directory) for directory in directories or []]
 
-    from tfllm.config import build_from_fields
-    from tfllm.serving.schema import Batching, Limits, ServerOptions
-
-    limits = build_from_fields(
-        Limits, OPTIONS, timeout_seconds=timeout, body_bytes=body_bytes, rows=rows,
-        message_bytes=message_bytes, text_characters=text_characters,
-        **({} if queue_rows is None else {"queue_rows": queue_rows}),
+    limits = _limits(
+        timeout_seconds=timeout, body_bytes=body_bytes, message_bytes=message_bytes, rows=rows,
+        text_characters=text_characters, queue_rows=queue_rows,
     )  # fmt: skip
-    sizes = build_from_fields(
-        Batching, OPTIONS, **({} if threads is None else {"num_batch_threads": threads})
-    )
-    options = build_from_fields(
-        ServerOptions, OPTIONS, host=host, rest_port=rest_port, grpc_port=grpc_port, token=token,
+    options = _options(
+        host=host, rest_port=rest_port, grpc_port=grpc_port, token=token,
         admin=token is not None or host in LOOPBACK,
         certificate=str(certificate) if certificate else None,
         key=str(key) if key else None,
         client_ca=str(client_ca) if client_ca else None,
         poll_seconds=poll_seconds, lame_duck_seconds=lame_duck, drain_seconds=drain,
-        access_log=access_log, limits=limits, batching=sizes,
+        access_log=access_log, limits=limits, batching=_batching(threads),
     )  # fmt: skip
-
     _needs_extra()
+    entries = _all_entries(entries, config)
+    if batching is not None:
+        from tfllm.serving import tfserving
+
+        options = _with_batching(options, tfserving.read_batching(batching), threads, queue_rows)
+    _run(entries, options, config)
+
+
+def _limits(queue_rows: int | None, **limits: float) -> Limits:
+    """The limits of requests. Raises SettingError naming the option."""
+    from tfllm.config import build_from_fields
+    from tfllm.serving.schema import Limits
+
+    rows = {} if queue_rows is None else {"queue_rows": queue_rows}
+    return build_from_fields(Limits, OPTIONS, **limits, **rows)
+
+
+def _batching(threads: int | None) -> Batching:
+    from tfllm.config import build_from_fields
+    from tfllm.serving.schema import Batching
+
+    return build_from_fields(
+        Batching, OPTIONS, **({} if threads is None else {"num_batch_threads": threads})
+    )
+
+
+def _options(**fields: Any) -> ServerOptions:
+    from tfllm.config import build_from_fields
+    from tfllm.serving.schema import ServerOptions
+
+    return build_from_fields(ServerOptions, OPTIONS, **fields)
+
+
+def _all_entries(entries: list[ModelEntry], config: Path | None) -> list[ModelEntry]:
+    """The models of the folders given, or of a models.config. Raises SettingError."""
+    from tfllm.errors import SettingError
     from tfllm.serving import tfserving
 
     if config is not None:
@@ -143,12 +203,12 @@ def serve(
     names = [entry.name for entry in entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise SettingError(f"Two models are named '{twice}'. Give one as NAME=DIR.")
-    if batching is not None:
-        options = _with_batching(options, tfserving.read_batching(batching), threads, queue_rows)
-    _run(entries, options, config)
+    return entries
 
 
-def _with_batching(options, sizes, threads: int | None, queue_rows: int | None):
+def _with_batching(
+    options: ServerOptions, sizes: Batching, threads: int | None, queue_rows: int | None
+) -> ServerOptions:
     """The options with a batching file's sizes, where no option says otherwise."""
     limits = options.limits
     if threads is not None:
@@ -159,7 +219,8 @@ def _with_batching(options, sizes, threads: int | None, queue_rows: int | None):
     return options.model_copy(update={"batching": sizes, "limits": limits})
 
 
-def _run(entries, options, config: Path | None) -> None:
+def _run(entries: list[ModelEntry], options: ServerOptions, config: Path | None) -> None:
+    """Serve until a signal ends it; then leave the process."""
     import asyncio
     import importlib.util
 
@@ -175,7 +236,7 @@ def _run(entries, options, config: Path | None) -> None:
 
     set_up_logging(options.access_log)
 
-    def started(server) -> None:
+    def started(server: Server) -> None:
         scheme = "https" if options.certificate else "http"
         typer.echo(
             f"rest={scheme}://{bracketed(options.host)}:{server.rest_port} "
@@ -216,7 +277,7 @@ def _check_files(certificate: Path | None, key: Path | None, client_ca: Path | N
             raise SettingError(f"There is no file '{path}'. Check the path.")
 
 
-def _entry(text: str):
+def _entry(text: str) -> ModelEntry:
     """`DIR` or `NAME=DIR` as a ModelEntry."""
     from tfllm.errors import ArtifactError, SettingError
     from tfllm.serving.schema import ModelEntry

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tfllm.cli import INTERRUPTED
+from tfllm.cli.export import print_checks, print_files
 from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
 
 if TYPE_CHECKING:
-    from tfllm.training.recipe import Recipe
     from tfllm.training.run import Run
 
 EXAMPLES = """
@@ -39,7 +39,7 @@ def train(
     output: RunDirectory = None,
     resume: Resume = False,
 ) -> None:
-    """Train a model from a recipe; the run's directory is printed in the end."""
+    """Train a model from a recipe, export it as the recipe says, print the run's directory."""
     import os
 
     from tfllm.training.distribution import cluster as clusters
@@ -55,7 +55,7 @@ def train(
 
 
 def _worker(work: Callable[[], int]) -> int:
-    """The exit status of a worker's run, everything printed."""
+    """Run the work of one worker, with its errors printed; return its exit status."""
     import traceback
 
     from tfllm.errors import TfllmError
@@ -81,35 +81,35 @@ def _worker(work: Callable[[], int]) -> int:
 def _train(
     recipe: Path, overrides: list[str], output: Path | None, resume: bool, is_chief: bool = True
 ) -> int:
-    """Trains and exports; returns the exit status."""
-    from tfllm import config
+    """Train and export; return the exit status."""
     from tfllm.training.backend import choose_backend
 
-    choose_backend(recipe, overrides)
-    from tfllm.training.recipe import Recipe
+    choose_backend(recipe, overrides)  # before Keras is imported
+    import tfllm
 
-    settings = config.load(recipe, Recipe, overrides)
-    if settings.export:
-        from tfllm.export.base import profile
+    checks: list[Any] = []
 
-        for name in settings.export:
-            profile(name, [])  # a wrong name is an error now, not after training
-    directory = output or Path("runs") / settings.name
+    def on_export(artifact: Any) -> None:
+        print_checks(checks)
+        print_files(artifact)
+        checks.clear()
 
-    from tfllm.training import directory as files
-
-    if is_chief:
-        files.check_free(directory, resume)
-        with files.locked(directory):
-            run = _run(settings, directory, resume)
-            if run.signal is None:
-                _export(settings.export, run)
-    else:  # of several workers the first alone writes
-        run = _run(settings, directory, resume)
+    try:
+        run = tfllm.train(
+            recipe,
+            output=output,
+            overrides=overrides,
+            resume=resume,
+            on_check=checks.append,
+            on_export=on_export,
+        )
+    finally:
+        if checks:  # of an export that failed
+            print_checks(checks)
     if run.signal is not None:
         again = ["tfllm", "train", str(recipe)]
         again += [part for override in overrides for part in ("--set", override)]
-        again += ["--output", str(directory), "--resume"]
+        again += ["--output", str(run.directory), "--resume"]
         print(f"tfllm: stopped; the state is saved. Go on with: {' '.join(again)}", file=sys.stderr)
     elif is_chief:
         _report(run)
@@ -117,31 +117,15 @@ def _train(
 
 
 def _status(run: Run) -> int:
-    """Ctrl-C is a wish to break off; SIGTERM is how schedulers ask for a clean end."""
+    """Ctrl-C asks to break off; SIGTERM is how schedulers ask for a clean end."""
     return INTERRUPTED if run.signal == signal.SIGINT else 0
-
-
-def _run(settings: Recipe, directory: Path, resume: bool) -> Run:
-    from tfllm.evaluation.metrics import measure
-    from tfllm.training.run import train as run_training
-
-    return run_training(settings, directory, resume, measure, locked=True)
-
-
-def _export(names: Iterable[str], run: Run) -> None:
-    for name in names:
-        from tfllm.cli.export import export
-
-        # A profile's own file is named by its path: its artifact lies under the file's name.
-        folder = Path(name).stem if name.endswith((".yaml", ".yml")) else name
-        export(str(run.directory), name, str(run.directory / "export" / folder))
 
 
 SHOWN_TEXTS = ("bleu", "chrf", "ter", "rouge_l", "length_ratio")
 
 
 def _report(run: Run) -> None:
-    """A few lines about the run on stderr, its directory on stdout."""
+    """Print a few lines about the run on stderr, its directory on stdout."""
     from tfllm.training.callbacks import format_metric, format_metrics
 
     summary = run.summary

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
@@ -19,6 +18,7 @@ from tfllm.config import Settings
 from tfllm.errors import SettingError
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorflow as tf
 
 MAX_SEED = 2**31 - 1
@@ -187,6 +187,8 @@ def signature_fields(signature: str) -> dict[str, np.dtype]:
 
 def dtype_of(name: str) -> np.dtype:
     """The type of a field in a tensor: float32, or int32 for numbers and ids."""
+    import numpy as np  # not for `tfllm generate --help`
+
     return np.dtype(
         np.float32 if GenerationConfig.model_fields[name].annotation is float else np.int32
     )
@@ -388,6 +390,8 @@ def batch_configs(
     Returns:
         NumPy arrays, which TensorFlow takes as tensors.
     """
+    import numpy as np
+
     arrays: dict[str, np.ndarray] = {}
     for name, use in FIELDS.items():
         if use.per_row and name not in ID_ROWS:
@@ -423,7 +427,7 @@ def batched_config_specs() -> BatchedConfig:
     import tensorflow as tf
 
     def spec(name: str) -> tf.TensorSpec:
-        dtype = dtype_of(name) if name in FIELDS else np.int32
+        dtype = dtype_of(name) if name in FIELDS else tf.int32
         return tf.TensorSpec([None] * ID_ROWS.get(name, 1), dtype, name)
 
     return BatchedConfig(*map(spec, BatchedConfig._fields))
