@@ -32,7 +32,7 @@ BYTE_VALUES = 256
 COMPILED_FROM = 50_000_000
 
 
-def _gelu_gradient(x: Any, upstream: Any) -> Any:
+def _gelu_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """d/dx x P(x) = P(x) + x p(x), with the standard normal distribution's P and density p."""
     wide = tf.cast(x, tf.float32)
     cumulative = 0.5 * (1 + tf.math.erf(wide * SQRT_HALF))
@@ -48,14 +48,14 @@ def kernel(formula: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     return tf.function(formula, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
-def gelu(x: Any, compiled: bool = False) -> Any:
+def gelu(x: tf.Tensor, compiled: bool = False) -> tf.Tensor:
     """Compute exact GELU in float32, as `tfllm.layers.activations.exact_gelu`."""
 
     @tf.custom_gradient
-    def apply(x: Any) -> Any:
+    def apply(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         flat = tf.reshape(x, [-1])  # one compiled kernel per size, not per shape
 
-        def gradient(upstream: Any) -> Any:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
             dx = kernel(_gelu_gradient, compiled)(flat, tf.reshape(upstream, [-1]))
             return tf.reshape(dx, tf.shape(x))
 
@@ -64,7 +64,9 @@ def gelu(x: Any, compiled: bool = False) -> Any:
     return apply(tf.convert_to_tensor(x))
 
 
-def _normalize(x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
+def _normalize(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Normalize [N, D]; also return means [N, 1] and inverse deviations [N, 1]."""
     wide = tf.cast(x, tf.float32)
     mean = tf.reduce_mean(wide, -1, keepdims=True)
@@ -73,7 +75,9 @@ def _normalize(x: Any, gamma: Any, beta: Any, epsilon: Any) -> Any:
     return tf.cast(centred * inverse * gamma + beta, x.dtype), mean, inverse
 
 
-def _normalize_gradient(x: Any, mean: Any, inverse: Any, gamma: Any, upstream: Any) -> Any:
+def _normalize_gradient(
+    x: tf.Tensor, mean: tf.Tensor, inverse: tf.Tensor, gamma: tf.Tensor, upstream: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Gradients of x [N, D], gamma [D] and beta [D] (Ba et al. 2016)."""
     upstream = tf.cast(upstream, tf.float32)
     normal = (tf.cast(x, tf.float32) - mean) * inverse
@@ -87,17 +91,19 @@ def _normalize_gradient(x: Any, mean: Any, inverse: Any, gamma: Any, upstream: A
     )
 
 
-def normalize(x: Any, gamma: Any, beta: Any, epsilon: float, compiled: bool = False) -> Any:
+def normalize(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, compiled: bool = False
+) -> tf.Tensor:
     """Compute layer normalization over the last axis in float32: [..., D] to [..., D]."""
 
     @tf.custom_gradient
-    def apply(x: Any, gamma: Any, beta: Any) -> Any:
+    def apply(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         flat = tf.reshape(x, [-1, x.shape[-1]])
         result, mean, inverse = kernel(_normalize, compiled)(
             flat, gamma, beta, tf.constant(epsilon)
         )
 
-        def gradient(upstream: Any) -> Any:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             rows = tf.reshape(upstream, [-1, x.shape[-1]])
             dx, dgamma, dbeta = kernel(_normalize_gradient, compiled)(
                 flat, mean, inverse, gamma, rows
@@ -114,7 +120,7 @@ def dropped_byte_values(rate: float) -> int:
     return round(rate * BYTE_VALUES)
 
 
-def dropout(x: Any, rate: float, seed: Any, compiled: bool = False) -> Any:
+def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor, compiled: bool = False) -> tf.Tensor:
     """Apply inverted dropout.
 
     Where it is not compiled, four elements share a random word, and the rate is the nearest
@@ -138,14 +144,14 @@ def dropout(x: Any, rate: float, seed: Any, compiled: bool = False) -> Any:
     return x * (tf.cast(random >= dropped, x.dtype) * factor)
 
 
-def _hashed_dropout(x: Any, rate: float, seed: Any) -> Any:
+def _hashed_dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     """Apply dropout by a mask that is a function of seed and position: the gradient redraws it."""
     threshold = tf.constant(int(rate * 2**32), tf.uint32)
     scale = tf.constant(1 / (1 - rate), x.dtype)
 
     @tf.custom_gradient
-    def apply(x: Any) -> Any:
-        def mask(values: Any) -> Any:
+    def apply(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        def mask(values: tf.Tensor) -> tf.Tensor:
             flat = kernel(_mask, True)(tf.reshape(values, [-1]), seed, threshold, scale)
             return tf.reshape(flat, tf.shape(values))
 
@@ -154,7 +160,7 @@ def _hashed_dropout(x: Any, rate: float, seed: Any) -> Any:
     return apply(x)
 
 
-def _mask(x: Any, seed: Any, threshold: Any, scale: Any) -> Any:
+def _mask(x: tf.Tensor, seed: tf.Tensor, threshold: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """x [N] times `scale` where the position's random bits are at least `threshold`, else 0."""
     seed = tf.cast(seed, tf.int32)
     drawn = random.bits(seed[0], seed[1], tf.range(tf.size(x)))
@@ -196,17 +202,19 @@ def remove(model: keras.Model) -> None:
         restore_call(layer)
 
 
-def _is_plain(layer: Any) -> bool:
+def _is_plain(layer: keras.Layer) -> bool:
     return layer.center and layer.scale and list(layer.axis) == [-1]
 
 
-def _call_normalization(layer: Any, inputs: Any, compiled: bool = False) -> Any:
+def _call_normalization(layer: keras.Layer, inputs: tf.Tensor, compiled: bool = False) -> tf.Tensor:
     inputs = tf.cast(inputs, layer.compute_dtype)
     gamma, beta = (tf.cast(weight.value, tf.float32) for weight in (layer.gamma, layer.beta))
     return normalize(inputs, gamma, beta, layer.epsilon, compiled)
 
 
-def _call_dropout(layer: Any, inputs: Any, training: bool = False, compiled: bool = False) -> Any:
+def _call_dropout(
+    layer: keras.Layer, inputs: tf.Tensor, training: bool = False, compiled: bool = False
+) -> tf.Tensor:
     if not training or layer.noise_shape is not None:
         return inputs if not training else type(layer).call(layer, inputs, training=True)
     return dropout(inputs, layer.rate, layer.seed_generator.next(), compiled)
@@ -216,12 +224,14 @@ def _call_dropout(layer: Any, inputs: Any, training: bool = False, compiled: boo
 PROJECTIONS = {"abc,cde->abde": 1, "abcd,cde->abe": 2}
 
 
-def _is_projection(layer: Any) -> bool:
+def _is_projection(layer: keras.Layer) -> bool:
     plain = layer.activation is keras.activations.linear and not layer.lora_enabled
     return plain and layer.equation in PROJECTIONS and layer.quantization_mode is None
 
 
-def _call_projection(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+def _call_projection(
+    layer: keras.Layer, inputs: tf.Tensor, training: bool | None = None
+) -> tf.Tensor:
     """Compute one matrix product for all rows instead of a batched one, whose gradients are summed.
 
     The bias is added to three dimensions: right after a matrix product TensorFlow fuses the two

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ WORD, SMALL, LARGE = 4, 2**10, 2**20
 class Devices:
     """The devices of a run, of all workers, as a `tf.distribute` strategy."""
 
-    strategy: Any
+    strategy: tf.distribute.Strategy | jax_devices.JaxStrategy
     cluster: Cluster | None = None
     """The workers; None for a run of one process."""
 
@@ -64,19 +64,16 @@ class Devices:
 
     def fit_scope(self) -> contextlib.AbstractContextManager[None]:
         """The context that `fit` must run in."""
-        return self.strategy.scope() if self._on_jax else contextlib.nullcontext()
+        on_jax = isinstance(self.strategy, jax_devices.JaxStrategy)
+        return self.strategy.scope() if on_jax else contextlib.nullcontext()
 
     def distribute(self, dataset: Any) -> Any:
         """Turn a dataset of `tfllm.data.feeding` into what `fit` takes for these devices."""
-        if self._on_jax:
+        if isinstance(self.strategy, jax_devices.JaxStrategy):
             return jax_devices.pad_batches(dataset.as_numpy_iterator(), self.strategy.parts)
         if self.replicas == 1:
             return dataset
         return self.strategy.distribute_datasets_from_function(lambda _: dataset)
-
-    @property
-    def _on_jax(self) -> bool:
-        return keras.backend.backend() == "jax"
 
     def broadcast_from_chief(self, data: bytes = b"") -> bytes:
         """Return the chief's bytes on every worker; all must call it at the same point."""
@@ -103,12 +100,14 @@ class Devices:
 
 
 @functools.cache
-def _all_reduce_function(strategy: Any, block: int) -> Any:
+def _all_reduce_function(
+    strategy: tf.distribute.Strategy, block: int
+) -> Callable[[np.ndarray], tf.Tensor]:
     """A function that sums int32 [block] over the workers; they crash where sizes change."""
 
     @tf.function(input_signature=[tf.TensorSpec([block], tf.int32)])
-    def total(values: Any) -> Any:
-        def of_replica(values: Any) -> Any:
+    def total(values: tf.Tensor) -> tf.Tensor:
+        def of_replica(values: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             # One replica of a worker contributes for all of it.
             local = context.replica_id_in_sync_group % len(strategy.extended.worker_devices)
@@ -176,7 +175,7 @@ def check(name: str) -> None:
 
 
 @functools.cache
-def _mirrored(devices: tuple[str, ...]) -> Any:
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     """One strategy for all runs of a process: a second one's collective operations would be taken
     for the first one's, which fails as "Shape mismatch in the collective instance"."""
     return tf.distribute.MirroredStrategy(list(devices))
@@ -228,10 +227,10 @@ def _multi_worker(cluster: Cluster | None, seconds: float) -> Devices:
 
 
 # TensorFlow connects the workers of a process once: one strategy for all of its runs.
-_connected: dict[Cluster, Any] = {}
+_connected: dict[Cluster, tf.distribute.Strategy] = {}
 
 
-def _connect(cluster: Cluster, seconds: float) -> Any:
+def _connect(cluster: Cluster, seconds: float) -> tf.distribute.Strategy:
     """Connect the workers, or return the strategy of those that are connected."""
     if cluster in _connected:
         return _connected[cluster]
@@ -253,7 +252,7 @@ def _connect(cluster: Cluster, seconds: float) -> Any:
     return _connected[cluster]
 
 
-def _tpu() -> Any:
+def _tpu() -> tf.distribute.Strategy:
     """Create a TPUStrategy as https://www.tensorflow.org/guide/tpu does. Not run."""
     if TPU_ADDRESS not in os.environ and importlib.util.find_spec("libtpu") is None:
         raise SettingError(
