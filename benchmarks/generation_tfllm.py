@@ -20,7 +20,7 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     checkpoint = store.load(options.model)
     made = get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    engine = Engine(cpu_decoding.prepared(made, options.precision))
+    engine = Engine(cpu_decoding.optimize_for_cpu(made, options.precision))
     del checkpoint
     settings = GenerationConfig(max_new_tokens=generation.NEW_TOKENS)
 

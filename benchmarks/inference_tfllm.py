@@ -26,7 +26,7 @@ def tflite(path: str, batch_size: int):
     from tfllm.runtimes.opening import open_model
 
     predictor = open_model(path)
-    return lambda batch: predictor.answers(
+    return lambda batch: predictor.predict(
         [{"text": text} for text in batch], batch_size=batch_size
     )
 

@@ -23,7 +23,7 @@ def main() -> None:
     from tfllm.runtimes.opening import open_model
 
     generator = open_model(options.artifact).generator
-    settings = generator.defaults(eos_token_id=(seq2seq.END,))
+    settings = generator.generation_config(eos_token_id=(seq2seq.END,))
 
     def call(sources: list[list[int]]) -> list[list[int]]:
         return [

@@ -21,8 +21,8 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     checkpoint = store.load(options.model)
     model = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    engine = Engine(cpu_decoding.prepared(model, options.precision))
-    engine.max_rows = options.batch_size * options.beams
+    engine = Engine(cpu_decoding.optimize_for_cpu(model, options.precision))
+    engine.max_batch_size = options.batch_size * options.beams
     start = [checkpoint.decoder_start_token_id]
     del checkpoint
     settings = generation_config(

@@ -54,11 +54,11 @@ from tfllm.export import base as profiles
 from tfllm.export import export as write_artifact
 from tfllm.export.base import Artifact, Check, Profile
 from tfllm.generation.config import FIELDS, GenerationConfig
-from tfllm.generation.text_generator import Text, Truncate
+from tfllm.generation.text_generator import GeneratedText, Truncate
 from tfllm.runtimes import inputs as runtime_inputs
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
-from tfllm.runtimes.predictor import Predictor
+from tfllm.runtimes.protocols import Predictor
 from tfllm.tasks import Task
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
@@ -235,8 +235,8 @@ class InferenceModel:
         if truncate:
             generation["truncate"] = True
         harness.check_generation(generation, self.task)
-        examples = list(runtime_inputs.check(examples, self.task))
-        answers = self.predictor.answers(examples, batch_size, progress, **generation)
+        examples = list(runtime_inputs.check_examples(examples, self.task))
+        answers = self.predictor.predict(examples, batch_size, progress, **generation)
         return answers[0] if single else answers
 
     def generate(
@@ -269,7 +269,7 @@ class InferenceModel:
             precision: Of a checkpoint's matrix products; "bfloat16" works on copies.
             stream: Return an iterator over pieces of the text, for a single prompt.
             on_text: Called with the index of a text and each piece of it as it is generated.
-            details: Return `Text` objects, with token counts, log-probabilities and scores.
+            details: Return `GeneratedText` objects: token counts, log-probabilities, scores.
             **options: Fields of GenerationConfig: max_new_tokens, temperature, top_k, ...
 
         Returns:
@@ -287,19 +287,21 @@ class InferenceModel:
         generator = self.generator(precision)
         settings = _settings(generator, config, given)
         if bad_words:
-            words = (*settings.bad_words_ids, *generator.bad_words_ids(bad_words))
+            words = (*settings.bad_words_ids, *generator.encode_bad_words(bad_words))
             settings = settings.model_copy(update={"bad_words_ids": words})
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        generator.engine.max_rows = max(batch_size, settings.num_beams)
+        generator.engine.max_batch_size = max(batch_size, settings.num_beams)
 
         def texts(some: Sequence[Example], on_text: Callable[[int, str], None] | None = None):
-            return _generate(generator, some, settings, stops, truncate, on_text)
+            return generator.generate_examples(
+                some, settings, stop=stops, truncate=truncate, on_text=on_text
+            )
 
         if stream:
             if not single or settings.num_return_sequences > 1:
                 raise SettingError("stream: give one prompt, and num_return_sequences 1.")
             return _stream(lambda on_text: texts(examples, on_text))
-        found: list[Text] = texts(examples, on_text)
+        found: list[GeneratedText] = texts(examples, on_text)
         results: list[Any] = found if details else [text.text for text in found]
         each = settings.num_return_sequences
         if each > 1:
@@ -1002,33 +1004,7 @@ def _settings(
             fields[name] = tuple(
                 tuple(each) if isinstance(each, list) else each for each in fields[name]
             )
-    return generator.defaults(**fields)
-
-
-def _generate(
-    generator: Any,
-    examples: Sequence[Example],
-    settings: GenerationConfig,
-    stop: Sequence[str],
-    truncate: Truncate | None,
-    on_text: Callable[[int, str], None] | None,
-) -> list[Text]:
-    """Texts for examples with `prompt` or `messages`; errors name the example's file and line."""
-    ids = []
-    for example in examples:
-        try:
-            if "prompt" in example:
-                tokens = generator.encode(example["prompt"], settings, truncate)
-            else:
-                tokens = generator.chat(example["messages"], settings, truncate)
-            generator.check(tokens)
-        except SettingError as error:
-            where = example.get("_where")
-            raise SettingError(f"{where}: {error}" if where else str(error)) from None
-        ids.append(tokens)
-    plain = all("prompt" in example for example in examples)
-    prompts = [example["prompt"] for example in examples] if plain else None
-    return generator.continued(ids, settings, stop=stop, on_text=on_text, prompts=prompts)
+    return generator.generation_config(**fields)
 
 
 class _Stopped(Exception):

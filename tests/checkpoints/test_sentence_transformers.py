@@ -141,8 +141,8 @@ def test_a_prompt_stands_before_every_text(golden):
     prompted = open_checkpoint(store.load(directory))
     texts = [{"text": "b c", "text_pair": "d"}]
     with_prompt = [{"text": "a b c", "text_pair": "a d"}]
-    assert prompted.answers(texts) == plain.answers(with_prompt)
-    assert prompted.answers(texts) != plain.answers(texts)
+    assert prompted.predict(texts) == plain.predict(with_prompt)
+    assert prompted.predict(texts) != plain.predict(texts)
 
 
 def test_prompts_without_a_default_change_nothing(golden):
@@ -264,5 +264,5 @@ def test_long_classifiers_take_long_texts(golden):
     predictor = open_checkpoint(store.load(directory))
     assert predictor.task.max_length == 300
     words = " ".join("abcdefgh"[i % 8] for i in range(400))
-    longer, shorter = predictor.answers([{"text": words}, {"text": words[: 2 * 126]}])
+    longer, shorter = predictor.predict([{"text": words}, {"text": words[: 2 * 126]}])
     assert longer != shorter

@@ -11,7 +11,7 @@ import pytest
 import tfllm.model
 from tfllm.cli import main
 from tfllm.cli.evaluate import table
-from tfllm.runtimes.predictor import RowPredictor
+from tfllm.runtimes.token_predictor import TokenPredictor
 from tfllm.tasks import Classification
 from tfllm.tokenizers.wordpiece import WordPiece
 
@@ -29,7 +29,7 @@ def count(inputs):
 def model(monkeypatch):
     task = Classification(labels=("bad", "good"), max_length=32)
     facts = {"kind": "test", "path": "m", "family": "bert", "task": task.kind, "size_bytes": 1}
-    made = RowPredictor(task, WordPiece.from_vocabulary(VOCABULARY), facts, 2, count)
+    made = TokenPredictor(task, WordPiece.from_vocabulary(VOCABULARY), facts, 2, count)
     monkeypatch.setattr(tfllm.model, "open_model", lambda source: made)
     return made
 

@@ -8,12 +8,12 @@ import tfllm
 from tests.cli.test_writing_verbs import run
 from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.cli import generate as verb
-from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 
 
 @pytest.fixture(scope="module")
 def shared():
-    return TextToText(checkpoint())
+    return Seq2SeqGenerator(checkpoint())
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_lines_have_the_checkpoints_texts_and_scores(capsys, shared):
 def test_options_stand_in_the_place_of_the_checkpoints(capsys, shared):
     greedy = ("--num-beams", "1", "--max-new-tokens", "4")
     _, out, _ = run(capsys, "generate", "m", SENTENCES[0], *greedy)
-    settings = shared.defaults(num_beams=1, max_new_tokens=4)
+    settings = shared.generation_config(num_beams=1, max_new_tokens=4)
     assert out == shared.generate(SENTENCES[:1], settings)[0].text + "\n"
     _, out, _ = run(capsys, "generate", "m", SENTENCES[0], "--num-return-sequences", "3")
     assert len(out.splitlines()) == 3  # the checkpoint's own three beams

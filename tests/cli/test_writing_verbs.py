@@ -213,12 +213,12 @@ def test_a_terminated_command_leaves_no_file_under_a_temporary_name(tmp_path):
 # The command with a pause after every step, so that there is time to stop it.
 SLOWLY = """
 import sys, time
-from tfllm.generation import slots
-step = slots.Slots.step
+from tfllm.generation import scheduler
+step = scheduler.Scheduler.step
 def slow(self, steps=1):
     time.sleep(0.1)
     return step(self, steps)
-slots.Slots.step = slow
+scheduler.Scheduler.step = slow
 from tfllm.cli import main
 main(sys.argv[1:])
 """

@@ -47,9 +47,9 @@ def test_windows_score_every_token_once_with_enough_before_it():
     for length in (2, 5, 9, 10, 17, 40):
         for stride in (1, 3, WINDOW):
             ids = np.arange(length, dtype=np.int32)
-            text = token_log_probs.Scored(ids, ids > 0, 0, 0)
+            text = token_log_probs.ScoredText(ids, ids > 0, 0, 0)
             seen = []
-            for row in token_log_probs.rows([text], WINDOW, stride):
+            for row in token_log_probs.windows([text], WINDOW, stride):
                 assert len(row.ids) <= WINDOW
                 told = row.targets[row.targets >= 0]
                 seen += told.tolist()
@@ -100,12 +100,12 @@ def test_the_last_word_is_right_when_all_its_tokens_are(predictor):
         return metrics["last_word_accuracy"]
 
     prompt = {"text": "ab", "_where": "x"}
-    written = predictor.answers([prompt])[0]["text"]
+    written = predictor.predict([prompt])[0]["text"]
     assert isinstance(written, str)
     scores = {right(f"ab {a}{b}") for a in "abcdefghij" for b in "ab"}
     assert scores <= {0.0, 1.0}
     texts = [{"text": "ab cd"}, {"text": "ab ce "}]
-    answers = predictor.scored(texts, measure="last_word")
+    answers = predictor.score(texts, measure="last_word")
     assert [answer["token_count"] for answer in answers] == [3, 3]
     assert language_model.language_model(
         [{**answers[0], "correct": 3}, {**answers[1], "correct": 2}], texts, "last_word"
@@ -114,13 +114,13 @@ def test_the_last_word_is_right_when_all_its_tokens_are(predictor):
 
 def test_predict_reads_text_prompt_and_asks_for_one_of_them(predictor):
     examples = [{"text": "ab"}, {"prompt": "ab", "text": "no"}, {"text": ""}]
-    checked = list(inputs.check(examples, predictor.task))
-    answers = predictor.answers(checked)
+    checked = list(inputs.check_examples(examples, predictor.task))
+    answers = predictor.predict(checked)
     assert answers[0] == answers[1] and set(answers[2]) == {"text"}
     with pytest.raises(DataError, match="the field 'text' is missing"):
-        list(inputs.check([{"label": 1}], predictor.task))
+        list(inputs.check_examples([{"label": 1}], predictor.task))
     with pytest.raises(DataError, match="not a conversation"):
-        list(inputs.check([{"messages": "x"}], predictor.task))
+        list(inputs.check_examples([{"messages": "x"}], predictor.task))
 
 
 def test_what_cannot_be_measured_is_refused(predictor):

@@ -64,7 +64,7 @@ def test_a_savedmodel_takes_what_its_model_takes(family, kind, tmp_path):
     inputs = set(savedmodel.signatures_of(artifact.path)["tokens"].inputs)
     assert inputs == set(checkpoint.model.input)
     assert ("segment_ids" in inputs) == (TYPES[family] > 1)
-    assert len(open_model(artifact.path).answers(examples(kind))) == len(examples(kind))
+    assert len(open_model(artifact.path).predict(examples(kind))) == len(examples(kind))
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_a_savedmodel_takes_what_its_model_takes(family, kind, tmp_path):
 def test_a_tflite_file_takes_what_its_model_takes(family, kind, name, settings, tmp_path):
     artifact = export(make(family, kind), profile(name, settings), tmp_path / "lite")
     assert artifact.failed == []
-    assert len(open_model(artifact.path).answers(examples(kind))) == len(examples(kind))
+    assert len(open_model(artifact.path).predict(examples(kind))) == len(examples(kind))
 
 
 @pytest.mark.slow

@@ -192,7 +192,7 @@ def test_stop_ids_end_a_text_and_are_not_in_it(checkpoint, writer, tmp_path):
 def test_scores_are_the_checkpoints(checkpoint, module):
     texts = ["The film was bad.", "", "a", "It's fine. Nothing more, nothing less."]
     found = module.signatures["score"](text=tf.constant(texts))
-    expected = open_checkpoint(checkpoint).scored([{"text": text} for text in texts], stride=WINDOW)
+    expected = open_checkpoint(checkpoint).score([{"text": text} for text in texts], stride=WINDOW)
     wanted = [one["log_probability"] for one in expected]
     np.testing.assert_allclose(found["log_probability"].numpy(), wanted, atol=1e-4)
     assert found["token_count"].numpy().tolist() == [one["token_count"] for one in expected]

@@ -16,7 +16,7 @@ from tfllm.generation.config import generation_config
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
-from tfllm.runtimes.tflite_steps import LiteSteps
+from tfllm.runtimes.tflite_steps import TFLiteSteps
 
 CONTEXT = 48
 LENGTHS = (1, 2, 5, 21, 40, 47)  # of prompts: below, at and over prefill rows; near the end
@@ -180,7 +180,7 @@ def test_another_file_is_named(tmp_path, content):
     path = tmp_path / "model.tflite"
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ArtifactError, match="Export"):
-        LiteSteps(path)
+        TFLiteSteps(path)
 
 
 @pytest.mark.parametrize("change", [without_weights, with_copies])

@@ -12,7 +12,7 @@ from tfllm.checkpoints import store
 from tfllm.errors import ArtifactError, SettingError
 from tfllm.export import export, lite_decoder, litertlm
 from tfllm.export.base import profile
-from tfllm.runtimes import litertlm_file
+from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def folder(checkpoint, tmp_path, monkeypatch):
 
 
 def test_metadata_says_what_the_runtime_needs(folder, checkpoint):
-    bundle = litertlm_file.open_bundle(folder / litertlm_file.FILE_NAME)
+    bundle = open_bundle(folder / FILE_NAME)
     kinds = [section.kind for section in bundle.sections]
     assert kinds == ["LlmMetadataProto", "TFLiteModel", "HF_Tokenizer_Zlib"]
-    assert bundle.read(litertlm_file.MODEL) == b"\0\0\0\0TFL3"
+    assert bundle.read(MODEL) == b"\0\0\0\0TFL3"
     found = bundle.metadata()
     assert not found.HasField("start_token")
     assert [list(stop.token_ids.ids) for stop in found.stop_tokens] == [[0]]
@@ -51,14 +51,14 @@ def test_settings_of_the_profile_are_the_samplers(checkpoint):
 
 
 def test_a_damaged_bundle_is_named(folder, tmp_path):
-    path = folder / litertlm_file.FILE_NAME
+    path = folder / FILE_NAME
     content = path.read_bytes()
     path.write_bytes(content[:-10])
     with pytest.raises(ArtifactError, match="cut short"):
-        litertlm_file.open_bundle(path)
+        open_bundle(path)
     path.write_bytes(b"GGUF" + content[4:])
     with pytest.raises(ArtifactError, match="no LiteRT-LM bundle"):
-        litertlm_file.open_bundle(path)
+        open_bundle(path)
 
 
 def test_a_classifier_is_refused(classifier, tmp_path):

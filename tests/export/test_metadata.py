@@ -93,5 +93,5 @@ def test_every_signature_runs_in_a_file_with_an_archive(tmp_path):
     artifact = export(checkpoint, settings, tmp_path / "out")
     assert list(flatbuffer.associated_files(artifact.path / tflite.FILE)) == ["vocab.txt"]
     examples = [{"text": "the film was good"}] * 6
-    vectors = [one["embedding"] for one in open_model(artifact.path).answers(examples)]
+    vectors = [one["embedding"] for one in open_model(artifact.path).predict(examples)]
     np.testing.assert_allclose(vectors, vectors[:1] * 6, atol=1e-6)

@@ -33,7 +33,7 @@ def version(exported):
 @pytest.fixture(scope="module")
 def scores(classifier):
     """What the checkpoint says to TEXTS: float [4, 3], in the order of the labels."""
-    answers = open_checkpoint(classifier).answers([{"text": text} for text in TEXTS])
+    answers = open_checkpoint(classifier).predict([{"text": text} for text in TEXTS])
     return np.array([list(answer["scores"].values()) for answer in answers])
 
 
@@ -67,7 +67,7 @@ def test_bfloat16_takes_half_the_room_and_gives_the_same_labels(classifier, scor
     numbers, size = savedmodel.stored_size(artifact.path)
     assert size < 2.1 * numbers
     predictor = open_model(artifact.path)
-    answers = predictor.answers([{"text": text} for text in TEXTS])
+    answers = predictor.predict([{"text": text} for text in TEXTS])
     found = np.array([list(answer["scores"].values()) for answer in answers])
     np.testing.assert_allclose(found, scores, atol=BFLOAT16_TOLERANCE)
     assert (found != scores).any()  # it was bfloat16 that multiplied

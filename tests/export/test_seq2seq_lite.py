@@ -8,7 +8,7 @@ from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.errors import SettingError
 from tfllm.export import export, lite_decoder, tflite
 from tfllm.export.base import profile
-from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.runtimes.opening import open_model
 
 SOURCES = [*SENTENCES, "yes"]
@@ -17,7 +17,7 @@ LOOP = "prompt_length=72"
 
 @pytest.fixture(scope="module")
 def writer():
-    return TextToText(checkpoint())
+    return Seq2SeqGenerator(checkpoint())
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,16 @@ def opened(tmp_path_factory):
 def test_texts_equal_the_checkpoints(opened, writer, overrides):
     predictor = opened(*overrides)
     file = predictor.generator
-    greedy = writer.generate(SOURCES, writer.defaults(num_beams=1))
-    assert [one["text"] for one in predictor.answers([{"text": text} for text in SOURCES])] == [
+    greedy = writer.generate(SOURCES, writer.generation_config(num_beams=1))
+    assert [one["text"] for one in predictor.predict([{"text": text} for text in SOURCES])] == [
         one.text for one in greedy
     ]
     sampled = {"temperature": 0.9, "seed": 3, "max_new_tokens": 6}
-    found = file.generate(SOURCES, file.defaults(**sampled))
-    wanted = [writer.generate([text], writer.defaults(**sampled))[0] for text in SOURCES]
+    found = file.generate(SOURCES, file.generation_config(**sampled))
+    wanted = [writer.generate([text], writer.generation_config(**sampled))[0] for text in SOURCES]
     assert [one.text for one in found] == [one.text for one in wanted]
     with pytest.raises(SettingError, match="--num-beams"):
-        file.generate(["yes"], file.defaults(num_beams=3))
+        file.generate(["yes"], file.generation_config(num_beams=3))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.errors import SettingError
 from tfllm.export import export, oplint, savedmodel, seq2seq
 from tfllm.export.base import profile
-from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.runtimes.opening import open_model
 
 SCORES = 1e-4  # sums of some float32 log-probabilities, in another batch
@@ -30,7 +30,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def writer(source):
-    return TextToText(source)
+    return Seq2SeqGenerator(source)
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +98,16 @@ def test_rows_have_their_own_settings_and_no_neighbours(module, writer):
     found = asked(module, "generate", SOURCES[:3], **rows)
     for row, text in enumerate(SOURCES[:3]):
         given = {name: values[row] for name, values in rows.items()}
-        expected = writer.generate([text], writer.defaults(num_beams=1, **given))[0]
+        expected = writer.generate([text], writer.generation_config(num_beams=1, **given))[0]
         assert (texts_of(found)[row], found["token_count"][row]) == (
             expected.text, expected.token_count,
         )  # fmt: skip
     penalties = [0.0, 1.0, 2.5]
     found = asked(module, "beam", SOURCES[:3], max_new_tokens=[9, 4, 9], length_penalty=penalties)
     for row, text in enumerate(SOURCES[:3]):
-        settings = writer.defaults(max_new_tokens=[9, 4, 9][row], length_penalty=penalties[row])
+        settings = writer.generation_config(
+            max_new_tokens=[9, 4, 9][row], length_penalty=penalties[row]
+        )
         (expected,) = writer.generate([text], settings)
         assert texts_of(found)[row] == expected.text
         assert found["score"][row] == pytest.approx(expected.score, abs=SCORES)
@@ -144,17 +146,17 @@ def test_the_file_is_asked_as_the_checkpoint_is(version, writer):
     predictor = open_model(version)
     examples = [{"text": text} for text in SOURCES]
     expected = writer.generate(SOURCES)
-    answers = predictor.answers(examples)
+    answers = predictor.predict(examples)
     assert [answer["text"] for answer in answers] == [text.text for text in expected]
     generator = predictor.generator
     sampled = {"temperature": 0.8, "seed": 4, "max_new_tokens": 6}
-    found = generator.generate(SOURCES[:2], generator.defaults(**sampled))
-    again = writer.generate(SOURCES[:2], writer.defaults(**sampled))
+    found = generator.generate(SOURCES[:2], generator.generation_config(**sampled))
+    again = writer.generate(SOURCES[:2], writer.generation_config(**sampled))
     assert [one.text for one in found] == [one.text for one in again]
     with pytest.raises(SettingError, match="3 beams, or with 1"):
-        generator.generate(["yes"], generator.defaults(num_beams=5))
+        generator.generate(["yes"], generator.generation_config(num_beams=5))
     with pytest.raises(SettingError, match="--repetition-penalty"):
-        generator.generate(["yes"], generator.defaults(repetition_penalty=1.3))
+        generator.generate(["yes"], generator.generation_config(repetition_penalty=1.3))
 
 
 @pytest.mark.slow
@@ -168,11 +170,11 @@ def test_a_greedy_checkpoint_is_greedy_and_has_beams_of_the_profile(source, tmp_
         greedy, profile("savedmodel", ["warmup_batch_sizes=[1]", "generation.num_beams=2"]), folder
     )
     module = tf.saved_model.load(str(folder))
-    writer = TextToText(greedy)
+    writer = Seq2SeqGenerator(greedy)
     found = asked(module, "serving_default", SOURCES)
     assert texts_of(found) == [text.text for text in writer.generate(SOURCES)]
     found = asked(module, "beam", ["yes"], max_new_tokens=[8], length_penalty=[1.0])
-    settings = writer.defaults(num_beams=2, max_new_tokens=8)
+    settings = writer.generation_config(num_beams=2, max_new_tokens=8)
     assert texts_of(found) == [writer.generate(["yes"], settings)[0].text]
 
 

@@ -72,9 +72,9 @@ def assert_same(found, expected):
 
 def test_words_with_tags_and_plain_texts_have_the_same_entities(tagger):
     predictor = open_checkpoint(tagger)
-    split = predictor.answers(examples())
+    split = predictor.predict(examples())
     assert [answer["tags"] for answer in split] == [tags.split() for _, tags in SENTENCES]
-    plain = predictor.answers([{"text": text} for text, _ in SENTENCES])
+    plain = predictor.predict([{"text": text} for text, _ in SENTENCES])
     for given, found in zip(split, plain, strict=True):
         assert_same(found["entities"], given["entities"])
     assert evaluate(predictor, examples())["f1"] == 1.0
@@ -90,7 +90,7 @@ def test_the_pipeline_has_them_too(tagger):
         if (tagger.tokenizer.token_kinds[row.ids] == SINGLE_SPACE).any():
             continue
         compared += 1
-        wanted = predictor.answers([{"text": text}])[0]["entities"]
+        wanted = predictor.predict([{"text": text}])[0]["entities"]
         found = [
             (one["entity_group"], text[one["start"] : one["end"]].strip()) for one in pipe(text)
         ]
@@ -104,7 +104,7 @@ def test_its_saved_model_agrees(tagger, tmp_path):
     predictor, served = open_checkpoint(tagger), open_model(artifact.path)
     texts = [text for text, _ in SENTENCES] + ["the cat,\tthe\u00a0mat", "  12345  the cat  ", ""]
     for given in (examples(), [{"text": text} for text in texts]):
-        for found, wanted in zip(served.answers(given), predictor.answers(given), strict=True):
+        for found, wanted in zip(served.predict(given), predictor.predict(given), strict=True):
             assert_same(found["entities"], wanted["entities"])
             assert found.get("tags") == wanted.get("tags")
     assert evaluate(served, examples())["f1"] == 1.0

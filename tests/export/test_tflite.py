@@ -23,8 +23,8 @@ def test_every_profile_passes_and_answers(name, exported, classifier):
     said = {check.name: check.value for check in artifact.checks}
     assert said["fixed length"] == "32 tokens (the task's; max_length chooses another)"
     assert {"model.tflite", "tfllm.json", "labels.txt", "vocab.txt"} <= set(artifact.files)
-    answers = open_model(artifact.path).answers(EXAMPLES)
-    expected = open_checkpoint(classifier).answers(EXAMPLES)
+    answers = open_model(artifact.path).predict(EXAMPLES)
+    expected = open_checkpoint(classifier).predict(EXAMPLES)
     largest = max(
         abs(a["scores"][label] - b["scores"][label])
         for a, b in zip(answers, expected, strict=True)

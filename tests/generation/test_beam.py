@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.generation.goldens import golden, gpt2
-from tfllm.generation import beam
+from tfllm.generation import beam_search
 from tfllm.generation.config import GenerationConfig
 from tfllm.generation.engine import Engine
 
@@ -90,13 +90,13 @@ def test_any_model_that_can_be_stepped_is_searched():
     @tf.function(autograph=False)
     def search():
         start = (tf.zeros([4, 2], tf.int32), tf.zeros([4], tf.int32))
-        return beam.search(
+        return beam_search.search(
             step,
             start,
             tf.gather(chain, tf.constant([2, 2, 5, 5])),
             num_beams=2,
-            most_new=3,
-            limits=tf.constant([3, 3]),
+            max_new_tokens=3,
+            row_limits=tf.constant([3, 3]),
             eos_token_id=tf.fill([2, 1], -1),
             length_penalty=0.0,
             early_stopping="never",

@@ -10,7 +10,7 @@ from tests.generation.conftest import FakeDecoder
 from tfllm.errors import SettingError
 from tfllm.generation.config import GenerationConfig, generation_config
 from tfllm.generation.engine import Engine
-from tfllm.generation.slots import Request, Slots
+from tfllm.generation.scheduler import Request, Scheduler
 
 PROMPTS = [[5, 9, 3], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [40, 41]]
 
@@ -62,7 +62,7 @@ def test_more_prompts_than_rows_and_any_number_of_steps_change_nothing():
     prompts, settings = PROMPTS * 3, SETTINGS * 3
     wanted = [one.ids for one in ENGINE.generate(prompts, settings)]
     few = copy(ENGINE)
-    few.max_rows = 3
+    few.max_batch_size = 3
     assert [one.ids for one in few.generate(prompts, settings, steps=1)] == wanted
     assert [one.ids for one in few.generate(prompts, settings, steps=5)] == wanted
 
@@ -127,22 +127,22 @@ def test_requests_join_and_leave_between_steps_without_disturbing_others():
         ENGINE.generate([prompt], settings)[0].ids
         for prompt, settings in zip(PROMPTS, SETTINGS, strict=True)
     ]
-    slots = Slots(ENGINE)
+    scheduler = Scheduler(ENGINE)
     requests = [Request(p, s) for p, s in zip(PROMPTS, SETTINGS, strict=True)]
-    slots.join(requests[:1])
-    slots.step()
-    slots.join(requests[1:3])
-    slots.step()
-    slots.step()
-    slots.leave(requests[2])
+    scheduler.add(requests[:1])
+    scheduler.step()
+    scheduler.add(requests[1:3])
+    scheduler.step()
+    scheduler.step()
+    scheduler.remove(requests[2])
     left = list(requests[2].ids)
-    slots.join(requests[3:])
-    while slots.requests:
-        slots.step()
+    scheduler.add(requests[3:])
+    while scheduler.requests:
+        scheduler.step()
     assert [requests[row].ids for row in (0, 1, 3)] == [wanted[row] for row in (0, 1, 3)]
     assert left == requests[2].ids == wanted[2][: len(left)]
     assert len(left) == 3
-    assert slots.step() == []
+    assert scheduler.step() == []
 
 
 @pytest.mark.parametrize(

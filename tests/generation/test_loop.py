@@ -57,7 +57,7 @@ def assert_same(texts, results, log_probabilities=True):
 
 
 def as_numpy(texts):
-    return loop.Texts(*(one.numpy() for one in texts))
+    return loop.GeneratedBatch(*(one.numpy() for one in texts))
 
 
 def test_the_loop_equals_the_engine():
@@ -140,5 +140,5 @@ def test_litert_writes_the_same_with_its_own_operations(needs):
     wanted = runner.get_input_details()
     inputs = {"token_ids": token_ids, "lengths": lengths, **rows_of(settings)._asdict()}
     got = runner(**{name: inputs[name] for name in wanted})
-    texts = loop.Texts(**{name: got[name] for name in loop.Texts._fields})
+    texts = loop.GeneratedBatch(**{name: got[name] for name in loop.GeneratedBatch._fields})
     assert_same(texts, engine().generate(PROMPTS, settings))

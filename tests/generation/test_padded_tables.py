@@ -17,7 +17,7 @@ from tfllm.export import causal_lm, lite_decoder, seq2seq
 from tfllm.export.base import profile
 from tfllm.generation import penalties
 from tfllm.generation.config import GenerationConfig
-from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.models import bert, llama
 from tfllm.tasks.causal_lm import CausalLM
@@ -88,7 +88,7 @@ def with_sources(family):
 def writer(family):
     if family == "llama":
         return TextGenerator(decoder_alone())
-    return TextToText(with_sources(family))
+    return Seq2SeqGenerator(with_sources(family))
 
 
 def test_the_ids_that_have_a_token():
@@ -99,9 +99,9 @@ def test_the_ids_that_have_a_token():
     assert valid_id_ranges(Gaps(), 4) == ((0, 2), (3, 4))
     assert valid_id_ranges(Gaps(), 2) == ()
     logits = tf.constant(np.arange(14.0).reshape(2, 7), tf.float32)
-    found = penalties.known(logits, valid_id_ranges(Gaps(), 7)).numpy()
+    found = penalties.keep_token_ranges(logits, valid_id_ranges(Gaps(), 7)).numpy()
     assert found[:, [0, 1, 3]].tolist() == logits.numpy()[:, [0, 1, 3]].tolist()
-    assert (found[:, [2, 4, 5, 6]] == penalties.BARRED).all()
+    assert (found[:, [2, 4, 5, 6]] == penalties.MASKED).all()
 
 
 CASES = [
@@ -119,15 +119,15 @@ def test_only_tokens_are_written(family, settings):
     written = [token for text in texts for token in text.token_ids]
     assert written and max(written) < size
     # Without the bar the longest rows win: the test would not fail for nothing.
-    generator.engine.known = ()
+    generator.engine.token_ranges = ()
     try:
         free = [
             token for text in generator.generate(["The cat sat"], SETTINGS[settings])
             for token in text.token_ids
         ]  # fmt: skip
     finally:
-        generator.engine.known = valid_id_ranges(
-            generator.tokenizer.target, generator.engine.decoder.vocabulary_size
+        generator.engine.token_ranges = valid_id_ranges(
+            generator.tokenizer.target, generator.engine.limits.vocabulary_size
         )
     assert max(free) >= size
 
@@ -192,9 +192,9 @@ def test_steps_tell_all_scores_but_to_runtimes_that_choose_by_themselves(target)
     caches = {name: one for name, one in given.items() if name.startswith("kv_cache")}
     steps = [one for name, one in given.items() if name not in caches]
     logits = decode(*steps, **caches)["logits"].numpy()[0, 0]
-    barred = logits[size:] == np.float32(penalties.BARRED)
+    barred = logits[size:] == np.float32(penalties.MASKED)
     assert barred.all() if target == "litertlm" else not barred.any()
-    assert (logits[:size] > penalties.BARRED).all()
+    assert (logits[:size] > penalties.MASKED).all()
 
 
 @pytest.mark.slow

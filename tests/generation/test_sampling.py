@@ -34,7 +34,9 @@ def rows_of(count=3, **fields):
 def test_filters_equal_transformers(name, fields, front, monkeypatch):
     """With `front` 3 the whole vocabulary has to be sorted."""
     monkeypatch.setattr(sampling, "FRONT", front)
-    likely = sampling.filtered(processed("logits"), rows_of(**fields), EVERYTHING).numpy()
+    likely = sampling.filtered_probabilities(
+        processed("logits"), rows_of(**fields), EVERYTHING
+    ).numpy()
     wanted = np.exp(processed(name) - processed(name).max(-1, keepdims=True))
     np.testing.assert_allclose(likely, wanted, atol=1e-6)
 
@@ -55,7 +57,7 @@ def test_penalties_equal_transformers(name, fields):
         fields = {"bad_words_ids": ((4,), (first[-1], 9), (second[-2], second[-1], 10), (999,))}
     lengths = tf.constant([12, 12, 12])
     padded = tf.pad(ids, [[0, 0], [0, 5]], constant_values=3)
-    got = penalties.penalised(
+    got = penalties.apply_penalties(
         processed("logits"), padded, lengths, lengths - 4, rows_of(**fields), EVERYTHING
     ).numpy()
     wanted = processed(name)
@@ -67,7 +69,7 @@ def test_penalties_equal_transformers(name, fields):
 def test_presence_and_frequency_count_the_text_without_the_prompt():
     ids = tf.constant([[1, 1, 2, 2, 2, 4, 0, 0]])
     settings = rows_of(1, presence_penalty=0.5, frequency_penalty=0.25)
-    got = penalties.penalised(
+    got = penalties.apply_penalties(
         tf.zeros([1, 6]), ids, tf.constant([6]), tf.constant([3]), settings, EVERYTHING
     )
     np.testing.assert_allclose(got[0], [0, 0, -0.5 - 2 * 0.25, 0, -0.75, 0])
@@ -81,21 +83,21 @@ def test_every_row_has_its_own_settings():
         GenerationConfig(temperature=2.0, top_p=0.5, min_p=0.2),
     ]
     made = tf.nest.map_structure(tf.constant, batch_configs(each, [9] * 3))
-    together = sampling.filtered(logits, made, EVERYTHING).numpy()
+    together = sampling.filtered_probabilities(logits, made, EVERYTHING).numpy()
     for row, one in enumerate(each):
         alone = tf.nest.map_structure(tf.constant, batch_configs([one], [9]))
-        got = sampling.filtered(logits[row : row + 1], alone, EVERYTHING)
+        got = sampling.filtered_probabilities(logits[row : row + 1], alone, EVERYTHING)
         np.testing.assert_allclose(got[0], together[row], rtol=1e-6)
     assert [(row > 0).sum() for row in together][:2] == [43, 2]
 
 
 def test_all_barred_still_chooses_a_token():
     settings = rows_of(1, bad_words_ids=tuple((token,) for token in range(4)))
-    logits = penalties.penalised(
+    logits = penalties.apply_penalties(
         tf.constant([[1.0, 2.0, 3.0, 0.0]]), tf.zeros([1, 5], tf.int32), tf.constant([1]),
         tf.constant([1]), settings, EVERYTHING,
     )  # fmt: skip
-    token = sampling.choose(logits, settings, tf.constant([0]), EVERYTHING)
+    token = sampling.choose_token(logits, settings, tf.constant([0]), EVERYTHING)
     assert 0 <= int(token[0]) < 4
 
 
@@ -103,7 +105,7 @@ def test_draws_follow_the_probabilities():
     count = 40_000
     probabilities = np.array([0.5, 0.25, 0.15, 0.1, 0.0], "float32")
     number = random.uniform(7, 0, tf.range(count))
-    drawn = sampling.draw(tf.tile(probabilities[None] / 0.5, [count, 1]), number).numpy()
+    drawn = sampling.draw_token(tf.tile(probabilities[None] / 0.5, [count, 1]), number).numpy()
     shares = np.bincount(drawn, minlength=5) / count
     np.testing.assert_allclose(shares, probabilities, atol=0.01)
     assert shares[4] == 0
@@ -111,7 +113,7 @@ def test_draws_follow_the_probabilities():
 
 def test_the_ends_of_the_range_draw_tokens_that_are_possible():
     likely = tf.constant([[0.0, 1.0, 0.0, 1e-12, 0.5, 0.0]] * 2)
-    drawn = sampling.draw(likely, tf.constant([0, 2**30 - 1]))
+    drawn = sampling.draw_token(likely, tf.constant([0, 2**30 - 1]))
     assert drawn.numpy().tolist() == [1, 4]
 
 
@@ -119,7 +121,7 @@ def test_temperature_zero_is_greedy_and_a_tiny_one_nearly():
     logits = tf.constant(processed("logits"))
     for temperature in (0.0, 1e-30, 1e-6):
         settings = rows_of(temperature=temperature)
-        token = sampling.choose(logits, settings, tf.constant([1, 2, 3]), EVERYTHING)
+        token = sampling.choose_token(logits, settings, tf.constant([1, 2, 3]), EVERYTHING)
         np.testing.assert_array_equal(token, np.argmax(logits, -1))
 
 

@@ -9,9 +9,9 @@ import pytest
 from tests.generation.seq2seq_models import NAMES, checkpoint, told
 from tfllm.errors import SettingError
 from tfllm.generation import seq2seq_generator
+from tfllm.generation.checkpoint_config import checkpoint_config
 from tfllm.generation.config import generation_config
-from tfllm.generation.cpu_decoding import prepared
-from tfllm.generation.defaults import defaults_of
+from tfllm.generation.cpu_decoding import optimize_for_cpu
 from tfllm.generation.engine import Engine
 from tfllm.models.encoder_decoder import get_encoder_decoder
 
@@ -24,7 +24,7 @@ ROUNDING = 1e-5  # of one step in another batch
 @functools.cache
 def engine(name):
     one = checkpoint(name)
-    return Engine(prepared(get_encoder_decoder(one.model, one.family, one.config)))
+    return Engine(optimize_for_cpu(get_encoder_decoder(one.model, one.family, one.config)))
 
 
 def starts(name, count):
@@ -41,7 +41,9 @@ def settings_of(name, case):
         "forced_eos_token_id": ("forced_eos_token_id", None),
     }
     none = dict(value for key, value in plain.items() if case["case"].get(key, 0) is None)
-    return defaults_of(asking).model_copy(update={"eos_token_id": tuple(case["stops"]), **none})
+    return checkpoint_config(asking).model_copy(
+        update={"eos_token_id": tuple(case["stops"]), **none}
+    )
 
 
 def written(name, settings, sources=None):
@@ -83,7 +85,7 @@ def test_sampled_texts_do_not_depend_on_neighbours():
     settings = generation_config(
         max_new_tokens=9, temperature=1.3, num_return_sequences=3, seed=5, eos_token_id=(0,)
     )
-    model = Engine(engine("marian_apart").decoder, max_rows=5)  # rows leave, others join
+    model = Engine(engine("marian_apart").decoder, max_batch_size=5)  # rows leave, others join
     prompts = starts("marian_apart", len(SOURCES))
     together = model.generate(prompts, settings, sources=SOURCES)
     apart = [
@@ -154,13 +156,13 @@ def test_nothing_is_written_after_what_cannot_be_read():
 
 def test_settings_of_the_checkpoint_and_of_the_caller():
     one = checkpoint("marian")
-    settings = defaults_of(one)
+    settings = checkpoint_config(one)
     assert (settings.num_beams, settings.bad_words_ids, settings.forced_eos_token_id) == (
         4,
         ((39,),),
         0,
     )
     assert settings.max_new_tokens == one.config.max_sequence_length - 1
-    sampled = defaults_of(one, temperature=0.5)
+    sampled = checkpoint_config(one, temperature=0.5)
     assert (sampled.num_beams, sampled.temperature) == (1, 0.5)
-    assert defaults_of(one, num_beams=2, length_penalty=None).length_penalty == 1.0
+    assert checkpoint_config(one, num_beams=2, length_penalty=None).length_penalty == 1.0

@@ -6,7 +6,7 @@ import pytest
 from tests.checkpoints.conftest import VOCABULARY
 from tfllm.checkpoints import store
 from tfllm.generation.config import generation_config
-from tfllm.generation.cpu_decoding import prepared
+from tfllm.generation.cpu_decoding import optimize_for_cpu
 from tfllm.generation.engine import Engine
 from tfllm.models.encoder_decoder import get_encoder_decoder
 
@@ -55,7 +55,7 @@ def loaded(name, folder, torch, transformers):
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     checkpoint = store.load(folder)
     ours = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    return model, Engine(prepared(ours)), checkpoint
+    return model, Engine(optimize_for_cpu(ours)), checkpoint
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -8,7 +8,7 @@ from tests.generation.models import WINDOW, checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation.chat import ChatSession
 from tfllm.generation.config import GenerationConfig
-from tfllm.generation.text_generator import Listener, TextGenerator, open_generator
+from tfllm.generation.text_generator import StopStringStream, TextGenerator, load_generator
 from tfllm.tokenizers.streaming import TextStream
 
 GREEDY = GenerationConfig(max_new_tokens=24)
@@ -24,7 +24,7 @@ def listened(text: str, stop: tuple[str, ...], context: str = ""):
     """(pieces, listener) of a text that arrives byte by byte."""
     tokenizer = checkpoint().tokenizer
     before = tokenizer.encode_ids([context])[0]
-    listener = Listener(TextStream(tokenizer), stop, before)
+    listener = StopStringStream(TextStream(tokenizer), stop, before)
     pieces = []
     for token in tokenizer.encode_ids([text])[0]:
         pieces.append(listener.push(token))
@@ -110,7 +110,7 @@ def test_prompts_that_are_too_long():
 
 def test_the_start_token_stays_in_front_of_a_cut_prompt():
     start = checkpoint().tokenizer.bos_token_id
-    ids = writer().cut([start, *range(200)], GREEDY)
+    ids = writer().truncate([start, *range(200)], GREEDY)
     assert ids[0] == start
     assert ids[1:] == list(range(97, 200))
     assert len(ids) + GREEDY.max_new_tokens == WINDOW
@@ -126,13 +126,13 @@ def test_empty_prompts():
 def test_bad_words_do_not_appear():
     whole = writer().generate(["Hello"], GREEDY)[0]
     word = next(letter for letter in whole.text if letter.isascii() and letter.isprintable())
-    settings = GREEDY.model_copy(update={"bad_words_ids": writer().bad_words_ids([word])})
+    settings = GREEDY.model_copy(update={"bad_words_ids": writer().encode_bad_words([word])})
     assert word not in writer().generate(["Hello"], settings)[0].text
 
 
 def test_other_tasks_cannot_write(tiny_checkpoint):
     with pytest.raises(SettingError, match="classification"):
-        open_generator(str(tiny_checkpoint))
+        load_generator(str(tiny_checkpoint))
 
 
 CHAT = GenerationConfig(max_new_tokens=10, temperature=1.0)
@@ -141,12 +141,12 @@ CHAT = GenerationConfig(max_new_tokens=10, temperature=1.0)
 def test_a_conversation_remembers_and_forgets_its_oldest_turns():
     session = ChatSession(writer(), system="Be brief.")
     heard = []
-    first = session.answer("Hi", CHAT, on_text=heard.append)
+    first = session.reply("Hi", CHAT, on_text=heard.append)
     assert "".join(heard) == first.text
     assert [one["role"] for one in session.messages] == ["user", "assistant"]
     assert session.messages[1]["content"] == first.text.strip()
     for number in range(6):
-        session.answer(f"turn {number}", CHAT)
+        session.reply(f"turn {number}", CHAT)
     assert session.messages[-2]["content"] == "turn 5"
     assert session.messages[0]["role"] == "user"
     assert len(session.messages) < 14
@@ -154,20 +154,20 @@ def test_a_conversation_remembers_and_forgets_its_oldest_turns():
     assert len(ids) + CHAT.max_new_tokens <= WINDOW
     assert session.system[0]["content"] == "Be brief."
     session.reset()
-    assert session.answer("Hi", CHAT).text == first.text
+    assert session.reply("Hi", CHAT).text == first.text
 
 
 def test_a_message_beyond_the_window_leaves_the_history_as_it_was():
     session = ChatSession(writer())
-    session.answer("Hi", CHAT)
+    session.reply("Hi", CHAT)
     before = list(session.messages)
     with pytest.raises(SettingError, match="window"):
-        session.answer("x" * 300, CHAT)
+        session.reply("x" * 300, CHAT)
     assert session.messages == before
 
 
 def test_stories_begin_as_they_should(data):
-    stories = open_generator(str(data / "checkpoints" / "stories260K.bin"))
+    stories = load_generator(str(data / "checkpoints" / "stories260K.bin"))
     text = stories.generate([""], GenerationConfig(max_new_tokens=60))[0]
     wanted = "Once upon a time, there was a little girl named Lily. She loved to play outside in"
     assert text.text.startswith(wanted)

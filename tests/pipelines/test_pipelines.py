@@ -8,7 +8,7 @@ import tfllm
 from tests.generation import models, source_models
 from tests.generation.source_models import SENTENCES
 from tfllm.errors import SettingError
-from tfllm.generation.seq2seq_generator import TextToText
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.generation.text_generator import TextGenerator
 
 
@@ -18,14 +18,14 @@ def translator():
 
 
 def test_translations_are_the_checkpoints_texts(translator):
-    writer = TextToText(source_models.checkpoint())
+    writer = Seq2SeqGenerator(source_models.checkpoint())
     expected = [{"translation_text": text.text} for text in writer.generate(SENTENCES)]
     assert translator(list(SENTENCES)) == expected
     assert translator(SENTENCES[0]) == expected[:1]
     several = translator(list(SENTENCES), num_return_sequences=2)
     assert [one[0] for one in several] == expected
     assert len(several[0]) == 2
-    greedy = writer.generate(SENTENCES[:1], writer.defaults(num_beams=1, max_new_tokens=4))
+    greedy = writer.generate(SENTENCES[:1], writer.generation_config(num_beams=1, max_new_tokens=4))
     short = translator(SENTENCES[0], num_beams=1, max_length=5)
     assert short == [{"translation_text": greedy[0].text}]
 
@@ -47,8 +47,10 @@ def test_a_checkpoints_own_settings_for_a_task_are_taken():
     generation = {**checkpoint.generation_config, "task_specific_params": own}
     asking = dataclasses.replace(checkpoint, generation_config=generation)
     (answer,) = tfllm.pipeline("summarization", model=asking)("film")
-    writer = TextToText(checkpoint)
-    expected = writer.generate(["the film"], writer.defaults(num_beams=1, max_new_tokens=3))
+    writer = Seq2SeqGenerator(checkpoint)
+    expected = writer.generate(
+        ["the film"], writer.generation_config(num_beams=1, max_new_tokens=3)
+    )
     assert answer == {"summary_text": expected[0].text}
 
 
@@ -56,7 +58,7 @@ def test_texts_go_on_with_the_prompt_in_front():
     checkpoint = models.checkpoint()
     pipe = tfllm.pipeline("text-generation", model=checkpoint, max_new_tokens=5)
     writer = TextGenerator(checkpoint)
-    expected = writer.generate(["Hello"], writer.defaults(max_new_tokens=5))[0].text
+    expected = writer.generate(["Hello"], writer.generation_config(max_new_tokens=5))[0].text
     assert pipe("Hello") == [{"generated_text": "Hello" + expected}]
     assert pipe(["Hello"], return_full_text=False) == [[{"generated_text": expected}]]
     sampled = pipe("Hello", do_sample=True, seed=3, num_return_sequences=2)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tfllm.errors import ArtifactError, CheckpointError
-from tfllm.runtimes.opening import open_model
-from tfllm.runtimes.savedmodel import version_folder
+from tfllm.runtimes.opening import open_model, version_folder
 from tfllm.runtimes.tflite import Signature, call_signatures, from_stored, to_stored
 
 FLOAT = {"dtype": np.float32, "quantization": (0.0, 0)}

@@ -8,7 +8,7 @@ import pytest
 
 from tfllm.data.sources import ReadSettings
 from tfllm.errors import DataError
-from tfllm.runtimes.inputs import check, from_texts, read_inputs
+from tfllm.runtimes.inputs import check_examples, parse_texts, read_inputs
 from tfllm.tasks import Classification, Embedding, QuestionAnswering, TokenClassification
 
 
@@ -68,7 +68,7 @@ def test_standard_input(monkeypatch, given, expected):
 
 
 def test_arguments():
-    given = list(from_texts(["plain", '{"question": "q", "context": "c"}', "{ not json"]))
+    given = list(parse_texts(["plain", '{"question": "q", "context": "c"}', "{ not json"]))
     assert [{k: v for k, v in g.items() if k != "_where"} for g in given] == [
         {"text": "plain"}, {"question": "q", "context": "c"}, {"text": "{ not json"},
     ]  # fmt: skip
@@ -111,9 +111,9 @@ def test_a_missing_file(tmp_path):
 )
 def test_a_missing_field_is_named(task, example, said):
     with pytest.raises(DataError, match=said):
-        list(check([{**example, "_where": "f:1"}], task))
+        list(check_examples([{**example, "_where": "f:1"}], task))
 
 
 def test_words_or_text_serve_a_tagger():
     examples = [{"words": ["a", "b"]}, {"text": "a b"}]
-    assert list(check(examples, TokenClassification(labels=("O",)))) == examples
+    assert list(check_examples(examples, TokenClassification(labels=("O",)))) == examples

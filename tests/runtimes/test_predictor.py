@@ -9,9 +9,9 @@ from tfllm.errors import CheckpointError, DataError, SettingError
 from tfllm.evaluation.harness import evaluate, measured_answers, report
 from tfllm.evaluation.masked_tokens import masked_tokens
 from tfllm.evaluation.metrics import headline
-from tfllm.runtimes import predictor as predictors
+from tfllm.runtimes import token_predictor
 from tfllm.runtimes.benchmark import measure_speed, sample_examples
-from tfllm.runtimes.predictor import RowPredictor
+from tfllm.runtimes.token_predictor import TokenPredictor
 from tfllm.tasks import Classification, Embedding, MaskedLM, QuestionAnswering
 from tfllm.tokenizers.wordpiece import WordPiece
 
@@ -35,7 +35,7 @@ def counting(inputs):
 
 def classifier(tokenizer, call=counting):
     task = Classification(labels=("bad", "good"))
-    return RowPredictor(task, tokenizer, {"kind": "test"}, 2, call)
+    return TokenPredictor(task, tokenizer, {"kind": "test"}, 2, call)
 
 
 def reviews(count):
@@ -47,17 +47,17 @@ def reviews(count):
 
 
 def test_order_is_kept_and_batches_do_not_matter(tokenizer, monkeypatch):
-    monkeypatch.setattr(predictors, "LARGEST_CHUNK_BATCHES", 2)
+    monkeypatch.setattr(token_predictor, "MAX_CHUNK_BATCHES", 2)
     examples = reviews(23)
     seen = []
-    whole = classifier(tokenizer).answers(examples, 100, seen.append)
+    whole = classifier(tokenizer).predict(examples, 100, seen.append)
     assert sum(seen) == pytest.approx(23)
     for example, answer in zip(examples, whole, strict=True):
         words = example["text"].split()
         difference = words.count("good") - words.count("bad")
         assert answer["scores"]["good"] == pytest.approx(1 / (1 + math.exp(-difference)), abs=1e-6)
-    assert classifier(tokenizer).answers(examples, 3) == whole
-    assert classifier(tokenizer).answers([], 3) == []
+    assert classifier(tokenizer).predict(examples, 3) == whole
+    assert classifier(tokenizer).predict([], 3) == []
 
 
 def test_rows_of_like_length_share_a_batch(tokenizer):
@@ -68,7 +68,7 @@ def test_rows_of_like_length_share_a_batch(tokenizer):
         return counting(inputs)
 
     examples = [{"text": " ".join(["film"] * (1 + n % 10))} for n in range(40)]
-    classifier(tokenizer, call).answers(examples, 4)
+    classifier(tokenizer, call).predict(examples, 4)
     assert sum(areas) == sum(2 + 1 + n % 10 for n in range(40))
 
 
@@ -119,7 +119,7 @@ def test_examples_without_gold_are_named_before_anything_runs(tokenizer):
 def test_scores_that_are_no_numbers(tokenizer):
     model = classifier(tokenizer, lambda inputs: counting(inputs) * np.nan)
     with pytest.raises(CheckpointError, match="NaN or infinite scores"):
-        model.answers(reviews(2))
+        model.predict(reviews(2))
 
 
 def test_pairs_of_an_embedding(tokenizer):
@@ -127,7 +127,7 @@ def test_pairs_of_an_embedding(tokenizer):
         ids = inputs["token_ids"]
         return np.stack([(ids == 5 + n).sum(1) for n in range(6)], 1).astype(np.float32)
 
-    model = RowPredictor(Embedding(), tokenizer, {}, 6, call)
+    model = TokenPredictor(Embedding(), tokenizer, {}, 6, call)
     examples = [{"text": word, "text_pair": f"{word} {word}"} for word in WORDS]
     assert evaluate(model, examples, batch_size=5)["accuracy"] == 1
 
@@ -141,8 +141,8 @@ def uniform_but(token):
     return call
 
 
-def test_hidden_tokens(tokenizer):
-    model = RowPredictor(MaskedLM(), tokenizer, {}, 10, uniform_but(GOOD))
+def test_masked_token_log_probs(tokenizer):
+    model = TokenPredictor(MaskedLM(), tokenizer, {}, 10, uniform_but(GOOD))
     all_good = [{"text": "good " * n} for n in (3, 9, 5)]
     result = evaluate(model, all_good, batch_size=2)
     probability = math.exp(2) / (math.exp(2) + len(VOCABULARY) - 1)

@@ -43,26 +43,26 @@ def predictor(folder):
 
 
 def test_one_text_for_each_source_in_order(predictor):
-    found = predictor.answers(EXAMPLES)
+    found = predictor.predict(EXAMPLES)
     assert [set(answer) for answer in found] == [{"text"}] * 3
     assert found[1]["text"] == "", "there is nothing to translate"
-    assert [predictor.answers([example])[0] for example in EXAMPLES] == found
-    assert predictor.answers([{"text": "abc"}]) == found[:1]
+    assert [predictor.predict([example])[0] for example in EXAMPLES] == found
+    assert predictor.predict([{"text": "abc"}]) == found[:1]
 
 
 def test_given_settings_stand_for_the_checkpoints(predictor):
-    (beams,) = predictor.answers(EXAMPLES[:1], num_beams=3, num_return_sequences=2)
+    (beams,) = predictor.predict(EXAMPLES[:1], num_beams=3, num_return_sequences=2)
     assert len(beams["candidates"]) == 2 and beams["text"] == beams["candidates"][0]["text"]
     scores = [candidate["score"] for candidate in beams["candidates"]]
     assert scores == sorted(scores, reverse=True)
-    (short,) = predictor.answers(EXAMPLES[:1], max_new_tokens=1, min_new_tokens=1)
+    (short,) = predictor.predict(EXAMPLES[:1], max_new_tokens=1, min_new_tokens=1)
     assert len(short["text"]) <= 1
     with pytest.raises(SettingError, match="num_beams"):
-        predictor.answers(EXAMPLES, num_beams=2, num_return_sequences=3)
+        predictor.predict(EXAMPLES, num_beams=2, num_return_sequences=3)
 
 
 def test_targets_are_told_as_the_model_gives_them(predictor):
-    found = predictor.scored(EXAMPLES)
+    found = predictor.score(EXAMPLES)
     assert [answer["token_count"] for answer in found] == [4, 0, 3]
     model, ids = predictor.checkpoint.model, {"a": 2, "b": 3, "c": 4}
     target = [ids[letter] for letter in "cba"] + [1]
@@ -88,9 +88,9 @@ def test_evaluate_has_everything(predictor):
 def test_long_sources(predictor):
     long = [{"source": "a" * 30, "target": "a", "_where": "f:7"}]
     with pytest.raises(DataError, match=r"^f:7: the source has 31 tokens.*--truncate"):
-        predictor.answers(long)
-    (cut,) = predictor.answers(long, truncate=True)
-    assert cut == predictor.answers([{"source": "a" * 11}])[0]
+        predictor.predict(long)
+    (cut,) = predictor.predict(long, truncate=True)
+    assert cut == predictor.predict([{"source": "a" * 11}])[0]
     with pytest.raises(DataError, match="'target' is missing"):
         evaluate(predictor, [{"source": "a", "_where": "f:8"}])
 

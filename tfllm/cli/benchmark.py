@@ -144,7 +144,7 @@ def _example_sets(
     from tfllm.runtimes.benchmark import DIFFERENT_BATCHES, sample_examples
 
     if given:
-        return {"as given": list(inputs.check(given, predictor.task))}
+        return {"as given": list(inputs.check_examples(given, predictor.task))}
     longest = predictor.task.max_length
     if lengths and max(lengths) > longest:
         raise SettingError(
@@ -168,7 +168,7 @@ def _language_rows(
 ) -> list[dict[str, Any]]:
     """One row for every length of prompt and batch size."""
     from tfllm.cli.output import progress_bar
-    from tfllm.runtimes import generation_speed
+    from tfllm.runtimes.benchmark import measure_generation
 
     engine = generator.engine
     lengths = lengths or [PROMPT]
@@ -176,7 +176,7 @@ def _language_rows(
     with progress_bar("measured", len(lengths) * len(batches)) as advance:
         for length in lengths:
             for size in batches:
-                rows.append(generation_speed.measure(engine, length, new_tokens, size, seconds))
+                rows.append(measure_generation(engine, length, new_tokens, size, seconds))
                 advance(1)
     return rows
 

@@ -77,7 +77,7 @@ def _talk(session: ChatSession, config: GenerationConfig, stop: tuple[str, ...])
         if not message:
             continue
         try:
-            session.answer(message, config, stop=stop, on_text=_print_piece)
+            session.reply(message, config, stop=stop, on_text=_print_piece)
         except SettingError as error:  # a message that is too long does not end the conversation
             print(f"tfllm: {error}", file=sys.stderr)
             if not terminal:

@@ -16,7 +16,7 @@ from tfllm.cli.generation_options import (
 )
 
 if TYPE_CHECKING:
-    from tfllm.generation.text_generator import Text
+    from tfllm.generation.text_generator import GeneratedText
     from tfllm.model import InferenceModel
 
 EXAMPLES = """Examples:
@@ -173,7 +173,7 @@ def _read(path: str) -> Iterator[dict[str, Any]]:
 
 def _texts(
     model: InferenceModel, examples: list[dict[str, Any]], options: dict[str, Any], **more: Any
-) -> list[Text]:
+) -> list[GeneratedText]:
     """The texts of all examples, in order."""
     results = model.generate(examples, details=True, **options, **more)
     return [text for each in results for text in (each if isinstance(each, list) else [each])]
@@ -205,7 +205,7 @@ def _stream(
             print(waiting.get(index, ""), flush=True)
 
 
-def _line(text: Text) -> str:
+def _line(text: GeneratedText) -> str:
     import json
 
     fields = {

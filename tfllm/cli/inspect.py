@@ -49,7 +49,7 @@ def described(model: str) -> dict[str, Any]:
     if path.suffix == ".tflite" or (path / TFLITE_NAME).is_file():
         return _tflite(path / TFLITE_NAME if path.is_dir() else path)
     if any(path.glob("saved_model.pb")) or any(path.glob("*/saved_model.pb")):
-        from tfllm.runtimes.savedmodel import version_folder
+        from tfllm.runtimes.opening import version_folder
 
         if folder := version_folder(path):
             return _savedmodel(folder)
@@ -148,7 +148,7 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 def _made_of(directory: Path) -> dict[str, Any]:
     """Family, task and shape from an artifact's `tfllm.json`; nothing for another tool's file."""
-    from tfllm.runtimes.artifact import read_description
+    from tfllm.runtimes.description import read_description
 
     path = directory / "tfllm.json"
     if not path.is_file():

@@ -61,7 +61,7 @@ def predict(
     elif settings.reading != settings_for(model, "").reading:
         raise SettingError("--set says how --input is read. Give --input FILE, or leave it out.")
     else:
-        examples = inputs.from_texts(texts or [])
+        examples = inputs.parse_texts(texts or [])
     # The first input is read before the model is loaded: a missing file is known at once.
     examples = itertools.chain([next(examples)], examples)
 

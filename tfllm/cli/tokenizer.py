@@ -173,7 +173,7 @@ def load(model: str, target: bool = False) -> Tokenizer:
 
 def _folder(model: str) -> Path:
     from tfllm.checkpoints import hub
-    from tfllm.runtimes.savedmodel import version_folder
+    from tfllm.runtimes.opening import version_folder
     from tfllm.tokenizers.loading import find_vocabulary_file
 
     if model.startswith(hub.SCHEME):

@@ -15,7 +15,7 @@ from tfllm.evaluation.metrics import headline, measure_of
 from tfllm.evaluation.metrics import measure as compute
 from tfllm.evaluation.span_answers import Language
 from tfllm.evaluation.text_to_text import Tokenize
-from tfllm.runtimes.predictor import BATCH_SIZE, Answer, Example, Predictor, Progress
+from tfllm.runtimes.protocols import BATCH_SIZE, Prediction, Example, Predictor, Progress
 from tfllm.tasks import Task
 
 __all__ = ["Measured", "evaluate", "headline", "measured_answers", "report"]
@@ -31,7 +31,7 @@ class Measured:
     """Measures of one model on some examples, and the answers that they were made from."""
 
     metrics: dict[str, Any]
-    answers: list[Answer]
+    answers: list[Prediction]
     examples: Sequence[Example]
     seconds: float  # of answering: tokenizing included, loading not
 
@@ -122,8 +122,8 @@ def measured_answers(
     answers = collect(predictor, examples, batch_size, progress, **_accepted(collect, options))
     seconds = time.perf_counter() - start
     metrics = compute(task, answers, examples, **_accepted(measure_of(task), options))
-    if hasattr(predictor, "settings"):
-        metrics["generation"] = predictor.settings(**(generation or {})).model_dump(
+    if hasattr(predictor, "generation_config"):
+        metrics["generation"] = predictor.generation_config(**(generation or {})).model_dump(
             mode="json", exclude_defaults=True
         )
     return Measured(metrics, answers, examples, seconds)
@@ -197,20 +197,20 @@ def versions() -> dict[str, str]:
 
 def _predictions(
     predictor: Predictor, examples: Sequence[Example], batch_size: int, progress: Progress | None
-) -> list[Answer]:
-    return predictor.answers(examples, batch_size, progress)
+) -> list[Prediction]:
+    return predictor.predict(examples, batch_size, progress)
 
 
 def _masked_tokens(
     predictor: Predictor, examples: Sequence[Example], batch_size: int, progress: Progress | None
-) -> list[Answer]:
-    hidden_tokens = getattr(predictor, "hidden_tokens", None)
-    if hidden_tokens is None:
+) -> list[Prediction]:
+    masked_token_log_probs = getattr(predictor, "masked_token_log_probs", None)
+    if masked_token_log_probs is None:
         raise ArtifactError(
             "A masked language model is measured on masked tokens, which a file that takes text "
             "cannot be given. Measure the checkpoint that it was exported from."
         )
-    return hidden_tokens(examples, batch_size, progress)
+    return masked_token_log_probs(examples, batch_size, progress)
 
 
 def _log_probs(
@@ -220,9 +220,9 @@ def _log_probs(
     progress: Progress | None,
     stride: int | None = None,
     measure: str = "all",
-) -> list[Answer]:
+) -> list[Prediction]:
     """Log-probabilities of the tokens of every text."""
-    scored = getattr(predictor, "scored", None)
+    scored = getattr(predictor, "score", None)
     if scored is None:
         raise ArtifactError(
             "This file writes texts and gives no log-probabilities. Measure the checkpoint that it "
@@ -245,18 +245,18 @@ def _generations(
     progress: Progress | None,
     truncate: bool | None = None,
     generation: Mapping[str, Any] | None = None,
-) -> list[Answer]:
+) -> list[Prediction]:
     """Texts and, where the model can score them, log-probabilities of the targets."""
     options = {**(generation or {}), **({} if truncate is None else {"truncate": truncate})}
-    answers = predictor.answers(examples, batch_size, progress, **options)
-    scored = getattr(predictor, "scored", None)
+    answers = predictor.predict(examples, batch_size, progress, **options)
+    scored = getattr(predictor, "score", None)
     if scored is None:
         return answers
     return [a | b for a, b in zip(answers, scored(examples, batch_size), strict=True)]
 
 
 # What a model gives for measuring, by `Task.evaluated_on`.
-COLLECT: dict[str, Callable[..., list[Answer]]] = {
+COLLECT: dict[str, Callable[..., list[Prediction]]] = {
     "predictions": _predictions,
     "masked_tokens": _masked_tokens,
     "log_probs": _log_probs,

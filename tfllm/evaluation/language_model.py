@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import DataError
-from tfllm.runtimes.predictor import Answer, Example
+from tfllm.runtimes.protocols import Example, Prediction
 
 LARGEST_LOSS = 700.0  # e to more is above the largest float64
 
 
 def language_model(
-    answers: Sequence[Answer], examples: Sequence[Example], measure: str = "all"
+    answers: Sequence[Prediction], examples: Sequence[Example], measure: str = "all"
 ) -> dict:
     """Return perplexity, bits and accuracy over the tokens of all texts together.
 

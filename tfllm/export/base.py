@@ -306,18 +306,18 @@ def reads_sources(checkpoint: Any) -> bool:
 
 def beams_of(checkpoint: Any, profile: Profile) -> int:
     """The width of the signature `beam`."""
-    from tfllm.generation.defaults import defaults_of
+    from tfllm.generation.checkpoint_config import checkpoint_config
 
-    own = defaults_of(checkpoint).num_beams
+    own = checkpoint_config(checkpoint).num_beams
     return profile.generation.num_beams or (own if own > 1 else BEAMS)
 
 
 def own_beams(checkpoint: Any, profile: Profile) -> int:
     """How wide a SavedModel searches where a request does not say: 1 where its checkpoint does not
     search, else as the signature `beam`."""
-    from tfllm.generation.defaults import defaults_of
+    from tfllm.generation.checkpoint_config import checkpoint_config
 
-    return beams_of(checkpoint, profile) if defaults_of(checkpoint).num_beams > 1 else 1
+    return beams_of(checkpoint, profile) if checkpoint_config(checkpoint).num_beams > 1 else 1
 
 
 def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dic
         decoder["context"] = context_of(checkpoint, profile)
         decoder["eos_token_id"] = list(checkpoint.eos_token_id)
     if reads_sources(checkpoint):
-        from tfllm.generation.defaults import written_settings
+        from tfllm.generation.checkpoint_config import huggingface_settings
 
         decoder["context"] = context_of(checkpoint, profile)
         decoder["eos_token_id"] = list(checkpoint.eos_token_id)
@@ -340,7 +340,7 @@ def described(checkpoint: Any, profile: Profile, checks: Sequence[Check]) -> dic
         own: dict[str, Any] = {"num_beams": own_beams(checkpoint, profile)}
         if profile.target == "tflite":
             own = {"num_beams": 1, "do_sample": False}
-        decoder["generation"] = written_settings(checkpoint) | own
+        decoder["generation"] = huggingface_settings(checkpoint) | own
     return {
         "format": 1,
         "family": checkpoint.family,

@@ -83,10 +83,10 @@ def signatures(
     checkpoint: Any, model: keras.Model, graph_tokenizer: Any, profile: Profile
 ) -> dict[str, Any]:
     """Signature name -> tf.function. Keep `model`'s variables and `graph_tokenizer` alive."""
-    from tfllm.generation.cpu_decoding import laid_out
+    from tfllm.generation.cpu_decoding import use_cpu_layout
     from tfllm.models.decoder import get_decoder
 
-    made = laid_out(get_decoder(model, checkpoint.family, checkpoint.config))
+    made = use_cpu_layout(get_decoder(model, checkpoint.family, checkpoint.config))
     writer = Writer(made, checkpoint, graph_tokenizer, profile)
     settings = [tf.TensorSpec([None], kind, name) for name, kind in SETTINGS.items()]
     ids = [
@@ -181,7 +181,7 @@ class Writer:
 
     def tokens(
         self, ids: tf.RaggedTensor, max_new_tokens: tf.Tensor, *settings: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, loop.Texts]:
+    ) -> tuple[tf.Tensor, tf.Tensor, loop.GeneratedBatch]:
         """(prompts as they were read int32 [B, P], their lengths [B], what was written)."""
         wanted = tf.clip_by_value(max_new_tokens, 0, self.most_new)
         token_ids, lengths = self._fitted(ids, tf.maximum(wanted, 1))
@@ -191,7 +191,7 @@ class Writer:
             token_ids = tf.pad(token_ids, [[0, 0], [0, -tf.shape(token_ids)[1] % XLA_BUCKET]])
             most_new += -most_new % XLA_BUCKET
         found = self._loop(token_ids, lengths, wanted, *settings, most_new)
-        found = loop.Texts(*found)
+        found = loop.GeneratedBatch(*found)
         counts = tf.minimum(found.counts, wanted)  # 0 where none were wanted
         place = tf.range(tf.shape(found.ids)[1])[None]
         ids = tf.where(place < counts[:, None], found.ids, 0)

@@ -100,7 +100,7 @@ def functions_of(checkpoint: Any, profile: Profile) -> dict[str, Any]:
 def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     """The same of a model that reads sources; its loop writes as the checkpoint asks, beams and
     sampling apart."""
-    from tfllm.generation.defaults import defaults_of
+    from tfllm.generation.checkpoint_config import checkpoint_config
     from tfllm.models.encoder_decoder import get_encoder_decoder
 
     made = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
@@ -110,7 +110,7 @@ def source_functions(checkpoint: Any, profile: Profile) -> dict[str, Any]:
     length = min(context, checkpoint.task.source_length)
     if profile.prompt_length is None:
         return lite_steps.source_steps(made, context, length)
-    own = defaults_of(checkpoint)
+    own = checkpoint_config(checkpoint)
     settings = own.model_copy(update={"eos_token_id": tuple(checkpoint.eos_token_id)})
     most_new = min(own.max_new_tokens, context - 1)
     start_id = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id

@@ -29,8 +29,8 @@ import tensorflow as tf
 from keras import ops
 
 from tfllm.generation import cache as caches
+from tfllm.generation import encoder_output as encoder_outputs
 from tfllm.generation import loop, penalties
-from tfllm.generation import source as sources
 from tfllm.generation.config import (
     GenerationConfig,
     GraphFlags,
@@ -122,9 +122,9 @@ def source_steps(pair: EncoderDecoder, context: int, source_length: int) -> dict
     }
 
     def encode(source_ids: tf.Tensor, source_length: tf.Tensor):
-        source = sources.read(pair, source_ids, source_length)
-        flat = [one for layer in source.crossed for one in layer]
-        return {SOURCE_MASK: source.mask, **dict(zip(names, flat, strict=True))}
+        source = encoder_outputs.encode(pair, source_ids, source_length)
+        flat = [one for layer in source.cross_kv for one in layer]
+        return {SOURCE_MASK: source.padding_mask, **dict(zip(names, flat, strict=True))}
 
     shape = [1, pair.num_heads, source_length, pair.head_dim]
     specs = {
@@ -142,11 +142,13 @@ def source_names(pair: EncoderDecoder) -> list[str]:
 
 def _after(decoder: Any, given: Tensors) -> Decoder:
     """The decoder after the source among the tensors, if it reads one."""
-    if not sources.needed(decoder):
+    if not encoder_outputs.reads_source(decoder):
         return decoder
     flat = [given[name] for name in source_names(decoder)]
     crossed = tuple(zip(flat[::2], flat[1::2], strict=True))
-    return sources.after(decoder, sources.Source(given[SOURCE_MASK], crossed))
+    return encoder_outputs.with_encoder_output(
+        decoder, encoder_outputs.EncoderOutput(given[SOURCE_MASK], crossed)
+    )
 
 
 def _step(
@@ -177,7 +179,7 @@ def _step(
             return written
         logits = made.logits(hidden)
         if known:
-            logits = penalties.known(logits[:, 0], known)[:, None]
+            logits = penalties.keep_token_ranges(logits[:, 0], known)[:, None]
         return {**written, "logits": logits}
 
     return tf.function(step, autograph=False).get_concrete_function(**specs)
@@ -233,14 +235,14 @@ def whole_loop(
         **{name: tf.TensorSpec([batch], types[name].dtype, name) for name in LOOP_SETTINGS},
     }
     needs = GraphFlags(sampling=True, filters=True, token_ranges=known)
-    if sources.needed(decoder):
+    if encoder_outputs.reads_source(decoder):
         needs |= graph_flags(settings.model_copy(update={"num_beams": 2}))  # exactly what is needed
     plain = batch_configs([settings] * batch, [0] * batch)
 
     def generate(token_ids: tf.Tensor, lengths: tf.Tensor, max_new_tokens: tf.Tensor, **given: Any):
-        source: sources.AnySource = sources.NOTHING
-        if sources.needed(decoder):
-            source = sources.read(decoder, token_ids, lengths)
+        source: encoder_outputs.MaybeEncoderOutput = encoder_outputs.NO_SOURCE
+        if encoder_outputs.reads_source(decoder):
+            source = encoder_outputs.encode(decoder, token_ids, lengths)
             token_ids, lengths = tf.fill([batch, 1], start_id), tf.ones([batch], tf.int32)
         limit = lengths + tf.minimum(max_new_tokens, most_new)
         made = tf.nest.map_structure(tf.constant, plain)._replace(max_length=limit, **given)

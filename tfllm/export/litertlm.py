@@ -19,8 +19,7 @@ from typing import Any
 from tfllm.errors import MissingExtra, SettingError
 from tfllm.export import flatbuffer, lite_decoder, tflite
 from tfllm.export.base import Check, Profile, context_of, is_language_model, stated
-from tfllm.runtimes import litertlm_file
-from tfllm.runtimes.litertlm_file import FILE_NAME
+from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
 
 TOKENIZERS = ("bytepair", "sentencepiece", "characters")
 # Without a template of its own a model goes on from what is said.
@@ -173,8 +172,8 @@ def _with_written(tokenizer: Any) -> bytes:
 
 def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
     """What can be told from the file alone; `verify` runs it."""
-    bundle = litertlm_file.open_bundle(folder / FILE_NAME)
-    content = bundle.read(litertlm_file.MODEL)
+    bundle = open_bundle(folder / FILE_NAME)
+    content = bundle.read(MODEL)
     found = flatbuffer.operations(content)
     names = [one.signatureKey.decode() for one in flatbuffer.parse(content).signatureDefs]
     return [
@@ -190,9 +189,9 @@ def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
 
 def described(path: Path) -> Mapping[str, Any]:
     """What `tfllm inspect` shows of a bundle. Raises ArtifactError."""
-    bundle = litertlm_file.open_bundle(path)
+    bundle = open_bundle(path)
     found = bundle.metadata()
-    model = flatbuffer.parse(bundle.read(litertlm_file.MODEL), str(path))
+    model = flatbuffer.parse(bundle.read(MODEL), str(path))
     return {
         "version": bundle.version,
         "sections": {one.kind: one.end - one.begin for one in bundle.sections},

@@ -31,7 +31,7 @@ import tensorflow as tf
 from tfllm.export.base import Profile, beams_of, context_of, own_beams
 from tfllm.export.causal_lm import SETTINGS, checked_ids, checked_settings
 from tfllm.generation import beam_decoding, loop
-from tfllm.generation import source as sources
+from tfllm.generation import encoder_output as encoder_outputs
 from tfllm.generation.config import (
     BatchedConfig,
     GenerationConfig,
@@ -40,7 +40,7 @@ from tfllm.generation.config import (
     graph_flags,
     signature_fields,
 )
-from tfllm.generation.state import FULL, STOPPED
+from tfllm.generation.decode_state import FULL, STOPPED
 from tfllm.tasks import serving_graph
 from tfllm.tokenizers.base import valid_id_ranges
 
@@ -145,18 +145,20 @@ class Writer:
     def __init__(
         self, checkpoint: Any, model: keras.Model, tokenizers: tuple[Any, Any], profile: Profile
     ):
-        from tfllm.generation.cpu_decoding import laid_out
-        from tfllm.generation.defaults import defaults_of
+        from tfllm.generation.checkpoint_config import checkpoint_config
+        from tfllm.generation.cpu_decoding import use_cpu_layout
         from tfllm.models.encoder_decoder import get_encoder_decoder
 
-        self.model = laid_out(get_encoder_decoder(model, checkpoint.family, checkpoint.config))
+        self.model = use_cpu_layout(
+            get_encoder_decoder(model, checkpoint.family, checkpoint.config)
+        )
         self.source_tokenizer, self.target_tokenizer = tokenizers
         self.known = valid_id_ranges(checkpoint.tokenizer.target, self.model.vocabulary_size)
         self.prefix = getattr(checkpoint.task, "prefix", "")
         self.window = context_of(checkpoint, profile)
         self.longest_source = min(self.window, checkpoint.task.source_length)
         self.start_id = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
-        settings = defaults_of(checkpoint)
+        settings = checkpoint_config(checkpoint)
         self.settings = settings.model_copy(
             update={
                 "eos_token_id": tuple(checkpoint.eos_token_id),
@@ -226,7 +228,7 @@ class Writer:
         start = tf.fill([tf.shape(wanted)[0], 1], self.start_id)
         covers = settings.coverage_penalty > 0
         needs = replace(graph_flags(settings), token_ranges=self.known)
-        found = beam_decoding.decode(
+        found = beam_decoding.generate(
             self.model, start, tf.ones_like(wanted), made, needs, most_new,
             num_beams=settings.num_beams,
             length_penalty=given["length_penalty"][:, None],
@@ -247,12 +249,14 @@ class Writer:
             best.scores,
         )
 
-    def _source(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> sources.AnySource:
+    def _source(
+        self, token_ids: tf.Tensor, lengths: tf.Tensor
+    ) -> encoder_outputs.MaybeEncoderOutput:
         """Rows of at least one token."""
         lengths = tf.minimum(lengths, tf.shape(token_ids)[1])
         token_ids = tf.pad(token_ids, [[0, 0], [0, tf.cast(tf.shape(token_ids)[1] < 1, tf.int32)]])
         size = self.model.source_vocabulary_size
-        return sources.read(
+        return encoder_outputs.encode(
             self.model, tf.clip_by_value(token_ids, 0, size - 1), tf.maximum(lengths, 1)
         )
 

@@ -1,5 +1,5 @@
-"""Text from language models, after prompts or sources: samplers, penalties, beam search, the
-engine and its loop.
+"""Text generation: sampling, penalties, beam search, continuous batching, streaming.
 
-`engine` knows token ids only; `text` stands above it and knows prompts, stop strings and chats.
+`engine` and all below it know token ids only; `text_generator` and `seq2seq_generator` stand above
+it and know prompts, stop strings and chats.
 """

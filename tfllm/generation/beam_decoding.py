@@ -1,23 +1,23 @@
-"""Beam search with a model: the graphs of it, and texts from them.
+"""Beam search with a model: its graphs, and texts from them.
 
-`beam` knows the algorithm and no model; here are the steps of one, its penalties, its sources and
-how far the source was covered.
+`beam_search` has the algorithm and knows no model; here are the steps of one, its penalties, its
+sources and their coverage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfllm.generation import beam
+from tfllm.generation import beam_search
 from tfllm.generation import cache as caches
-from tfllm.generation import source as sources
-from tfllm.generation import state as states
-from tfllm.generation.beam import EarlyStopping, Texts, search
+from tfllm.generation import decode_state as states
+from tfllm.generation import encoder_output as encoder_outputs
+from tfllm.generation.beam_search import EarlyStopping, Hypotheses
 from tfllm.generation.config import (
     BatchedConfig,
     GenerationConfig,
@@ -25,85 +25,205 @@ from tfllm.generation.config import (
     batch_configs,
     batched_config_specs,
 )
-from tfllm.generation.penalties import penalised
-from tfllm.generation.slots import padded
+from tfllm.generation.penalties import apply_penalties
+from tfllm.generation.scheduler import pad_batch
+from tfllm.generation.token_generator import GenerationResult, Ids, ModelLimits
+from tfllm.models.decoder import Decoder
+from tfllm.models.encoder_decoder import EncoderDecoder
 
-if TYPE_CHECKING:
-    from tfllm.generation.engine import Engine
+MIN_COVERAGE = 1e-9  # in place of 0 attention, of which there is no logarithm
 
-UNSEEN = 1e-9  # attention that stands for none, where a logarithm is taken
+
+def generate(
+    model: Decoder | EncoderDecoder,
+    token_ids: tf.Tensor,
+    lengths: tf.Tensor,
+    config: BatchedConfig,
+    flags: GraphFlags,
+    max_new_tokens: tf.Tensor | int,
+    *,
+    num_beams: int,
+    length_penalty: tf.Tensor | float = 1.0,
+    early_stopping: EarlyStopping = False,
+    renormalize_logits: bool = False,
+    source: encoder_outputs.MaybeEncoderOutput = encoder_outputs.NO_SOURCE,
+    coverage_penalty: tf.Tensor | float | None = None,
+    write: caches.WriteFunction = caches.scatter,
+) -> Hypotheses:
+    """Search after prompts, in one graph. The beams of a source share its keys and values.
+
+    Args:
+        model: The model.
+        token_ids: int32 [B, P], padded on the right.
+        lengths: int32 [B].
+        config: The settings of each row; temperature and filters are not used.
+        flags: What the graph has to support.
+        max_new_tokens: N.
+        num_beams: K.
+        length_penalty: One number, or float32 [B, 1].
+        early_stopping: See `beam_search`.
+        renormalize_logits: Normalize again after the penalties.
+        source: The encoder output of each prompt.
+        coverage_penalty: Unset: the graph has no coverage term.
+        write: How the cache is written.
+    """
+    attention: list[tf.Tensor] = []
+    covers = coverage_penalty is not None
+    decoder = encoder_outputs.with_encoder_output(model, source, attention if covers else None)
+    # The cache grows as the texts do: each step picks, and so copies, all of it.
+    logits, cache = states.prefill_cache(decoder, token_ids, lengths, tf.shape(token_ids)[1] + 1)
+    coverage = _take_attention(attention, lengths) if covers else ()
+
+    def repeat(tensor: tf.Tensor) -> tf.Tensor:
+        return tf.repeat(tensor, num_beams, axis=0)
+
+    logits, state, prompts, prompt_lengths, configs = tf.nest.map_structure(
+        repeat, (logits, (cache, coverage), token_ids, lengths, config)
+    )
+    steps = _Steps(
+        decoder, prompts, prompt_lengths, configs, flags, max_new_tokens, renormalize_logits,
+        write, attention,
+    )  # fmt: skip
+
+    def bonus(state: Any) -> tf.Tensor:
+        assert isinstance(source, encoder_outputs.EncoderOutput)
+        return coverage_penalty * _log_coverage(state[1], repeat(source.padding_mask))
+
+    return beam_search.search(
+        steps.step,
+        state,
+        logits,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+        row_limits=config.max_length - lengths,
+        eos_token_id=config.eos_token_id,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        process_logits=steps.process_logits,
+        bonus=bonus if covers else None,
+        state_shapes=_state_shapes(state),
+    )
+
+
+class _Steps(NamedTuple):
+    """The steps of one search; everything is repeated for each beam, R = B * K rows."""
+
+    decoder: Decoder
+    prompts: tf.Tensor
+    prompt_lengths: tf.Tensor
+    config: BatchedConfig
+    flags: GraphFlags
+    max_new_tokens: tf.Tensor | int
+    renormalize_logits: bool
+    write: caches.WriteFunction
+    attention: list[tf.Tensor]
+
+    def step(self, newest: tf.Tensor, count: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+        """See `beam_search.StepFunction`; the state is (cache, coverage float32 [R, S] or ())."""
+        cache, coverage = state
+        cache = caches.grow_cache(cache, self._width + count + 1)
+        positions = self.prompt_lengths + count
+        logits, cache = states.next_logits(self.decoder, newest, positions, cache, self.write)
+        if self.attention:
+            coverage = coverage + _take_attention(self.attention)
+        return logits, (cache, coverage)
+
+    def process_logits(self, values: tf.Tensor, new: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """See `beam_search.LogitsProcessor`."""
+        lengths, max_new_tokens = self.prompt_lengths, self.max_new_tokens
+        position = tf.range(self._width + max_new_tokens)[None]
+        column = tf.clip_by_value(position - lengths[:, None], 0, max_new_tokens - 1)
+        prompt = tf.pad(self.prompts, [[0, 0], [0, max_new_tokens]])
+        is_prompt = position < lengths[:, None]
+        ids = tf.where(is_prompt, prompt, tf.gather(new, column, batch_dims=1))
+        values = apply_penalties(values, ids, lengths + count, lengths, self.config, self.flags)
+        return tf.nn.log_softmax(values) if self.renormalize_logits else values
+
+    @property
+    def _width(self) -> tf.Tensor | int:
+        return self.prompts.shape[1] or tf.shape(self.prompts)[1]
+
+
+def _take_attention(attention: list[tf.Tensor], lengths: tf.Tensor | None = None) -> tf.Tensor:
+    """The attention to the source of the last token of each row, float32 [R, S].
+
+    `lengths` int32 [R] are the tokens of each row, one without them. The list is emptied for the
+    next step.
+    """
+    weights = encoder_outputs.mean_alignment(attention)
+    attention.clear()
+    return weights[:, 0] if lengths is None else tf.gather(weights, lengths - 1, batch_dims=1)
+
+
+def _log_coverage(coverage: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
+    """The sum over the source's tokens of log(min(attention, 1)), float32 [R] (Wu et al. 2016)."""
+    logs = tf.math.log(tf.clip_by_value(coverage, MIN_COVERAGE, 1.0))
+    return tf.reduce_sum(tf.where(padding_mask > 0, logs, 0.0), axis=1)
+
+
+def _state_shapes(state: Any) -> Any:
+    """The shapes of a state whose cache grows."""
+    cache, coverage = state
+    shapes = caches.map_cache(
+        lambda stored: tf.TensorShape([None, stored.shape[1], None, stored.shape[3]]), cache
+    )
+    return shapes, tf.nest.map_structure(lambda _: tf.TensorShape([None, None]), coverage)
 
 
 @dataclass(frozen=True)
-class Result:
-    """One text."""
+class _GraphKey:
+    """The settings for which one graph is traced."""
 
-    ids: list[int]
-    """The new tokens, without the stop id."""
-    log_probabilities: list[float]
-    """Of each token under the model itself, before temperature, filters and penalties."""
-    finish_reason: str
-    """"stop": a stop id, or `on_token` said so; "length": max_new_tokens or the model's window."""
-    score: float | None = None
-    """Of beam search: the log-probability over length to the power of the length penalty."""
-
-
-class _Kind(NamedTuple):
-    """What one graph of beam search is made for."""
-
-    needs: GraphFlags
+    flags: GraphFlags
     num_beams: int
-    early_stopping: beam.EarlyStopping
-    eos_token_id: int
+    early_stopping: EarlyStopping
+    eos_count: int
     renormalize_logits: bool
     covers: bool
 
 
-class Searcher:
-    """Beam search with an engine's model; a graph for each kind of settings."""
+class BeamSearcher:
+    """Beam search with one model; a graph for each kind of settings."""
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
-        self._graphs: dict[_Kind, tf.types.experimental.PolymorphicFunction] = {}
+    def __init__(self, model: Decoder | EncoderDecoder, limits: ModelLimits):
+        self.model = model
+        self.limits = limits
+        self.traces = 0
+        """How many graphs have been traced."""
+        self._graphs: dict[_GraphKey, tf.types.experimental.PolymorphicFunction] = {}
 
-    def texts(
+    def generate(
         self,
-        chosen: Sequence[tuple[Sequence[int], Sequence[int]]],
-        settings: GenerationConfig,
-    ) -> list[list[Result]]:
-        """The texts of each prompt with its source."""
-        prompts, given = zip(*chosen, strict=True)
-        limits = [self.engine.limit(prompt, settings) for prompt in prompts]
-        token_ids, lengths = padded(prompts)
-        needs = self.engine.needs(settings)
-        kind = _Kind(
-            needs,
-            settings.num_beams,
-            settings.early_stopping,
-            len(settings.eos_token_id),
-            settings.renormalize_logits,
-            settings.coverage_penalty > 0,
-        )
-        if kind not in self._graphs:
-            self._graphs[kind] = self._graph(kind)
-        found = self._graphs[kind](
+        prompts: Sequence[Ids],
+        sources: Sequence[Ids],
+        config: GenerationConfig,
+        flags: GraphFlags,
+    ) -> list[list[GenerationResult]]:
+        """The texts of each prompt with its source (empty ones for a decoder), best first."""
+        max_lengths = [self.limits.max_length(prompt, config) for prompt in prompts]
+        token_ids, lengths = pad_batch(prompts)
+        key = _GraphKey(
+            flags, config.num_beams, config.early_stopping, len(config.eos_token_id),
+            config.renormalize_logits, config.coverage_penalty > 0,
+        )  # fmt: skip
+        if key not in self._graphs:
+            self._graphs[key] = self._graph(key)
+        tensors = self._graphs[key](
             token_ids,
             lengths,
-            batch_configs([settings] * len(prompts), limits),
-            int((np.array(limits) - lengths).max()),
-            settings.length_penalty,
-            settings.coverage_penalty,
-            padded(given) if any(given) else (),
+            batch_configs([config] * len(prompts), max_lengths),
+            int((np.array(max_lengths) - lengths).max()),
+            config.length_penalty,
+            config.coverage_penalty,
+            pad_batch(sources) if any(sources) else (),
         )
-        texts = beam.Texts(*(one.numpy() for one in found))
-        places = range(settings.num_return_sequences)
-        return [
-            [_searched_result(texts, row, place) for place in places] for row in range(len(prompts))
-        ]
+        texts = Hypotheses(*(tensor.numpy() for tensor in tensors))
+        beams = range(config.num_return_sequences)
+        return [[_result(texts, row, beam) for beam in beams] for row in range(len(prompts))]
 
-    def _graph(self, kind: _Kind):
+    def _graph(self, key: _GraphKey) -> tf.types.experimental.PolymorphicFunction:
         specs = batched_config_specs()._replace(
-            eos_token_id=tf.TensorSpec([None, kind.eos_token_id], tf.int32)
+            eos_token_id=tf.TensorSpec([None, key.eos_count], tf.int32)
         )
 
         @tf.function(
@@ -115,119 +235,35 @@ class Searcher:
                 tf.TensorSpec([], tf.int32),
                 tf.TensorSpec([], tf.float32),
                 tf.TensorSpec([], tf.float32),
-                sources.id_specs(self.engine.decoder),
+                encoder_outputs.source_specs(self.model),
             ],
         )
-        def found(token_ids, lengths, rows, most_new, length_penalty, coverage_penalty, source):
-            self.engine.traces += 1
-            return decode(
-                self.engine.decoder,
+        def search(token_ids, lengths, config, max_new, length_penalty, coverage_penalty, source):
+            self.traces += 1
+            return generate(
+                self.model,
                 token_ids,
                 lengths,
-                rows,
-                kind.needs,
-                most_new,
-                num_beams=kind.num_beams,
+                config,
+                key.flags,
+                max_new,
+                num_beams=key.num_beams,
                 length_penalty=length_penalty,
-                early_stopping=kind.early_stopping,
-                renormalize_logits=kind.renormalize_logits,
-                source=self.engine.read_source(source),
-                coverage_penalty=coverage_penalty if kind.covers else None,
+                early_stopping=key.early_stopping,
+                renormalize_logits=key.renormalize_logits,
+                source=encoder_outputs.encode_if_any(self.model, source),
+                coverage_penalty=coverage_penalty if key.covers else None,
             )
 
-        return found
+        return search
 
 
-def _searched_result(texts: beam.Texts, row: int, place: int) -> Result:
-    stopped = bool(texts.stopped[row, place])
-    length = int(texts.lengths[row, place]) - stopped
-    return Result(
-        texts.ids[row, place, :length].tolist(),
-        texts.log_probabilities[row, place, :length].tolist(),
+def _result(texts: Hypotheses, row: int, beam: int) -> GenerationResult:
+    stopped = bool(texts.stopped[row, beam])
+    length = int(texts.lengths[row, beam]) - stopped
+    return GenerationResult(
+        texts.ids[row, beam, :length].tolist(),
+        texts.log_probabilities[row, beam, :length].tolist(),
         "stop" if stopped else "length",
-        float(texts.scores[row, place]),
+        float(texts.scores[row, beam]),
     )
-
-
-def decode(
-    decoder: Any,
-    token_ids: tf.Tensor,
-    lengths: tf.Tensor,
-    rows: BatchedConfig,
-    features: GraphFlags,
-    most_new: tf.Tensor | int,
-    *,
-    num_beams: int,
-    length_penalty: tf.Tensor | float = 1.0,
-    early_stopping: EarlyStopping = False,
-    renormalize_logits: bool = False,
-    source: sources.AnySource = sources.NOTHING,
-    coverage_penalty: tf.Tensor | float | None = None,
-    writer: caches.Writer = caches.scatter,
-) -> Texts:
-    """Beam search: prompts int32 [B, P] of `lengths` [B] to Texts, each after its `source`.
-
-    `rows` has B rows; temperature and filters are not used. `most_new` is N. The beams of a source
-    share its keys and values.
-    """
-    longest = token_ids.shape[1] or tf.shape(token_ids)[1]
-    covers = coverage_penalty is not None
-    seen: list[Any] = []
-    decoder = sources.after(decoder, source, seen if covers else None)
-    # The cache grows as the texts do: each step picks, and so copies, all of it.
-    logits, cache = states.read(decoder, token_ids, lengths, tf.shape(token_ids)[1] + 1)
-    covered = _seen(seen, lengths) if covers else ()
-
-    def widened(one: tf.Tensor) -> tf.Tensor:
-        return tf.repeat(one, num_beams, axis=0)
-
-    logits, cache, covered, wide, prompts, starts = tf.nest.map_structure(
-        widened, (logits, cache, covered, rows, token_ids, lengths)
-    )
-
-    def step(newest: tf.Tensor, count: tf.Tensor, state: Any):
-        cache, covered = state
-        cache = caches.grown(cache, longest + count + 1)
-        logits, cache = states.step(decoder, newest, starts + count, cache, writer)
-        return logits, (cache, covered + _seen(seen) if covers else covered)
-
-    def change(values: tf.Tensor, new: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        place = tf.range(longest + most_new)[None]
-        column = tf.clip_by_value(place - starts[:, None], 0, most_new - 1)
-        prompt = tf.pad(prompts, [[0, 0], [0, most_new]])
-        ids = tf.where(place < starts[:, None], prompt, tf.gather(new, column, batch_dims=1))
-        values = penalised(values, ids, starts + count, starts, wide, features)
-        return tf.nn.log_softmax(values) if renormalize_logits else values
-
-    def coverage(state: Any) -> tf.Tensor:
-        assert isinstance(source, sources.Source)
-        shares = tf.math.log(tf.clip_by_value(state[1], UNSEEN, 1.0))
-        return coverage_penalty * tf.reduce_sum(
-            tf.where(widened(source.mask) > 0, shares, 0.0), axis=1
-        )
-
-    shapes = caches.mapped(
-        lambda one: tf.TensorShape([None, one.shape[1], None, one.shape[3]]), cache
-    )
-    return search(
-        step,
-        (cache, covered),
-        logits,
-        num_beams=num_beams,
-        most_new=most_new,
-        limits=rows.max_length - lengths,
-        eos_token_id=rows.eos_token_id,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        change=change,
-        bonus=coverage if covers else None,
-        shapes=(shapes, tf.TensorShape([None, None]) if covers else ()),
-    )
-
-
-def _seen(alignments: list[Any], lengths: tf.Tensor | None = None) -> tf.Tensor:
-    """Float32 [R, S]: where the last token of each row looked. `lengths` int32 [R] are the tokens
-    of each row, one without them. Empties the list for the next step."""
-    weights = sources.mean_alignment(alignments)
-    alignments.clear()
-    return weights[:, 0] if lengths is None else tf.gather(weights, lengths - 1, batch_dims=1)

@@ -1,4 +1,4 @@
-"""The largest of very many numbers, ten times as fast as `tf.math.top_k` finds them."""
+"""`tf.math.top_k` of very many numbers, ten times as fast."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import tensorflow as tf
 BLOCK = 128  # numbers of which only the largest is looked at first
 
 
-def largest(values: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """(values, places int32), both [B, count], of float32 [B, N]: those of `tf.math.top_k`, of
-    equal values too (the earlier place is first).
+def top_k(values: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Find the `count` largest numbers of each row.
 
-    `top_k` keeps a heap and looks at every number by itself. The `count` largest stand in the
+    `tf.math.top_k` keeps a heap and looks at every number by itself. The `count` largest are in the
     `count` blocks with the largest maxima, and maxima of blocks are a vector instruction.
+
+    Args:
+        values: float32 [B, N].
+        count: How many.
+
+    Returns:
+        Values float32 [B, count] and indices int32 [B, count], both exactly those of
+        `tf.math.top_k`: of equal values the lower index comes first.
     """
     size = values.shape[-1]
     if size < 2 * count * BLOCK:
@@ -23,7 +30,7 @@ def largest(values: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
         values = tf.pad(values, [[0, 0], [0, rest]], constant_values=float("-inf"))
     blocks = tf.reshape(values, [-1, (size + rest) // BLOCK, BLOCK])
     chosen = tf.math.top_k(tf.reduce_max(blocks, axis=2), count).indices
-    chosen = tf.sort(chosen)  # in the order of their places, which decides between equal values
+    chosen = tf.sort(chosen)  # in the order of indices, which decides between equal values
     candidates = tf.reshape(tf.gather(blocks, chosen, batch_dims=1), [-1, count * BLOCK])
     best = tf.math.top_k(candidates, count)
     block = tf.gather(chosen, best.indices // BLOCK, batch_dims=1)

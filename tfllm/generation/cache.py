@@ -1,7 +1,7 @@
-"""Stored keys and values: a tuple over layers of (keys, values), each float [B, H, C, hd].
+"""The key-value cache: a tuple over layers of (keys, values), each float [B, H, C, head_dim].
 
-Place p of a row holds its token p, and zeros before there is one. No layer writes a cache; the
-loop does, by one of `WRITERS`.
+Position p of a row holds the keys and values of its token p, and zeros before there is one. No
+layer writes to a cache; the generation loop does, by `scatter` or `select`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,34 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfllm.models.decoder import Decoder
+from tfllm.models.encoder_decoder import EncoderDecoder
+
 Cache = tuple[tuple[tf.Tensor, tf.Tensor], ...]
-Writer = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+WriteFunction = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+"""(stored [B, H, C, head_dim], new [B, H, 1, head_dim], positions int32 [B]) -> stored with new."""
 
-BUCKET = 64  # places
-GROWTH = 16  # places at once where every step copies the whole cache, as in beam search
-
-
-def capacity(places: int) -> int:
-    """The capacity that `places` tokens are given: 64, 128, 192, …"""
-    return -(-places // BUCKET) * BUCKET
+BUCKET = 64  # capacities are multiples of it
+GROWTH = 16  # positions added at once where every step copies the whole cache, as in beam search
 
 
-def scatter(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """`stored` [B, H, C, hd] with `new` [B, H, 1, hd] at `places` int32 [B] of each row.
+def capacity(length: int) -> int:
+    """The cache capacity for rows of up to `length` tokens: 64, 128, 192, …"""
+    return -(-length // BUCKET) * BUCKET
 
-    Each place must hold zeros or, where a row has finished, `new` itself; else it is rounded. The
-    difference is added because that operation works in place; tensor_scatter_nd_update does not.
+
+def scatter(stored: tf.Tensor, new: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Write new keys or values at one position of each row, in place.
+
+    Args:
+        stored: float [B, H, C, head_dim].
+        new: float [B, H, 1, head_dim].
+        positions: int32 [B]. Each must hold zeros or, where a row has finished, `new` itself; else
+            the result is rounded: the difference is added, because that operation works in place
+            and tensor_scatter_nd_update does not.
+
+    Returns:
+        float [B, H, C, head_dim].
     """
     shape = tf.shape(new)
     batch, heads = shape[0], new.shape[1]
@@ -36,7 +47,7 @@ def scatter(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
         [
             tf.broadcast_to(tf.range(batch)[:, None], grid),
             tf.broadcast_to(tf.range(heads)[None], grid),
-            tf.broadcast_to(places[:, None], grid),
+            tf.broadcast_to(positions[:, None], grid),
         ],
         axis=-1,
     )
@@ -44,75 +55,75 @@ def scatter(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.ScatterNdNonAliasingAdd(input=stored, indices=indices, updates=change)
 
 
-def select(stored: tf.Tensor, new: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
-    """The same as `scatter`, without an operation that LiteRT would have to spell out."""
-    here = tf.equal(tf.range(tf.shape(stored)[2])[None], places[:, None])
-    return tf.where(here[:, None, :, None], new, stored)
+def select(stored: tf.Tensor, new: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Do what `scatter` does, with operations that LiteRT has built in."""
+    is_position = tf.equal(tf.range(tf.shape(stored)[2])[None], positions[:, None])
+    return tf.where(is_position[:, None, :, None], new, stored)
 
 
-WRITERS: dict[str, Writer] = {"scatter": scatter, "select": select}
+class CacheUpdate:
+    """A cache that stores the new keys and values of each layer as the layer computes them.
 
-
-class Written:
-    """A cache that takes the new keys and values of each layer at `places` int32 [B] as the layer
-    computes them.
-
-    The layer attends to what is stored then. Nothing else reads the tensors from before, so that
+    The layer then attends to what is stored. Nothing else reads the tensors from before, so that
     `scatter` can write into them.
+
+    Args:
+        cache: The cache of the earlier tokens.
+        positions: int32 [B], where each row's new token is stored.
+        write: `scatter` or `select`.
     """
 
-    def __init__(self, cache: Cache, places: tf.Tensor, writer: Writer):
+    def __init__(self, cache: Cache, positions: tf.Tensor, write: WriteFunction):
         self._before = cache
-        self._places = places
-        self._writer = writer
+        self._positions = positions
+        self._write = write
         self._after: list[tuple[tf.Tensor, tf.Tensor]] = []
 
-    def layers(self) -> tuple[Callable[[tf.Tensor, tf.Tensor], Any], ...]:
-        """What a decoder takes as `cache`; its layers are called in order."""
+    def layers(self) -> tuple[Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]], ...]:
+        """What a decoder takes as `cache`; its layers must be called in order."""
         return (self._store,) * len(self._before)
 
     def _store(self, keys: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        before = self._before[len(self._after)]
-        new = zip(before, (keys, values), strict=True)
-        stored_keys, stored_values = (self._writer(old, one, self._places) for old, one in new)
-        self._after.append((stored_keys, stored_values))
-        return stored_keys, stored_values
+        stored_keys, stored_values = self._before[len(self._after)]
+        updated = (
+            self._write(stored_keys, keys, self._positions),
+            self._write(stored_values, values, self._positions),
+        )
+        self._after.append(updated)
+        return updated
 
     def cache(self) -> Cache:
-        """Every layer's keys and values, the new ones included, once all layers were called."""
+        """The updated cache, once all layers have been called."""
         return tuple(self._after)
 
 
-def cleared(cache: Cache, known: tf.Tensor) -> Cache:
-    """The cache with zeros in the places that `known`, boolean [B, C], denies."""
-    return mapped(lambda stored: tf.where(known[:, None, :, None], stored, 0), cache)
+def clear_padding(cache: Cache, is_token: tf.Tensor) -> Cache:
+    """Set the positions to zero where `is_token`, boolean [B, C], is false."""
+    return map_cache(lambda stored: tf.where(is_token[:, None, :, None], stored, 0), cache)
 
 
-def padded(cache: Cache, size: tf.Tensor) -> Cache:
-    """The cache with room for `size` places, zeros in the new ones."""
+def pad_cache(cache: Cache, size: tf.Tensor) -> Cache:
+    """Add positions of zeros up to the capacity `size`."""
 
-    def one(stored: tf.Tensor) -> tf.Tensor:
+    def pad(stored: tf.Tensor) -> tf.Tensor:
         return tf.pad(stored, [[0, 0], [0, 0], [0, size - tf.shape(stored)[2]], [0, 0]])
 
-    return mapped(one, cache)
+    return map_cache(pad, cache)
 
 
-def grown(cache: Cache, places: tf.Tensor) -> Cache:
-    """The cache with room for `places` places, and for some more where it had to grow."""
+def grow_cache(cache: Cache, length: tf.Tensor) -> Cache:
+    """Make room for `length` tokens, and for some more where the cache has to grow."""
     room = tf.shape(cache[0][0])[2]
-    return tf.cond(places > room, lambda: padded(cache, places - 1 + GROWTH), lambda: cache)
+    return tf.cond(length > room, lambda: pad_cache(cache, length - 1 + GROWTH), lambda: cache)
 
 
-def mapped(function: Callable[..., Any], *caches: Cache) -> Cache:
-    """`function` of every keys tensor and every values tensor of caches of the same layers."""
-    return tuple(
-        (function(*(keys for keys, _ in layers)), function(*(values for _, values in layers)))
-        for layers in zip(*caches, strict=True)
-    )
+def map_cache(function: Callable[..., Any], cache: Cache) -> Cache:
+    """Apply `function` to every keys tensor and every values tensor."""
+    return tuple((function(keys), function(values)) for keys, values in cache)
 
 
-def specs(decoder: Any, dtype: tf.DType) -> Cache:
-    """TensorSpecs of a cache for any number of rows and places."""
+def cache_specs(decoder: Decoder | EncoderDecoder, dtype: tf.DType) -> Cache:
+    """The TensorSpecs of a decoder's cache for any number of rows and any capacity."""
     shape = [None, decoder.num_key_value_heads, None, decoder.head_dim]
     return tuple(
         (tf.TensorSpec(shape, dtype, f"keys_{i}"), tf.TensorSpec(shape, dtype, f"values_{i}"))

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 
 from tfllm.errors import SettingError
 from tfllm.generation.config import MAX_SEED, GenerationConfig
-from tfllm.generation.text_generator import Text, TextGenerator
+from tfllm.generation.text_generator import GeneratedText, TextGenerator
 
 Message = dict[str, str]
 
 
 class ChatSession:
-    """Messages so far, and the next answer to them.
+    """The messages so far, and the next reply to them.
 
-    When the window is full the oldest turns are forgotten, a system message never. Every turn
+    When the context window is full the oldest turns are dropped, a system message never. Every turn
     draws other random numbers: those of the seed plus the number of the turn.
     """
 
@@ -22,55 +22,61 @@ class ChatSession:
         self.generator = generator
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = []
-        """Turns of user and assistant that have not been forgotten."""
+        """Turns of user and assistant that have not been dropped."""
         self.turns = 0
 
-    def answer(
+    def reply(
         self,
-        said: str,
-        settings: GenerationConfig,
+        message: str,
+        config: GenerationConfig,
         *,
         stop: Sequence[str] = (),
         on_text: Callable[[str], None] | None = None,
-    ) -> Text:
-        """The model's answer to what the user said; both join the history.
+    ) -> GeneratedText:
+        """Generate the model's reply to a message of the user; both join the history.
 
-        Raises SettingError where the message alone does not fit the window; the history is then as
-        it was.
+        Args:
+            message: What the user says.
+            config: The settings.
+            stop: The reply ends before the first of these strings.
+            on_text: Called with every piece of text as soon as it is certain.
+
+        Raises:
+            SettingError: The message alone does not fit the window; the history is then as it was.
         """
-        asked = [*self.messages, {"role": "user", "content": said}]
-        asked, ids = self._fitting(asked, settings)
-        turn = settings.model_copy(update={"seed": (settings.seed + self.turns) % MAX_SEED})
-        text = self.generator.continued(
+        messages = [*self.messages, {"role": "user", "content": message}]
+        messages, ids = self._fit_window(messages, config)
+        config = config.model_copy(update={"seed": (config.seed + self.turns) % MAX_SEED})
+        text = self.generator.generate_from_ids(
             [ids],
-            turn,
+            config,
             stop=stop,
             on_text=(lambda _, piece: on_text(piece)) if on_text else None,
         )[0]
-        self.messages = [*asked, {"role": "assistant", "content": text.text.strip()}]
+        self.messages = [*messages, {"role": "assistant", "content": text.text.strip()}]
         self.turns += 1
         return text
 
     def reset(self) -> None:
-        """Forgets all turns."""
+        """Drop all turns."""
         self.messages = []
         self.turns = 0
 
-    def _fitting(
-        self, asked: list[Message], settings: GenerationConfig
+    def _fit_window(
+        self, messages: list[Message], config: GenerationConfig
     ) -> tuple[list[Message], list[int]]:
-        """(the newest turns that fit with room for an answer, their tokens)."""
-        window = self.generator.engine.decoder.max_sequence_length
-        room = max(window - settings.max_new_tokens, window // 2)
+        """(the newest turns that fit with room for a reply, their token ids)."""
+        window = self.generator.engine.limits.max_sequence_length
+        room = max(window - config.max_new_tokens, window // 2)
         while True:
-            ids = self.generator.tokenizer.apply_chat_template([*self.system, *asked])
+            ids = self.generator.tokenizer.apply_chat_template([*self.system, *messages])
             if len(ids) <= room:
-                return asked, ids
-            if len(asked) == 1:
+                return messages, ids
+            if len(messages) == 1:
                 if len(ids) < window:
-                    return asked, ids
+                    return messages, ids
                 raise SettingError(
                     f"The message has {len(ids):,} tokens with its template, and the model's "
                     f"window is {window:,}. Write a shorter one."
                 )
-            asked = asked[2:]  # a question and its answer
+            messages = messages[2:]  # a question and its answer

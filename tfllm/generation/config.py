@@ -34,43 +34,43 @@ class GenerationConfig(Settings):
     `frequency_penalty` are those of OpenAI's API, `coverage_penalty` that of Wu et al. 2016.
     """
 
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
     """Maximum number of tokens to generate, the prompt not counted; the end of the model's context
     window ends a text too."""
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Divides the logits before sampling: lower is more predictable. 0 takes the most likely token
     (greedy search)."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Top-k sampling: keep only this many tokens of the highest probability; 0 keeps all."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling: keep the smallest set of most likely tokens whose cumulative probability is
     at least this."""
-    min_p: float = Field(0.0, ge=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     """Min-p sampling: keep tokens whose probability is at least this share of the most likely
     token's."""
-    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Penalty on tokens of the prompt and the text so far; above 1 makes them less likely, 1 is
     none (Keskar et al. 2019)."""
-    presence_penalty: float = Field(0.0, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
     """Subtracted from the logit of every token that the generated text contains."""
-    frequency_penalty: float = Field(0.0, allow_inf_nan=False)
+    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
     """Subtracted from a token's logit once for each time that the generated text contains it."""
-    no_repeat_ngram_size: int = Field(0, ge=0, le=32)
+    no_repeat_ngram_size: int = Field(default=0, ge=0, le=32)
     """No n-gram of this size occurs twice in prompt and text; 0 allows all."""
     bad_words_ids: tuple[TokenIds, ...] = ()
     """Sequences of token ids that must not be generated."""
-    min_new_tokens: int = Field(0, ge=0)
+    min_new_tokens: int = Field(default=0, ge=0)
     """Minimum number of tokens to generate: no end-of-sequence token is generated before."""
-    forced_bos_token_id: int | None = Field(None, ge=0)
+    forced_bos_token_id: int | None = Field(default=None, ge=0)
     """Token id forced as the first generated token, such as mBART's target language."""
-    forced_eos_token_id: int | None = Field(None, ge=0)
+    forced_eos_token_id: int | None = Field(default=None, ge=0)
     """Token id forced as the last token when `max_new_tokens` is reached."""
-    num_beams: int = Field(1, ge=1, le=64)
+    num_beams: int = Field(default=1, ge=1, le=64)
     """Number of beams of beam search; 1 is no beam search."""
-    length_penalty: float = Field(1.0, allow_inf_nan=False)
+    length_penalty: float = Field(default=1.0, allow_inf_nan=False)
     """Beam search: exponent of the length by which a text's log-probability is divided; higher
     favours longer texts."""
-    coverage_penalty: float = Field(0.0, ge=0, allow_inf_nan=False)
+    coverage_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Beam search of encoder-decoders: weight of the coverage term (Wu et al. 2016) in a text's
     score; higher favours texts that attend to every token of the source."""
     renormalize_logits: bool = False
@@ -78,11 +78,11 @@ class GenerationConfig(Settings):
     early_stopping: bool | Literal["never"] = False
     """Beam search: when it ends. true: once `num_beams` texts are complete; false: when better ones
     are unlikely; never: when better ones are impossible."""
-    num_return_sequences: int = Field(1, ge=1, le=1024)
+    num_return_sequences: int = Field(default=1, ge=1, le=1024)
     """Number of texts generated for each prompt."""
     eos_token_id: TokenIds = ()
     """Token ids that end a text (end of sequence); they are not part of it."""
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the random numbers of sampling; the same seed gives the same text."""
 
     @model_validator(mode="after")

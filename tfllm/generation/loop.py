@@ -1,61 +1,60 @@
-"""The whole loop as one graph: for SavedModels, for LiteRT, and for the engine when nobody listens.
+"""The whole generation loop as one graph: for SavedModels, LiteRT files and the engine.
 
-No XLA operation and no operation that LiteRT lacks. `run` is what all three share.
+It has no XLA operation and no operation that LiteRT lacks.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfllm.generation import cache as caches
-from tfllm.generation import source as sources
-from tfllm.generation import state as states
+from tfllm.generation import decode_state as states
+from tfllm.generation import encoder_output as encoder_outputs
 from tfllm.generation.config import BatchedConfig, GraphFlags
-from tfllm.generation.state import RUNNING, STOPPED, State
+from tfllm.generation.decode_state import RUNNING, STOPPED, DecodeState
+from tfllm.models.decoder import Decoder
+from tfllm.models.encoder_decoder import EncoderDecoder
 
-if TYPE_CHECKING:
-    from tfllm.models.decoder import Decoder
 
-
-class Texts(NamedTuple):
-    """What a whole loop gives for B rows with at most N new tokens."""
+class GeneratedBatch(NamedTuple):
+    """The generated tokens of B rows, at most N each. LiteRT files name their outputs so."""
 
     ids: tf.Tensor
-    """int32 [B, N]: the new tokens without the stop id, then zeros"""
+    """int32 [B, N]: the new tokens without the end-of-sequence token, then zeros"""
     counts: tf.Tensor
     """int32 [B]: how many tokens of a row count"""
     log_probabilities: tf.Tensor
     """float32 [B, N]"""
     finished: tf.Tensor
-    """int32 [B]: state.STOPPED or state.FULL"""
+    """int32 [B]: decode_state.STOPPED or decode_state.FULL"""
 
 
 def run(
-    decoder: Decoder,
-    state: State,
-    rows: BatchedConfig,
-    features: GraphFlags,
+    decoder: Decoder | EncoderDecoder,
+    state: DecodeState,
+    config: BatchedConfig,
+    flags: GraphFlags,
     steps: tf.Tensor | int,
-    writer: caches.Writer = caches.scatter,
-) -> State:
-    """The state after `steps` more tokens in each row, or after all rows have finished.
+    write: caches.WriteFunction = caches.scatter,
+) -> DecodeState:
+    """Generate until each row has `steps` more tokens or all rows have finished.
 
     The capacity of the state must have room for them.
     """
-    source = state.source  # no part of the loop's variables: it stays as it is
+    source = state.source  # not a variable of the loop: it does not change
 
-    def unfinished(count: tf.Tensor, now: State) -> tf.Tensor:
-        running = tf.reduce_any(tf.equal(now.finished, RUNNING))
+    def unfinished(count: tf.Tensor, state: DecodeState) -> tf.Tensor:
+        running = tf.reduce_any(tf.equal(state.finished, RUNNING))
         return tf.logical_and(count < steps, running)
 
-    def body(count: tf.Tensor, now: State) -> tuple[tf.Tensor, State]:
-        now = states.advance(decoder, now._replace(source=source), rows, features, writer)
-        return count + 1, now._replace(source=sources.NOTHING)
+    def body(count: tf.Tensor, state: DecodeState) -> tuple[tf.Tensor, DecodeState]:
+        state = states.decode_step(decoder, state._replace(source=source), config, flags, write)
+        return count + 1, state._replace(source=encoder_outputs.NO_SOURCE)
 
-    state = state._replace(source=sources.NOTHING)
-    shapes = tf.nest.map_structure(lambda one: one.shape, state)
+    state = state._replace(source=encoder_outputs.NO_SOURCE)
+    shapes = tf.nest.map_structure(lambda tensor: tensor.shape, state)
     _, state = tf.while_loop(
         unfinished,
         body,
@@ -67,43 +66,49 @@ def run(
 
 
 def generate(
-    decoder: Decoder,
+    decoder: Decoder | EncoderDecoder,
     token_ids: tf.Tensor,
     lengths: tf.Tensor,
-    rows: BatchedConfig,
-    features: GraphFlags,
-    most_new: tf.Tensor | int,
-    writer: caches.Writer = caches.scatter,
-    source: sources.AnySource = sources.NOTHING,
-) -> Texts:
-    """Prompts to new tokens in one graph.
+    config: BatchedConfig,
+    flags: GraphFlags,
+    max_new_tokens: tf.Tensor | int,
+    write: caches.WriteFunction = caches.scatter,
+    source: encoder_outputs.MaybeEncoderOutput = encoder_outputs.NO_SOURCE,
+) -> GeneratedBatch:
+    """Generate after prompts, in one graph.
 
-    `token_ids` int32 [B, P] filled up on the right, `lengths` int32 [B], at least 1 each.
-    `most_new` is N, the room for new tokens of the longest row; `rows.max_length` says where each
-    row ends and must not be above P + N. With P and N Python numbers and B known, all shapes are
-    static.
+    With P and N Python numbers and B known, all shapes are static.
+
+    Args:
+        decoder: The model.
+        token_ids: int32 [B, P], padded on the right.
+        lengths: int32 [B], at least 1 each.
+        config: The settings of each row; `max_length` must not be above P + N.
+        flags: What the graph has to support.
+        max_new_tokens: N, the room for new tokens.
+        write: How the cache is written.
+        source: The encoder output of each prompt.
     """
-    longest = token_ids.shape[1]
-    longest = tf.shape(token_ids)[1] if longest is None else longest
-    size = longest + most_new
-    state = states.begin(decoder, token_ids, lengths, rows, features, size, source=source)
-    state = run(decoder, state, rows, features, most_new - 1, writer)
-    return texts(state, most_new)
+    width = token_ids.shape[1]
+    width = tf.shape(token_ids)[1] if width is None else width
+    size = width + max_new_tokens
+    state = states.prefill(decoder, token_ids, lengths, config, flags, size, source=source)
+    state = run(decoder, state, config, flags, max_new_tokens - 1, write)
+    return generated_tokens(state, max_new_tokens)
 
 
-def texts(state: State, most_new: tf.Tensor | int) -> Texts:
-    """The new tokens of a state, each row from the first column."""
+def generated_tokens(state: DecodeState, max_new_tokens: tf.Tensor | int) -> GeneratedBatch:
+    """The new tokens of a state, those of each row from the first column on."""
     counts = state.lengths - state.prompt_lengths
     counts = counts - tf.cast(tf.equal(state.finished, STOPPED), tf.int32)
-    column = tf.range(most_new)[None]
+    column = tf.range(max_new_tokens)[None]
     size = state.ids.shape[1] or tf.shape(state.ids)[1]
-    place = tf.minimum(state.prompt_lengths[:, None] + column, size - 1)
-    inside = column < counts[:, None]
-    return Texts(
-        ids=tf.where(inside, tf.gather(state.ids, place, batch_dims=1), 0),
+    position = tf.minimum(state.prompt_lengths[:, None] + column, size - 1)
+    is_new = column < counts[:, None]
+    log_probabilities = tf.gather(state.log_probabilities, position, batch_dims=1)
+    return GeneratedBatch(
+        ids=tf.where(is_new, tf.gather(state.ids, position, batch_dims=1), 0),
         counts=counts,
-        log_probabilities=tf.where(
-            inside, tf.gather(state.log_probabilities, place, batch_dims=1), 0.0
-        ),
+        log_probabilities=tf.where(is_new, log_probabilities, 0.0),
         finished=state.finished,
     )

@@ -1,7 +1,8 @@
-"""Logits changed by what a text holds already, before a token is chosen.
+"""Logits processors: logits changed by the tokens so far, before a token is chosen.
 
-Each function takes and gives logits float32 [B, V] and is written so that LiteRT's built-in
-operations suffice. `ids` int32 [B, T] hold prompt and text, of which the first `lengths` [B] count.
+Each function maps logits float32 [B, V] to logits float32 [B, V] and is written so that LiteRT's
+built-in operations suffice. `ids` int32 [B, T] hold prompt and text; the first `lengths` int32 [B]
+of each row count.
 """
 
 from __future__ import annotations
@@ -12,154 +13,194 @@ import tensorflow as tf
 
 from tfllm.generation.config import NO_ID, BatchedConfig, GraphFlags
 
-# As good as minus infinity, but finite: if everything is barred, something can still be chosen.
-BARRED = -1e30
+# As good as minus infinity, but finite: if every token is masked, one can still be chosen.
+MASKED = -1e30
 
 
-def penalised(
+def apply_penalties(
     logits: tf.Tensor,
     ids: tf.Tensor,
     lengths: tf.Tensor,
     prompt_lengths: tf.Tensor,
-    rows: BatchedConfig,
-    features: GraphFlags,
+    config: BatchedConfig,
+    flags: GraphFlags,
 ) -> tf.Tensor:
-    """All penalties in the order of transformers' logits processors, after which ids without a
-    token are barred."""
+    """Apply all processors in the order of transformers, then mask ids without a token.
+
+    Args:
+        logits: float32 [B, V].
+        ids: int32 [B, T], prompt and text.
+        lengths: int32 [B], tokens of prompt and text.
+        prompt_lengths: int32 [B].
+        config: The settings of each row.
+        flags: Which processors the graph has.
+
+    Returns:
+        float32 [B, V].
+    """
     vocabulary_size = logits.shape[-1]
-    if features.penalties:
-        seen = counts(ids, tf.zeros_like(lengths), lengths, vocabulary_size) > 0
-        logits = repetition(logits, seen, rows.repetition_penalty)
-        times = counts(ids, prompt_lengths, lengths, vocabulary_size)
-        logits = presence_and_frequency(
-            logits, times, rows.presence_penalty, rows.frequency_penalty
+    if flags.penalties:
+        seen = token_counts(ids, tf.zeros_like(lengths), lengths, vocabulary_size) > 0
+        logits = penalize_repetition(logits, seen, config.repetition_penalty)
+        counts = token_counts(ids, prompt_lengths, lengths, vocabulary_size)
+        logits = penalize_presence_and_frequency(
+            logits, counts, config.presence_penalty, config.frequency_penalty
         )
-    if features.max_ngram_size:
-        logits = no_repeat_ngram_size(
-            logits, ids, lengths, rows.no_repeat_ngram_size, features.max_ngram_size
+    if flags.max_ngram_size:
+        logits = mask_repeated_ngrams(
+            logits, ids, lengths, config.no_repeat_ngram_size, flags.max_ngram_size
         )
-    if features.max_bad_word_length:
-        logits = bad_words_ids(
-            logits, ids, lengths, rows.bad_words_ids, features.max_bad_word_length
+    if flags.max_bad_word_length:
+        logits = mask_bad_words(
+            logits, ids, lengths, config.bad_words_ids, flags.max_bad_word_length
         )
-    written = lengths - prompt_lengths
-    if features.min_new_tokens:
-        early = tf.logical_and(rows.eos_token_id >= 0, (written < rows.min_new_tokens)[:, None])
-        logits = _barred(logits, tf.maximum(rows.eos_token_id, 0), early)
-    if features.token_ranges:
-        logits = known(logits, features.token_ranges)
-    if features.forced_tokens:
-        logits = forced(logits, rows.forced_bos_token_id, tf.equal(written, 0))
-        logits = forced(logits, rows.forced_eos_token_id, tf.equal(lengths + 1, rows.max_length))
+    new_tokens = lengths - prompt_lengths
+    if flags.min_new_tokens:
+        too_short = (new_tokens < config.min_new_tokens)[:, None]
+        match = tf.logical_and(config.eos_token_id >= 0, too_short)
+        logits = _mask_ids(logits, tf.maximum(config.eos_token_id, 0), match)
+    if flags.token_ranges:
+        logits = keep_token_ranges(logits, flags.token_ranges)
+    if flags.forced_tokens:
+        is_last = tf.equal(lengths + 1, config.max_length)
+        logits = force_token(logits, config.forced_bos_token_id, tf.equal(new_tokens, 0))
+        logits = force_token(logits, config.forced_eos_token_id, is_last)
     return logits
 
 
-def counts(ids: tf.Tensor, start: tf.Tensor, end: tf.Tensor, vocabulary_size: int) -> tf.Tensor:
-    """How often each token stands in ids[start:end] of its row: int32 [B, V]."""
-    place = tf.range(tf.shape(ids)[1])[None]
-    inside = tf.logical_and(place >= start[:, None], place < end[:, None])
-    return _scattered(ids, tf.cast(inside, tf.int32), vocabulary_size)
+def token_counts(
+    ids: tf.Tensor, start: tf.Tensor, end: tf.Tensor, vocabulary_size: int
+) -> tf.Tensor:
+    """How often each token occurs in ids[start:end] of its row: int32 [B, V]."""
+    position = tf.range(tf.shape(ids)[1])[None]
+    inside = tf.logical_and(position >= start[:, None], position < end[:, None])
+    return _scatter_sum(ids, tf.cast(inside, tf.int32), vocabulary_size)
 
 
-def repetition(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor) -> tf.Tensor:
-    """Keskar et al. 2019 (CTRL), with transformers' rule for negative logits.
+def penalize_repetition(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor) -> tf.Tensor:
+    """The repetition penalty of Keskar et al. 2019 (CTRL), with transformers' rule for negative
+    logits.
 
-    `seen` bool [B, V]; `penalty` float32 [B], 1 for none.
+    Args:
+        logits: float32 [B, V].
+        seen: bool [B, V], the tokens that occur in prompt or text.
+        penalty: float32 [B]; 1 is none.
     """
     penalty = penalty[:, None]
-    less = tf.where(logits < 0, logits * penalty, logits / penalty)
-    return tf.where(seen, less, logits)
+    penalized = tf.where(logits < 0, logits * penalty, logits / penalty)
+    return tf.where(seen, penalized, logits)
 
 
-def presence_and_frequency(
-    logits: tf.Tensor, written: tf.Tensor, presence: tf.Tensor, frequency: tf.Tensor
+def penalize_presence_and_frequency(
+    logits: tf.Tensor, counts: tf.Tensor, presence: tf.Tensor, frequency: tf.Tensor
 ) -> tf.Tensor:
     """The two penalties of OpenAI's API, over the text without the prompt.
 
-    `written` int32 [B, V]: how often the text holds each token.
+    Args:
+        logits: float32 [B, V].
+        counts: int32 [B, V], how often the text contains each token.
+        presence: float32 [B].
+        frequency: float32 [B].
     """
-    times = tf.cast(written, tf.float32)
-    return logits - frequency[:, None] * times - presence[:, None] * tf.minimum(times, 1.0)
+    counts = tf.cast(counts, tf.float32)
+    return logits - frequency[:, None] * counts - presence[:, None] * tf.minimum(counts, 1.0)
 
 
-def no_repeat_ngram_size(
-    logits: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, sizes: tf.Tensor, largest: int
+def mask_repeated_ngrams(
+    logits: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, sizes: tf.Tensor, max_size: int
 ) -> tf.Tensor:
-    """Bars every token that would write an n-gram of the row a second time.
+    """Mask every token that would complete an n-gram of the row a second time.
 
-    `sizes` int32 [B] are the n of each row, at most `largest`; 0 bars nothing. A token at place j
-    is barred when the n - 1 tokens before it are the last n - 1 tokens of the row.
+    A token at position j is masked when the n - 1 tokens before it are the last n - 1 tokens of the
+    row.
+
+    Args:
+        logits: float32 [B, V].
+        ids: int32 [B, T].
+        lengths: int32 [B].
+        sizes: int32 [B], the n of each row; 0 masks nothing.
+        max_size: The largest of `sizes`.
     """
     total = tf.shape(ids)[1]
-    place = tf.range(total)[None]
+    position = tf.range(total)[None]
     sizes = sizes[:, None]
-    match = tf.logical_and(place < lengths[:, None], tf.logical_and(place >= sizes - 1, sizes > 0))
-    for back in range(largest - 1):
+    match = tf.logical_and(
+        position < lengths[:, None], tf.logical_and(position >= sizes - 1, sizes > 0)
+    )
+    for back in range(max_size - 1):
         before = tf.pad(ids, [[0, 0], [back + 1, 0]], constant_values=NO_ID)[:, :total]
         same = tf.equal(before, _from_end(ids, lengths, back)[:, None])
         match = tf.logical_and(match, tf.logical_or(same, sizes - 1 <= back))
-    return _barred(logits, ids, match)
+    return _mask_ids(logits, ids, match)
 
 
-def bad_words_ids(
-    logits: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, words: tf.Tensor, longest: int
+def mask_bad_words(
+    logits: tf.Tensor, ids: tf.Tensor, lengths: tf.Tensor, words: tf.Tensor, max_length: int
 ) -> tf.Tensor:
-    """Bars the last token of a bad word whose other tokens are the last ones of the row.
+    """Mask the last token of a bad word whose other tokens are the last ones of the row.
 
-    `words` int32 [B, W, N] with N = `longest`, filled up with NO_ID from the left.
+    Args:
+        logits: float32 [B, V].
+        ids: int32 [B, T].
+        lengths: int32 [B].
+        words: int32 [B, W, N], padded on the left with NO_ID.
+        max_length: N.
     """
-    last = words[:, :, longest - 1]
+    last = words[:, :, max_length - 1]
     match = last >= 0
-    for back in range(longest - 1):
-        wanted = words[:, :, longest - 2 - back]
-        same = tf.equal(wanted, _from_end(ids, lengths, back)[:, None])
-        match = tf.logical_and(match, tf.logical_or(wanted < 0, same))
-    return _barred(logits, tf.maximum(last, 0), match)
+    for back in range(max_length - 1):
+        expected = words[:, :, max_length - 2 - back]
+        same = tf.equal(expected, _from_end(ids, lengths, back)[:, None])
+        match = tf.logical_and(match, tf.logical_or(expected < 0, same))
+    return _mask_ids(logits, tf.maximum(last, 0), match)
 
 
-def known(logits: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
-    """Bars the ids outside of half-open ranges, which rise: rows of a padded table of embeddings.
+def keep_token_ranges(logits: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
+    """Mask the ids outside of half-open, rising ranges: the padding of an embedding table.
 
-    By slices, so that a file holds no table of ids for it.
+    It works by slices, so that an exported file contains no table of ids for it.
     """
     size, begin = logits.shape[-1], 0
     parts: list[tf.Tensor] = []
     for start, stop in [*ranges, (size, size)]:
         if start > begin:
-            parts.append(tf.zeros_like(logits[:, begin:start]) + BARRED)
+            parts.append(tf.zeros_like(logits[:, begin:start]) + MASKED)
         if stop > start:
             parts.append(logits[:, start:stop])
         begin = stop
     return tf.concat(parts, axis=1)
 
 
-def forced(logits: tf.Tensor, ids: tf.Tensor, now: tf.Tensor) -> tf.Tensor:
-    """The token `ids` int32 [B] alone, with logit 0, in rows that `now` bool [B] names.
+def force_token(logits: tf.Tensor, ids: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Mask all tokens but one, which gets logit 0.
 
-    NO_ID forces nothing.
+    Args:
+        logits: float32 [B, V].
+        ids: int32 [B], the token of each row; NO_ID forces none.
+        rows: bool [B], the rows in which it is forced.
     """
-    now = tf.logical_and(now, ids >= 0)[:, None]
-    right = tf.equal(tf.range(logits.shape[-1])[None], ids[:, None])
-    return tf.where(now, tf.where(right, 0.0, BARRED), logits)
+    rows = tf.logical_and(rows, ids >= 0)[:, None]
+    is_forced = tf.equal(tf.range(logits.shape[-1])[None], ids[:, None])
+    return tf.where(rows, tf.where(is_forced, 0.0, MASKED), logits)
 
 
 def _from_end(ids: tf.Tensor, lengths: tf.Tensor, back: int) -> tf.Tensor:
     """The token `back` before the last of each row [B]; NO_ID - 1, which equals none, before it."""
-    place = lengths - 1 - back
-    token = tf.gather(ids, tf.maximum(place, 0), batch_dims=1)
-    return tf.where(place >= 0, token, NO_ID - 1)
+    position = lengths - 1 - back
+    token = tf.gather(ids, tf.maximum(position, 0), batch_dims=1)
+    return tf.where(position >= 0, token, NO_ID - 1)
 
 
-def _barred(logits: tf.Tensor, ids: tf.Tensor, match: tf.Tensor) -> tf.Tensor:
-    hits = _scattered(ids, tf.cast(match, tf.int32), logits.shape[-1])
-    return tf.where(hits > 0, BARRED, logits)
+def _mask_ids(logits: tf.Tensor, ids: tf.Tensor, match: tf.Tensor) -> tf.Tensor:
+    hits = _scatter_sum(ids, tf.cast(match, tf.int32), logits.shape[-1])
+    return tf.where(hits > 0, MASKED, logits)
 
 
-def _scattered(ids: tf.Tensor, values: tf.Tensor, vocabulary_size: int) -> tf.Tensor:
+def _scatter_sum(ids: tf.Tensor, values: tf.Tensor, vocabulary_size: int) -> tf.Tensor:
     """Sums of `values` int32 [B, N] at the tokens `ids` [B, N] of each row: int32 [B, V]."""
     batch = tf.shape(ids)[0]
     row = tf.broadcast_to(tf.range(batch)[:, None], tf.shape(ids))
     # An id beyond the vocabulary, which a caller may name as a bad word, counts for nothing.
-    known = tf.cast(ids < vocabulary_size, tf.int32)
-    indices = tf.stack([row, ids * known], axis=-1)
-    return tf.scatter_nd(indices, values * known, [batch, vocabulary_size])
+    valid = tf.cast(ids < vocabulary_size, tf.int32)
+    indices = tf.stack([row, ids * valid], axis=-1)
+    return tf.scatter_nd(indices, values * valid, [batch, vocabulary_size])

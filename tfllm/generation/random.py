@@ -22,28 +22,29 @@ SALT = 0x9E3779B9  # 2^32 divided by the golden ratio: keeps seed 0 away from mi
 MIXING = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, None))
 
 RANDOM_BITS = 30  # of `uniform`
-LARGEST_TOTAL = 2**30  # of `below`
 HALF_BITS = 15
 HALF = 1 << HALF_BITS
 
 
 def uniform(seed: tf.Tensor, row: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """int32 in [0, 2^30), one for each entry of the int32 arguments, which broadcast."""
+    """Draw int32 numbers in [0, 2^30), one for each entry of the int32 arguments (broadcast)."""
     shift = tf.constant(32 - RANDOM_BITS, tf.uint32)
     return tf.bitcast(tf.bitwise.right_shift(bits(seed, row, position), shift), tf.int32)
 
 
 def bits(seed: tf.Tensor, row: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """uint32, one for each entry of the int32 arguments, which broadcast."""
+    """Random uint32 bits, one for each entry of the int32 arguments, which broadcast."""
     value = _mix(_xor(_unsigned(seed), tf.constant(SALT, tf.uint32)))
     value = _mix(_xor(value, _unsigned(row)))
     return _mix(_xor(value, _unsigned(position)))
 
 
 def below(number: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
-    """int32 in [0, total): floor(number * total / 2^30), exactly, without 64-bit integers.
+    """Scale a draw to [0, total): floor(number * total / 2^30), exact without 64-bit integers.
 
-    `number` int32 in [0, 2^30) is a draw of `uniform`; `total` int32 in [1, 2^30].
+    Args:
+        number: int32 in [0, 2^30), a draw of `uniform`.
+        total: int32 in [1, 2^30].
     """
     number_high, number_low = _halves(number)
     total_high, total_low = _halves(total)

@@ -1,67 +1,78 @@
-"""Sources to texts with an encoder-decoder's checkpoint: translation, summarization.
+"""Sources to texts with an encoder-decoder: translation, summarization.
 
-writer = TextToText(checkpoint)
-for text in writer.generate(["Ein Haus am See."]):
+generator = Seq2SeqGenerator(checkpoint)
+for text in generator.generate(["Ein Haus am See."]):
     print(text.score, text.text)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError
+from tfllm.generation import encoder_output as encoder_outputs
+from tfllm.generation.checkpoint_config import checkpoint_config
 from tfllm.generation.config import GenerationConfig
-from tfllm.generation.defaults import defaults_of
-from tfllm.generation.engine import OnToken, Result
-from tfllm.generation.text_generator import OnText, Text, TextGenerator, Truncate
-from tfllm.models.encoder_decoder import get_encoder_decoder
-from tfllm.tokenizers.streaming import TextStream
+from tfllm.generation.engine import Engine
+from tfllm.generation.text_generator import GeneratedText, OnText, TextGenerator, Truncate
+from tfllm.generation.token_generator import GenerationResult, Ids, OnToken
+from tfllm.models.encoder_decoder import EncoderDecoder, get_encoder_decoder
+from tfllm.tasks.seq2seq import Seq2Seq, source_of
 
-if TYPE_CHECKING:
-    from tfllm.models.encoder_decoder import EncoderDecoder
+BATCHES_AT_ONCE = 8  # given to the engine at once: rows that end make room for others
 
 
-class TextToText(TextGenerator):
-    """Writes texts after sources. One thread at a time may use it."""
+class Seq2SeqGenerator(TextGenerator):
+    """Generates texts from sources. One thread at a time may use it."""
 
     generates = "target"
-    given = "after sources"
-    instead = "Give an encoder-decoder (transformer, t5, bart), or use tfllm predict."
+    purpose = "after sources"
+    advice = "Give an encoder-decoder (transformer, t5, bart), or use tfllm predict."
 
-    def defaults(self, **given: Any) -> GenerationConfig:
-        """The checkpoint's own settings with `given` ones in their place; see `defaults_of`."""
-        return defaults_of(self.checkpoint, **given)
+    def generation_config(self, **overrides: Any) -> GenerationConfig:
+        """The checkpoint's own settings with overrides; see `checkpoint_config`."""
+        return checkpoint_config(self.checkpoint, **overrides)
 
     def generate(
         self,
         prompts: Sequence[str],
-        settings: GenerationConfig | None = None,
+        config: GenerationConfig | None = None,
         *,
         stop: Sequence[str] = (),
         truncate: Truncate | None = None,
         on_text: OnText | None = None,
-    ) -> list[Text]:
-        """`num_return_sequences` texts for each source, in order, best first; each knows its
-        source as `prompt`, and its `score` where beam search found it.
+    ) -> list[GeneratedText]:
+        """Generate `num_return_sequences` texts from each source.
 
-        `settings` are the checkpoint's own if unset. `truncate` "right" drops the end of a source
-        that is too long. Raises SettingError for a source that is empty or too long.
+        Args:
+            prompts: The sources.
+            config: The settings; unset: the checkpoint's own.
+            stop: A text ends before the first of these strings.
+            truncate: "right" drops the end of a source that is too long.
+            on_text: Called with every piece of text as soon as it is certain.
+
+        Returns:
+            The texts in the order of the sources, best first. Each has its source as `prompt`, and
+            a `score` where beam search found it.
+
+        Raises:
+            SettingError: A source is empty or too long.
         """
-        ids = [self.encode(prompt, settings, truncate) for prompt in prompts]
-        settings = settings or self.defaults()
-        return self.continued(ids, settings, stop=stop, on_text=on_text, prompts=prompts)
+        config = config or self.generation_config()
+        return super().generate(prompts, config, stop=stop, truncate=truncate, on_text=on_text)
 
-    def encode(
+    def encode_prompt(
         self,
         prompt: str,
-        settings: GenerationConfig | None = None,
+        config: GenerationConfig | None = None,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """A source's tokens, the task's prefix before it. Raises SettingError."""
+        """A source's token ids, the task's prefix before it. Raises SettingError."""
         if truncate == "left":
             raise SettingError(
                 "--truncate left: a source is cut at its end, so that its beginning and the token "
@@ -70,7 +81,7 @@ class TextToText(TextGenerator):
         if not prompt.strip():
             raise SettingError("the source is empty. Give at least one character.")
         text = getattr(self.checkpoint.task, "prefix", "") + prompt
-        longest = self.longest_source
+        longest = self.max_source_length
         if truncate == "right":
             return self.tokenizer.encode(text, max_length=longest).ids
         ids = self.tokenizer.encode_ids([text])[0]
@@ -81,97 +92,149 @@ class TextToText(TextGenerator):
             )
         return ids
 
-    @property
-    def longest_source(self) -> int:
-        """Tokens of a source that are read at most: as the task says."""
-        model = self.engine.decoder
-        window = getattr(model, "longest_source", model.max_sequence_length)
-        return min(window, getattr(self.checkpoint.task, "source_length", window))
-
-    def alignments(
-        self, texts: Sequence[Text], truncate: Truncate | None = None
-    ) -> list[np.ndarray]:
-        """Where each token of a text looked: float32 [T, S], rows sum to 1.
-
-        S are the tokens of the source, special ones included, and T those that the text's own
-        tokens are; the last layer's attention to the source, averaged over heads.
-        """
-        targets = [text.token_ids for text in texts]
-        given = [self.encode(text.prompt, None, truncate) for text in texts]
-        return alignments(self.engine.decoder, self.start_id, given, targets)
-
-    @property
-    def start_id(self) -> int:
-        """The decoder's first token: as the task was trained, else as the checkpoint says."""
-        named = getattr(self.checkpoint.task, "start_id", None)
-        start = self.checkpoint.decoder_start_token_id if named is None else named
-        assert start is not None
-        return start
-
-    def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token ids of words that must not appear."""
-        target = self.tokenizer.target
-        forms = [form for word in words for form in (word, f" {word}")]
-        found = target.encode_ids(forms, add_special_tokens=False) if forms else []
-        return tuple(dict.fromkeys(tuple(ids) for ids in found if ids))
-
-    def chat(
+    def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        settings: GenerationConfig,
+        config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
         """Raises SettingError: these models read one text."""
         raise SettingError("this model answers a source and holds no conversation. Give 'source'.")
 
-    def check(self, ids: Sequence[int]) -> None:
-        """Raises SettingError for tokens that cannot be read."""
-        self.engine.check_source(ids)
-
-    def cut(self, ids: list[int], settings: GenerationConfig) -> list[int]:
-        """Sources are cut as they are encoded."""
+    def truncate(self, ids: list[int], config: GenerationConfig) -> list[int]:
+        """Sources are truncated as they are encoded."""
         return ids
 
-    def _model(self, checkpoint: Checkpoint) -> Any:
+    def check_prompt(self, ids: Ids) -> None:
+        """Raises SettingError for tokens that cannot be read."""
+        self.engine.limits.check_source(ids)
+
+    @property
+    def max_source_length(self) -> int:
+        """Maximum number of tokens of a source, as the task says."""
+        limits = self.engine.limits
+        window = limits.max_source_length or limits.max_sequence_length
+        return min(window, getattr(self.checkpoint.task, "source_length", window))
+
+    @property
+    def start_id(self) -> int:
+        """The decoder's first token: as the task was trained, else as the checkpoint says."""
+        task_start = getattr(self.checkpoint.task, "start_id", None)
+        start = self.checkpoint.decoder_start_token_id if task_start is None else task_start
+        assert start is not None
+        return start
+
+    def alignments(
+        self, texts: Sequence[GeneratedText], truncate: Truncate | None = None
+    ) -> list[np.ndarray]:
+        """The attention of each text's tokens to its source.
+
+        Args:
+            texts: Texts that this generator has generated.
+            truncate: As the sources were truncated then.
+
+        Returns:
+            For each text float32 [T, S], rows sum to 1: the last layer's cross-attention weights,
+            averaged over heads. S are the tokens of the source, special ones included, and T the
+            text's own.
+        """
+        assert isinstance(self.engine, Engine)
+        assert isinstance(self.engine.decoder, EncoderDecoder)
+        targets = [text.token_ids for text in texts]
+        sources = [self.encode_prompt(text.prompt, None, truncate) for text in texts]
+        return alignments(self.engine.decoder, self.start_id, sources, targets)
+
+    def _decoder(self, checkpoint: Checkpoint) -> EncoderDecoder:
         return get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
 
-    def _stream(self) -> TextStream:
-        return TextStream(self.tokenizer.target)
-
-    def _context(self, ids: Sequence[int]) -> Sequence[int]:
+    def _context(self, ids: Ids) -> Ids:
         return ()
 
-    def _written(
+    def _generate_tokens(
         self,
-        ids: Sequence[Sequence[int]],
-        settings: GenerationConfig,
+        ids: Sequence[Ids],
+        config: GenerationConfig,
         on_token: OnToken | None,
         steps: int | None,
-    ) -> list[Result]:
+    ) -> list[GenerationResult]:
         prompts = [[self.start_id] for _ in ids]
-        return self.engine.generate(prompts, settings, on_token, steps=steps, sources=ids)
+        return self.engine.generate(prompts, config, on_token, steps=steps, sources=ids)
 
 
 def alignments(
-    model: EncoderDecoder,
-    start_id: int,
-    given: Sequence[Sequence[int]],
-    targets: Sequence[Sequence[int]],
+    model: EncoderDecoder, start_id: int, sources: Sequence[Ids], targets: Sequence[Ids]
 ) -> list[np.ndarray]:
-    """See `TextToText.alignments`; for ids of sources and targets."""
-    import tensorflow as tf
-
-    from tfllm.generation import source as sources
-
-    found = []
-    for ids, target in zip(given, targets, strict=True):
-        if not target:
-            found.append(np.zeros([0, len(ids)], np.float32))
+    """`Seq2SeqGenerator.alignments` for token ids of sources and targets."""
+    results = []
+    for source_ids, target_ids in zip(sources, targets, strict=True):
+        if not target_ids:
+            results.append(np.zeros([0, len(source_ids)], np.float32))
             continue
-        seen: list[Any] = []
-        source = sources.read(model, tf.constant([list(ids)]), tf.constant([len(ids)]))
-        row = tf.constant([[start_id, *target[:-1]]])
-        places = tf.range(row.shape[1])[None]
-        sources.after(model, source, seen)(row, places, places[:, None] <= places[:, :, None])
-        found.append(sources.mean_alignment(seen)[0].numpy())
-    return found
+        weights: list[tf.Tensor] = []
+        source = encoder_outputs.encode(
+            model, tf.constant([list(source_ids)]), tf.constant([len(source_ids)])
+        )
+        token_ids = tf.constant([[start_id, *target_ids[:-1]]])
+        positions = tf.range(token_ids.shape[1])[None]
+        decoder = encoder_outputs.with_encoder_output(model, source, weights)
+        decoder(token_ids, positions, positions[:, None] <= positions[:, :, None])
+        results.append(encoder_outputs.mean_alignment(weights)[0].numpy())
+    return results
+
+
+def predict_targets(
+    generator: Seq2SeqGenerator,
+    examples: Sequence[Mapping[str, Any]],
+    config: GenerationConfig,
+    *,
+    truncate: bool | None = None,
+    batch_size: int = 32,
+    progress: Callable[[float], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Generate the targets of a seq2seq task's examples, sources of like length together.
+
+    Args:
+        generator: The generator of the task's model.
+        examples: Examples with a `source`; an empty one has the empty text.
+        config: The settings.
+        truncate: In place of the task's own setting.
+        batch_size: Sources that are read together.
+        progress: Called with the number of examples done since the last call.
+
+    Returns:
+        For each example `{"text"}`, with `score` where beam search found it, and with `candidates`,
+        the same of each, where several are asked for.
+
+    Raises:
+        DataError: A source is too long; it names file and line.
+    """
+    task = generator.checkpoint.task
+    assert isinstance(task, Seq2Seq)
+    predictions: list[dict[str, Any]] = [{"text": ""} for _ in examples]
+    ids = task.encode_sources(examples, generator.tokenizer, truncate)
+    nonempty = [index for index, example in enumerate(examples) if source_of(example).strip()]
+    order = sorted(nonempty, key=lambda index: -len(ids[index]))
+    generator.engine.max_batch_size = batch_size * config.num_beams
+    count = config.num_return_sequences
+    for start in range(0, len(order), BATCHES_AT_ONCE * batch_size):
+        indices = order[start : start + BATCHES_AT_ONCE * batch_size]
+        texts = generator.generate_from_ids(
+            [ids[index].tolist() for index in indices],
+            config,
+            prompts=[source_of(examples[index]) for index in indices],
+        )
+        for position, index in enumerate(indices):
+            predictions[index] = _prediction(texts[position * count : (position + 1) * count])
+        if progress:
+            progress(len(indices))
+    if progress:
+        progress(len(examples) - len(nonempty))
+    return predictions
+
+
+def _prediction(texts: Sequence[GeneratedText]) -> dict[str, Any]:
+    candidates = [
+        {"text": text.text} | ({} if text.score is None else {"score": float(text.score)})
+        for text in texts
+    ]
+    return candidates[0] | ({"candidates": candidates} if len(candidates) > 1 else {})

@@ -1,4 +1,4 @@
-"""Prompts to texts with a checkpoint: tokens in and out of the engine, stop strings, streaming.
+"""Prompts to texts with a causal language model: tokenizing, stop strings, streaming.
 
 generator = TextGenerator(checkpoint)
 generator.generate(["Once upon a time"], GenerationConfig(max_new_tokens=50))[0].text
@@ -10,33 +10,45 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tfllm.checkpoints import store
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError
-from tfllm.generation import cpu_decoding
+from tfllm.generation.checkpoint_config import GenerationSource
 from tfllm.generation.config import GenerationConfig, generation_config
-from tfllm.generation.engine import ROWS, Engine, OnToken, Result
-from tfllm.models.decoder import get_decoder
+from tfllm.generation.cpu_decoding import optimize_for_cpu
+from tfllm.generation.engine import Engine
+from tfllm.generation.token_generator import (
+    MAX_BATCH_SIZE,
+    GenerationResult,
+    Ids,
+    OnToken,
+    TokenGenerator,
+)
+from tfllm.models.decoder import Decoder, get_decoder
+from tfllm.models.encoder_decoder import EncoderDecoder
 from tfllm.tokenizers.base import valid_id_ranges
 from tfllm.tokenizers.streaming import TextStream
 
-# on_text(number of the text, piece): called as soon as a piece is certain.
 OnText = Callable[[int, str], None]
+"""on_text(index of the text, piece): called as soon as a piece is certain."""
 Truncate = Literal["left", "right"]
 
 CONTEXT = 8  # tokens of a prompt that decide how the text after it begins (with a space or not)
 
 
 @dataclass(frozen=True)
-class Text:
-    """One text that was written."""
+class GeneratedText:
+    """One generated text."""
 
     prompt: str
     text: str
     """Without the prompt, and without the stop string."""
     token_count: int
-    """Tokens written, those of a stop string included; a stop id does not count."""
+    """Tokens generated, those of a stop string included; an end-of-sequence token does not
+    count."""
     finish_reason: str
-    """"stop": a stop string or stop id; "length": max_new_tokens or the model's window."""
+    """"stop": a stop string or an end-of-sequence token; "length": max_new_tokens or the model's
+    context window."""
     log_probabilities: list[float]
     """Of each token, under the model itself."""
     score: float | None = None
@@ -46,117 +58,137 @@ class Text:
 
 
 class TextGenerator:
-    """Writes texts with the model of one checkpoint. One thread at a time may use it."""
+    """Generates texts with one causal language model. One thread at a time may use it."""
 
     generates = "continuation"
-    given = "after prompts"
-    instead = "Give a causal language model, or use tfllm predict."
+    purpose = "after prompts"
+    advice = "Give a causal language model, or use tfllm predict."
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: GenerationSource,
         *,
-        max_rows: int = ROWS,
-        engine: Engine | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
+        engine: TokenGenerator | None = None,
         precision: str = "float32",
     ):
-        """`engine` writes the tokens in place of the checkpoint's model: an exported file's does.
+        """Open a checkpoint for generation.
 
-        `precision` "bfloat16" changes the checkpoint's model: see `products.in_bfloat16`. Raises
-        SettingError where the checkpoint's task is not to write text.
+        Args:
+            checkpoint: A Checkpoint, or with an `engine` an exported file.
+            max_batch_size: Texts that are generated together.
+            engine: Generates the tokens in place of the checkpoint's model: an exported file.
+            precision: "float32" or "bfloat16", see `cpu_decoding.optimize_for_cpu`.
+
+        Raises:
+            SettingError: The checkpoint's task is not to generate text.
         """
         if checkpoint.task.generates != self.generates:
             raise SettingError(
                 f"This model is for {checkpoint.task.kind.replace('_', ' ')} and cannot write "
-                f"text {self.given}. {self.instead}"
+                f"text {self.purpose}. {self.advice}"
             )
         self.checkpoint = checkpoint
         self.tokenizer = checkpoint.tokenizer
         if engine is None:
-            made = self._model(checkpoint)
-            engine = Engine(cpu_decoding.prepared(made, precision), max_rows=max_rows)
+            assert isinstance(checkpoint, Checkpoint)
+            decoder = optimize_for_cpu(self._decoder(checkpoint), precision)
+            engine = Engine(decoder, max_batch_size=max_batch_size)
         self.engine = engine
-        engine.known = valid_id_ranges(self.tokenizer.target, engine.decoder.vocabulary_size)
+        engine.token_ranges = valid_id_ranges(self.tokenizer.target, engine.limits.vocabulary_size)
 
     def generate(
         self,
         prompts: Sequence[str],
-        settings: GenerationConfig,
+        config: GenerationConfig,
         *,
         stop: Sequence[str] = (),
         truncate: Truncate | None = None,
         on_text: OnText | None = None,
-    ) -> list[Text]:
-        """`num_return_sequences` texts for each prompt, in order.
+    ) -> list[GeneratedText]:
+        """Generate `num_return_sequences` texts after each prompt.
 
-        A text ends before the first of the `stop` strings, at a stop id of the settings or of the
-        model, or after `max_new_tokens`. `truncate` "left" drops the beginning of a prompt that is
-        too long. Raises SettingError for a prompt that cannot be continued.
+        Args:
+            prompts: The prompts.
+            config: The settings. The model's own end-of-sequence tokens end a text too.
+            stop: A text ends before the first of these strings.
+            truncate: "left" drops the beginning of a prompt that is too long.
+            on_text: Called with every piece of text as soon as it is certain.
+
+        Returns:
+            The texts in the order of the prompts.
+
+        Raises:
+            SettingError: A prompt cannot be continued.
         """
-        ids = [self.encode(prompt, settings, truncate) for prompt in prompts]
-        return self.continued(ids, settings, stop=stop, on_text=on_text, prompts=prompts)
+        ids = [self.encode_prompt(prompt, config, truncate) for prompt in prompts]
+        return self.generate_from_ids(ids, config, stop=stop, on_text=on_text, prompts=prompts)
 
-    def continued(
+    def generate_examples(
         self,
-        ids: Sequence[Sequence[int]],
-        settings: GenerationConfig,
+        examples: Sequence[Mapping[str, Any]],
+        config: GenerationConfig,
+        *,
+        stop: Sequence[str] = (),
+        truncate: Truncate | None = None,
+        on_text: OnText | None = None,
+    ) -> list[GeneratedText]:
+        """Generate after examples with a `prompt` or a conversation under `messages`.
+
+        For the other arguments see `generate`. Raises SettingError, which begins with the example's
+        `_where`, for a prompt that cannot be continued.
+        """
+        ids = [self.encode_example(example, config, truncate) for example in examples]
+        prompts = None
+        if all("prompt" in example for example in examples):
+            prompts = [example["prompt"] for example in examples]
+        return self.generate_from_ids(ids, config, stop=stop, on_text=on_text, prompts=prompts)
+
+    def generate_from_ids(
+        self,
+        ids: Sequence[Ids],
+        config: GenerationConfig,
         *,
         stop: Sequence[str] = (),
         on_text: OnText | None = None,
         prompts: Sequence[str] | None = None,
-    ) -> list[Text]:
-        """The same for prompts that are tokens. Their texts are `prompts`; without them every
-        text begins by itself, without the space that may separate it from its prompt."""
+    ) -> list[GeneratedText]:
+        """Generate after prompts that are token ids.
+
+        `prompts` are the texts of the ids; without them every text begins by itself, without the
+        space that may separate it from its prompt. For the other arguments see `generate`.
+        """
         if any(not text for text in stop):
             raise SettingError("--stop: an empty text ends every text at once. Leave it out.")
-        each = settings.num_return_sequences
-        listeners = [
-            Listener(self._stream(), stop, self._context(ids[number // each]) if prompts else ())
-            for number in range(len(ids) * each)
+        count = config.num_return_sequences
+        streams = [
+            StopStringStream(
+                self._text_stream(), stop, self._context(ids[index // count]) if prompts else ()
+            )
+            for index in range(len(ids) * count)
         ]
 
-        def on_token(number: int, token: int, _: float) -> bool:
-            piece = listeners[number].push(token)
+        def on_token(index: int, token: int, _: float) -> bool:
+            piece = streams[index].push(token)
             if piece and on_text:
-                on_text(number, piece)
-            return listeners[number].stopped
+                on_text(index, piece)
+            return streams[index].stopped
 
-        listens = on_text is not None or bool(stop)
-        results = self._written(
-            ids,
-            self.with_eos_token_id(settings),
-            on_token if listens else None,
-            1 if on_text else None,
+        config = self.with_eos_token_id(config)
+        listens = bool(stop) or on_text is not None
+        results = self._generate_tokens(
+            ids, config, on_token if listens else None, None if on_text is None else 1
         )
         texts = []
-        for number, (listener, result) in enumerate(zip(listeners, results, strict=True)):
-            prompt = prompts[number // each] if prompts else ""
-            texts.append(self._ended(number, prompt, listener, result, on_text))
+        for index, (stream, result) in enumerate(zip(streams, results, strict=True)):
+            prompt = prompts[index // count] if prompts else ""
+            texts.append(_finish_text(index, prompt, stream, result, on_text))
         return texts
 
-    def _model(self, checkpoint: Checkpoint) -> Any:
-        return get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-
-    def _stream(self) -> TextStream:
-        return TextStream(self.tokenizer)
-
-    def _context(self, ids: Sequence[int]) -> Sequence[int]:
-        """Tokens before a text that decide how it begins."""
-        return ids[-CONTEXT:]
-
-    def _written(
-        self,
-        ids: Sequence[Sequence[int]],
-        settings: GenerationConfig,
-        on_token: OnToken | None,
-        steps: int | None,
-    ) -> list[Result]:
-        return self.engine.generate(ids, settings, on_token, steps=steps)
-
-    def encode(
-        self, prompt: str, settings: GenerationConfig, truncate: Truncate | None = None
+    def encode_prompt(
+        self, prompt: str, config: GenerationConfig, truncate: Truncate | None = None
     ) -> list[int]:
-        """The prompt's tokens. Raises SettingError where they cannot be continued."""
+        """A prompt's token ids. Raises SettingError where they cannot be continued."""
         ids = self.tokenizer.encode_ids([prompt])[0]
         if not ids:
             if self.tokenizer.bos_token_id is None:
@@ -170,90 +202,108 @@ class TextGenerator:
                 "--truncate right: the end of a prompt is what a text goes on from. Write "
                 "--truncate left."
             )
-        return self.cut(ids, settings) if truncate == "left" else ids
+        return self.truncate(ids, config) if truncate == "left" else ids
 
-    def cut(self, ids: list[int], settings: GenerationConfig) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        config: GenerationConfig,
+        truncate: Truncate | None = None,
+    ) -> list[int]:
+        """A conversation's token ids, as the chat template writes it. Raises TokenizerError."""
+        ids = self.tokenizer.apply_chat_template(messages)
+        return self.truncate(ids, config) if truncate == "left" else ids
+
+    def truncate(self, ids: list[int], config: GenerationConfig) -> list[int]:
         """The last tokens, so many that `max_new_tokens` fit; a start token stays in front."""
-        window = self.engine.decoder.max_sequence_length
-        room = max(window - settings.max_new_tokens, 1)
+        room = max(self.engine.limits.max_sequence_length - config.max_new_tokens, 1)
         if len(ids) <= room:
             return ids
         if room > 1 and ids[0] == self.tokenizer.bos_token_id:
             return [ids[0], *ids[-(room - 1) :]]
         return ids[-room:]
 
-    def chat(
+    def check_prompt(self, ids: Ids) -> None:
+        """Raises SettingError for tokens that cannot be continued."""
+        self.engine.limits.check_prompt(ids)
+
+    def generation_config(self, **overrides: Any) -> GenerationConfig:
+        """A config of the overrides that are not None. Raises SettingError."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return generation_config(**given)
+
+    def with_eos_token_id(self, config: GenerationConfig) -> GenerationConfig:
+        """The config with the model's own end-of-sequence tokens added."""
+        ids = dict.fromkeys((*config.eos_token_id, *self.checkpoint.eos_token_id))
+        return config.model_copy(update={"eos_token_id": tuple(ids)})
+
+    def encode_bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """`bad_words_ids` of words, alone and after a space."""
+        forms = [form for word in words for form in (word, f" {word}")]
+        if not forms:
+            return ()
+        rows = self.tokenizer.target.encode_ids(forms, add_special_tokens=False)
+        return tuple(dict.fromkeys(tuple(ids) for ids in rows if ids))
+
+    def encode_example(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        settings: GenerationConfig,
+        example: Mapping[str, Any],
+        config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """A conversation's tokens, as the chat template writes it. Raises TokenizerError."""
-        ids = self.tokenizer.apply_chat_template(messages)
-        return self.cut(ids, settings) if truncate == "left" else ids
+        """The token ids of an example's `prompt`, or of its `messages`.
 
-    def check(self, ids: Sequence[int]) -> None:
-        """Raises SettingError for tokens that cannot be continued."""
-        self.engine.check(ids)
+        Raises SettingError, which begins with the example's `_where`, where they cannot be
+        continued.
+        """
+        try:
+            if "prompt" in example:
+                ids = self.encode_prompt(example["prompt"], config, truncate)
+            else:
+                ids = self.encode_chat(example["messages"], config, truncate)
+            self.check_prompt(ids)
+        except SettingError as error:
+            where = example.get("_where")
+            raise SettingError(f"{where}: {error}" if where else str(error)) from None
+        return ids
 
-    def defaults(self, **given: Any) -> GenerationConfig:
-        """The settings of `given` fields that are not None. Raises SettingError."""
-        return generation_config(
-            **{name: value for name, value in given.items() if value is not None}
-        )
+    def _decoder(self, checkpoint: Checkpoint) -> Decoder | EncoderDecoder:
+        return get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
 
-    def with_eos_token_id(self, settings: GenerationConfig) -> GenerationConfig:
-        """The settings with the model's own stop ids."""
-        stops = dict.fromkeys((*settings.eos_token_id, *self.checkpoint.eos_token_id))
-        return settings.model_copy(update={"eos_token_id": tuple(stops)})
+    def _text_stream(self) -> TextStream:
+        return TextStream(self.tokenizer.target)
 
-    def bad_words_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token ids of words that must not appear, alone and after a space."""
-        forms = [form for word in words for form in (word, f" {word}")]
-        found = self.tokenizer.encode_ids(forms, add_special_tokens=False) if forms else []
-        return tuple(dict.fromkeys(tuple(ids) for ids in found if ids))
+    def _context(self, ids: Ids) -> Ids:
+        """Tokens before a text that decide how it begins."""
+        return ids[-CONTEXT:]
 
-    def _ended(
-        self, number: int, prompt: str, listener: Listener, result: Result, on_text: OnText | None
-    ) -> Text:
-        """The text of a result; what nobody has heard yet (beam search) is heard now."""
-        for token in result.ids[listener.tokens :]:
-            if listener.stopped:
-                break
-            piece = listener.push(token)
-            if piece and on_text:
-                on_text(number, piece)
-        piece = listener.finish()
-        if piece and on_text:
-            on_text(number, piece)
-        return Text(
-            prompt=prompt,
-            text=listener.text,
-            token_count=listener.tokens,
-            finish_reason="stop" if listener.stopped else result.finish_reason,
-            log_probabilities=result.log_probabilities[: listener.tokens],
-            score=result.score,
-            token_ids=tuple(result.ids[: listener.tokens]),
-        )
+    def _generate_tokens(
+        self,
+        ids: Sequence[Ids],
+        config: GenerationConfig,
+        on_token: OnToken | None,
+        steps: int | None,
+    ) -> list[GenerationResult]:
+        return self.engine.generate(ids, config, on_token, steps=steps)
 
 
-class Listener:
+class StopStringStream:
     """Turns the tokens of one text into text, up to a stop string.
 
     A stop string may begin and end inside of tokens. Text that may be the beginning of one is held
-    back until the next token tells.
+    back until the next tokens decide.
     """
 
-    def __init__(self, stream: TextStream, stop: Sequence[str], context: Sequence[int] = ()):
+    def __init__(self, stream: TextStream, stop: Sequence[str], context: Ids = ()):
         """`context` are the last tokens of the prompt."""
         self.stopped = False
-        self.tokens = 0
-        """Pushed so far."""
+        self.token_count = 0
+        """Tokens pushed so far."""
         self._stream = stream
         self._stop = tuple(stop)
         self._longest = max(map(len, self._stop), default=0)
         self._text = ""
-        self._given = 0
+        self._released = 0
         for token in context:
             stream.push(token)
         if context:
@@ -261,48 +311,82 @@ class Listener:
 
     @property
     def text(self) -> str:
-        """What has been given."""
-        return self._text[: self._given]
+        """The text that has been released."""
+        return self._text[: self._released]
 
     def push(self, token: int) -> str:
-        """The text that is certain after one more token; often empty."""
-        self.tokens += 1
-        return self._added(self._stream.push(token))
+        """Add a token; the text that is certain now, often empty."""
+        self.token_count += 1
+        return self._release(self._stream.push(token))
 
     def finish(self) -> str:
         """The text held back, at the end."""
         if self.stopped:
             return ""
-        piece = self._added(self._stream.finish())
+        piece = self._release(self._stream.finish())
         if self.stopped:
             return piece
-        piece += self._text[self._given :]
-        self._given = len(self._text)
+        piece += self._text[self._released :]
+        self._released = len(self._text)
         return piece
 
-    def _added(self, new: str) -> str:
+    def _release(self, new: str) -> str:
         start = max(0, len(self._text) - self._longest + 1)
         self._text += new
-        found = [place for one in self._stop if (place := self._text.find(one, start)) >= 0]
-        if found:
+        matches = [at for text in self._stop if (at := self._text.find(text, start)) >= 0]
+        if matches:
             self.stopped = True
-            self._text = self._text[: min(found)]
-        end = len(self._text) if found else len(self._text) - self._held()
-        piece = self._text[self._given : end]
-        self._given = max(self._given, end)
+            self._text = self._text[: min(matches)]
+        end = len(self._text) if matches else len(self._text) - self._held_back()
+        piece = self._text[self._released : end]
+        self._released = max(self._released, end)
         return piece
 
-    def _held(self) -> int:
+    def _held_back(self) -> int:
         """Characters at the end that are the beginning of a stop string."""
         for length in range(min(self._longest - 1, len(self._text)), 0, -1):
             end = self._text[-length:]
-            if any(one.startswith(end) for one in self._stop):
+            if any(text.startswith(end) for text in self._stop):
                 return length
         return 0
 
 
-def open_generator(model: str, **options: Any) -> TextGenerator:
-    """The TextGenerator of a checkpoint directory, run or llama2.c file. Raises CheckpointError."""
-    from tfllm.checkpoints import store
+def _finish_text(
+    index: int,
+    prompt: str,
+    stream: StopStringStream,
+    result: GenerationResult,
+    on_text: OnText | None,
+) -> GeneratedText:
+    """The text of a result; tokens that were not streamed (of beam search) are streamed now."""
+    for token in result.ids[stream.token_count :]:
+        if stream.stopped:
+            break
+        piece = stream.push(token)
+        if piece and on_text:
+            on_text(index, piece)
+    piece = stream.finish()
+    if piece and on_text:
+        on_text(index, piece)
+    return GeneratedText(
+        prompt=prompt,
+        text=stream.text,
+        token_count=stream.token_count,
+        finish_reason="stop" if stream.stopped else result.finish_reason,
+        log_probabilities=result.log_probabilities[: stream.token_count],
+        score=result.score,
+        token_ids=tuple(result.ids[: stream.token_count]),
+    )
 
+
+def load_generator(model: str, **options: Any) -> TextGenerator:
+    """Load a checkpoint, run or llama2.c file for generation.
+
+    Args:
+        model: Its path.
+        **options: Those of TextGenerator.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     return TextGenerator(store.load(model), **options)

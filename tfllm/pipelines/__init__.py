@@ -60,7 +60,7 @@ class Pipeline:
     task: str
     """The name that it was asked for by."""
     model: Any
-    """A `tfllm.runtimes.predictor.Predictor`."""
+    """A `tfllm.runtimes.protocols.Predictor`."""
     kind: Kind
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Options of every call that does not say otherwise."""

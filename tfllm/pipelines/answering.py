@@ -40,7 +40,7 @@ def classified(
     if return_all_scores:
         top_k = None
     examples, single = examples_of(inputs)
-    answers = predictor.answers(examples, batch_size)
+    answers = predictor.predict(examples, batch_size)
     ranked = [_ranked(predictor.task, answer) for answer in answers]
     if top_k is not UNSET:
         chosen = [labels[:top_k] for labels in ranked]
@@ -88,7 +88,7 @@ def answered(
         if value is not None and value != getattr(predictor.task, name)
     }
     predictor = _asked(predictor, changes)
-    found = predictor.answers([given] if single else list(given), batch_size)
+    found = predictor.predict([given] if single else list(given), batch_size)
     spans = [
         [_span(one) for one in (answer, *answer.get("alternatives", ()))][:top_k]
         for answer in found
@@ -134,7 +134,7 @@ def filled(
     tokenizer = _tokenizer(predictor)
     results = [
         _candidates(tokenizer, example["text"], answer["masks"], names, top_k)
-        for example, answer in zip(examples, predictor.answers(examples, batch_size), strict=True)
+        for example, answer in zip(examples, predictor.predict(examples, batch_size), strict=True)
     ]
     return results[0] if single else results
 

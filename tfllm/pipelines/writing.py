@@ -45,13 +45,13 @@ def continued(
     cut = "left" if options.pop("truncation", False) else None
     settings = _settings(writer, options, longest=None)
     if plain:
-        ids = [writer.encode(prompt, settings, cut) for prompt in prompts]
+        ids = [writer.encode_prompt(prompt, settings, cut) for prompt in prompts]
     else:
-        ids = [writer.chat(one, settings, cut) for one in given]
+        ids = [writer.encode_chat(one, settings, cut) for one in given]
     if "max_length" in options and "max_new_tokens" not in options:
         room = options["max_length"] - max(map(len, ids))
         settings = settings.model_copy(update={"max_new_tokens": max(room, 1)})
-    texts = writer.continued(ids, settings, prompts=prompts if plain else None)
+    texts = writer.generate_from_ids(ids, settings, prompts=prompts if plain else None)
     each = settings.num_return_sequences
     results = []
     for number, one in enumerate(given):
@@ -86,7 +86,7 @@ def rewritten(
     size = options.pop("batch_size", None)
     settings = _settings(writer, {**own, **options}, longest=1)
     if size:
-        writer.engine.max_rows = size * settings.num_beams
+        writer.engine.max_batch_size = size * settings.num_beams
     texts = writer.generate([before + one for one in given], settings, truncate=cut)
     each = settings.num_return_sequences
     name = NAMED[task.split("_")[0]]
@@ -122,7 +122,7 @@ def _settings(writer: Any, options: dict[str, Any], longest: int | None) -> Any:
     stops = fields.pop("eos_token_id", None)
     if stops is not None:
         fields["eos_token_id"] = tuple(stops) if isinstance(stops, list | tuple) else (stops,)
-    return writer.defaults(**fields)
+    return writer.generation_config(**fields)
 
 
 def _task_settings(checkpoint: Any, task: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _in_languages(predictor: Any, source: str | None, target: str | None) -> Any
         return predictor.generator
     from dataclasses import replace
 
-    from tfllm.generation.seq2seq_generator import TextToText
+    from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
     from tfllm.tokenizers import mbart
 
     checkpoint = predictor.checkpoint
@@ -149,4 +149,4 @@ def _in_languages(predictor: Any, source: str | None, target: str | None) -> Any
         raise SettingError("src_lang, tgt_lang: an exported file has fixed ones. Leave them out.")
     tokenizer = mbart.between(checkpoint.tokenizer, source, target)
     generation = {**checkpoint.generation_config, "forced_bos_token_id": tokenizer.token_id(target)}
-    return TextToText(replace(checkpoint, tokenizer=tokenizer, generation_config=generation))
+    return Seq2SeqGenerator(replace(checkpoint, tokenizer=tokenizer, generation_config=generation))

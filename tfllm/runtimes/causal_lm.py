@@ -1,27 +1,44 @@
-"""A causal language model's checkpoint: it goes on from prompts, and tells texts token by token."""
+"""Causal language models: texts after prompts, and log-probabilities of given texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from tfllm.checkpoints.store import Checkpoint
+from tfllm.generation.checkpoint_config import GenerationSource
+from tfllm.generation.config import GenerationConfig
+from tfllm.generation.text_generator import TextGenerator
+from tfllm.generation.token_generator import TokenGenerator
 from tfllm.runtimes import token_log_probs
-from tfllm.runtimes.predictor import BATCH_SIZE, Answer, Example, Progress, check_finite
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.token_log_probs import LogProbs
+from tfllm.runtimes.token_predictor import check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import CausalLM, messages_of
 
+Logits = Callable[[np.ndarray], np.ndarray]
+"""Token ids int32 [B, T] -> logits of the token after each, float32 [B, T, V]."""
+
 
 @dataclass(frozen=True)
-class LanguagePredictor:
-    """See Predictor. Its answers are texts; `scored` is what is measured."""
+class CausalLMPredictor:
+    """A Predictor whose predictions are texts; `score` is what evaluation measures."""
 
-    checkpoint: Checkpoint
+    checkpoint: GenerationSource
+    """A checkpoint, or the description of an exported file."""
     facts: dict[str, Any]
+    """What `describe` returns."""
+    log_probs: LogProbs
+    engine: TokenGenerator | None = None
+    """Of an exported file; None of a checkpoint."""
+    logits: Logits | None = None
+    """Of an exported file that gives them."""
 
     @property
     def task(self) -> Task:
@@ -34,34 +51,32 @@ class LanguagePredictor:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
-    def answers(
+    @cached_property
+    def generator(self) -> TextGenerator:
+        """Generates texts with the model."""
+        return TextGenerator(self.checkpoint, engine=self.engine)
+
+    def predict(
         self,
         examples: Sequence[Example],
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
-    ) -> list[Answer]:
-        """`{"text"}`: the likeliest continuation of `text` or `prompt`, or answer to `messages`."""
-        from tfllm.generation.config import generation_config
-        from tfllm.tokenizers import chat
-
-        generator, settings = self.generator, generation_config()
-        found: list[Answer] = []
+    ) -> list[Prediction]:
+        """Predict `{"text"}`: the greedy continuation of `text` or `prompt`, or the reply to
+        `messages`. See Predictor.predict."""
+        predictions: list[Prediction] = []
+        generator, config = self.generator, GenerationConfig()
         for start in range(0, len(examples), batch_size):
-            some = examples[start : start + batch_size]
-            ids = [
-                generator.cut(chat.encode(generator.tokenizer, messages_of(example)), settings)
-                if "messages" in example
-                else generator.encode(_prompt(example), settings, "left")
-                for example in some
-            ]
-            prompts = [_prompt(example) for example in some]
-            texts = generator.continued(ids, settings, prompts=prompts)
-            found += [{"text": text.text} for text in texts]
+            batch = [_as_prompt(each) for each in examples[start : start + batch_size]]
+            ids = [generator.encode_example(each, config, "left") for each in batch]
+            prompts = [each.get("prompt", "") for each in batch]
+            texts = generator.generate_from_ids(ids, config, prompts=prompts)
+            predictions += [{"text": text.text} for text in texts]
             if progress:
-                progress(len(some))
-        return found
+                progress(len(batch))
+        return predictions
 
-    def scored(
+    def score(
         self,
         examples: Sequence[Example],
         batch_size: int = BATCH_SIZE,
@@ -69,53 +84,59 @@ class LanguagePredictor:
         *,
         stride: int | None = None,
         measure: str = "all",
-    ) -> list[Answer]:
-        """What `evaluation.language` measures. Raises SettingError for an impossible stride."""
+    ) -> list[Prediction]:
+        """Score given texts token by token; see `token_log_probs.score_texts`.
+
+        Args:
+            examples: Texts or conversations.
+            batch_size: Windows that the model is given at once.
+            progress: Called as examples are done.
+            stride: Tokens by which the window moves; unset: half of it.
+            measure: "all" tokens, or the "last_word" of every text (LAMBADA).
+
+        Raises:
+            SettingError: The stride is not between 1 and the window.
+        """
         task, tokenizer = self.checkpoint.task, self.checkpoint.tokenizer
         assert isinstance(task, CausalLM)
         window = task.max_length
-        make = token_log_probs.last_words if measure == "last_word" else token_log_probs.documents
-        return token_log_probs.scored(
-            make(examples, task, tokenizer),
-            self._score,
+        last_word = measure == "last_word"
+        tokenize = token_log_probs.last_words if last_word else token_log_probs.documents
+        return token_log_probs.score_texts(
+            tokenize(examples, task, tokenizer),
+            self.log_probs,
             window,
-            token_log_probs.checked_stride(stride, window),
+            token_log_probs.check_stride(stride, window),
             batch_size,
             self.checkpoint.config.vocabulary_size,
-            cut=measure == "last_word",
+            last_window_only=last_word,
             progress=progress,
         )
 
-    @cached_property
-    def generator(self) -> Any:
-        """Writes texts with the checkpoint: a TextGenerator."""
-        from tfllm.generation.text_generator import TextGenerator
 
-        return TextGenerator(self.checkpoint)
+def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
+    """The LogProbs of a Keras model; errors name its `path`."""
+    names = list(model.input)
 
-    @cached_property
-    def _forward(self) -> Any:
-        import tensorflow as tf
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)
+    def forward(ids, targets):
+        inputs = {"token_ids": ids, "padding_mask": tf.ones_like(ids)}
+        logits = model({name: inputs[name] for name in names}, training=False)
+        safe = tf.maximum(targets, 0)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(safe, logits)
+        best = tf.equal(tf.argmax(logits, -1, output_type=tf.int32), safe)
+        return -losses, best
 
-        model = self.checkpoint.model
-        names = list(model.input)
-
-        @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)
-        def forward(ids, targets):
-            given = {"token_ids": ids, "padding_mask": tf.ones_like(ids)}
-            logits = model({name: given[name] for name in names}, training=False)
-            safe = tf.maximum(targets, 0)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(safe, logits)
-            best = tf.equal(tf.argmax(logits, -1, output_type=tf.int32), safe)
-            return -losses, best
-
-        return forward
-
-    def _score(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logs, best = (value.numpy() for value in self._forward(ids, targets))
-        check_finite(logs, self.facts.get("path"))
+    def log_probs(ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logs, best = (value.numpy() for value in forward(ids, targets))
+        check_finite(logs, path)
         return logs, best
 
+    return log_probs
 
-def _prompt(example: Example) -> str:
-    return str(example.get("prompt", example.get("text", "")))
+
+def _as_prompt(example: Example) -> Example:
+    """The example's prompt, or its checked messages."""
+    if "messages" in example:
+        return {"messages": messages_of(example)}
+    return {"prompt": str(example.get("prompt", example.get("text", "")))}

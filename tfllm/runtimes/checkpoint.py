@@ -1,53 +1,61 @@
-"""Answers from a checkpoint, a run's checkpoint, or a Hugging Face directory."""
+"""Checkpoints, runs' checkpoints and Hugging Face directories, open for prediction."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from tfllm.checkpoints import store
 from tfllm.checkpoints.store import Checkpoint
-from tfllm.runtimes.causal_lm import LanguagePredictor
-from tfllm.runtimes.predictor import Inputs, RowPredictor
-from tfllm.runtimes.seq2seq import SourcePredictor
+from tfllm.runtimes import causal_lm, seq2seq
+from tfllm.runtimes.causal_lm import CausalLMPredictor
+from tfllm.runtimes.seq2seq import ScoringSeq2SeqPredictor
+from tfllm.runtimes.token_predictor import Inputs, Outputs, TokenPredictor
 
 
 def open_checkpoint(
     source: str | Checkpoint,
-) -> RowPredictor | LanguagePredictor | SourcePredictor:
-    """The checkpoint at `source` (or already loaded), its model compiled for any length."""
-    import tensorflow as tf
-
+) -> TokenPredictor | CausalLMPredictor | ScoringSeq2SeqPredictor:
+    """Open the checkpoint at `source`, or one that is loaded, its model compiled for any length."""
     checkpoint = store.load(source) if not isinstance(source, Checkpoint) else source
+    model, facts = checkpoint.model, _facts(source, checkpoint)
     if checkpoint.task.generates == "continuation":
-        return LanguagePredictor(checkpoint, _facts(source, checkpoint))
+        log_probs = causal_lm.model_log_probs(model, facts["path"])
+        return CausalLMPredictor(checkpoint, facts, log_probs)
     if checkpoint.task.generates == "target":
-        return SourcePredictor(checkpoint, _facts(source, checkpoint))
-    model = checkpoint.model
+        return ScoringSeq2SeqPredictor(
+            checkpoint, facts, log_probs=seq2seq.model_log_probs(model, facts["path"])
+        )
+    task = checkpoint.task
+    return TokenPredictor(
+        task=task,
+        tokenizer=checkpoint.tokenizer,
+        facts=facts,
+        row_values=sum(values_per_row(output.shape, task.max_length) for output in model.outputs),
+        call=_compiled(model),
+    )
+
+
+def _compiled(model: keras.Model) -> Any:
+    """The model as a graph, from NumPy arrays to NumPy arrays."""
     names = list(model.input)
     forward = tf.function(
         lambda inputs: model(inputs, training=False),
         input_signature=[{name: tf.TensorSpec([None, None], tf.int32, name) for name in names}],
     )
 
-    def call(inputs: Inputs) -> Any:
+    def call(inputs: Inputs) -> Outputs:
         outputs = forward({name: tf.constant(inputs[name]) for name in names})
         return tf.nest.map_structure(lambda output: output.numpy(), outputs)
 
-    return RowPredictor(
-        task=checkpoint.task,
-        tokenizer=checkpoint.tokenizer,
-        facts=_facts(source, checkpoint),
-        row_values=sum(
-            values_per_row(output.shape, checkpoint.task.max_length) for output in model.outputs
-        ),
-        call=call,
-    )
+    return call
 
 
 def values_per_row(shape: Any, length: int) -> int:
-    """How many numbers a model gives for a row of `length` tokens; `shape` is [B, (T,) C]."""
+    """How many numbers a model outputs for a row of `length` tokens; `shape` is [B, (T,) C]."""
     return int(np.prod([length if size is None else size for size in shape[1:]]))
 
 

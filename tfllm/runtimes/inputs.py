@@ -1,8 +1,8 @@
-"""Inputs to answer, from a file or standard input, one at a time.
+"""Inputs to predict, from a file or standard input, one at a time.
 
-Plain text has one input a line, and a blank line is an input too, so that the n-th answer belongs
-to the n-th line. Tables and JSON lines are read as training data is; gold labels in them are left
-out.
+Plain text has one input a line, and a blank line is an input too, so that the n-th prediction
+belongs to the n-th line. Tables and JSON lines are read as training data is; gold labels in them
+are left out.
 """
 
 from __future__ import annotations
@@ -27,10 +27,19 @@ GOLD = ("label", "tags", "answers", "target")
 
 
 def read_inputs(path: str, settings: ReadSettings | None = None) -> Iterator[dict[str, Any]]:
-    """Inputs of a file, or of standard input for "-", with `_where`. Raises DataError.
+    """Read the inputs of a file, or of standard input for "-".
 
-    Without a format in `settings` the file's ending says it; where that says nothing, and for
-    standard input, a beginning "{" means JSON lines and anything else plain text.
+    Args:
+        path: The file.
+        settings: Its format and columns. Without a format the file's ending decides; where that is
+            unknown, and for standard input, a beginning "{" means JSON lines and anything else
+            plain text.
+
+    Yields:
+        Examples with `_where`.
+
+    Raises:
+        DataError: The file cannot be read; it names the line.
     """
     settings = settings or ReadSettings()
     format = settings.format or sources.known_format(path) or _looks_like(path)
@@ -44,8 +53,8 @@ def read_inputs(path: str, settings: ReadSettings | None = None) -> Iterator[dic
         yield {name: value for name, value in example.items() if name not in GOLD}
 
 
-def from_texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Inputs given on the command line: plain text, or JSON objects with the fields of a line."""
+def parse_texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Parse inputs of the command line: plain text, or JSON objects with the fields of a line."""
     for number, text in enumerate(texts, 1):
         where = f"argument {number}"
         try:
@@ -56,8 +65,15 @@ def from_texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield {**fields, "_where": where}
 
 
-def check(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:
-    """The same examples, unless one lacks a field that the task reads: DataError."""
+def check_examples(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:
+    """Check that examples have the fields that the task reads.
+
+    Yields:
+        The same examples.
+
+    Raises:
+        DataError: One lacks a field.
+    """
     choices = task.required_fields
     for example in examples:
         names = next((names for names in choices if names[0] in example), choices[0])

@@ -1,4 +1,4 @@
-"""Answers from a SavedModel, through the signature that TF Serving would call.
+"""Predictions of a SavedModel, through the signature that TF Serving would call.
 
 Texts go in as strings and come back as labels, spans or vectors; here they only get the form that
 `tfllm predict` writes. TensorFlow and TensorFlow Text are all that runs.
@@ -12,44 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+import tensorflow_text  # noqa: F401  registers the tokenizer's operations
 
 from tfllm.errors import ArtifactError, SettingError
-from tfllm.runtimes.artifact import read_description
-from tfllm.runtimes.predictor import (
-    BATCH_SIZE,
-    Answer,
-    Example,
-    Predictor,
-    Progress,
-    RowPredictor,
-    check_finite,
-)
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.token_predictor import TokenPredictor, check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.features import text_field
 from tfllm.tokenizers.loading import load_tokenizer
 
 SIGNATURE, SCORE = "serving_default", "score"
-Outputs = Mapping[str, Any]  # name -> one example's part of an output, a numpy value
+Outputs = Mapping[str, Any]
+"""Name -> one example's part of an output, a NumPy value."""
 
 
-def version_folder(path: Path) -> Path | None:
-    """The folder with `saved_model.pb`: `path` itself, or its highest version; else None."""
-    if (path / "saved_model.pb").is_file():
-        return path
-    versions = [
-        folder
-        for folder in (path.iterdir() if path.is_dir() else ())
-        if folder.name.isdecimal() and (folder / "saved_model.pb").is_file()
-    ]
-    return max(versions, key=lambda folder: int(folder.name), default=None)
-
-
-def open_savedmodel(folder: Path) -> Predictor:
-    """The SavedModel in a version's folder. Raises ArtifactError."""
-    import tensorflow as tf
-    import tensorflow_text  # noqa: F401  registers the tokenizer's operations
-
-    description, task = read_description(folder / "assets" / "tfllm.json")
+def load_savedmodel(folder: Path) -> Any:
+    """Load the SavedModel in a version's folder. Raises ArtifactError."""
     try:
         module = tf.saved_model.load(str(folder))
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
@@ -62,28 +41,12 @@ def open_savedmodel(folder: Path) -> Predictor:
         raise ArtifactError(
             f"'{folder}' has no signature {SIGNATURE} (it has: {known}). Export it with tfllm."
         )
-    facts = {
-        "kind": "savedmodel",
-        "path": str(folder),
-        "family": description.get("family"),
-        "task": task.kind,
-        "size_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "signatures": sorted(module.signatures),
-    }
-    if task.generates == "continuation" and {"tokens", "generate_tokens"} <= set(module.signatures):
-        from tfllm.runtimes.causal_lm_artifact import open_language_savedmodel
-
-        return open_language_savedmodel(folder, module, description, task, facts)
-    if task.generates == "target" and {"beam_tokens", "generate_tokens"} <= set(module.signatures):
-        from tfllm.runtimes.seq2seq_artifact import open_source_savedmodel
-
-        return open_source_savedmodel(folder, module, description, task, facts)
-    return SavedModelPredictor(task, facts, folder, module)
+    return module
 
 
 @dataclass(frozen=True)
 class SavedModelPredictor:
-    """A SavedModel whose signature takes texts."""
+    """A Predictor with a SavedModel whose signature takes texts."""
 
     task: Task
     facts: dict[str, Any]
@@ -97,13 +60,13 @@ class SavedModelPredictor:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
-    def answers(
+    def predict(
         self,
         examples: Sequence[Example],
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
-    ) -> list[Answer]:
-        """See Predictor.answers."""
+    ) -> list[Prediction]:
+        """See Predictor.predict."""
         if self.task.encodes_pairs_apart and any("text_pair" in example for example in examples):
             return self._pairs(examples, batch_size, progress)
         texts = [self._texts(example) for example in examples]
@@ -114,15 +77,13 @@ class SavedModelPredictor:
             )
         ]
 
-    def hidden_tokens(
+    def masked_token_log_probs(
         self,
         examples: Sequence[Example],
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
-    ) -> list[Answer]:
-        """See RowPredictor.hidden_tokens; through the signature `tokens`."""
-        import tensorflow as tf
-
+    ) -> list[Prediction]:
+        """See TokenPredictor.masked_token_log_probs; through the signature `tokens`."""
         tokens = self.module.signatures["tokens"]
         names = list(tokens.structured_input_signature[1])
 
@@ -131,10 +92,10 @@ class SavedModelPredictor:
             return output.numpy()
 
         tokenizer = load_tokenizer(self.folder / "assets")
-        rows = RowPredictor(self.task, tokenizer, self.facts, 0, call)
-        return rows.hidden_tokens(examples, batch_size, progress)
+        rows = TokenPredictor(self.task, tokenizer, self.facts, 0, call)
+        return rows.masked_token_log_probs(examples, batch_size, progress)
 
-    def scored(
+    def score(
         self,
         examples: Sequence[Example],
         batch_size: int = BATCH_SIZE,
@@ -142,8 +103,8 @@ class SavedModelPredictor:
         *,
         stride: int | None = None,
         measure: str = "all",
-    ) -> list[Answer]:
-        """Language models: see LanguagePredictor.scored; through the signature `score`.
+    ) -> list[Prediction]:
+        """Language models: see CausalLMPredictor.score; through the signature `score`.
 
         A text is scored as the signature does it, in one window. Raises ArtifactError without one.
         """
@@ -178,8 +139,6 @@ class SavedModelPredictor:
         name: str = SIGNATURE,
     ) -> list[Outputs]:
         """A signature's outputs for every example. Texts of like length share a batch."""
-        import tensorflow as tf
-
         signature = self.module.signatures[name]
         order = sorted(range(len(texts)), key=lambda i: -sum(map(len, texts[i].values())))
         found: list[Outputs] = [{}] * len(texts)
@@ -212,7 +171,7 @@ class SavedModelPredictor:
 
     def _pairs(
         self, examples: Sequence[Example], batch_size: int, progress: Progress | None
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         texts = [{"text": e[name]} for e in examples for name in ("text", "text_pair")]
         half = (lambda amount: progress(amount / 2)) if progress else None
         vectors = [outputs["embedding"] for outputs in self._run(texts, batch_size, half)]

@@ -1,28 +1,47 @@
-"""An encoder-decoder's checkpoint: it writes texts after sources, and tells targets by token."""
+"""Encoder-decoders: texts from sources, and log-probabilities of given targets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from tfllm.checkpoints.store import Checkpoint
 from tfllm.data.batching import Batches
-from tfllm.runtimes.predictor import BATCH_SIZE, Answer, Example, Progress, check_finite
+from tfllm.generation.checkpoint_config import GenerationSource
+from tfllm.generation.config import GenerationConfig
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator, predict_targets
+from tfllm.generation.token_generator import TokenGenerator
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.token_predictor import check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.features import IGNORED
 from tfllm.tasks.seq2seq import Seq2Seq, source_of, targets_of
 
+Logits = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+"""(ids of a source, ids of a target with the start token first) -> logits of the token after each
+of the target's, float32 [T, V]."""
+LogProbs = Callable[[Mapping[str, np.ndarray], np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(inputs, targets int32 [B, T]) -> (log-probability of each target, whether it is the most likely
+token), [B, T]."""
+
 
 @dataclass(frozen=True)
-class SourcePredictor:
-    """See Predictor. `scored` tells how likely the examples' targets are."""
+class Seq2SeqPredictor:
+    """A Predictor whose predictions are the texts of sources."""
 
-    checkpoint: Checkpoint
+    checkpoint: GenerationSource
+    """A checkpoint, or the description of an exported file."""
     facts: dict[str, Any]
+    """What `describe` returns."""
+    engine: TokenGenerator | None = None
+    """Of an exported file; None of a checkpoint."""
+    logits: Logits | None = None
+    """Of an exported file that gives them."""
 
     @property
     def task(self) -> Task:
@@ -35,43 +54,63 @@ class SourcePredictor:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
-    def settings(self, **given: Any) -> Any:
-        """The GenerationConfig that `answers` takes: the checkpoint's with the `given` ones."""
-        return self.generator.defaults(**given)
+    @cached_property
+    def generator(self) -> Seq2SeqGenerator:
+        """Generates texts with the model."""
+        return Seq2SeqGenerator(self.checkpoint, engine=self.engine)
 
-    def answers(
+    def generation_config(self, **overrides: Any) -> GenerationConfig:
+        """The config that `predict` uses: the checkpoint's own with overrides."""
+        return self.generator.generation_config(**overrides)
+
+    def predict(
         self,
         examples: Sequence[Example],
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
         *,
         truncate: bool | None = None,
-        **given: Any,
-    ) -> list[Answer]:
-        """See `generation.written`; `given` are fields of GenerationConfig."""
-        from tfllm.generation.written import written
+        **overrides: Any,
+    ) -> list[Prediction]:
+        """Predict the target of each `source` (or `text`).
 
-        return written(
+        See `generation.seq2seq_generator.predict_targets`; `overrides` are fields of
+        GenerationConfig.
+        """
+        return predict_targets(
             self.generator,
             [_with_source(example) for example in examples],
-            self.settings(**given),
+            self.generation_config(**overrides),
             truncate=truncate,
             batch_size=batch_size,
             progress=progress,
         )
 
-    def scored(self, examples: Sequence[Example], batch_size: int = BATCH_SIZE) -> list[Answer]:
-        """Per example `log_probability` (natural) of its first target with the end token,
-        `token_count`, and how many of these tokens are the likeliest (`correct`).
 
-        Of a target that is too long the first tokens count.
+@dataclass(frozen=True)
+class ScoringSeq2SeqPredictor(Seq2SeqPredictor):
+    """A Seq2SeqPredictor that can score given targets: that of a checkpoint."""
+
+    log_probs: LogProbs | None = None
+
+    def score(self, examples: Sequence[Example], batch_size: int = BATCH_SIZE) -> list[Prediction]:
+        """Score the first target of each example. A target that is too long is truncated.
+
+        Args:
+            examples: Examples with a source and targets.
+            batch_size: Rows that the model is given at once.
+
+        Returns:
+            Per example `log_probability` (natural) of the target with the end token, `token_count`,
+            and `correct`: how many of these tokens are the most likely ones.
         """
+        assert self.log_probs is not None
+        assert isinstance(self.checkpoint.task, Seq2Seq)
         task = self.checkpoint.task.with_start_id(self.checkpoint.decoder_start_token_id)
-        assert isinstance(task, Seq2Seq)
         first = [{**example, "target": targets_of(example)[0]} for example in examples]
-        answers = [{"log_probability": 0.0, "token_count": 0, "correct": 0} for _ in examples]
+        scores = [{"log_probability": 0.0, "token_count": 0, "correct": 0} for _ in examples]
         if not any(source_of(e).strip() and e["target"].strip() for e in first):
-            return answers
+            return scores
         task = task.model_copy(update={"truncate": True})
         features = task.features(first, self.checkpoint.tokenizer)
         plan = Batches(
@@ -80,47 +119,41 @@ class SourcePredictor:
         ).epoch(0)  # fmt: skip
         for batch in plan:
             inputs, targets = features.batch(batch.rows, batch.length)
-            logs, right = self._score(inputs, targets)
-            counts = np.asarray(targets) != IGNORED
-            for row, log, correct, count in zip(batch.rows, logs, right, counts, strict=True):
-                answers[int(features.example[row])] = {
+            targets = np.asarray(targets)
+            logs, best = self.log_probs(inputs, targets)
+            counts = targets != IGNORED
+            for row, log, correct, count in zip(batch.rows, logs, best, counts, strict=True):
+                scores[int(features.example[row])] = {
                     "log_probability": float(log[count].sum(dtype=np.float64)),
                     "token_count": int(count.sum()),
                     "correct": int(correct[count].sum()),
                 }
-        return answers
+        return scores
 
-    @cached_property
-    def generator(self) -> Any:
-        """Writes texts with the checkpoint: a TextToText."""
-        from tfllm.generation.seq2seq_generator import TextToText
 
-        return TextToText(self.checkpoint)
+def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
+    """The LogProbs of a Keras model; errors name its `path`."""
+    ids = tf.TensorSpec([None, None], tf.int32)
+    names = list(model.input)
 
-    @cached_property
-    def _forward(self) -> Any:
-        import tensorflow as tf
+    @tf.function(input_signature=[dict.fromkeys(names, ids), ids])
+    def forward(inputs, targets):
+        logits = model(inputs, training=False)
+        safe = tf.maximum(targets, 0)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(safe, logits)
+        return -losses, tf.equal(tf.argmax(logits, -1, output_type=tf.int32), safe)
 
-        model = self.checkpoint.model
-        ids = tf.TensorSpec([None, None], tf.int32)
-
-        @tf.function(input_signature=[dict.fromkeys(model.input, ids), ids])
-        def forward(inputs, targets):
-            logits = model(inputs, training=False)
-            safe = tf.maximum(targets, 0)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(safe, logits)
-            return -losses, tf.equal(tf.argmax(logits, -1, output_type=tf.int32), safe)
-
-        return forward
-
-    def _score(self, inputs: dict[str, np.ndarray], targets: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability of every target and whether it is the likeliest, [B, T] each."""
-        given = {name: inputs[name] for name in self.checkpoint.model.input}
-        logs, best = (value.numpy() for value in self._forward(given, targets))
-        check_finite(logs, self.facts.get("path"))
+    def log_probs(
+        inputs: Mapping[str, np.ndarray], targets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        given = {name: inputs[name] for name in names}
+        logs, best = (value.numpy() for value in forward(given, targets))
+        check_finite(logs, path)
         return logs, best
+
+    return log_probs
 
 
 def _with_source(example: Example) -> Example:
-    """The example with a `source`; what is given to be answered may call it `text`."""
+    """The example with a `source`, which an example to predict may call `text`."""
     return example if "source" in example else {**example, "source": example.get("text")}

@@ -1,4 +1,4 @@
-"""Answers from a TFLite file, run by ai-edge-litert.
+"""Predictions from a TFLite file, run by ai-edge-litert.
 
 Beside the file stand `tfllm.json` (family, config, task, profile) and, where the file takes token
 ids, the tokenizer's files. Shapes, types and quantization are read from the file itself.
@@ -6,35 +6,27 @@ ids, the tokenizer's files. Shapes, types and quantization are read from the fil
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfllm.errors import ArtifactError, MissingExtra
-from tfllm.runtimes.artifact import read_description
-from tfllm.runtimes.predictor import (
-    BATCH_SIZE,
-    Answer,
-    Example,
-    Inputs,
-    Predictor,
-    Progress,
-    RowPredictor,
-)
+from tfllm.errors import ArtifactError
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.tflite_interpreter import open_interpreter
+from tfllm.runtimes.token_predictor import Inputs, TokenPredictor
 from tfllm.tasks import Task
 from tfllm.tokenizers.loading import load_tokenizer
 
 FILE_NAME = "model.tflite"
-PROBABILITY = "probability"  # the output of a file for MediaPipe, in place of raw scores
+PROBABILITY = "probability"  # the output of a file for MediaPipe, in place of logits
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One entry point of the file: a fixed batch and length, unless a size is -1."""
+    """One signature of the file: a fixed batch size and length, unless a size is -1."""
 
     run: Callable[..., dict[str, np.ndarray]]
     inputs: dict[str, dict[str, Any]]  # name -> shape, dtype, quantization
@@ -44,50 +36,44 @@ class Signature:
     length: int
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
-        """float32 [B, ...] of inputs with this signature's batch and length."""
+        """The output float32 [B, ...] for inputs of this signature's batch size and length."""
         fed = {name: to_stored(inputs[name], details) for name, details in self.inputs.items()}
         return from_stored(self.run(**fed)[self.output], self.output_details)
 
 
-def open_tflite(source: Path) -> Predictor:
-    """The model of a .tflite file, or of a directory with a model.tflite. Raises ArtifactError."""
-    path = source / FILE_NAME if source.is_dir() else source
-    description, task = read_description(path.parent / "tfllm.json")
-    facts = {
-        "kind": "tflite",
-        "path": str(path),
-        "family": description.get("family"),
-        "task": task.kind,
-        "size_bytes": path.stat().st_size,
-    }
-    if task.generates == "continuation":
-        from tfllm.runtimes.causal_lm_artifact import open_language_tflite
+def open_predictor(
+    path: Path, description: Mapping[str, Any], task: Task, facts: dict[str, Any]
+) -> TokenPredictor | TFLiteTextPredictor:
+    """Open a .tflite file for prediction.
 
-        return open_language_tflite(path, description, task, facts)
-    if task.generates == "target":
-        from tfllm.runtimes.seq2seq_artifact import open_source_tflite
+    Args:
+        path: The file; its tokenizer's files are beside it.
+        description: Its `tfllm.json`.
+        task: Its task.
+        facts: What `describe` returns.
 
-        return open_source_tflite(path, description, task, facts)
+    Raises:
+        ArtifactError: The file cannot be run.
+    """
     takes_text = bool(description.get("profile", {}).get("text"))
     signatures = _signatures(path, takes_text)
     tokenizer = load_tokenizer(path.parent)
     if takes_text:
-        return TextPredictor(task, facts, signatures[0], tokenizer.vocabulary)
-    raw = _raw_scores(task) if signatures[0].output == PROBABILITY else lambda output: output
+        return TFLiteTextPredictor(task, facts, signatures[0], tokenizer.vocabulary)
+    to_logits = _to_logits(task) if signatures[0].output == PROBABILITY else lambda output: output
     longest = max(signatures, key=lambda signature: signature.length)
-    task = task.model_copy(update={"max_length": longest.length})
-    return RowPredictor(
-        task=task,
+    return TokenPredictor(
+        task=task.model_copy(update={"max_length": longest.length}),
         tokenizer=tokenizer,
         facts=facts,
         row_values=int(np.prod(longest.output_details["shape"][1:])),
-        call=lambda inputs: raw(call_signatures(signatures, inputs)),
+        call=lambda inputs: to_logits(call_signatures(signatures, inputs)),
     )
 
 
 @dataclass(frozen=True)
-class TextPredictor:
-    """A file that takes the text itself: its graph holds TensorFlow Text's operations."""
+class TFLiteTextPredictor:
+    """A Predictor with a file that takes text: its graph has TensorFlow Text's operations."""
 
     task: Task
     facts: dict[str, Any]
@@ -97,23 +83,23 @@ class TextPredictor:
     def describe(self) -> dict[str, Any]:
         return self.facts
 
-    def answers(
+    def predict(
         self,
         examples: Sequence[Example],
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
-    ) -> list[Answer]:
-        """See Predictor.answers. One example at a time, as the file takes them."""
-        found = []
+    ) -> list[Prediction]:
+        """See Predictor.predict. One example at a time, as the file takes them."""
+        predictions = []
         for example in examples:
-            found.append(self._answer(example))
+            predictions.append(self._predict_one(example))
             if progress:
                 progress(1)
-        return found
+        return predictions
 
-    def _answer(self, example: Example) -> Answer:
+    def _predict_one(self, example: Example) -> Prediction:
         if not self.task.encodes_pairs_apart:
-            # These tasks' answers need the output alone.
+            # These tasks' predictions need the output alone.
             return self.task.answers([self.scores(example)], None)[0]  # type: ignore[arg-type]
         vector = self.scores(example)
         if "text_pair" not in example:
@@ -127,10 +113,13 @@ class TextPredictor:
 
 
 def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarray:
-    """float32 [B, ...] for int32 [B, T], through the file's fixed shapes.
+    """Run the file's fixed shapes on inputs int32 [B, T].
 
-    The shortest length that holds T is taken, and the largest batch that is full; what is left
-    over is filled up with copies of the last row.
+    The shortest length that holds T is taken, and the largest batch that is full; the rest is
+    padded with copies of the last row.
+
+    Returns:
+        float32 [B, ...].
     """
     count, width = inputs["token_ids"].shape
     length = min(s.length for s in signatures if s.length >= width)
@@ -151,7 +140,7 @@ def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarr
 
 
 def to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Values in the type that the file has for an input, quantized where it is."""
+    """Convert values to the type that the file has for an input, quantized where it is."""
     dtype, (scale, zero) = details["dtype"], details["quantization"]
     if dtype in (np.int8, np.uint8, np.int16) and scale:
         limits = np.iinfo(dtype)
@@ -160,15 +149,15 @@ def to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
 
 
 def from_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """An output as float32."""
+    """Convert an output to float32."""
     scale, zero = details["quantization"]
     if details["dtype"] in (np.int8, np.uint8, np.int16) and scale:
         return ((values.astype(np.float32) - zero) * scale).astype(np.float32)
     return values.astype(np.float32)
 
 
-def _raw_scores(task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    """From probabilities to raw scores that `task.answers` turns into the same ones again."""
+def _to_logits(task: Task) -> Callable[[np.ndarray], np.ndarray]:
+    """The way back from probabilities to logits that `task.answers` turns into the same ones."""
     smallest = np.finfo(np.float32).tiny
 
     def logarithm(values: np.ndarray) -> np.ndarray:
@@ -180,9 +169,9 @@ def _raw_scores(task: Task) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _signatures(path: Path, takes_text: bool) -> list[Signature]:
-    interpreter = interpreter_of(path, takes_text)
+    interpreter = open_interpreter(path, takes_text)
     expected = "text" if takes_text else "token_ids"
-    found = []
+    signatures = []
     for name in interpreter.get_signature_list():
         runner = interpreter.get_signature_runner(name)
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
@@ -190,38 +179,14 @@ def _signatures(path: Path, takes_text: bool) -> list[Signature]:
             continue
         (output,) = outputs
         shape = [int(size) for size in inputs[expected]["shape"]]
-        found.append(
+        signatures.append(
             Signature(
                 runner, inputs, output, outputs[output], shape[0], 0 if takes_text else shape[1]
             )
         )
-    if not found:
+    if not signatures:
         raise ArtifactError(
             f"{path}: no signature takes '{expected}' and gives one output. Measure a file "
             "that tfllm export wrote."
         )
-    return found
-
-
-def interpreter_of(path: Path, takes_text: bool = False) -> Any:
-    """ai-edge-litert on all cores. Raises ArtifactError for a file that it cannot run."""
-    try:
-        from ai_edge_litert import interpreter as litert
-    except ImportError:
-        raise MissingExtra("ai-edge-litert", "edge") from None
-    threads = os.cpu_count()
-    try:
-        if takes_text:
-            import tensorflow_text
-
-            return litert.InterpreterWithCustomOps(
-                model_path=str(path),
-                num_threads=threads,
-                custom_op_registerers=tensorflow_text.tflite_registrar.SELECT_TFTEXT_OPS,
-            )
-        return litert.Interpreter(model_path=str(path), num_threads=threads)
-    except (ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ArtifactError(
-            f"'{path}' is not a TFLite file that ai-edge-litert can run ({first}). Export it again."
-        ) from None
+    return signatures

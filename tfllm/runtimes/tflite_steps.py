@@ -1,4 +1,4 @@
-"""The `prefill_N` and `decode` signatures of a .tflite file, run by ai-edge-litert.
+"""The signatures `prefill_N`, `decode` and `encode` of a .tflite file, run by ai-edge-litert.
 
 The caches stay in the runtime's own memory: what one call wrote is what the next one reads.
 """
@@ -22,15 +22,23 @@ DECODE = "decode"
 ENCODE = "encode"
 PREFILL = "prefill_"
 CACHE = "kv_cache_"
-BARRED = -1e9  # what the mask adds to the scores of places that do not count
+MASKED = -1e9  # what the mask adds to the scores of masked positions
 
 
-class LiteSteps:
-    """One text at a time, from its first token on. Raises ArtifactError for other files."""
+class TFLiteSteps:
+    """One text at a time, from its first token on.
+
+    Args:
+        path: The file.
+        content: The model's bytes, where it is inside of the file.
+
+    Raises:
+        ArtifactError: The file has no such signatures, or cannot be run.
+    """
 
     def __init__(self, path: Path, content: bytes | None = None):
         _quiet_at_exit()
-        with quiet():  # LiteRT tells of each of its parts
+        with quiet():  # LiteRT logs each of its parts
             self._open(path, content)
 
     def _open(self, path: Path, content: bytes | None) -> None:
@@ -51,13 +59,13 @@ class LiteSteps:
             int(name.removeprefix(PREFILL)) for name in signatures if name.startswith(PREFILL)
         )
         self._names = [name for name in inputs if name.startswith(CACHE)]
-        self._given = {name: self._input(DECODE, name) for name in self._names}
-        self._taken = {name: self._output(DECODE, name) for name in self._names}
-        for name, buffer in self._given.items():  # what is masked must still be a number
+        self._inputs = {name: self._input(DECODE, name) for name in self._names}
+        self._outputs = {name: self._output(DECODE, name) for name in self._names}
+        for name, buffer in self._inputs.items():  # masked positions must still be numbers
             buffer.write(np.zeros([int(size) for size in inputs[name]["shape"]], np.float32))
         self._logits = self._output(DECODE, "logits")
         self.source_length = 0
-        """Tokens of a source at most; 0: the model reads none."""
+        """Maximum number of tokens of a source; 0: the model reads none."""
         if ENCODE in signatures:
             self._open_source()
         self._rows: dict[str, dict[str, Any]] = {}
@@ -67,56 +75,56 @@ class LiteSteps:
         self.source_length = int(details["source_ids"]["shape"][-1])
         names = self._model.get_output_tensor_details(ENCODE)
         self._source = {name: self._input(DECODE, name) for name in names}
-        self._given |= self._source
+        self._inputs |= self._source
         self._source_row = {name: self._input(ENCODE, name) for name in details}
 
     def encode(self, source: Sequence[int]) -> None:
-        """Reads the source that the next texts are written after."""
+        """Run the encoder on the source of the next texts."""
         ids = np.zeros([1, self.source_length], np.int32)
         ids[0, : len(source)] = source
         self._source_row["source_ids"].write(ids)
         self._source_row["source_length"].write(np.array([len(source)], np.int32))
         self._model.run_by_name(ENCODE, self._source_row, self._source)
 
-    def read(self, ids: Sequence[int], place: int = 0) -> None:
-        """Puts tokens at `place` and the places after it."""
+    def read(self, ids: Sequence[int], position: int = 0) -> None:
+        """Feed tokens at `position` and the positions after it."""
         done = 0
         while done < len(ids):
-            left, free = len(ids) - done, self.context - place - done
+            left, free = len(ids) - done, self.context - position - done
             fitting = [n for n in self.prefill_lengths if n <= free]
-            # One padded piece is quicker than several small ones, as long as half of it counts.
+            # One padded call is quicker than several small ones, as long as half of it counts.
             padded = [n for n in fitting if left <= n <= 2 * left]
             whole = [n for n in fitting if n <= left]
             length = min(padded) if padded else max(whole) if whole else min(fitting, default=1)
-            some = ids[done : done + length]
+            chunk = ids[done : done + length]
             name = f"{PREFILL}{length}" if fitting else DECODE
-            self._run(name, some, length if fitting else 1, place + done)
-            done += len(some)
+            self._run(name, chunk, length if fitting else 1, position + done)
+            done += len(chunk)
 
-    def step(self, token: int, place: int) -> np.ndarray:
-        """Puts one token at `place`; the logits float32 [V] of the next one."""
-        self._run(DECODE, [token], 1, place)
+    def step(self, token: int, position: int) -> np.ndarray:
+        """Feed one token at `position`; the logits float32 [V] of the next one."""
+        self._run(DECODE, [token], 1, position)
         return self._logits.read(self.vocabulary_size, np.float32)
 
-    def _run(self, name: str, ids: Sequence[int], length: int, place: int) -> None:
+    def _run(self, name: str, ids: Sequence[int], length: int, position: int) -> None:
         if name not in self._rows:
             parts = ("tokens", "input_pos", "mask")
             self._rows[name] = {part: self._input(name, part) for part in parts}
         row = self._rows[name]
         tokens, positions = np.zeros([1, length], np.int32), np.zeros([length], np.int32)
         tokens[0, : len(ids)] = ids
-        positions[: len(ids)] = np.arange(place, place + len(ids))
+        positions[: len(ids)] = np.arange(position, position + len(ids))
         seen = np.arange(self.context)[None] <= positions[:, None]
         seen[len(ids) :] = False
         row["tokens"].write(tokens)
         row["input_pos"].write(positions)
-        row["mask"].write(np.where(seen, 0, BARRED).astype(np.float32)[None, None])
-        outputs = dict(self._taken)
+        row["mask"].write(np.where(seen, 0, MASKED).astype(np.float32)[None, None])
+        outputs = dict(self._outputs)
         if name == DECODE:
             outputs["logits"] = self._logits
-        self._model.run_by_name(name, {**row, **self._given}, outputs)
-        caches = {one: self._given[one] for one in self._names}
-        self._given, self._taken = {**self._given, **self._taken}, caches
+        self._model.run_by_name(name, {**row, **self._inputs}, outputs)
+        caches = {cache: self._inputs[cache] for cache in self._names}
+        self._inputs, self._outputs = {**self._inputs, **self._outputs}, caches
 
     def _input(self, signature: str, name: str) -> Any:
         return self._model.create_input_buffer_by_name(signature, name)
@@ -140,7 +148,7 @@ def _compiled(path: Path, content: bytes | None) -> tuple[Any, Any]:
         cpu_options=CpuOptions(num_threads=os.cpu_count() or 1),
     )
     try:
-        # The interpreter looks a file through; CompiledModel trusts it, and a damaged one ends it.
+        # The interpreter checks a file; CompiledModel does not, and a damaged one is fatal.
         Interpreter(model_path=str(path)) if content is None else Interpreter(model_content=content)
         environment = Environment.create()
         if content is not None:
@@ -163,5 +171,5 @@ def _close(model: Any, environment: Any) -> None:
 
 @functools.cache
 def _quiet_at_exit() -> None:
-    """LiteRT also tells that it ends, after Python has."""
+    """LiteRT also logs that it ends, after Python has."""
     atexit.register(silence)

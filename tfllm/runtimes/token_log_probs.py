@@ -1,11 +1,11 @@
-"""How well a causal language model tells texts: log-probabilities in sliding windows.
+"""How well a causal language model predicts texts: log-probabilities in sliding windows.
 
     tokens   t0 t1 t2 t3 t4 t5 t6 t7 t8 t9          window 6, stride 3
     row 0   [t0 t1 t2 t3 t4 t5]  scores t1 ... t6
     row 1            [t3 t4 t5 t6 t7 t8]  scores t7 ... t9
 
 Every token is scored once; after the first window it has at least `window - stride` tokens before
-it. What the measures mean stands in docs/evaluation.md.
+it. docs/evaluation.md explains the measures.
 """
 
 from __future__ import annotations
@@ -16,46 +16,50 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfllm.errors import DataError, SettingError
-from tfllm.runtimes.predictor import Answer, Example, Progress
+from tfllm.runtimes.protocols import Example, Prediction, Progress
 from tfllm.tasks.causal_lm import CausalLM, lines_of, messages_of
 from tfllm.tasks.features import IGNORED, text_field, where
 from tfllm.tasks.objectives.packing import chunk_text
 from tfllm.tokenizers.base import Tokenizer
 
-# Scores of the whole vocabulary for every token of a batch are in memory at once.
+# The logits of the whole vocabulary for every token of a batch are in memory at once.
 BATCH_BYTES = 256 * 2**20
 
-# ids, targets int32 [B, T] -> log-probability of each target and whether it is the likeliest
-Score = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+LogProbs = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(token ids, targets), int32 [B, T] -> (log-probability of each target, whether it is the most
+likely token), float and bool [B, T]."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A text to be told: its tokens, and those of them that count."""
+class ScoredText:
+    """A text to score: its tokens, and those of them that count."""
 
     ids: np.ndarray
     """int32 [N]"""
     counts: np.ndarray
     """bool [N]; never the first"""
     bytes: int
-    """UTF-8 bytes that the counted tokens stand for"""
+    """UTF-8 bytes of the tokens that count"""
     characters: int
 
 
 @dataclass(frozen=True)
-class Row:
+class Window:
     """A window of a text; targets outside of what it scores are IGNORED."""
 
     text: int
+    """The index of the text."""
     ids: np.ndarray
     targets: np.ndarray
 
 
-def documents(examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer) -> list[Scored]:
-    """One text per example, or all as one where the task has no documents.
+def documents(
+    examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer
+) -> list[ScoredText]:
+    """Tokenize one text per example, or all as one where the task has no documents.
 
-    The start token stands before a document and its end token is not scored. Of a conversation the
-    assistant's answers count. A first token with nothing before it cannot be told.
+    The start token stands before a document, and its end token is not scored. In a conversation the
+    assistant's messages count. A first token with nothing before it has no probability.
     """
     if not task.documents:
         examples = [{"text": "\n".join(lines_of(example) for example in examples)}]
@@ -67,12 +71,15 @@ def documents(examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer)
     ]
 
 
-def last_words(examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer) -> list[Scored]:
-    """The last word of every text with the space before it (Paperno et al. 2016, LAMBADA).
+def last_words(
+    examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer
+) -> list[ScoredText]:
+    """Tokenize texts of which only the last word counts, with the space before it (LAMBADA,
+    Paperno et al. 2016).
 
     Raises DataError for a text of one word.
     """
-    found = []
+    texts = []
     for example in examples:
         text = text_field(example).rstrip()
         before, space, word = text.rpartition(" ")
@@ -87,69 +94,103 @@ def last_words(examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer
         )
         ids = np.array([*start, *whole], np.int32)
         counts = np.arange(len(ids)) >= max(1, len(start) + len(part))
-        found.append(Scored(ids, counts, len((space + word).encode()), len(space + word)))
-    return found
+        texts.append(ScoredText(ids, counts, len((space + word).encode()), len(space + word)))
+    return texts
 
 
-def rows(texts: Sequence[Scored], window: int, stride: int, cut: bool = False) -> Iterator[Row]:
-    """The windows of all texts. `cut`: only the last window of a text that is too long."""
-    for number, text in enumerate(texts):
+def windows(
+    texts: Sequence[ScoredText], size: int, stride: int, last_only: bool = False
+) -> Iterator[Window]:
+    """The windows of all texts; `last_only`: of a text that is too long only the last one."""
+    for index, text in enumerate(texts):
         last = len(text.ids) - 1  # inputs are all but the last token
-        if cut:
-            yield _row(number, text, max(0, last - window), last, 0)
+        if last_only:
+            yield _window(index, text, max(0, last - size), last, 0)
             continue
-        begin, told = 0, 0
-        while told < last:
-            end = min(begin + window, last)
-            yield _row(number, text, begin, end, told)
-            begin, told = begin + stride, end
+        begin, scored = 0, 0
+        while scored < last:
+            end = min(begin + size, last)
+            yield _window(index, text, begin, end, scored)
+            begin, scored = begin + stride, end
 
 
-def scored(
-    texts: Sequence[Scored],
-    score: Score,
+def score_texts(
+    texts: Sequence[ScoredText],
+    log_probs: LogProbs,
     window: int,
     stride: int,
     batch_size: int,
     vocabulary_size: int,
     *,
-    cut: bool = False,
+    last_window_only: bool = False,
     progress: Progress | None = None,
-) -> list[Answer]:
-    """Per text: log_probability (natural), token_count, correct, byte_count, character_count."""
-    found = list(rows(texts, window, stride, cut))
-    found.sort(key=lambda row: -len(row.ids))
+) -> list[Prediction]:
+    """Score texts in sliding windows.
+
+    Args:
+        texts: The texts.
+        log_probs: The model.
+        window: Tokens of a window.
+        stride: Tokens by which it moves.
+        batch_size: Windows that the model is given at once, at most.
+        vocabulary_size: V; it bounds the batch.
+        last_window_only: Of a text that is too long score only the last window.
+        progress: Called with the number of texts done since the last call.
+
+    Returns:
+        Per text: log_probability (natural), token_count, correct (tokens that are the most likely
+        ones), byte_count, character_count.
+    """
+    all_windows = list(windows(texts, window, stride, last_window_only))
+    all_windows.sort(key=lambda each: -len(each.ids))
     size = max(1, min(batch_size, BATCH_BYTES // (4 * window * vocabulary_size)))
-    logs, right = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
-    for start in range(0, len(found), size):
-        batch = found[start : start + size]
+    sums, correct = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+    for start in range(0, len(all_windows), size):
+        batch = all_windows[start : start + size]
         length = len(batch[0].ids)
         ids = np.zeros((len(batch), length), np.int32)
         targets = np.full((len(batch), length), IGNORED, np.int32)
-        for place, row in enumerate(batch):
-            ids[place, : len(row.ids)] = row.ids
-            targets[place, : len(row.ids)] = row.targets
-        log_probabilities, best = score(ids, targets)
+        for row, each in enumerate(batch):
+            ids[row, : len(each.ids)] = each.ids
+            targets[row, : len(each.ids)] = each.targets
+        logs, best = log_probs(ids, targets)
         counts = targets != IGNORED
-        for place, row in enumerate(batch):
-            logs[row.text] += float(log_probabilities[place][counts[place]].sum(dtype=np.float64))
-            right[row.text] += int(best[place][counts[place]].sum())
+        for row, each in enumerate(batch):
+            sums[each.text] += float(logs[row][counts[row]].sum(dtype=np.float64))
+            correct[each.text] += int(best[row][counts[row]].sum())
         if progress:
-            progress(len(texts) * len(batch) / len(found))
+            progress(len(texts) * len(batch) / len(all_windows))
     return [
         {
             "log_probability": float(log),
             "token_count": int(text.counts.sum()),
-            "correct": int(correct),
+            "correct": int(count),
             "byte_count": text.bytes,
             "character_count": text.characters,
         }
-        for text, log, correct in zip(texts, logs, right, strict=True)
+        for text, log, count in zip(texts, sums, correct, strict=True)
     ]
 
 
-def checked_stride(stride: int | None, window: int) -> int:
-    """The stride, or half the window where none is given. Raises SettingError."""
+def target_log_probs(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probabilities of targets, and whether each is the most likely token.
+
+    Args:
+        logits: [B, T, V].
+        targets: int [B, T].
+
+    Returns:
+        Two arrays [B, T].
+    """
+    largest = logits.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(logits - largest).sum(axis=-1, dtype=np.float64)) + largest[..., 0]
+    safe = np.maximum(targets, 0)
+    target_logits = np.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
+    return target_logits - total, logits.argmax(axis=-1) == safe
+
+
+def check_stride(stride: int | None, window: int) -> int:
+    """The stride; half the window where it is None. Raises SettingError."""
     if stride is None:
         return max(1, window // 2)
     if not 1 <= stride <= window:
@@ -160,17 +201,17 @@ def checked_stride(stride: int | None, window: int) -> int:
     return stride
 
 
-def _document(text: str, task: CausalLM, tokenizer: Tokenizer) -> Scored:
+def _document(text: str, task: CausalLM, tokenizer: Tokenizer) -> ScoredText:
     parts = tokenizer.encode_ids(list(chunk_text(text)), add_special_tokens=False)
     start = [] if tokenizer.bos_token_id is None or not task.documents else [tokenizer.bos_token_id]
     ids = np.concatenate([np.asarray(part, np.int32) for part in (start, *parts)])
     counts = np.arange(len(ids)) > 0
-    untold = "" if start or not len(ids) else tokenizer.decode([int(ids[0])])
-    size = len(text.encode()) - len(untold.encode())
-    return Scored(ids, counts, max(size, 0), max(len(text) - len(untold), 0))
+    unscored = "" if start or not len(ids) else tokenizer.decode([int(ids[0])])
+    size = len(text.encode()) - len(unscored.encode())
+    return ScoredText(ids, counts, max(size, 0), max(len(text) - len(unscored), 0))
 
 
-def _conversation(example: Example, tokenizer: Tokenizer) -> Scored:
+def _conversation(example: Example, tokenizer: Tokenizer) -> ScoredText:
     from tfllm.tokenizers import chat
 
     found, spans = chat.assistant_spans(tokenizer, messages_of(example))
@@ -179,11 +220,11 @@ def _conversation(example: Example, tokenizer: Tokenizer) -> Scored:
     for begin, end in spans:
         counts[max(begin, 1) : end] = True
     text = tokenizer.decode(ids[counts].tolist())
-    return Scored(ids, counts, len(text.encode()), len(text))
+    return ScoredText(ids, counts, len(text.encode()), len(text))
 
 
-def _row(number: int, text: Scored, begin: int, end: int, told: int) -> Row:
-    """The tokens begin ... end - 1 as input; the targets after `told` count."""
-    places = np.arange(begin + 1, end + 1)
-    counts = text.counts[places] & (places > told)
-    return Row(number, text.ids[begin:end], np.where(counts, text.ids[places], IGNORED))
+def _window(index: int, text: ScoredText, begin: int, end: int, scored: int) -> Window:
+    """The tokens begin ... end - 1 as input; the targets after position `scored` count."""
+    positions = np.arange(begin + 1, end + 1)
+    counts = text.counts[positions] & (positions > scored)
+    return Window(index, text.ids[begin:end], np.where(counts, text.ids[positions], IGNORED))

@@ -62,7 +62,7 @@ def test_a_fallen_metric_is_found(classifier, tmp_path):
     from tfllm.runtimes.checkpoint import open_checkpoint
 
     texts = [{"text": text} for text in ("the film was good", "bad", "who built it?")]
-    answers = open_checkpoint(classifier).answers(texts)
+    answers = open_checkpoint(classifier).predict(texts)
     right = [{**one, "label": a["label"]} for one, a in zip(texts, answers, strict=True)]
     reference = open_checkpoint(classifier)
     export(classifier, profile("tflite-float32"), tmp_path / "lite", right)

@@ -98,7 +98,7 @@ def _scores(
     counts: Sequence[int],
 ) -> Check:
     """The signature `score` against the checkpoint's own probabilities."""
-    from tfllm.runtimes.causal_lm_artifact import told
+    from tfllm.runtimes.token_log_probs import target_log_probs
 
     apart = 0.0
     for text, found, count in zip(texts, sums, counts, strict=True):
@@ -107,7 +107,7 @@ def _scores(
             return Check("score", f"{count} tokens of '{text[:20]}'", f"{len(ids) - 1}", False)
         if count:
             given, following = np.array([ids[:-1]], np.int32), np.array([ids[1:]], np.int32)
-            wanted = float(told(_logits(checkpoint, given), following)[0].sum())
+            wanted = float(target_log_probs(_logits(checkpoint, given), following)[0].sum())
             apart = max(apart, abs(found - wanted) / count)
     return at_most("score differs per token by", apart, profile.largest_difference)
 
@@ -198,11 +198,9 @@ def draws(checkpoint: Any, writer: Any, profile: Profile, engine: Any, texts: Te
 
 def speed(engine: Any, batch_sizes: Sequence[int], length: int = SPEED_PROMPT) -> Check:
     """Tokens that a second writes on this machine, one prompt at a time and several."""
-    from tfllm.runtimes import generation_speed
+    from tfllm.runtimes.benchmark import measure_generation
 
-    found = {
-        size: generation_speed.measure(engine, length, SPEED_NEW, size, 0.0) for size in batch_sizes
-    }
+    found = {size: measure_generation(engine, length, SPEED_NEW, size, 0.0) for size in batch_sizes}
     shown = ", ".join(
         f"{row['written_tokens_per_second']:,.0f} (batch {size})" for size, row in found.items()
     )
@@ -316,7 +314,7 @@ def _continued(writer: Any, prompts: Sequence[str], settings: Any) -> list[Any]:
     if first is None:
         first = (*writer.checkpoint.eos_token_id, 0)[0]
     ids = [ids or [first] for ids in writer.tokenizer.encode_ids(list(prompts))]
-    return writer.continued(ids, settings, prompts=list(prompts))
+    return writer.generate_from_ids(ids, settings, prompts=list(prompts))
 
 
 def _exactly(name: str, share: float, profile: Profile) -> Check:

@@ -120,7 +120,7 @@ def savedmodel(
         )
         for place, example in enumerate(examples)
     ]
-    expected = reference.answers(list(examples))
+    expected = reference.predict(list(examples))
     yield from compared(expected, answers, profile)
     found = [next(iter(output.values())) for output in outputs[1 : 1 + len(rows)]]
     wanted = [reference.call(row) for row in rows]
@@ -149,7 +149,7 @@ def lite(
     predictor = open_model(folder)
     if profile.text:
         alike = _read_alike(reference, examples)
-        yield from compared(reference.answers(alike), predictor.answers(alike), profile)
+        yield from compared(reference.predict(alike), predictor.predict(alike), profile)
         rows, counted = zip(*(_batches(reference, [one])[0] for one in alike), strict=True)
         wanted = [reference.call(row) for row in rows]
         found = [predictor.scores(example)[None] for example in alike]  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ def lite(
         yield at_most("raw outputs differ by", _apart(wanted, found), profile.largest_difference)
     yield from divergence.of_answers(profile, reference.task, counted, wanted, found)
     yield from compared(
-        reference.answers(list(examples)), predictor.answers(list(examples)), profile
+        reference.predict(list(examples)), predictor.predict(list(examples)), profile
     )
 
 

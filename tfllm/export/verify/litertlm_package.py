@@ -16,7 +16,7 @@ from tfllm.errors import CheckFailed
 from tfllm.export.base import Check, Profile, at_least, context_of, stated
 from tfllm.export.litertlm import PLAIN_TEMPLATE, begins
 from tfllm.export.verify.sentences import CONTEXT, PLAIN
-from tfllm.runtimes.litertlm_file import FILE_NAME
+from tfllm.runtimes.litertlm import FILE_NAME
 
 PACKAGE = "litert_lm"
 NEW_TOKENS = 16
@@ -149,7 +149,7 @@ def _written(
     if new.finish_reason == "stop":
         tokens = writer.engine.generate([ids], stopping)[0].ids[: len(tokens) + 1]
     prompts = None if prompt is None else [prompt]
-    text = writer.continued([ids], settings, prompts=prompts)[0].text
+    text = writer.generate_from_ids([ids], settings, prompts=prompts)[0].text
     return tokens, {text, writer.tokenizer.decode(new.ids, skip_special_tokens=False)}
 
 

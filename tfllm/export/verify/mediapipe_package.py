@@ -14,7 +14,7 @@ from tfllm.export.base import Profile
 def expected(reference: Any, profile: Profile, texts: Sequence[str]) -> np.ndarray:
     """Probabilities [B, C] or embeddings [B, D] of the checkpoint, for MediaPipe's own tokens.
 
-    `reference` is the checkpoint's RowPredictor.
+    `reference` is the checkpoint's TokenPredictor.
     """
     import tensorflow as tf
 

@@ -33,9 +33,9 @@ def checks(
     checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dict]
 ) -> Iterator[Check]:
     """Every check that runs the artifact in `folder`."""
-    from tfllm.generation.seq2seq_generator import TextToText
+    from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 
-    writer = TextToText(checkpoint)
+    writer = Seq2SeqGenerator(checkpoint)
     sources, told = sources_of(examples), pairs_of(examples)
     yield from RUNTIMES[profile.target](checkpoint, writer, profile, folder, sources, told)
     if examples:
@@ -101,7 +101,9 @@ def savedmodel(
     outputs = iter(result["outputs"])
 
     found = _taken(outputs, len(batches))
-    settings = writer.defaults(num_beams=_beams(checkpoint, profile), num_return_sequences=1)
+    settings = writer.generation_config(
+        num_beams=_beams(checkpoint, profile), num_return_sequences=1
+    )
     wanted = writer.generate(texts, settings, truncate="right")
     names = f"{len(texts)} sources"
     yield _exactly(f"same texts of {names}", found["text"], [t.text for t in wanted], profile)
@@ -148,13 +150,13 @@ def lite(
         yield from tells(checkpoint, writer, profile, predictor, told)
     else:
         yield draws(checkpoint, writer, profile, file, told)
-    longest = file.longest_source
-    most = file.engine.decoder.max_sequence_length - 1  # a file of whole texts may hold fewer
+    longest = file.max_source_length
+    most = file.engine.limits.max_sequence_length - 1  # a file of whole texts may hold fewer
     ids = [writer.tokenizer.encode(text, max_length=longest).ids for text in texts[:LITE_SOURCES]]
     for name, given in (("greedy", {}), ("sampled", {"seed": 11, **SAMPLING})):
-        settings = file.defaults(max_new_tokens=min(NEW_TOKENS, most), **given)
+        settings = file.generation_config(max_new_tokens=min(NEW_TOKENS, most), **given)
         found, wanted = (
-            [text.text for text in one.continued(ids, settings)] for one in (file, writer)
+            [text.text for text in one.generate_from_ids(ids, settings)] for one in (file, writer)
         )
         yield _exactly(f"same {name} texts of {len(ids)} sources", found, wanted, profile)
 
@@ -169,7 +171,7 @@ def tells(
     checkpoint's."""
     file, target = predictor.generator, writer.tokenizer.target
     start = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
-    longest = min(TOLD_ROW, file.engine.decoder.max_sequence_length - 1)
+    longest = min(TOLD_ROW, file.engine.limits.max_sequence_length - 1)
     tokens = divergence.Vocabulary(target, checkpoint.config.vocabulary_size)
     found = {name: divergence.Told() for name in pairs}
     for name, some in pairs.items():
@@ -179,7 +181,7 @@ def tells(
             ids = target.encode_ids([text], add_special_tokens=False)[0][: min(left, longest)]
             if not ids:
                 continue
-            read = writer.tokenizer.encode(source, max_length=file.longest_source).ids
+            read = writer.tokenizer.encode(source, max_length=file.max_source_length).ids
             given = [start, *ids[:-1]]
             wanted, scores = _logits(checkpoint, read, given), predictor.logits(read, given)
             told.add(wanted, scores, ids, tokens)
@@ -189,16 +191,16 @@ def tells(
 def draws(checkpoint: Any, writer: Any, profile: Profile, file: Any, pairs: Pairs) -> Check:
     """KL divergence by the texts that a file draws which gives no scores of given ones."""
     start = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
-    most = min(DRAWN_NEW, file.engine.decoder.max_sequence_length - 1)
+    most = min(DRAWN_NEW, file.engine.limits.max_sequence_length - 1)
     sources = [
-        writer.tokenizer.encode(source, max_length=file.longest_source).ids
+        writer.tokenizer.encode(source, max_length=file.max_source_length).ids
         for some in pairs.values()
         for source, _ in some[:LITE_SOURCES]
     ]
     tokens = divergence.Vocabulary(writer.tokenizer.target, checkpoint.config.vocabulary_size)
     own, wanted = [], []
     for seed, source in enumerate(sources):
-        settings = file.defaults(
+        settings = file.generation_config(
             max_new_tokens=most, num_beams=1, num_return_sequences=1, temperature=1.0, seed=seed
         )
         (text,) = file.engine.generate([[start]], settings, sources=[source])
@@ -221,7 +223,7 @@ def _logits(checkpoint: Any, source: Sequence[int], target: Sequence[int]) -> np
 
 
 def _settings(writer: Any, **given: Any) -> Any:
-    return writer.defaults(max_new_tokens=NEW_TOKENS, num_return_sequences=1, **given)
+    return writer.generation_config(max_new_tokens=NEW_TOKENS, num_return_sequences=1, **given)
 
 
 def _request(signature: str, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:

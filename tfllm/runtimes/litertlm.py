@@ -1,4 +1,4 @@
-"""What is inside a `.litertlm` bundle: its header names the sections and where they lie.
+"""LiteRT-LM bundles: the sections of a `.litertlm` file, and the model inside, open for use.
 
 https://github.com/google-ai-edge/LiteRT-LM (schema/core/litertlm_header_schema.fbs). The package
 litert-lm-builder ships the generated reader.
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import ArtifactError, MissingExtra
+from tfllm.runtimes import tflite_generation
+from tfllm.runtimes.causal_lm import CausalLMPredictor
+from tfllm.runtimes.description import read_description
 
 FILE_NAME = "model.litertlm"
 MAGIC = b"LITERTLM"
@@ -54,7 +57,7 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Reads the header. Raises ArtifactError for anything else."""
+    """Read a bundle's header. Raises ArtifactError for anything else."""
     try:
         from litert_lm_builder import litertlm_header_schema_py_generated as schema
     except ImportError:
@@ -74,13 +77,30 @@ def open_bundle(path: Path) -> Bundle:
     }
     try:
         listed = schema.LiteRTLMMetaData.GetRootAs(header, 0).SectionMetadata()
-        objects = [listed.Objects(place) for place in range(listed.ObjectsLength())]
+        objects = [listed.Objects(index) for index in range(listed.ObjectsLength())]
         sections = tuple(
-            Section(names.get(one.DataType(), "unknown"), one.BeginOffset(), one.EndOffset())
-            for one in objects
+            Section(names.get(each.DataType(), "unknown"), each.BeginOffset(), each.EndOffset())
+            for each in objects
         )
     except (AttributeError, IndexError, struct.error, TypeError):
         raise ArtifactError(f"'{path}': its header is damaged. Export the model again.") from None
     if any(section.end > size or section.begin > section.end for section in sections):
         raise ArtifactError(f"'{path}' is cut short. Copy or export the model again.")
     return Bundle(path, version, sections)
+
+
+def open_litertlm(source: Path) -> CausalLMPredictor:
+    """Open the model inside a .litertlm file, or of the directory of one. Raises ArtifactError."""
+    path = source / FILE_NAME if source.is_dir() else source
+    if not path.is_file():
+        raise ArtifactError(f"There is no file '{path}'. Check the path.")
+    bundle = open_bundle(path)
+    description, task = read_description(path.parent / "tfllm.json")
+    facts = {
+        "kind": "litertlm",
+        "path": str(path),
+        "family": description.get("family"),
+        "task": task.kind,
+        "size_bytes": path.stat().st_size,
+    }
+    return tflite_generation.open_causal_lm(path, description, task, facts, bundle.read(MODEL))

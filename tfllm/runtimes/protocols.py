@@ -1,0 +1,77 @@
+"""What every open model offers: a Predictor, and where it generates text a Generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tfllm.tasks import Task
+
+if TYPE_CHECKING:  # TensorFlow is not needed for a TFLite file
+    from tfllm.generation.config import GenerationConfig
+    from tfllm.generation.text_generator import GeneratedText, OnText, Truncate
+    from tfllm.generation.token_generator import TokenGenerator
+
+BATCH_SIZE = 32
+
+Example = dict[str, Any]
+Prediction = dict[str, Any]
+Progress = Callable[[float], None]
+"""Called with the number of examples done since the last call."""
+
+
+class Predictor(Protocol):
+    """A model that is open for prediction: a checkpoint, SavedModel, TFLite or LiteRT-LM file."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        """The tokens by id."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it is: kind, path, family, task, size_bytes."""
+        ...
+
+    def predict(
+        self,
+        examples: Sequence[Example],
+        batch_size: int = BATCH_SIZE,
+        progress: Progress | None = None,
+    ) -> list[Prediction]:
+        """Predict one dict per example, in their order: the JSON lines of `tfllm predict`.
+
+        Args:
+            examples: Dicts with the fields that the task reads (`text`, `question`, ...).
+            batch_size: Rows that the model is given at once.
+            progress: Called as examples are done.
+        """
+        ...
+
+
+class Generator(Protocol):
+    """A model that is open for text generation.
+
+    There are two: `generation.text_generator.TextGenerator` and
+    `generation.seq2seq_generator.Seq2SeqGenerator`; runtimes differ in their `engine`.
+    """
+
+    engine: TokenGenerator
+
+    def generation_config(self, **overrides: Any) -> GenerationConfig:
+        """The model's own settings with overrides."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        config: GenerationConfig,
+        *,
+        stop: Sequence[str] = (),
+        truncate: Truncate | None = None,
+        on_text: OnText | None = None,
+    ) -> list[GeneratedText]:
+        """Generate `num_return_sequences` texts for each prompt, in order."""
+        ...
