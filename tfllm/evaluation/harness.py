@@ -15,7 +15,7 @@ from tfllm.evaluation.metrics import headline, measure_of
 from tfllm.evaluation.metrics import measure as compute
 from tfllm.evaluation.span_answers import Language
 from tfllm.evaluation.text_to_text import Tokenize
-from tfllm.runtimes.protocols import BATCH_SIZE, Prediction, Example, Predictor, Progress
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Predictor, Progress
 from tfllm.tasks import Task
 
 __all__ = ["Measured", "evaluate", "headline", "measured_answers", "report"]

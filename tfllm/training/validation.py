@@ -18,8 +18,7 @@ from tfllm.checkpoints import store
 from tfllm.checkpoints.store import Checkpoint
 from tfllm.data.batching import Batches
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.generation.seq2seq_generator import TextToText
-from tfllm.generation.written import written
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator, predict_targets
 from tfllm.tasks import metric_directions
 from tfllm.tasks.base import Task
 from tfllm.tasks.features import IGNORED, Features
@@ -228,10 +227,10 @@ class GeneratedTexts:
         """Generate and measure texts for `count` examples, evenly spread: files may be sorted."""
         count = min(count, len(self.examples))
         examples = [self.examples[index * len(self.examples) // count] for index in range(count)]
-        generator = TextToText(checkpoint)  # a new one: it copies weights
-        config = generator.defaults(**self.settings.generation.set_fields())
+        generator = Seq2SeqGenerator(checkpoint)  # a new one: it copies weights
+        config = generator.generation_config(**self.settings.generation.set_fields())
         batch_size = self.settings.batch_size
-        answers = written(generator, examples, config, truncate=True, batch_size=batch_size)
+        answers = predict_targets(generator, examples, config, truncate=True, batch_size=batch_size)
         return self.measure(checkpoint.task, answers, examples)
 
     def while_training(self) -> dict[str, Any]:
