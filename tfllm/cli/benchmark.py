@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from tfllm.generation.text_generator import TextGenerator
-    from tfllm.runtimes.predictor import Predictor
+    from tfllm.runtimes.protocols import Predictor
 
 EXAMPLES = """Examples:
 

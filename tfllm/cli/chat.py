@@ -46,7 +46,7 @@ def chat(
     generator = open_model(model).generator(precision)
     require_chat_template(generator.tokenizer)  # without one there is no conversation
     session = ChatSession(generator, system=system)
-    _talk(session, generator.defaults(**options), tuple(stop or ()))
+    _talk(session, generator.generation_config(**options), tuple(stop or ()))
 
 
 PROMPT = "> "
