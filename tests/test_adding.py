@@ -127,7 +127,7 @@ def test_a_task_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     exported = tmp_path / "exported"
     arguments = ["--data", validation, "--output", exported]
     run(capsys, "export", checkpoint, "--to", "savedmodel", *arguments)
-    served = open_model(exported).answers(examples)
+    served = open_model(exported).predict(examples)
     for answer, other in zip(served, answers, strict=True):
         assert answer["label"] == other["label"]
         assert answer["polarity"] == pytest.approx(other["polarity"], abs=1e-5)
