@@ -32,6 +32,12 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_named_files_exist(path):
+    files = set(re.findall(r"(?:tfllm|tests|benchmarks)/[\w/]+\.py", path.read_text()))
+    assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
+
+
 def python_blocks():
     for path in PAGES:
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.S)):
