@@ -38,6 +38,11 @@ YARN = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8,
 }  # fmt: skip
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+GEMMA = {**LLAMA, "head_dim": 6, "pad_token_id": 0, "num_hidden_layers": 3}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
 # Name here: (model class, configuration).
 VARIANTS = {
     "gpt2": ("GPT2LMHeadModel", GPT2),
@@ -52,6 +57,17 @@ VARIANTS = {
     "qwen2": ("Qwen2ForCausalLM", {**LLAMA, "tie_word_embeddings": True}),
     "qwen2_untied": ("Qwen2ForCausalLM", {**LLAMA, **WINDOWS}),
     "qwen3": ("Qwen3ForCausalLM", {**LLAMA, "head_dim": 6, "tie_word_embeddings": True}),
+    "gemma": ("GemmaForCausalLM", GEMMA),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {**GEMMA, "sliding_window": 4, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0,
+         "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {**GEMMA, "sliding_window": 4, "query_pre_attn_scalar": 9, "num_hidden_layers": 7,
+         "rope_parameters": GEMMA3_ROPE},
+    ),
 }  # fmt: skip
 
 

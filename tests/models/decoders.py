@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfllm.layers import heads
-from tfllm.models import FAMILIES, gpt2, llama
+from tfllm.models import FAMILIES, gemma, gpt2, llama
 from tfllm.models.decoder import Decoder, get_decoder
 
 SHAPE = {
@@ -40,7 +40,16 @@ CONFIGS = {
         rope_scaling={"rope_type": "linear", "factor": 2.0},
         **SHAPE,
     ),
-}
+    "gemma": gemma.Config(variant="gemma", num_key_value_heads=2, head_dim=6, **SHAPE),
+    "gemma 2": gemma.Config(
+        variant="gemma2", num_key_value_heads=2, head_dim=6, query_scalar=9.0, sliding_window=4,
+        attention_softcap=2.0, logits_softcap=3.0, **SHAPE,
+    ),
+    "gemma 3": gemma.Config(
+        head_dim=6, query_scalar=9.0, sliding_window=4, rope_theta=500.0, local_rope_theta=50.0,
+        layer_types=("sliding_attention", "full_attention"), **SHAPE,
+    ),
+}  # fmt: skip
 LENGTHS = (9, 4, 7)
 
 

@@ -114,22 +114,62 @@ class Architecture:
     """What a missing key means, as llama.cpp has it."""
     neighbours: bool = False
     """Rotary pairs of queries and keys are neighbours, not halves of a head."""
+    offset_norms: bool = False
+    """Norms are written as 1 + scale."""
+    model_type: str = ""
+    """Hugging Face's, where it is not the architecture's name."""
     transposed: tuple[str, ...] = ()
     """Ends of Hugging Face's names whose matrices are (inputs, outputs) there."""
 
 
 _LLAMA_FILLED = {"rope_theta": 10000.0}
+# Gemma 2 and 3 normalize the output of each part too; Gemma 1 has llama's names.
+_GEMMA_TENSORS = {
+    **_LLAMA_TENSORS,
+    "model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.post_attention_norm.weight",
+    "model.layers.{i}.pre_feedforward_layernorm.weight": "blk.{i}.ffn_norm.weight",
+    "model.layers.{i}.post_feedforward_layernorm.weight": "blk.{i}.post_ffw_norm.weight",
+}
+_GEMMA_SHAPE = {
+    **_LLAMA_SHAPE,
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "query_pre_attn_scalar": "attention.query_pre_attn_scalar",
+    "rope_local_base_freq": "rope.freq_base_swa",
+}
+# Not in files of llama.cpp's converter: the same in all models but those of 27B.
+_GEMMA_FILLED = {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 ARCHITECTURES = {
     "llama": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED, neighbours=True),
     "qwen2": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED),
     "qwen3": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED),
+    "gemma": Architecture(
+        "gemma", _LLAMA_TENSORS, _LLAMA_SHAPE, {"rope_theta": 10000.0}, offset_norms=True,
+    ),
+    "gemma2": Architecture(
+        "gemma", _GEMMA_TENSORS, _GEMMA_SHAPE,
+        {
+            **_GEMMA_FILLED, "rope_theta": 10000.0, "rope_local_base_freq": 10000.0,
+            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        },
+        offset_norms=True,
+    ),
+    "gemma3": Architecture(
+        "gemma", _GEMMA_TENSORS, _GEMMA_SHAPE,
+        {
+            **_GEMMA_FILLED, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
+            "attn_logit_softcapping": None, "final_logit_softcapping": None,
+        },
+        offset_norms=True, model_type="gemma3_text",
+    ),
     "gpt2": Architecture(
         "gpt2", _GPT2_TENSORS, _GPT2_SHAPE,
         transposed=("c_attn.weight", "c_proj.weight", "c_fc.weight"),
     ),
 }  # fmt: skip
 # Hugging Face's model types that llama.cpp writes under another name.
-WRITTEN_AS = {"mistral": "llama"}
+WRITTEN_AS = {"mistral": "llama", "gemma3_text": "gemma3"}
 
 
 @dataclass(frozen=True)
@@ -266,14 +306,15 @@ def read(path: Path, task: Task | None = None) -> Checkpoint:
 def shape_of(file: File) -> tuple[str, Any, dict[str, Any]]:
     """(family, config, config.json) of an open file."""
     kind = ARCHITECTURES[file.architecture]
-    hf_config: dict[str, Any] = {"model_type": file.architecture}
+    hf_config: dict[str, Any] = {"model_type": kind.model_type or file.architecture}
     filled = []
     for theirs, ours in kind.shape.items():
         if (value := file.value(ours)) is not None:
             hf_config[theirs] = value
         elif theirs in kind.filled:
             hf_config[theirs] = kind.filled[theirs]
-            filled.append(f"{file.architecture}.{ours} ({kind.filled[theirs]:g})")
+            if kind.filled[theirs] is not None:
+                filled.append(f"{file.architecture}.{ours} ({kind.filled[theirs]:g})")
         elif theirs not in ("head_dim", "num_key_value_heads"):
             raise CheckpointError(
                 f"{file.path}: the key {file.architecture}.{ours} is missing. The file is damaged "
@@ -282,7 +323,8 @@ def shape_of(file: File) -> tuple[str, Any, dict[str, Any]]:
     if filled:
         log.info("%s: not in the file, and taken as llama.cpp takes it: %s.", file.path,
                  ", ".join(filled))  # fmt: skip
-    for key in ("expert_count", "attention.sliding_window"):
+    windows = () if kind.family == "gemma" else ("attention.sliding_window",)
+    for key in ("expert_count", *windows):
         if file.value(key):
             raise CheckpointError(
                 f"{file.path}: {file.architecture}.{key} is {file.value(key)}, which tfllm does "
@@ -292,7 +334,7 @@ def shape_of(file: File) -> tuple[str, Any, dict[str, Any]]:
         "vocab_size": _rows(file, "token_embd.weight"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
-    if kind.family == "llama":
+    if kind.family != "gpt2":
         hf_config["rope_scaling"] = _rope_scaling(file, hf_config)
         hf_config["attention_bias"] = False
     else:
@@ -395,6 +437,8 @@ def _tensors(file: File, config: Any) -> dict[str, np.ndarray]:
             value = value.T
         if kind.neighbours and (heads := _rotary_heads(theirs, config)):
             value = _to_halves(value, heads)
+        if kind.offset_norms and theirs.endswith("norm.weight"):
+            value = value - 1.0
         tensors[theirs] = value
     leftover = [name for name in leftover if name != FREQUENCIES]
     if leftover:
@@ -482,7 +526,8 @@ def write(checkpoint: Checkpoint, directory: str | Path, dtype: str = "f16") -> 
             f"GGUF files of {hf_config['model_type']} are not written; {', '.join(ARCHITECTURES)} "
             "are. Convert it to huggingface instead."
         )
-    if getattr(checkpoint.config, "sliding_window", 0):
+    windowless = ARCHITECTURES[architecture].family != "gemma"
+    if windowless and getattr(checkpoint.config, "sliding_window", None):
         raise CheckpointError(
             "llama.cpp's form of this family has no sliding window, and this model looks back "
             f"{checkpoint.config.sliding_window} tokens only. Keep it in another form."
@@ -535,7 +580,7 @@ def _shape_metadata(architecture: str, hf_config: Mapping[str, Any], config: Any
         for theirs, ours in kind.shape.items()
         if hf_config.get(theirs) is not None
     }
-    if kind.family != "llama":
+    if kind.family == "gpt2":
         return metadata
     metadata[f"{architecture}.attention.value_length"] = config.head_dim
     metadata[f"{architecture}.rope.dimension_count"] = config.head_dim
@@ -599,6 +644,8 @@ def _gguf_tensors(checkpoint: Checkpoint, architecture: str) -> Iterator[tuple[s
             value = value.T
         if kind.neighbours and (heads := _rotary_heads(theirs, config)):
             value = _to_neighbours(value, heads)
+        if kind.offset_norms and theirs.endswith("norm.weight"):
+            value = value + 1.0
         yield name, np.ascontiguousarray(value)
     scaling = getattr(config, "rope_scaling", None)
     if scaling and scaling.get("rope_type") == "llama3":

@@ -84,6 +84,11 @@ def set_mask_constant(model: keras.Model, constant: float) -> None:
     model.train_function = None
 
 
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """Bound a tensor smoothly to (-cap, cap), as Gemma 2 does; a cap of 0 changes nothing."""
+    return ops.multiply(ops.tanh(ops.divide(x, cap)), cap) if cap else x
+
+
 def scaled_dot_product_attention(
     query: Tensor,
     keys: Tensor,
@@ -93,6 +98,7 @@ def scaled_dot_product_attention(
     scaled: bool = True,
     position_bias: Tensor | None = None,
     training: bool | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attend from queries to keys (Vaswani et al. 2017), with grouped heads (Ainslie et al. 2023).
 
@@ -108,6 +114,7 @@ def scaled_dot_product_attention(
         scaled: Whether scores are divided by the square root of d.
         position_bias: (B or 1, H, S, K), added to the scores; or None.
         training: Whether weights are dropped.
+        softcap: Above 0, scores are soft_cap()ped to it before masking (Gemma 2).
 
     Returns:
         Outputs (B, S, H, d), and attention weights (B, H, S, K) in the dtype of the values.
@@ -120,6 +127,7 @@ def scaled_dot_product_attention(
     query = ops.reshape(query, (batch, groups, rows, width))
     scores = ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2)))
     scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), "float32")
+    scores = soft_cap(scores, softcap)
     if position_bias is not None:
         scores = ops.add(scores, ops.cast(position_bias, "float32"))
     bias = ops.multiply(ops.cast(ops.logical_not(attention_mask), "float32"), EXACT_MASK)

@@ -43,6 +43,9 @@ class CausalAttention(keras.layers.Layer):
         residual_range: Of the output projection's new kernel.
         scaled: Whether scores are divided by the square root of `head_dim`. If not, the initial
             queries are smaller by that factor instead (T5, Raffel et al. 2020).
+        query_scale: Multiplies queries in place of the inverse root of `head_dim`; 0: that root.
+        softcap: Above 0, scores are bounded to it (Gemma 2).
+        norm: Of queries and keys: "rms" or "rms_offset".
         options: Of `keras.layers.Layer`.
     """
 
@@ -61,6 +64,9 @@ class CausalAttention(keras.layers.Layer):
         initializer_range: InitializerRange = 0.02,
         residual_range: InitializerRange = 0.02,
         scaled: bool = True,
+        query_scale: float = 0.0,
+        softcap: float = 0.0,
+        norm: str = "rms",
         **options: Any,
     ):
         super().__init__(**options)
@@ -77,6 +83,9 @@ class CausalAttention(keras.layers.Layer):
         self.initializer_range = initializer_range
         self.residual_range = residual_range
         self.scaled = scaled
+        self.query_scale = query_scale
+        self.softcap = softcap
+        self.norm = norm
         self.rope_frequencies = (
             rotary.frequencies(head_dim, rope_theta, rope_scaling, max_sequence_length)
             if rope_theta
@@ -102,7 +111,7 @@ class CausalAttention(keras.layers.Layer):
         self.attention_output.build((*x_shape[:-1], heads * self.head_dim))
         if self.norm_epsilon:
             for name in ("query_norm", "key_norm"):
-                norm = normalization_layer("rms", name, self.norm_epsilon, policy)
+                norm = normalization_layer(self.norm, name, self.norm_epsilon, policy)
                 norm.build((None, None, None, self.head_dim))
                 setattr(self, name, norm)
         self.weights_dropout = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")
@@ -138,6 +147,8 @@ class CausalAttention(keras.layers.Layer):
         if self.rope_frequencies is not None:
             cos, sin = rotary.cos_sin(positions, *self.rope_frequencies)
             query, key = rotary.rotate(query, cos, sin), rotary.rotate(key, cos, sin)
+        if self.query_scale:
+            query = ops.multiply(query, ops.cast(self.query_scale, query.dtype))
         query, key, value = (ops.transpose(heads, (0, 2, 1, 3)) for heads in (query, key, value))
         keys, values = key, value
         if callable(cache):
@@ -151,9 +162,10 @@ class CausalAttention(keras.layers.Layer):
             values,
             attention_mask,
             self.weights_dropout,
-            self.scaled,
+            self.scaled and not self.query_scale,
             position_bias,
             training,
+            self.softcap,
         )
         batch, length = ops.shape(x)[:2]
         outputs = ops.reshape(outputs, (batch, length, self.num_heads * self.head_dim))
@@ -191,7 +203,7 @@ class CausalAttention(keras.layers.Layer):
 ATTENTION_ARGUMENTS = (
     "num_heads", "num_key_value_heads", "head_dim", "dropout", "qkv_bias", "output_bias",
     "norm_epsilon", "rope_theta", "rope_scaling", "max_sequence_length", "initializer_range",
-    "residual_range", "scaled",
+    "residual_range", "scaled", "query_scale", "softcap", "norm",
 )  # fmt: skip
 
 
@@ -210,6 +222,7 @@ class CausalBlock(keras.layers.Layer):
         dropout: Rate, on the output of both parts.
         pre_norm: Whether the input of each part is normalized; if not, the sum of input and output.
         inner_dropout: Rate, inside the feed-forward network, after the activation.
+        output_norms: Whether the output of each part is normalized too, before the sum (Gemma 2).
         options: Of `keras.layers.Layer`.
     """
 
@@ -225,6 +238,7 @@ class CausalBlock(keras.layers.Layer):
         dropout: float = 0.0,
         pre_norm: bool = True,
         inner_dropout: float = 0.0,
+        output_norms: bool = False,
         **options: Any,
     ):
         super().__init__(**options)
@@ -238,6 +252,7 @@ class CausalBlock(keras.layers.Layer):
         self.dropout = dropout
         self.pre_norm = pre_norm
         self.inner_dropout = inner_dropout
+        self.output_norms = output_norms
 
     def build(self, x_shape: Shape, *_: Any, **__: Any) -> None:
         policy = self.dtype_policy
@@ -251,6 +266,11 @@ class CausalBlock(keras.layers.Layer):
             self.norm, "feedforward_norm", self.norm_epsilon, policy
         )
         self.feedforward_norm.build(x_shape)
+        if self.output_norms:
+            for name in ("attention_output_norm", "feedforward_output_norm"):
+                layer = normalization_layer(self.norm, name, self.norm_epsilon, policy)
+                layer.build(x_shape)
+                setattr(self, name, layer)
 
         inner_range, output_range = self.attention.initializer_range, self.attention.residual_range
         function = get_activation(self.activation)
@@ -314,6 +334,8 @@ class CausalBlock(keras.layers.Layer):
             position_bias=position_bias,
             training=training,
         )
+        if self.output_norms:
+            output = self.attention_output_norm(output)
         output = self.attention_output_dropout(output, training=training)
         return self.add_residual(x, output, self.attention_norm), new
 
@@ -322,6 +344,8 @@ class CausalBlock(keras.layers.Layer):
         inner = self.feedforward_norm(x) if self.pre_norm else x
         inner = ops.multiply(self.gate(inner), self.up(inner)) if self.gated else self.up(inner)
         output = self.down(self.intermediate_dropout(inner, training=training))
+        if self.output_norms:
+            output = self.feedforward_output_norm(output)
         output = self.feedforward_dropout(output, training=training)
         return self.add_residual(x, output, self.feedforward_norm)
 
@@ -354,7 +378,7 @@ class CausalBlock(keras.layers.Layer):
 
 BLOCK_ARGUMENTS = (
     "intermediate_dim", "activation", "norm", "norm_epsilon", "gated", "bias", "dropout",
-    "pre_norm", "inner_dropout",
+    "pre_norm", "inner_dropout", "output_norms",
 )  # fmt: skip
 
 

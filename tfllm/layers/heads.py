@@ -16,6 +16,7 @@ from keras import ops
 
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.layers.activations import get_activation
+from tfllm.layers.attention import soft_cap
 from tfllm.layers.projections import truncated_normal
 from tfllm.layers.types import Shape, Tensor
 
@@ -33,6 +34,7 @@ OPTIONAL: dict[str, Any] = {
     "pooler_input_dropout": False,
     "summary_activation": "tanh",
     "tie_embeddings": True,
+    "logits_softcap": 0.0,
 }
 """Fields of a config that heads ask for, and their values where it has none."""
 
@@ -238,7 +240,7 @@ def token_logits(
         logits = layers["logits"](hidden)
     if _field(config, "logits_bias"):
         logits = layers["token_bias"](logits)
-    return ops.cast(logits, "float32")
+    return soft_cap(ops.cast(logits, "float32"), _field(config, "logits_softcap"))
 
 
 def next_sentence_head(hidden: Tensor, config: Any) -> Tensor:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bart, bert, field_limits, gpt2, llama, t5, transformer
+from tfllm.models import bart, bert, field_limits, gemma, gpt2, llama, t5, transformer
 from tfllm.models.weight_map import WeightMap
 
 # The values are modules, or in tests anything with the same names.
@@ -28,6 +28,7 @@ FAMILIES: dict[str, Any] = {
     "bert": bert,
     "gpt2": gpt2,
     "llama": llama,
+    "gemma": gemma,
     "transformer": transformer,
     "t5": t5,
     "bart": bart,

@@ -45,6 +45,10 @@ REAL: dict[str, tuple[float, float, bool]] = {
     "layer_norm_epsilon": (0.0, 1.0, False),
     "initializer_range": (0.0, 1e6, False),
     "rope_theta": (0.0, 1e15, True),
+    "local_rope_theta": (0.0, 1e15, True),
+    "query_scalar": (0.0, 1e6, True),
+    "attention_softcap": (0.0, 1e6, False),
+    "logits_softcap": (0.0, 1e6, False),
 }
 FLAGS = (
     "tie_embeddings", "share_embeddings", "scale_embeddings", "scale_logits", "pre_norm",
