@@ -39,6 +39,16 @@ DECODERS = {
     "llama mistral": {"variant": "mistral", "num_key_value_heads": 2, "sliding_window": 3},
     "llama qwen2": {"variant": "qwen2", "qkv_bias": True},
     "llama qwen3": {"variant": "qwen3", "query_key_norm": True, "head_dim": 32},
+    "gemma": {"variant": "gemma", "num_key_value_heads": 2, "head_dim": 32},
+    "gemma 2": {
+        "variant": "gemma2",
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "sliding_window": 3,
+        "attention_softcap": 50.0,
+        "logits_softcap": 30.0,
+    },
+    "gemma 3": {"num_key_value_heads": 2, "head_dim": 32, "sliding_window": 3},
 }
 PAIRS = {
     "transformer": {},
@@ -93,7 +103,7 @@ def query_scale(checkpoint):
     """What the converter multiplies into queries: the same number everywhere, so that rounding
     rows or groups keeps as much as without. Rotary positions stand between, and T5 has none."""
     config = checkpoint.config
-    if checkpoint.family in ("llama", "t5"):
+    if checkpoint.family in ("llama", "gemma", "t5"):
         return 1.0
     width = getattr(config, "head_dim", config.hidden_dim // config.num_heads)
     return width**-0.5
@@ -137,7 +147,8 @@ ALL = [
     and (name, quantization) != ("llama", "float32")
 ]
 QUICK = [
-    ("bert classification", "int8"), ("gpt2", "int8"), ("llama", "int4"), ("t5", "int8"),
+    ("bert classification", "int8"), ("gpt2", "int8"), ("llama", "int4"), ("gemma 3", "int8"),
+    ("t5", "int8"),
 ]  # fmt: skip
 
 

@@ -127,8 +127,11 @@ def write_hf(checkpoint, folder):
     return folder
 
 
-# Tokenizers by Hugging Face's names of classes, some of which are names of families too.
-OTHER_NAMES = {"tokenizers/tokenizer_config.py"}
+# Hugging Face's names of tokenizer classes, and llama.cpp's of architectures and vocabularies, some
+# of which are names of families too.
+OTHER_NAMES = {
+    "tokenizers/tokenizer_config.py", "tokenizers/gguf_vocabulary.py", "checkpoints/gguf.py",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -84,11 +84,6 @@ def set_mask_constant(model: keras.Model, constant: float) -> None:
     model.train_function = None
 
 
-def soft_cap(x: Tensor, cap: float) -> Tensor:
-    """Bound a tensor smoothly to (-cap, cap), as Gemma 2 does; a cap of 0 changes nothing."""
-    return ops.multiply(ops.tanh(ops.divide(x, cap)), cap) if cap else x
-
-
 def scaled_dot_product_attention(
     query: Tensor,
     keys: Tensor,
@@ -114,7 +109,7 @@ def scaled_dot_product_attention(
         scaled: Whether scores are divided by the square root of d.
         position_bias: (B or 1, H, S, K), added to the scores; or None.
         training: Whether weights are dropped.
-        softcap: Above 0, scores are soft_cap()ped to it before masking (Gemma 2).
+        softcap: Above 0, scores are bounded to it before masking (Gemma 2).
 
     Returns:
         Outputs (B, S, H, d), and attention weights (B, H, S, K) in the dtype of the values.
@@ -127,7 +122,8 @@ def scaled_dot_product_attention(
     query = ops.reshape(query, (batch, groups, rows, width))
     scores = ops.matmul(query, ops.transpose(keys, (0, 1, 3, 2)))
     scores = ops.cast(ops.reshape(scores, (batch, heads, length, key_length)), "float32")
-    scores = soft_cap(scores, softcap)
+    if softcap:
+        scores = ops.multiply(ops.tanh(ops.divide(scores, softcap)), softcap)
     if position_bias is not None:
         scores = ops.add(scores, ops.cast(position_bias, "float32"))
     bias = ops.multiply(ops.cast(ops.logical_not(attention_mask), "float32"), EXACT_MASK)

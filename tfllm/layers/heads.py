@@ -16,7 +16,6 @@ from keras import ops
 
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.layers.activations import get_activation
-from tfllm.layers.attention import soft_cap
 from tfllm.layers.projections import truncated_normal
 from tfllm.layers.types import Shape, Tensor
 
@@ -240,7 +239,19 @@ def token_logits(
         logits = layers["logits"](hidden)
     if _field(config, "logits_bias"):
         logits = layers["token_bias"](logits)
-    return soft_cap(ops.cast(logits, "float32"), _field(config, "logits_softcap"))
+    return bound_logits(ops.cast(logits, "float32"), _field(config, "logits_softcap"))
+
+
+def bound_logits(logits: Tensor, cap: float) -> Tensor:
+    """Bound logits (..., V) smoothly to (-cap, cap), as Gemma 2 does; a cap of 0 changes nothing.
+
+    The divisor is a constant that TensorFlow Lite's converter cannot see: it would fold it into the
+    weights of the product before, and a tied table of embeddings would be stored twice.
+    """
+    if not cap:
+        return logits
+    zero = ops.minimum(ops.abs(logits[..., :1]), 0.0)
+    return ops.multiply(ops.tanh(ops.divide(logits, ops.add(zero, cap))), cap)
 
 
 def next_sentence_head(hidden: Tensor, config: Any) -> Tensor:
