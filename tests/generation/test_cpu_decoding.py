@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tests.generation import goldens
 from tests.generation.models import checkpoint
+from tests.models import decoders
 from tfllm.errors import SettingError
 from tfllm.generation import cpu_decoding, decode_state
 from tfllm.generation.config import GenerationConfig
@@ -30,6 +31,17 @@ def own_copy():
 def test_float32_gives_the_logits_of_the_layers(made):
     model = own_copy()
     np.testing.assert_allclose(logits(made(model)), logits(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma 2", "gemma 3"])
+def test_float32_gives_the_logits_of_gemma(name):
+    _, model = decoders.new_model(name)
+    rows = tf.minimum(TOKENS, 30)
+    expected = decode_state.prefill_cache(model, rows, LENGTHS, 8)[0].numpy()
+    optimized = cpu_decoding.optimize_for_cpu(model)
+    found = decode_state.prefill_cache(optimized, rows, LENGTHS, 8)[0].numpy()
+    assert np.abs(expected).max() > 0.5
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_bfloat16_gives_nearly_the_same_logits_and_keeps_one_copy_of_the_kernels():

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfllm.errors import SettingError
+from tfllm.layers.heads import bound_logits
 from tfllm.models.decoder import Decoder
 from tfllm.models.encoder_decoder import CrossAttendingDecoder, EncoderDecoder
 
@@ -49,7 +50,7 @@ class _TiedLogits:
         logits = tf.cast(logits, tf.float32)
         if getattr(config, "logits_bias", False):
             logits += tf.convert_to_tensor(layers["token_bias"].bias)
-        return logits
+        return bound_logits(logits, getattr(config, "logits_softcap", 0.0))
 
 
 @dataclass(frozen=True)
