@@ -9,7 +9,8 @@ from tfllm.checkpoints.base import Checkpoint
 from tfllm.models import gpt2
 from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tokenizers import bytepair
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.byte_level import bytes_to_unicode
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
@@ -21,9 +22,9 @@ WINDOW = 128
 @functools.cache
 def checkpoint(start: bool = True) -> Checkpoint:
     """Without `start` the vocabulary has no special token at all."""
-    tokens = [*bytepair.byte_characters(), *([bytepair.ENDOFTEXT] if start else [])]
+    tokens = [*bytes_to_unicode(), *([bytepair.ENDOFTEXT] if start else [])]
     table = {token: number for number, token in enumerate(tokens)}
-    tokenizer = bytepair.from_vocabulary(table, [], Settings(chat_template=TEMPLATE))
+    tokenizer = bytepair.from_vocabulary(table, [], TokenizerConfig(chat_template=TEMPLATE))
     config = gpt2.Config(
         vocabulary_size=len(tokens), num_layers=1, num_heads=2, hidden_dim=16,
         max_sequence_length=WINDOW, initializer_range=0.3,

@@ -25,8 +25,9 @@ from tfllm.tasks.masked_lm import MaskedLM
 from tfllm.tasks.seq2seq import Seq2Seq
 from tfllm.tokenizers import bytepair
 from tfllm.tokenizers.base import valid_id_ranges
+from tfllm.tokenizers.byte_level import bytes_to_unicode
 from tfllm.tokenizers.streaming import TextStream
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 from tfllm.tokenizers.wordpiece import WordPiece
 
 PADDING = 60  # rows without a token
@@ -60,9 +61,9 @@ def tempted(checkpoint, size):
 
 @functools.cache
 def decoder_alone():
-    tokens = [*bytepair.byte_characters(), bytepair.ENDOFTEXT]
+    tokens = [*bytes_to_unicode(), bytepair.ENDOFTEXT]
     table = {token: number for number, token in enumerate(tokens)}
-    tokenizer = bytepair.from_vocabulary(table, [], Settings(chat_template=TEMPLATE))
+    tokenizer = bytepair.from_vocabulary(table, [], TokenizerConfig(chat_template=TEMPLATE))
     config = llama.Config(
         vocabulary_size=len(tokens) + PADDING, num_layers=1, num_heads=2, num_key_value_heads=1,
         hidden_dim=16, intermediate_dim=32, max_sequence_length=WINDOW, initializer_range=0.3,

@@ -14,7 +14,7 @@ from tfllm.tasks.masked_lm import fill_masks
 from tfllm.tokenizers import word_alignment
 from tfllm.tokenizers.bytepair import from_vocabulary
 from tfllm.tokenizers.loading import load_tokenizer
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 TEXTS = [
     "unbelievable Berlin",
@@ -106,7 +106,7 @@ def test_words_with_labels_make_the_rows_of_their_text(name):
 def test_roberta_with_a_space_before_the_text():
     """As Hugging Face labels words for it: every word, the first too, has its space."""
     vocabulary, merges = learned()
-    settings = Settings({"add_prefix_space": True})
+    settings = TokenizerConfig({"add_prefix_space": True})
     python = from_vocabulary(vocabulary, merges, settings)
     row = python.encode_words(["the", "cat", "sat"])
     pieces = [python.vocabulary[number] for number in row.ids]

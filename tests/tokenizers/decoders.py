@@ -18,10 +18,11 @@ from tokenizers import (
 
 from tfllm.tokenizers import bytepair, characters
 from tfllm.tokenizers import sentencepiece_proto as proto
+from tfllm.tokenizers.byte_level import bytes_to_unicode
 from tfllm.tokenizers.bytepair import BytePair
 from tfllm.tokenizers.graph.byte_level_pre_tokenizer import LLAMA3_PATTERN
 from tfllm.tokenizers.sentencepiece import SentencePieceJson, from_proto
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 CORPUS = [
     "The cat sat on the mat, and it's the cat's mat; we'll see what they've done.",
@@ -42,7 +43,7 @@ def learned(size=400):
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.train_from_iterator(
         CORPUS,
-        trainers_of(size, [], sorted(bytepair.byte_characters())),
+        trainers_of(size, [], sorted(bytes_to_unicode())),
     )
     model = json.loads(rust.to_str())["model"]
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
@@ -114,7 +115,7 @@ BYTE_LEVEL = {
     "roberta with a space": lambda: bytepair.from_vocabulary(
         {**learned()[0], **{t: 400 + n for n, t in enumerate(ROBERTA)}},
         learned()[1],
-        Settings({"add_prefix_space": True}),
+        TokenizerConfig({"add_prefix_space": True}),
     ),
     "tokens given whole": unreachable,
 }
@@ -208,7 +209,7 @@ def unigram_json():
 
 
 def of_class(name):
-    return Settings({"tokenizer_class": name}, {"tokenizer_class": name})
+    return TokenizerConfig({"tokenizer_class": name}, {"tokenizer_class": name})
 
 
 OTHERS = {

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.bytepair import byte_characters
+from tfllm.tokenizers.byte_level import bytes_to_unicode
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CAPITALS = LETTERS.upper()
@@ -51,7 +51,7 @@ def wordpiece():
 def byte_pairs():
     """(vocabulary, merges) of a byte-level BPE."""
     joins = [*letters_and_joins(WORDS[:7])[1], *letters_and_joins(WORDS[:7], "Ġ")[1]]
-    tokens = dict.fromkeys([*byte_characters(), *(a + b for a, b in joins)])
+    tokens = dict.fromkeys([*bytes_to_unicode(), *(a + b for a, b in joins)])
     return {token: number for number, token in enumerate(tokens)}, joins
 
 

@@ -6,7 +6,7 @@ from tests.tokenizers.decoders import tokenizer
 from tfllm.errors import DataError, TokenizerError
 from tfllm.tokenizers import chat
 from tfllm.tokenizers.bytepair import BytePair
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 CHATML = (
     "{% for message in messages %}\n"
@@ -28,7 +28,9 @@ MESSAGES = [
 
 
 def with_template(template, name="gpt2"):
-    return BytePair.from_definition(tokenizer(name).definition, Settings(chat_template=template))
+    return BytePair.from_definition(
+        tokenizer(name).definition, TokenizerConfig(chat_template=template)
+    )
 
 
 def test_chatml():

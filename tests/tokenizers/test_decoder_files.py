@@ -19,10 +19,10 @@ def test_saved_files_read_back(name, tmp_path):
     python.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.vocabulary == python.vocabulary
-    assert (again.kind, again.row_template, again.names) == (
+    assert (again.kind, again.row_template, again.special_tokens) == (
         python.kind,
         python.row_template,
-        python.names,
+        python.special_tokens,
     )
     for text in TRICKY:
         assert again.encode(text) == python.encode(text)

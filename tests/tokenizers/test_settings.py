@@ -168,7 +168,7 @@ def test_a_panic_of_the_rust_package_is_an_error_of_ours():
 
     python = tokenizer("llama3")
     broken = object.__new__(type(python))
-    vars(broken).update(vars(python), _rust=Broken())
+    vars(broken).update(vars(python), _backend=Broken())
     assert isinstance(broken, HFTokenizer)
     for call in (broken.encode, lambda text: broken.encode_ids([text])):
         with pytest.raises(TokenizerError, match="text of 4 characters: retry-limit-in-match over"):

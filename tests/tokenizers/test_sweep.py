@@ -9,11 +9,12 @@ from tokenizers import normalizers, pre_tokenizers
 
 from tests.tokenizers.decoders import graph as small_graph
 from tests.tokenizers.decoders import tokenizer as small
+from tfllm.tokenizers.bert_normalization import BertNormalization
 from tfllm.tokenizers.graph.bert_pre_tokenizer import WordSplitter
 from tfllm.tokenizers.graph.codepoint_tables import CODE_POINTS, SURROGATES, reference_table
 from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.tokenizers.parity_check import check_file
-from tfllm.tokenizers.wordpiece import Normalization, WordPiece
+from tfllm.tokenizers.wordpiece import WordPiece
 
 KINDS = ("uncased", "cased", "chinese")
 SETS = (
@@ -36,12 +37,12 @@ SAMPLE = (
 CHUNK = 8192
 
 NORMALIZATIONS = [
-    Normalization(),
-    Normalization(lowercase=False),
-    Normalization(strip_accents=False),
-    Normalization(lowercase=False, strip_accents=True),
-    Normalization(chinese_characters=False),
-    Normalization(clean_text=False),
+    BertNormalization(),
+    BertNormalization(lowercase=False),
+    BertNormalization(strip_accents=False),
+    BertNormalization(lowercase=False, strip_accents=True),
+    BertNormalization(chinese_characters=False),
+    BertNormalization(clean_text=False),
 ]
 
 
@@ -91,7 +92,7 @@ def test_every_code_point(normalization):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["{}", "{}\u0301\u0323", "\u1baa{}"])
 def test_every_code_point_alone_and_among_marks(form):
-    assert differing(Normalization(), EVERY, form) == []
+    assert differing(BertNormalization(), EVERY, form) == []
 
 
 def real_tokenizer(data, kind, folder):

@@ -61,7 +61,7 @@ def test_pieces_have_the_ids_of_the_table():
     assert (python.eos_token_id, python.unk_token_id, python.bos_token_id) == (0, 1, None)
     for side, model, line in zip((python, python.target), pair(), (ENGLISH[0], OTHERS[1]),
                                  strict=True):  # fmt: skip
-        processor = marian.processor_of(model, "model")
+        processor = marian.make_processor(model, "model")
         pieces = processor.encode(line, out_type=str)
         assert side.encode(line).ids == [table.get(piece, 1) for piece in pieces] + [0]
         assert 1 in side.encode(line).ids  # pieces that the table lacks
@@ -107,7 +107,7 @@ def test_bpe_models_serve_as_well():
     from tests.tokenizers.translation import table_of
 
     table = table_of(models)
-    python = marian.made(models, (table, table))
+    python = marian.from_protos(models, (table, table))
     assert_same(python, python.graph(), TEXTS[:8])
 
 
@@ -130,7 +130,7 @@ def test_files_that_do_not_belong_together(tmp_path, file, edit, said):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("kind", mbart.CODES)
+@pytest.mark.parametrize("kind", mbart.LANGUAGE_CODES)
 def test_mbart_says_the_language_of_every_row(tmp_path, kind):
     python = load_tokenizer(write_mbart(tmp_path, kind, src_lang="de_DE", tgt_lang="zh_CN"))
     german, chinese = python.token_id("de_DE"), python.token_id("zh_CN")
@@ -148,11 +148,11 @@ def test_mbart_says_the_language_of_every_row(tmp_path, kind):
     python.save(tmp_path / "again")
     again = load_tokenizer(tmp_path / "again")
     assert again.target.encode("the cat").ids == want
-    turned = mbart.between(again, "zh_CN", "de_DE")
+    turned = mbart.with_languages(again, "zh_CN", "de_DE")
     turned.save(tmp_path / "turned")
     assert load_tokenizer(tmp_path / "turned").encode("the cat").ids == want
     with pytest.raises(TokenizerError, match="Did you mean 'de_DE'"):
-        mbart.between(again, "de_DF", "zh_CN")
+        mbart.with_languages(again, "de_DF", "zh_CN")
 
 
 def test_mbart_from_a_tokenizer_json(tmp_path):
@@ -181,7 +181,7 @@ def test_others_have_one_side_and_no_languages():
         python = tokenizer(name)
         assert python.target is python
         with pytest.raises(TokenizerError, match="no languages"):
-            mbart.between(python, "en_XX", "de_DE")
+            mbart.with_languages(python, "en_XX", "de_DE")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_every_line_of_real_text(data, source, target):
         for name in (source, target)
     ]
     table = table_of(models, 20)
-    python = marian.made(models, (table, table))
+    python = marian.from_protos(models, (table, table))
     for side in (python, python.target):
         ops = side.graph()
         for name in (source, target, "tatoeba_cmn_eng/cmn-eng.train.tsv.gz"):

@@ -7,9 +7,9 @@ from tokenizers import Tokenizer as Rust
 
 from tests.tokenizers.vocabularies import VOCABULARY
 from tfllm.errors import SettingError, TokenizerError
-from tfllm.tokenizers.base import kept_lengths, window_ranges
 from tfllm.tokenizers.loading import FILES, check_vocabulary_size, load_tokenizer
-from tfllm.tokenizers.wordpiece import Specials, WordPiece
+from tfllm.tokenizers.rows import truncated_lengths, window_ranges
+from tfllm.tokenizers.wordpiece import BertSpecialTokens, WordPiece
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -90,7 +90,7 @@ def test_kept_lengths_never_pass_the_budget():
     for budget in range(12):
         for first in range(14):
             for second in range(14):
-                a, b = kept_lengths(first, second, budget)
+                a, b = truncated_lengths(first, second, budget)
                 assert a + b == min(budget, first + second)
                 assert a <= first and b <= second
 
@@ -164,7 +164,7 @@ def test_the_config_wins_over_the_tokenizer_file(tmp_path):
 
 def test_other_names_of_special_tokens(tmp_path):
     names = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
-    tokenizer = WordPiece.from_vocabulary([*names, "a"], specials=Specials(*names))
+    tokenizer = WordPiece.from_vocabulary([*names, "a"], special_tokens=BertSpecialTokens(*names))
     tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path) == tokenizer
     (tmp_path / "tokenizer.json").unlink()

@@ -9,7 +9,7 @@ import sentencepiece
 from tests.tokenizers.decoders import CORPUS, trained
 from tfllm.tokenizers import marian
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 ENGLISH = [CORPUS[0], CORPUS[2], CORPUS[6]] * 4
 OTHERS = [CORPUS[3], CORPUS[4], CORPUS[5]] * 4
@@ -55,8 +55,8 @@ def tokenizer(name):
     models = pair()
     if name == "marian":
         table = table_of(models)
-        return marian.made(models, (table, table), Settings({"source_lang": "en"}))
-    return marian.made(models, [table_of([model], 3) for model in models])
+        return marian.from_protos(models, (table, table), TokenizerConfig({"source_lang": "en"}))
+    return marian.from_protos(models, [table_of([model], 3) for model in models])
 
 
 @functools.cache

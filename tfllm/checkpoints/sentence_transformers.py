@@ -86,7 +86,7 @@ def lowered(tokenizer: Any, directory: Path) -> Any:
         strip_accents=bool(plain.strip_accents),
         chinese_characters=plain.chinese_characters,
         clean_text=plain.clean_text,
-        specials=tokenizer.specials,
+        special_tokens=tokenizer.special_tokens,
         added=tokenizer.added,
         max_word_characters=tokenizer.max_word_characters,
         model_size=tokenizer.model_size,

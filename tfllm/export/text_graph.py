@@ -120,9 +120,9 @@ def _row(tokens: list[Any], python: Any, length: int) -> dict[str, Any]:
     if len(tokens) == 1:
         kept = [tf.minimum(sizes[0], length - 2)]
     else:
-        from tfllm.tokenizers.graph.rows import kept_lengths
+        from tfllm.tokenizers.graph.rows import truncated_lengths
 
-        kept = list(kept_lengths(sizes[0], sizes[1], length - 3))
+        kept = list(truncated_lengths(sizes[0], sizes[1], length - 3))
     ids, types = [[python.bos_token_id]], [[0]]
     for number, (part, size) in enumerate(zip(tokens, kept, strict=True)):
         ids += [part[:size], [python.eos_token_id]]

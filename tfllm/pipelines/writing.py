@@ -143,10 +143,10 @@ def _in_languages(predictor: Any, source: str | None, target: str | None) -> Any
 
     checkpoint = predictor.checkpoint
     config = getattr(checkpoint.tokenizer, "config", {})
-    source = source or config.get("src_lang") or mbart.DEFAULT
-    target = target or config.get("tgt_lang") or mbart.DEFAULT
+    source = source or config.get("src_lang") or mbart.DEFAULT_LANGUAGE
+    target = target or config.get("tgt_lang") or mbart.DEFAULT_LANGUAGE
     if getattr(predictor, "engine", None) is not None:
         raise SettingError("src_lang, tgt_lang: an exported file has fixed ones. Leave them out.")
-    tokenizer = mbart.between(checkpoint.tokenizer, source, target)
+    tokenizer = mbart.with_languages(checkpoint.tokenizer, source, target)
     generation = {**checkpoint.generation_config, "forced_bos_token_id": tokenizer.token_id(target)}
     return Seq2SeqGenerator(replace(checkpoint, tokenizer=tokenizer, generation_config=generation))

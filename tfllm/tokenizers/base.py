@@ -5,73 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from tfllm.errors import SettingError, TokenizerError
-
-if TYPE_CHECKING:
-    from tfllm.tokenizers.rows import RowTemplate
-
-# Windows over a context move by at least this share of the room that the stride leaves.
-WINDOW_SHARE = 4
+from tfllm.errors import TokenizerError
 
 
-def kept_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
-    """How many tokens of each text stay when a pair may have `budget` tokens, specials not counted.
+@dataclass(frozen=True)
+class RowTemplate:
+    """Rows `prefix a suffix` and `prefix a separator b suffix`, special tokens as ids."""
 
-    Longest-first truncation in the closed form of Hugging Face tokenizers
-    (`utils/truncation.rs`): the shorter text stays whole as long as it fills at most half, and the
-    odd token goes to the longer text (to the second where both are equally long).
-    """
-    if first + second <= budget:
-        return first, second
-    shorter, longer = sorted((first, second))
-    longer = shorter if shorter > budget else max(shorter, budget - shorter)
-    if shorter + longer > budget:
-        shorter, longer = budget // 2, budget // 2 + budget % 2
-    return (longer, shorter) if first > second else (shorter, longer)
+    prefix: tuple[int, ...] = ()
+    separator: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    separator_type_ids: tuple[int, ...] = ()
+    """token_type_ids of `separator`"""
+    pair_type_id: int = 0
+    """token_type_id of the second text and of the `suffix` after it; everything else has type 0"""
 
+    @property
+    def num_special_tokens(self) -> int:
+        """Special tokens of a row of one text."""
+        return len(self.prefix) + len(self.suffix)
 
-def window_ranges(length: int, size: int, stride: int) -> list[tuple[int, int]]:
-    """Half-open ranges of `size` tokens that overlap by `stride` and cover `length` tokens."""
-    ranges = [(0, min(size, length))]
-    while ranges[-1][1] < length:
-        start = ranges[-1][0] + size - stride
-        ranges.append((start, min(start + size, length)))
-    return ranges
+    @property
+    def num_pair_special_tokens(self) -> int:
+        """Special tokens of a row of two texts."""
+        return self.num_special_tokens + len(self.separator)
 
-
-def kept_question(question: int, context: int, room: int, stride: int) -> int:
-    """How many tokens of a question stay in rows of `room` tokens for question and window.
-
-    All, where the context fits beside it or windows can move by a quarter of `room - stride`. A
-    longer question is cut to leave that much: Hugging Face keeps it, and with a question that takes
-    nearly the whole row would make a row for every token of the context.
-    """
-    if question + context <= room:
-        return question
-    movable = room - stride
-    return min(question, movable - -(-movable // WINDOW_SHARE))
+    @property
+    def without_special_tokens(self) -> RowTemplate:
+        return RowTemplate(pair_type_id=self.pair_type_id)
 
 
-def check_max_length(max_length: int | None, specials: int) -> None:
-    """Raises SettingError when not even the special tokens fit."""
-    if max_length is not None and max_length < specials:
-        raise SettingError(
-            f"max_length {max_length} has no room for the {specials} special tokens of a row. "
-            "Set it higher."
-        )
-
-
-def check_stride(max_length: int, stride: int, specials: int) -> None:
-    """Raises SettingError when windows of `max_length` tokens cannot overlap by `stride`."""
-    if stride < 0 or stride + specials >= max_length:
-        raise SettingError(
-            f"stride {stride} does not fit windows of max_length {max_length}: it must lie between "
-            f"0 and {max_length - specials - 1}. Lower the stride or raise max_length."
-        )
+def bert_template(start: int, end: int) -> RowTemplate:
+    """`[CLS] a [SEP] b [SEP]`, types 0 and 1: BERT, ALBERT."""
+    return RowTemplate((start,), (end,), (end,), (0,), 1)
 
 
 @dataclass(frozen=True)
@@ -158,6 +128,10 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The Jinja template of conversations (see `tokenizers.chat`)."""
+        ...
+
+    def check_truncation_side(self, max_length: int | None) -> None:
+        """Raises TokenizerError where rows cut to `max_length` tokens would lose their start."""
         ...
 
     def token_id(self, token: str) -> int | None:

@@ -6,7 +6,6 @@ et al. 2019, "Language models are unsupervised multitask learners" (the alphabet
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,22 +13,15 @@ from typing import Any
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import hf_classes
-from tfllm.tokenizers.hf_tokenizers import HFTokenizer, answered, complete
-from tfllm.tokenizers.tokenizer_config import Settings, content, json_file, text_file
+from tfllm.tokenizers.byte_level import token_bytes
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer, add_missing_tokens, translate_errors
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig, content, read_json, read_text
 
 ENDOFTEXT = "<|endoftext|>"
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-
-@functools.cache
-def byte_characters() -> tuple[str, ...]:
-    """byte -> the printable character that stands for it in a vocabulary, as GPT-2 has it."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
 class BytePair(HFTokenizer):
@@ -39,11 +31,7 @@ class BytePair(HFTokenizer):
 
     def token_bytes(self) -> list[bytes]:
         """id -> the bytes that a token stands for in `decode`."""
-        byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-        return [
-            bytes(byte_of[c] for c in token) if all(c in byte_of for c in token) else token.encode()
-            for token in self.vocabulary
-        ]
+        return token_bytes(self.vocabulary)
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
@@ -54,7 +42,7 @@ class BytePair(HFTokenizer):
     def save(self, directory: str | Path) -> None:
         """Writes vocab.json and merges.txt too."""
         super().save(directory)
-        model = self.described()["model"]
+        model = self.parse_definition()["model"]
         folder = Path(directory)
         (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
         merges = [entry if isinstance(entry, str) else " ".join(entry) for entry in model["merges"]]
@@ -66,7 +54,7 @@ class BytePair(HFTokenizer):
 def from_vocabulary(
     vocabulary: Mapping[str, int],
     merges: Sequence[tuple[str, str]],
-    settings: Settings = Settings(),
+    settings: TokenizerConfig = TokenizerConfig(),
     source: str | Path = "vocab.json",
 ) -> BytePair:
     """GPT-2's, RoBERTa's or Qwen2's tokenizer from a table of tokens and the merges in order."""
@@ -80,14 +68,14 @@ def from_vocabulary(
                     f"{source}: merge {number} is of '{first}' and '{second}', and the vocabulary "
                     f"lacks '{token}'. Use the two files that belong together."
                 )
-    with answered(source=source):
+    with translate_errors(source=source):
         rust = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
     kind = settings.tokenizer_class
     if not kind and {"<s>", "</s>", "<mask>"} <= vocabulary.keys():
         settings = settings.of_class(hf_classes.ROBERTA[0])
         kind = settings.tokenizer_class
     if kind:
-        settings = hf_classes.checked(settings, "bytepair", Path(source), False)
+        settings = hf_classes.with_class_defaults(settings, "bytepair", Path(source), False)
     prefix = bool(settings.config.get("add_prefix_space", False))
     rust.pre_tokenizer = split.ByteLevel(add_prefix_space=prefix)
     rust.decoder = decoders.ByteLevel()
@@ -111,14 +99,14 @@ def from_vocabulary(
         entry = AddedToken(ENDOFTEXT, special=True, normalized=False)
         rust.add_special_tokens([entry])
     if kind and kind not in hf_classes.ROBERTA:
-        complete(rust, settings, source)
-        hf_classes.set_ends(rust, settings)
+        add_missing_tokens(rust, settings, source)
+        hf_classes.set_bos_eos(rust, settings)
     return BytePair.from_definition(rust.to_str(), settings, source, of_class=True)
 
 
-def read(vocabulary: Path, merges: Path, settings: Settings) -> BytePair:
+def read(vocabulary: Path, merges: Path, settings: TokenizerConfig) -> BytePair:
     """From vocab.json and merges.txt. Raises TokenizerError naming the file and line."""
-    table = json_file(vocabulary)
+    table = read_json(vocabulary)
     if not all(isinstance(number, int) for number in table.values()):
         raise TokenizerError(f"{vocabulary}: expected a table of tokens with their ids.")
     if any(token.endswith("</w>") for token in table):
@@ -127,7 +115,7 @@ def read(vocabulary: Path, merges: Path, settings: Settings) -> BytePair:
             "bytes. Use a checkpoint with byte-level BPE."
         )
     pairs = []
-    for number, line in enumerate(text_file(merges).split("\n"), start=1):
+    for number, line in enumerate(read_text(merges).split("\n"), start=1):
         line = line.removesuffix("\r")
         if not line or number == 1 and line.startswith("#version"):
             continue

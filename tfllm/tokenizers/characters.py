@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
-from tfllm.tokenizers.tokenizer_config import ROLES, USUAL, Settings
+from tfllm.tokenizers.tokenizer_config import (
+    COMMON_SPELLINGS,
+    SPECIAL_TOKEN_SOURCES,
+    TokenizerConfig,
+)
 
 UNKNOWN = "<unk>"
 UNKNOWN_NAMES = (UNKNOWN, "[UNK]", "<|unk|>")
@@ -69,8 +73,8 @@ def from_characters(characters: Sequence[str], specials: Sequence[str] = ()) -> 
         [AddedToken(token, special=True, normalized=False) for token in specials]
     )
     usual = {
-        keys[-1]: next((token for token in USUAL[role] if token in specials), None)
-        for role, keys in ROLES.items()
+        keys[-1]: next((token for token in COMMON_SPELLINGS[role] if token in specials), None)
+        for role, keys in SPECIAL_TOKEN_SOURCES.items()
     }
     named = {key: token for key, token in {**usual, "unk_token": unknown}.items() if token}
-    return Characters.from_definition(rust.to_str(), Settings(named, named))
+    return Characters.from_definition(rust.to_str(), TokenizerConfig(named, named))

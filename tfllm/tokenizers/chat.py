@@ -80,7 +80,7 @@ def assistant_spans(
     names = special_tokens_map(tokenizer)
     text, blocks = _render(template, messages, False, None, names)
     if not GENERATION.search(template):
-        blocks = list(_answers_between(template, messages, text, names))
+        blocks = list(_assistant_ranges(template, messages, text, names))
     row = tokenizer.encode(text, add_special_tokens=False)
     spans = [_tokens_within(row.offsets, block) for block in blocks]
     return row.ids, [span for span in spans if span[0] < span[1]]
@@ -101,7 +101,7 @@ def special_tokens_map(tokenizer: Tokenizer) -> dict[str, str]:
     return {name: tokenizer.vocabulary[i] for name, i in ids.items() if i is not None}
 
 
-def _answers_between(
+def _assistant_ranges(
     template: str, messages: Sequence[Message], text: str, names: Mapping[str, Any]
 ) -> Iterator[tuple[int, int]]:
     """Character ranges of the assistant's answers: each from its prompt's end to its own end."""
@@ -153,7 +153,7 @@ def _render(
                 **specials,
             ):
                 blocks.append(block)
-    except Refused as error:
+    except TemplateRefusal as error:
         raise DataError(f"The chat template refuses these messages: {error}") from None
     except jinja2.exceptions.SecurityError as error:
         raise TokenizerError(f"The chat template does what is not allowed: {error}") from None
@@ -165,7 +165,7 @@ def _render(
     return "".join(blocks), ranges
 
 
-class Refused(Exception):
+class TemplateRefusal(Exception):
     """A template called raise_exception."""
 
 
@@ -212,7 +212,7 @@ def _compiled(template: str) -> Any:
 
 
 def _raise(message: str) -> None:
-    raise Refused(message)
+    raise TemplateRefusal(message)
 
 
 def _to_json(

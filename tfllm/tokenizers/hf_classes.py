@@ -14,7 +14,7 @@ from typing import Any
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.tokenizer_config import AS_IT_STANDS, Settings, content
+from tfllm.tokenizers.tokenizer_config import GENERIC_CLASSES, TokenizerConfig, content
 
 BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
@@ -83,7 +83,9 @@ MODELS_WITHOUT_VOCABULARY = {
 AS_IT_STANDS_MODELS = ("mistral", "mixtral")
 
 
-def checked(settings: Settings, kind: str, path: Path, described: bool) -> Settings:
+def with_class_defaults(
+    settings: TokenizerConfig, kind: str, path: Path, described: bool
+) -> TokenizerConfig:
     """The settings with the special tokens of their class.
 
     `described`: the vocabulary file is a tokenizer.json. Raises TokenizerError for a class that is
@@ -92,7 +94,7 @@ def checked(settings: Settings, kind: str, path: Path, described: bool) -> Setti
     if described and settings.model_type in AS_IT_STANDS_MODELS:
         settings = settings.of_class("PreTrainedTokenizerFast")
     name = settings.tokenizer_class
-    if name in AS_IT_STANDS:
+    if name in GENERIC_CLASSES:
         if name and not described:
             raise TokenizerError(
                 f"{path}: the tokenizer's class {name} reads a tokenizer.json, and there is none. "
@@ -122,7 +124,7 @@ def checked(settings: Settings, kind: str, path: Path, described: bool) -> Setti
     )
 
 
-def refuse_without_vocabulary(settings: Settings, folder: Path) -> None:
+def check_has_vocabulary(settings: TokenizerConfig, folder: Path) -> None:
     """Raises TokenizerError for a class that needs no vocabulary file and is not known here."""
     name = settings.tokenizer_class or MODELS_WITHOUT_VOCABULARY.get(settings.model_type, "")
     if name in WITHOUT_VOCABULARY:
@@ -132,7 +134,9 @@ def refuse_without_vocabulary(settings: Settings, folder: Path) -> None:
         )
 
 
-def adapted(data: dict[str, Any], settings: Settings, kind: str, path: Path) -> dict[str, Any]:
+def apply_class_config(
+    data: dict[str, Any], settings: TokenizerConfig, kind: str, path: Path
+) -> dict[str, Any]:
     """A tokenizer.json with what its class takes from the settings beside it.
 
     Raises TokenizerError where the class is not one for the file's model.
@@ -148,7 +152,7 @@ def adapted(data: dict[str, Any], settings: Settings, kind: str, path: Path) -> 
     if kind == "bytepair" and name in CLASSES[kind] and CLASSES[kind][name]:
         return _byte_level(data, bool(config.get("add_prefix_space")))
     if kind == "sentencepiece" and name in LLAMA:
-        return _llama(data, prefix_of(settings))
+        return _llama(data, prefix_space_scheme(settings))
     if (
         kind == "sentencepiece"
         and name == "XLMRobertaTokenizer"
@@ -158,7 +162,7 @@ def adapted(data: dict[str, Any], settings: Settings, kind: str, path: Path) -> 
     return data
 
 
-def prefix_of(settings: Settings) -> str:
+def prefix_space_scheme(settings: TokenizerConfig) -> str:
     """When Llama's classes put a space before a text: "first" before the first part alone, as
     special tokens cut it, "always" before every part ("legacy"), "never"."""
     if settings.config.get("add_prefix_space") is False:
@@ -213,7 +217,7 @@ def _changed(part: Any, kind: str, values: Mapping[str, Any]) -> Any:
     return found
 
 
-def set_rows(rust: Any, settings: Settings) -> None:
+def set_post_processor(rust: Any, settings: TokenizerConfig) -> None:
     """Gives the package's tokenizer the special tokens around a text that its class puts there."""
     from tokenizers import processors
 
@@ -243,7 +247,7 @@ def set_rows(rust: Any, settings: Settings) -> None:
         )  # fmt: skip
 
 
-def set_ends(rust: Any, settings: Settings) -> None:
+def set_bos_eos(rust: Any, settings: TokenizerConfig) -> None:
     """The special tokens that `add_bos_token` and `add_eos_token` ask for, where no tokenizer.json
     says what stands around a text."""
     from tokenizers import processors

@@ -11,9 +11,14 @@ from typing import Any
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import hf_classes, tokenizer_config
-from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.rows import NamedTokenizer, RowTemplate, scalars
-from tfllm.tokenizers.tokenizer_config import ADDED, DECODER, Names, Settings
+from tfllm.tokenizers.base import RowTemplate, check_ids
+from tfllm.tokenizers.rows import NamedTokenizer, replace_surrogates
+from tfllm.tokenizers.tokenizer_config import (
+    ADDED_TOKENS_DECODER,
+    ADDED_TOKENS_FILE,
+    SpecialTokens,
+    TokenizerConfig,
+)
 
 # A text whose tokens no post-processor adds; it shows what is put around them.
 PROBE, PROBE_PAIR = "1 2", "3 4"
@@ -26,7 +31,7 @@ class HFTokenizer(NamedTokenizer):
     Make it with `from_definition` of the class for its kind, or with `load_tokenizer`.
     """
 
-    names: Names
+    special_tokens: SpecialTokens
     definition: str = field(repr=False)
     """tokenizer.json, without truncation and padding"""
     chat_template: str | None = field(repr=False)
@@ -34,7 +39,7 @@ class HFTokenizer(NamedTokenizer):
     config: Mapping[str, Any] = field(repr=False, compare=False)
     vocabulary: list[str] = field(repr=False, compare=False)
     all_special_ids: frozenset[int] = field(repr=False, compare=False)
-    _rust: Any = field(repr=False, compare=False)
+    _backend: Any = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
     target_template: RowTemplate | None = None
 
@@ -44,7 +49,7 @@ class HFTokenizer(NamedTokenizer):
     def from_definition(
         cls,
         definition: str,
-        settings: Settings = Settings(),
+        settings: TokenizerConfig = TokenizerConfig(),
         source: str | Path = "tokenizer.json",
         of_class: bool = False,
     ) -> Any:
@@ -52,13 +57,15 @@ class HFTokenizer(NamedTokenizer):
 
         `of_class`: rows are those of the settings' class, whose special tokens the settings hold.
         """
-        rust = parsed(definition, source)
+        rust = parse_tokenizer_json(definition, source)
         rust.no_truncation()
         rust.no_padding()
-        complete(rust, settings, source)
+        add_missing_tokens(rust, settings, source)
         if of_class:
-            hf_classes.set_rows(rust, settings)
-        names = settings.names(one.content for one in rust.get_added_tokens_decoder().values())
+            hf_classes.set_post_processor(rust, settings)
+        names = settings.role_tokens(
+            one.content for one in rust.get_added_tokens_decoder().values()
+        )
         table = rust.get_vocab(with_added_tokens=True)
         vocabulary = [""] * (1 + max(table.values(), default=-1))
         for token, number in table.items():
@@ -69,23 +76,23 @@ class HFTokenizer(NamedTokenizer):
             number for number, token in rust.get_added_tokens_decoder().items() if token.special
         )
         return cls(
-            names=names,
+            special_tokens=names,
             definition=rust.to_str(),
             chat_template=settings.chat_template,
             row_template=_row_template(rust, source),
             config=settings.own_config(),
             vocabulary=vocabulary,
             all_special_ids=special,
-            _rust=rust,
+            _backend=rust,
             _ids=table,
         )
 
     @property
     def splits_special_tokens(self) -> bool:
         """Whether special tokens written in a text are ordinary text."""
-        return self._rust.encode_special_tokens
+        return self._backend.encode_special_tokens
 
-    def described(self) -> dict[str, Any]:
+    def parse_definition(self) -> dict[str, Any]:
         """The parts of tokenizer.json, as a graph is made from them."""
         return json.loads(self.definition)
 
@@ -94,43 +101,45 @@ class HFTokenizer(NamedTokenizer):
         check_ids(ids)
         size = self.vocabulary_size
         known = [int(i) for i in ids if i < size]
-        with answered():
-            return self._rust.decode(known, skip_special_tokens=skip_special_tokens)
+        with translate_errors():
+            return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, the template."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self._rust.save(str(folder / "tokenizer.json"))
+        self._backend.save(str(folder / "tokenizer.json"))
         added = [self.vocabulary[number] for number in sorted(self.all_special_ids)]
-        tokenizer_config.write(folder, self.names, added, self.config, self.chat_template)
+        tokenizer_config.write_tokenizer_config(
+            folder, self.special_tokens, added, self.config, self.chat_template
+        )
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
         raise NotImplementedError
 
     def _split(self, texts: Sequence[str]) -> list[Any]:
-        given = [scalars(text) for text in texts]
-        with answered(given):
-            return self._rust.encode_batch(given, add_special_tokens=False)
+        given = [replace_surrogates(text) for text in texts]
+        with translate_errors(given):
+            return self._backend.encode_batch(given, add_special_tokens=False)
 
     def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        given = [scalars(text) for text in texts]
-        with answered(given):
-            rows = self._rust.encode_batch_fast(given, add_special_tokens=False)
+        given = [replace_surrogates(text) for text in texts]
+        with translate_errors(given):
+            rows = self._backend.encode_batch_fast(given, add_special_tokens=False)
         return [row.ids for row in rows]
 
 
-def parsed(definition: str, source: str | Path) -> Any:
+def parse_tokenizer_json(definition: str, source: str | Path) -> Any:
     """The package's tokenizer of a tokenizer.json's text. Raises TokenizerError."""
     from tokenizers import Tokenizer as Rust
 
-    with answered(source=source):
+    with translate_errors(source=source):
         return Rust.from_str(definition)
 
 
 @contextmanager
-def answered(
+def translate_errors(
     texts: Sequence[str] = (), source: str | Path = "the tokenizers package"
 ) -> Iterator[None]:
     """Around a call of the package: what it raises becomes a TokenizerError.
@@ -158,7 +167,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-def complete(rust: Any, settings: Settings, source: str | Path) -> None:
+def add_missing_tokens(rust: Any, settings: TokenizerConfig, source: str | Path) -> None:
     """Adds the tokens that the settings have and the vocabulary lacks, as transformers 5 does.
 
     First those with an id, then the special ones, numbered from the vocabulary's end on. Raises
@@ -183,7 +192,7 @@ def complete(rust: Any, settings: Settings, source: str | Path) -> None:
         if (got := rust.token_to_id(token.content)) != number:
             raise TokenizerError(
                 f"{source}: the added token '{token.content}' would have the id {got}, and "
-                f"{DECODER} or {ADDED} gives it {number}. Ids must "
+                f"{ADDED_TOKENS_DECODER} or {ADDED_TOKENS_FILE} gives it {number}. Ids must "
                 "follow the vocabulary's without a gap; use the files that belong together."
             )
 

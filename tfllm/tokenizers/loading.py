@@ -28,7 +28,7 @@ from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.characters import Characters
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 from tfllm.tokenizers.sentencepiece import SentencePieceJson
-from tfllm.tokenizers.tokenizer_config import Settings, json_file
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig, read_json
 from tfllm.tokenizers.wordpiece import read_vocabulary as read_vocabulary
 
 # What a directory may hold of a tokenizer; the first two were there first.
@@ -45,13 +45,13 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     """
     path = Path(source)
     if path.is_file():
-        return _file(path, Settings())
+        return _file(path, TokenizerConfig())
     if not path.is_dir():
         raise TokenizerError(f"There is no directory '{path}' with tokenizer files.")
-    settings = tokenizer_config.read(path)
+    settings = tokenizer_config.read_tokenizer_config(path)
     if found := find_vocabulary_file(path):
-        return mbart.with_languages(_file(found, settings), settings, found)
-    hf_classes.refuse_without_vocabulary(settings, path)
+        return mbart.apply_language_config(_file(found, settings), settings, found)
+    hf_classes.check_has_vocabulary(settings, path)
     raise TokenizerError(
         f"'{path}' has neither tokenizer.json nor vocab.txt, vocab.json with merges.txt, a .model "
         "file or a tokenizer.bin. Copy the tokenizer's files of the checkpoint into it."
@@ -79,7 +79,7 @@ def check_vocabulary_size(tokenizer: Tokenizer, rows: int, source: str | Path) -
         )
 
 
-def _file(path: Path, settings: Settings) -> Tokenizer:
+def _file(path: Path, settings: TokenizerConfig) -> Tokenizer:
     for vocabulary, merges in BYTE_PAIR:
         if path.name == vocabulary and (path.parent / merges).is_file():
             return bytepair.read(path, path.parent / merges, settings)
@@ -92,35 +92,35 @@ def _file(path: Path, settings: Settings) -> Tokenizer:
     return reader(path, settings)
 
 
-def _from_json(path: Path, settings: Settings) -> Tokenizer:
-    data = json_file(path)
+def _from_json(path: Path, settings: TokenizerConfig) -> Tokenizer:
+    data = read_json(path)
     kind = json_kind(data)
-    settings = hf_classes.checked(settings, kind, path, True)
-    if kind not in JSON_KINDS:
+    settings = hf_classes.with_class_defaults(settings, kind, path, True)
+    if kind not in TOKENIZER_JSON_CLASSES:
         return wordpiece.from_json(path, data, settings)
-    changed = hf_classes.adapted(data, settings, kind, path)
+    changed = hf_classes.apply_class_config(data, settings, kind, path)
     text = path.read_text("utf-8-sig") if changed is data else json.dumps(changed)
-    return JSON_KINDS[kind].from_definition(text, settings, path, of_class=True)
+    return TOKENIZER_JSON_CLASSES[kind].from_definition(text, settings, path, of_class=True)
 
 
-def _from_text(path: Path, settings: Settings) -> Tokenizer:
+def _from_text(path: Path, settings: TokenizerConfig) -> Tokenizer:
     return wordpiece.from_vocabulary_file(
-        path, hf_classes.checked(settings, "wordpiece", path, False)
+        path, hf_classes.with_class_defaults(settings, "wordpiece", path, False)
     )
 
 
-def _from_llama2c(path: Path, settings: Settings) -> Tokenizer:
+def _from_llama2c(path: Path, settings: TokenizerConfig) -> Tokenizer:
     return sentencepiece.from_proto(proto.from_llama2c(path), settings, path)
 
 
-READERS: dict[str, Callable[[Path, Settings], Tokenizer]] = {
+READERS: dict[str, Callable[[Path, TokenizerConfig], Tokenizer]] = {
     ".json": _from_json,
     ".txt": _from_text,
-    ".model": sentencepiece.read,
+    ".model": sentencepiece.load_sentencepiece,
     ".bin": _from_llama2c,
-    ".spm": marian.read,
+    ".spm": marian.load_marian,
 }
-JSON_KINDS: dict[str, type[HFTokenizer]] = {
+TOKENIZER_JSON_CLASSES: dict[str, type[HFTokenizer]] = {
     "bytepair": bytepair.BytePair,
     "sentencepiece": SentencePieceJson,
     "characters": Characters,

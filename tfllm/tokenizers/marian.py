@@ -15,10 +15,15 @@ from typing import Any
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers import tokenizer_config
-from tfllm.tokenizers.base import check_ids
-from tfllm.tokenizers.rows import RowTemplate
-from tfllm.tokenizers.sentencepiece import THREADS, SentencePiece, processor_of
-from tfllm.tokenizers.tokenizer_config import AddedToken, Names, Settings, content, json_file
+from tfllm.tokenizers.base import RowTemplate, check_ids
+from tfllm.tokenizers.sentencepiece import THREADS, SentencePiece, make_processor
+from tfllm.tokenizers.tokenizer_config import (
+    AddedToken,
+    SpecialTokens,
+    TokenizerConfig,
+    content,
+    read_json,
+)
 
 SOURCE, TARGET, IDS, TARGET_IDS = "source.spm", "target.spm", "vocab.json", "target_vocab.json"
 FILES = (SOURCE, TARGET, IDS, TARGET_IDS)
@@ -30,7 +35,7 @@ class Marian(SentencePiece):
     """One side of a pair: texts by its model, ids by its table.
 
     Language codes (`>>fr<<`) and special tokens are recognised as they are written. Make it with
-    `read`.
+    `load_marian`.
     """
 
     table: str = field(repr=False, default="")
@@ -44,7 +49,7 @@ class Marian(SentencePiece):
 
     @property
     def matched_tokens(self) -> tuple[AddedToken, ...]:
-        return (*self.added, *(AddedToken(code) for code in languages(self.vocabulary)))
+        return (*self.added, *(AddedToken(code) for code in language_codes(self.vocabulary)))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, of either side. Raises TokenizerError for a negative id."""
@@ -71,7 +76,9 @@ class Marian(SentencePiece):
         (folder / IDS).write_text(self.table, encoding="utf-8", newline="\n")
         if self.target.table != self.table:
             (folder / TARGET_IDS).write_text(self.target.table, encoding="utf-8", newline="\n")
-        tokenizer_config.write(folder, self.names, self.names.present(), self.config, None)
+        tokenizer_config.write_tokenizer_config(
+            folder, self.special_tokens, self.special_tokens.tokens(), self.config, None
+        )
 
     def graph(self, profile: str = "reference") -> Any:
         """The same tokenizer as TensorFlow ops."""
@@ -89,12 +96,12 @@ class Marian(SentencePiece):
         return found
 
 
-def languages(vocabulary: Sequence[str]) -> list[str]:
+def language_codes(vocabulary: Sequence[str]) -> list[str]:
     """The language codes in a vocabulary."""
     return [token for token in vocabulary if token.startswith(">>") and token.endswith("<<")]
 
 
-def read(path: Path, settings: Settings) -> Marian:
+def load_marian(path: Path, settings: TokenizerConfig) -> Marian:
     """From the directory of a `source.spm`. Raises TokenizerError naming the file."""
     folder = path.parent
     apart = bool(settings.config.get("separate_vocabs"))
@@ -105,14 +112,14 @@ def read(path: Path, settings: Settings) -> Marian:
                 "checkpoint into it."
             )
     models = [proto.parse((folder / name).read_bytes(), folder / name) for name in (SOURCE, TARGET)]
-    tables = [json_file(folder / name) for name in (IDS, TARGET_IDS if apart else IDS)]
-    return made(models, tables, settings, folder)
+    tables = [read_json(folder / name) for name in (IDS, TARGET_IDS if apart else IDS)]
+    return from_protos(models, tables, settings, folder)
 
 
-def made(
+def from_protos(
     models: Sequence[Any],
     tables: Sequence[Mapping[str, int]],
-    settings: Settings = Settings(),
+    settings: TokenizerConfig = TokenizerConfig(),
     folder: Path = Path(),
 ) -> Marian:
     """From the ModelProtos and the tables of ids (which may be one) of sources and of targets.
@@ -121,20 +128,20 @@ def made(
     """
     apart = tables[0] != tables[1]
     config = {"tokenizer_class": "MarianTokenizer", **settings.config, "separate_vocabs": apart}
-    names = Names(
-        pad=content(settings.named.get("pad_token") or "<pad>"),
-        unknown=content(settings.named.get("unk_token") or "<unk>"),
-        end=content(settings.named.get("eos_token") or "</s>"),
+    names = SpecialTokens(
+        pad_token=content(settings.named.get("pad_token") or "<pad>"),
+        unk_token=content(settings.named.get("unk_token") or "<unk>"),
+        eos_token=content(settings.named.get("eos_token") or "</s>"),
     )
     files = ((SOURCE, IDS), (TARGET, TARGET_IDS if apart else IDS))
     sides: list[Marian] = []
     for model, table, (name, ids) in list(zip(models, tables, files, strict=True))[::-1]:
         vocabulary = _vocabulary(table, names, folder / ids)
-        end = table[names.end or ""]
+        end = table[names.eos_token or ""]
         source = model.SerializeToString()
         sides.append(
             Marian(
-                names=names,
+                special_tokens=names,
                 row_template=RowTemplate(suffix=(end,)),
                 model=source,
                 source=source,
@@ -142,20 +149,20 @@ def made(
                 chat_template=None,
                 config=config,
                 vocabulary=vocabulary,
-                all_special_ids=frozenset(table[token] for token in names.present()),
-                _processor=processor_of(model, folder / name),
+                all_special_ids=frozenset(table[token] for token in names.tokens()),
+                _processor=make_processor(model, folder / name),
                 _ids=dict(table),
                 table=json.dumps(dict(table), ensure_ascii=False, indent=2) + "\n",
-                added=tuple(AddedToken(token) for token in names.present()),
+                added=tuple(AddedToken(token) for token in names.tokens()),
                 targets=sides[0] if sides else None,
             )
         )
     return sides[1]
 
 
-def _vocabulary(table: Mapping[str, int], names: Names, path: Path) -> list[str]:
+def _vocabulary(table: Mapping[str, int], names: SpecialTokens, path: Path) -> list[str]:
     """id -> piece."""
-    missing = [token for token in names.present() if token not in table]
+    missing = [token for token in names.tokens() if token not in table]
     if missing:
         raise TokenizerError(f"{path}: the vocabulary lacks {', '.join(missing)}.")
     if not all(isinstance(number, int) for number in table.values()):

@@ -7,43 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from tfllm.errors import TokenizerError, did_you_mean
-from tfllm.tokenizers.rows import RowTemplate
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.base import RowTemplate
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
-FIRST_CODES = tuple(
+MBART_CODES = tuple(
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT "
     "lv_LV my_MM ne_NP nl_XX ro_RO ru_RU si_LK tr_TR vi_VN zh_CN".split()
 )
-LATER_CODES = tuple(
+MBART50_ADDED_CODES = tuple(
     "af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF "
     "pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA ur_PK xh_ZA gl_ES sl_SI".split()
 )
 # Hugging Face's class -> the languages that it adds to a SentencePiece model.
-CODES = {"MBartTokenizer": FIRST_CODES, "MBart50Tokenizer": (*FIRST_CODES, *LATER_CODES)}
-DEFAULT = "en_XX"
+LANGUAGE_CODES = {
+    "MBartTokenizer": MBART_CODES,
+    "MBart50Tokenizer": (*MBART_CODES, *MBART50_ADDED_CODES),
+}
+DEFAULT_LANGUAGE = "en_XX"
 
 
-def with_languages(tokenizer: Any, settings: Settings, path: Path) -> Any:
+def apply_language_config(tokenizer: Any, settings: TokenizerConfig, path: Path) -> Any:
     """The tokenizer with rows in the languages that `src_lang` and `tgt_lang` of its settings name;
     any other than mBART's as it is. Raises TokenizerError."""
-    if settings.tokenizer_class not in CODES:
+    if settings.tokenizer_class not in LANGUAGE_CODES:
         return tokenizer
-    source = settings.config.get("src_lang") or DEFAULT
-    return between(tokenizer, source, settings.config.get("tgt_lang") or source, path)
+    source = settings.config.get("src_lang") or DEFAULT_LANGUAGE
+    return with_languages(tokenizer, source, settings.config.get("tgt_lang") or source, path)
 
 
-def between(tokenizer: Any, source: str, target: str, path: Path | None = None) -> Any:
+def with_languages(tokenizer: Any, source: str, target: str, path: Path | None = None) -> Any:
     """The tokenizer of an mBART checkpoint for these languages, such as "en_XX" and "de_DE".
 
     mBART's first models put `</s>` and the language after a text, mBART-50 puts the language before
     and `</s>` after. Raises TokenizerError for a language that the vocabulary lacks.
     """
     kind = str(tokenizer.config.get("tokenizer_class", "")).removesuffix("Fast")
-    if kind not in CODES:
+    if kind not in LANGUAGE_CODES:
         raise TokenizerError(
-            f"The tokenizer has no languages to choose from; those of {', '.join(CODES)} have."
+            f"The tokenizer has no languages to choose from; only {', '.join(LANGUAGE_CODES)} have."
         )
-    known = [token for token in tokenizer.vocabulary if token in CODES[kind]]
+    known = [token for token in tokenizer.vocabulary if token in LANGUAGE_CODES[kind]]
     for language in (source, target):
         if language not in known:
             where = f"{path}: " if path else ""

@@ -8,53 +8,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from tfllm.tokenizers import word_alignment
-from tfllm.tokenizers.base import (
-    Encoding,
-    check_max_length,
-    check_stride,
-    kept_lengths,
-    kept_question,
-    window_ranges,
-)
-from tfllm.tokenizers.tokenizer_config import Names, Settings
+from tfllm.errors import SettingError
+from tfllm.tokenizers import chat, word_alignment
+from tfllm.tokenizers.base import Encoding, RowTemplate
+from tfllm.tokenizers.tokenizer_config import SpecialTokens, TokenizerConfig
 
-
-@dataclass(frozen=True)
-class RowTemplate:
-    """Rows `prefix a suffix` and `prefix a separator b suffix`, special tokens as ids."""
-
-    prefix: tuple[int, ...] = ()
-    separator: tuple[int, ...] = ()
-    suffix: tuple[int, ...] = ()
-    separator_type_ids: tuple[int, ...] = ()
-    """token_type_ids of `separator`"""
-    pair_type_id: int = 0
-    """token_type_id of the second text and of the `suffix` after it; everything else has type 0"""
-
-    @property
-    def num_special_tokens(self) -> int:
-        """Special tokens of a row of one text."""
-        return len(self.prefix) + len(self.suffix)
-
-    @property
-    def num_pair_special_tokens(self) -> int:
-        """Special tokens of a row of two texts."""
-        return self.num_special_tokens + len(self.separator)
-
-    @property
-    def without_special_tokens(self) -> RowTemplate:
-        return RowTemplate(pair_type_id=self.pair_type_id)
-
-
-def bert(start: int, end: int) -> RowTemplate:
-    """`[CLS] a [SEP] b [SEP]`, types 0 and 1: BERT, ALBERT."""
-    return RowTemplate((start,), (end,), (end,), (0,), 1)
+# Windows over a context move by at least this share of the room that the stride leaves.
+WINDOW_SHARE = 4
 
 
 class Piece(NamedTuple):
@@ -130,7 +94,7 @@ class RowTokenizer:
         for a, b in zip(first, self._split(pairs), strict=True):
             lengths: tuple[int | None, int | None] = (None, None)
             if max_length is not None:
-                lengths = kept_lengths(
+                lengths = truncated_lengths(
                     len(a), len(b), max_length - template.num_pair_special_tokens
                 )
             rows.append(_row(template, [_cut(a, 0, lengths[0]), _cut(b, 0, lengths[1])]))
@@ -152,8 +116,6 @@ class RowTokenizer:
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """A conversation's ids, as the chat template writes it (see `tokenizers.chat`)."""
-        from tfllm.tokenizers import chat
-
         return chat.encode(cast(Any, self), messages, add_generation_prompt=add_generation_prompt)
 
     def encode_words(self, words: Sequence[str], *, max_length: int | None = None) -> Encoding:
@@ -186,13 +148,13 @@ class RowTokenizer:
         """Rows `start question between window end` whose windows overlap by `stride` tokens.
 
         As Hugging Face's truncation "only_second" with overflowing tokens, but for a question so
-        long that windows could hardly move: it is cut (see `base.kept_question`).
+        long that windows could hardly move: it is cut (see `truncated_question_length`).
         """
         template = self.row_template
         check_stride(max_length, stride, template.num_pair_special_tokens)
         asked, text = self._split([question, context])
         room = max_length - template.num_pair_special_tokens
-        kept = kept_question(len(asked), len(text), room, stride)
+        kept = truncated_question_length(len(asked), len(text), room, stride)
         head = _cut(asked, 0, kept)
         ranges = window_ranges(len(text), room - kept, stride)
         return [_row(template, [head, _cut(text, start, stop)]) for start, stop in ranges]
@@ -201,7 +163,7 @@ class RowTokenizer:
 class NamedTokenizer(RowTokenizer):
     """The properties of `base.Tokenizer` that follow from the fields below."""
 
-    names: Names
+    special_tokens: SpecialTokens
     row_template: RowTemplate
     target_template: RowTemplate | None
     """Of targets, where it differs."""
@@ -213,7 +175,7 @@ class NamedTokenizer(RowTokenizer):
     def check_truncation_side(self, max_length: int | None) -> None:
         """See RowTokenizer. A prompt is never cut by the tokenizer, so it does not matter there."""
         if max_length is not None:
-            Settings(self.config).check_truncation()
+            TokenizerConfig(self.config).check_truncation()
 
     @property
     def target(self) -> Any:
@@ -232,27 +194,83 @@ class NamedTokenizer(RowTokenizer):
 
     @property
     def pad_token_id(self) -> int | None:
-        return self.token_id(self.names.pad)
+        return self.token_id(self.special_tokens.pad_token)
 
     @property
     def unk_token_id(self) -> int | None:
-        return self.token_id(self.names.unknown)
+        return self.token_id(self.special_tokens.unk_token)
 
     @property
     def bos_token_id(self) -> int | None:
-        return self.token_id(self.names.start)
+        return self.token_id(self.special_tokens.bos_token)
 
     @property
     def eos_token_id(self) -> int | None:
-        return self.token_id(self.names.end)
+        return self.token_id(self.special_tokens.eos_token)
 
     @property
     def mask_token_id(self) -> int | None:
-        return self.token_id(self.names.mask)
+        return self.token_id(self.special_tokens.mask_token)
 
     def token_id(self, token: str | None) -> int | None:
         """The id of a token, None where the vocabulary lacks it."""
         return None if token is None else self._ids.get(token)
+
+
+def truncated_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
+    """How many tokens of each text stay when a pair may have `budget` tokens, specials not counted.
+
+    Longest-first truncation in the closed form of Hugging Face tokenizers
+    (`utils/truncation.rs`): the shorter text stays whole as long as it fills at most half, and the
+    odd token goes to the longer text (to the second where both are equally long).
+    """
+    if first + second <= budget:
+        return first, second
+    shorter, longer = sorted((first, second))
+    longer = shorter if shorter > budget else max(shorter, budget - shorter)
+    if shorter + longer > budget:
+        shorter, longer = budget // 2, budget // 2 + budget % 2
+    return (longer, shorter) if first > second else (shorter, longer)
+
+
+def window_ranges(length: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """Half-open ranges of `size` tokens that overlap by `stride` and cover `length` tokens."""
+    ranges = [(0, min(size, length))]
+    while ranges[-1][1] < length:
+        start = ranges[-1][0] + size - stride
+        ranges.append((start, min(start + size, length)))
+    return ranges
+
+
+def truncated_question_length(question: int, context: int, room: int, stride: int) -> int:
+    """How many tokens of a question stay in rows of `room` tokens for question and window.
+
+    All, where the context fits beside it or windows can move by a quarter of `room - stride`. A
+    longer question is cut to leave that much: Hugging Face keeps it, and with a question that takes
+    nearly the whole row would make a row for every token of the context.
+    """
+    if question + context <= room:
+        return question
+    movable = room - stride
+    return min(question, movable - -(-movable // WINDOW_SHARE))
+
+
+def check_max_length(max_length: int | None, specials: int) -> None:
+    """Raises SettingError when not even the special tokens fit."""
+    if max_length is not None and max_length < specials:
+        raise SettingError(
+            f"max_length {max_length} has no room for the {specials} special tokens of a row. "
+            "Set it higher."
+        )
+
+
+def check_stride(max_length: int, stride: int, specials: int) -> None:
+    """Raises SettingError when windows of `max_length` tokens cannot overlap by `stride`."""
+    if stride < 0 or stride + specials >= max_length:
+        raise SettingError(
+            f"stride {stride} does not fit windows of max_length {max_length}: it must lie between "
+            f"0 and {max_length - specials - 1}. Lower the stride or raise max_length."
+        )
 
 
 def _cut(tokens: Tokens, start: int, stop: int | None) -> Piece:
@@ -300,7 +318,7 @@ def _add_specials(row: Encoding, ids: Sequence[int], types: Sequence[int]) -> No
     row.word_ids.extend([None] * len(ids))
 
 
-def scalars(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
     try:
         text.encode("utf-8")

@@ -15,11 +15,18 @@ from typing import Any, NamedTuple
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import hf_classes, tokenizer_config
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.base import check_ids
+from tfllm.tokenizers.base import RowTemplate, bert_template, check_ids
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
-from tfllm.tokenizers.mbart import CODES
-from tfllm.tokenizers.rows import NamedTokenizer, RowTemplate, bert, scalars
-from tfllm.tokenizers.tokenizer_config import ADDED, DECODER, AddedToken, Names, Settings, content
+from tfllm.tokenizers.mbart import LANGUAGE_CODES
+from tfllm.tokenizers.rows import NamedTokenizer, replace_surrogates
+from tfllm.tokenizers.tokenizer_config import (
+    ADDED_TOKENS_DECODER,
+    ADDED_TOKENS_FILE,
+    AddedToken,
+    SpecialTokens,
+    TokenizerConfig,
+    content,
+)
 
 ALBERT = "AlbertTokenizer"
 T5_EXTRA_IDS = 100
@@ -31,10 +38,10 @@ FORMS = {
     ALBERT: "bert",
     "MT5Tokenizer": "end",
     "XLMRobertaTokenizer": "roberta",
-    **dict.fromkeys(CODES, "end"),  # and a language: see `tokenizers.languages`
+    **dict.fromkeys(LANGUAGE_CODES, "end"),  # and a language: see `tokenizers.mbart`
 }
 T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
-FAIRSEQ_CLASSES = ("XLMRobertaTokenizer", *CODES)
+FAIRSEQ_CLASSES = ("XLMRobertaTokenizer", *LANGUAGE_CODES)
 FILE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 THREADS = -1  # as many as there are
 BY_MODEL = "model"
@@ -65,7 +72,7 @@ class SentencePiece(NamedTokenizer):
     `load_tokenizer`.
     """
 
-    names: Names
+    special_tokens: SpecialTokens
     row_template: RowTemplate
     model: bytes = field(repr=False)
     """ModelProto whose ids are the tokenizer's, `prefix` aside"""
@@ -82,7 +89,7 @@ class SentencePiece(NamedTokenizer):
     """tokens that are found in a text before the model sees it"""
     prefix: str = BY_MODEL
     """When a space is put before a part that has none: as the model says, for every part, or as
-    `classes.prefix_of` says."""
+    `classes.prefix_space_scheme` says."""
     splits_special_tokens: bool = False
     """Whether special tokens written in a text are ordinary text."""
     target_template: RowTemplate | None = None
@@ -103,7 +110,9 @@ class SentencePiece(NamedTokenizer):
         """The ModelProto that the parts of a text are given to."""
         if self.prefix == BY_MODEL:
             return self.model
-        return proto.without_prefix(proto.parse(self.model, self.file_name)).SerializeToString()
+        return proto.without_dummy_prefix(
+            proto.parse(self.model, self.file_name)
+        ).SerializeToString()
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. Raises TokenizerError for a negative id.
@@ -155,9 +164,9 @@ class SentencePiece(NamedTokenizer):
             for token in self.added
             if (number := self._ids[token.content]) >= size or not token.plain
         }
-        tokenizer_config.write(
+        tokenizer_config.write_tokenizer_config(
             folder,
-            self.names,
+            self.special_tokens,
             special,
             self.config,
             self.chat_template,
@@ -188,7 +197,7 @@ class SentencePiece(NamedTokenizer):
     def _parts(self, texts: Sequence[str]) -> list[list[str]]:
         """Each text cut at the tokens in it, which stand at the odd places."""
         pattern = self._pattern()
-        return [pattern.split(scalars(text)) for text in texts]
+        return [pattern.split(replace_surrogates(text)) for text in texts]
 
     def _given(self, part: str, place: int) -> str:
         """A part of a text as the package takes it."""
@@ -279,7 +288,7 @@ class SentencePieceJson(HFTokenizer):
         return SentencePieceJsonGraph(self, profile)
 
 
-def read(path: Path, settings: Settings) -> SentencePiece:
+def load_sentencepiece(path: Path, settings: TokenizerConfig) -> SentencePiece:
     """From a `.model` file, ids arranged as the settings' tokenizer class has them."""
     try:
         data = path.read_bytes()
@@ -289,21 +298,21 @@ def read(path: Path, settings: Settings) -> SentencePiece:
 
 
 def from_proto(
-    model: Any, settings: Settings = Settings(), path: Path = Path("tokenizer.model")
+    model: Any, settings: TokenizerConfig = TokenizerConfig(), path: Path = Path("tokenizer.model")
 ) -> SentencePiece:
     """A tokenizer from a ModelProto. Raises TokenizerError naming `path`."""
     source = model.SerializeToString()
     if settings.tokenizer_class or not path.name.startswith("sentencepiece.bpe"):
-        settings = hf_classes.checked(settings, "sentencepiece", path, False)
+        settings = hf_classes.with_class_defaults(settings, "sentencepiece", path, False)
     else:
         settings = settings.of_class(FAIRSEQ_CLASSES[0])
-        settings = hf_classes.checked(settings, "sentencepiece", path, False)
+        settings = hf_classes.with_class_defaults(settings, "sentencepiece", path, False)
     kind = settings.tokenizer_class
     _refuse_unknown(kind, settings, model.trainer_spec.model_type == proto.UNIGRAM, path)
     arranged = model
     if kind in FAIRSEQ_CLASSES:
-        arranged = proto.fairseq(model, path, CODES.get(kind, ()))
-    arranged = proto.with_added(arranged, _added(arranged, settings, kind, path), path)
+        arranged = proto.to_fairseq_ids(model, path, LANGUAGE_CODES.get(kind, ()))
+    arranged = proto.append_pieces(arranged, _added(arranged, settings, kind, path), path)
     table = {entry.piece: number for number, entry in enumerate(arranged.pieces)}
     controls = [
         entry.piece for entry in arranged.pieces if entry.type in (proto.CONTROL, proto.UNKNOWN)
@@ -312,7 +321,7 @@ def from_proto(
         raise TokenizerError(f"{path}: the model has a piece twice.")
     names = _names(arranged, settings, controls)
     template = _row_template(kind, names, table, settings, path)
-    found = {token: AddedToken(token) for token in (*controls, *names.present())}
+    found = {token: AddedToken(token) for token in (*controls, *names.tokens())}
     found |= {token.content: token for token in settings.special_tokens()}
     found |= {
         token.content: replace(token, special=token.special or token.content in found)
@@ -322,10 +331,10 @@ def from_proto(
     # A unigram model of Llama's class is read as the package reads it, as by transformers 4.
     bpe = model.trainer_spec.model_type == proto.BPE
     by_class = kind in hf_classes.LLAMA and bpe and OWN_PREFIX not in settings.config
-    prefix = hf_classes.prefix_of(settings) if by_class else BY_MODEL
-    made = arranged if prefix == BY_MODEL else proto.without_prefix(arranged)
+    prefix = hf_classes.prefix_space_scheme(settings) if by_class else BY_MODEL
+    made = arranged if prefix == BY_MODEL else proto.without_dummy_prefix(arranged)
     return SentencePiece(
-        names=names,
+        special_tokens=names,
         row_template=template,
         model=arranged.SerializeToString(),
         source=source,
@@ -334,7 +343,7 @@ def from_proto(
         config={**settings.own_config(), **({} if kind else _class_of(template))},
         vocabulary=[entry.piece for entry in arranged.pieces],
         all_special_ids=frozenset(table[token.content] for token in added if token.special),
-        _processor=processor_of(made, path),
+        _processor=make_processor(made, path),
         _ids=table,
         added=tuple(sorted(added, key=lambda token: table[token.content])),
         prefix=prefix,
@@ -342,7 +351,7 @@ def from_proto(
     )
 
 
-def _refuse_unknown(kind: str, settings: Settings, unigram: bool, path: Path) -> None:
+def _refuse_unknown(kind: str, settings: TokenizerConfig, unigram: bool, path: Path) -> None:
     """Raises TokenizerError for settings that a `.model` file alone does not carry out."""
     config = settings.config
     if kind == ALBERT and (config.get("do_lower_case", True) or not config.get("keep_accents")):
@@ -394,7 +403,7 @@ def _pieces(processor: Any, text: str) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _class_of(template: RowTemplate) -> dict[str, Any]:
-    """Settings with which Hugging Face and `read` put the same special tokens around a text."""
+    """Settings with which transformers and tfllm put the same special tokens around a text."""
     if template.prefix and template.suffix:
         return {"tokenizer_class": ALBERT, "do_lower_case": False, "keep_accents": True}
     return (
@@ -404,7 +413,7 @@ def _class_of(template: RowTemplate) -> dict[str, Any]:
     )
 
 
-def processor_of(model: Any, path: Path) -> Any:
+def make_processor(model: Any, path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -413,11 +422,16 @@ def processor_of(model: Any, path: Path) -> Any:
         raise TokenizerError(f"{path}: not a usable SentencePiece model: {error}") from None
 
 
-def _names(model: Any, settings: Settings, controls: list[str]) -> Names:
+def _names(model: Any, settings: TokenizerConfig, controls: list[str]) -> SpecialTokens:
     """As the settings name them, else as the model's own numbers do, else by their spelling."""
-    names = settings.names(controls)
+    names = settings.role_tokens(controls)
     spec = model.trainer_spec
-    own = {"pad": spec.pad_id, "unknown": spec.unk_id, "start": spec.bos_id, "end": spec.eos_id}
+    own = {
+        "pad_token": spec.pad_id,
+        "unk_token": spec.unk_id,
+        "bos_token": spec.bos_id,
+        "eos_token": spec.eos_id,
+    }
     missing = {
         role: model.pieces[number].piece
         for role, number in own.items()
@@ -426,7 +440,9 @@ def _names(model: Any, settings: Settings, controls: list[str]) -> Names:
     return replace(names, **missing)
 
 
-def _added(model: Any, settings: Settings, kind: str, path: Path) -> list[tuple[str, int, int]]:
+def _added(
+    model: Any, settings: TokenizerConfig, kind: str, path: Path
+) -> list[tuple[str, int, int]]:
     """Tokens that the settings have and the model lacks: text, id, type of piece."""
     known = {entry.piece: number for number, entry in enumerate(model.pieces)}
     special = {token.content for token in settings.special_tokens()}
@@ -441,8 +457,8 @@ def _added(model: Any, settings: Settings, kind: str, path: Path) -> list[tuple[
     for token, number in {**places, **listed}.items():
         if known.get(token, number) != number:
             raise TokenizerError(
-                f"{path}: '{token}' has the id {known[token]}, and {DECODER} or "
-                f"{ADDED} gives it {number}. Use the files that belong together."
+                f"{path}: '{token}' has the id {known[token]}, and {ADDED_TOKENS_DECODER} or "
+                f"{ADDED_TOKENS_FILE} gives it {number}. Use the files that belong together."
             )
         if token not in known:
             found[token] = number
@@ -454,20 +470,20 @@ def _added(model: Any, settings: Settings, kind: str, path: Path) -> list[tuple[
     return [(token, number, kinds.get(token, proto.CONTROL)) for token, number in found.items()]
 
 
-def _sentinels(settings: Settings, kind: str) -> list[str]:
+def _sentinels(settings: TokenizerConfig, kind: str) -> list[str]:
     """T5's tokens for what was left out of a text, in the order of ids."""
     count = int(settings.config.get("extra_ids", T5_EXTRA_IDS)) if kind in T5_CLASSES else 0
     return [f"<extra_id_{count - 1 - place}>" for place in range(count)]
 
 
 def _row_template(
-    kind: str, names: Names, table: Mapping[str, int], settings: Settings, path: Path
+    kind: str, names: SpecialTokens, table: Mapping[str, int], settings: TokenizerConfig, path: Path
 ) -> RowTemplate:
-    start = table.get(names.start or "")
-    end = table.get(names.end or "")
+    start = table.get(names.bos_token or "")
+    end = table.get(names.eos_token or "")
     kind = FORMS.get(kind, "")
     if not kind:
-        encoder = names.start == "[CLS]" and names.end == "[SEP]"
+        encoder = names.bos_token == "[CLS]" and names.eos_token == "[SEP]"
         kind = "bert" if encoder else "start" if start is not None else "end"
     if kind == "start":
         adds_start = settings.config.get("add_bos_token", True) and start is not None
@@ -488,4 +504,4 @@ def _row_template(
         start, end = (table.get(content(entry or "")) for entry in named)
         assert start is not None and end is not None  # the class names them
         return RowTemplate((start,), (end, end), (end,), (0, 0), 0)
-    return bert(start, end)
+    return bert_template(start, end)

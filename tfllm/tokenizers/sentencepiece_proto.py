@@ -17,7 +17,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 SPACE = "\u2581"  # stands for a space inside pieces
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-# XLM-R's arrangement (fairseq's): these first, then the model's pieces from the fourth on.
+# XLM-R's arrangement (to_fairseq_ids's): these first, then the model's pieces from the fourth on.
 FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 LLAMA2C_SPECIALS = ("<unk>", "<s>", "</s>")
 
@@ -74,7 +74,7 @@ def _empty() -> Any:
     return messages.ModelProto()
 
 
-def with_added(model: Any, tokens: Sequence[tuple[str, int, int]], source: str | Path) -> Any:
+def append_pieces(model: Any, tokens: Sequence[tuple[str, int, int]], source: str | Path) -> Any:
     """The model with pieces at the end for tokens that Hugging Face adds: text, id, type."""
     arranged = type(model)()
     arranged.CopyFrom(model)
@@ -88,7 +88,7 @@ def with_added(model: Any, tokens: Sequence[tuple[str, int, int]], source: str |
     return arranged
 
 
-def without_prefix(model: Any) -> Any:
+def without_dummy_prefix(model: Any) -> Any:
     """The model without the space that it puts before a text."""
     changed = type(model)()
     changed.CopyFrom(model)
@@ -96,7 +96,7 @@ def without_prefix(model: Any) -> Any:
     return changed
 
 
-def fairseq(model: Any, source: str | Path, codes: Iterable[str] = ()) -> Any:
+def to_fairseq_ids(model: Any, source: str | Path, codes: Iterable[str] = ()) -> Any:
     """XLM-R's ids: <s> <pad> </s> <unk>, the pieces from the fourth on, <mask>. mBART has its
     languages' codes before the last."""
     if [entry.piece for entry in model.pieces[:3]] != ["<unk>", "<s>", "</s>"]:

@@ -13,24 +13,24 @@ from typing import Any
 
 from tfllm.errors import TokenizerError
 
-CONFIG, SPECIALS_MAP, ADDED, CHAT_TEMPLATE = (
+CONFIG, SPECIALS_MAP, ADDED_TOKENS_FILE, CHAT_TEMPLATE = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
 )
 CHAT_TEMPLATES = "additional_chat_templates"  # a folder of further templates, each with its name
-DECODER = "added_tokens_decoder"  # key of tokenizer_config.json: id -> added token
+ADDED_TOKENS_DECODER = "added_tokens_decoder"  # key of tokenizer_config.json: id -> added token
 # Hugging Face's names of special tokens -> ours; a name further left wins.
-ROLES = {
-    "pad": ("pad_token",),
-    "unknown": ("unk_token",),
-    "start": ("cls_token", "bos_token"),
-    "end": ("sep_token", "eos_token"),
-    "mask": ("mask_token",),
+SPECIAL_TOKEN_SOURCES = {
+    "pad_token": ("pad_token",),
+    "unk_token": ("unk_token",),
+    "bos_token": ("cls_token", "bos_token"),
+    "eos_token": ("sep_token", "eos_token"),
+    "mask_token": ("mask_token",),
 }
 # Hugging Face's names in the order in which tokens that the vocabulary lacks are numbered.
-NAMED = (
+SPECIAL_TOKEN_KEYS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
 # The class of a model's tokenizer where no file names it: first files of T5 lack the settings.
@@ -43,29 +43,31 @@ CLASSES = {
     "qwen3": "Qwen2Tokenizer",
 }  # fmt: skip
 # Spellings that are taken where no file names a special token.
-USUAL = {
-    "pad": ("<pad>", "[PAD]", "<|padding|>", "<|pad|>", "<|finetune_right_pad_id|>"),
-    "unknown": ("<unk>", "[UNK]"),
-    "start": ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
-    "end": ("</s>", "[SEP]", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
-    "mask": ("<mask>", "[MASK]"),
+COMMON_SPELLINGS = {
+    "pad_token": ("<pad>", "[PAD]", "<|padding|>", "<|pad|>", "<|finetune_right_pad_id|>"),
+    "unk_token": ("<unk>", "[UNK]"),
+    "bos_token": ("<s>", "[CLS]", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos_token": ("</s>", "[SEP]", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "mask_token": ("<mask>", "[MASK]"),
 }
 
 
 @dataclass(frozen=True)
-class Names:
-    """The spelling of special tokens, None where there is none."""
+class SpecialTokens:
+    """The special tokens by role, None where a vocabulary has none."""
 
-    pad: str | None = None
-    unknown: str | None = None
-    start: str | None = None
-    end: str | None = None
-    mask: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    bos_token: str | None = None
+    """the token that begins a row: CLS where there is one"""
+    eos_token: str | None = None
+    """the token that ends a row: SEP where there is one"""
+    mask_token: str | None = None
 
-    def present(self) -> list[str]:
-        """The spellings, each once."""
-        found = (getattr(self, entry.name) for entry in fields(self))
-        return list(dict.fromkeys(name for name in found if name))
+    def tokens(self) -> list[str]:
+        """Return the tokens, each once."""
+        tokens = (getattr(self, entry.name) for entry in fields(self))
+        return list(dict.fromkeys(token for token in tokens if token))
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class AddedToken:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TokenizerConfig:
     """A directory's settings besides the vocabulary."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +118,7 @@ class Settings:
     def tokenizer_class(self) -> str:
         """Hugging Face's class name without `Fast`, "" where none is given."""
         name = str(self.named.get("tokenizer_class") or "")
-        return name if name in AS_IT_STANDS else name.removesuffix("Fast")
+        return name if name in GENERIC_CLASSES else name.removesuffix("Fast")
 
     def check_truncation(self, source: str | Path = CONFIG) -> None:
         """Raises TokenizerError where texts that are too long are to lose their beginning."""
@@ -133,60 +135,68 @@ class Settings:
 
     def own_config(self) -> dict[str, Any]:
         """tokenizer_config.json with the special tokens that the other files and the class name."""
-        named = {key: self.named[key] for key in NAMED if key in self.named}
+        named = {key: self.named[key] for key in SPECIAL_TOKEN_KEYS if key in self.named}
         return {**self.config, **named}
 
-    def of_class(self, name: str) -> Settings:
+    def of_class(self, name: str) -> TokenizerConfig:
         """The settings with another class."""
         changed = {"tokenizer_class": name}
         return replace(self, config={**self.config, **changed}, named={**self.named, **changed})
 
-    def with_defaults(self, defaults: Mapping[str, str | None]) -> Settings:
+    def with_defaults(self, defaults: Mapping[str, str | None]) -> TokenizerConfig:
         """The settings of a class whose special tokens are `defaults` where nothing is said."""
         return replace(self, named={**defaults, **self.named})
 
-    def names(self, known: Iterable[str]) -> Names:
+    def role_tokens(self, known: Iterable[str]) -> SpecialTokens:
         """The special tokens: as named, else by their usual spelling among the tokens `known`."""
         tokens = set(known)
         found = {}
-        for role, keys in ROLES.items():
+        for role, keys in SPECIAL_TOKEN_SOURCES.items():
             given = (content(self.named[key]) for key in keys if self.named.get(key) is not None)
-            usual = (name for name in USUAL[role] if name in tokens and not self._names_any())
+            usual = (
+                name for name in COMMON_SPELLINGS[role] if name in tokens and not self._names_any()
+            )
             found[role] = next((name for name in (*given, *usual)), None)
-        return Names(**found)
+        return SpecialTokens(**found)
 
     def _names_any(self) -> bool:
-        return any(self.named.get(key) for keys in ROLES.values() for key in keys)
+        return any(self.named.get(key) for keys in SPECIAL_TOKEN_SOURCES.values() for key in keys)
 
     def special_tokens(self) -> list[AddedToken]:
         """All that the files name as special tokens, each once, in the order of new ids."""
-        own = [key for key in self.named if key.endswith("_token") and key not in NAMED]
-        entries = [self.named[key] for key in (*NAMED, *own) if key in self.named]
+        own = [
+            key for key in self.named if key.endswith("_token") and key not in SPECIAL_TOKEN_KEYS
+        ]
+        entries = [self.named[key] for key in (*SPECIAL_TOKEN_KEYS, *own) if key in self.named]
         for key in ("extra_special_tokens", "additional_special_tokens"):
             extra = self.named.get(key) or []
             entries += extra.values() if isinstance(extra, Mapping) else extra
             if extra and not isinstance(extra, Mapping):
                 break  # the older key counts only where the newer one names no list
         written = {token.content: token for token in self.added_tokens.values()}
-        found = [token_of(entry) for entry in entries if _is_token(entry)]
+        found = [parse_token(entry) for entry in entries if _is_token(entry)]
         return list({one.content: written.get(one.content, one) for one in found}.values())
 
     def added(self) -> list[str]:
         """Special tokens without a role, in order."""
-        named = {content(self.named[key]) for key in NAMED if self.named.get(key) is not None}
+        named = {
+            content(self.named[key])
+            for key in SPECIAL_TOKEN_KEYS
+            if self.named.get(key) is not None
+        }
         return [one.content for one in self.special_tokens() if one.content not in named]
 
 
 # Classes that take tokenizer.json as it stands.
-AS_IT_STANDS = (
+GENERIC_CLASSES = (
     "", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend",
 )  # fmt: skip
 
 
-def read(folder: Path) -> Settings:
+def read_tokenizer_config(folder: Path) -> TokenizerConfig:
     """The settings of a directory, each file optional. Raises TokenizerError."""
     if not folder.is_dir():
-        return Settings()
+        return TokenizerConfig()
     config = _json_if_there(folder / CONFIG)
     if config.get("auto_map"):
         raise TokenizerError(
@@ -198,30 +208,30 @@ def read(folder: Path) -> Settings:
     if class_by_model:
         config = {**config, "tokenizer_class": CLASSES[model_type]}
     named = dict(config)
-    if DECODER not in config:
+    if ADDED_TOKENS_DECODER not in config:
         named |= _json_if_there(folder / SPECIALS_MAP)
-    for key in NAMED:
+    for key in SPECIAL_TOKEN_KEYS:
         if named.get(key) is not None:
             named[key] = _checked(named[key], folder / CONFIG, key)
     template = _template(folder, config)
-    settings = Settings(config, named, template, {}, model_type, class_by_model)
+    settings = TokenizerConfig(config, named, template, {}, model_type, class_by_model)
     return replace(settings, added_tokens=_added_tokens(folder, config, settings))
 
 
 def _added_tokens(
-    folder: Path, config: Mapping[str, Any], settings: Settings
+    folder: Path, config: Mapping[str, Any], settings: TokenizerConfig
 ) -> dict[int, AddedToken]:
     """id -> token, in the order of ids."""
-    listed, path = config.get(DECODER), folder / CONFIG
+    listed, path = config.get(ADDED_TOKENS_DECODER), folder / CONFIG
     if listed is None:
-        path = folder / ADDED
+        path = folder / ADDED_TOKENS_FILE
         special = {one.content for one in settings.special_tokens()}
         listed = {
             number: {"content": text, "special": text in special, "normalized": text not in special}
             for text, number in _json_if_there(path).items()
         }
     try:
-        found = {int(number): token_of(entry) for number, entry in listed.items()}
+        found = {int(number): parse_token(entry) for number, entry in listed.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise TokenizerError(
             f"{path}: expected added tokens with their ids, found {str(listed)[:80]}."
@@ -244,9 +254,9 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     files = sorted((folder / CHAT_TEMPLATES).glob("*.jinja"))
     own = folder / CHAT_TEMPLATE
     if files or own.is_file():  # files win over the settings, all together
-        by_name = {path.stem: text_file(path) for path in files}
+        by_name = {path.stem: read_text(path) for path in files}
         if own.is_file():
-            by_name["default"] = text_file(own)
+            by_name["default"] = read_text(own)
     elif template is None or isinstance(template, str):
         return template
     chosen = by_name.get("default")
@@ -261,7 +271,7 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     return chosen
 
 
-def token_of(entry: Any) -> AddedToken:
+def parse_token(entry: Any) -> AddedToken:
     """A token from its text or from a table with its flags, as Hugging Face reads them."""
     if isinstance(entry, AddedToken):
         return entry
@@ -291,9 +301,9 @@ def _checked(entry: Any, path: Path, key: str) -> Any:
     return entry
 
 
-def write(
+def write_tokenizer_config(
     folder: Path,
-    names: Names,
+    special_tokens: SpecialTokens,
     added: Iterable[str],
     config: Mapping[str, Any],
     chat_template: str | None,
@@ -303,16 +313,24 @@ def write(
 
     `added_tokens` are those that no vocabulary file holds, by id.
     """
-    spelled = {key: content(config[key]) for key in NAMED if config.get(key) is not None}
-    for role, keys in ROLES.items():
-        if (spelling := getattr(names, role)) and not any(key in spelled for key in keys):
+    spelled = {
+        key: content(config[key]) for key in SPECIAL_TOKEN_KEYS if config.get(key) is not None
+    }
+    for role, keys in SPECIAL_TOKEN_SOURCES.items():
+        if (spelling := getattr(special_tokens, role)) and not any(key in spelled for key in keys):
             spelled[keys[-1]] = spelling
-    known = {*names.present(), *spelled.values()}
+    known = {*special_tokens.tokens(), *spelled.values()}
     extra = [token for token in added if token not in known]
     beside = {"additional_special_tokens": extra} if extra else {}
-    kept = {key: value for key, value in config.items() if key not in ("chat_template", DECODER)}
+    kept = {
+        key: value
+        for key, value in config.items()
+        if key not in ("chat_template", ADDED_TOKENS_DECODER)
+    }
     if added_tokens:
-        kept[DECODER] = {str(number): vars(token) for number, token in added_tokens.items()}
+        kept[ADDED_TOKENS_DECODER] = {
+            str(number): vars(token) for number, token in added_tokens.items()
+        }
     kept.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     write_json(folder / CONFIG, {**kept, **spelled, **beside})
     write_json(folder / SPECIALS_MAP, {**spelled, **beside})
@@ -325,10 +343,10 @@ def content(entry: Any) -> str:
     return str(entry["content"] if isinstance(entry, Mapping) else entry)
 
 
-def json_file(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises TokenizerError naming the line."""
     try:
-        data = json.loads(text_file(path))
+        data = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise TokenizerError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
     except RecursionError:
@@ -338,7 +356,7 @@ def json_file(path: Path) -> dict[str, Any]:
     return data
 
 
-def text_file(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A UTF-8 file's text. Raises TokenizerError."""
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -354,4 +372,4 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _json_if_there(path: Path) -> dict[str, Any]:
-    return json_file(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}

@@ -23,9 +23,11 @@ from tfllm.errors import DataError, SettingError, did_you_mean
 from tfllm.tokenizers import bytepair, characters, hf_classes, sentencepiece
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.bert_normalization import BertNormalization
+from tfllm.tokenizers.byte_level import bytes_to_unicode
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
-from tfllm.tokenizers.tokenizer_config import Settings
-from tfllm.tokenizers.wordpiece import PREFIX, Normalization, Specials, WordPiece
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
+from tfllm.tokenizers.wordpiece import PREFIX, BertSpecialTokens, WordPiece
 
 # Each character of the alphabet takes two places, alone and after PREFIX; the rest are pieces.
 ALPHABET_SHARE = 3
@@ -84,17 +86,15 @@ def train_tokenizer(
 
 
 def _wordpiece(texts: Iterable[str], options: TrainerOptions) -> WordPiece | None:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    specials = Specials()
-    literal = list(dict.fromkeys([*astuple(specials), *options.special_tokens]))
+    special_tokens = BertSpecialTokens()
+    literal = list(dict.fromkeys([*astuple(special_tokens), *options.special_tokens]))
     lowercase = options.lowercase is not False
-    normalization = Normalization(lowercase, options.strip_accents)
+    normalization = BertNormalization(lowercase, options.strip_accents)
     _check_size(options, 2 * len(literal))
-    rust = Tokenizer(models.WordPiece(unk_token=specials.unknown))
-    rust.normalizer = normalizers.BertNormalizer(
-        lowercase=normalization.lowercase, strip_accents=normalization.strip_accents
-    )
+    rust = Tokenizer(models.WordPiece(unk_token=special_tokens.unk_token))
+    rust.normalizer = normalization.build()
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     sample = _Sample(texts, "wordpiece")
     letters = _by_frequency(count(sample, rust.normalizer.normalize_str))
@@ -152,7 +152,7 @@ def _bpe(texts: Iterable[str], options: TrainerOptions) -> bytepair.BytePair | N
         vocab_size=options.vocabulary_size,
         min_frequency=options.min_frequency or MIN_FREQUENCY,
         special_tokens=literal,
-        initial_alphabet=sorted(bytepair.byte_characters()),
+        initial_alphabet=sorted(bytes_to_unicode()),
         show_progress=False,
     )
     sample = _Sample(texts, "bpe")
@@ -165,7 +165,9 @@ def _bpe(texts: Iterable[str], options: TrainerOptions) -> bytepair.BytePair | N
     model = json.loads(rust.to_str())["model"]
     merges = [(m[0], m[1]) for m in model["merges"]]
     named = {"additional_special_tokens": literal}
-    return bytepair.from_vocabulary(model["vocab"], merges, Settings({}, named), "--kind bpe")
+    return bytepair.from_vocabulary(
+        model["vocab"], merges, TokenizerConfig({}, named), "--kind bpe"
+    )
 
 
 def _unigram(texts: Iterable[str], options: TrainerOptions) -> sentencepiece.SentencePiece | None:
@@ -179,7 +181,7 @@ def _unigram(texts: Iterable[str], options: TrainerOptions) -> sentencepiece.Sen
         return None
     written = io.BytesIO()
     most = max(1, (options.vocabulary_size - smallest) * 3 // 4)
-    sample = _Kept(_cut(lines, dict.fromkeys(_rare(lines.counts, most), "\n")))
+    sample = _ErrorCatcher(_cut(lines, dict.fromkeys(_rare(lines.counts, most), "\n")))
     package.set_random_generator_seed(SEED)
     try:
         package.SentencePieceTrainer.train(
@@ -212,7 +214,7 @@ def _unigram(texts: Iterable[str], options: TrainerOptions) -> sentencepiece.Sen
         sentencepiece.OWN_PREFIX: sentencepiece.BY_MODEL,
     }  # fmt: skip
     parsed = proto.parse(written.getvalue(), "--kind unigram")
-    return sentencepiece.from_proto(parsed, Settings(config, config))
+    return sentencepiece.from_proto(parsed, TokenizerConfig(config, config))
 
 
 def _rare(counts: np.ndarray, most: int) -> list[int]:
@@ -303,7 +305,7 @@ def _cut(texts: Iterable[str], ends: dict[int, str]) -> Iterator[str]:
         yield part[start:]
 
 
-class _Kept:
+class _ErrorCatcher:
     """An iterable that keeps an error, which SentencePiece's C++ would swallow."""
 
     def __init__(self, lines: Iterable[str]):
@@ -331,18 +333,21 @@ def append_eos(tokenizer: Any) -> Any:
     One whose rows end with special tokens already, as WordPiece's do, stays as it is.
     """
     if isinstance(tokenizer, HFTokenizer):
-        described = {**tokenizer.described(), "post_processor": _eos_post_processor(tokenizer)}
-        settings = Settings(tokenizer.config, tokenizer.config, tokenizer.chat_template)
+        described = {
+            **tokenizer.parse_definition(),
+            "post_processor": _eos_post_processor(tokenizer),
+        }
+        settings = TokenizerConfig(tokenizer.config, tokenizer.config, tokenizer.chat_template)
         return type(tokenizer).from_definition(json.dumps(described), settings)
     if isinstance(tokenizer, sentencepiece.SentencePiece):
         model = proto.parse(tokenizer.source, tokenizer.file_name)
-        return sentencepiece.from_proto(model, Settings(T5, T5))
+        return sentencepiece.from_proto(model, TokenizerConfig(T5, T5))
     return tokenizer
 
 
 def _eos_post_processor(tokenizer: HFTokenizer) -> dict[str, Any]:
     """A post-processor of the `tokenizers` package: `a </s>` and `a </s> b </s>`."""
-    end = tokenizer.names.end
+    end = tokenizer.special_tokens.eos_token
     assert end is not None  # learned with it
     after = {"SpecialToken": {"id": end, "type_id": 0}}
     texts = [{"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")]

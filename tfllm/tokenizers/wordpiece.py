@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers.base import check_ids
+from tfllm.tokenizers.base import RowTemplate, bert_template, check_ids
+from tfllm.tokenizers.bert_normalization import BertNormalization
 from tfllm.tokenizers.hf_classes import BERT_TOKENS
-from tfllm.tokenizers.hf_tokenizers import answered, parsed
-from tfllm.tokenizers.rows import RowTemplate, RowTokenizer, bert, scalars
+from tfllm.tokenizers.hf_tokenizers import parse_tokenizer_json, translate_errors
+from tfllm.tokenizers.rows import RowTokenizer, replace_surrogates
 from tfllm.tokenizers.tokenizer_config import (
-    ADDED,
-    AS_IT_STANDS,
+    ADDED_TOKENS_DECODER,
+    ADDED_TOKENS_FILE,
     CONFIG,
-    DECODER,
-    NAMED,
+    GENERIC_CLASSES,
+    SPECIAL_TOKEN_KEYS,
     AddedToken,
-    Settings,
+    TokenizerConfig,
     content,
-    text_file,
-    token_of,
+    parse_token,
+    read_text,
     write_json,
 )
 
@@ -37,14 +38,6 @@ PREFIX = "##"
 MAX_WORD_CHARACTERS = 100  # a longer word becomes the unknown token
 
 
-# Hugging Face's name of a special token -> ours
-SPECIALS = {
-    "pad_token": "pad",
-    "unk_token": "unknown",
-    "cls_token": "start",
-    "sep_token": "end",
-    "mask_token": "mask",
-}
 # Key of tokenizer_config.json -> argument of WordPiece.from_vocabulary
 NORMALIZATION = {
     "do_lower_case": "lowercase",
@@ -63,27 +56,14 @@ PROBES = (("1 2", None), ("1-2, 3", "4"), ("", ""))
 
 
 @dataclass(frozen=True)
-class Specials:
-    """The spelling of the special tokens."""
+class BertSpecialTokens:
+    """The special tokens of a BERT vocabulary."""
 
-    pad: str = "[PAD]"
-    unknown: str = "[UNK]"
-    start: str = "[CLS]"
-    end: str = "[SEP]"
-    mask: str = "[MASK]"
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """What happens to a text before it is split into words; names as in BERT's reference."""
-
-    lowercase: bool = True
-    strip_accents: bool | None = None
-    """None: as `lowercase`."""
-    chinese_characters: bool = True
-    """Every CJK ideograph is a word of its own."""
-    clean_text: bool = True
-    """Control characters are dropped, all white space becomes a space."""
+    pad_token: str = "[PAD]"
+    unk_token: str = "[UNK]"
+    cls_token: str = "[CLS]"
+    sep_token: str = "[SEP]"
+    mask_token: str = "[MASK]"
 
 
 @dataclass(frozen=True)
@@ -91,14 +71,14 @@ class WordPiece(RowTokenizer):
     """BERT's tokenizer. Make it with `from_vocabulary` or `load_tokenizer`."""
 
     vocabulary: list[str]
-    normalization: Normalization
-    specials: Specials
+    normalization: BertNormalization
+    special_tokens: BertSpecialTokens
     added: tuple[AddedToken, ...]
     """Tokens that are found before words are split, the special ones among them, by id."""
     max_word_characters: int
     model_size: int
     """The first so many tokens are found inside words, later ones only as they are written."""
-    _rust: Any = field(repr=False, compare=False)
+    _backend: Any = field(repr=False, compare=False)
     _ids: dict[str, int] = field(repr=False, compare=False)
     row_template: RowTemplate
     splits_special_tokens: bool = False
@@ -115,38 +95,39 @@ class WordPiece(RowTokenizer):
         strip_accents: bool | None = None,
         chinese_characters: bool = True,
         clean_text: bool = True,
-        specials: Specials = Specials(),
+        special_tokens: BertSpecialTokens = BertSpecialTokens(),
         added: Sequence[str | AddedToken] = (),
         max_word_characters: int = MAX_WORD_CHARACTERS,
         model_size: int | None = None,
         splits_special_tokens: bool = False,
     ) -> WordPiece:
         """A tokenizer over `tokens` (id -> token). `model_size` is the number of tokens by default;
-        `added` are tokens besides `specials` that are found as special ones are.
+        `added` are tokens besides `special_tokens` that are found as special ones are.
 
         Raises TokenizerError for repeated or empty tokens and for missing special tokens.
         """
         vocabulary = list(tokens)
         ids = _index(vocabulary)
-        found = {token: AddedToken(token) for token in asdict(specials).values()}
-        found |= {one.content: one for one in map(token_of, added)}
+        found = {token: AddedToken(token) for token in asdict(special_tokens).values()}
+        found |= {one.content: one for one in map(parse_token, added)}
         missing = [token for token in found if token not in ids]
         if missing:
             raise TokenizerError(
                 f"The vocabulary of {len(vocabulary)} tokens lacks {', '.join(missing)}. "
                 "Add them, or name the special tokens it uses in special_tokens_map.json."
             )
-        normalization = Normalization(lowercase, strip_accents, chinese_characters, clean_text)
+        normalization = BertNormalization(lowercase, strip_accents, chinese_characters, clean_text)
         size = len(vocabulary) if model_size is None else model_size
         # the package numbers new ones in order
         literal = sorted(found.values(), key=lambda token: ids[token.content])
         rust = _rust_tokenizer(
-            vocabulary[:size], normalization, specials, literal, max_word_characters
+            vocabulary[:size], normalization, special_tokens, literal, max_word_characters
         )
         rust.encode_special_tokens = splits_special_tokens
+        template = bert_template(ids[special_tokens.cls_token], ids[special_tokens.sep_token])
         return cls(
-            vocabulary, normalization, specials, tuple(literal), max_word_characters, size, rust,
-            ids, bert(ids[specials.start], ids[specials.end]), splits_special_tokens,
+            vocabulary, normalization, special_tokens, tuple(literal), max_word_characters, size,
+            rust, ids, template, splits_special_tokens,
         )  # fmt: skip
 
     @property
@@ -159,23 +140,23 @@ class WordPiece(RowTokenizer):
 
     @property
     def pad_token_id(self) -> int:
-        return self._ids[self.specials.pad]
+        return self._ids[self.special_tokens.pad_token]
 
     @property
     def unk_token_id(self) -> int:
-        return self._ids[self.specials.unknown]
+        return self._ids[self.special_tokens.unk_token]
 
     @property
     def bos_token_id(self) -> int:
-        return self._ids[self.specials.start]
+        return self._ids[self.special_tokens.cls_token]
 
     @property
     def eos_token_id(self) -> int:
-        return self._ids[self.specials.end]
+        return self._ids[self.special_tokens.sep_token]
 
     @property
     def mask_token_id(self) -> int:
-        return self._ids[self.specials.mask]
+        return self._ids[self.special_tokens.mask_token]
 
     @property
     def matched_tokens(self) -> tuple[AddedToken, ...]:
@@ -203,24 +184,20 @@ class WordPiece(RowTokenizer):
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids. Raises TokenizerError for a negative id."""
         check_ids(ids)
-        with answered():
-            return self._rust.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        with translate_errors():
+            return self._backend.decode(
+                [int(i) for i in ids], skip_special_tokens=skip_special_tokens
+            )
 
     def save(self, directory: str | Path) -> None:
         """Writes tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self._rust.save(str(folder / "tokenizer.json"))
+        self._backend.save(str(folder / "tokenizer.json"))
         (folder / "vocab.txt").write_text(
             "".join(f"{token}\n" for token in self.vocabulary), encoding="utf-8", newline="\n"
         )
-        names = {
-            "pad_token": self.specials.pad,
-            "unk_token": self.specials.unknown,
-            "cls_token": self.specials.start,
-            "sep_token": self.specials.end,
-            "mask_token": self.specials.mask,
-        }
+        names = asdict(self.special_tokens)
         settings = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.normalization.lowercase,
@@ -243,9 +220,9 @@ class WordPiece(RowTokenizer):
 
     def _split(self, texts: Sequence[str]) -> list[Any]:
         """Tokens of each text, without special tokens around them, uncut."""
-        given = [scalars(text) for text in texts]
-        with answered(given):
-            return self._rust.encode_batch(given, add_special_tokens=False)
+        given = [replace_surrogates(text) for text in texts]
+        with translate_errors(given):
+            return self._backend.encode_batch(given, add_special_tokens=False)
 
 
 def _index(vocabulary: list[str]) -> dict[str, int]:
@@ -264,8 +241,8 @@ def _index(vocabulary: list[str]) -> dict[str, int]:
 
 def _rust_tokenizer(
     vocabulary: list[str],
-    normalization: Normalization,
-    specials: Specials,
+    normalization: BertNormalization,
+    special_tokens: BertSpecialTokens,
     literal: Sequence[AddedToken],
     max_word_characters: int,
 ) -> Any:
@@ -273,7 +250,6 @@ def _rust_tokenizer(
         Tokenizer,
         decoders,
         models,
-        normalizers,
         pre_tokenizers,
         processors,
     )
@@ -281,19 +257,14 @@ def _rust_tokenizer(
     ids = {token: number for number, token in enumerate(vocabulary)}
     model = models.WordPiece(
         ids,
-        unk_token=specials.unknown,
+        unk_token=special_tokens.unk_token,
         max_input_chars_per_word=max_word_characters,
         continuing_subword_prefix=PREFIX,
     )
     rust = Tokenizer(model)
-    rust.normalizer = normalizers.BertNormalizer(
-        clean_text=normalization.clean_text,
-        handle_chinese_chars=normalization.chinese_characters,
-        strip_accents=normalization.strip_accents,
-        lowercase=normalization.lowercase,
-    )
+    rust.normalizer = normalization.build()
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    start, end = specials.start, specials.end
+    start, end = special_tokens.cls_token, special_tokens.sep_token
     rust.post_processor = processors.TemplateProcessing(
         single=f"{start}:0 $A:0 {end}:0",
         pair=f"{start}:0 $A:0 {end}:0 $B:1 {end}:1",
@@ -304,7 +275,7 @@ def _rust_tokenizer(
     return rust
 
 
-def from_vocabulary_file(path: Path, settings: Settings) -> WordPiece:
+def from_vocabulary_file(path: Path, settings: TokenizerConfig) -> WordPiece:
     """From vocab.txt, uncased where no tokenizer_config.json says otherwise."""
     tokens = read_vocabulary(path)
     table = {token: number for number, token in enumerate(tokens)}
@@ -314,7 +285,7 @@ def from_vocabulary_file(path: Path, settings: Settings) -> WordPiece:
 def read_vocabulary(path: str | Path) -> list[str]:
     """The tokens of a vocab.txt, one a line. Raises TokenizerError naming the line."""
     path = Path(path)
-    text = text_file(path).replace("\r\n", "\n")
+    text = read_text(path).replace("\r\n", "\n")
     lines = text.removesuffix("\n").split("\n")
     seen: dict[str, int] = {}
     for number, token in enumerate(lines, start=1):
@@ -332,7 +303,7 @@ def read_vocabulary(path: str | Path) -> list[str]:
     return lines
 
 
-def from_json(path: Path, data: Mapping[str, Any], settings: Settings) -> WordPiece:
+def from_json(path: Path, data: Mapping[str, Any], settings: TokenizerConfig) -> WordPiece:
     """From the contents of a tokenizer.json. Raises TokenizerError where it is not BERT's."""
     model = _part(data, "model", "WordPiece", path)
     normalizer = _part(data, "normalizer", "BertNormalizer", path)
@@ -350,7 +321,7 @@ def from_json(path: Path, data: Mapping[str, Any], settings: Settings) -> WordPi
         added.append(_added(entry, path))
         table[entry["content"]] = entry["id"]
     arguments = {name: normalizer[key] for key, name in NORMALIZER.items() if key in normalizer}
-    if settings.tokenizer_class not in AS_IT_STANDS:
+    if settings.tokenizer_class not in GENERIC_CLASSES:
         arguments |= {"lowercase": True, "strip_accents": None, "chinese_characters": True}
         arguments |= _arguments(settings)
     else:
@@ -366,7 +337,7 @@ def from_json(path: Path, data: Mapping[str, Any], settings: Settings) -> WordPi
 def _built(
     path: Path,
     table: dict[str, int],
-    settings: Settings,
+    settings: TokenizerConfig,
     added: list[AddedToken],
     arguments: dict[str, Any],
 ) -> WordPiece:
@@ -376,10 +347,13 @@ def _built(
         if table.setdefault(token.content, number) != number:
             raise TokenizerError(
                 f"{path}: '{token.content}' has the id {table[token.content]}, and "
-                f"{DECODER} or {ADDED} gives it {number}. Use the files that belong together."
+                f"{ADDED_TOKENS_DECODER} or {ADDED_TOKENS_FILE} gives it {number}. Use the "
+                "files that belong together."
             )
     vocabulary = _ordered(table, path)
-    explicit = {content(settings.config[key]) for key in NAMED if settings.config.get(key)}
+    explicit = {
+        content(settings.config[key]) for key in SPECIAL_TOKEN_KEYS if settings.config.get(key)
+    }
     for token in settings.special_tokens():
         defaults = BERT_TOKENS.values()
         if token.content not in table and (
@@ -387,8 +361,8 @@ def _built(
         ):
             table[token.content] = len(vocabulary)
             vocabulary.append(token.content)
-    named = {key: content(entry) for key in SPECIALS if (entry := settings.named.get(key))}
-    specials = Specials(**{SPECIALS[key]: token for key, token in named.items()})
+    keys = asdict(BertSpecialTokens())
+    named = {key: content(entry) for key in keys if (entry := settings.named.get(key))}
     special = {token.content for token in settings.special_tokens()}
     further = [*settings.special_tokens(), *added, *settings.added_tokens.values()]
     further = [
@@ -399,7 +373,7 @@ def _built(
     try:
         return WordPiece.from_vocabulary(
             vocabulary,
-            specials=specials,
+            special_tokens=BertSpecialTokens(**named),
             added=further,
             splits_special_tokens=settings.splits_special_tokens,
             **arguments,
@@ -408,7 +382,7 @@ def _built(
         raise TokenizerError(f"{path}: {error}") from None
 
 
-def _arguments(settings: Settings) -> dict[str, Any]:
+def _arguments(settings: TokenizerConfig) -> dict[str, Any]:
     """Arguments of WordPiece.from_vocabulary that tokenizer_config.json gives."""
     arguments: dict[str, Any] = {}
     for key, name in NORMALIZATION.items():
@@ -436,7 +410,7 @@ def _part(data: Mapping[str, Any], key: str, kind: str, path: Path) -> Mapping[s
 
 def _added(entry: Any, path: Path) -> AddedToken:
     try:
-        return token_of(entry)
+        return parse_token(entry)
     except (AttributeError, KeyError, TypeError):
         raise TokenizerError(f"{path}: 'added_tokens' has an entry without 'content'.") from None
 
@@ -454,8 +428,8 @@ def _ordered(table: Mapping[str, Any], path: Path) -> list[str]:
 
 def _check_rows(tokenizer: WordPiece, data: Mapping[str, Any], path: Path) -> None:
     """The file, run by the `tokenizers` package itself, must give the rows that we give."""
-    model = {**data["model"], "unk_token": tokenizer.specials.unknown}
-    rust = parsed(json.dumps({**data, "model": model}), path)
+    model = {**data["model"], "unk_token": tokenizer.special_tokens.unk_token}
+    rust = parse_tokenizer_json(json.dumps({**data, "model": model}), path)
     rust.no_truncation()
     rust.no_padding()
     for text, pair in PROBES:

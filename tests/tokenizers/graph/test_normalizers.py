@@ -22,7 +22,7 @@ from tests.tokenizers.test_saved_tokenizers import differences
 from tests.tokenizers.test_sweep import CHUNK, EVERY
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers.graph import normalized_string
-from tfllm.tokenizers.graph.charsmap import Charsmap, rules_of
+from tfllm.tokenizers.graph.charsmap import Charsmap, parse_rules
 from tfllm.tokenizers.graph.nfc import Composer
 from tfllm.tokenizers.graph.unigram import UnigramModel
 from tfllm.tokenizers.sentencepiece import SentencePieceJson
@@ -249,4 +249,4 @@ def test_random_marks(name):
 def test_a_charsmap_that_is_cut_short_is_named():
     blob = trained("unigram").normalizer_spec.precompiled_charsmap
     with pytest.raises(TokenizerError, match="cut short"):
-        rules_of(blob[:1000])
+        parse_rules(blob[:1000])

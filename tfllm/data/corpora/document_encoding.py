@@ -12,7 +12,7 @@ from tfllm.data.corpora.sentence_splitter import split_sentences
 from tfllm.data.corpora.tfrecords import Encoded, joined, token_type
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
-from tfllm.tokenizers.rows import scalars
+from tfllm.tokenizers.rows import replace_surrogates
 from tfllm.tokenizers.wordpiece import WordPiece
 
 REMEMBERED_WORDS = 200_000  # about 40 MB; then the memory is cleared
@@ -69,7 +69,7 @@ class DocumentEncoder:
     def __call__(self, batch: tuple[Sequence[int], Sequence[str]]) -> Encoded:
         """(ordinals, texts) to records; sentences and documents without a token are left out."""
         ordinals, texts = batch
-        parted = [self._sentences(scalars(text)) for text in texts]
+        parted = [self._sentences(replace_surrogates(text)) for text in texts]
         rows = iter(self.encode([sentence for parts in parted for sentence in parts]))
         documents, kept = [], []
         for place, parts in enumerate(parted):

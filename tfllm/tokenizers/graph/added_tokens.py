@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import tensorflow as tf
 
 from tfllm.errors import TokenizerError
+from tfllm.tokenizers.base import Tokenizer
+from tfllm.tokenizers.tokenizer_config import AddedToken
 
 NEVER_IN_UTF8 = b"\xff"
 REPLACEMENT = 0xFFFD  # stands for each invalid byte sequence, as in Python's errors="replace"
@@ -20,7 +22,7 @@ REPLACEMENT = 0xFFFD  # stands for each invalid byte sequence, as in Python's er
 SPACES = r"[\t-\r \x{85}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]*"
 
 
-class Literal(NamedTuple):
+class AddedTokenPattern(NamedTuple):
     """A token that is matched as it is written."""
 
     content: str
@@ -37,7 +39,21 @@ class Literal(NamedTuple):
         return f"{before}{re.escape(self.content)}{after}"
 
 
-def raw_literals(tokenizer: Any) -> list[Literal]:
+class MatchesAddedTokens(Tokenizer, Protocol):
+    """A tokenizer that matches added tokens itself before it splits a text."""
+
+    @property
+    def splits_special_tokens(self) -> bool:
+        """Whether special tokens written in a text are ordinary text."""
+        ...
+
+    @property
+    def matched_tokens(self) -> tuple[AddedToken, ...]:
+        """The tokens at which a text is cut."""
+        ...
+
+
+def added_token_patterns(tokenizer: MatchesAddedTokens) -> list[AddedTokenPattern]:
     """The tokens at which a tokenizer cuts a text before normalisation.
 
     Raises TokenizerError for those that are found otherwise, which the graph does not know.
@@ -47,7 +63,7 @@ def raw_literals(tokenizer: Any) -> list[Literal]:
         if token.normalized or token.single_word:
             refuse_added(token.content, "normalized" if token.normalized else "single_word")
     return [
-        Literal(token.content, number, token.lstrip, token.rstrip)
+        AddedTokenPattern(token.content, number, token.lstrip, token.rstrip)
         for token in tokenizer.matched_tokens
         if (number := tokenizer.token_id(token.content)) is not None
     ]
@@ -77,11 +93,11 @@ class Pieces(NamedTuple):
     """string [P]; "" at the literal tokens"""
     text_splits: tf.Tensor
     """int64 [B + 1]: the pieces of each text"""
-    literal_ids: tf.Tensor
+    added_ids: tf.Tensor
     """int32 [P]: the id of a literal token, else -1"""
-    literal_lengths: tf.Tensor
+    added_lengths: tf.Tensor
     """int64 [P]: code points of a literal token, white space that it took included"""
-    literal_spaces: tf.Tensor
+    added_spaces: tf.Tensor
     """int64 [P, 2]: code points of the white space that it took, before and after"""
 
 
@@ -99,16 +115,16 @@ class Tokens(NamedTuple):
     """int64 [P]: code points of each piece"""
 
 
-def without_offsets(ids: tf.Tensor, splits: tf.Tensor) -> Tokens:
+def tokens_without_offsets(ids: tf.Tensor, splits: tf.Tensor) -> Tokens:
     """Tokens whose offsets and lengths nobody asks for: zeros."""
     zeros = tf.zeros_like(ids)
     return Tokens(ids, zeros, zeros, splits, tf.zeros_like(splits[1:]))
 
 
-class Cutter:
+class AddedTokenSplitter:
     """Cuts texts at literal tokens."""
 
-    def __init__(self, literals: Sequence[Literal]):
+    def __init__(self, literals: Sequence[AddedTokenPattern]):
         # Longest first: the alternation takes the first that matches.
         self._literals = sorted(literals, key=lambda token: len(token.content), reverse=True)
         self._pattern = "|".join(token.pattern for token in self._literals)
@@ -143,7 +159,7 @@ class Cutter:
         pieces, splits = ragged.flat_values, ragged.row_splits
         # Text and literal tokens take turns, text first.
         place = tf.range(tf.size(pieces, out_type=tf.int64))
-        inner = place - tf.gather(splits, rows_of(splits, tf.size(pieces)))
+        inner = place - tf.gather(splits, row_ids(splits, tf.size(pieces)))
         is_literal = inner % 2 == 1
         where = tf.where(is_literal)  # [K, 1]
         own = tf.gather_nd(pieces, where)
@@ -179,7 +195,7 @@ def _characters(strings: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.strings.length(strings, unit="UTF8_CHAR"), tf.int64)
 
 
-def with_literals(
+def insert_added_tokens(
     tokens: Tokens, pieces: Pieces, trimmed: bool = False, prefix_space: bool = False
 ) -> Tokens:
     """The tokens with the literal ones put between, offsets counted from each text's start.
@@ -187,24 +203,24 @@ def with_literals(
     `trimmed`: the white space that a literal token took is not in its offsets; with `prefix_space`
     a single one that begins the text is, as if it had been put there.
     """
-    literal_ids, text_splits = pieces.literal_ids, pieces.text_splits
-    is_literal = literal_ids >= 0
+    added_ids, text_splits = pieces.added_ids, pieces.text_splits
+    is_literal = added_ids >= 0
     count = tf.concat([[0], tf.cumsum(tf.cast(is_literal, tf.int64))], 0)  # [P + 1]
     splits = tokens.splits + count
-    piece = rows_of(tokens.splits, tf.size(tokens.ids))
+    piece = row_ids(tokens.splits, tf.size(tokens.ids))
     literal = tf.where(is_literal)[:, 0]
     places = [
         tf.range(tf.size(piece, out_type=tf.int64)) + tf.gather(count, piece),
         tf.gather(splits, literal),
     ]
-    lengths = tf.where(is_literal, pieces.literal_lengths, tokens.lengths)
+    lengths = tf.where(is_literal, pieces.added_lengths, tokens.lengths)
     ends = tf.concat([[0], tf.cumsum(lengths)], 0)  # [P + 1], code points of the whole batch
-    text = rows_of(text_splits, tf.size(lengths))
+    text = row_ids(text_splits, tf.size(lengths))
     shift = tf.cast(ends[:-1] - tf.gather(tf.gather(ends, text_splits), text), tf.int32)  # [P]
     of_token, of_literal = tf.gather(shift, piece), tf.gather(shift, literal)
-    literal_end = of_literal + tf.cast(tf.gather(pieces.literal_lengths, literal), tf.int32)
+    literal_end = of_literal + tf.cast(tf.gather(pieces.added_lengths, literal), tf.int32)
     if trimmed:
-        spaces = tf.cast(tf.gather(pieces.literal_spaces, literal), tf.int32)
+        spaces = tf.cast(tf.gather(pieces.added_spaces, literal), tf.int32)
         lead = spaces[:, 0]
         if prefix_space:
             lead = tf.where((of_literal == 0) & (lead == 1), 0, lead)
@@ -214,7 +230,7 @@ def with_literals(
         return tf.dynamic_stitch([tf.cast(place, tf.int32) for place in places], [own, others])
 
     return Tokens(
-        merged(tokens.ids, tf.gather(literal_ids, literal)),
+        merged(tokens.ids, tf.gather(added_ids, literal)),
         merged(tokens.starts + of_token, of_literal),
         merged(tokens.ends + of_token, literal_end),
         splits,
@@ -222,7 +238,7 @@ def with_literals(
     )
 
 
-def rows_of(splits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def row_ids(splits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """int64 [size]: each value's row. `value_rowids` would need memory of rows x longest row."""
     return tf.searchsorted(
         splits[1:], tf.range(tf.cast(size, tf.int64)), side="right", out_type=tf.int64

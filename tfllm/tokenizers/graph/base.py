@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
+from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.graph import rows
 from tfllm.tokenizers.graph.added_tokens import (
     REPLACEMENT,
-    Cutter,
-    Literal,
+    AddedTokenPattern,
+    AddedTokenSplitter,
     Pieces,
     Tokens,
-    with_literals,
+    insert_added_tokens,
 )
 
 
@@ -32,11 +32,11 @@ class TokenizerGraph(tf.Module):
     prefix_space = False
     """Whether a space is put before texts that begin without one."""
 
-    def __init__(self, tokenizer: Any, literals: Sequence[Literal]):
+    def __init__(self, tokenizer: Tokenizer, literals: Sequence[AddedTokenPattern]):
         super().__init__()
         self.tokenizer = tokenizer  # the vocabulary, for whoever turns ids back into tokens
         self.ids = rows.Ids(tokenizer.row_template, tokenizer.pad_token_id)
-        self._cut = Cutter(literals)
+        self._cut = AddedTokenSplitter(literals)
         # One function, so that a saved model holds these ops once however many signatures use them.
         signature = [tf.TensorSpec([None], tf.string)]
         self._with_offsets = tf.function(
@@ -119,8 +119,8 @@ class TokenizerGraph(tf.Module):
         tokens = self._tokens(pieces, offsets)
         if self._cut:
             tokens = tf.cond(
-                tf.reduce_any(pieces.literal_ids >= 0),
-                lambda: with_literals(tokens, pieces, self.trims_offsets, self.prefix_space),
+                tf.reduce_any(pieces.added_ids >= 0),
+                lambda: insert_added_tokens(tokens, pieces, self.trims_offsets, self.prefix_space),
                 lambda: tokens,
             )
         splits = tf.gather(tokens.splits, pieces.text_splits)
@@ -131,7 +131,7 @@ class TokenizerGraph(tf.Module):
         return ids, starts, ends
 
 
-def without(ids: tf.RaggedTensor, kept: tf.Tensor) -> tf.RaggedTensor:
+def filter_ids(ids: tf.RaggedTensor, kept: tf.Tensor) -> tf.RaggedTensor:
     """The ids of which `kept` bool [V] says so; ids outside of 0 to V - 1 are dropped."""
     size = tf.size(kept)
     values = ids.flat_values
@@ -140,7 +140,7 @@ def without(ids: tf.RaggedTensor, kept: tf.Tensor) -> tf.RaggedTensor:
     return tf.ragged.boolean_mask(ids, ids.with_flat_values(chosen))
 
 
-def joined(pieces: tf.RaggedTensor) -> tf.Tensor:
+def join_utf8(pieces: tf.RaggedTensor) -> tf.Tensor:
     """Strings [B, None] to valid UTF-8 [B]: invalid byte sequences become U+FFFD."""
     return tf.strings.unicode_transcode(
         tf.strings.reduce_join(pieces, axis=-1), "UTF-8", "UTF-8", replacement_char=REPLACEMENT

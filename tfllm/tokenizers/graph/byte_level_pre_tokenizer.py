@@ -24,7 +24,7 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     PAGE_SIZE,
     SURROGATES,
     UNIFORM,
-    examined,
+    representative_code_points,
 )
 
 # Kinds of a code point. EDGE stands before, between and after texts.
@@ -66,7 +66,7 @@ PATTERNS = {
 }
 
 
-def style_of(described: Mapping[str, Any]) -> Style:
+def parse_style(described: Mapping[str, Any]) -> Style:
     """The style of a tokenizer.json. Raises TokenizerError for one that the graph does not know."""
     normalizer = described.get("normalizer")
     if normalizer is not None and normalizer.get("type") == "Sequence":
@@ -111,11 +111,11 @@ class Kinds(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def kinds_of(style: Style) -> Kinds:
+def code_point_kinds(style: Style) -> Kinds:
     """Asked of the reference's own regular expressions."""
     from tokenizers import Regex, pre_tokenizers
 
-    points = examined()
+    points = representative_code_points()
     text = "".join(map(chr, points))
 
     def matched(splitter: Any) -> np.ndarray:
@@ -158,7 +158,7 @@ class WordCutter(tf.Module):
     def __init__(self, style: Style):
         super().__init__()
         self._style = style
-        kinds = kinds_of(style)
+        kinds = code_point_kinds(style)
         letters = {letter for ending in (*SHORT_ENDINGS, *LONG_ENDINGS) for letter in ending}
         self._letters = {
             letter: _same_letter(letter) if style.llama3 else (ord(letter),) for letter in letters

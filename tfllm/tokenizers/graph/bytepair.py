@@ -15,32 +15,31 @@ is left out of the pieces. `_pieces` asks the reference for every z.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
 from tfllm.errors import SettingError, TokenizerError
+from tfllm.tokenizers import byte_level
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.bytepair import byte_characters
+from tfllm.tokenizers.byte_level import bytes_to_unicode
 from tfllm.tokenizers.graph import normalized_string
 from tfllm.tokenizers.graph.added_tokens import (
     REPLACEMENT,
-    Cutter,
-    Literal,
+    AddedTokenPattern,
+    AddedTokenSplitter,
     Pieces,
     Tokens,
+    insert_added_tokens,
     refuse_split_specials,
-    rows_of,
-    with_literals,
-    without_offsets,
+    row_ids,
+    tokens_without_offsets,
 )
-from tfllm.tokenizers.graph.base import TokenizerGraph, joined, without
-from tfllm.tokenizers.graph.byte_level_pre_tokenizer import EDGE, WordCutter, style_of
+from tfllm.tokenizers.graph.base import TokenizerGraph, filter_ids, join_utf8
+from tfllm.tokenizers.graph.byte_level_pre_tokenizer import EDGE, WordCutter, parse_style
 from tfllm.tokenizers.graph.nfc import Composer
 from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
-
-if TYPE_CHECKING:
-    from tfllm.tokenizers.bytepair import BytePair
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 
 NEVER = "\U0010fffd"  # name of the piece for characters that are none of the alphabet
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
@@ -50,15 +49,15 @@ DIRECT = 0xF0000  # private characters: words that are looked up whole
 class BytePairGraph(TokenizerGraph):
     """Byte-level BPE as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
-    def __init__(self, tokenizer: BytePair, profile: str = "reference"):
+    def __init__(self, tokenizer: HFTokenizer, profile: str = "reference"):
         if profile != "reference":
             raise SettingError(f"There is no tokenizer profile '{profile}' for byte-level BPE.")
         refuse_split_specials(tokenizer.splits_special_tokens)
-        described = tokenizer.described()
-        self._style = style_of(described)
-        raw, normalized = literals_of(described, self._style.nfc)
+        described = tokenizer.parse_definition()
+        self._style = parse_style(described)
+        raw, normalized = json_added_tokens(described, self._style.nfc)
         super().__init__(tokenizer, raw)
-        self._cut_normalized = Cutter(
+        self._cut_normalized = AddedTokenSplitter(
             [one._replace(content=normalized_text(tokenizer, one.content)) for one in normalized]
         )
         self._compose = Composer() if self._style.nfc else None
@@ -67,12 +66,12 @@ class BytePairGraph(TokenizerGraph):
             raise TokenizerError("tokenizer.json: byte-level BPE has no unknown token or dropout.")
         pieces, direct = _pieces(tokenizer, model)
         self._cutter = WordCutter(self._style)
-        token_bytes = tokenizer.token_bytes()
+        token_bytes = byte_level.token_bytes(tokenizer.vocabulary)
         with tf.init_scope():
             self._merger = SentencePieceKernel(
                 proto.build(pieces, proto.BPE, dummy_prefix=False).SerializeToString()
             )
-            self._alphabet = tf.constant([ord(c) for c in byte_characters()])  # byte -> character
+            self._alphabet = tf.constant([ord(c) for c in bytes_to_unicode()])  # byte -> character
             self._bytes = tf.constant(token_bytes)
             self._sizes = tf.constant([len(value) for value in token_bytes])
             special = tokenizer.all_special_ids
@@ -90,8 +89,8 @@ class BytePairGraph(TokenizerGraph):
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
         """Ids int32 [B, None] to UTF-8 string [B]; special tokens and unknown ids left out."""
-        kept = without(ids, self._kept)
-        return joined(kept.with_flat_values(tf.gather(self._bytes, kept.flat_values)))
+        kept = filter_ids(ids, self._kept)
+        return join_utf8(kept.with_flat_values(tf.gather(self._bytes, kept.flat_values)))
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
         if self._compose is None:
@@ -100,10 +99,10 @@ class BytePairGraph(TokenizerGraph):
         texts = self._compose(given)
         cut = self._cut_normalized(normalized_string.encode(texts.points, texts.splits))
         tokens = self._merged(cut, offsets)
-        tokens = with_literals(tokens, cut) if self._cut_normalized else tokens
+        tokens = insert_added_tokens(tokens, cut) if self._cut_normalized else tokens
         splits = tf.gather(tokens.splits, cut.text_splits)
         if not offsets:
-            return without_offsets(tokens.ids, splits)
+            return tokens_without_offsets(tokens.ids, splits)
         starts, ends = normalized_string.original_offsets(texts, splits, tokens.starts, tokens.ends)
         return Tokens(tokens.ids, starts, ends, splits, given.splits[1:] - given.splits[:-1])
 
@@ -140,15 +139,15 @@ class BytePairGraph(TokenizerGraph):
         text_starts = decoded.row_splits - count  # [P + 1]
         splits = tf.gather(ids.row_splits, tf.searchsorted(firsts, text_starts, out_type=tf.int64))
         if not offsets:
-            return without_offsets(ids.flat_values, splits)
-        piece = rows_of(splits, tf.size(ids.flat_values))
+            return tokens_without_offsets(ids.flat_values, splits)
+        piece = row_ids(splits, tf.size(ids.flat_values))
         begin = tf.gather(text_starts[:-1] + tf.cast(spaced, tf.int64), piece)
         first, last = self._code_points(points, ids.flat_values)
         least = tf.gather(tf.cast(spaced, tf.int64), piece)  # a space put before has the next place
         first, last = tf.maximum(first - begin, 0), tf.maximum(last - begin, least)
         if self._trims is not None:
             place = tf.range(tf.size(pieces, out_type=tf.int64))
-            text = rows_of(cut.text_splits, tf.size(pieces))
+            text = row_ids(cut.text_splits, tf.size(pieces))
             begins_text = place == tf.gather(cut.text_splits, text)  # [P]
             first, last = self._trimmed(ids.flat_values, first, last, tf.gather(begins_text, piece))
         starts, ends = tf.cast(first, tf.int32), tf.cast(last, tf.int32)
@@ -199,7 +198,7 @@ def _lookup(words: list[str]) -> tf.lookup.StaticHashTable:
     )
 
 
-def normalized_text(tokenizer: Any, text: str) -> str:
+def normalized_text(tokenizer: HFTokenizer, text: str) -> str:
     """A text as the normalizer of the tokenizer's file leaves it: so added tokens are found."""
     from tokenizers import Tokenizer
 
@@ -207,10 +206,12 @@ def normalized_text(tokenizer: Any, text: str) -> str:
     return normalizer.normalize_str(text) if normalizer else text
 
 
-def literals_of(described: dict[str, Any], normalizes: bool) -> tuple[list[Literal], list[Literal]]:
+def json_added_tokens(
+    described: dict[str, Any], normalizes: bool
+) -> tuple[list[AddedTokenPattern], list[AddedTokenPattern]]:
     """The added tokens: those found before normalisation and those found after it."""
-    raw: list[Literal] = []
-    normalized: list[Literal] = []
+    raw: list[AddedTokenPattern] = []
+    normalized: list[AddedTokenPattern] = []
     for entry in described.get("added_tokens") or []:
         if entry.get("single_word"):
             raise TokenizerError(
@@ -218,19 +219,19 @@ def literals_of(described: dict[str, Any], normalizes: bool) -> tuple[list[Liter
                 "is not known in the graph. The tokenizer works in Python."
             )
         flags = bool(entry.get("lstrip")), bool(entry.get("rstrip"))
-        found = Literal(entry["content"], entry["id"], *flags)
+        found = AddedTokenPattern(entry["content"], entry["id"], *flags)
         (normalized if entry.get("normalized") and normalizes else raw).append(found)
     return raw, normalized
 
 
 def _pieces(
-    tokenizer: BytePair, model: dict[str, Any]
+    tokenizer: HFTokenizer, model: dict[str, Any]
 ) -> tuple[list[tuple[str, float, int]], list[str]]:
     """The SentencePiece model's pieces by id, and the words that are looked up whole."""
     vocabulary = model["vocab"]
     lacking = [
         byte
-        for byte, character in enumerate(byte_characters())
+        for byte, character in enumerate(bytes_to_unicode())
         if character not in vocabulary and byte not in NEVER_IN_UTF8
     ]
     if lacking:
@@ -238,10 +239,10 @@ def _pieces(
             f"tokenizer.json: the vocabulary lacks {len(lacking)} of the bytes of UTF-8, so that "
             "some texts cannot be spelled. Learn it with the whole byte alphabet."
         )
-    places = merge_places(model)
+    places = merge_ranks(model)
     pieces: list[tuple[str, float, int]] = []
     direct: list[str] = []
-    alphabet = set(byte_characters())
+    alphabet = set(bytes_to_unicode())
     for number, token in enumerate(tokenizer.vocabulary):
         known = vocabulary.get(token) == number
         if known and token in alphabet:
@@ -258,7 +259,7 @@ def _pieces(
     return pieces, direct
 
 
-def merge_places(model: Mapping[str, Any]) -> dict[str, int]:
+def merge_ranks(model: Mapping[str, Any]) -> dict[str, int]:
     """Tokens that merges make of their own spelling -> the place of the last merge."""
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     ranks: dict[str, list[int]] = {}
@@ -296,13 +297,13 @@ def _last_merge(token: str, ranks: dict[Any, int]) -> int:
     return rank
 
 
-def _trims(tokenizer: BytePair, described: dict[str, Any]) -> tuple[tf.Tensor, tf.Tensor] | None:
+def _trims(tokenizer: HFTokenizer, described: dict[str, Any]) -> tuple[tf.Tensor, tf.Tensor] | None:
     """White space at the ends of each token, int64 [V], where offsets leave it out."""
     processor = described.get("post_processor") or {}
     parts = processor.get("processors") or [processor]
     if not any(part.get("trim_offsets") for part in parts):
         return None
-    blank = byte_characters()[ord(" ")]
+    blank = bytes_to_unicode()[ord(" ")]
 
     def spaces(token: str) -> int:
         return next((n for n, c in enumerate(token) if c != blank and not c.isspace()), len(token))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError
 from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, Pieces, Tokens
-from tfllm.tokenizers.graph.base import TokenizerGraph, joined, without
-from tfllm.tokenizers.graph.bytepair import literals_of
+from tfllm.tokenizers.graph.base import TokenizerGraph, filter_ids, join_utf8
+from tfllm.tokenizers.graph.bytepair import json_added_tokens
 from tfllm.tokenizers.graph.codepoint_tables import CODE_POINTS, PAGE_BITS, PAGE_SIZE
-
-if TYPE_CHECKING:
-    from tfllm.tokenizers.characters import Characters
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 
 LEFT_OUT = -1
 
@@ -22,14 +18,14 @@ LEFT_OUT = -1
 class CharactersGraph(TokenizerGraph):
     """One token for each code point; make it with `Tokenizer.graph()`."""
 
-    def __init__(self, tokenizer: Characters, profile: str = "reference"):
+    def __init__(self, tokenizer: HFTokenizer, profile: str = "reference"):
         if profile != "reference":
             raise SettingError(f"There is no tokenizer profile '{profile}' for characters.")
-        literals, _ = literals_of(tokenizer.described(), False)
+        literals, _ = json_added_tokens(tokenizer.parse_definition(), False)
         super().__init__(tokenizer, literals)
         unknown = tokenizer.unk_token_id
         ids = np.full(CODE_POINTS, LEFT_OUT if unknown is None else unknown, np.int32)
-        for token, number in tokenizer.described()["model"]["vocab"].items():
+        for token, number in tokenizer.parse_definition()["model"]["vocab"].items():
             if len(token) == 1:
                 ids[ord(token)] = number
         pages, page_of = np.unique(ids.reshape(-1, PAGE_SIZE), axis=0, return_inverse=True)
@@ -42,8 +38,8 @@ class CharactersGraph(TokenizerGraph):
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
         """Ids int32 [B, None] to UTF-8 string [B]; special tokens and unknown ids left out."""
-        kept = without(ids, self._kept)
-        return joined(kept.with_flat_values(tf.gather(self._strings, kept.flat_values)))
+        kept = filter_ids(ids, self._kept)
+        return join_utf8(kept.with_flat_values(tf.gather(self._strings, kept.flat_values)))
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
         decoded = tf.raw_ops.UnicodeDecode(

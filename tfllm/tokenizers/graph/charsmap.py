@@ -21,7 +21,7 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     PAGE_BITS,
     PAGE_SIZE,
     UNIFORM,
-    examined,
+    representative_code_points,
 )
 from tfllm.tokenizers.graph.normalized_string import (
     NormalizedStrings,
@@ -52,7 +52,7 @@ class Charsmap(tf.Module):
 
     def __init__(self, blob: bytes):
         super().__init__()
-        rules = rules_of(blob)
+        rules = parse_rules(blob)
         single = {ord(key): value for key, value in rules.items() if len(key) == 1}
         several = {
             key: value
@@ -155,7 +155,7 @@ class Charsmap(tf.Module):
         return transform(texts, points, change, new.splits)
 
 
-def rules_of(blob: bytes) -> dict[str, str]:
+def parse_rules(blob: bytes) -> dict[str, str]:
     """The entries of a precompiled charsmap that the package can meet.
 
     That is, those of less than CLUSTER_BYTES bytes that no shorter entry begins.
@@ -191,7 +191,7 @@ def joins_of_code_points() -> np.ndarray:
     """How each code point joins its neighbours; what extends a cluster, the package is asked."""
     from tokenizers import normalizers
 
-    points = [point for point in examined() if point not in (0x0A, 0x0D)]
+    points = [point for point in representative_code_points() if point not in (0x0A, 0x0D)]
     # A charsmap with one rule, `x` to `y`: a cluster that begins with x becomes y alone.
     probe = normalizers.Precompiled(_one_rule())
     answers = probe.normalize_str("\n".join("x" + chr(point) for point in points)).split("\n")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tfllm.tokenizers.wordpiece import Normalization
+from tfllm.tokenizers.bert_normalization import BertNormalization
 
 # Kinds of a code point after normalisation.
 DROPPED = 0  # leaves nothing
@@ -76,10 +76,10 @@ class Table:
 
 
 @functools.lru_cache(maxsize=16)
-def reference_table(normalization: Normalization) -> Table:
+def reference_table(normalization: BertNormalization) -> Table:
     """The table of BERT's reference normalisation followed by BERT's word splitting."""
-    points = examined()
-    outputs = mapped(points, _normalizer(normalization))
+    points = representative_code_points()
+    outputs = normalize_code_points(points, normalization.build())
     decomposes = normalization.strip_accents
     decomposes = normalization.lowercase if decomposes is None else decomposes
     classes = combining_classes(points) if decomposes else {}
@@ -88,7 +88,7 @@ def reference_table(normalization: Normalization) -> Table:
     entries = np.full(CODE_POINTS, DELTA_ZERO, np.int64)
     rest = _simple(points, outputs, kinds, entries)
     # Cleaned only: what ordering of marks sees.
-    cleaner = _normalizer(replace(normalization, strip_accents=False, lowercase=False))
+    cleaner = replace(normalization, strip_accents=False, lowercase=False).build()
     sequences: list[list[int]] = []
     for point, output in rest:
         if not output:
@@ -112,18 +112,7 @@ def identity_table(spaces: Iterable[int], alone: Iterable[int], lower_ascii: boo
     return _compact(entries, [], {})
 
 
-def _normalizer(normalization: Normalization) -> Any:
-    from tokenizers import normalizers
-
-    return normalizers.BertNormalizer(
-        clean_text=normalization.clean_text,
-        handle_chinese_chars=normalization.chinese_characters,
-        strip_accents=normalization.strip_accents,
-        lowercase=normalization.lowercase,
-    )
-
-
-def examined() -> list[int]:
+def representative_code_points() -> list[int]:
     """Every code point that is looked at: all, but one for each uniform range."""
     points: list[int] = []
     start = 0
@@ -134,7 +123,7 @@ def examined() -> list[int]:
     return [point for point in points if point not in SURROGATES]
 
 
-def mapped(points: Sequence[int], normalizer: Any) -> list[str]:
+def normalize_code_points(points: Sequence[int], normalizer: Any) -> list[str]:
     """What each code point becomes, nearly all in one call: FENCE stands before each."""
     fences = {ord(FENCE), ord(FENCE.upper())}
     text = "".join(FENCE + chr(point) for point in points if point not in fences)
@@ -205,7 +194,7 @@ def combining_classes(points: list[int]) -> dict[int, int]:
         return [part[:1] != first for part in decompose.normalize_str(text).split(FENCE)[1:]]
 
     points = [point for point in points if 0x80 <= point < LAST_MARK]
-    decomposed = dict(zip(map(chr, points), mapped(points, decompose), strict=True))
+    decomposed = dict(zip(map(chr, points), normalize_code_points(points, decompose), strict=True))
     single = [c for c, parts in decomposed.items() if c == parts]
     marks = [c for c, moved in zip(single, swapped(HIGHEST_MARK, single), strict=True) if moved]
     of_class = {unicodedata.combining(mark): mark for mark in marks}

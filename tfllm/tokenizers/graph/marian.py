@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import tensorflow as tf
 
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.graph.added_tokens import Pieces, Tokens, raw_literals
-from tfllm.tokenizers.graph.base import TokenizerGraph, without
-from tfllm.tokenizers.graph.sentencepiece import check_profile, tokens_of
+from tfllm.tokenizers.graph.added_tokens import (
+    MatchesAddedTokens,
+    Pieces,
+    Tokens,
+    added_token_patterns,
+)
+from tfllm.tokenizers.graph.base import TokenizerGraph, filter_ids
+from tfllm.tokenizers.graph.sentencepiece import check_profile, tokenize_pieces
 from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
 
-if TYPE_CHECKING:
-    from tfllm.tokenizers.marian import Marian
+
+class MarianModel(MatchesAddedTokens, Protocol):
+    """What the graph reads of one side of a Marian tokenizer."""
+
+    @property
+    def model(self) -> bytes:
+        """The ModelProto, serialized."""
+        ...
 
 
 class _NumberedPieces(SentencePieceKernel):
@@ -21,7 +32,7 @@ class _NumberedPieces(SentencePieceKernel):
 
     out_type = tf.string
 
-    def __init__(self, tokenizer: Marian):
+    def __init__(self, tokenizer: MarianModel):
         super().__init__(tokenizer.model)
         with tf.init_scope():
             numbers = tf.range(tokenizer.vocabulary_size)
@@ -37,9 +48,9 @@ class _NumberedPieces(SentencePieceKernel):
 class MarianGraph(TokenizerGraph):
     """One side of a Marian tokenizer as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
-    def __init__(self, tokenizer: Marian, profile: str = "reference"):
+    def __init__(self, tokenizer: MarianModel, profile: str = "reference"):
         check_profile(profile)
-        super().__init__(tokenizer, raw_literals(tokenizer))
+        super().__init__(tokenizer, added_token_patterns(tokenizer))
         self._model = _NumberedPieces(tokenizer)
         special = tokenizer.all_special_ids
         with tf.init_scope():
@@ -48,10 +59,10 @@ class MarianGraph(TokenizerGraph):
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
         """Ids int32 [B, None] to UTF-8 string [B]; special tokens and unknown ids left out."""
-        ids = without(ids, self._kept)
+        ids = filter_ids(ids, self._kept)
         pieces = ids.with_flat_values(tf.gather(self._pieces, ids.flat_values))
         texts = self._model.detokenize(pieces)
         return tf.strings.strip(tf.strings.regex_replace(texts, proto.SPACE, " "))
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
-        return tokens_of(self._model, pieces.strings, offsets)
+        return tokenize_pieces(self._model, pieces.strings, offsets)

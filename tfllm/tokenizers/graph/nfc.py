@@ -21,8 +21,8 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     PAGE_SIZE,
     UNIFORM,
     combining_classes,
-    examined,
-    mapped,
+    normalize_code_points,
+    representative_code_points,
 )
 from tfllm.tokenizers.graph.normalized_string import (
     NormalizedStrings,
@@ -56,8 +56,8 @@ def tables() -> Tables:
     """Asked of the reference once about every code point."""
     from tokenizers import normalizers
 
-    points = examined()
-    apart = dict(zip(points, mapped(points, normalizers.NFD()), strict=True))
+    points = representative_code_points()
+    apart = dict(zip(points, normalize_code_points(points, normalizers.NFD()), strict=True))
     apart = {point: parts for point, parts in apart.items() if parts != chr(point)}
     compose = normalizers.NFC()
     pairs = {}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, rows_of
+from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, row_ids
 from tfllm.tokenizers.word_alignment import WHITE_SPACE
 
 
@@ -35,7 +35,7 @@ class NormalizedStrings(NamedTuple):
     @property
     def rows(self) -> tf.Tensor:
         """int64 [C]: the text of each code point."""
-        return rows_of(self.splits, self.size)
+        return row_ids(self.splits, self.size)
 
 
 def decode(texts: tf.Tensor) -> NormalizedStrings:
@@ -135,7 +135,7 @@ def transform(
     """
     taken = tf.where(changes > 0, tf.zeros_like(changes), 1 - changes)
     places = tf.cumsum(taken, exclusive=True)
-    rows = rows_of(splits, tf.size(points))
+    rows = row_ids(splits, tf.size(points))
     firsts = tf.gather(tf.concat([places, [0]], 0), splits[:-1])
     source = places - tf.gather(firsts, rows) - tf.cast(changes > 0, tf.int64)
     source = tf.gather(texts.splits, rows) + tf.maximum(source, 0)
@@ -151,7 +151,7 @@ def original_offsets(
 
     `splits` int64 [P + 1]: the tokens of each text.
     """
-    base = tf.gather(texts.splits, rows_of(splits, tf.size(starts)))
+    base = tf.gather(texts.splits, row_ids(splits, tf.size(starts)))
     first, last = (base + tf.cast(part, tf.int64) for part in (starts, ends - 1))
     found = tf.gather(texts.starts, first), tf.gather(texts.ends, last)
     return tf.cast(found[0], tf.int32), tf.cast(found[1], tf.int32)

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfllm.tokenizers.base import WINDOW_SHARE, check_max_length, check_stride
-from tfllm.tokenizers.rows import RowTemplate
+from tfllm.tokenizers.base import RowTemplate
+from tfllm.tokenizers.rows import WINDOW_SHARE, check_max_length, check_stride
 
 
 class Ids(NamedTuple):
     """What a row is made with besides the ids of its texts."""
 
     template: RowTemplate
-    pad: int
+    pad_token_id: int | None
 
 
 class _Part(NamedTuple):
@@ -49,7 +49,7 @@ def pack(
         kept = tf.minimum(lengths, max_length - template.num_special_tokens)
         return _rows([_Part(first.flat_values, first.row_starts(), kept)], ids)[0]
     check_max_length(max_length, template.num_pair_special_tokens)
-    kept, kept_second = kept_lengths(
+    kept, kept_second = truncated_lengths(
         lengths, second.row_lengths(), max_length - template.num_pair_special_tokens
     )
     parts = [
@@ -59,8 +59,10 @@ def pack(
     return _rows(parts, ids)[0]
 
 
-def kept_lengths(first: tf.Tensor, second: tf.Tensor, budget: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """`base.kept_lengths` on int64 [B]."""
+def truncated_lengths(
+    first: tf.Tensor, second: tf.Tensor, budget: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`tokenizers.rows.truncated_lengths` on int64 [B]."""
     shorter, longer = tf.minimum(first, second), tf.maximum(first, second)
     longer = tf.where(shorter > budget, shorter, tf.maximum(shorter, budget - shorter))
     half = tf.cast(budget // 2, first.dtype)
@@ -91,7 +93,7 @@ def windows(
     check_stride(max_length, stride, ids.template.num_pair_special_tokens)
     room = tf.constant(max_length - ids.template.num_pair_special_tokens, tf.int64)
     asked, length = question.row_lengths(), context.row_lengths()
-    longest = room - stride - -(-(room - stride) // WINDOW_SHARE)  # as base.kept_question
+    longest = room - stride - -(-(room - stride) // WINDOW_SHARE)  # as truncated_question_length
     asked = tf.where(asked + length > room, tf.minimum(asked, longest), asked)
     size = room - asked
     step = size - stride  # above 0 wherever there is more than one window
@@ -129,7 +131,7 @@ def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor
     total = specials + tf.add_n([part.lengths for part in parts])  # [R]
     longest = tf.reduce_max(tf.concat([total, [specials]], 0))
     place = tf.range(longest)[None, :]  # [1, T]
-    token_ids = tf.fill(_shape(total, longest), ids.pad)
+    token_ids = tf.fill(_shape(total, longest), ids.pad_token_id)
     segment_ids = tf.zeros_like(token_ids)
     for number, token in enumerate(template.prefix):
         token_ids = tf.where(place == number, token, token_ids)

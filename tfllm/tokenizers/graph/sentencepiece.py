@@ -5,7 +5,7 @@ Its `FastSentencepieceTokenizer` is not used: on a BPE model it gives wrong ids 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import tensorflow as tf
 
@@ -13,27 +13,40 @@ from tfllm.errors import SettingError
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.graph.added_tokens import (
     REPLACEMENT,
+    MatchesAddedTokens,
     Pieces,
     Tokens,
-    raw_literals,
-    rows_of,
-    without_offsets,
+    added_token_patterns,
+    row_ids,
+    tokens_without_offsets,
 )
-from tfllm.tokenizers.graph.base import TokenizerGraph, without
+from tfllm.tokenizers.graph.base import TokenizerGraph, filter_ids
 from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
 
-if TYPE_CHECKING:
-    from tfllm.tokenizers.sentencepiece import SentencePiece
-
 PREFIXED = ("first", "always")
+
+
+class SentencePieceModel(MatchesAddedTokens, Protocol):
+    """What the graph reads of a SentencePiece tokenizer."""
+
+    @property
+    def file_name(self) -> str: ...
+    @property
+    def prefix(self) -> str:
+        """When a space is put before a part of a text (`SentencePiece.prefix`)."""
+        ...
+
+    def kernel_model(self) -> bytes:
+        """The ModelProto that the parts of a text are given to, serialized."""
+        ...
 
 
 class SentencePieceGraph(TokenizerGraph):
     """A SentencePiece model as TensorFlow ops; make it with `Tokenizer.graph()`."""
 
-    def __init__(self, tokenizer: SentencePiece, profile: str = "reference"):
+    def __init__(self, tokenizer: SentencePieceModel, profile: str = "reference"):
         check_profile(profile)
-        super().__init__(tokenizer, raw_literals(tokenizer))
+        super().__init__(tokenizer, added_token_patterns(tokenizer))
         self._model = SentencePieceKernel(tokenizer.kernel_model())
         model = proto.parse(tokenizer.kernel_model(), tokenizer.file_name)
         self._prefix = tokenizer.prefix
@@ -56,7 +69,7 @@ class SentencePieceGraph(TokenizerGraph):
         Spaces at the start are counted here, behind a piece put before: the kernel is of an older
         version than the package, in which every leading piece lost its space.
         """
-        ids = without(ids, self._kept)
+        ids = filter_ids(ids, self._kept)
         number, size_bytes = self._fence
         fences = tf.fill(tf.stack([ids.nrows(), 1]), number)
         texts = self._model.detokenize(tf.concat([fences, ids], 1))
@@ -83,7 +96,7 @@ class SentencePieceGraph(TokenizerGraph):
 
     def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
         if self._prefix not in PREFIXED:
-            tokens = tokens_of(self._model, pieces.strings, offsets)
+            tokens = tokenize_pieces(self._model, pieces.strings, offsets)
             if self._prefix == "never" and offsets:
                 tokens = tokens._replace(ends=tf.maximum(tokens.ends, tokens.starts + 1))
             return tokens
@@ -98,7 +111,7 @@ def needs_space(pieces: Pieces, first_alone: bool) -> tf.Tensor:
     spaced = (strings != "") & ~tf.strings.regex_full_match(strings, rf"[ {proto.SPACE}]\C*")
     if first_alone:
         place = tf.range(tf.size(strings, out_type=tf.int64))
-        text = rows_of(pieces.text_splits, tf.size(strings))
+        text = row_ids(pieces.text_splits, tf.size(strings))
         spaced &= place == tf.gather(pieces.text_splits, text)
     return spaced
 
@@ -109,7 +122,7 @@ def spaced_tokens(
     """Tokens of pieces with a space before those that `spaced` bool [P] names; offsets do not
     count it."""
     texts = tf.where(spaced, tf.strings.join([" ", pieces.strings]), pieces.strings)
-    tokens = tokens_of(model, texts, offsets)
+    tokens = tokenize_pieces(model, texts, offsets)
     if not offsets:
         return tokens
     counts = tokens.splits[1:] - tokens.splits[:-1]
@@ -127,12 +140,12 @@ def check_profile(profile: str) -> None:
         raise SettingError(f"There is no tokenizer profile '{profile}' for SentencePiece.")
 
 
-def tokens_of(model: SentencePieceKernel, pieces: tf.Tensor, offsets: bool) -> Tokens:
+def tokenize_pieces(model: SentencePieceKernel, pieces: tf.Tensor, offsets: bool) -> Tokens:
     """UTF-8 string [P] to tokens, literal ones not looked for."""
     valid = tf.strings.unicode_transcode(pieces, "UTF-8", "UTF-8", replacement_char=REPLACEMENT)
     if not offsets:
         ids = model.tokenize(valid)
-        return without_offsets(ids.flat_values, ids.row_splits)
+        return tokens_without_offsets(ids.flat_values, ids.row_splits)
     ids, starts, ends = model.tokenize_with_offsets(valid)
     decoded = tf.raw_ops.UnicodeDecode(
         input=valid, input_encoding="UTF-8", errors="replace", replacement_char=REPLACEMENT
@@ -141,7 +154,7 @@ def tokens_of(model: SentencePieceKernel, pieces: tf.Tensor, offsets: bool) -> T
     sizes = tf.add_n([tf.cast(points >= limit, tf.int64) for limit in (0, 0x80, 0x800, 0x10000)])
     byte_ends = tf.cumsum(sizes)  # [C]: where each code point of the batch ends
     byte_starts = tf.cumsum(tf.cast(tf.strings.length(valid), tf.int64), exclusive=True)  # [P]
-    piece = rows_of(ids.row_splits, tf.size(ids.flat_values))  # [M]
+    piece = row_ids(ids.row_splits, tf.size(ids.flat_values))  # [M]
     base, begin = tf.gather(byte_starts, piece), tf.gather(text_starts[:-1], piece)
 
     def code_points(places: tf.RaggedTensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -18,24 +18,22 @@ from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.graph import normalized_string as ns
 from tfllm.tokenizers.graph.added_tokens import (
-    Cutter,
+    AddedTokenSplitter,
     Pieces,
     Tokens,
+    insert_added_tokens,
     refuse_split_specials,
-    rows_of,
-    with_literals,
-    without_offsets,
+    row_ids,
+    tokens_without_offsets,
 )
-from tfllm.tokenizers.graph.base import TokenizerGraph, joined, without
-from tfllm.tokenizers.graph.bytepair import NEVER, literals_of, merge_places, normalized_text
+from tfllm.tokenizers.graph.base import TokenizerGraph, filter_ids, join_utf8
+from tfllm.tokenizers.graph.bytepair import NEVER, json_added_tokens, merge_ranks, normalized_text
 from tfllm.tokenizers.graph.charsmap import Charsmap
 from tfllm.tokenizers.graph.normalized_string import NormalizedStrings
-from tfllm.tokenizers.graph.sentencepiece import check_profile, tokens_of
+from tfllm.tokenizers.graph.sentencepiece import check_profile, tokenize_pieces
 from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
 from tfllm.tokenizers.graph.unigram import UnigramModel
-
-if TYPE_CHECKING:
-    from tfllm.tokenizers.sentencepiece import SentencePieceJson
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 
 RUNS = re.compile(r" \{(\d+),\}")  # the regular expression of runs of spaces
 BLANK = ord(" ")
@@ -45,14 +43,14 @@ NEVER_ADDED, ALWAYS, FIRST = "never", "always", "first"
 class SentencePieceJsonGraph(TokenizerGraph):
     """BPE with byte fallback or a unigram model; make it with `Tokenizer.graph()`."""
 
-    def __init__(self, tokenizer: SentencePieceJson, profile: str = "reference"):
+    def __init__(self, tokenizer: HFTokenizer, profile: str = "reference"):
         check_profile(profile)
         refuse_split_specials(tokenizer.splits_special_tokens)
-        described = tokenizer.described()
-        raw, normalized = literals_of(described, True)
+        described = tokenizer.parse_definition()
+        raw, normalized = json_added_tokens(described, True)
         super().__init__(tokenizer, raw)
         self._normalizers = [_normalizer(part) for part in _flat(described.get("normalizer"))]
-        self._cut_normalized = Cutter(
+        self._cut_normalized = AddedTokenSplitter(
             [one._replace(content=normalized_text(tokenizer, one.content)) for one in normalized]
         )
         self._pre_tokenizers = [
@@ -91,7 +89,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
         A run of bytes that is not valid UTF-8 becomes one U+FFFD for each byte, as in Hugging Face.
         """
         strips, headless = self._decoder_drops()
-        ids = without(ids, self._kept)
+        ids = filter_ids(ids, self._kept)
         values, splits = ids.flat_values, ids.row_splits
         strings = tf.gather(self._strings, values)
         row_starts = tf.gather(splits, tf.where(splits[:-1] < splits[1:])[:, 0])
@@ -112,7 +110,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
         )
         runs = tf.where(broken, tf.strings.regex_replace(runs, r"\C", "\ufffd"), runs)
         run_splits = tf.gather(tf.concat([run, count[None]], 0), tf.minimum(splits, size))
-        texts = joined(tf.RaggedTensor.from_row_splits(runs, run_splits, validate=False))
+        texts = join_utf8(tf.RaggedTensor.from_row_splits(runs, run_splits, validate=False))
         return tf.strings.regex_replace(texts, "^ ", "") if strips else texts
 
     def _decoder_drops(self) -> tuple[bool, bool]:
@@ -138,15 +136,15 @@ class SentencePieceJsonGraph(TokenizerGraph):
             texts = normalize(texts)
         place = tf.range(tf.size(pieces.strings, out_type=tf.int64))
         begins_text = place == tf.gather(
-            pieces.text_splits, rows_of(pieces.text_splits, tf.size(place))
+            pieces.text_splits, row_ids(pieces.text_splits, tf.size(place))
         )
         cut = self._cut_normalized(ns.encode(texts.points, texts.splits))
         tokens = self._words(texts, cut, begins_text, offsets)
         if self._cut_normalized:
-            tokens = with_literals(tokens, cut)
+            tokens = insert_added_tokens(tokens, cut)
         splits = tf.gather(tokens.splits, cut.text_splits)
         if not offsets:
-            return without_offsets(tokens.ids, splits)
+            return tokens_without_offsets(tokens.ids, splits)
         starts, ends = ns.original_offsets(texts, splits, tokens.starts, tokens.ends)
         return Tokens(tokens.ids, starts, ends, splits, lengths)
 
@@ -155,10 +153,10 @@ class SentencePieceJsonGraph(TokenizerGraph):
     ) -> Tokens:
         """Tokens of the pieces of normalized texts, without those of literal ones."""
         sizes = tf.cast(tf.strings.length(cut.strings, unit="UTF8_CHAR"), tf.int64)
-        sizes = tf.where(cut.literal_ids >= 0, cut.literal_lengths, sizes)
+        sizes = tf.where(cut.added_ids >= 0, cut.added_lengths, sizes)
         parts = ns.with_own_offsets(texts._replace(splits=tf.concat([[0], tf.cumsum(sizes)], 0)))
         rows = parts.rows
-        own_text = rows_of(cut.text_splits, tf.size(sizes))
+        own_text = row_ids(cut.text_splits, tf.size(sizes))
         at_start = tf.gather(begins_text, own_text)
         begins = ns.first_of_texts(parts)
         # A normalized text that is not cut begins where the text does, whatever it lost there.
@@ -168,7 +166,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
             begins,
             (texts.starts == 0) & tf.gather(at_start, rows),
             begins & tf.gather(at_start & uncut, rows),
-        ).kept(tf.gather(cut.literal_ids < 0, rows))
+        ).kept(tf.gather(cut.added_ids < 0, rows))
         for divide in self._pre_tokenizers:
             split = divide(split)
         firsts = tf.where(split.begins)[:, 0]
@@ -177,11 +175,11 @@ class SentencePieceJsonGraph(TokenizerGraph):
         own_words = tf.searchsorted(firsts, split.chars.splits, out_type=tf.int64)
         if not offsets:
             ids = tf.gather(self._model.tokenize(words), index)
-            return without_offsets(ids.flat_values, tf.gather(ids.row_splits, own_words))
+            return tokens_without_offsets(ids.flat_values, tf.gather(ids.row_splits, own_words))
         ids, starts, ends = (
             tf.gather(part, index) for part in self._model.tokenize_with_offsets(words)
         )
-        base = tf.gather(firsts, rows_of(ids.row_splits, tf.size(ids.flat_values)))
+        base = tf.gather(firsts, row_ids(ids.row_splits, tf.size(ids.flat_values)))
         first = tf.gather(split.chars.starts, base + starts.flat_values)
         last = tf.gather(split.chars.ends, base + ends.flat_values - 1)
         return Tokens(
@@ -213,7 +211,7 @@ class _Split(NamedTuple):
 class _Merges(tf.Module):
     """BPE with byte fallback, by tf-text's SentencePiece kernel (see `graph_bytepair`)."""
 
-    def __init__(self, tokenizer: SentencePieceJson, model: Mapping[str, Any]):
+    def __init__(self, tokenizer: HFTokenizer, model: Mapping[str, Any]):
         super().__init__()
         vocabulary = model["vocab"]
         settings = ("ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
@@ -221,7 +219,7 @@ class _Merges(tf.Module):
         if lacking or any(model.get(key) for key in settings):
             shown = ("byte_fallback", *settings)
             _refuse("model", {key: model[key] for key in shown if key in model})
-        places = merge_places(model)
+        places = merge_ranks(model)
         scored = {token: -1.0 - place for token, place in places.items()}
         scored = {**{token: 0.0 for token in vocabulary if len(token) == 1}, **scored}
         pieces = []
@@ -242,7 +240,7 @@ class _Merges(tf.Module):
 
     def tokenize_with_offsets(self, words: tf.Tensor) -> tuple[tf.RaggedTensor, ...]:
         """UTF-8 string [U] to ids, starts and ends in code points: ragged [U, None]."""
-        tokens = tokens_of(self._kernel, words, True)
+        tokens = tokenize_pieces(self._kernel, words, True)
         starts = tf.cast(tokens.starts, tf.int64)
         # A byte's offsets are those of its character.
         ends = tf.maximum(tf.cast(tokens.ends, tf.int64), starts + 1)

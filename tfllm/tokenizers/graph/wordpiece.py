@@ -7,18 +7,20 @@ tables are constants of the module, held once however many functions use them.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError, did_you_mean
+from tfllm.tokenizers.bert_normalization import BertNormalization
 from tfllm.tokenizers.graph.added_tokens import (
+    MatchesAddedTokens,
     Pieces,
     Tokens,
-    raw_literals,
-    rows_of,
-    without_offsets,
+    added_token_patterns,
+    row_ids,
+    tokens_without_offsets,
 )
 from tfllm.tokenizers.graph.base import TokenizerGraph
 from tfllm.tokenizers.graph.bert_pre_tokenizer import WordSplitter
@@ -29,9 +31,6 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     identity_table,
     reference_table,
 )
-
-if TYPE_CHECKING:
-    from tfllm.tokenizers.wordpiece import WordPiece
 
 PROFILES = ("reference", "mediapipe")
 NO_LIMIT_BYTES = 2**30
@@ -48,6 +47,29 @@ MEDIAPIPE_ALONE = (
 MEDIAPIPE_MAX_WORD_BYTES = 100
 
 
+class BertSpecialTokens(Protocol):
+    """The special tokens of a BERT vocabulary."""
+
+    @property
+    def unk_token(self) -> str: ...
+
+
+class WordPieceVocabulary(MatchesAddedTokens, Protocol):
+    """What the graph reads of a WordPiece tokenizer."""
+
+    @property
+    def model_size(self) -> int:
+        """The first so many tokens are found inside words."""
+        ...
+
+    @property
+    def max_word_characters(self) -> int: ...
+    @property
+    def normalization(self) -> BertNormalization: ...
+    @property
+    def special_tokens(self) -> BertSpecialTokens: ...
+
+
 class WordPieceGraph(TokenizerGraph):
     """BERT's tokenizer as TensorFlow ops; make it with `Tokenizer.graph()`.
 
@@ -55,7 +77,7 @@ class WordPieceGraph(TokenizerGraph):
     text.
     """
 
-    def __init__(self, tokenizer: WordPiece, profile: str = "reference"):
+    def __init__(self, tokenizer: WordPieceVocabulary, profile: str = "reference"):
         import tensorflow_text
 
         if profile not in PROFILES:
@@ -64,7 +86,7 @@ class WordPieceGraph(TokenizerGraph):
             )
         mediapipe = profile == "mediapipe"
         model = tokenizer.vocabulary[: tokenizer.model_size]
-        super().__init__(tokenizer, [] if mediapipe else raw_literals(tokenizer))
+        super().__init__(tokenizer, [] if mediapipe else added_token_patterns(tokenizer))
         self.profile = profile
         self._unknown_id = tokenizer.unk_token_id
         self._max_word_characters = None if mediapipe else tokenizer.max_word_characters
@@ -76,7 +98,7 @@ class WordPieceGraph(TokenizerGraph):
             self._wordpiece = tensorflow_text.FastWordpieceTokenizer(
                 model,
                 max_bytes_per_word=MEDIAPIPE_MAX_WORD_BYTES if mediapipe else NO_LIMIT_BYTES,
-                unknown_token=tokenizer.specials.unknown,
+                unknown_token=tokenizer.special_tokens.unk_token,
                 no_pretokenization=True,
                 token_out_type=tf.int32,
             )
@@ -99,13 +121,13 @@ class WordPieceGraph(TokenizerGraph):
         if not offsets:
             ids = self._wordpiece.tokenize(strings)
             splits = tf.gather(ids.row_splits, words.splits)
-            return without_offsets(ids.flat_values, splits)
+            return tokens_without_offsets(ids.flat_values, splits)
         ids, starts, ends = self._wordpiece.tokenize_with_offsets(strings)
-        word = rows_of(ids.row_splits, tf.size(ids.flat_values))  # [M]
+        word = row_ids(ids.row_splits, tf.size(ids.flat_values))  # [M]
         first, last = self._code_points(words, word, ids.flat_values, starts, ends)
         splits = tf.gather(ids.row_splits, words.splits)
         lengths = words.text_starts[1:] - words.text_starts[:-1] - 1  # without the space put after
-        piece = rows_of(splits, tf.size(word))
+        piece = row_ids(splits, tf.size(word))
         begin = tf.gather(words.text_starts, piece)
         first = tf.gather(words.origins, first) - begin
         last = tf.gather(words.origins, last) - begin
