@@ -16,7 +16,7 @@ from tfllm.cli.convert import convert
 from tfllm.errors import CheckpointError, SettingError, TokenizerError
 from tfllm.tokenizers import bytepair
 from tfllm.tokenizers.sentencepiece import from_proto
-from tfllm.tokenizers.tokenizer_config import Settings
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 library = pytest.importorskip("gguf")
 
@@ -40,7 +40,7 @@ OFFSET_ROUNDING = 1.2e-7
 
 
 def sentencepiece():
-    settings = Settings({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    settings = TokenizerConfig({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
     return from_proto(llama_model(), settings, Path("tokenizer.model"))
 
 
