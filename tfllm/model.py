@@ -43,8 +43,8 @@ from tfllm.checkpoints import describe, store
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.data import feeding, sources
 from tfllm.data.batching import Batches
+from tfllm.data.read_settings import Format, ReadSettings
 from tfllm.data.settings import find_corpus
-from tfllm.data.sources import Format, ReadSettings
 from tfllm.errors import CheckpointError, SettingError, StorageError, did_you_mean
 from tfllm.evaluation import harness
 from tfllm.evaluation.metrics import measure

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from tfllm.data import lines
-from tfllm.data.sources import ReadSettings, read
+from tfllm.data.read_settings import ReadSettings
+from tfllm.data.sources import read
 from tfllm.errors import DataError, MissingExtra, SettingError
 
 

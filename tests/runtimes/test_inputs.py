@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tfllm.data.sources import ReadSettings
+from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import DataError
 from tfllm.runtimes.inputs import check_examples, parse_texts, read_inputs
 from tfllm.tasks import Classification, Embedding, QuestionAnswering, TokenClassification

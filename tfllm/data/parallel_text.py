@@ -9,13 +9,11 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfllm.data.lines import RAISE_ERRORS, ReadErrorPolicy, read_lines
+from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import DataError
-
-if TYPE_CHECKING:
-    from tfllm.data.sources import ReadSettings
 
 BRACES = re.compile(r"(?<!\$)\{([^{},]*),([^{},]*)\}")
 

@@ -13,7 +13,8 @@ from pydantic import Field
 from tfllm.data.corpora.corpus import Corpus, is_corpus, open_corpus
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve
-from tfllm.data.sources import ReadSettings, read
+from tfllm.data.read_settings import ReadSettings
+from tfllm.data.sources import read
 from tfllm.errors import DataError, SettingError
 
 Paths = str | tuple[str, ...]

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfllm.data.lines import (
     LONGEST_LINE_BYTES,
@@ -16,10 +16,8 @@ from tfllm.data.lines import (
     open_file,
     read_lines,
 )
+from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import DataError, MissingExtra
-
-if TYPE_CHECKING:
-    from tfllm.data.sources import ReadSettings
 
 log = logging.getLogger(__name__)
 

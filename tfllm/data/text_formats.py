@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfllm.data.lines import RAISE_ERRORS, ReadErrorPolicy, read_all, read_lines
+from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import DataError, did_you_mean
-
-if TYPE_CHECKING:
-    from tfllm.data.sources import ReadSettings
 
 Row = tuple[Any, dict[Any, Any]]
 

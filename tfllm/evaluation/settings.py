@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfllm import config
-from tfllm.data.sources import ReadSettings, known_format
+from tfllm.data.read_settings import ReadSettings
+from tfllm.data.sources import known_format
 from tfllm.evaluation.span_answers import Language
 from tfllm.evaluation.text_to_text import Tokenize
 from tfllm.generation.config import GenerationOverrides

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from tfllm import config
 from tfllm.config import Settings
-from tfllm.data.sources import ReadSettings
+from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import SettingError, did_you_mean
 
 Quantization = Literal["float32", "bfloat16", "float16", "int8", "int8_full", "int4"]

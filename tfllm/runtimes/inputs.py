@@ -14,7 +14,7 @@ from typing import Any
 
 from tfllm.data import sources
 from tfllm.data.lines import STANDARD_INPUT, open_file, read_lines
-from tfllm.data.sources import Format, ReadSettings
+from tfllm.data.read_settings import Format, ReadSettings
 from tfllm.errors import DataError
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import messages_of

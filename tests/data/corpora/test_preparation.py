@@ -16,7 +16,7 @@ from tfllm.data.corpora.corpus import open_corpus
 from tfllm.data.corpora.document_encoding import BulkEncoder
 from tfllm.data.corpora.preparation import Job, build_corpus, validation_job
 from tfllm.data.corpora.settings import PrepareSettings
-from tfllm.data.sources import ReadSettings
+from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import DataError, SettingError, StorageError
 from tfllm.tokenizers.train import TrainerOptions, train_tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece

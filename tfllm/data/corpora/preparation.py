@@ -28,8 +28,8 @@ from tfllm.data.corpora.read_stats import ReadStats
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.corpora.shards import ShardWriter, finish, finished_shards
 from tfllm.data.corpora.staging_dir import staging_directory
+from tfllm.data.read_settings import ReadSettings
 from tfllm.data.settings import held_out
-from tfllm.data.sources import ReadSettings
 from tfllm.errors import DataError
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
