@@ -9,7 +9,7 @@ from typing import Any
 
 from tfllm.data.corpora.corpus import TOKENIZER, is_corpus
 from tfllm.data.corpora.document_encoding import SentenceSplit
-from tfllm.data.corpora.preparation import Job, Progress, build_corpus, validation_job
+from tfllm.data.corpora.preparation import CorpusJob, ProgressCallback, build_corpus, validation_job
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import resolve
 from tfllm.errors import SettingError
@@ -35,7 +35,7 @@ def prepare_corpus(
     output: Path,
     *,
     workers: int,
-    progress: Progress = lambda *_: None,
+    progress: ProgressCallback = lambda *_: None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Prepare the training texts at `output`, and the validation texts in its validation/.
@@ -60,7 +60,7 @@ def prepare_corpus(
     if data.validation and data.validation_share:
         raise SettingError("data: give either validation or validation_share. Remove one.")
     settings = data.prepare or PrepareSettings()
-    train = Job(_paths(data.train), data, settings, _cut(recipe, settings), data.limit,
+    train = CorpusJob(_paths(data.train), data, settings, _cut(recipe, settings), data.limit,
                 data.validation_share)  # fmt: skip
     validation = validation_job(train, _paths(data.validation) if data.validation else None)
     for path in (*train.paths, *(validation.paths if validation else ())):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfllm.data.corpora import deduplication, minhash
-from tfllm.data.corpora.minhash import EXACT, KEPT, MINIMA, NEAR, SHINGLE_WORDS, signatures
+from tfllm.data.corpora.minhash import EXACT, MINIMA, NEAR, SHINGLE_WORDS, UNIQUE, signatures
 
 # The standard deviation of an estimate from 112 minima is at most 0.047; the mean of 200 is near.
 LARGEST_BIAS, LARGEST_DEVIATION = 0.015, 0.055
@@ -35,11 +35,13 @@ def similarity(a, b):
 
 
 def decided(texts, threshold=0.8, near=True, tmp_path=None):
-    deduplication.start(near, threshold)
     batches = [texts[start : start + 7] for start in range(0, len(texts), 7)]
-    made = (deduplication.signatures_of((range(len(batch)), batch)) for batch in batches)
-    deduplication.collect(tmp_path, made)
-    return deduplication.decide(tmp_path, threshold).tolist()
+    made = (
+        deduplication.batch_signatures((range(len(batch)), batch), near, threshold)
+        for batch in batches
+    )
+    deduplication.write_signatures(tmp_path, made)
+    return deduplication.classify_documents(tmp_path, threshold).tolist()
 
 
 def test_the_estimate_is_near_the_true_share():
@@ -80,12 +82,12 @@ def test_what_repeats_goes_and_the_first_stays(tmp_path):
         chinese, chinese[:-1] + "！又", "short one", "short one", "short two",
     ]  # fmt: skip
     fates = decided(texts, tmp_path=tmp_path)
-    assert fates == [KEPT, KEPT, EXACT, NEAR, KEPT, NEAR, KEPT, NEAR, KEPT, EXACT, KEPT]
+    assert fates == [UNIQUE, UNIQUE, EXACT, NEAR, UNIQUE, NEAR, UNIQUE, NEAR, UNIQUE, EXACT, UNIQUE]
 
 
 def test_only_exact_repetitions(tmp_path):
     a = text(1)
-    assert decided([a, a + "!", a], near=False, tmp_path=tmp_path) == [KEPT, KEPT, EXACT]
+    assert decided([a, a + "!", a], near=False, tmp_path=tmp_path) == [UNIQUE, UNIQUE, EXACT]
 
 
 @pytest.mark.parametrize("threshold", [0.55, 0.9])
@@ -94,8 +96,8 @@ def test_the_threshold_decides(threshold, tmp_path):
     b = changed(a, 1, 12)  # about three quarters in common
     assert 0.6 < similarity(a, b) < 0.85
     assert decided([a, b], threshold, tmp_path=tmp_path) == [
-        KEPT,
-        NEAR if threshold < 0.6 else KEPT,
+        UNIQUE,
+        NEAR if threshold < 0.6 else UNIQUE,
     ]
 
 
@@ -104,4 +106,4 @@ def test_many_parts_are_one(tmp_path, monkeypatch):
     texts = [text(seed, 40) for seed in range(60)]
     texts += [changed(text(3, 40), 0, 1) + " end", texts[59]]
     fates = decided(texts, 0.5, tmp_path=tmp_path)
-    assert fates[:60] == [KEPT] * 60 and fates[60:] == [NEAR, EXACT]
+    assert fates[:60] == [UNIQUE] * 60 and fates[60:] == [NEAR, EXACT]

@@ -14,7 +14,7 @@ from tests.conftest import VOCABULARY
 from tfllm.data.corpora import lengths, preparation, shards
 from tfllm.data.corpora.corpus import open_corpus
 from tfllm.data.corpora.document_encoding import BulkEncoder
-from tfllm.data.corpora.preparation import Job, build_corpus, validation_job
+from tfllm.data.corpora.preparation import CorpusJob, build_corpus, validation_job
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import DataError, SettingError, StorageError
@@ -32,8 +32,9 @@ def no_picture(request, monkeypatch):
 
 
 def job(*paths, reading=None, cut="punctuation", limit=None, share=None, **settings):
-    return Job(tuple(map(str, paths)), reading or ReadSettings(), PrepareSettings(**settings), cut,
-               limit, share)  # fmt: skip
+    paths = tuple(map(str, paths))
+    prepare = PrepareSettings(**settings)
+    return CorpusJob(paths, reading or ReadSettings(), prepare, cut, limit, share)
 
 
 def made(given, output, workers=1, validation=None, tokenizer=TOKENIZER):
@@ -296,7 +297,7 @@ if __name__ == "__main__":
         preparation.BATCH_CHARACTERS = 2000
         made(job(many), Path(folder) / "whole", workers=3)
     else:
-        with process_pool.processes(3, nothing, ()) as ordered:
+        with process_pool.worker_pool(3, nothing, ()) as ordered:
             list(ordered(own, [0.5] * 3 + [0.2] * 9))
             print(*pids, flush=True) if (pids := {*ordered(own, [0.3] * 9)}) else None
             list(ordered(own, [60] * 9))

@@ -1,7 +1,7 @@
-"""Repetitions in a corpus of any size: signatures on the disk, then the decision for each document.
+"""Deduplication of a corpus of any size: signatures on disk, then a decision for each document.
 
-While texts are read, the directory repetitions/ gets parts of three files, `exact` last: a part
-counts when that is there, and a run that was killed goes on after it.
+While texts are read, parts of three files are written to the folder repetitions/, `exact` last: a
+part is complete when that is there, and a run that was killed resumes after it.
 """
 
 from __future__ import annotations
@@ -16,58 +16,61 @@ from tfllm.data.corpora import minhash
 from tfllm.data.corpora.minhash import Signatures
 from tfllm.data.corpora.shards import replacing
 
-FATE = "fate.npy"
+LABELS = "duplicates.npy"
 FOLDER = "repetitions"
 PART_DOCUMENTS = 100_000
 
-_near = False  # a worker process's own
-_similarity = 0.0
+
+def batch_signatures(
+    batch: tuple[Sequence[int], Sequence[str]], near: bool, similarity: float
+) -> Signatures:
+    """Compute the signatures of (ordinals, texts); run in a worker process.
+
+    Args:
+        batch: Documents' numbers and texts.
+        near: Whether near duplicates are looked for, too.
+        similarity: See `minhash.signatures`.
+    """
+    return minhash.signatures(batch[1], near, similarity)
 
 
-def start(near: bool, similarity: float) -> None:
-    """Makes a worker ready."""
-    global _near, _similarity
-    _near, _similarity = near, similarity
-
-
-def signatures_of(batch: tuple[Sequence[int], Sequence[str]]) -> Signatures:
-    """The signatures of (ordinals, texts), in a worker."""
-    return minhash.signatures(batch[1], _near, _similarity)
-
-
-def done(work: Path) -> int:
-    """Of how many documents the signatures are on the disk."""
+def signed_documents(work: Path) -> int:
+    """Return how many documents have their signatures on disk."""
     return sum(len(np.load(path, mmap_mode="r")) for path in _parts(work, "exact"))
 
 
-def collect(work: Path, batches: Iterable[Signatures]) -> None:
-    """Writes signatures in parts of about PART_DOCUMENTS documents, each whole or not at all."""
+def write_signatures(work: Path, batches: Iterable[Signatures]) -> None:
+    """Write signatures in parts of about PART_DOCUMENTS documents, each atomically."""
     (work / FOLDER).mkdir(exist_ok=True)
-    waiting: list[Signatures] = []
+    pending: list[Signatures] = []
     for batch in batches:
-        waiting.append(batch)
-        if sum(len(signatures.exact) for signatures in waiting) >= PART_DOCUMENTS:
-            _write(work, waiting)
-            waiting = []
-    if waiting:
-        _write(work, waiting)
+        pending.append(batch)
+        if sum(len(signatures.exact) for signatures in pending) >= PART_DOCUMENTS:
+            _write(work, pending)
+            pending = []
+    if pending:
+        _write(work, pending)
 
 
-def decide(work: Path, similarity: float) -> np.ndarray:
-    """uint8 [documents] of duplicates.KEPT, EXACT or NEAR; written to fate.npy, too."""
+def classify_documents(work: Path, similarity: float) -> np.ndarray:
+    """Decide which documents are duplicates, and write the decision to duplicates.npy.
+
+    Returns:
+        uint8 [documents]: minhash.UNIQUE, EXACT or NEAR.
+    """
     parts = [np.load(path, mmap_mode="r") for path in _parts(work, "exact")]
     exact = np.concatenate(parts) if parts else np.empty(0, np.uint64)
     sketch = [np.load(path, mmap_mode="r") for path in _parts(work, "sketch")]
-    fate = minhash.decide(exact, _parts(work, "bands"), sketch, similarity)
-    with replacing(work / FATE) as file:
-        np.save(file, fate)
+    labels = minhash.find_duplicates(exact, _parts(work, "bands"), sketch, similarity)
+    with replacing(work / LABELS) as file:
+        np.save(file, labels)
     shutil.rmtree(work / FOLDER)
-    return fate
+    return labels
 
 
 def clear(work: Path) -> None:
-    """Removes what is of no use once the corpus stands."""
-    (work / FATE).unlink(missing_ok=True)
+    """Remove the files that a finished corpus does not need."""
+    (work / LABELS).unlink(missing_ok=True)
     shutil.rmtree(work / FOLDER, ignore_errors=True)
 
 

@@ -1,19 +1,20 @@
-"""Documents that were there before: the same text, or nearly the same.
+"""Exact and near duplicates among documents, by MinHash with banding.
 
-A document's words are hashed, five at a time; MinHash keeps of all these hashes 112 minima, whose
-agreement between two documents estimates the share of common five-word sequences. Documents that
-agree in all 8 minima of one of 14 bands are compared; a later one that is similar enough goes. An
-ideograph counts as a word. The signatures lie on the disk, and one band is in memory at a time.
+All sequences of five words (shingles) of a document are hashed; MinHash keeps 112 minima of these
+hashes, whose agreement between two documents estimates the Jaccard similarity of their shingles.
+Documents that agree in all 8 minima of one of 14 bands are compared; a later one that is similar
+enough is a near duplicate. An ideograph counts as a word. Signatures are on disk, and one band is
+in memory at a time.
 
 Source: Broder 1997, "On the resemblance and containment of documents"; Leskovec et al., "Mining of
-Massive Datasets", ch. 3; Li and Koenig 2010, "b-Bit Minwise Hashing" (a byte of each minimum is
-kept for the comparison). Numbers of bands and rows as in FineWeb (Penedo et al. 2024).
+Massive Datasets", ch. 3; Li and Koenig 2010, "b-Bit Minwise Hashing" (one byte of each minimum is
+compared). Numbers of bands and rows as in FineWeb (Penedo et al. 2024).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ TIGHT = 0.7
 MINIMA = BANDS * ROWS
 AT_ONCE = 8  # minima computed together
 COMPARED_AT_ONCE = 1 << 16
-KEPT, EXACT, NEAR = 0, 1, 2
+UNIQUE, EXACT, NEAR = 0, 1, 2
 SEED = 2026
 
 BASE = np.uint64(0x9E3779B97F4A7C15 | 1)
@@ -37,18 +38,24 @@ LARGEST = 0x110000  # code points
 
 
 class Signatures(NamedTuple):
-    """What is kept of D documents to find those that repeat."""
+    """What duplicates among D documents are found by."""
 
     exact: np.ndarray
-    """uint64 [D]: of the text, runs of white space as one space."""
+    """uint64 [D]: hashes of the text, with runs of white space as one space."""
     bands: np.ndarray
-    """uint64 [bands, D]; [0, D] where only exact repetitions are looked for."""
+    """uint64 [bands, D]: hashes of each band's minima; [0, D] for exact duplicates only."""
     sketch: np.ndarray
     """uint8 [D, 112]: the lowest byte of every minimum."""
 
 
 def signatures(texts: Sequence[str], near: bool, similarity: float = 0.8) -> Signatures:
-    """The signatures of documents, each a function of its text alone."""
+    """Compute the signatures of documents.
+
+    Args:
+        texts: Of the documents; each signature depends on its text alone.
+        near: Whether near duplicates are looked for, too.
+        similarity: Least Jaccard similarity of near duplicates, which decides the bands.
+    """
     exact = np.array([_exact(text) for text in texts], np.uint64)
     count = len(texts)
     if not near or not count:
@@ -57,35 +64,44 @@ def signatures(texts: Sequence[str], near: bool, similarity: float = 0.8) -> Sig
     rows = ROWS if similarity >= TIGHT else LOOSE_ROWS
     bands = minima.reshape(count, -1, rows).astype(np.uint64)
     weights = _odd_numbers(rows, 1).astype(np.uint64) * BASE
-    hashed = _mixed((bands * weights).sum(axis=2, dtype=np.uint64))
+    hashed = _mix_bits((bands * weights).sum(axis=2, dtype=np.uint64))
     return Signatures(exact, np.ascontiguousarray(hashed.T), (minima & 0xFF).astype(np.uint8))
 
 
-def decide(exact: np.ndarray, bands: list[Path], sketch: list[np.ndarray], similarity: float):
-    """uint8 [D]: KEPT, EXACT or NEAR for every document, by those before it.
+def find_duplicates(
+    exact: np.ndarray, bands: list[Path], sketch: list[np.ndarray], similarity: float
+) -> np.ndarray:
+    """Decide for every document whether it duplicates an earlier one.
 
-    `bands`: files of Signatures.bands in order; `sketch`: memory-mapped parts of all sketches.
+    Args:
+        exact: Signatures.exact of all documents.
+        bands: Files with Signatures.bands, in order.
+        sketch: Memory-mapped parts of Signatures.sketch.
+        similarity: Least Jaccard similarity of near duplicates.
+
+    Returns:
+        uint8 [D]: UNIQUE, EXACT or NEAR.
     """
-    fate = np.zeros(len(exact), np.uint8)
-    for later, _ in _repeated(exact):
-        fate[later] = EXACT
+    labels = np.zeros(len(exact), np.uint8)
+    for later, _ in _equal_keys(exact):
+        labels[later] = EXACT
     ends = np.cumsum([len(part) for part in sketch])
     number_of_bands = len(np.load(bands[0], mmap_mode="r")) if bands else 0
     for band in range(number_of_bands):
         column = np.concatenate([np.load(path, mmap_mode="r")[band] for path in bands])
-        alive = np.flatnonzero(fate != EXACT)
-        for later, earlier in _repeated(column[alive]):
-            a, b = alive[later], alive[earlier]
-            open_ones = fate[a] == KEPT
+        rest = np.flatnonzero(labels != EXACT)
+        for later, earlier in _equal_keys(column[rest]):
+            a, b = rest[later], rest[earlier]
+            open_ones = labels[a] == UNIQUE
             a, b = a[open_ones], b[open_ones]
             same = (_rows(sketch, ends, a) == _rows(sketch, ends, b)).mean(axis=1)
             # Two different minima share their byte once in 256.
-            fate[a[(same - 1 / 256) / (1 - 1 / 256) >= similarity]] = NEAR
-    return fate
+            labels[a[(same - 1 / 256) / (1 - 1 / 256) >= similarity]] = NEAR
+    return labels
 
 
-def _repeated(keys: np.ndarray):
-    """(later, earlier) places of equal keys: each with the first of its group, then the last."""
+def _equal_keys(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(later, earlier) indices of equal keys: each with its group's first, then the previous."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
@@ -99,15 +115,15 @@ def _repeated(keys: np.ndarray):
         yield order[same[part]], order[same[part] - 1]
 
 
-def _rows(parts: list[np.ndarray], ends: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Rows of an array that lies in several files."""
-    found = np.empty((len(places), MINIMA), np.uint8)
-    owner = np.searchsorted(ends, places, side="right")
+def _rows(parts: list[np.ndarray], ends: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Rows of an array whose parts are in several files; `ends` are the parts' last rows + 1."""
+    rows = np.empty((len(indices), MINIMA), np.uint8)
+    owner = np.searchsorted(ends, indices, side="right")
     for number in np.unique(owner):
         chosen = owner == number
         start = ends[number - 1] if number else 0
-        found[chosen] = parts[number][places[chosen] - start]
-    return found
+        rows[chosen] = parts[number][indices[chosen] - start]
+    return rows
 
 
 def _exact(text: str) -> int:
@@ -116,9 +132,9 @@ def _exact(text: str) -> int:
 
 
 def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """uint32 hashes of all five-word sequences, and where each document's begin: [D].
+    """uint32 hashes of all shingles, and where each document's begin: [D].
 
-    A document of fewer words has one sequence, filled with nothing.
+    A document of fewer words has one shingle, padded with zeros.
     """
     lowered = [text.lower() for text in texts]
     codes = np.frombuffer(
@@ -132,10 +148,10 @@ def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     runs = kinds[starts] == 1
     stops = starts + 1
     stops[runs] = ends
-    # The hash of a word is independent of its place: differences of prefix sums, moved back.
+    # A word's hash does not depend on its position: a difference of prefix sums, times the inverse.
     powers, inverses = _powers(len(codes) + 1)
     sums = np.concatenate([[np.uint64(0)], np.cumsum(codes * powers[: len(codes)])])
-    words = _mixed((sums[stops] - sums[starts]) * inverses[starts])
+    words = _mix_bits((sums[stops] - sums[starts]) * inverses[starts])
     lengths = np.array([len(text) + 1 for text in lowered])
     owner = np.searchsorted(np.cumsum(lengths), starts, side="right")
     counts = np.bincount(owner, minlength=len(texts))
@@ -145,38 +161,38 @@ def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     padded[np.arange(len(words)) - np.repeat(np.cumsum(counts) - counts, counts)
            + np.repeat(firsts, counts)] = words  # fmt: skip
     hashed = np.zeros(len(padded) - SHINGLE_WORDS + 1, np.uint64)
-    for place in range(SHINGLE_WORDS):
-        hashed += padded[place : place + len(hashed)] * powers[place + 1]
+    for i in range(SHINGLE_WORDS):
+        hashed += padded[i : i + len(hashed)] * powers[i + 1]
     sequences = rooms - SHINGLE_WORDS + 1
     chosen = np.arange(sequences.sum()) + np.repeat(
         firsts - (np.cumsum(sequences) - sequences), sequences
     )
-    return (_mixed(hashed[chosen]) >> np.uint64(32)).astype(np.uint32), (
+    return (_mix_bits(hashed[chosen]) >> np.uint64(32)).astype(np.uint32), (
         np.cumsum(sequences) - sequences
     )
 
 
 def _minima(hashes: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """uint32 [D, 112]: of each document's hashes under 112 functions the smallest values."""
-    found = np.empty((MINIMA, len(starts)), np.uint32)
+    """uint32 [D, 112]: the minimum of each document's hashes under each of 112 functions."""
+    minima = np.empty((MINIMA, len(starts)), np.uint32)
     factors, offsets = _odd_numbers(MINIMA, 2), _odd_numbers(MINIMA, 3)
     for first in range(0, MINIMA, AT_ONCE):
         part = slice(first, first + AT_ONCE)
         values = (hashes[None, :] ^ offsets[part, None]) * factors[part, None]
         values ^= values >> np.uint32(15)
-        found[part] = np.minimum.reduceat(values, starts, axis=1)
-    return found.T
+        minima[part] = np.minimum.reduceat(values, starts, axis=1)
+    return minima.T
 
 
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Every bit of the result depends on every bit given (the finaliser of splitmix64)."""
+def _mix_bits(numbers: np.ndarray) -> np.ndarray:
+    """Make every bit of the result depend on every input bit (the finalizer of splitmix64)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))
 
 
 def _odd_numbers(count: int, stream: int) -> np.ndarray:
-    """uint32 [count], the same for ever: of a generator whose stream NumPy keeps."""
+    """uint32 [count], the same in every version of NumPy, which guarantees PCG64's stream."""
     bits = np.random.PCG64([SEED, stream]).random_raw(count)
     return (bits >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
 
@@ -190,18 +206,18 @@ def _kinds() -> np.ndarray:
     return kinds
 
 
-_power_table: tuple[np.ndarray, np.ndarray] | None = None
-
-
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """BASE**n and its inverse modulo 2**64 for n below `count`."""
-    global _power_table
-    if _power_table is None or len(_power_table[0]) < count:
-        inverse = np.uint64(pow(int(BASE), -1, 2**64))
-        tables = []
-        for base in (BASE, inverse):
-            table = np.full(max(count, 1 << 16), base)
-            table[0] = 1
-            tables.append(np.multiply.accumulate(table))
-        _power_table = (tables[0], tables[1])
-    return _power_table
+    """BASE**n and its inverse modulo 2**64 for n below `count`, and some more."""
+    return _power_tables(max(count - 1, (1 << 16) - 1).bit_length())
+
+
+@cache
+def _power_tables(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for n below 2**bits."""
+    inverse = np.uint64(pow(int(BASE), -1, 2**64))
+    tables = []
+    for base in (BASE, inverse):
+        table = np.full(1 << bits, base)
+        table[0] = 1
+        tables.append(np.multiply.accumulate(table))
+    return tables[0], tables[1]

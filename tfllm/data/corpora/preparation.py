@@ -1,8 +1,8 @@
-"""Files to a prepared corpus: read, find repetitions, learn or load a vocabulary, encode.
+"""Preparation of a corpus: read files, find duplicates, train or load a tokenizer, encode.
 
-One process reads, in order; several work on batches of documents; the first writes what they make,
-in order. So nothing depends on how many there are. Everything passes through in batches: memory
-does not grow with the corpus but for some 30 bytes a document.
+One process reads in order; several process batches of documents; the first writes their results in
+order. So the result does not depend on the number of processes. Everything is streamed in batches:
+memory grows by about 30 bytes a document.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tfllm.data.corpora.corpus import MANIFEST, TOKENIZER, open_corpus
 from tfllm.data.corpora.document_encoding import SentenceSplit
 from tfllm.data.corpora.documents import Document, check_files, documents
 from tfllm.data.corpora.lengths import write_lengths
-from tfllm.data.corpora.minhash import EXACT, KEPT, NEAR, SEED
-from tfllm.data.corpora.process_pool import processes
+from tfllm.data.corpora.minhash import EXACT, NEAR, SEED, UNIQUE
+from tfllm.data.corpora.process_pool import worker_pool
 from tfllm.data.corpora.read_stats import ReadStats
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.corpora.shards import ShardWriter, finish, finished_shards
@@ -40,40 +40,40 @@ SMALL_BYTES = 4 << 20  # less than this is done before other processes have star
 REJECTED, REPEATED = "rejected.jsonl", "repeated.jsonl"
 VALIDATION = "validation"
 
-Progress = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """(stage, bytes read, bytes in all)"""
 MakeTokenizer = Callable[[Iterable[str]], Tokenizer]
 Batch = tuple[list[int], list[str]]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one corpus is made of."""
+class CorpusJob:
+    """Inputs and settings of one corpus."""
 
     paths: tuple[str, ...]
     reading: ReadSettings
     settings: PrepareSettings
-    cut: SentenceSplit
+    split: SentenceSplit
     limit: int | None = None
-    """Read at most so many documents."""
+    """Read at most this many documents."""
     share: float | None = None
-    """The part of the documents that is held out, by a hash of their text."""
+    """The share of documents to hold out, by a hash of their text."""
     held_out: bool = False
-    """Whether this corpus is made of these, rather than of the others."""
+    """Whether this is the corpus of held-out documents."""
 
-    def described(self) -> dict[str, Any]:
-        """What makes the corpus, as the manifest shows it."""
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as the manifest records them."""
         reading = self.reading.model_dump(include=set(ReadSettings.model_fields), exclude_none=True)
         return {
             "files": list(self.paths), "reading": reading,
-            **self.settings.model_dump(exclude={"sentences"}), "sentences": self.cut,
+            **self.settings.model_dump(exclude={"sentences"}), "sentences": self.split,
             "limit": self.limit, "validation_share": self.share, "held_out": self.held_out,
         }  # fmt: skip
 
 
 @dataclass
-class Count:
-    """What became of the documents."""
+class DocumentCounts:
+    """How many documents were read, dropped and chosen."""
 
     documents: int = 0
     short: int = 0
@@ -84,46 +84,67 @@ class Count:
 
 
 def build_corpus(
-    train: Job,
-    validation: Job | None,
+    train: CorpusJob,
+    validation: CorpusJob | None,
     output: Path,
     make_tokenizer: MakeTokenizer,
     identity: dict[str, Any],
     *,
     workers: int,
-    progress: Progress = lambda *_: None,
+    progress: ProgressCallback = lambda *_: None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """A corpus at `output`, with the one to measure on in its validation/; the first's manifest.
+    """Prepare a corpus, with the held-out one in its folder validation/.
 
-    `make_tokenizer` is given the lines of the training documents; `identity` says what it makes.
-    The same call after a kill goes on with what is finished; the result is the same, byte by byte.
-    Raises DataError, SettingError, StorageError; nothing is left of a corpus that is not whole but
-    `output`.unfinished, to go on with.
+    The same call after a kill resumes; the result is the same, byte for byte. A corpus that is not
+    complete leaves only OUTPUT.unfinished, from which to resume.
+
+    Args:
+        train: Of the training corpus.
+        validation: Of the validation corpus, if any.
+        output: A new folder.
+        make_tokenizer: (lines of the training documents) -> Tokenizer.
+        identity: What `make_tokenizer` makes; a resumed call must have the same.
+        workers: Processes.
+        progress: Called with stage, bytes read and total bytes.
+        notice: Called with messages for the user.
+
+    Returns:
+        The manifest of the training corpus.
+
+    Raises:
+        DataError: A file cannot be read, or no documents are left.
+        SettingError: The settings do not go together.
+        StorageError: The output cannot be written.
     """
-    plan = {"train": train.described(), "tokenizer": identity, "sources": _sources(train)}
+    plan = {"train": train.describe(), "tokenizer": identity, "sources": _sources(train)}
     if validation is not None:
-        plan["validation"] = validation.described()
+        plan["validation"] = validation.describe()
         plan["sources"] |= _sources(validation)
     with staging_directory(output, plan) as work:
         if done := finished_shards(work):
-            notice(f"goes on in '{work}', where {len(done)} shards are finished")
-        steps = partial(_prepare_one, workers=workers, progress=progress)
-        manifest = steps(train, work, make_tokenizer)
+            notice(f"resumes in '{work}', where {len(done)} shards are finished")
+        prepare = partial(_prepare_one, workers=workers, progress=progress)
+        manifest = prepare(train, work, make_tokenizer)
         if validation is not None:
             inner = work / VALIDATION
             inner.mkdir(exist_ok=True)
-            if validation.paths == train.paths and (work / deduplication.FATE).is_file():
-                # The same documents: what repeats is known.
-                shutil.copyfile(work / deduplication.FATE, inner / deduplication.FATE)
-            steps(validation, inner, lambda _: load_tokenizer(work / TOKENIZER))
+            if validation.paths == train.paths and (work / deduplication.LABELS).is_file():
+                # The same documents: their duplicates are known.
+                shutil.copyfile(work / deduplication.LABELS, inner / deduplication.LABELS)
+            prepare(validation, inner, lambda _: load_tokenizer(work / TOKENIZER))
         for folder in (work, work / VALIDATION):
             deduplication.clear(folder)
     return manifest
 
 
 def _prepare_one(
-    job: Job, work: Path, make_tokenizer: MakeTokenizer, *, workers: int, progress: Progress
+    job: CorpusJob,
+    work: Path,
+    make_tokenizer: MakeTokenizer,
+    *,
+    workers: int,
+    progress: ProgressCallback,
 ) -> dict[str, Any]:
     check_files(job.paths)
     size = ReadStats(job.paths).total_bytes
@@ -132,9 +153,9 @@ def _prepare_one(
         manifest = finish(work, load_tokenizer(work / TOKENIZER), {})
         write_lengths(open_corpus(work), work)
         return manifest
-    fate = _fate(job, work, workers, progress)
-    tokenizer = _tokenizer(job, work, make_tokenizer, fate, progress)
-    count, stats = _encode(job, work, fate, workers, progress)
+    duplicates = _find_duplicates(job, work, workers, progress)
+    tokenizer = _tokenizer(job, work, make_tokenizer, duplicates, progress)
+    count, stats = _encode(job, work, duplicates, workers, progress)
     shards = finished_shards(work)
     if not shards:
         raise DataError(_nothing_left(job, count, stats))
@@ -144,36 +165,41 @@ def _prepare_one(
         "short": count.short, "exact_duplicates": count.exact, "near_duplicates": count.near,
         "held_out": count.held_out, "without_tokens": count.chosen - written,
     }  # fmt: skip
-    manifest = finish(work, tokenizer, job.described(), read=about, seed=SEED)
+    manifest = finish(work, tokenizer, job.describe(), read=about, seed=SEED)
     write_lengths(open_corpus(work), work)
     return manifest
 
 
-def _fate(job: Job, work: Path, workers: int, progress: Progress) -> np.ndarray | None:
-    """Which documents repeat earlier ones: [documents], or None where all may stay."""
+def _find_duplicates(
+    job: CorpusJob, work: Path, workers: int, progress: ProgressCallback
+) -> np.ndarray | None:
+    """Labels of `minhash.find_duplicates` [documents], or None where duplicates are kept."""
     if job.settings.duplicates == "keep":
         return None
-    if (work / deduplication.FATE).is_file():
-        return np.load(work / deduplication.FATE, mmap_mode="r")
-    done = deduplication.done(work)
+    if (work / deduplication.LABELS).is_file():
+        return np.load(work / deduplication.LABELS, mmap_mode="r")
+    done = deduplication.signed_documents(work)
     near = job.settings.duplicates == "near"
-    with processes(workers, deduplication.start, (near, job.settings.similarity)) as ordered:
-        batches = _batches(_numbered(job, ReadStats(job.paths, job.settings.max_bad_lines), Count(),
-                                     partial(progress, "repetitions")), done)  # fmt: skip
-        deduplication.collect(work, ordered(deduplication.signatures_of, batches))
-    return deduplication.decide(work, job.settings.similarity)
+    similarity = job.settings.similarity
+    signatures = partial(deduplication.batch_signatures, near=near, similarity=similarity)
+    with worker_pool(workers) as ordered_map:
+        stats = ReadStats(job.paths, job.settings.max_bad_lines)
+        numbered = _numbered(job, stats, DocumentCounts(), partial(progress, "repetitions"))
+        batches = _batches(numbered, done)
+        deduplication.write_signatures(work, ordered_map(signatures, batches))
+    return deduplication.classify_documents(work, similarity)
 
 
 def _tokenizer(
-    job: Job,
+    job: CorpusJob,
     work: Path,
     make_tokenizer: MakeTokenizer,
-    fate: np.ndarray | None,
-    progress: Progress,
+    duplicates: np.ndarray | None,
+    progress: ProgressCallback,
 ) -> Tokenizer:
-    """The tokenizer in tokenizer/, made once."""
+    """The tokenizer in tokenizer/, created once."""
     if not (work / TOKENIZER).is_dir():
-        made = make_tokenizer(_Lines(job, fate, partial(progress, "vocabulary")))
+        made = make_tokenizer(_Lines(job, duplicates, partial(progress, "vocabulary")))
         part = work / f".{TOKENIZER}.part"
         shutil.rmtree(part, ignore_errors=True)
         made.save(part)
@@ -182,33 +208,45 @@ def _tokenizer(
 
 
 class _Lines:
-    """The lines of the documents that stay; may be gone through several times."""
+    """The lines of the chosen documents; may be iterated several times."""
 
-    def __init__(self, job: Job, fate: np.ndarray | None, told: Callable[[int, int], None]):
-        self.job, self.fate, self.told = job, fate, told
+    def __init__(
+        self, job: CorpusJob, duplicates: np.ndarray | None, report: Callable[[int, int], None]
+    ):
+        self.job, self.duplicates, self.report = job, duplicates, report
 
     def __iter__(self) -> Iterator[str]:
         stats = ReadStats(self.job.paths, self.job.settings.max_bad_lines)
-        for _, document in _chosen(self.job, stats, Count(), self.fate, self.told):
+        for _, document in _chosen(self.job, stats, DocumentCounts(), self.duplicates, self.report):
             yield from document.text.split("\n")
 
 
 def _encode(
-    job: Job, work: Path, fate: np.ndarray | None, workers: int, progress: Progress
-) -> tuple[Count, ReadStats]:
-    """Writes the shards that are missing. The files are read from the beginning in any case."""
-    count = Count()
-    arguments = (str(work / TOKENIZER), job.cut, job.settings.join_lines)
+    job: CorpusJob,
+    work: Path,
+    duplicates: np.ndarray | None,
+    workers: int,
+    progress: ProgressCallback,
+) -> tuple[DocumentCounts, ReadStats]:
+    """Write the missing shards. The files are read from the beginning in any case."""
+    count = DocumentCounts()
+    arguments = (str(work / TOKENIZER), job.split, job.settings.join_lines)
+    encode = partial(
+        document_encoding.encode_batch,
+        tokenizer=arguments[0],
+        split=job.split,
+        join_lines=job.settings.join_lines,
+    )
     writer = ShardWriter(work, job.settings.shard_megabytes << 20)
     with (work / REJECTED).open("w", encoding="utf-8") as rejected:
         stats = ReadStats(job.paths, job.settings.max_bad_lines, rejected)
         with (work / REPEATED).open("w", encoding="utf-8") as repeated:
-            told = partial(progress, "encoding")
-            chosen = _chosen(job, stats, count, fate, told, repeated)
+            report = partial(progress, "encoding")
+            chosen = _chosen(job, stats, count, duplicates, report, repeated)
             try:
-                with processes(workers, document_encoding.start, arguments) as ordered:
+                with worker_pool(workers, document_encoding.start_worker, arguments) as ordered_map:
                     batches = _batches(chosen, writer.next_ordinal)
-                    for encoded in ordered(document_encoding.encode, batches):
+                    for encoded in ordered_map(encode, batches):
                         writer.add(encoded)
                 writer.close()
             except BaseException:
@@ -221,9 +259,9 @@ def _encode(
 
 
 def _numbered(
-    job: Job, stats: ReadStats, count: Count, told: Callable[[int, int], None]
+    job: CorpusJob, stats: ReadStats, count: DocumentCounts, report: Callable[[int, int], None]
 ) -> Iterator[tuple[int, Document]]:
-    """The documents that are long enough, numbered: the same in every pass."""
+    """Number the documents that are long enough: the same in every pass."""
     for document in documents(job.paths, job.reading, job.settings, stats):
         if len(document.text.strip()) < job.settings.shortest_characters:
             count.short += 1
@@ -233,25 +271,25 @@ def _numbered(
         yield count.documents, document
         count.documents += 1
         if count.documents % 100 == 0:
-            told(min(stats.bytes_read, stats.total_bytes - 1), stats.total_bytes)
-    told(stats.total_bytes, stats.total_bytes)
+            report(min(stats.bytes_read, stats.total_bytes - 1), stats.total_bytes)
+    report(stats.total_bytes, stats.total_bytes)
 
 
 def _chosen(
-    job: Job,
+    job: CorpusJob,
     stats: ReadStats,
-    count: Count,
-    fate: np.ndarray | None,
-    told: Callable[[int, int], None],
+    count: DocumentCounts,
+    duplicates: np.ndarray | None,
+    report: Callable[[int, int], None],
     repeated: Any = None,
 ) -> Iterator[tuple[int, Document]]:
-    """The documents of this corpus: of the right side, without repetitions."""
-    for ordinal, document in _numbered(job, stats, count, told):
+    """Choose the documents of this corpus: held out or not, without duplicates."""
+    for ordinal, document in _numbered(job, stats, count, report):
         if job.share and held_out({"text": document.text}, job.share) != job.held_out:
             count.held_out += 1
             continue
-        why = KEPT if fate is None else fate[ordinal]
-        if why == KEPT:
+        why = UNIQUE if duplicates is None else duplicates[ordinal]
+        if why == UNIQUE:
             count.chosen += 1
             yield ordinal, document
             continue
@@ -279,16 +317,16 @@ def _batches(numbered: Iterable[tuple[int, Document]], first: int) -> Iterator[B
         yield ordinals, texts
 
 
-def _sources(job: Job) -> dict[str, Any]:
-    """Sizes and times of the files, to see that they are the same when work goes on."""
-    found = {}
-    for path, place in zip(job.paths, check_files(job.paths), strict=True):
-        about = place.stat()
-        found[path] = f"{about.st_size} bytes of {about.st_mtime_ns} ns"
-    return found
+def _sources(job: CorpusJob) -> dict[str, Any]:
+    """Sizes and times of the files, to check that they are the same when a run resumes."""
+    sources = {}
+    for path, file in zip(job.paths, check_files(job.paths), strict=True):
+        status = file.stat()
+        sources[path] = f"{status.st_size} bytes of {status.st_mtime_ns} ns"
+    return sources
 
 
-def _nothing_left(job: Job, count: Count, stats: ReadStats) -> str:
+def _nothing_left(job: CorpusJob, count: DocumentCounts, stats: ReadStats) -> str:
     names = job.paths[0] + (f" and {len(job.paths) - 1} more" if len(job.paths) > 1 else "")
     parts = {
         "bad lines": stats.error_count, "too short": count.short, "held out": count.held_out,
@@ -302,8 +340,8 @@ def _nothing_left(job: Job, count: Count, stats: ReadStats) -> str:
     )
 
 
-def validation_job(train: Job, paths: tuple[str, ...] | None) -> Job | None:
-    """The job for the corpus to measure on: other files, or those held out; None for neither."""
+def validation_job(train: CorpusJob, paths: tuple[str, ...] | None) -> CorpusJob | None:
+    """Return the job of the validation corpus: of other files, or of held-out documents, if any."""
     if paths:
         return replace(train, paths=paths, limit=None)
     return replace(train, held_out=True) if train.share else None

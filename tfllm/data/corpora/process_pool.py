@@ -1,4 +1,4 @@
-"""A function over many items on several processes; results in the items' order, few at a time."""
+"""Ordered, streaming map over several processes."""
 
 from __future__ import annotations
 
@@ -18,35 +18,44 @@ from tfllm.errors import TfllmError
 
 OrderedMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
-WAITING = 2  # items given out per process beyond the one it works on: it never idles
+QUEUED = 2  # items per process beyond the one it works on, so that it never idles
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager
-def processes(
-    count: int, start: Callable[..., None], arguments: tuple[Any, ...]
+def worker_pool(
+    count: int, start: Callable[..., None] = _nothing, arguments: tuple[Any, ...] = ()
 ) -> Iterator[OrderedMap]:
-    """`count` processes; what it yields maps a function over items, in order.
+    """Start worker processes, and yield a function that maps over items in order.
 
-    `start(*arguments)` runs first in each. At most a few items are on their way at a time, however
-    many there are. With one process everything runs in this one. Functions and items are pickled.
+    At most a few items are in flight at a time. Functions and items are pickled. With one process
+    everything runs in the calling one.
+
+    Args:
+        count: Processes.
+        start: Called with `arguments` first in each process.
+        arguments: Of `start`.
     """
     if count == 1:
         start(*arguments)
         yield map
         return
     pool = ProcessPoolExecutor(
-        count, multiprocessing.get_context("spawn"), _started, (start, arguments)
+        count, multiprocessing.get_context("spawn"), _start_worker, (start, arguments)
     )
 
     def ordered(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        waiting: deque[Future] = deque()
+        pending: deque[Future] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > count * WAITING:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) > count * QUEUED:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool:
             raise TfllmError(
                 "A worker process was ended, perhaps because memory ran out. What is finished is "
@@ -60,15 +69,15 @@ def processes(
 
 
 def available_cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
 
 
-def _started(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """In a worker: Ctrl-C is the parent's to answer, and no worker outlives the parent."""
+def _start_worker(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Initialize a worker: it ignores Ctrl-C, and ends with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallel part
     os.environ["OMP_NUM_THREADS"] = "1"
