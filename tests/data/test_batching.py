@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfllm.data.batching import Batches, bucket_length, ladder, padding_share
+from tfllm.data.batching import Batches, bucket_length, bucket_lengths, padding_share
 
 LENGTHS = np.random.default_rng(0).gamma(2.0, 8.0, size=1003).astype(int) + 3
 
@@ -15,10 +15,10 @@ def batches(**options):
 
 
 def test_ladder():
-    assert ladder(3) == [4]
-    assert ladder(33) == [4, 8, 12, 16, 20, 24, 28, 32, 40]
-    assert ladder(128)[-5:] == [64, 80, 96, 112, 128]
-    assert all(n % 4 == 0 for n in ladder(5000))
+    assert bucket_lengths(3) == [4]
+    assert bucket_lengths(33) == [4, 8, 12, 16, 20, 24, 28, 32, 40]
+    assert bucket_lengths(128)[-5:] == [64, 80, 96, 112, 128]
+    assert all(n % 4 == 0 for n in bucket_lengths(5000))
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_tokens": 512}, {"shuffle": False}, {"group": 2}])
@@ -46,7 +46,7 @@ def test_rows_of_a_group_stay_together_in_order():
 def test_lengths_hold_the_rows_and_are_on_the_ladder():
     for batch in batches().epoch(0):
         longest = LENGTHS[batch.rows].max()
-        assert batch.length == next(n for n in ladder(200) if n >= longest)
+        assert batch.length == next(n for n in bucket_lengths(200) if n >= longest)
         assert batch.tokens == LENGTHS[batch.rows].sum() <= batch.slots
 
 

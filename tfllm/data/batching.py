@@ -1,10 +1,10 @@
-"""Which rows make which batch: shuffled, of similar length, a function of (seed, epoch, step).
+"""Length-bucketed batches: shuffled rows of similar length, a function of (seed, epoch, step).
 
 Rows are shuffled, cut into windows, sorted by length inside each window, cut into batches, and the
 batches shuffled. A batch is padded to the next of a few lengths, so that padding stays small and a
 compiled step meets few shapes. Rows with a source and a target are sorted by both, and each is
-padded on its own. Nothing is remembered between steps: a run that stopped at any step goes on with
-the very batches it would have had.
+padded on its own. There is no state between steps: a run that stopped at any step resumes with
+the same batches.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 WINDOW_BATCHES = 64  # batches whose rows are sorted together: enough for little padding
 
 
-def ladder(longest: int) -> list[int]:
-    """The lengths that batches are padded to: steps of 4, then an eighth to a quarter more each.
+def bucket_lengths(longest: int) -> list[int]:
+    """Return the bucket lengths up to the first that holds `longest` tokens.
 
-    4, 8, ... 32, 40, ... 64, 80, 96, 112, 128, 160, ... up to the first that holds `longest`.
+    4, 8, ... 32, 40, ... 64, 80, 96, 112, 128, 160, ...: steps of 4, then 1/8 to 1/4 more.
     """
     lengths = [4]
     while lengths[-1] < longest:
@@ -31,8 +31,8 @@ def ladder(longest: int) -> list[int]:
 
 
 def bucket_length(longest: int) -> int:
-    """The first length of the ladder that holds `longest` tokens."""
-    return ladder(longest)[-1]
+    """Return the first bucket length that holds `longest` tokens."""
+    return bucket_lengths(longest)[-1]
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ class Batches:
 
     @cached_property
     def steps(self) -> np.ndarray:
-        """The padded length of every unit, by the ladder."""
-        return _on_ladder(self.unit_lengths)
+        """The padded length of every unit, of its bucket."""
+        return _to_buckets(self.unit_lengths)
 
     @cached_property
     def source_steps(self) -> np.ndarray:
         """The padded length of every unit's sources; 0 where there are none."""
         if self.source_lengths is None:
             return np.zeros_like(self.steps)
-        return _on_ladder(self.source_lengths[self.units].max(axis=1))
+        return _to_buckets(self.source_lengths[self.units].max(axis=1))
 
     def epoch(self, number: int) -> list[Batch]:
         """The batches of one epoch, counted from 0."""
@@ -157,8 +157,8 @@ class Batches:
         return Batch(rows, lengths[0], tokens, lengths[1], self.units.shape[1])
 
 
-def _on_ladder(lengths: np.ndarray) -> np.ndarray:
-    edges = np.array(ladder(int(lengths.max())))
+def _to_buckets(lengths: np.ndarray) -> np.ndarray:
+    edges = np.array(bucket_lengths(int(lengths.max())))
     return edges[np.searchsorted(edges, lengths)]
 
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from tfllm.data.batching import Batch, Batches
 
-AHEAD = 4  # batches that are made before they are asked for
+PREFETCH = 4  # batches
 
 
-class Rows(Protocol):
-    """Anything that pads rows into a batch: `tfllm.tasks.base.Features`."""
+class RowBatcher(Protocol):
+    """Pads rows into a batch, as `tfllm.tasks` Features do."""
 
     def batch(
         self, rows: np.ndarray, length: int | None = None
@@ -24,16 +24,16 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """How a batch is divided: into `replicas` parts, of which this process feeds those of `own`."""
+    """How a batch is split over replicas, of which this process feeds those of `own`."""
 
     replicas: int = 1
     own: range = range(1)
 
     def rows(self, batch: Batch, group: int) -> Iterator[tuple[np.ndarray, bool]]:
-        """The rows of every part that is fed here, and whether they belong to the batch.
+        """Yield the rows of every part that is fed here, and whether they belong to the batch.
 
-        Parts differ by one unit of `group` rows at most. A replica for which nothing is left gets
-        the batch's first unit, which must not count.
+        Sizes of parts differ by one unit of `group` rows at most. A replica for which no unit is
+        left gets the batch's first one, with sample weight 0.
         """
         units = batch.rows.reshape(-1, group)
         for replica in self.own:
@@ -43,24 +43,35 @@ class Split:
 
 
 def dataset(
-    features: Callable[[int], Rows],
+    features: Callable[[int], RowBatcher],
     batches: Batches,
     inputs: list[str],
     epoch: int = 0,
     step: int = 0,
     split: Split = Split(),
 ) -> Any:
-    """(inputs {name: [B, ..., T]}, targets [B, ...]) without end, from a step of an epoch on.
+    """Build an endless dataset of batches for `keras.Model.fit`.
 
-    `features(epoch)` gives the rows of an epoch, `inputs` names what the model asks for. B and the
-    length differ from batch to batch. With several replicas there is one element for each that is
-    fed here, in order, and a third part: float32 [B], 1, or 0 where the rows must not count.
+    Args:
+        features: (epoch) -> the rows of an epoch.
+        batches: Which rows make which batch.
+        inputs: Names of the model's inputs.
+        epoch: The first epoch, from 0.
+        step: The first step of that epoch.
+        split: Over replicas.
+
+    Returns:
+        A `tf.data.Dataset` of (inputs {name: [B, ..., T]}, targets [B, ...]); B and T differ from
+        batch to batch. With several replicas there is one element for each that is fed here, in
+        order, with a third part: sample weights float32 [B], 1, or 0 for rows that do not count.
     """
     import tensorflow as tf
 
     group = batches.units.shape[1]
 
-    def chosen(rows: Rows, numbers: np.ndarray, length: int) -> tuple[dict[str, np.ndarray], Any]:
+    def chosen(
+        rows: RowBatcher, numbers: np.ndarray, length: int
+    ) -> tuple[dict[str, np.ndarray], Any]:
         arrays, targets = rows.batch(numbers, length)
         assert targets is not None, "training rows have targets"
         return {name: arrays[name] for name in inputs}, targets
@@ -81,12 +92,12 @@ def dataset(
     signature = element_spec(features(epoch), batches.units[0], inputs)
     if split.replicas > 1:
         signature = (*signature, tf.TensorSpec((None,), tf.float32))
-    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return made.prefetch(AHEAD * len(split.own))
+    batches_of_rows = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return batches_of_rows.prefetch(PREFETCH * len(split.own))
 
 
 def epochs(
-    features: Callable[[int], Rows],
+    features: Callable[[int], RowBatcher],
     batches: Batches,
     inputs: list[str],
     sample_weight: Sequence[float] | None = None,
@@ -128,11 +139,12 @@ def epochs(
     signature = element_spec(features(0), batches.units[0], inputs)
     if weights is not None:
         signature = (*signature, tf.TensorSpec((None,), tf.float32))
-    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return made.apply(tf.data.experimental.assert_cardinality(len(plan(0)))).prefetch(AHEAD)
+    batches_of_rows = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    cardinality = tf.data.experimental.assert_cardinality(len(plan(0)))
+    return batches_of_rows.apply(cardinality).prefetch(PREFETCH)
 
 
-def element_spec(rows: Rows, unit: np.ndarray, inputs: list[str]) -> Any:
+def element_spec(rows: RowBatcher, unit: np.ndarray, inputs: list[str]) -> Any:
     """TensorSpecs of (inputs, targets) for batches of any size and length; of inputs alone where
     the rows have no targets."""
     import tensorflow as tf

@@ -1,6 +1,6 @@
-"""Files to lines: paths, compression, encodings and their faults. Everything streams.
+"""Lines of files: paths, compression, encodings and their errors. Everything streams.
 
-Every fault is a DataError that names the file, the line where there is one, and the next step.
+Every error is a DataError that names the file, the line where there is one, and the next step.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class ReadErrorPolicy:
-    """What readers tell while they read. This one raises the first fault of a file's content.
+    """What happens to unusable lines. This one raises the first error.
 
-    A reader whose policy returns from `report` goes on after the line that cannot be used.
+    Where `report` returns, the reader skips the line.
     """
 
     error_count = 0
-    """How many there were."""
+    """Errors reported so far."""
 
     def on_open(self, path: str | Path, file: BinaryIO) -> None:
-        """A file as it lies on the disk: its `tell()` says how far the reading is."""
+        """Called with each opened file; its `tell()` is the progress, in stored bytes."""
 
     def report(self, error: DataError) -> None:
-        """Something in a file cannot be used; the message begins with the file and the line."""
+        """Called with each error; its message begins with the file and the line."""
         raise error
 
 
@@ -56,50 +56,52 @@ RAISE_ERRORS = ReadErrorPolicy()
 
 
 def resolve(path: str | Path) -> Path:
-    """The path with `${NAME}` replaced from the environment and `~` from the home directory."""
+    """Replace `${NAME}` from the environment, and `~`. Raises DataError for an unset variable."""
 
     def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if not found:
+        text = os.environ.get(match[1])
+        if not text:
             raise DataError(
                 f"'{path}' needs the environment variable {match[1]}, which is not set. "
                 f"Set it to the folder of data sets: export {match[1]}=/path/to/data"
             )
-        return found
+        return text
 
     return Path(_VARIABLE.sub(value, str(path))).expanduser()
 
 
 def open_file(path: str | Path, errors: ReadErrorPolicy = RAISE_ERRORS) -> BinaryIO:
-    """The bytes of a file; a name ending in `.gz` is decompressed on the way, "-" is stdin."""
+    """Open a file for reading bytes; `.gz` is decompressed, "-" is standard input."""
     if str(path) == STANDARD_INPUT:
         return sys.stdin.buffer
-    found = resolve(path)
-    if found.is_dir():
-        raise DataError(f"'{found}' is a directory. Name a file in it.")
-    if not found.exists():
-        raise DataError(f"There is no data file '{found}'. {_near_names(found)}")
+    file_path = resolve(path)
+    if file_path.is_dir():
+        raise DataError(f"'{file_path}' is a directory. Name a file in it.")
+    if not file_path.exists():
+        raise DataError(f"There is no data file '{file_path}'. {_near_names(file_path)}")
     try:
-        if found.stat().st_size == 0:
-            raise DataError(f"{found}: the file is empty. Give a file with at least one example.")
-        if found.suffix == ".gz":
-            archive = gzip.open(found, "rb")
+        if file_path.stat().st_size == 0:
+            raise DataError(
+                f"{file_path}: the file is empty. Give a file with at least one example."
+            )
+        if file_path.suffix == ".gz":
+            archive = gzip.open(file_path, "rb")
             errors.on_open(path, cast(BinaryIO, archive.fileobj))
             return archive  # type: ignore[return-value]
-        file = found.open("rb")
+        file = file_path.open("rb")
         errors.on_open(path, file)
         return file
     except PermissionError:
-        raise DataError(f"'{found}' cannot be read. Check its permissions.") from None
+        raise DataError(f"'{file_path}' cannot be read. Check its permissions.") from None
 
 
 def read_lines(
     path: str | Path, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without its line end) of every line, blank ones included.
+    """Yield (number from 1, text without its line end) of every line, blank ones included.
 
     Lines end at \\n, \\r\\n or the end of the file; a leading byte order mark is dropped. A line
-    that is too long or no UTF-8 is a fault.
+    that is too long or not UTF-8 is reported to `errors`.
     """
     number = 0
     with open_file(path, errors) as file:
@@ -124,7 +126,7 @@ def read_lines(
 
 
 def read_all(path: str | Path) -> str:
-    """The whole text of a file, for formats that are one document."""
+    """Read the whole text of a file, for formats that are one document."""
     with open_file(path) as file:
         try:
             raw = file.read()
@@ -134,7 +136,7 @@ def read_all(path: str | Path) -> str:
 
 
 def decode(raw: bytes, path: str | Path, number: int) -> str:
-    """UTF-8 bytes to text; a DataError where they are something else."""
+    """Decode UTF-8 bytes. Raises DataError that names the likely encoding."""
     if number == 1 and raw.startswith(UTF16_MARKS):
         raise DataError(
             f"{path}: the file is UTF-16. {_convert('UTF-16')} Spreadsheets write UTF-8 as "

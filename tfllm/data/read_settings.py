@@ -15,19 +15,20 @@ Format = Literal[
 
 
 class ReadSettings(Settings):
-    """How a data file is read: the part of `data` that `evaluate` and `predict` share."""
+    """How a data file is read."""
 
     format: Format | None = None
-    """The file's format; by its ending where unset. Plain text is a text a line (text), between
-    blank lines (paragraphs), or a whole file (document); dialogues have __eou__ between turns.
-    parallel: two text files, named `train.{en,de}.gz`."""
+    """Format of the file; unset: by its suffix. `text`: one text per line; `paragraphs`: texts
+    separated by blank lines; `document`: the whole file is one text; `dialogues`: one conversation
+    per line with `__eou__` after each turn; `parallel`: two aligned text files, named as in
+    `train.{en,de}.gz`."""
     columns: dict[str, str | int] = Field(default_factory=dict)
-    """Canonical field to the file's column: its name, or its index from 0 without a header."""
+    """Field of an example: the file's column, by name, or without a header by index from 0."""
     header: bool = True
-    """Whether the first line of a TSV or CSV file names the columns."""
+    """Whether the first line of a TSV or CSV file has the names of columns."""
     quoting: bool | None = None
-    """Whether fields may stand in double quotes. Unset: yes in CSV, no in TSV."""
+    """Whether fields may be in double quotes. Unset: yes in CSV, no in TSV."""
     labels: dict[str, str | float] = Field(default_factory=dict)
-    """Names for the labels as they stand in the file, for example {"0": negative}."""
+    """Names of the labels in the file, for example {"0": negative}."""
     label_separator: str | None = None
-    """What separates several labels in one field (multi-label classification)."""
+    """Separator of several labels in one field (multi-label classification)."""

@@ -1,4 +1,4 @@
-"""The `data` part of a recipe: which files, how they are read, what is held out."""
+"""The `data` part of a recipe: files, how they are read, and what is held out."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ HELD_OUT = ("validation", "validation_share", "validation_tail")
 
 
 class MoreData(ReadSettings):
-    """Further training files that are read in their own way."""
+    """Further training files with read settings of their own."""
 
     train: Paths
     """The files."""
     prefix: str | None = None
-    """What stands before the sources of these files, in the place of task.prefix: a language's
-    tag, where one model learns several."""
+    """Prefix of the sources of these files, instead of task.prefix: for example a language tag of a
+    multilingual model."""
     limit: int | None = Field(default=None, gt=0)
-    """Read at most this many of their examples (the first ones)."""
+    """Read only this many examples, from the start."""
 
 
 class DataSettings(ReadSettings):
-    """Files relative to the working directory, absolute, or under `${TFLLM_DATA}`."""
+    """Files; paths are relative to the working directory, absolute, or under `${TFLLM_DATA}`."""
 
     train: Paths
-    """Training files, read in this order; or one corpus that `tfllm prepare` has made."""
+    """Training files, read in this order; or one prepared corpus (`tfllm prepare`)."""
     validation: Paths | None = None
-    """Files to measure on while training and after it, or a prepared corpus."""
+    """Validation files, or a prepared corpus."""
     validation_share: float | None = Field(default=None, gt=0, lt=1)
-    """The part of the training files to hold out, where there is no validation file: the examples
-    whose text hashes below it, so that every reading and every machine holds out the same."""
+    """Share of the training examples to hold out where there are no validation files. Chosen by a
+    hash of the text, so that every run and every machine holds out the same ones."""
     validation_tail: float | None = Field(default=None, gt=0, lt=1)
-    """The part of the training files to hold out at their end: the last examples or, of a single
-    text, its last characters. For texts that follow one another, as in one book."""
+    """Share of the training examples to hold out at the end of the files; for a single text, of its
+    characters. For consecutive texts, such as a book."""
     limit: int | None = Field(default=None, gt=0)
-    """Read at most this many training examples (the first ones)."""
+    """Read only this many training examples, from the start."""
     more: tuple[MoreData, ...] = ()
-    """Further training files with other columns, formats or prefixes; nothing of them is held
-    out."""
+    """Further training files with other columns, formats or prefixes; nothing is held out of
+    them."""
     both_orders: bool = False
-    """Train on every pair in both orders: for questions where the order means nothing."""
+    """Train on every pair in both orders: for symmetric tasks."""
     prepare: PrepareSettings | None = None
-    """How `tfllm prepare` makes a corpus of the training files."""
+    """Settings of `tfllm prepare`."""
 
 
 class CorpusDocuments(Sequence[dict]):
@@ -80,17 +80,17 @@ class CorpusDocuments(Sequence[dict]):
 
 
 def find_corpus(paths: Paths) -> CorpusDocuments | None:
-    """The prepared corpus that is named, or None for other files. Raises DataError."""
-    named = [paths] if isinstance(paths, str) else list(paths)
-    found = [path for path in named if is_corpus(resolve(path))]
-    if not found:
+    """Open the prepared corpus at `paths`; None if they are other files. Raises DataError."""
+    names = [paths] if isinstance(paths, str) else list(paths)
+    corpora = [path for path in names if is_corpus(resolve(path))]
+    if not corpora:
         return None
-    if len(named) > 1:
+    if len(names) > 1:
         raise SettingError(
-            f"data: '{found[0]}' is a prepared corpus, which must be named alone. Prepare one of "
+            f"data: '{corpora[0]}' is a prepared corpus, which must be named alone. Prepare one of "
             "all texts."
         )
-    return CorpusDocuments(open_corpus(resolve(found[0])))
+    return CorpusDocuments(open_corpus(resolve(corpora[0])))
 
 
 def _check_for_corpus(settings: DataSettings, documents: CorpusDocuments) -> None:
@@ -106,7 +106,7 @@ def _check_for_corpus(settings: DataSettings, documents: CorpusDocuments) -> Non
 
 
 def train_examples(settings: DataSettings) -> Sequence[dict]:
-    """The training examples, without those held out."""
+    """Read the training examples, without those held out."""
     documents = find_corpus(settings.train)
     if documents is not None:
         _check_for_corpus(settings, documents)
@@ -128,7 +128,7 @@ def train_examples(settings: DataSettings) -> Sequence[dict]:
             f"{settings.train}: every example is held out. Lower data.validation_share."
         )
     if settings.both_orders:
-        chosen += [swapped(example) for example in chosen]
+        chosen += [swap_pair(example) for example in chosen]
     return chosen + [example for each in settings.more for example in _more_examples(each)]
 
 
@@ -138,8 +138,8 @@ def _more_examples(settings: MoreData) -> Iterator[dict]:
         yield {**example, **prefix}
 
 
-def swapped(example: dict) -> dict:
-    """The example with its two texts exchanged. Raises DataError where there are not two."""
+def swap_pair(example: dict) -> dict:
+    """Return the example with its two texts swapped. Raises DataError where there are not two."""
     if "text" not in example or "text_pair" not in example:
         raise DataError(
             f"{example.get('_where', '')}: data.both_orders needs text and text_pair. "
@@ -149,9 +149,9 @@ def swapped(example: dict) -> dict:
 
 
 def validation_examples(settings: DataSettings) -> Sequence[dict]:
-    """The examples to measure on; empty where the recipe names none.
+    """Read the validation examples; empty where the recipe has none.
 
-    Of a prepared corpus, where no other is named, what was held out when it was made.
+    If training uses a prepared corpus: what was held out when it was prepared.
     """
     given = [name for name in HELD_OUT if getattr(settings, name) is not None]
     if len(given) > 1:
@@ -200,10 +200,14 @@ def _divided(examples: list[dict], share: float) -> tuple[list[dict], list[dict]
 
 
 def held_out(example: dict, share: float) -> bool:
-    """Whether an example belongs to the held-out part: by a hash of its first text.
+    """Return whether an example is held out, by a hash of its first text.
 
-    Examples that share that text (questions about one paragraph, sentences in several pairs) fall
-    on the same side.
+    Examples that share that text (questions about one paragraph, sentences in several pairs) are
+    held out together.
+
+    Args:
+        example: With canonical fields.
+        share: Of examples to hold out, 0 to 1.
     """
     for field in ("context", "text", "words", "messages", "source"):
         if field in example:

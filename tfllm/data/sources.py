@@ -1,7 +1,7 @@
-"""Data files to examples: `read` gives one dict of canonical fields per example, streaming.
+"""Data files to examples, streaming: one dict of canonical fields per example.
 
-The canonical fields are those of FIELDS; `_where` ("file:line") goes with them, so that later
-errors can name the line. A table of readers, one per format, gives raw columns; `read` renames.
+The canonical fields are those of FIELDS; `_where` ("file:line") is added, so that later errors can
+name the line. One reader per format yields raw columns, which `read` renames.
 """
 
 from __future__ import annotations
@@ -51,12 +51,17 @@ def read(
     errors: ReadErrorPolicy = RAISE_ERRORS,
     **options: Any,
 ) -> Iterator[dict]:
-    """The examples of one file, as dicts of canonical fields plus `_where`.
+    """Yield the examples of a file, as dicts of canonical fields plus `_where`.
 
-    `options` are the fields of ReadSettings, instead of `settings`. `path` may hold `${NAME}`,
-    replaced from the environment. Raises DataError naming file, line and next step; SettingError
-    for impossible settings. With an error policy that does not raise, lines that cannot be used are
-    left out.
+    Args:
+        path: May contain `${NAME}`, replaced from the environment.
+        settings: How the file is read.
+        errors: With a policy that does not raise, unusable lines are skipped.
+        options: Fields of ReadSettings, instead of `settings`.
+
+    Raises:
+        DataError: Names file, line and next step.
+        SettingError: The settings are impossible.
     """
     settings = settings or ReadSettings(**options)
     for field in settings.columns:
@@ -100,7 +105,7 @@ def named(rows: Iterable[Mapping[str, Any]], settings: ReadSettings) -> Iterator
 
 
 def format_of(path: str | Path) -> str:
-    """The format by the file's name; DataError where it says none."""
+    """Return the format by the file's name. Raises DataError where that is unknown."""
     format = known_format(path)
     if format is None:
         ending = Path(str(path).removesuffix(".gz")).suffix
@@ -112,7 +117,7 @@ def format_of(path: str | Path) -> str:
 
 
 def known_format(path: str | Path) -> Format | None:
-    """The format that a file's name says: by its ending, or by braces that name two files."""
+    """Return the format by the suffix, or by braces that name two files; None if unknown."""
     if parallel_text.pair_of(path):
         return "parallel"
     ending = Path(str(path).removesuffix(".gz")).suffix.lower()

@@ -318,7 +318,7 @@ def test_words_are_encoded_as_in_their_sentences():
     for _ in range(2):  # the second time from memory
         rows = [list(memoryview(row).cast("H")) for row in encode(generated)]
         assert rows == tokenizer.encode_ids(generated, add_special_tokens=False)
-    assert encode._known
+    assert encode._cache
 
 
 def test_byte_level_tokens_keep_every_space(tmp_path):

@@ -1,4 +1,4 @@
-"""What happens while a corpus is read: how far, and which lines cannot be used."""
+"""Progress and unusable lines while a corpus is read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from tfllm.errors import DataError
 
 
 class ReadStats(ReadErrorPolicy):
-    """Counts faults and goes on, up to `most` of them; knows how many bytes are read.
+    """Skip and count unusable lines, and count the bytes read.
 
-    `file`: gets a JSON line per fault: file, line, why.
+    Args:
+        paths: The files, in order.
+        most: How many errors are allowed; None: any number.
+        file: A JSON line per error is written to it: file, line, why.
     """
 
     def __init__(self, paths: Sequence[str], most: int | None = None, file: IO[str] | None = None):
@@ -35,7 +38,7 @@ class ReadStats(ReadErrorPolicy):
 
     @property
     def bytes_read(self) -> int:
-        """Of the files as they lie on the disk."""
+        """Stored bytes (before decompression) read so far."""
         try:
             inside = self._open.tell() if self._open else 0
         except ValueError:  # closed: all of it
@@ -43,7 +46,7 @@ class ReadStats(ReadErrorPolicy):
         return self._before.get(self._path, 0) + inside
 
     def report(self, error: DataError) -> None:
-        """Raises DataError at one fault more than is allowed."""
+        """Count an error. Raises DataError when there are more than are allowed."""
         message = str(error)
         self.error_count += 1
         self.first_error = self.first_error or message

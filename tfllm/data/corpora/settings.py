@@ -1,4 +1,4 @@
-"""The `data.prepare` part of a recipe: how texts become a corpus."""
+"""The `data.prepare` part of a recipe."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from tfllm.config import Settings
 
 
 class PrepareSettings(Settings):
-    """What `tfllm prepare` makes of the training files. A document is a record of a table or of
-    JSON lines; of plain text what `data.format` says: a line (text), what stands between blank
-    lines (paragraphs), or a file (document)."""
+    """How `tfllm prepare` makes a corpus of the training files.
+
+    A document is a record of a table or of JSON lines; in plain text it depends on `data.format`:
+    a line (text), a paragraph (paragraphs) or a file (document)."""
 
     document_start: str | None = None
-    """Plain text: a regular expression; a line that it is found in begins a document."""
+    """Plain text only: regular expression; a line with a match starts a new document."""
     sentences: Literal["punctuation", "lines", "none"] | None = None
-    """How a document is cut into sentences: at punctuation and line ends, at line ends alone, or
-    not at all. Unset: punctuation, and none where the task is causal_lm."""
+    """How documents are split into sentences: at punctuation and line ends, at line ends alone, or
+    not at all. Unset: punctuation; none if the task is causal_lm."""
     join_lines: bool = False
-    """Lines are wrapped: a line end is a space and ends no sentence."""
+    """Treat line ends as spaces: for texts with wrapped lines."""
     shortest_characters: int = Field(default=1, ge=1)
-    """Documents with fewer characters are left out, and counted."""
+    """Drop documents with fewer characters."""
     longest_characters: int = Field(default=1_000_000, ge=1000)
-    """Longer documents are divided, at a line end where there is one."""
+    """Split longer documents, at a line end if possible. In characters."""
     duplicates: Literal["keep", "exact", "near"] = "exact"
-    """Which later documents are left out: none, those of the same text (white space aside), or
-    those nearly the same, too."""
+    """Deduplication: keep all documents, drop later ones with the same text (up to white space), or
+    drop near duplicates too (MinHash)."""
     similarity: float = Field(default=0.8, ge=0.5, le=1)
-    """near: the least share of common five-word sequences (Jaccard, estimated by MinHash)."""
+    """Near duplicates: least Jaccard similarity of five-word shingles, estimated by MinHash."""
     max_bad_lines: int | None = Field(default=None, ge=0)
-    """Stop when more lines than this cannot be used; unset: go on, count and list them."""
+    """Stop when more lines than this are unusable; unset: skip, count and list them all."""
     shard_megabytes: int = Field(default=64, ge=1)
-    """About the size of a shard file; a finished shard is not made again after a kill."""
+    """Approximate size of a shard file, in MiB; a resumed run keeps finished shards."""
 
     @field_validator("document_start")
     @classmethod
