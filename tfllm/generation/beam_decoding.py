@@ -6,6 +6,7 @@ sources and their coverage.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,7 +49,6 @@ def generate(
     renormalize_logits: bool = False,
     source: encoder_outputs.MaybeEncoderOutput = encoder_outputs.NO_SOURCE,
     coverage_penalty: tf.Tensor | float | None = None,
-    write: caches.WriteFunction = caches.scatter,
 ) -> Hypotheses:
     """Search after prompts, in one graph. The beams of a source share its keys and values.
 
@@ -61,11 +61,9 @@ def generate(
         max_new_tokens: N.
         num_beams: K.
         length_penalty: One number, or float32 [B, 1].
-        early_stopping: See `beam_search`.
-        renormalize_logits: Normalize again after the penalties.
+        early_stopping, renormalize_logits: See `GenerationConfig`.
         source: The encoder output of each prompt.
         coverage_penalty: Unset: the graph has no coverage term.
-        write: How the cache is written.
     """
     attention: list[tf.Tensor] = []
     covers = coverage_penalty is not None
@@ -74,21 +72,14 @@ def generate(
     logits, cache = states.prefill_cache(decoder, token_ids, lengths, tf.shape(token_ids)[1] + 1)
     coverage = _take_attention(attention, lengths) if covers else ()
 
-    def repeat(tensor: tf.Tensor) -> tf.Tensor:
-        return tf.repeat(tensor, num_beams, axis=0)
-
+    repeat = functools.partial(tf.repeat, repeats=num_beams, axis=0)
     logits, state, prompts, prompt_lengths, configs = tf.nest.map_structure(
         repeat, (logits, (cache, coverage), token_ids, lengths, config)
     )
     steps = _Steps(
         decoder, prompts, prompt_lengths, configs, flags, max_new_tokens, renormalize_logits,
-        write, attention,
+        attention,
     )  # fmt: skip
-
-    def bonus(state: Any) -> tf.Tensor:
-        assert isinstance(source, encoder_outputs.EncoderOutput)
-        return coverage_penalty * _log_coverage(state[1], repeat(source.padding_mask))
-
     return beam_search.search(
         steps.step,
         state,
@@ -100,7 +91,7 @@ def generate(
         length_penalty=length_penalty,
         early_stopping=early_stopping,
         process_logits=steps.process_logits,
-        bonus=bonus if covers else None,
+        bonus=_coverage_bonus(source, coverage_penalty, num_beams),
         state_shapes=_state_shapes(state),
     )
 
@@ -115,7 +106,6 @@ class _Steps(NamedTuple):
     flags: GraphFlags
     max_new_tokens: tf.Tensor | int
     renormalize_logits: bool
-    write: caches.WriteFunction
     attention: list[tf.Tensor]
 
     def step(self, newest: tf.Tensor, count: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
@@ -123,7 +113,7 @@ class _Steps(NamedTuple):
         cache, coverage = state
         cache = caches.grow_cache(cache, self._width + count + 1)
         positions = self.prompt_lengths + count
-        logits, cache = states.next_logits(self.decoder, newest, positions, cache, self.write)
+        logits, cache = states.next_logits(self.decoder, newest, positions, cache, caches.scatter)
         if self.attention:
             coverage = coverage + _take_attention(self.attention)
         return logits, (cache, coverage)
@@ -155,10 +145,22 @@ def _take_attention(attention: list[tf.Tensor], lengths: tf.Tensor | None = None
     return weights[:, 0] if lengths is None else tf.gather(weights, lengths - 1, batch_dims=1)
 
 
-def _log_coverage(coverage: tf.Tensor, padding_mask: tf.Tensor) -> tf.Tensor:
-    """The sum over the source's tokens of log(min(attention, 1)), float32 [R] (Wu et al. 2016)."""
-    logs = tf.math.log(tf.clip_by_value(coverage, MIN_COVERAGE, 1.0))
-    return tf.reduce_sum(tf.where(padding_mask > 0, logs, 0.0), axis=1)
+def _coverage_bonus(
+    source: encoder_outputs.MaybeEncoderOutput, penalty: tf.Tensor | float | None, num_beams: int
+) -> beam_search.ScoreBonus | None:
+    """The penalty times the sum over the source's tokens of log(min(attention, 1)), as in Wu et al.
+    2016; None without a penalty."""
+    if penalty is None:
+        return None
+    assert isinstance(source, encoder_outputs.EncoderOutput)
+    mask = source.padding_mask
+
+    def bonus(state: Any) -> tf.Tensor:
+        logs = tf.math.log(tf.clip_by_value(state[1], MIN_COVERAGE, 1.0))
+        is_token = tf.repeat(mask, num_beams, axis=0) > 0
+        return penalty * tf.reduce_sum(tf.where(is_token, logs, 0.0), axis=1)
+
+    return bonus
 
 
 def _state_shapes(state: Any) -> Any:

@@ -229,8 +229,8 @@ class TextGenerator:
 
     def generation_config(self, **overrides: Any) -> GenerationConfig:
         """A config of the overrides that are not None. Raises SettingError."""
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return generation_config(**given)
+        fields = {name: value for name, value in overrides.items() if value is not None}
+        return generation_config(**fields)
 
     def with_eos_token_id(self, config: GenerationConfig) -> GenerationConfig:
         """The config with the model's own end-of-sequence tokens added."""

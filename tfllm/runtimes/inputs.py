@@ -97,11 +97,11 @@ def _check_field(example: dict[str, Any], name: str, task: Task) -> None:
                 "which is no character. Remove it or write the whole pair."
             )
         return
-    wanted = "a list of words" if name == "words" else "a text"
-    found = "is missing" if value is None else f"is not {wanted}"
+    expected = "a list of words" if name == "words" else "a text"
+    problem = "is missing" if value is None else f"is not {expected}"
     fields = " and ".join(f"'{name}'" for name in task.required_fields[0])
     raise DataError(
-        f"{where}: the field '{name}' {found}. A model for "
+        f"{where}: the field '{name}' {problem}. A model for "
         f"{task.kind.replace('_', ' ')} reads JSON lines with {fields}; name other columns with "
         f"--set columns.{name}=NAME."
     )

@@ -1,4 +1,4 @@
-"""Keeps what C++ libraries tell about themselves off the terminal."""
+"""Suppress the log output of C++ libraries on the terminal."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ STDERR = 2  # file descriptor
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither Python's notices nor those of C++ are shown meanwhile."""
+    """Show neither the warnings of Python nor the log output of C++ inside the `with` block."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     sys.stderr.flush()
-    kept = os.dup(STDERR)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, STDERR)
+    saved = os.dup(STDERR)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDERR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, STDERR)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, STDERR)
+        os.close(saved)
+        os.close(null)
         logger.setLevel(level)
 
 
 def silence() -> None:
-    """The same, for the rest of the process."""
+    """Suppress the log output for the rest of the process."""
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDERR)

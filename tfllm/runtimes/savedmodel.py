@@ -119,8 +119,8 @@ class SavedModelPredictor:
                 "Leave them out, or measure the checkpoint that it was exported from."
             )
         texts = [text_field(example) for example in examples]
-        given = [{"text": text} for text in texts]
-        outputs = self._run(given, batch_size, progress, SCORE)
+        inputs = [{"text": text} for text in texts]
+        outputs = self._run(inputs, batch_size, progress, SCORE)
         return [
             {
                 "log_probability": float(output["log_probability"]),
@@ -141,7 +141,7 @@ class SavedModelPredictor:
         """A signature's outputs for every example. Texts of like length share a batch."""
         signature = self.module.signatures[name]
         order = sorted(range(len(texts)), key=lambda i: -sum(map(len, texts[i].values())))
-        found: list[Outputs] = [{}] * len(texts)
+        results: list[Outputs] = [{}] * len(texts)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             fed = {name: tf.constant([texts[row][name] for row in rows]) for name in texts[0]}
@@ -149,11 +149,11 @@ class SavedModelPredictor:
             for value in outputs.values():
                 if value.dtype.kind == "f":
                     check_finite(value, self.folder)
-            for place, row in enumerate(rows):
-                found[row] = {name: value[place] for name, value in outputs.items()}
+            for position, row in enumerate(rows):
+                results[row] = {name: value[position] for name, value in outputs.items()}
             if progress:
                 progress(len(rows))
-        return found
+        return results
 
     def _texts(self, example: Example) -> dict[str, str]:
         """The signature's inputs for one example."""

@@ -113,7 +113,7 @@ class SavedModelEngine:
         steps: int | None = None,
         sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate. `on_token` is told the tokens of whole texts."""
+        """See TokenGenerator.generate. `on_token` gets the tokens of whole texts."""
         inputs = self.limits.check_inputs(prompts, config, sources)
         for each in inputs:
             check_settings(each.config)
@@ -158,7 +158,7 @@ class SavedModelSeq2SeqEngine:
         steps: int | None = None,
         sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate. `on_token` is told the tokens of whole texts."""
+        """See TokenGenerator.generate. `on_token` gets the tokens of whole texts."""
         inputs = self.limits.check_inputs(prompts, config, sources)
         results: list[GenerationResult] = []
         for start in range(0, len(inputs), self.max_batch_size):

@@ -146,8 +146,8 @@ def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
     def log_probs(
         inputs: Mapping[str, np.ndarray], targets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        given = {name: inputs[name] for name in names}
-        logs, best = (value.numpy() for value in forward(given, targets))
+        model_inputs = {name: inputs[name] for name in names}
+        logs, best = (value.numpy() for value in forward(model_inputs, targets))
         check_finite(logs, path)
         return logs, best
 

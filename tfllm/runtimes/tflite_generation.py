@@ -239,7 +239,7 @@ class TFLiteLoopEngine:
         steps: int | None = None,
         sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate. `on_token` is told the tokens of whole texts."""
+        """See TokenGenerator.generate. `on_token` gets the tokens of whole texts."""
         inputs = self.limits.check_inputs(prompts, config, sources)
         for each in inputs:
             check_settings(each.config, self._own_config)

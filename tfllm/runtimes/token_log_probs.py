@@ -20,6 +20,7 @@ from tfllm.runtimes.protocols import Example, Prediction, Progress
 from tfllm.tasks.causal_lm import CausalLM, lines_of, messages_of
 from tfllm.tasks.features import IGNORED, text_field, where
 from tfllm.tasks.objectives.packing import chunk_text
+from tfllm.tokenizers import chat
 from tfllm.tokenizers.base import Tokenizer
 
 # The logits of the whole vocabulary for every token of a batch are in memory at once.
@@ -212,10 +213,8 @@ def _document(text: str, task: CausalLM, tokenizer: Tokenizer) -> ScoredText:
 
 
 def _conversation(example: Example, tokenizer: Tokenizer) -> ScoredText:
-    from tfllm.tokenizers import chat
-
-    found, spans = chat.assistant_spans(tokenizer, messages_of(example))
-    ids = np.asarray(found, np.int32)
+    token_ids, spans = chat.assistant_spans(tokenizer, messages_of(example))
+    ids = np.asarray(token_ids, np.int32)
     counts = np.zeros(len(ids), bool)
     for begin, end in spans:
         counts[max(begin, 1) : end] = True
