@@ -695,14 +695,11 @@ def open(source: str | Path) -> InferenceModel:
         CheckpointError: A checkpoint is damaged, or the path is no model.
         ArtifactError: An exported file is damaged.
     """
-    predictor = open_model(source)
-    checkpoint = getattr(predictor, "checkpoint", None)
-    if predictor.describe()["kind"] != "checkpoint":
-        return InferenceModel(predictor, source)
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = store.load(source)
-    model = Model(checkpoint, source)
-    return model
+    try:
+        store.find(source)
+    except CheckpointError:  # an artifact or, as its error says, no model at all
+        return InferenceModel(open_model(source), source)
+    return load(source)
 
 
 @checked_options

@@ -144,7 +144,9 @@ def test_a_worker_that_fails_is_told_with_its_last_lines(tmp_path, capsys, monke
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.5)
     monkeypatch.chdir(tmp_path)  # `python -m tfllm` is the program there
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    status = launch._together(["train"], 2, tmp_path / "workers", ["tfllm", "launch", "--resume"])
+    status = launch._run_workers(
+        ["train"], 2, tmp_path / "workers", ["tfllm", "launch", "--resume"]
+    )
     error = capsys.readouterr().err
     assert status == 3
     assert "[worker 1] worker 1 here" in error

@@ -12,35 +12,38 @@ import importlib
 import os
 import re
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tfllm.errors import TfllmError, did_you_mean
 
+if TYPE_CHECKING:
+    import typer
+
 VERBS = {
-    "quickstart": "Fine-tune a small encoder, export it, serve it, ask it: five minutes.",
-    "doctor": "Say what is installed, what this machine can do, and what does not fit.",
-    "inspect": "Say what a checkpoint or an artifact is and holds.",
-    "tokenizer": "Encode, decode and check tokenizers.",
-    "prepare": "Turn texts into a corpus: shards of token ids that training reads in place.",
+    "quickstart": "Fine-tune a small encoder, export it, serve it, query it: five minutes.",
+    "doctor": "Check the installation and the machine: versions, extras, processor, GPUs.",
+    "inspect": "Describe a checkpoint or an artifact: family, task, shape, files, signatures.",
+    "tokenizer": "Encode and decode text, check a tokenizer, train a vocabulary.",
+    "prepare": "Tokenize a corpus into TFRecord shards for training.",
     "train": "Train a model from a recipe.",
-    "launch": "Train a model from a recipe in several processes at once.",
-    "tune": "Search for a recipe's best settings.",
-    "evaluate": "Measure a checkpoint or an artifact on a data file.",
-    "predict": "Answers, one JSON line per input.",
-    "generate": "Texts that go on from prompts.",
-    "chat": "A conversation in the terminal.",
+    "launch": "Train a model from a recipe with several worker processes.",
+    "tune": "Search for a recipe's best hyperparameters.",
+    "evaluate": "Compute the metrics of a checkpoint or an artifact on a data file.",
+    "predict": "Print predictions, one JSON line per input.",
+    "generate": "Generate text after prompts or from sources.",
+    "chat": "Hold a conversation in the terminal.",
     "convert": "Checkpoints between tfllm and Hugging Face, both ways.",
     "export": "Write a SavedModel, TFLite or MediaPipe artifact, checked against the checkpoint.",
     "serve": "Serve SavedModels with TF Serving's REST and gRPC contract.",
     "schema": "JSON Schemas of recipes and profiles, for editors.",
-    "benchmark": "Latency, throughput and memory of a checkpoint or an artifact.",
+    "benchmark": "Measure latency, throughput and memory of a checkpoint or an artifact.",
 }
 
 INTERRUPTED = 130  # the shell's status for a command stopped by Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs one verb and leaves with its exit status: 0 done, 2 wrong input, 1 a fault of ours."""
+    """Run one command and exit: status 0 done, 2 wrong input, 1 an error of tfllm itself."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("--help", "-h", "help"):
@@ -84,7 +87,7 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 
 def _usage_error(error: Exception, verb: str) -> int:
-    """One line for what click says of the options, whichever click typer brings. Raises others."""
+    """Print click's message about the options as one line; return the status. Raises others."""
     import typer
 
     if isinstance(error, typer.Abort):
@@ -99,8 +102,8 @@ def _usage_error(error: Exception, verb: str) -> int:
     _fail(f"{message.rstrip('.')}. See tfllm {verb} --help.", error.exit_code)  # type: ignore[attr-defined]
 
 
-def _application(verb: str):
-    """The verb's typer application, made from its module's COMMANDS."""
+def _application(verb: str) -> typer.Typer:
+    """The verb's typer application, from its module's COMMANDS."""
     import typer
 
     module = importlib.import_module(f"tfllm.cli.{verb}")

@@ -26,7 +26,7 @@ def convert(
     ],
     output: Annotated[str, typer.Option(help="The new directory.")],
     to: Annotated[
-        Literal["tfllm", "huggingface", "gguf"], typer.Option(help="The form to write.")
+        Literal["tfllm", "huggingface", "gguf"], typer.Option(help="The format to write.")
     ] = "tfllm",
     dtype: Annotated[
         str, typer.Option(help="Of a GGUF file's matrices: f32, f16, bf16, q8_0 or q4_0.")
@@ -35,16 +35,16 @@ def convert(
         str | None, typer.Option(help="Of a llama2.c file; without, the one beside it.")
     ] = None,
 ) -> None:
-    """Writes a checkpoint in the other form: weights, head, labels and tokenizer."""
+    """Write a checkpoint in another format: weights, head, labels and tokenizer."""
     from tfllm.checkpoints.files import refuse_occupied
     from tfllm.checkpoints.locate import find
 
     refuse_occupied(output)
-    found = find(source)  # a wrong path is told before Keras is loaded
+    path = find(source)  # a wrong path is an error before Keras is loaded
 
     from tfllm.checkpoints import gguf, huggingface, store
 
-    checkpoint = store.load(found, tokenizer=tokenizer)
+    checkpoint = store.load(path, tokenizer=tokenizer)
     if to == "gguf":
         print(gguf.write(checkpoint, output, dtype))
     elif to == "huggingface":

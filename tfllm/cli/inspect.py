@@ -1,4 +1,4 @@
-"""tfllm inspect: what a checkpoint or an artifact is and holds."""
+"""tfllm inspect: the description of a checkpoint or an artifact."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def inspect(
     ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Family, task, shape, parameters, vocabulary, files and signatures."""
+    """Print family, task, shape, parameters, vocabulary, files and signatures."""
     import json as json_package
 
-    facts = {"model": model, **described(model)}
+    facts = {"model": model, **describe_model(model)}
     if json:
         print(json_package.dumps(facts, indent=2, ensure_ascii=False))
         return
     for name, value in facts.items():
-        print(f"{name:<12}{_shown(name, value)}")
+        print(f"{name:<12}{_format_fact(name, value)}")
 
 
-def described(model: str) -> dict[str, Any]:
-    """All that is known of a model without running it. Raises InputError."""
+def describe_model(model: str) -> dict[str, Any]:
+    """Return all that is known of a model without running it. Raises InputError."""
     from tfllm.checkpoints.locate import find
 
     path = Path(model)
@@ -53,11 +53,11 @@ def described(model: str) -> dict[str, Any]:
 
         if folder := version_folder(path):
             return _savedmodel(folder)
-    found = find(model)  # a wrong path is told before Keras is loaded
+    checkpoint = find(model)  # a wrong path is an error before Keras is loaded
 
     from tfllm.checkpoints.describe import describe
 
-    return describe(found)
+    return describe(checkpoint)
 
 
 def _savedmodel(folder: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _savedmodel(folder: Path) -> dict[str, Any]:
             f"'{folder / 'saved_model.pb'}' is not a whole SavedModel. Export it again."
         ) from None
 
-    def shown(tensors: Any) -> dict[str, str]:
+    def tensors_of(tensors: Any) -> dict[str, str]:
         return {name: _tensor(types_pb2.DataType.Name(info.dtype)[3:].lower(),
                               [dimension.size for dimension in info.tensor_shape.dim])
                 for name, info in sorted(tensors.items())}  # fmt: skip
@@ -85,9 +85,9 @@ def _savedmodel(folder: Path) -> dict[str, Any]:
     return {
         "form": "SavedModel",
         "version": folder.name,
-        **_made_of(folder / "assets"),
+        **_description(folder / "assets"),
         "signatures": {
-            name: {"inputs": shown(signature.inputs), "outputs": shown(signature.outputs)}
+            name: {"inputs": tensors_of(signature.inputs), "outputs": tensors_of(signature.outputs)}
             for name, signature in sorted(signatures.items())
             if not name.startswith("__")
         },
@@ -121,7 +121,7 @@ def _tflite(path: Path) -> dict[str, Any]:
     }
     return {
         "form": "TFLite",
-        **_made_of(path.parent),
+        **_description(path.parent),
         "signatures": signatures or {"": {"inputs": list(tensors)}},
         "tensors": tensors,
         "runtime": flatbuffer.shown_runtime(flatbuffer.parse(path.read_bytes(), str(path))),
@@ -139,14 +139,14 @@ def _bundle(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"There is no file '{path}'. Check the path.")
     return {
         "form": "LiteRT-LM bundle",
-        **_made_of(path.parent),
+        **_description(path.parent),
         **bundle(path),
         "files": {path.name: path.stat().st_size}
         | {name: size for name, size in sizes(path.parent).items() if name != path.name},
     }
 
 
-def _made_of(directory: Path) -> dict[str, Any]:
+def _description(directory: Path) -> dict[str, Any]:
     """Family, task and shape from an artifact's `tfllm.json`; nothing for another tool's file."""
     from tfllm.runtimes.description import read_description
 
@@ -168,8 +168,8 @@ def _tensor(dtype: str, shape: list[int]) -> str:
     return f"{dtype}[{', '.join('?' if size < 0 else str(size) for size in shape)}]"
 
 
-def _shown(name: str, value: Any) -> str:
-    """A fact as lines for people, further lines indented."""
+def _format_fact(name: str, value: Any) -> str:
+    """A fact as text, further lines indented."""
     if isinstance(value, int):
         return f"{value:,}"
     if not isinstance(value, dict):

@@ -41,7 +41,7 @@ LOOPBACK = "127.0.0.1"
 
 def launch(
     recipe: RecipeFile,
-    workers: Annotated[int, typer.Option(min=1, help="How many processes train together.")],
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")],
     overrides: Overrides = [],  # noqa: B006
     output: RunDirectory = None,
     resume: Resume = False,
@@ -69,24 +69,24 @@ def launch(
     with files.locked(directory):  # the first worker takes the lock itself
         pass
     with files.locked(folder):
-        status = _together(train, workers, folder, [*again, *options, "--resume"])
+        status = _run_workers(train, workers, folder, [*again, *options, "--resume"])
     if status:
         raise typer.Exit(status)
 
 
-def _together(arguments: Sequence[str], count: int, folder: Path, again: Sequence[str]) -> int:
-    """Runs the command as `count` workers until all have ended; the exit status."""
+def _run_workers(arguments: Sequence[str], count: int, folder: Path, again: Sequence[str]) -> int:
+    """Run the command as `count` workers until all have ended; return the exit status."""
     cluster = Cluster(tuple(f"{LOOPBACK}:{port}" for port in _free_ports(count)), 0)
-    asked: list[int] = []  # signals from outside
+    signals: list[int] = []  # signals from outside
     before = {
-        number: signal.signal(number, lambda number, _: asked.append(number))
+        number: signal.signal(number, lambda number, _: signals.append(number))
         for number in stopping.stop_signals()
     }
     processes: list[subprocess.Popen] = []
     try:
         for index in range(count):
             processes.append(_start(arguments, cluster, index, folder))
-        failed = _wait(processes, asked)
+        failed = _wait(processes, signals)
     finally:
         for process in processes:
             process.kill()
@@ -96,15 +96,15 @@ def _together(arguments: Sequence[str], count: int, folder: Path, again: Sequenc
     if failed is None:
         # A worker that had not begun to train ends by the signal, one that had with its state.
         return max((abs(process.returncode) for process in processes), default=0) and (
-            SIGNAL_STATUS + asked[0]
+            SIGNAL_STATUS + signals[0]
         )
-    return _told(failed, processes[failed].returncode, folder, again)
+    return _report_failure(failed, processes[failed].returncode, folder, again)
 
 
 def _start(
     arguments: Sequence[str], cluster: Cluster, index: int, folder: Path
 ) -> subprocess.Popen:
-    """One worker, in a session of its own: Ctrl-C reaches it through this process alone."""
+    """Start one worker, in a session of its own: Ctrl-C reaches it through this process alone."""
     # TensorFlow's own notes about a lost worker would hide the message about it.
     quiet = {} if os.environ.get("TFLLM_VERBOSE") else {"TF_CPP_MIN_LOG_LEVEL": "3"}
     log: IO[bytes] | None = None
@@ -127,43 +127,43 @@ def _start(
 
 
 def _end_with_parent() -> None:
-    """Has Linux send this process SIGTERM when its parent is gone, however that ended."""
+    """Have Linux send this process SIGTERM when its parent has ended in any way."""
     import ctypes
 
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _wait(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None:
-    """Waits until all have ended; the first that failed, which ends the others, or None."""
+def _wait(processes: Sequence[subprocess.Popen], signals: list[int]) -> int | None:
+    """Wait until all have ended; return the first that failed, which ends the others, or None."""
     failed, passed, sent = None, float("inf"), 0
     while any(process.poll() is None for process in processes):
-        if asked[sent:]:
+        if signals[sent:]:
             stopping.detach_lost_terminal()
-        for number in asked[sent:]:
+        for number in signals[sent:]:
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(number)
-        sent = len(asked)
+        sent = len(signals)
         if failed is None:
-            failed = _first_failed(processes, asked)
+            failed = _first_failed(processes, signals)
             passed = time.monotonic() if failed is not None else passed
         elif time.monotonic() - passed > GRACE_SECONDS:
             for process in processes:
                 process.kill()
         time.sleep(POLL_SECONDS)
-    return _first_failed(processes, asked) if failed is None else failed
+    return _first_failed(processes, signals) if failed is None else failed
 
 
-def _first_failed(processes: Sequence[subprocess.Popen], asked: list[int]) -> int | None:
-    """The one that has ended with a fault. Killed ones come first: the others follow them."""
-    fine = {None, 0, *(status for n in asked for status in (-n, SIGNAL_STATUS + n))}
+def _first_failed(processes: Sequence[subprocess.Popen], signals: list[int]) -> int | None:
+    """The worker that failed. Killed ones come first: the failures of others follow from them."""
+    fine = {None, 0, *(status for n in signals for status in (-n, SIGNAL_STATUS + n))}
     ended = [i for i, process in enumerate(processes) if process.poll() not in fine]
     return min(ended, key=lambda i: (processes[i].returncode >= 0, i), default=None)
 
 
-def _told(worker: int, status: int, folder: Path, again: Sequence[str]) -> int:
-    """Says which worker failed and how to go on; the exit status of the whole."""
+def _report_failure(worker: int, status: int, folder: Path, again: Sequence[str]) -> int:
+    """Print which worker failed and how to resume; return the exit status."""
     lines: list[str] = []
     if worker and (folder / f"worker-{worker}.log").is_file():
         text = (folder / f"worker-{worker}.log").read_text(errors="replace")
@@ -182,7 +182,7 @@ def _told(worker: int, status: int, folder: Path, again: Sequence[str]) -> int:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nothing listens to."""
+    """Free ports of the loopback interface."""
     import socket
 
     sockets = [socket.socket() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Result files and progress bars, alike for every verb."""
+"""Result files and progress bars, the same for every command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def result_file(path: str | None) -> Iterator[IO[str]]:
     """A text file under a temporary name beside `path`, renamed to it when the block succeeds.
 
     After an error or Ctrl-C nothing is left and an older file stands as it was. None: stdout.
-    Raises StorageError when the place cannot be written.
+    Raises StorageError when the file cannot be written.
     """
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
@@ -47,16 +47,16 @@ def result_file(path: str | None) -> Iterator[IO[str]]:
 
 @contextmanager
 def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for stages of reading: call it with (stage, bytes done, bytes in all).
+    """Show a bar on stderr for stages of reading: call it with (stage, bytes done, bytes in all).
 
     Shows the rate and the time left; without a terminal a line at the end of every stage.
     """
     import time
 
-    begun: dict[str, float] = {}
+    started: dict[str, float] = {}
 
     def rate(stage: str, done: int) -> str:
-        seconds = time.monotonic() - begun.setdefault(stage, time.monotonic())
+        seconds = time.monotonic() - started.setdefault(stage, time.monotonic())
         return f"{done / 1e6 / seconds:.1f} MB/s" if seconds > 0.1 else ""
 
     if not sys.stderr.isatty():
@@ -66,7 +66,7 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
             if done >= total:
                 parts = [f"{stage}: {total / 1e6:,.1f} MB", shown]
                 print(" at ".join(filter(None, parts)), file=sys.stderr, flush=True)
-                begun.pop(stage)
+                started.pop(stage)
 
         yield line
         return
@@ -94,7 +94,7 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def progress_bar(what: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr while the block runs, moved by calling what it yields with an amount.
+    """Show a bar on stderr while the block runs; call what it yields with an amount to advance.
 
     Without a terminal nothing is drawn.
     """

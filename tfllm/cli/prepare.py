@@ -1,4 +1,4 @@
-"""`tfllm prepare`: a recipe's texts to a corpus on the disk."""
+"""`tfllm prepare`: a recipe's texts to a tokenized corpus on the disk."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Examples:
   tfllm train RECIPE --set data.train=corpora/reviews
 """
 
-# What became of the documents, in the order in which it is said.
-SAID = {
+# What happened to documents that are not in the corpus, in the order of the report.
+OUTCOMES = {
     "bad_lines": "bad lines", "short": "too short", "exact_duplicates": "duplicates",
     "near_duplicates": "near-duplicates", "held_out": "held out",
     "without_tokens": "without tokens",
@@ -33,13 +33,13 @@ def prepare(
     output: Annotated[Path, typer.Option(help="Directory to write the corpus to.")],
     overrides: Overrides = [],  # noqa: B006
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; the machine's cores where unset.")
+        int | None, typer.Option(min=1, help="Number of processes; the machine's cores if unset.")
     ] = None,
 ) -> None:
-    """Texts to TFRecord shards of token ids, with sentences, documents, checksums and statistics.
+    """Tokenize texts into TFRecord shards, with sentences, documents, checksums and statistics.
 
-    Interrupted in any way, the same command goes on after the last finished shard. The result does
-    not depend on that, nor on the number of workers.
+    After an interruption the same command continues after the last complete shard. The result
+    depends neither on that nor on the number of workers.
     """
     from tfllm import config
     from tfllm.cli.output import stage_bar
@@ -57,7 +57,7 @@ def prepare(
                 notice=_say,
             )
     except KeyboardInterrupt:
-        _say("stopped; finished shards are kept. The same command goes on after them.")
+        _say("stopped; complete shards are kept. The same command continues after them.")
         raise
     for line in _summary(manifest, output):
         print(line, file=sys.stderr)
@@ -74,7 +74,7 @@ def _summary(manifest: dict[str, Any], output: Path) -> list[str]:
         f"{manifest['documents']:,} documents, {manifest['sentences']:,} sentences, "
         f"{manifest['tokens']:,} tokens in {len(manifest['shards'])} shards"
     ]
-    left_out = [f"{read[key]:,} {name}" for key, name in SAID.items() if read[key]]
+    left_out = [f"{read[key]:,} {name}" for key, name in OUTCOMES.items() if read[key]]
     if left_out:
         lines.append(f"left out: {', '.join(left_out)}")
     if read["bad_lines"]:

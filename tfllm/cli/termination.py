@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP as an exit that arrives, wherever Python is when they come."""
+"""SIGTERM and SIGHUP as SystemExit, wherever Python is when they arrive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from tfllm.training.stopping import detach_lost_terminal, stop_signals
 
 SIGNAL_STATUS = 128  # the shell's status for a command stopped by a signal: this plus its number
-AGAIN_SECONDS = 2.0  # until a SIGTERM that was not heard is told again
+RETRY_SECONDS = 2.0  # until a SIGTERM that C++ code dropped is raised again
 
 
 @contextlib.contextmanager
@@ -25,33 +25,35 @@ def as_exit() -> Iterator[None]:
     of it: what then leaves the block is the exit all the same. Or it is a finalizer, whose
     exceptions Python prints as ignored: those are not shown.
     """
-    told = 0
+    received = 0
 
-    def tell(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        told = number if number != signal.SIGALRM else told
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = number if number != signal.SIGALRM else received
         detach_lost_terminal()
-        signal.signal(signal.SIGALRM, tell)
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
-        if sys.exc_info()[0] is not SystemExit:  # else it was heard, and files are being removed
-            sys.exit(SIGNAL_STATUS + told)
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+        if sys.exc_info()[0] is not SystemExit:  # else it arrived, and files are being removed
+            sys.exit(SIGNAL_STATUS + received)
 
     def ignored(exception: Any) -> None:
-        if not told:
+        if not received:
             show(exception)
 
     show, sys.unraisablehook = sys.unraisablehook, ignored
     before = {
-        number: signal.signal(number, tell) for number in stop_signals() if number != signal.SIGINT
+        number: signal.signal(number, handle)
+        for number in stop_signals()
+        if number != signal.SIGINT
     }
     try:
         yield
     except BaseException as error:
-        if told:
-            raise SystemExit(SIGNAL_STATUS + told) from error
+        if received:
+            raise SystemExit(SIGNAL_STATUS + received) from error
         raise
     finally:
-        if told:
+        if received:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -39,7 +39,7 @@ def encode(
     json: Annotated[bool, typer.Option("--json", help="One JSON object per text.")] = False,
     target: Annotated[bool, TARGET] = False,
 ) -> None:
-    """Prints the ids and the pieces of each text."""
+    """Print the ids and the pieces of each text."""
     import json as json_package
     import sys
 
@@ -61,7 +61,7 @@ def decode(
     special: Annotated[bool, typer.Option(help="Print special tokens too.")] = False,
     target: Annotated[bool, TARGET] = False,
 ) -> None:
-    """Prints the text of token ids."""
+    """Print the text of token ids."""
     from tfllm.errors import SettingError
 
     tokenizer = load(model, target)
@@ -77,10 +77,10 @@ def check(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Text, its lines taken as they are; .gz.")
     ],
-    batch_lines: Annotated[int, typer.Option(min=1, help="Lines given to one call.")] = 256,
+    batch_lines: Annotated[int, typer.Option(min=1, help="Lines per call.")] = 256,
     target: Annotated[bool, TARGET] = False,
 ) -> None:
-    """Compares the Python tokenizer with the one in the graph, line by line.
+    """Compare the Python tokenizer with the one in the graph, line by line.
 
     Ids and offsets, and for vocabularies of decoders the text of the ids, too.
     MB/s are per second of processor time, as one core would have it.
@@ -140,7 +140,7 @@ def train(
         int | None, typer.Option(min=1, help="Rarer pairs or characters are left out.")
     ] = None,
 ) -> None:
-    """Learns a vocabulary, streaming; the same files and options give the same one.
+    """Train a vocabulary, streaming; the same files and options give the same one.
 
     Without --column every line is text, whatever the file.
     """
@@ -198,7 +198,7 @@ def _check_free(output: Path) -> None:
 
 
 def _write(tokenizer: Tokenizer, output: Path) -> None:
-    """Under a temporary name beside the output, then renamed: nothing is ever half written."""
+    """Write under a temporary name beside the output, then rename: nothing is half-written."""
     import os
     import shutil
     import tempfile

@@ -1,4 +1,4 @@
-"""`tfllm tune`: searches for a recipe's best settings."""
+"""`tfllm tune`: hyperparameter search over a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Examples:
 
   tfllm train runs/tiny-tune/best.yaml
 
-The same command goes on with a search that was stopped, and helps with one that is running.
+The same command continues a search that was stopped, and joins one that is running.
 """
 
 SIGNAL_STATUS = 128  # a shell's status for a command that a signal ended: 128 + its number
@@ -31,18 +31,18 @@ SIGNAL_STATUS = 128  # a shell's status for a command that a signal ended: 128 +
 def tune(
     recipe: RecipeFile,
     space: Annotated[
-        Path, typer.Option(help="What may change: a YAML file of recipe keys and their ranges.")
+        Path, typer.Option(help="The search space: a YAML file of recipe keys and their ranges.")
     ],
     trials: Annotated[
-        int, typer.Option(min=1, help="Variants to train in all, those of before included.")
+        int, typer.Option(min=1, help="Number of trials in all, earlier ones included.")
     ] = 20,
     output: Annotated[
-        Path | None, typer.Option(help="The search's directory; runs/NAME-tune where unset.")
+        Path | None, typer.Option(help="The search's directory; runs/NAME-tune if unset.")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Trials to train at once.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Trials to train in parallel.")] = 1,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Search for a recipe's best settings; the best recipe's path is printed in the end.
+    """Search for a recipe's best hyperparameters; print the path of the best recipe.
 
     Trials are compared by evaluate.best, or by the validation loss.
     """
@@ -72,7 +72,7 @@ def tune(
 
 
 def _report(tuned: TuningResult, measure: str) -> None:
-    """What was found on stderr, the best recipe's path on stdout."""
+    """Print the result on stderr, the best recipe's path on stdout."""
     from tfllm.training.tuning.report import BEST, TEXT
 
     assert tuned.best is not None  # else an error was raised

@@ -61,9 +61,10 @@ def values_per_row(shape: Any, length: int) -> int:
 
 def _facts(source: str | Checkpoint, checkpoint: Checkpoint) -> dict[str, Any]:
     model = checkpoint.model
+    path = checkpoint.path or (None if isinstance(source, Checkpoint) else source)
     return {
         "kind": "checkpoint",
-        "path": str(checkpoint.path or source) if not isinstance(source, Checkpoint) else None,
+        "path": None if path is None else str(path),
         "family": checkpoint.family,
         "task": checkpoint.task.kind,
         "parameters": model.count_params(),
