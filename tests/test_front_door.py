@@ -171,3 +171,20 @@ def test_sources_are_translated_by_predict_and_generate():
     assert scores == sorted(scores, reverse=True)
     metrics = model.evaluate([{"source": source, "target": "a"}], num_beams=2, max_new_tokens=4)
     assert metrics["generation"]["num_beams"] == 2
+
+
+def test_generation_uses_the_current_weights_and_leaves_them():
+    model = tfllm.Model(models.checkpoint())
+    weights = [weight.numpy() for weight in model.keras.weights]
+    before = model.generate("ab", max_new_tokens=8)
+    assert isinstance(model.generate("ab", max_new_tokens=8, precision="bfloat16"), str)
+    for weight, expected in zip(model.keras.weights, weights, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    draw = np.random.default_rng(0)
+    try:
+        model.keras.set_weights([draw.normal(0, 0.3, value.shape) for value in weights])
+        after = model.generate("ab", max_new_tokens=8)
+        assert after == tfllm.Model(model.checkpoint).generate("ab", max_new_tokens=8) != before
+    finally:
+        model.keras.set_weights(weights)
+    assert model.generate("ab", max_new_tokens=8) == before

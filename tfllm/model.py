@@ -375,7 +375,6 @@ class Model(InferenceModel):
         self.checkpoint = checkpoint
         self.source = None if source is None else str(source)
         self._opened = None
-        self._generators: dict[str, Any] = {}
 
     @property
     def keras(self) -> KerasModel:
@@ -596,13 +595,13 @@ class Model(InferenceModel):
 
     def generator(self, precision: str = "float32") -> Any:
         """Return what generates text with the current weights; see InferenceModel.generator."""
-        if precision == "float32":
-            generator = super().generator()
-        elif precision in self._generators:
-            generator = self._generators[precision]
-        else:
-            kind = type(super().generator())
-            generator = self._generators[precision] = kind(self.checkpoint, precision=precision)
+        generator = super().generator()
+        if precision != "float32":  # of copies, made anew: the weights may have been trained
+            return type(generator)(self.checkpoint, precision=precision)
+        decoder = generator.engine.decoder
+        if decoder.head is not None:  # a copy of the embeddings
+            table = decoder.layers["token_embedding"].embeddings
+            decoder.head.assign(tf.transpose(tf.convert_to_tensor(table)))
         return generator
 
     def save(self, directory: str | Path) -> Path:
