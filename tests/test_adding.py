@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,12 +15,16 @@ from tests.training import runs
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.cli import main
+from tfllm.errors import SettingError
 from tfllm.evaluation.harness import evaluate, headline
 from tfllm.layers import heads
 from tfllm.runtimes.opening import open_model
 from tfllm.tasks import losses, serving_graph
 from tfllm.tasks.base import Task
 from tfllm.tasks.features import encode_texts, features_from_encodings
+from tfllm.tasks.objectives import OBJECTIVES
+from tfllm.tasks.objectives.packing import CorpusTokenStream
+from tfllm.tasks.objectives.seq2seq_features import EpochPairs
 
 PACKAGE = Path(__file__).parent.parent / "tfllm"
 
@@ -131,6 +136,67 @@ def test_a_task_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     for answer, other in zip(served, answers, strict=True):
         assert answer["label"] == other["label"]
         assert answer["polarity"] == pytest.approx(other["polarity"], abs=1e-5)
+
+
+@dataclass(frozen=True)
+class ReversedPairs(EpochPairs):
+    """Texts, and the same backwards: an objective that tfllm has not."""
+
+    stream: CorpusTokenStream
+    size: int
+    end: int
+
+    def __len__(self):
+        return len(self.stream) // self.size
+
+    def pair(self, row):
+        begin = row * self.size + self.draw[1]
+        ids = self.stream.tokens(np.arange(begin, begin + self.size))
+        return np.append(ids, self.end), np.append(ids[::-1], self.end)
+
+    @property
+    def lengths(self):
+        every = np.full(len(self), self.size + 1)
+        return every, every
+
+
+def reversed_pairs(corpus, tokenizer, *, source_length, noise_density, mean_span):
+    stream = CorpusTokenStream(corpus, documents=False)
+    return ReversedPairs(stream, source_length - 1, tokenizer.eos_token_id)
+
+
+def test_an_objective_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
+    """Trains on plain texts; evaluates, predicts and exports what it has trained."""
+    monkeypatch.setitem(OBJECTIVES, "reversal", reversed_pairs)
+    (tmp_path / "texts.txt").write_text("one two six ten nine\n" * 30)
+    settings = {
+        "name": "reversal",
+        "model": {"family": "transformer", "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
+                  "max_sequence_length": 32},
+        "task": {"kind": "seq2seq", "objective": "reversal", "max_length": 8},
+        "tokenizer": {"kind": "characters"},
+        "data": {"train": str(tmp_path / "texts.txt")},
+        "train": {"steps": 4, "batch_size": 8, "precision": "float32", "log_every": 2},
+    }  # fmt: skip
+    recipe, checkpoint = tmp_path / "recipe.yaml", tmp_path / "run" / "checkpoint"
+    recipe.write_text(json.dumps(settings))
+    run(capsys, "train", recipe, "--output", tmp_path / "run")
+    assert store.load(checkpoint).task.objective == "reversal"
+
+    data, result = tmp_path / "pairs.jsonl", tmp_path / "result.json"
+    data.write_text(json.dumps({"source": "ten", "target": "net"}) + "\n")
+    run(capsys, "evaluate", checkpoint, "--data", data, "--output", result)
+    assert json.loads(result.read_text())["metrics"]["perplexity"] > 0
+    (text,) = map(json.loads, run(capsys, "predict", checkpoint, "ten").splitlines())
+    exported = tmp_path / "exported"
+    run(capsys, "export", checkpoint, "--to", "savedmodel", "--output", exported)
+    (served,) = open_model(exported).answers([{"source": "ten"}])
+    assert served["text"] == text["text"]
+
+
+def test_an_unknown_objective_names_the_known():
+    with pytest.raises(SettingError, match="unknown objective 'span_coruption'. Did you mean"):
+        tasks.build({"kind": "seq2seq", "objective": "span_coruption"})
 
 
 def kinds_named(tree: ast.AST):

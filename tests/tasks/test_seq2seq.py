@@ -133,7 +133,9 @@ def test_the_digest_knows_sources_and_targets(tokenizer):
 
 
 def test_spans_of_texts_are_drawn_anew_in_every_epoch(tokenizer):
-    spans = task(span_corruption=True, max_length=16, max_source_length=24, noise_density=0.3)
+    spans = task(
+        objective="span_corruption", max_length=16, max_source_length=24, noise_density=0.3
+    )
     texts = [{"text": "the quick brown fox jumps over the lazy dog"}, {"text": "and away"}]
     features = spans.for_epoch(spans.features(texts, tokenizer), 1, 0)
     again = spans.for_epoch(features, 1, 1)
@@ -149,6 +151,6 @@ def test_spans_of_texts_are_drawn_anew_in_every_epoch(tokenizer):
 
 
 def test_spans_that_do_not_fit(tokenizer):
-    short = task(span_corruption=True, max_length=4, max_source_length=24)
+    short = task(objective="span_corruption", max_length=4, max_source_length=24)
     with pytest.raises(SettingError, match="task.max_length is 4"):
         short.features([{"text": "the quick brown fox jumps over"}], tokenizer)

@@ -168,7 +168,7 @@ def test_spans_of_plain_texts(folder, tmp_path):
         folder,
         model={"family": "t5", "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
                "max_sequence_length": 32, "num_buckets": 8},
-        task={"span_corruption": True, "max_source_length": 20, "max_length": 8},
+        task={"objective": "span_corruption", "max_source_length": 20, "max_length": 8},
         tokenizer={"special_tokens": [f"<extra_id_{number}>" for number in range(3)]},
         data={"train": str(tmp_path / "texts.txt"), "validation": None},
         train={"steps": 4},
@@ -183,7 +183,7 @@ def test_spans_of_a_prepared_corpus(folder, tmp_path):
         "name": "corpus",
         "model": {"family": "t5", "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
                   "max_sequence_length": 32},
-        "task": {"kind": "seq2seq", "span_corruption": True, "max_source_length": 20,
+        "task": {"kind": "seq2seq", "objective": "span_corruption", "max_source_length": 20,
                  "max_length": 8},
         "tokenizer": {"kind": "characters", "special_tokens": ["<extra_id_0>", "<extra_id_1>"]},
         "data": {"train": str(tmp_path / "texts.txt")},
@@ -193,8 +193,8 @@ def test_spans_of_a_prepared_corpus(folder, tmp_path):
     parts["data"] = {"train": str(tmp_path / "corpus")}
     run = train(config.build(parts, Recipe), tmp_path / "run", progress=False)
     assert store.load(run.directory).tokenizer.encode_ids(["one"])[0][-1] == 1
-    parts["task"]["span_corruption"] = False
-    with pytest.raises(SettingError, match="task.span_corruption: true"):
+    del parts["task"]["objective"]
+    with pytest.raises(SettingError, match="task.objective: span_corruption"):
         train(config.build(parts, Recipe), tmp_path / "no", progress=False)
 
 

@@ -6,19 +6,18 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
-from tfllm.errors import DataError, SettingError
+from tfllm.errors import DataError, SettingError, did_you_mean
 from tfllm.tasks.base import NextToken
 from tfllm.tasks.features import Example, Features, TokenCorpus, text_field, where
-from tfllm.tasks.objectives import seq2seq_features
+from tfllm.tasks.objectives import OBJECTIVES, seq2seq_features
 from tfllm.tasks.objectives import span_corruption as spans
 from tfllm.tasks.objectives.memory_corpus import tokenize_corpus
-from tfllm.tasks.objectives.seq2seq_features import Pair, Seq2SeqFeatures
-from tfllm.tasks.objectives.span_corruption import CorruptedPairs
+from tfllm.tasks.objectives.seq2seq_features import EpochPairs, Pair, Seq2SeqFeatures
 
 if TYPE_CHECKING:
     import keras
@@ -29,6 +28,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HF_WINDOW = 512  # tokens: what T5 and Marian were trained with; BART takes 1024
+
+
+def _known_objective(name: str) -> str:
+    if name not in OBJECTIVES:
+        raise ValueError(f"unknown objective '{name}'. {did_you_mean(name, OBJECTIVES)}")
+    return name
+
+
+ObjectiveName = Annotated[
+    str, AfterValidator(_known_objective), WithJsonSchema({"enum": list(OBJECTIVES)})
+]
 
 
 class Seq2Seq(NextToken):
@@ -58,13 +68,14 @@ class Seq2Seq(NextToken):
     """The name that exported signatures have beside the usual ones."""
     start_id: int | None = None
     """The decoder's first token; unset: what the checkpoint says."""
-    span_corruption: bool = False
-    """Learns to fill in what is left out of plain texts (Raffel et al. 2020): `data.train` is a
-    prepared corpus, or texts. The vocabulary needs <extra_id_0>, <extra_id_1>, ..."""
+    objective: ObjectiveName | None = None
+    """Learns from plain texts, a prepared corpus or a file: `span_corruption`, to fill in what is
+    left out (Raffel et al. 2020), for which the vocabulary needs <extra_id_0>, <extra_id_1>, ...
+    Unset: examples have a source and a target."""
     noise_density: float = Field(default=spans.NOISE_DENSITY, gt=0, lt=1)
-    """With span_corruption: the part of the tokens that is left out."""
+    """With an objective: the share of the tokens that is left out."""
     mean_span: float = Field(default=spans.MEAN_SPAN, ge=1)
-    """With span_corruption: tokens that are left out in one span, on average."""
+    """With an objective: tokens that are left out in one span, on average."""
 
     @property
     def required_fields(self) -> tuple[tuple[str, ...], ...]:
@@ -141,8 +152,8 @@ class Seq2Seq(NextToken):
         and the log says how many. Raises DataError naming file and line for a target that is
         missing, and for texts that are too long.
         """
-        if self.span_corruption:
-            return self._corrupted(tokenize_corpus(examples, tokenizer), tokenizer)
+        if self.objective:
+            return self._objective_features(tokenize_corpus(examples, tokenizer), tokenizer)
         rows: list[tuple[int, str]] = []  # the example's number, a target
         left_out: list[Example] = []
         for number, example in enumerate(examples):
@@ -192,19 +203,19 @@ class Seq2Seq(NextToken):
         return source_ids
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
-        """Texts with spans taken out, and the spans; drawn anew in every epoch."""
-        if not self.span_corruption:
+        """Return sources and targets that the objective makes of texts, anew in every epoch."""
+        if not self.objective:
             directory = getattr(corpus, "directory", "")
             raise SettingError(
                 f"data.train: '{directory}' is a prepared corpus, text alone. Set "
-                "task.span_corruption: true to learn from it, or name a file of examples."
+                "task.objective: span_corruption to learn from it, or name a file of examples."
             )
-        return self._corrupted(corpus, tokenizer)
+        return self._objective_features(corpus, tokenizer)
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
-        """Spans are taken out elsewhere in every epoch."""
+        """Return the features with the objective's pairs of an epoch."""
         pairs = getattr(features, "pairs", None)
-        if not isinstance(pairs, CorruptedPairs):
+        if not isinstance(pairs, EpochPairs):
             return features
         assert isinstance(features, Seq2SeqFeatures)
         return seq2seq_features.with_pairs(features, replace(pairs, draw=(seed, epoch)))
@@ -262,23 +273,24 @@ class Seq2Seq(NextToken):
             len(left_out), count, first,
         )  # fmt: skip
 
-    def _corrupted(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
-        rows = spans.corrupt_corpus(
-            corpus, tokenizer, self.source_length, self.noise_density, self.mean_span
+    def _objective_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
+        assert self.objective is not None
+        pairs = OBJECTIVES[self.objective](
+            corpus,
+            tokenizer,
+            source_length=self.source_length,
+            noise_density=self.noise_density,
+            mean_span=self.mean_span,
         )
-        longest = CorruptedPairs(rows).lengths[1].max()
-        if longest > self.max_length:
+        source_lengths, lengths = pairs.lengths
+        if lengths.max() > self.max_length:
             raise SettingError(
-                f"task.max_length is {self.max_length}, and the spans of a source of "
-                f"{self.source_length} tokens are {longest}. Set it to that, or lower "
+                f"task.max_length is {self.max_length}, and the targets of sources of "
+                f"{self.source_length} tokens have {lengths.max()}. Set it to that, or lower "
                 "task.max_source_length."
             )
-        return self._of_spans(CorruptedPairs(rows), tokenizer, corpus.digest)
-
-    def _of_spans(self, pairs: CorruptedPairs, tokenizer: Tokenizer, digest: str) -> Features:
-        source_lengths, lengths = pairs.lengths
         return seq2seq_features.build_features(
-            pairs, lengths, source_lengths, self._start(tokenizer), tokenizer, digest=digest
+            pairs, lengths, source_lengths, self._start(tokenizer), tokenizer, digest=corpus.digest
         )
 
 

@@ -265,7 +265,7 @@ def generated_texts(
     """Prepare generated texts; None where the task has none or the recipe wants none."""
     if (
         initial.task.generates != "target"
-        or getattr(initial.task, "span_corruption", False)
+        or getattr(initial.task, "objective", None)
         or measure is None
         or settings.generate == 0
         or keras.backend.backend() != "tensorflow"

@@ -1,4 +1,4 @@
-"""Rows of a source and a target, as a decoder is trained that is told the target so far.
+"""Rows of a source and a target, for a decoder that is trained under teacher forcing.
 
 source_ids   the source, with the special tokens of its tokenizer
 targets      y1 y2 ... yn end
@@ -8,15 +8,65 @@ token_ids    start y1 y2 ... yn         (teacher forcing: Williams and Zipser 19
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tfllm.data.batching import bucket_length
-from tfllm.tasks.features import IGNORED, Features, LazyArrays, pad_arrays
+from tfllm.tasks.features import IGNORED, Features, LazyArrays, TokenCorpus, pad_arrays
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.base import Tokenizer
 
 Pair = tuple[np.ndarray, np.ndarray]  # source int32 [S], target int32 [T]
+
+
+@dataclass(frozen=True)
+class EpochPairs(Sequence[Pair]):
+    """Sources and targets that an objective makes of plain texts, anew in every epoch."""
+
+    draw: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    """(seed, epoch): pair i is a function of (seed, epoch, i) alone"""
+
+    def pair(self, row: int) -> Pair:
+        """Return the source and the target of a row, end tokens included."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of every source and of every target, int [rows]: the same in every epoch."""
+        raise NotImplementedError
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self.pair(number) for number in range(*row.indices(len(self)))]
+        return self.pair(int(row))
+
+
+class Objective(Protocol):
+    """Makes pairs of plain texts.
+
+    Args:
+        corpus: Tokenized documents.
+        tokenizer: The model's tokenizer.
+        source_length: Tokens of a source at most, its end token included.
+        noise_density: The share of the tokens that is changed or taken out.
+        mean_span: Tokens that are changed in one span, on average.
+
+    Raises:
+        SettingError: The vocabulary lacks tokens that the objective needs.
+    """
+
+    def __call__(
+        self,
+        corpus: TokenCorpus,
+        tokenizer: Tokenizer,
+        *,
+        source_length: int,
+        noise_density: float,
+        mean_span: float,
+    ) -> EpochPairs: ...
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ first is kept, and all ways of cutting are equally likely.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from tfllm.errors import SettingError
 from tfllm.tasks.features import TokenCorpus
 from tfllm.tasks.objectives import packing
 from tfllm.tasks.objectives.packing import CorpusTokenStream, TokenStream
-from tfllm.tasks.objectives.seq2seq_features import Pair
+from tfllm.tasks.objectives.seq2seq_features import EpochPairs, Pair
 
 if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
@@ -167,24 +166,19 @@ def corrupt_corpus(
 
 
 @dataclass(frozen=True)
-class CorruptedPairs(Sequence[Pair]):
-    """Sources and targets of one epoch, made when asked for."""
+class CorruptedPairs(EpochPairs):
+    """Sources and targets of one epoch, computed when asked for."""
 
     rows: SpanCorruption
-    draw: tuple[int, int] = (0, 0)
-    """(seed, epoch)"""
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        return self.rows.row(int(row), *self.draw)
+    def pair(self, row: int) -> Pair:
+        return self.rows.row(row, *self.draw)
 
     @property
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of every source and of every target: the same in every epoch."""
         full, count = self.rows.length, len(self)
         sizes = [full, len(self.rows.stream) - full * (count - 1)]
         either = np.array([self._lengths(size) for size in sizes], np.int64)
@@ -199,3 +193,17 @@ class CorruptedPairs(Sequence[Pair]):
             np.zeros(size, np.int32), noise, self.rows.sentinels, self.rows.eos_token_id
         )
         return len(source), len(target)
+
+
+def corrupted_pairs(
+    corpus: TokenCorpus,
+    tokenizer: Tokenizer,
+    *,
+    source_length: int,
+    noise_density: float,
+    mean_span: float,
+) -> CorruptedPairs:
+    """Return texts with spans taken out, and the spans. See `seq2seq_features.Objective`."""
+    return CorruptedPairs(
+        corrupt_corpus(corpus, tokenizer, source_length, noise_density, mean_span)
+    )
