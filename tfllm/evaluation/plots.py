@@ -68,7 +68,7 @@ def confusion_matrix(counts: Any, labels: Sequence[str], path: str | Path) -> Pa
         turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if size > 2 else {}
         axes.set_xticks(range(size), names, **turned)
         axes.set_yticks(range(size), names)
-        axes.set(xlabel="answered", ylabel="gold", title="Confusion matrix")
+        axes.set(xlabel="predicted", ylabel="gold", title="Confusion matrix")
         if size <= MOST_LABELS_WITH_COUNTS:
             for (row, column), count in np.ndenumerate(counts):
                 colour = "white" if shares[row, column] > 0.5 else "black"

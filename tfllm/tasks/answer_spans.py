@@ -1,4 +1,4 @@
-"""Answer spans: where a gold answer stands among tokens, and the best span of scores."""
+"""Answer spans: which tokens a gold answer has, and the best span of scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfllm.tasks.features import Example, where
 
 
 def gold_span(example: Example) -> tuple[int, int] | None:
-    """The first gold answer as characters (start, end) of the context; None for no answer.
+    """Return the first gold answer as characters (start, end) of the context; None for none.
 
     Where the answer's text is not at its start, its nearest occurrence is taken; the first one
     where no start is given (null). Raises DataError when the context does not hold

@@ -145,7 +145,7 @@ class Embedding(Task):
         )
 
     def _targets(self, examples: Sequence[Example]) -> list[np.ndarray] | None:
-        """One per row, so two per pair; None where scores are asked for and not given."""
+        """Return one per row, so two per pair; None where the pairs lack the scores to learn."""
         if self.score_range is None:
             self._say_labels_unused(examples)
             return [np.zeros((), np.int32)] * (2 * len(examples))

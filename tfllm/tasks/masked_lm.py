@@ -41,9 +41,9 @@ class MaskedTokenTask(Task):
     vocabulary_outputs: ClassVar = True
 
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
-    """Training: share of tokens to be told; 80 % become [MASK], 10 % another token, 10 % stay."""
+    """Training: share of masked tokens; 80 % become [MASK], 10 % another token, 10 % stay."""
     whole_word: bool = False
-    """Training: hide words, not pieces; in scripts without spaces, spans of 1 to 4 characters."""
+    """Training: mask whole words; in scripts without spaces, spans of 1 to 4 characters."""
     top_k: int = Field(default=5, ge=1)
     """Candidates in an answer."""
 

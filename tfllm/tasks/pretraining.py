@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Pretraining(MaskedTokenTask):
     """Scores over the vocabulary for every token, and of two for the pair.
 
-    To learn, an example is a document (`text`), of which sentences are made; to answer, a text with
-    [MASK]s, or two (`text_pair`).
+    In training an example is a document (`text`), which is cut into sentences; in prediction, a
+    text with [MASK]s, or two (`text_pair`).
     """
 
     head_layers: ClassVar = (*MaskedTokenTask.head_layers, *next_sentence.NextSentence.head_layers)
@@ -73,7 +73,7 @@ class Pretraining(MaskedTokenTask):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """Rows of pairs made of documents; without `targets` a row per example, as it is."""
+        """Return rows of sentence pairs; without `targets` a row per example, as it is."""
         if not targets:
             encodings = encode_texts(examples, tokenizer, self.max_length)
             return features_to_fill(examples, encodings, tokenizer, self)

@@ -95,7 +95,7 @@ class QuestionAnswering(Task):
         encodings, owners, details, rows = [], [], [], []
         for index, example in enumerate(examples):
             question, context = text_field(example, "question"), text_field(example, "context")
-            span = self._gold(example) if learn else None
+            span = self._gold_span(example) if learn else None
             for encoding in tokenizer.encode_windows(
                 question, context, max_length=self.max_length, stride=self.stride
             ):
@@ -220,7 +220,7 @@ class QuestionAnswering(Task):
         more = {"alternatives": ranked[1:]} if self.n_best > 1 else {}
         return {**ranked[0], **more}
 
-    def _gold(self, example: Example) -> tuple[int, int] | None:
+    def _gold_span(self, example: Example) -> tuple[int, int] | None:
         span = answer_spans.gold_span(example)
         if span is None and not self.no_answer:
             raise DataError(

@@ -36,7 +36,7 @@ class MaskingRule:
     begins: np.ndarray | None = None
     """bool [V]: tokens that begin a word; None: tokens are chosen singly"""
     unspaced: np.ndarray | None = None
-    """bool [V]: tokens of scripts without spaces, of which spans are made"""
+    """bool [V]: tokens of scripts without spaces, which are masked in spans"""
 
     def count(self, length: int) -> int:
         """How many of a row's `length` tokens are masked, special ones counted in the length."""
@@ -47,8 +47,8 @@ def masking_rule(tokenizer: Tokenizer, probability: float, whole_word: bool = Fa
     """Return the rule for a vocabulary. Raises SettingError where it cannot be followed."""
     if tokenizer.mask_token_id is None:
         raise SettingError(
-            "The vocabulary has no mask token, such as [MASK], to hide others with. Use one that "
-            "has, or learn one: tfllm tokenizer train --kind wordpiece."
+            "The vocabulary has no mask token, such as [MASK]. Use one that has, or learn one: "
+            "tfllm tokenizer train --kind wordpiece."
         )
     facts = (probability, tokenizer.mask_token_id, tokenizer.vocabulary_size)
     if not whole_word:
@@ -64,11 +64,20 @@ def masking_rule(tokenizer: Tokenizer, probability: float, whole_word: bool = Fa
 
 def choose_positions(
     ids: np.ndarray, free: np.ndarray, rule: MaskingRule, rng: np.random.Generator
-):
-    """Choose the positions to mask, in order: int [M]. `free` bool [T]: the positions that may be.
+) -> np.ndarray:
+    """Choose the positions to mask.
 
-    At most `rule.count(T)`, and at least one where any is free. Whole words are taken as long as
-    they fit; a single word that is longer than all there may be is hidden in part.
+    Whole words are taken as long as they fit; a single word that is longer than all there may be
+    is masked in part.
+
+    Args:
+        ids: Tokens of the row: [T].
+        free: bool [T]: positions that may be masked.
+        rule: How tokens are masked.
+        rng: The generator of the row.
+
+    Returns:
+        Positions in order, int [M]: at most `rule.count(T)`, and at least one where any is free.
     """
     positions = np.flatnonzero(free)
     limit = rule.count(len(ids))

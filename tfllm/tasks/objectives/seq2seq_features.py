@@ -86,7 +86,7 @@ class Seq2SeqFeatures(Features):
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """As Features.batch, every row made once."""
+        """As Features.batch, with every pair computed once."""
         pairs = [self.pairs[row] for row in rows]
         sources = [source for source, _ in pairs]
         read = [shift_right(target, self.start_id) for _, target in pairs]
@@ -107,7 +107,7 @@ class Seq2SeqFeatures(Features):
 
 
 def shift_right(target: np.ndarray, start_id: int) -> np.ndarray:
-    """What the decoder reads where it shall tell `target`: int32 [T], or [1] of no target."""
+    """Return the decoder's input for a target: int32 [T], or [1] of an empty target."""
     return np.concatenate([[start_id], target[:-1]]).astype(np.int32)
 
 
@@ -116,13 +116,24 @@ def build_features(
     lengths: np.ndarray,
     source_lengths: np.ndarray,
     start_id: int,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     example: np.ndarray | None = None,
     targets: bool = True,
     digest: str | None = None,
 ) -> Seq2SeqFeatures:
-    """Features of pairs, which may be made when asked for; `lengths`: tokens of the targets."""
+    """Return features of pairs, which may be computed when asked for.
+
+    Args:
+        pairs: Sources and targets, end tokens included.
+        lengths: Tokens of the targets: int [rows].
+        source_lengths: Tokens of the sources: int [rows].
+        start_id: The decoder's first token.
+        tokenizer: The model's tokenizer.
+        example: The index of the example that each row came from: int [rows].
+        targets: Whether the targets are given.
+        digest: Identifies the data.
+    """
     none = LazyArrays(0, lambda row: np.zeros(0, np.int32))
     features = Seq2SeqFeatures(
         token_ids=none,
@@ -142,7 +153,7 @@ def build_features(
 
 
 def with_pairs(features: Seq2SeqFeatures, pairs: Sequence[Pair]) -> Seq2SeqFeatures:
-    """The features with other pairs of the same lengths."""
+    """Return the features with other pairs of the same lengths."""
     count, start_id = len(pairs), features.start_id
     return replace(
         features,

@@ -32,9 +32,9 @@ SENTINEL = "<extra_id_{}>"
 
 def count_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
     """(masked tokens, spans) of a text of `length` tokens, 2 or more; at least one is kept."""
-    hidden = min(max(int(np.round(np.float32(length) * np.float32(density))), 1), length - 1)
-    count = max(int(np.round(np.float32(hidden) / np.float32(mean_span))), 1)
-    return hidden, count
+    masked = min(max(int(np.round(np.float32(length) * np.float32(density))), 1), length - 1)
+    count = max(int(np.round(np.float32(masked) / np.float32(mean_span))), 1)
+    return masked, count
 
 
 def noise_mask(
@@ -46,9 +46,9 @@ def noise_mask(
     """Which tokens of a text are taken out: bool [length]. One of less than 2 tokens keeps all."""
     if length < 2:
         return np.zeros(length, bool)
-    hidden, count = count_spans(length, density, mean_span)
-    count = min(count, hidden, length - hidden)  # every span of both kinds has a token
-    lengths = np.stack([_cut(length - hidden, count, rng), _cut(hidden, count, rng)], axis=1)
+    masked, count = count_spans(length, density, mean_span)
+    count = min(count, masked, length - masked)  # every span of both kinds has a token
+    lengths = np.stack([_cut(length - masked, count, rng), _cut(masked, count, rng)], axis=1)
     return np.repeat(np.tile([False, True], count), lengths.ravel())
 
 
@@ -65,7 +65,7 @@ def corrupt(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(source, target) of a text: int32 [S] and [T].
 
-    Every hidden span is one sentinel in the source; the target has the sentinel of each span before
+    Every masked span is one sentinel in the source; the target has the sentinel of each span before
     its tokens. `eos_token_id` ends both. Raises SettingError where there are fewer sentinels than
     spans.
     """
@@ -109,8 +109,8 @@ def text_length(
     """
 
     def sizes(length: int) -> tuple[int, int]:
-        hidden, count = count_spans(length, density, mean_span)
-        return length - hidden + count + 1, hidden + count + 1
+        masked, count = count_spans(length, density, mean_span)
+        return length - masked + count + 1, masked + count + 1
 
     length = inputs
     while sizes(length + 1)[0] <= inputs:
