@@ -111,7 +111,7 @@ class ScoringSeq2SeqPredictor(Seq2SeqPredictor):
         scores = [{"log_probability": 0.0, "token_count": 0, "correct": 0} for _ in examples]
         if not any(source_of(e).strip() and e["target"].strip() for e in first):
             return scores
-        task = task.model_copy(update={"truncate": True})
+        task = task.model_copy(update={"truncate": True, "objective": None})
         features = task.features(first, self.checkpoint.tokenizer)
         plan = Batches(
             features.lengths, features.units, batch_size, shuffle=False,
