@@ -134,6 +134,7 @@ def test_the_difference_on_other_than_ascii_text_is_stated(exported):
 @pytest.mark.parametrize("kind", ["classification", "embedding"])
 def test_mediapipes_package_gives_the_checkpoints_numbers(kind, tmp_path):
     pytest.importorskip("mediapipe")
+    from tfllm.export import mediapipe
     from tfllm.export.verify import mediapipe_package
 
     checkpoint = make(kind)
@@ -143,4 +144,4 @@ def test_mediapipes_package_gives_the_checkpoints_numbers(kind, tmp_path):
     wanted = mediapipe_package.expected(reference, artifact.profile, texts)
     found = mediapipe_package.answers(artifact.path / tflite.FILE, checkpoint.task, texts)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert mediapipe_package.INPUTS == ("token_ids", "padding_mask", "segment_ids")
+    assert mediapipe.INPUTS == ("token_ids", "padding_mask", "segment_ids")

@@ -514,7 +514,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, dtype: str = "f16") -> 
     """
     if dtype not in DTYPES:
         raise SettingError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}.")
-    if checkpoint.task.kind != "causal_lm":
+    if checkpoint.task.generates != "continuation":
         raise CheckpointError(
             f"A model for {checkpoint.task.kind.replace('_', ' ')} has no form in GGUF; only "
             "language models are written. Convert it to huggingface instead."
