@@ -190,7 +190,7 @@ def test_an_objective_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     (text,) = map(json.loads, run(capsys, "predict", checkpoint, "ten").splitlines())
     exported = tmp_path / "exported"
     run(capsys, "export", checkpoint, "--to", "savedmodel", "--output", exported)
-    (served,) = open_model(exported).answers([{"source": "ten"}])
+    (served,) = open_model(exported).predict([{"source": "ten"}])
     assert served["text"] == text["text"]
 
 
