@@ -50,9 +50,8 @@ from tfllm.evaluation import harness
 from tfllm.evaluation.metrics import measure
 from tfllm.evaluation.plots import write_plots
 from tfllm.evaluation.settings import EvaluationSettings, settings_for
-from tfllm.export import base as profiles
+from tfllm.export import Artifact, Check, Profile, load_profile
 from tfllm.export import export as write_artifact
-from tfllm.export.base import Artifact, Check, Profile
 from tfllm.generation.config import FIELDS, GenerationConfig
 from tfllm.generation.text_generator import GeneratedText, Truncate
 from tfllm.runtimes import inputs as runtime_inputs
@@ -734,7 +733,7 @@ def train(
     """
     settings = recipe_of(recipe, overrides)
     for name in settings.export:
-        profiles.profile(name)  # a wrong name is an error now, not after training
+        load_profile(name)  # a wrong name is an error now, not after training
     directory = Path(output or Path("runs") / settings.name)
     cluster = clusters.find_cluster(os.environ)
     if cluster is not None and not cluster.is_chief:  # of several workers the first alone writes
@@ -822,9 +821,7 @@ def export(
         CheckFailed: It differs from the model; nothing is kept.
         SettingError: This model cannot be exported so.
     """
-    settings = (
-        profile if isinstance(profile, Profile) else profiles.profile(str(profile), overrides)
-    )
+    settings = profile if isinstance(profile, Profile) else load_profile(str(profile), overrides)
     source = model.source if isinstance(model, Model) else str(model)
     file = data if isinstance(data, str | Path) else settings.calibration.data
     if file and source and settings.data == ReadSettings():  # as the run's recipe says
@@ -834,7 +831,7 @@ def export(
     checkpoint = model.checkpoint if isinstance(model, Model) else store.load(model)
     if (task := checkpoint.task.export_task()) is not checkpoint.task:
         checkpoint = _with_task(checkpoint, task)
-    return write_artifact(checkpoint, settings, output, examples, seen=on_check)
+    return write_artifact(checkpoint, settings, output, examples, on_check=on_check)
 
 
 def recipe_of(

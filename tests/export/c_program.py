@@ -30,7 +30,7 @@ def printed(
         + [f"-Wl,-rpath,{tensorflow}"],
         check=True,
     )
-    signature = savedmodel.signatures_of(version)["serving_default"]
+    signature = savedmodel.signature_defs(version)["serving_default"]
     output, place = signature.outputs[asked].name.split(":")
     done = subprocess.run(
         [program, version, signature.inputs[given].name.split(":")[0], output, place]

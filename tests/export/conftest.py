@@ -3,8 +3,7 @@
 import pytest
 
 from tests.export.models import make
-from tfllm.export import export
-from tfllm.export.base import profile
+from tfllm.export import export, load_profile
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +19,7 @@ def exported(classifier, tmp_path_factory):
     def artifact(name):
         if name not in made:
             output = tmp_path_factory.mktemp("exported") / name
-            made[name] = export(classifier, profile(name), output)
+            made[name] = export(classifier, load_profile(name), output)
         return made[name]
 
     return artifact

@@ -2,7 +2,7 @@
 
 from tfllm import tasks
 from tfllm.checkpoints import store
-from tfllm.export.verify.sentences import CONTEXT, PLAIN, QUESTIONS
+from tfllm.export.verify.sample_texts import CONTEXT, PLAIN, QUESTIONS
 from tfllm.tokenizers.loading import load_tokenizer
 
 CHAT_TEMPLATE = (

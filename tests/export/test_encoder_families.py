@@ -11,8 +11,7 @@ from tests.tokenizers import decoders
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.errors import SettingError
-from tfllm.export import export, savedmodel
-from tfllm.export.base import profile
+from tfllm.export import export, load_profile, savedmodel
 from tfllm.models.bert import SUMMARY_ACTIVATION
 from tfllm.runtimes.opening import open_model
 from tfllm.tokenizers.wordpiece import WordPiece
@@ -41,8 +40,7 @@ def make(family, kind):
     if family in TOKENIZERS:
         tokenizer = decoders.tokenizer(TOKENIZERS[family])
     shape = {
-        "variant": family, "num_segments": TYPES[family],
-        "pad_token_id": tokenizer.pad_token_id or 0,
+        "variant": family, "num_segments": TYPES[family], "pad_id": tokenizer.pad_token_id or 0,
         "vocabulary_size": tokenizer.vocabulary_size,
     }  # fmt: skip
     task = tasks.build({"kind": kind, "max_length": 32, **TASKS.get(kind, {})})
@@ -59,9 +57,9 @@ def examples(kind):
 @pytest.mark.parametrize(("family", "kind"), PAIRS)
 def test_a_savedmodel_takes_what_its_model_takes(family, kind, tmp_path):
     checkpoint = make(family, kind)
-    artifact = export(checkpoint, profile("savedmodel", [ONE_RECORD]), tmp_path / "served")
+    artifact = export(checkpoint, load_profile("savedmodel", [ONE_RECORD]), tmp_path / "served")
     assert artifact.failed == []
-    inputs = set(savedmodel.signatures_of(artifact.path)["tokens"].inputs)
+    inputs = set(savedmodel.signature_defs(artifact.path)["tokens"].inputs)
     assert inputs == set(checkpoint.model.input)
     assert ("segment_ids" in inputs) == (TYPES[family] > 1)
     assert len(open_model(artifact.path).predict(examples(kind))) == len(examples(kind))
@@ -72,7 +70,7 @@ def test_a_savedmodel_takes_what_its_model_takes(family, kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", SUMMARY_ACTIVATION)
 def test_a_tflite_file_takes_what_its_model_takes(family, kind, name, settings, tmp_path):
-    artifact = export(make(family, kind), profile(name, settings), tmp_path / "lite")
+    artifact = export(make(family, kind), load_profile(name, settings), tmp_path / "lite")
     assert artifact.failed == []
     assert len(open_model(artifact.path).predict(examples(kind))) == len(examples(kind))
 
@@ -82,19 +80,19 @@ def test_a_tflite_file_takes_what_its_model_takes(family, kind, name, settings, 
 @pytest.mark.parametrize("kind", ["classification", "embedding"])
 @pytest.mark.parametrize("family", ["bert", "electra", "distilbert"])
 def test_files_with_a_tokenizer_inside(family, kind, name, tmp_path):
-    assert export(make(family, kind), profile(name), tmp_path / "lite").failed == []
+    assert export(make(family, kind), load_profile(name), tmp_path / "lite").failed == []
 
 
 @pytest.mark.parametrize("name", ["tflite-text", "mediapipe"])
 @pytest.mark.parametrize("family", TOKENIZERS)
 def test_files_with_a_tokenizer_inside_know_wordpiece_only(family, name, tmp_path):
     with pytest.raises(SettingError, match=r"wordpiece tokenizer.*(bytepair|sentencepiece).*ids"):
-        export(make(family, "classification"), profile(name), tmp_path / "lite")
+        export(make(family, "classification"), load_profile(name), tmp_path / "lite")
     assert not (tmp_path / "lite").exists()
 
 
 @pytest.mark.parametrize("name", ["savedmodel", "tflite-float32"])
 def test_a_pretraining_model_is_exported_for_its_masked_tokens(name, tmp_path):
     with pytest.raises(SettingError, match=r"exported as masked_lm.*export_task\(\)"):
-        export(make("bert", "pretraining"), profile(name), tmp_path / "out")
+        export(make("bert", "pretraining"), load_profile(name), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -32,7 +32,7 @@ def test_the_checks_and_the_files_are_printed(checkpoint, tmp_path, capsys):
 
 def test_a_failed_check_leaves_nothing_and_status_1(checkpoint, tmp_path, capsys):
     output = tmp_path / "out"
-    strict = ["--set", "tolerance.difference=1e-12"]
+    strict = ["--set", "tolerance.abs_difference=1e-12"]
     assert run(checkpoint, "--to", "tflite-float32", "--output", output, *strict) == 1
     printed = capsys.readouterr()
     assert "NO" in printed.out.split()

@@ -10,8 +10,7 @@ pytest.importorskip("litert_lm_builder")
 from tests.export.language_models import CHAT_TEMPLATE, make
 from tfllm.checkpoints import store
 from tfllm.errors import ArtifactError, SettingError
-from tfllm.export import export, lite_decoder, litertlm
-from tfllm.export.base import profile
+from tfllm.export import export, litertlm, litertlm_prompt, load_profile, tflite_generation
 from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
 
 
@@ -23,10 +22,10 @@ def checkpoint(tmp_path):
 @pytest.fixture
 def folder(checkpoint, tmp_path, monkeypatch):
     """A bundle with four bytes in the place of a model."""
-    monkeypatch.setattr(lite_decoder, "converted", lambda *_: b"\0\0\0\0TFL3")
+    monkeypatch.setattr(tflite_generation, "convert", lambda *_: b"\0\0\0\0TFL3")
     folder = tmp_path / "bundle"
     folder.mkdir()
-    litertlm.write(checkpoint, profile("litertlm"), folder)
+    litertlm.write(checkpoint, load_profile("litertlm"), folder)
     return folder
 
 
@@ -44,8 +43,8 @@ def test_metadata_says_what_the_runtime_needs(folder, checkpoint):
 
 
 def test_settings_of_the_profile_are_the_samplers(checkpoint):
-    settings = profile("litertlm", ["generation.temperature=0.7", "generation.top_p=0.9"])
-    sampler = litertlm.metadata(checkpoint, settings).sampler_params
+    settings = load_profile("litertlm", ["generation.temperature=0.7", "generation.top_p=0.9"])
+    sampler = litertlm.llm_metadata(checkpoint, settings).sampler_params
     assert (sampler.p, sampler.temperature) == (pytest.approx(0.9), pytest.approx(0.7))
     assert sampler.k > 1
 
@@ -63,25 +62,25 @@ def test_a_damaged_bundle_is_named(folder, tmp_path):
 
 def test_a_classifier_is_refused(classifier, tmp_path):
     with pytest.raises(SettingError, match="language models"):
-        export(classifier, profile("litertlm"), tmp_path / "out")
+        export(classifier, load_profile("litertlm"), tmp_path / "out")
 
 
 def test_the_start_token_is_written_once(data):
     stories = store.load(data / "checkpoints" / "stories260K.bin")
-    assert litertlm.metadata(stories, profile("litertlm")).start_token.token_ids.ids == [1]
+    assert litertlm.llm_metadata(stories, load_profile("litertlm")).start_token.token_ids.ids == [1]
     template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     chatting = replace(stories.tokenizer, chat_template=template)
-    assert litertlm.begins(chatting)
-    assert '{% set bos_token = "" %}' in litertlm.template_of(chatting)
+    assert litertlm_prompt.start_token_ids(chatting)
+    assert '{% set bos_token = "" %}' in litertlm_prompt.prompt_template(chatting)
     silent = replace(stories.tokenizer, chat_template=template.removeprefix("{{ bos_token }}"))
-    assert not litertlm.begins(silent)
+    assert not litertlm_prompt.start_token_ids(silent)
 
 
 def test_blocks_of_training_are_left_out(checkpoint):
     template = (
         "{% for m in messages %}{%- generation %}{{ m.content }}{% endgeneration -%}{% endfor %}"
     )
-    found = litertlm.template_of(replace(checkpoint.tokenizer, chat_template=template))
+    found = litertlm_prompt.prompt_template(replace(checkpoint.tokenizer, chat_template=template))
     assert found.endswith("{% for m in messages %}{#- #}{{ m.content }}{# -#}{% endfor %}")
 
 
@@ -91,7 +90,7 @@ def test_the_package_writes_the_checkpoints_texts(chat, tmp_path):
     """Byte-level BPE: three lengths of prompts, and a chat of two turns."""
     pytest.importorskip("litert_lm")
     checkpoint = make(tmp_path / "tokenizer", chat=chat)
-    artifact = export(checkpoint, profile("litertlm"), tmp_path / "out")
+    artifact = export(checkpoint, load_profile("litertlm"), tmp_path / "out")
     checked = [check for check in artifact.checks if check.name.startswith("litert-lm")]
     assert len(checked) == 2 and all(check.value == "1" for check in checked)
 
@@ -113,7 +112,7 @@ def test_a_stop_token_inside_of_an_answer(tmp_path):
     )
     stopping = replace(checkpoint, generation_config={"eos_token_id": [0, new[6]]})
     assert len(conversation(stopping, TextGenerator(stopping), SAID)) == 2
-    assert not export(stopping, profile("litertlm"), tmp_path / "out").failed
+    assert not export(stopping, load_profile("litertlm"), tmp_path / "out").failed
 
 
 @pytest.mark.edge
@@ -121,7 +120,7 @@ def test_a_stop_token_inside_of_an_answer(tmp_path):
 def test_stories_with_sentencepiece(name, data, tmp_path):
     pytest.importorskip("litert_lm")
     stories = store.load(data / "checkpoints" / "stories260K.bin")
-    artifact = export(stories, profile(name, ["max_length=192"]), tmp_path / "out")
+    artifact = export(stories, load_profile(name, ["max_length=192"]), tmp_path / "out")
     described = json.loads((artifact.path / "tfllm.json").read_text())
     assert described["context"] == 192 and described["eos_token_id"] == [1, 2]
     if name == "litertlm":

@@ -10,14 +10,14 @@ from tests.export.language_models import make
 from tests.export.products import Factor, factors
 from tfllm.cli import main
 from tfllm.errors import CheckFailed, SettingError
-from tfllm.export import export, flatbuffer, lite_decoder, tflite
-from tfllm.export.base import profile
+from tfllm.export import export, flatbuffer, load_profile, tflite_generation
+from tfllm.export.flatbuffer import TFLITE_FILE
 
 STEPS = ["max_length=48", "prefill_lengths=[4]"]
 
 
 def parsed(artifact):
-    return flatbuffer.parse((artifact.path / tflite.FILE).read_bytes())
+    return flatbuffer.parse((artifact.path / TFLITE_FILE).read_bytes())
 
 
 def versions(model):
@@ -44,19 +44,21 @@ def test_int8_with_a_scale_a_row_needs_what_tensorflows_converter_says(exported)
 
 
 def test_an_older_runtime_gets_a_scale_a_matrix(classifier, tmp_path):
-    settings = profile("tflite-int8", ["oldest_runtime=2.16", "tolerance.agreement=0.5"])
+    settings = load_profile("tflite-int8", ["oldest_runtime=2.16", "tolerance.agreement=0.5"])
     artifact = export(classifier, settings, tmp_path / "old")
     model = parsed(artifact)
-    assert flatbuffer.as_numbers(flatbuffer.oldest_runtime(model)) <= (2, 16)
+    assert flatbuffer.version_numbers(flatbuffer.oldest_runtime(model)) <= (2, 16)
     assert versions(model)["FULLY_CONNECTED"] < 12
-    for factor in factors((artifact.path / tflite.FILE).read_bytes()):
+    for factor in factors((artifact.path / TFLITE_FILE).read_bytes()):
         assert isinstance(factor, Factor) and len(set(factor.step.ravel())) == 1
     assert "2.16" in check_of(artifact).limit
 
 
 def test_a_file_that_needs_a_newer_one_is_refused(classifier, tmp_path):
     with pytest.raises(CheckFailed, match=r"oldest runtime: TensorFlow Lite 2\.\d+"):
-        export(classifier, profile("tflite-float32", ["oldest_runtime='2.1'"]), tmp_path / "out")
+        export(
+            classifier, load_profile("tflite-float32", ["oldest_runtime='2.1'"]), tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -68,7 +70,7 @@ def decoder(tmp_path_factory):
 @pytest.mark.parametrize(("name", "matrix"), [("tflite-int8", 12), ("tflite-int4", 13)])
 def test_own_weights_name_the_runtime_that_reads_them(name, matrix, decoder):
     """A runtime before these would multiply all rows by the first row's scale."""
-    content = lite_decoder.converted(decoder, profile(name, STEPS))
+    content = tflite_generation.convert(decoder, load_profile(name, STEPS))
     model = flatbuffer.parse(content)
     found = versions(model)
     assert (found["FULLY_CONNECTED"], found["EMBEDDING_LOOKUP"]) == (matrix, 4)
@@ -86,24 +88,24 @@ def test_own_weights_name_the_runtime_that_reads_them(name, matrix, decoder):
 )
 def test_what_is_known_before_is_refused_before(name, options, message, decoder, tmp_path):
     with pytest.raises(SettingError, match=message):
-        export(decoder, profile(name, [*options, "oldest_runtime=2.9"]), tmp_path / "out")
+        export(decoder, load_profile(name, [*options, "oldest_runtime=2.9"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("wrong", ["two", "'2'", "2.x", "2.20", "2.1"])
 def test_no_version_is_a_mistake(wrong):
     with pytest.raises(SettingError, match="oldest_runtime"):
-        profile("tflite-int8", [f"oldest_runtime={wrong}"])
+        load_profile("tflite-int8", [f"oldest_runtime={wrong}"])
 
 
 @pytest.mark.parametrize("given", ["2.16", "'2.16'", "2.16.1", "'2.20'"])
 def test_versions_are_read_as_they_are_written(given):
-    found = profile("tflite-int8", [f"oldest_runtime={given}"]).oldest_runtime
+    found = load_profile("tflite-int8", [f"oldest_runtime={given}"]).oldest_runtime
     assert found == given.strip("'")
 
 
 def test_inspect_tells_it(exported, capsys):
-    path = exported("tflite-int8").path / tflite.FILE
+    path = exported("tflite-int8").path / TFLITE_FILE
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", str(path), "--json"])
     assert stopped.value.code == 0

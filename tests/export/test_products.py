@@ -9,8 +9,8 @@ from tests.export.products import differing
 from tests.tokenizers.translation import tokenizer as translation
 from tfllm import tasks
 from tfllm.checkpoints import store
-from tfllm.export import int8, mediapipe, tflite
-from tfllm.export.base import profile
+from tfllm.export import load_profile, mediapipe, tflite, tflite_activation_scaling
+from tfllm.export.flatbuffer import TFLITE_FILE
 from tfllm.models import FAMILIES
 from tfllm.tokenizers.wordpiece import WordPiece
 
@@ -123,8 +123,8 @@ def test_every_family_is_there():
 def llama(tmp_path_factory):
     """(checkpoint, its float32 file)."""
     checkpoint = checkpoint_of("llama", tmp_path_factory.mktemp("llama"))
-    settings = profile("tflite-float32", ["prefill_lengths=[4]"])
-    return checkpoint, tflite.converted(checkpoint, settings)
+    settings = load_profile("tflite-float32", ["prefill_lengths=[4]"])
+    return checkpoint, tflite.convert(checkpoint, settings)
 
 
 def test_a_float32_file_holds_the_kernels(llama):
@@ -132,9 +132,9 @@ def test_a_float32_file_holds_the_kernels(llama):
     assert differing(content, checkpoint.model, True, query_scale(checkpoint)) == []
 
 
-def check(name, profile_name, overrides, folder, converted=tflite.converted):
+def check(name, profile_name, overrides, folder, converted=tflite.convert):
     checkpoint = checkpoint_of(name, folder)
-    content = converted(checkpoint, profile(profile_name, overrides))
+    content = converted(checkpoint, load_profile(profile_name, overrides))
     scale = query_scale(checkpoint)
     assert differing(content, checkpoint.model, is_tied(checkpoint), scale) == []
 
@@ -167,14 +167,14 @@ def test_the_weights_of_products_are_the_kernels(name, quantization, tmp_path):
     [
         ("llama", "tflite-loop", ["quantization=int8", "prompt_length=4"]),
         ("t5", "tflite-loop", ["quantization=int8", "prompt_length=4", "batch_sizes=[1,2]"]),
-        ("bert classification", "tflite-int8", ["lengths=[8]", "batch_sizes=[1,4]"]),
+        ("bert classification", "tflite-int8", ["extra_lengths=[8]", "batch_sizes=[1,4]"]),
         ("bert classification", "tflite-text", ["quantization=int8"]),
         ("bert classification", "tflite-int8-full", []),
     ],
 )
 def test_those_of_other_kinds_of_file_are_too(name, profile_name, overrides, tmp_path, monkeypatch):
     # Channels that full int8 divides by their ranges are divided in the file too.
-    monkeypatch.setattr(int8, "UNEVEN", np.inf)
+    monkeypatch.setattr(tflite_activation_scaling, "UNEVEN_RATIO", np.inf)
     check(name, profile_name, overrides, tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_those_of_other_kinds_of_file_are_too(name, profile_name, overrides, tmp
 def test_those_of_mediapipes_file_are_too(tmp_path):
     def converted(checkpoint, settings):
         mediapipe.write(checkpoint, settings, tmp_path)
-        return (tmp_path / tflite.FILE).read_bytes()
+        return (tmp_path / TFLITE_FILE).read_bytes()
 
     check("bert classification", "mediapipe", ["quantization=int8"], tmp_path, converted)
 

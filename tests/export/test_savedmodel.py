@@ -13,10 +13,9 @@ import tensorflow as tf
 
 from tests.export.c_program import printed
 from tests.export.models import TASKS, make
-from tfllm.errors import SettingError
-from tfllm.export import export, oplint, savedmodel, warmup
-from tfllm.export.base import profile
-from tfllm.export.verify import encoder
+from tfllm.errors import CheckFailed, SettingError
+from tfllm.export import export, load_profile, op_compatibility, savedmodel, warmup_requests
+from tfllm.export.verify import common
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
 
@@ -40,7 +39,12 @@ def scores(classifier):
 def test_the_files_are_where_a_server_looks(exported):
     artifact = exported("savedmodel")
     assert artifact.path.name == "1"
-    for name in ("saved_model.pb", "assets/labels.txt", "assets/vocab.txt", str(warmup.FILE)):
+    for name in (
+        "saved_model.pb",
+        "assets/labels.txt",
+        "assets/vocab.txt",
+        str(warmup_requests.REQUESTS_FILE),
+    ):
         assert name in artifact.files
     described = json.loads((artifact.path / "assets" / "tfllm.json").read_text())
     assert described["task"]["labels"] == ["bad", "good", "neither"]
@@ -62,7 +66,7 @@ def test_weights_are_stored_once(classifier, version, tmp_path):
 
 
 def test_bfloat16_takes_half_the_room_and_gives_the_same_labels(classifier, scores, tmp_path):
-    artifact = export(classifier, profile("savedmodel-bfloat16"), tmp_path / "half")
+    artifact = export(classifier, load_profile("savedmodel-bfloat16"), tmp_path / "half")
     assert not artifact.failed
     numbers, size = savedmodel.stored_size(artifact.path)
     assert size < 2.1 * numbers
@@ -75,12 +79,12 @@ def test_bfloat16_takes_half_the_room_and_gives_the_same_labels(classifier, scor
 
 def test_a_savedmodel_has_no_integers(classifier, tmp_path):
     with pytest.raises(SettingError, match=r"float32 or bfloat16, not int8.*tflite"):
-        export(classifier, profile("savedmodel", ["quantization=int8"]), tmp_path / "int8")
+        export(classifier, load_profile("savedmodel", ["quantization=int8"]), tmp_path / "int8")
     assert not (tmp_path / "int8").exists()
 
 
 def test_methods_are_those_of_tf_serving(version):
-    methods = {name: one.method_name for name, one in savedmodel.signatures_of(version).items()}
+    methods = {name: one.method_name for name, one in savedmodel.signature_defs(version).items()}
     assert methods["serving_default"] == methods["tokens"] == "tensorflow/serving/predict"
     assert methods["classify"] == "tensorflow/serving/classify"
 
@@ -88,7 +92,9 @@ def test_methods_are_those_of_tf_serving(version):
 def test_warm_up_records_are_requests_of_every_signature(version):
     from tensorflow_serving.apis import prediction_log_pb2
 
-    records = list(tf.data.TFRecordDataset(str(version / warmup.FILE)).as_numpy_iterator())
+    records = list(
+        tf.data.TFRecordDataset(str(version / warmup_requests.REQUESTS_FILE)).as_numpy_iterator()
+    )
     logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
     kinds = [log.WhichOneof("log_type") for log in logs]
     assert len(logs) == 9 and kinds.count("classify_log") == 3
@@ -102,15 +108,15 @@ def test_warm_up_records_are_requests_of_every_signature(version):
 
 def test_a_fresh_process_gives_the_same_numbers(version, scores):
     requests = [{"signature": "serving_default", "inputs": {"text": TEXTS}}]
-    result = encoder.in_fresh_process(version, requests)
+    result = common.run_savedmodel(version, requests)
     assert result["foreign"] == []
     np.testing.assert_allclose(result["outputs"][0]["scores"], scores, atol=TOLERANCE)
 
 
 def test_an_input_that_a_signature_has_not_is_named(version):
     requests = [{"signature": "serving_default", "inputs": {"text": ["a"], "other": ["b"]}}]
-    with pytest.raises(encoder.CheckFailed, match="serving_default has no input other, only text"):
-        encoder.in_fresh_process(version, requests)
+    with pytest.raises(CheckFailed, match="serving_default has no input other, only text"):
+        common.run_savedmodel(version, requests)
 
 
 def test_compilation_by_xla_would_be_refused(tmp_path):
@@ -122,10 +128,8 @@ def test_compilation_by_xla_would_be_refused(tmp_path):
         input_signature=[tf.TensorSpec([None], tf.float32, "x")],
     )
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.call})
-    with pytest.raises(encoder.CheckFailed, match="XLA"):
-        encoder.in_fresh_process(
-            tmp_path, [{"signature": "serving_default", "inputs": {"x": [1.0]}}]
-        )
+    with pytest.raises(CheckFailed, match="XLA"):
+        common.run_savedmodel(tmp_path, [{"signature": "serving_default", "inputs": {"x": [1.0]}}])
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="compiles a C program: needs gcc")
@@ -144,7 +148,7 @@ def test_a_c_program_gives_the_same_numbers(version, scores, tmp_path):
 @pytest.mark.parametrize("kind", [kind for kind in TASKS if kind != "classification"])
 @pytest.mark.slow
 def test_every_task_is_served(kind, tmp_path):
-    artifact = export(make(kind), profile("savedmodel"), tmp_path / kind)
+    artifact = export(make(kind), load_profile("savedmodel"), tmp_path / kind)
     assert artifact.failed == []
 
 
@@ -153,11 +157,9 @@ def test_it_loads_under_tf_servings_own_tensorflow(version, scores, tmp_path_fac
     """tensorflow 2.20.0 with tensorflow-text 2.20, what TF Serving 2.20 is built with."""
     python = os.environ.get("TFLLM_TF220_PYTHON") or _environment(tmp_path_factory)
     requests = [{"signature": "serving_default", "inputs": {"text": TEXTS}}]
-    warm = warmup.requests(savedmodel.signatures_of(version), (1, 8))
-    requests += [
-        {"signature": one.signature, "inputs": encoder.as_lists(one.inputs)} for one in warm
-    ]
-    result = encoder.in_fresh_process(version, requests, python=python)
+    warm = warmup_requests.build_requests(savedmodel.signature_defs(version), (1, 8))
+    requests += [{"signature": one.signature, "inputs": common.as_json(one.inputs)} for one in warm]
+    result = common.run_savedmodel(version, requests, python=python)
     assert result["versions"]["tensorflow"].startswith("2.20")
     assert result["versions"]["tensorflow_text"].startswith("2.20")
     np.testing.assert_allclose(result["outputs"][0]["scores"], scores, atol=TOLERANCE)
@@ -176,11 +178,11 @@ def _environment(tmp_path_factory):
 
 
 def test_the_next_export_is_the_next_version(tmp_path):
-    assert savedmodel.place(tmp_path / "new").name == "1"
+    assert savedmodel.artifact_path(tmp_path / "new").name == "1"
     for name in ("2", "9", "notes", "007"):
         (tmp_path / name).mkdir()
-    assert savedmodel.place(tmp_path).name == "10"
+    assert savedmodel.artifact_path(tmp_path).name == "10"
 
 
 def test_the_newest_server_knows_what_is_served(version):
-    assert oplint.lint(version).first_version is not None
+    assert op_compatibility.check_graph(version).first_version is not None

@@ -5,8 +5,7 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 
 from tests.generation.source_models import checkpoint
-from tfllm.export import export
-from tfllm.export.base import profile
+from tfllm.export import export, load_profile
 
 pytestmark = pytest.mark.slow
 EXPORTS = {
@@ -21,5 +20,5 @@ EXPORTS = {
 def test_they_pass_their_checks(tmp_path, family, kind):
     seen = []
     source = checkpoint(family, profile="translate")
-    export(source, profile(*EXPORTS[kind]), tmp_path / "out", seen=seen.append)
+    export(source, load_profile(*EXPORTS[kind]), tmp_path / "out", on_check=seen.append)
     assert any("texts" in check.name for check in seen)

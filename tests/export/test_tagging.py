@@ -9,8 +9,7 @@ from tests.tokenizers.vocabularies import VOCABULARY
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.evaluation.harness import evaluate
-from tfllm.export import export
-from tfllm.export.base import profile
+from tfllm.export import export, load_profile
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
 from tfllm.tokenizers.word_alignment import SINGLE_SPACE
@@ -99,7 +98,7 @@ def test_the_pipeline_has_them_too(tagger):
 
 
 def test_its_saved_model_agrees(tagger, tmp_path):
-    artifact = export(tagger, profile("savedmodel"), tmp_path / "tagger", examples())
+    artifact = export(tagger, load_profile("savedmodel"), tmp_path / "tagger", examples())
     assert all(check.passed for check in artifact.checks)
     predictor, served = open_checkpoint(tagger), open_model(artifact.path)
     texts = [text for text, _ in SENTENCES] + ["the cat,\tthe\u00a0mat", "  12345  the cat  ", ""]

@@ -132,7 +132,7 @@ def test_litert_writes_the_same_with_its_own_operations(needs):
     from tfllm.export import flatbuffer
 
     content = tflite(needs, batch=3, width=8)
-    found = flatbuffer.operations(content)
+    found = flatbuffer.count_operations(content)
     assert not found.custom
     runner = interpreter.Interpreter(model_content=content).get_signature_runner()
     settings = SETTINGS if needs.sampling else [SETTINGS[0]] * 3

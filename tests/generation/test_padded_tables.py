@@ -13,8 +13,7 @@ from tests.generation.models import TEMPLATE
 from tests.tokenizers.decoders import tokenizer as small_tokenizer
 from tests.tokenizers.translation import tokenizer as two_sided
 from tfllm.checkpoints import store
-from tfllm.export import causal_lm, lite_decoder, seq2seq
-from tfllm.export.base import profile
+from tfllm.export import load_profile, savedmodel_causal_lm, savedmodel_seq2seq, tflite_generation
 from tfllm.generation import penalties
 from tfllm.generation.config import GenerationConfig
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
@@ -150,9 +149,11 @@ def test_probabilities_are_those_of_the_whole_softmax():
 def test_the_graphs_of_exported_files_write_tokens_alone():
     checkpoint = decoder_alone()
     size = checkpoint.tokenizer.vocabulary_size
-    settings = profile("savedmodel", [])
+    settings = load_profile("savedmodel", [])
     graph = checkpoint.tokenizer.graph()
-    signatures = causal_lm.signatures(checkpoint, checkpoint.model, graph, settings)
+    signatures = savedmodel_causal_lm.build_signatures(
+        checkpoint, checkpoint.model, graph, settings
+    )
     rows = tf.constant([[84, 104, 101], [99, 97, 116]])
     given = {
         "max_new_tokens": [12, 12], "temperature": [0.0, 2.0], "top_k": [0, 0],
@@ -168,8 +169,8 @@ def test_the_graphs_of_exported_files_write_tokens_alone():
     own = writer("llama").engine.generate([[84, 104, 101]], SETTINGS["greedy"])[0].ids
     assert found["token_ids"].numpy()[0, : len(own)].tolist() == own
 
-    lite = profile("tflite-float32", ["prompt_length=8", f"max_length={WINDOW}"])
-    (loop,) = lite_decoder.functions_of(checkpoint, lite).values()
+    lite = load_profile("tflite-float32", ["prompt_length=8", f"max_length={WINDOW}"])
+    (loop,) = tflite_generation.build_functions(checkpoint, lite).values()
     prompt = tf.constant([[84, 104, 101, 0, 0, 0, 0, 0]])
     more = {
         "temperature": tf.constant([2.0]), "top_k": tf.constant([0]), "top_p": tf.constant([1.0]),
@@ -185,8 +186,8 @@ def test_the_graphs_of_exported_files_write_tokens_alone():
 def test_steps_tell_all_scores_but_to_runtimes_that_choose_by_themselves(target):
     checkpoint = decoder_alone()
     size = checkpoint.tokenizer.vocabulary_size
-    settings = profile(target, [f"max_length={WINDOW}"])
-    decode = lite_decoder.functions_of(checkpoint, settings)["decode"]
+    settings = load_profile(target, [f"max_length={WINDOW}"])
+    decode = tflite_generation.build_functions(checkpoint, settings)["decode"]
     first, named = decode.structured_input_signature
     specs = [*first, *named.values()]
     given = {spec.name: tf.zeros(spec.shape, spec.dtype) for spec in specs}
@@ -204,8 +205,8 @@ def test_the_graphs_of_exported_encoder_decoders(family):
     checkpoint = with_sources(family)
     tokenizer = checkpoint.tokenizer
     graphs = (tokenizer.graph(), tokenizer.target.graph())
-    settings = profile("savedmodel", [])
-    signatures = seq2seq.signatures(checkpoint, checkpoint.model, graphs, settings)
+    settings = load_profile("savedmodel", [])
+    signatures = savedmodel_seq2seq.build_signatures(checkpoint, checkpoint.model, graphs, settings)
     prompts = tf.constant(source_models.SENTENCES[:2])
     twos = {"max_new_tokens": tf.constant([9, 9])}
     sampled = signatures["generate"](

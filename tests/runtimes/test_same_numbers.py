@@ -130,46 +130,46 @@ NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) f
 
 @pytest.mark.parametrize("name", NAMES)
 def test_savedmodel(name, files, tmp_path):
-    from tfllm.export import base, savedmodel
+    from tfllm.export import load_profile, savedmodel
 
     checkpoint, directory = files(name)
-    profile = base.profile("savedmodel")
+    profile = load_profile("savedmodel")
     savedmodel.write(checkpoint, profile, tmp_path / "1")
-    savedmodel.finish(checkpoint, profile, tmp_path / "1", [])
+    savedmodel.write_metadata(checkpoint, profile, tmp_path / "1", [])
     assert_same(directory, open_model(tmp_path), name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tflite(name, files, tmp_path):
-    from tfllm.export import base, tflite
+    from tfllm.export import load_profile, tflite
 
     checkpoint, directory = files(name)
-    shapes = [f"lengths=[{LENGTH // 2}]", "batch_sizes=[2]"]
-    profile = base.profile("tflite-float32", shapes)
+    shapes = [f"extra_lengths=[{LENGTH // 2}]", "batch_sizes=[2]"]
+    profile = load_profile("tflite-float32", shapes)
     tflite.write(checkpoint, profile, tmp_path)
-    tflite.finish(checkpoint, profile, tmp_path, [])
+    tflite.write_metadata(checkpoint, profile, tmp_path, [])
     assert_same(directory, open_model(tmp_path / "model.tflite"), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["single", "pair", "number", "vectors", "next"])
 def test_tflite_that_takes_text(name, files, tmp_path):
-    from tfllm.export import base, tflite
+    from tfllm.export import load_profile, tflite
 
     checkpoint, directory = files(name)
-    profile = base.profile("tflite-text")
+    profile = load_profile("tflite-text")
     tflite.write(checkpoint, profile, tmp_path)
-    tflite.finish(checkpoint, profile, tmp_path, [])
+    tflite.write_metadata(checkpoint, profile, tmp_path, [])
     assert_same(directory, open_model(tmp_path), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["single", "multi", "vectors"])
 def test_mediapipe_file(name, files, tmp_path):
-    from tfllm.export import base, mediapipe
+    from tfllm.export import load_profile, mediapipe
 
     checkpoint, directory = files(name)
-    profile = base.profile("mediapipe")
+    profile = load_profile("mediapipe")
     mediapipe.write(checkpoint, profile, tmp_path)
-    mediapipe.finish(checkpoint, profile, tmp_path, [])
+    mediapipe.write_metadata(checkpoint, profile, tmp_path, [])
     assert_same(directory, open_model(tmp_path), name)

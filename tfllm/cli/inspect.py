@@ -124,7 +124,7 @@ def _tflite(path: Path) -> dict[str, Any]:
         **_description(path.parent),
         "signatures": signatures or {"": {"inputs": list(tensors)}},
         "tensors": tensors,
-        "runtime": flatbuffer.shown_runtime(flatbuffer.parse(path.read_bytes(), str(path))),
+        "runtime": flatbuffer.describe_runtime(flatbuffer.parse(path.read_bytes(), str(path))),
         "files": {path.name: path.stat().st_size}
         | {name: size for name, size in sizes(path.parent).items() if name != path.name},
     }
@@ -133,7 +133,7 @@ def _tflite(path: Path) -> dict[str, Any]:
 def _bundle(path: Path) -> dict[str, Any]:
     from tfllm.checkpoints.describe import sizes
     from tfllm.errors import ArtifactError
-    from tfllm.export.litertlm import described as bundle
+    from tfllm.export.litertlm import describe_bundle as bundle
 
     if not path.is_file():
         raise ArtifactError(f"There is no file '{path}'. Check the path.")

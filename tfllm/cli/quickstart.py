@@ -22,7 +22,7 @@ import typer
 from tfllm.cli.options import Overrides
 
 if TYPE_CHECKING:
-    from tfllm.export.base import Artifact
+    from tfllm.export import Artifact
 
 EXAMPLES = """
 Examples:

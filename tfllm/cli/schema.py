@@ -80,7 +80,7 @@ def json_schema(name: str) -> dict[str, Any]:
     """
     from pydantic import TypeAdapter
 
-    from tfllm.export.base import Profile
+    from tfllm.export.profile import Profile
     from tfllm.training.corpora import CorpusRecipe
     from tfllm.training.recipe import Recipe
     from tfllm.training.tuning.space import Space

@@ -1,14 +1,7 @@
-"""From a checkpoint to files that run elsewhere, each checked against the checkpoint.
+"""From a checkpoint to files that run elsewhere, each compared with the checkpoint.
 
-TARGETS: what can be written. A target is a module with
-
-    place(output)                                   where the artifact goes
-    refuse(checkpoint, profile)                     SettingError for what it cannot do
-    write(checkpoint, profile, folder)              the files
-    checks(checkpoint, profile, folder)             what the files alone tell
-    finish(checkpoint, profile, folder, checks)     tfllm.json with the checks
-
-`tfllm.export.verify.encoder` runs what was written, in the runtime that it is for.
+A target is a module with the functions of `artifact.Target`. To add one: the module, a line in
+TARGETS, and a profile `export/NAME.yaml`.
 """
 
 from __future__ import annotations
@@ -17,13 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfllm.errors import CheckFailed, SettingError
+from tfllm import config
+from tfllm.checkpoints.base import Checkpoint
+from tfllm.checkpoints.files import atomic_directory
+from tfllm.errors import CheckFailed, SettingError, did_you_mean
+from tfllm.evaluation.harness import check_labels
 from tfllm.export import litertlm, mediapipe, savedmodel, tflite
-from tfllm.export.base import Artifact, Check, Profile, sizes
+from tfllm.export.artifact import Artifact, Check, Target, file_sizes
+from tfllm.export.profile import PROFILE_DIRECTORY, Profile, profile_names
 
-__all__ = ["TARGETS", "Artifact", "Check", "Profile", "export"]
+__all__ = ["TARGETS", "Artifact", "Check", "Profile", "export", "load_profile", "profile_names"]
 
-TARGETS: dict[str, Any] = {
+TARGETS: dict[str, Target] = {
     "savedmodel": savedmodel,
     "tflite": tflite,
     "mediapipe": mediapipe,
@@ -31,61 +29,92 @@ TARGETS: dict[str, Any] = {
 }
 
 
+def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
+    """Load the built-in profile `name`, or the YAML file `name`, with `key=value` overrides.
+
+    Raises:
+        SettingError: There is no such profile or target, or a key or value is wrong.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILE_DIRECTORY / f"{name}.yaml"
+        if name not in profile_names():
+            raise SettingError(
+                f"--to: there is no profile '{name}'. {did_you_mean(name, profile_names())} "
+                "The path of a YAML file is accepted too."
+            )
+    profile = config.load(path, Profile, overrides)
+    if profile.target not in TARGETS:
+        raise SettingError(
+            f"{name}: there is no export target '{profile.target}'. "
+            f"{did_you_mean(profile.target, TARGETS)}"
+        )
+    return profile
+
+
 def export(
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     profile: Profile,
     output: str | Path,
-    examples: Sequence[dict] = (),
-    seen: Callable[[Check], None] | None = None,
+    examples: Sequence[dict[str, Any]] = (),
+    on_check: Callable[[Check], None] | None = None,
 ) -> Artifact:
-    """Writes an artifact, checks it, and gives it its name only when every check has passed.
+    """Write an artifact, check it, and move it to `output` only when every check has passed.
 
-    `examples`: real ones with gold answers, on which the task's metric may not fall by more than
-    the profile's tolerance. `seen` is called with each check as it is done. Raises CheckFailed;
-    what stood at `output` before then still stands there.
+    Args:
+        checkpoint: The model to export.
+        profile: What to write, and the limits of the checks.
+        output: Directory of the artifact; of a SavedModel, of its versions.
+        examples: Labeled examples, on which the task's headline metric may not fall by more than
+            the profile's tolerance. Empty: only built-in sample texts are compared.
+        on_check: Called with each check as it is done.
+
+    Raises:
+        CheckFailed: A check did not pass. What was at `output` before is unchanged.
+        SettingError: The target cannot hold this checkpoint, or not as the profile asks.
     """
-    from tfllm.checkpoints.files import atomic_directory
-    from tfllm.evaluation.harness import check_labels
-
     target = TARGETS[profile.target]
     if (task := checkpoint.task.export_task()) is not checkpoint.task:
         raise SettingError(
             f"A {checkpoint.task.kind} model is exported as {task.kind}. Load it with "
             "task=checkpoint.task.export_task(), as the command does."
         )
-    target.refuse(checkpoint, profile)
+    target.validate(checkpoint, profile)
     check_labels(examples, checkpoint.task)
     output = Path(output)
-    place, fresh = target.place(output), not output.exists()
-    done: list[Check] = []
+    path, is_new = target.artifact_path(output), not output.exists()
+    checks: list[Check] = []
     try:
-        with atomic_directory(place, replaces="tfllm.json") as folder:
-            target.write(checkpoint, profile, folder)
-            for check in _checks(target, checkpoint, profile, folder, examples):
-                done.append(check)
-                if seen:
-                    seen(check)
-            if failed := [check for check in done if not check.passed]:
+        with atomic_directory(path, replaces="tfllm.json") as directory:
+            target.write(checkpoint, profile, directory)
+            for check in _run_checks(target, checkpoint, profile, directory, examples):
+                checks.append(check)
+                if on_check:
+                    on_check(check)
+            if failed := [check for check in checks if not check.passed]:
                 raise CheckFailed(
                     f"{profile.target}: {'; '.join(map(str, failed))}. Nothing was written to "
                     f"'{output}'. Choose another quantization, or a wider tolerance in the profile."
                 )
-            target.finish(checkpoint, profile, folder, done)
+            target.write_metadata(checkpoint, profile, directory, checks)
     except BaseException:
-        if fresh and output.is_dir() and not any(output.iterdir()):
+        if is_new and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
         raise
-    return Artifact(place, profile, tuple(done), sizes(place))
+    return Artifact(path, profile, tuple(checks), file_sizes(path))
 
 
-def _checks(
-    target: Any, checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dict]
+def _run_checks(
+    target: Target,
+    checkpoint: Checkpoint,
+    profile: Profile,
+    directory: Path,
+    examples: Sequence[dict[str, Any]],
 ) -> Iterator[Check]:
-    """The checks of the files, then of what they do; the second only where the first passed."""
-    from tfllm.export.verify import encoder
-
-    alone = target.checks(checkpoint, profile, folder)
-    yield from alone
-    if all(check.passed for check in alone):
-        target.finish(checkpoint, profile, folder, alone)  # the predictors read tfllm.json
-        yield from encoder.checks(checkpoint, profile, folder, examples)
+    """Yield the checks of the files, and, where those passed, of the artifact's outputs."""
+    file_checks = target.check_files(checkpoint, profile, directory)
+    yield from file_checks
+    if all(check.passed for check in file_checks):
+        # The runtimes read tfllm.json when they open the artifact.
+        target.write_metadata(checkpoint, profile, directory, file_checks)
+        yield from target.check_outputs(checkpoint, profile, directory, examples)

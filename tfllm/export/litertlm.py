@@ -1,51 +1,39 @@
 """LiteRT-LM bundles: model, tokenizer, chat template and stop tokens in one `.litertlm` file.
 
-    OUT/model.litertlm      what `litert-lm run` and the LiteRT-LM engine take
+    OUT/model.litertlm      what `litert-lm run` and the LiteRT-LM engine open
         tfllm.json          what the file is for, and the checks it passed
-                            and the tokenizer's files, for tfllm's own verbs
+                            and the tokenizer's files, for tfllm's own commands
 
-The model inside is the one of the tflite target (`lite_steps`).
+The model inside is that of the tflite target (`tflite_decoding_graphs`).
 """
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import MissingExtra, SettingError
-from tfllm.export import flatbuffer, lite_decoder, tflite
-from tfllm.export.base import Check, Profile, context_of, is_language_model, stated
+from tfllm.export import flatbuffer, tflite, tflite_generation
+from tfllm.export.artifact import Check, context_length, is_causal_lm, report, write_assets
+from tfllm.export.litertlm_prompt import prompt_template, render_sample_chat, start_token_ids
+from tfllm.export.profile import Profile
+from tfllm.export.verify import causal_lm, litertlm_package
 from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
 
 TOKENIZERS = ("bytepair", "sentencepiece", "characters")
-# Without a template of its own a model goes on from what is said.
-PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-# LiteRT-LM gives a message's content as a list of parts; Hugging Face's templates expect a text.
-AS_TEXTS = (
-    "{% set tfllm = namespace(messages=[]) %}{% for m in messages %}"
-    "{% set tfllm.messages = tfllm.messages + [dict(m, content=(m.content if m.content is string "
-    "else (m.content | map(attribute='text') | join(''))))] %}{% endfor %}"
-    "{% set messages = tfllm.messages %}"
-)
-# Blocks that only training reads, and the runtime's Jinja does not know, become comments.
-GENERATION = re.compile(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}")
-SAMPLE = (
-    {"role": "user", "content": "a"},
-    {"role": "assistant", "content": "b"},
-    {"role": "user", "content": "c"},
-)
+DEFAULT_TOP_K = 64  # of the sampler, where the profile samples without top_k
 
-place = tflite.place
-finish = tflite.finish
+artifact_path = tflite.artifact_path
+write_metadata = tflite.write_metadata
 
 
-def refuse(checkpoint: Any, profile: Profile) -> None:
-    """Raises SettingError for what LiteRT-LM cannot run."""
-    if not is_language_model(checkpoint):
+def validate(checkpoint: Checkpoint, profile: Profile) -> None:
+    """Raise SettingError for what LiteRT-LM cannot run."""
+    if not is_causal_lm(checkpoint):
         raise SettingError(
             f"litertlm: LiteRT-LM runs language models, and this model is for "
             f"{checkpoint.task.kind}. Export it to tflite or mediapipe."
@@ -57,148 +45,129 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
         )
     if profile.prompt_length is not None:
         raise SettingError("litertlm: prompt_length is for tflite. Remove it.")
-    lite_decoder.refuse(checkpoint, profile)
+    tflite_generation.validate(checkpoint, profile)
 
 
-def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
-    """Writes the bundle and the files beside it."""
+def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
+    """Write the bundle and the files beside it."""
     try:
         from litert_lm_builder import litertlm_builder as builders
     except ImportError:
         raise MissingExtra("litert-lm-builder", "edge") from None
 
     builder = builders.LitertLmFileBuilder()
-    key = builders.Metadata(key="Authors", value="tfllm", dtype=builders.DType.STRING)
-    builder.add_system_metadata(key)
+    author = builders.Metadata(key="Authors", value="tfllm", dtype=builders.DType.STRING)
+    builder.add_system_metadata(author)
     with tempfile.TemporaryDirectory(prefix="tfllm-") as name:
         parts = Path(name)
-        (parts / "metadata.pb").write_bytes(metadata(checkpoint, profile).SerializeToString())
+        metadata = llm_metadata(checkpoint, profile).SerializeToString()
+        (parts / "metadata.pb").write_bytes(metadata)
         builder.add_llm_metadata(str(parts / "metadata.pb"))
-        (parts / "model.tflite").write_bytes(lite_decoder.converted(checkpoint, profile))
+        (parts / "model.tflite").write_bytes(tflite_generation.convert(checkpoint, profile))
         builder.add_tflite_model(
             str(parts / "model.tflite"), builders.TfLiteModelType.PREFILL_DECODE
         )
         if definition := getattr(checkpoint.tokenizer, "definition", None):
-            (parts / "tokenizer.json").write_text(_without_specials(definition), "utf-8")
+            (parts / "tokenizer.json").write_text(_without_post_processor(definition), "utf-8")
             builder.add_hf_tokenizer(str(parts / "tokenizer.json"))
         else:
-            (parts / "tokenizer.model").write_bytes(_with_written(checkpoint.tokenizer))
+            (parts / "tokenizer.model").write_bytes(_sentencepiece_model(checkpoint.tokenizer))
             builder.add_sentencepiece_tokenizer(str(parts / "tokenizer.model"))
-        with (folder / FILE_NAME).open("wb") as stream:
+        with (directory / FILE_NAME).open("wb") as stream:
             builder.build(stream)
-    tflite.write_files(checkpoint, folder)
+    write_assets(checkpoint, directory)
 
 
-def metadata(checkpoint: Any, profile: Profile) -> Any:
-    """The LlmMetadata message."""
+def llm_metadata(checkpoint: Checkpoint, profile: Profile) -> Any:
+    """Return the LlmMetadata message."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
-    tokenizer, settings = checkpoint.tokenizer, profile.generation
-    found = llm_metadata_pb2.LlmMetadata()
-    if begins(tokenizer):
-        found.start_token.token_ids.ids.append(tokenizer.bos_token_id)
-    for stop in checkpoint.eos_token_id:
-        found.stop_tokens.add().token_ids.ids.append(stop)
+    tokenizer, generation = checkpoint.tokenizer, profile.generation
+    metadata = llm_metadata_pb2.LlmMetadata()
+    if start_ids := start_token_ids(tokenizer):
+        metadata.start_token.token_ids.ids.extend(start_ids)
+    for token_id in checkpoint.eos_token_id:
+        metadata.stop_tokens.add().token_ids.ids.append(token_id)
     padding = (tokenizer.pad_token_id, *checkpoint.eos_token_id, 0)
-    found.pad_token.token_ids.ids.append(next(one for one in padding if one is not None))
-    found.max_num_tokens = context_of(checkpoint, profile)
-    found.llm_model_type.generic_model.SetInParent()
-    greedy = settings.temperature == 0
-    sampler = found.sampler_params
+    metadata.pad_token.token_ids.ids.append(
+        next(token_id for token_id in padding if token_id is not None)
+    )
+    metadata.max_num_tokens = context_length(checkpoint, profile)
+    metadata.llm_model_type.generic_model.SetInParent()
+    greedy = generation.temperature == 0
+    sampler = metadata.sampler_params
     sampler.type = sampler_params_pb2.SamplerParameters.TOP_P
-    sampler.k = 1 if greedy else settings.top_k or 64
-    sampler.p = 1.0 if greedy else settings.top_p
-    sampler.temperature = 1.0 if greedy else settings.temperature
-    sampler.seed = settings.seed
-    found.jinja_prompt_template = template_of(tokenizer)
-    return found
+    sampler.k = 1 if greedy else generation.top_k or DEFAULT_TOP_K
+    sampler.p = 1.0 if greedy else generation.top_p
+    sampler.temperature = 1.0 if greedy else generation.temperature
+    sampler.seed = generation.seed
+    metadata.jinja_prompt_template = prompt_template(tokenizer)
+    return metadata
 
 
-def begins(tokenizer: Any) -> bool:
-    """Whether the runtime has to put the start token before all: as the template does, or, where
-    there is no template, the tokenizer."""
-    if tokenizer.bos_token_id is None:
-        return False
-    if tokenizer.chat_template:
-        return _rendered(tokenizer).startswith(tokenizer.vocabulary[tokenizer.bos_token_id])
-    return tokenizer.bos_token_id in tokenizer.row_template.prefix
-
-
-def template_of(tokenizer: Any) -> str:
-    """The chat template in the runtime's own Jinja (minijinja), with the names of special tokens,
-    which it does not define. The start token is left to the runtime."""
-    from tfllm.tokenizers import chat
-
-    if not tokenizer.chat_template:
-        return AS_TEXTS + PLAIN_TEMPLATE
-    names = chat.special_tokens_map(tokenizer)
-    if begins(tokenizer):
-        names["bos_token"] = ""
-    known = "".join(f"{{% set {name} = {json.dumps(text)} %}}" for name, text in names.items())
-    return known + AS_TEXTS + GENERATION.sub(r"{#\1 \2#}", tokenizer.chat_template)
-
-
-def _rendered(tokenizer: Any) -> str:
-    """A short conversation as the template writes it."""
-    from tfllm.tokenizers import chat
-
-    names: dict[str, Any] = {**chat.special_tokens_map(tokenizer)}
-    return chat.render(tokenizer.chat_template, SAMPLE, add_generation_prompt=True, **names)
-
-
-def _without_specials(definition: str) -> str:
-    """tokenizer.json without the step that puts special tokens around texts: the runtime does."""
+def _without_post_processor(definition: str) -> str:
+    """Return tokenizer.json without the step that adds special tokens: the runtime adds them."""
     data = json.loads(definition)
     data["post_processor"] = None
     return json.dumps(data, ensure_ascii=False)
 
 
-def _with_written(tokenizer: Any) -> bytes:
-    """The SentencePiece model, in which the special tokens that the chat template writes are
-    recognised as they are written: SentencePiece never finds control pieces in a text."""
+def _sentencepiece_model(tokenizer: Any) -> bytes:
+    """Return the SentencePiece model, with the special tokens of the chat template as user-defined
+    pieces: SentencePiece never matches control pieces in a text."""
     from sentencepiece import sentencepiece_model_pb2
 
     if not tokenizer.chat_template:
         return tokenizer.model
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
-    text = _rendered(tokenizer)
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    for number in tokenizer.all_special_ids:
-        piece = proto.pieces[number] if number < len(proto.pieces) else None
-        if piece is not None and piece.type == kinds.CONTROL and piece.piece in text:
-            piece.type = kinds.USER_DEFINED
+    text = render_sample_chat(tokenizer)
+    types = sentencepiece_model_pb2.ModelProto.SentencePiece
+    for token_id in tokenizer.all_special_ids:
+        piece = proto.pieces[token_id] if token_id < len(proto.pieces) else None
+        if piece is not None and piece.type == types.CONTROL and piece.piece in text:
+            piece.type = types.USER_DEFINED
     return proto.SerializeToString()
 
 
-def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
-    """What can be told from the file alone; `verify` runs it."""
-    bundle = open_bundle(folder / FILE_NAME)
+def check_files(checkpoint: Checkpoint, profile: Profile, directory: Path) -> list[Check]:
+    """Check the operations and weights of the model inside, and report the bundle's contents."""
+    bundle = open_bundle(directory / FILE_NAME)
     content = bundle.read(MODEL)
-    found = flatbuffer.operations(content)
-    names = [one.signatureKey.decode() for one in flatbuffer.parse(content).signatureDefs]
+    custom = flatbuffer.count_operations(content).custom
     return [
-        Check(
-            "operations", ", ".join(found.custom) or "built in only", "no others", not found.custom
-        ),
-        lite_decoder.weights_present(checkpoint, profile, content),
-        tflite.runs_from(profile, content),
-        stated("signatures", ", ".join(sorted(names))),
-        stated("sections", ", ".join(section.kind for section in bundle.sections)),
+        Check("operations", ", ".join(custom) or "built-in only", "no others", not custom),
+        tflite_generation.check_weights(checkpoint, profile, content),
+        tflite.check_runtime_version(profile, content),
+        report("signatures", ", ".join(flatbuffer.signature_names(flatbuffer.parse(content)))),
+        report("sections", ", ".join(section.kind for section in bundle.sections)),
     ]
 
 
-def described(path: Path) -> Mapping[str, Any]:
-    """What `tfllm inspect` shows of a bundle. Raises ArtifactError."""
+def check_outputs(
+    checkpoint: Checkpoint,
+    profile: Profile,
+    directory: Path,
+    examples: Sequence[dict[str, Any]],
+) -> Iterator[Check]:
+    """Run the model inside, and the bundle in the litert-lm package where that is installed."""
+    yield from causal_lm.check_tflite(checkpoint, profile, directory, examples)
+    yield from litertlm_package.check_outputs(checkpoint, profile, directory, examples)
+
+
+def describe_bundle(path: Path) -> dict[str, Any]:
+    """Return what `tfllm inspect` shows of a bundle. Raises ArtifactError."""
     bundle = open_bundle(path)
-    found = bundle.metadata()
+    metadata = bundle.metadata()
     model = flatbuffer.parse(bundle.read(MODEL), str(path))
     return {
         "version": bundle.version,
-        "sections": {one.kind: one.end - one.begin for one in bundle.sections},
-        "signatures": sorted(one.signatureKey.decode() for one in model.signatureDefs),
-        "runtime": flatbuffer.shown_runtime(model),
-        "context": found.max_num_tokens,
-        "start_ids": list(found.start_token.token_ids.ids),
-        "eos_token_id": [number for stop in found.stop_tokens for number in stop.token_ids.ids],
-        "chat_template": found.jinja_prompt_template,
+        "sections": {section.kind: section.end - section.begin for section in bundle.sections},
+        "signatures": flatbuffer.signature_names(model),
+        "runtime": flatbuffer.describe_runtime(model),
+        "context": metadata.max_num_tokens,
+        "start_ids": list(metadata.start_token.token_ids.ids),
+        "eos_token_id": [
+            token_id for stop in metadata.stop_tokens for token_id in stop.token_ids.ids
+        ],
+        "chat_template": metadata.jinja_prompt_template,
     }

@@ -1,50 +1,68 @@
-"""SavedModel for TF Serving: text in, answers out, one folder per version.
+"""SavedModel for TF Serving: text in, predictions out, one directory per version.
 
     OUT/<version>/saved_model.pb, variables/      the graph and the weights, once
                   assets/                         tfllm.json, labels.txt, the tokenizer's files
-                  assets.extra/                   warm-up records
+                  assets.extra/                   warm-up requests
 
-The graph belongs to a plain tf.Module that holds the model's own variables, so that the process
-that serves it imports neither keras nor tfllm. No function in it is compiled by XLA, unless the
-profile asks for it.
+The graph belongs to a plain tf.Module that owns the model's variables, so the serving process
+imports neither keras nor tfllm. No function is compiled by XLA, unless the profile asks for it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from tfllm.checkpoints.base import Checkpoint, new_model
+from tfllm.checkpoints.weights import variables_of
 from tfllm.errors import SettingError, StorageError
-from tfllm.export import oplint, warmup
-from tfllm.export.base import (
-    Check,
-    Profile,
-    context_of,
-    described,
-    is_language_model,
-    reads_sources,
-    stated,
+from tfllm.export import (
+    op_compatibility,
+    savedmodel_causal_lm,
+    savedmodel_seq2seq,
+    warmup_requests,
 )
-from tfllm.keras_internals import backend_variable
+from tfllm.export.artifact import (
+    Check,
+    context_length,
+    generates,
+    is_causal_lm,
+    is_seq2seq,
+    report,
+    save_metadata,
+    variables_module,
+    write_assets,
+)
+from tfllm.export.profile import Profile
+from tfllm.export.verify import causal_lm, encoder, seq2seq
 from tfllm.tasks import METHODS
+from tfllm.tokenizers.base import Tokenizer
 
 PRECISIONS = ("float32", "bfloat16")
-# There may be this many more numbers in the file than in the model: counters.
-STORED_ONCE = 1.01
+# The file may hold slightly more numbers than the model has weights: counters.
+MAX_STORED_RATIO = 1.01
 
 
-def place(output: Path) -> Path:
-    """The folder of the next version in `output`. Raises StorageError where that is no folder."""
+def artifact_path(output: Path) -> Path:
+    """Return the directory of the next version in `output`.
+
+    Raises:
+        StorageError: `output` is a file.
+    """
     if output.exists() and not output.is_dir():
         raise StorageError(f"--output: '{output}' is a file. Name a folder for the versions.")
     versions = [int(path.name) for path in output.glob("*") if path.name.isdigit()]
     return output / str(max(versions, default=0) + 1)
 
 
-def refuse(checkpoint: Any, profile: Profile) -> None:
-    """Raises SettingError for a precision that TensorFlow's graphs do not have."""
+def validate(checkpoint: Checkpoint, profile: Profile) -> None:
+    """Raise SettingError for precisions and settings that only other targets have."""
     if profile.quantization not in PRECISIONS:
         raise SettingError(
             f"quantization: a SavedModel is {' or '.join(PRECISIONS)}, not {profile.quantization}. "
@@ -52,125 +70,121 @@ def refuse(checkpoint: Any, profile: Profile) -> None:
         )
     if profile.oldest_runtime:
         raise SettingError("profile: oldest_runtime is for .tflite files. Remove it.")
-    if is_language_model(checkpoint):
-        context_of(checkpoint, profile)
-    elif reads_sources(checkpoint) and not profile.xla:
-        context_of(checkpoint, profile)
-    elif profile.xla:
+    if profile.xla and not is_causal_lm(checkpoint):
         raise SettingError("profile: xla is for language models. Remove it.")
+    if generates(checkpoint):
+        context_length(checkpoint, profile)
 
 
-def in_precision(checkpoint: Any, precision: str) -> Any:
-    """The checkpoint's model, or a copy of it that holds and multiplies bfloat16."""
+def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
+    """Write graph, weights, assets and warm-up requests of one version."""
+    model = model_in_precision(checkpoint, profile.quantization)
+    module = variables_module(model)
+    module.tokenizer = checkpoint.tokenizer.graph()
+    if is_seq2seq(checkpoint):
+        module.target_tokenizer = _target_tokenizer(checkpoint.tokenizer, module.tokenizer)
+    functions = build_signatures(checkpoint, model, module, profile)
+    try:
+        tf.saved_model.save(module, str(directory), signatures=functions)
+    except tf.errors.OpError as error:  # how TensorFlow reports a full disk
+        raise StorageError(f"cannot write '{directory}': {error.message}") from None
+    signatures = _adapt_for_servers(directory)
+    assets = directory / "assets"
+    assets.mkdir(exist_ok=True)
+    write_assets(checkpoint, assets)
+    requests = list(warmup_requests.build_requests(signatures, profile.warmup_batch_sizes))
+    warmup_requests.write(directory, requests)
+
+
+def model_in_precision(checkpoint: Checkpoint, precision: str) -> keras.Model:
+    """Return the checkpoint's model, or a copy of it that stores and multiplies bfloat16."""
     if precision == "float32":
         return checkpoint.model
-    import keras
-
-    from tfllm.checkpoints.base import new_model
-    from tfllm.checkpoints.weights import variables_of
-
-    before = keras.config.dtype_policy()
+    policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         _, model = new_model(checkpoint.family, checkpoint.config, checkpoint.task)
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(policy)
     values = variables_of(checkpoint.model)
     for path, variable in variables_of(model).items():
         variable.assign(values[path])
     return model
 
 
-def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
-    """Writes graph, weights, assets and warm-up records of one version."""
-    import tensorflow as tf
-
-    model = in_precision(checkpoint, profile.quantization)
-    module = tf.Module()
-    module.weights = [backend_variable(weight) for weight in model.weights]
-    module.tokenizer = checkpoint.tokenizer.graph()
-    if reads_sources(checkpoint):
-        module.target_tokenizer = _target_graph(checkpoint.tokenizer, module.tokenizer)
-    functions = signatures(checkpoint, model, module, profile)
-    try:
-        tf.saved_model.save(module, str(folder), signatures=functions)
-    except tf.errors.OpError as error:  # how TensorFlow reports a full disk
-        raise StorageError(f"cannot write '{folder}': {error.message}") from None
-    definitions = _for_servers(folder)
-    assets = folder / "assets"
-    assets.mkdir(exist_ok=True)
-    write_files(checkpoint, assets)
-    warmup.write(folder, list(warmup.requests(definitions, profile.warmup_batch_sizes)))
+def _target_tokenizer(tokenizer: Tokenizer, source_graph: Any) -> Any:
+    """Return the in-graph tokenizer of targets: the sources' own where both share a vocabulary."""
+    target = tokenizer.target
+    same_vocabulary = type(target) is type(tokenizer) and tokenizer.vocabulary == target.vocabulary
+    same_model = getattr(tokenizer, "model", None) == getattr(target, "model", None)
+    return source_graph if same_vocabulary and same_model else target.graph()
 
 
-def _target_graph(tokenizer: Any, source_graph: Any) -> Any:
-    """The tokenizer of targets as operations: the same where both sides have one vocabulary."""
-    sides = tokenizer.vocabulary, tokenizer.target.vocabulary
-    same = type(tokenizer.target) is type(tokenizer) and sides[0] == sides[1]
-    one_model = getattr(tokenizer, "model", None) == getattr(tokenizer.target, "model", None)
-    return source_graph if same and one_model else tokenizer.target.graph()
-
-
-def signatures(checkpoint: Any, model: Any, module: Any, profile: Profile) -> dict[str, Any]:
-    """The task's signatures; those that write texts need generation, which tasks cannot know."""
+def build_signatures(
+    checkpoint: Checkpoint, model: keras.Model, module: tf.Module, profile: Profile
+) -> dict[str, Any]:
+    """Return signature name -> tf.function. Keep `module`, with its tokenizers, alive."""
     tokenizer = module.tokenizer
-    if reads_sources(checkpoint):
-        from tfllm.export import seq2seq
-
-        return seq2seq.signatures(checkpoint, model, (tokenizer, module.target_tokenizer), profile)
-    if is_language_model(checkpoint):
-        from tfllm.export import causal_lm
-
-        return causal_lm.signatures(checkpoint, model, tokenizer, profile)
+    if is_seq2seq(checkpoint):
+        tokenizers = tokenizer, module.target_tokenizer
+        return savedmodel_seq2seq.build_signatures(checkpoint, model, tokenizers, profile)
+    if is_causal_lm(checkpoint):
+        return savedmodel_causal_lm.build_signatures(checkpoint, model, tokenizer, profile)
     task = checkpoint.task
     if profile.max_length:
         task = task.model_copy(update={"max_length": profile.max_length})
     return task.signatures(model, tokenizer)
 
 
-def write_files(checkpoint: Any, folder: Path) -> None:
-    """The tokenizer's files, and `labels.txt` with one label a line in the order of the scores."""
-    checkpoint.tokenizer.save(folder)
-    labels = getattr(checkpoint.task, "labels", ())
-    if labels:
-        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), "utf-8")
+def write_metadata(
+    checkpoint: Checkpoint, profile: Profile, directory: Path, checks: Sequence[Check]
+) -> None:
+    """Write `assets/tfllm.json`, which records the checks."""
+    save_metadata(checkpoint, profile, directory / "assets", checks)
 
 
-def finish(checkpoint: Any, profile: Profile, folder: Path, checks: Sequence[Check]) -> None:
-    """Writes `tfllm.json`, which names the checks that the version passed."""
-    text = json.dumps(described(checkpoint, profile, checks), indent=2, ensure_ascii=False)
-    (folder / "assets" / "tfllm.json").write_text(text + "\n", "utf-8")
-
-
-def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
-    """What can be told from the files alone; `verify` runs them."""
-    found = oplint.lint(folder, profile.xla)
-    kept = sum(weight.value.shape.num_elements() for weight in checkpoint.model.weights)
-    stored, stored_bytes = stored_size(folder)
+def check_files(checkpoint: Checkpoint, profile: Profile, directory: Path) -> list[Check]:
+    """Check the operations against TF Serving's, and that the weights are stored exactly once."""
+    compatibility = op_compatibility.check_graph(directory, profile.xla)
+    weights = sum(weight.value.shape.num_elements() for weight in checkpoint.model.weights)
+    stored, stored_bytes = stored_size(directory)
     return [
         Check(
             "operations",
-            str(found),
-            f"known to TF Serving {oplint.NEWEST}",
-            found.first_version is not None,
+            str(compatibility),
+            f"known to TF Serving {op_compatibility.NEWEST}",
+            compatibility.first_version is not None,
         ),
         Check(
             "weights stored once",
-            f"{stored / 1e6:.2f} of {kept / 1e6:.2f} million, {stored_bytes / 1e6:.2f} MB",
-            f"{STORED_ONCE:g} times",
-            kept <= stored <= kept * STORED_ONCE,
+            f"{stored / 1e6:.2f} of {weights / 1e6:.2f} million, {stored_bytes / 1e6:.2f} MB",
+            f"{MAX_STORED_RATIO:g} times",
+            weights <= stored <= weights * MAX_STORED_RATIO,
         ),
-        stated("graph", f"{(folder / 'saved_model.pb').stat().st_size / 1e6:.2f} MB"),
+        report("graph size", f"{(directory / 'saved_model.pb').stat().st_size / 1e6:.2f} MB"),
     ]
 
 
-def stored_size(folder: Path) -> tuple[int, int]:
-    """(numbers, bytes) of all variables in a version's `variables/`, without TensorFlow's own
-    bookkeeping."""
-    import numpy as np
-    import tensorflow as tf
+def check_outputs(
+    checkpoint: Checkpoint,
+    profile: Profile,
+    directory: Path,
+    examples: Sequence[dict[str, Any]],
+) -> Iterator[Check]:
+    """Run all signatures in a fresh process, and compare them with the checkpoint."""
+    signatures = signature_defs(directory)
+    if is_causal_lm(checkpoint):
+        yield from causal_lm.check_savedmodel(checkpoint, profile, directory, signatures, examples)
+    elif is_seq2seq(checkpoint):
+        yield from seq2seq.check_savedmodel(checkpoint, profile, directory, signatures, examples)
+    else:
+        yield from encoder.check_savedmodel(checkpoint, profile, directory, signatures, examples)
 
-    reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+
+def stored_size(directory: Path) -> tuple[int, int]:
+    """Return (number of values, bytes) of all variables in a version's `variables/`, without
+    TensorFlow's own bookkeeping."""
+    reader = tf.train.load_checkpoint(str(directory / "variables" / "variables"))
     types = reader.get_variable_to_dtype_map()
     sizes = [
         (int(np.prod(shape)), types[name].size)
@@ -180,25 +194,27 @@ def stored_size(folder: Path) -> tuple[int, int]:
     return sum(count for count, _ in sizes), sum(count * size for count, size in sizes)
 
 
-def signatures_of(folder: Path) -> dict[str, Any]:
-    """Name to SignatureDef of one version."""
-    return dict(oplint.read(folder).meta_graphs[0].signature_def)
+def signature_defs(directory: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """Return name -> SignatureDef of one version."""
+    saved_model = op_compatibility.read_saved_model(directory)
+    return dict(saved_model.meta_graphs[0].signature_def)
 
 
-def _for_servers(folder: Path) -> dict[str, Any]:
-    """What TensorFlow's writer leaves to do: method names, and no attribute of newer versions.
+def _adapt_for_servers(directory: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """Set TF Serving's method names, and remove attributes that older servers do not know.
 
-    `classify` and `regress` get TF Serving's names (TensorFlow knows only predict). `debug_name`, a
-    variable's name for messages, is unknown to servers before 2.19. Returns the signatures.
+    `classify` and `regress` get TF Serving's names (TensorFlow writes predict for all).
+    `debug_name`, a variable's name for messages, is unknown to servers before 2.19. Returns the
+    signatures.
     """
-    saved = oplint.read(folder)
-    for _, node in oplint.nodes(saved):
+    saved_model = op_compatibility.read_saved_model(directory)
+    for _, node in op_compatibility.iterate_nodes(saved_model):
         if node.op == "VarHandleOp":
             node.attr.pop("debug_name", None)
-    signatures = saved.meta_graphs[0].signature_def
+    signatures = saved_model.meta_graphs[0].signature_def
     for name in set(METHODS) & set(signatures):
         signatures[name].method_name = METHODS[name]
-    (folder / "saved_model.pb").write_bytes(saved.SerializeToString(deterministic=True))
-    # A fingerprint of the bytes before; readers take a version without one.
-    (folder / "fingerprint.pb").unlink(missing_ok=True)
+    (directory / "saved_model.pb").write_bytes(saved_model.SerializeToString(deterministic=True))
+    # The fingerprint is of the bytes before; readers accept a version without one.
+    (directory / "fingerprint.pb").unlink(missing_ok=True)
     return dict(signatures)

@@ -1,106 +1,185 @@
 """TFLite (LiteRT) files: token ids in, or the text itself; built-in operations only.
 
-Language models: see `lite_decoder`.
-
     OUT/model.tflite    one signature per batch size and length; "serving_default" is the first
         tfllm.json      what the file is for, and the checks it passed
         labels.txt      and the tokenizer's files
 
-Ids are int32 and outputs float32 in every quantization.
+Ids are int32 and outputs float32 in every quantization. Models that generate text: see
+`tflite_generation`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
+from tfllm.checkpoints.base import Checkpoint
+from tfllm.data.sources import read
 from tfllm.errors import SettingError
-from tfllm.export import convert, flatbuffer, lite_decoder, metadata, text_graph
-from tfllm.export.base import (
-    Check,
-    Profile,
-    described,
-    is_language_model,
-    reads_sources,
-    stated,
+from tfllm.export import (
+    flatbuffer,
+    tflite_converter,
+    tflite_generation,
+    tflite_metadata,
+    tflite_text_input,
 )
-from tfllm.export.int8 import ScaledChannels
-from tfllm.export.savedmodel import write_files
-from tfllm.export.verify.sentences import examples as own_examples
+from tfllm.export.artifact import (
+    Check,
+    generates,
+    is_causal_lm,
+    report,
+    save_metadata,
+    variables_module,
+    weight_bytes_check,
+    write_assets,
+)
+from tfllm.export.flatbuffer import TFLITE_FILE
+from tfllm.export.profile import Profile
+from tfllm.export.tflite_activation_scaling import ScaledChannels
+from tfllm.export.verify import causal_lm, encoder, seq2seq
+from tfllm.export.verify.sample_texts import sentence_examples
+from tfllm.layers.attention import EXACT_MASK
 
-FILE = "model.tflite"
-# Masked scores share one int8 scale with all others: a large constant would make all of them one.
-INT8_MASK = -30.0
-EXACT_MASK = -1e9
+# Masked scores share one int8 scale with all others: a large constant would make all of them equal.
+INT8_MASK_VALUE = -30.0
 # Weights may take this much less in the file than counted (equal ones are shared), and this much
 # more (scales, shapes, constants of the graph).
-LEAST_WEIGHTS, MOST_WEIGHTS = 0.97, 1.2
-CONSTANTS = 200_000  # bytes
+MIN_WEIGHT_RATIO, MAX_WEIGHT_RATIO = 0.97, 1.2
+CONSTANT_BYTES = 200_000
+
+MATRIX_PRODUCTS = ("FULLY_CONNECTED", "BATCH_MATMUL")
+
+Inputs = dict[str, np.ndarray]
 
 
-def place(output: Path) -> Path:
-    """The folder itself; an older artifact there is replaced once the new one has passed."""
+def artifact_path(output: Path) -> Path:
+    """Return `output` itself: an older artifact there is replaced once the new one has passed."""
     return output
 
 
-def refuse(checkpoint: Any, profile: Profile) -> None:
-    """Raises SettingError for what cannot be written."""
-    if is_language_model(checkpoint) or reads_sources(checkpoint):
-        return lite_decoder.refuse(checkpoint, profile)
-    if profile.quantization not in convert.WEIGHT_BYTES:
+def validate(checkpoint: Checkpoint, profile: Profile) -> None:
+    """Raise SettingError for what cannot be written."""
+    if generates(checkpoint):
+        return tflite_generation.validate(checkpoint, profile)
+    if profile.quantization not in tflite_converter.WEIGHT_BYTES:
         raise SettingError(
-            f"quantization: {profile.target} is {', '.join(convert.WEIGHT_BYTES)}, not "
+            f"quantization: {profile.target} is {', '.join(tflite_converter.WEIGHT_BYTES)}, not "
             f"{profile.quantization}. The savedmodel profiles have it."
         )
-    longest = checkpoint.config.max_sequence_length
-    for length in lengths(checkpoint, profile):
-        if length > longest:
+    positions = checkpoint.config.max_sequence_length
+    for length in fixed_lengths(checkpoint, profile):
+        if length > positions:
             raise SettingError(
-                f"profile: length {length} is more than the {longest} positions of the model. "
+                f"profile: length {length} is more than the {positions} positions of the model. "
                 "Lower max_length."
             )
     if not all(size >= 1 for size in profile.batch_sizes) or not profile.batch_sizes:
         raise SettingError("profile: batch_sizes must name at least one size, each 1 or more.")
-    full = profile.quantization in convert.CALIBRATED
-    if full and (profile.lengths or len(profile.batch_sizes) > 1 or profile.text):
+    full_int8 = profile.quantization in tflite_converter.CALIBRATED
+    if full_int8 and (profile.extra_lengths or len(profile.batch_sizes) > 1 or profile.text_input):
         raise SettingError(
-            "profile: full int8 is calibrated for one shape. Remove lengths, text, and all but one "
-            "of batch_sizes."
+            "profile: full int8 is calibrated for one shape. Remove extra_lengths, text_input, and "
+            "all but one of batch_sizes."
         )
-    if profile.text:
-        text_graph.refuse(checkpoint)
+    if profile.text_input:
+        tflite_text_input.validate(checkpoint)
 
 
-def lengths(checkpoint: Any, profile: Profile) -> list[int]:
-    """The fixed lengths of the file, the longest first."""
+def fixed_lengths(checkpoint: Checkpoint, profile: Profile) -> list[int]:
+    """Return the fixed lengths of the file, the longest first."""
     longest = profile.max_length or checkpoint.task.max_length
-    return sorted({longest, *profile.lengths}, reverse=True)
+    return sorted({longest, *profile.extra_lengths}, reverse=True)
 
 
-def write(checkpoint: Any, profile: Profile, folder: Path) -> None:
-    """Writes model.tflite and the files beside it."""
-    content = converted(checkpoint, profile)
-    (folder / FILE).write_bytes(with_files(checkpoint, profile, content))
-    write_files(checkpoint, folder)
+def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
+    """Write model.tflite and the files beside it."""
+    content = convert(checkpoint, profile)
+    (directory / TFLITE_FILE).write_bytes(add_metadata(checkpoint, profile, content))
+    write_assets(checkpoint, directory)
 
 
-def with_files(checkpoint: Any, profile: Profile, content: bytes, title: str = "") -> bytes:
-    """The file with metadata, its labels and a WordPiece vocabulary inside, where it has them.
+def convert(checkpoint: Checkpoint, profile: Profile) -> bytes:
+    """Return the file's bytes, without metadata."""
+    if generates(checkpoint):
+        return tflite_generation.convert(checkpoint, profile)
+    if profile.text_input:
+        return tflite_text_input.convert(checkpoint, profile)
+    model, output = checkpoint.model, checkpoint.task.output_name
+    lengths = fixed_lengths(checkpoint, profile)
+    shapes = [(size, length) for length in lengths for size in profile.batch_sizes]
+    inputs = calibration_inputs(checkpoint, profile, *shapes[0])
+    with prepared_for_int8(model, profile, inputs) as scaled:
+        functions = {
+            signature_name(index, *shape): tflite_converter.concrete_function(
+                model, *shape, output, scaled
+            )
+            for index, shape in enumerate(shapes)
+        }
+        return tflite_converter.convert(
+            functions,
+            variables_module(model),
+            profile.quantization,
+            inputs,
+            float_operations=profile.float_operations,
+            oldest_runtime=profile.oldest_runtime,
+        )
 
-    `title`: what a reader of metadata calls the model; unset: the task's kind.
-    """
-    files = files_inside(checkpoint, profile)
+
+@contextlib.contextmanager
+def prepared_for_int8(
+    model: keras.Model, profile: Profile, inputs: Sequence[Inputs]
+) -> Iterator[ScaledChannels | None]:
+    """Within the block, graphs of the model are traced with the mask constant of the profile's
+    quantization and, in full int8, with scaled channels."""
+    full_int8 = profile.quantization in tflite_converter.CALIBRATED
+    constant = profile.mask_value or (INT8_MASK_VALUE if full_int8 else EXACT_MASK)
+    with tflite_converter.mask_constant(model, constant):
+        if full_int8:
+            with ScaledChannels(model, inputs) as scaled:
+                yield scaled
+        else:
+            yield None
+
+
+def signature_name(index: int, batch_size: int, length: int) -> str:
+    """Return the name of a shape's signature; runtimes take the first where none is named."""
+    return "serving_default" if index == 0 else f"batch_{batch_size}_length_{length}"
+
+
+def calibration_inputs(
+    checkpoint: Checkpoint, profile: Profile, batch_size: int, length: int
+) -> list[Inputs]:
+    """Return inputs int32 [B, T] of the calibration examples; none where nothing is calibrated."""
+    if profile.quantization not in tflite_converter.CALIBRATED:
+        return []
+    source: Iterable[dict[str, Any]] = sentence_examples(checkpoint.task)
+    if profile.calibration.data:
+        source = read(profile.calibration.data, profile.data)
+    examples = list(islice(source, profile.calibration.examples))
+    task = checkpoint.task.model_copy(update={"max_length": length})
+    features = task.features(examples, checkpoint.tokenizer, targets=False)
+    batches = (features.inputs([row] * batch_size, length) for row in range(len(features)))
+    return [{name: inputs[name] for name in checkpoint.model.input} for inputs in batches]
+
+
+def add_metadata(
+    checkpoint: Checkpoint, profile: Profile, content: bytes, title: str = ""
+) -> bytes:
+    """Return the file with metadata, its labels and a WordPiece vocabulary inside, where it has
+    them. `title`: what readers of the metadata call the model; unset: the task's kind."""
+    files = associated_files(checkpoint, profile)
     if not files:
         return content
     model, task = flatbuffer.parse(content), checkpoint.task
     title = title or task.kind
     (output,) = model.signatureDefs[0].outputs
-    about = metadata.text_model(
+    metadata = tflite_metadata.text_model(
         title,
         f"{title} exported by tfllm",
         flatbuffer.input_names(model),
@@ -108,185 +187,125 @@ def with_files(checkpoint: Any, profile: Profile, content: bytes, title: str = "
         labels="labels.txt" in files,
         vocabulary="vocab.txt" in files,
     )
-    return flatbuffer.with_metadata(content, about, files)
+    return flatbuffer.with_metadata(content, metadata, files)
 
 
-def files_inside(checkpoint: Any, profile: Profile) -> dict[str, bytes]:
-    """The files that stand in the archive at a .tflite file's end; none in models that write."""
-    if is_language_model(checkpoint) or reads_sources(checkpoint):
+def associated_files(checkpoint: Checkpoint, profile: Profile) -> dict[str, bytes]:
+    """Return the files of the archive at a .tflite file's end; none in models that generate."""
+    if generates(checkpoint):
         return {}
     files = {}
-    if checkpoint.tokenizer.kind == "wordpiece" and not profile.text:
-        files["vocab.txt"] = _lines(checkpoint.tokenizer.vocabulary)
+    if checkpoint.tokenizer.kind == "wordpiece" and not profile.text_input:
+        files["vocab.txt"] = _as_lines(checkpoint.tokenizer.vocabulary)
     if labels := getattr(checkpoint.task, "labels", ()):
-        files["labels.txt"] = _lines(labels)
+        files["labels.txt"] = _as_lines(labels)
     return files
 
 
-def _lines(words: Sequence[str]) -> bytes:
+def _as_lines(words: Sequence[str]) -> bytes:
     return "".join(f"{word}\n" for word in words).encode()
 
 
-def converted(checkpoint: Any, profile: Profile) -> bytes:
-    """The file's bytes."""
-    if is_language_model(checkpoint) or reads_sources(checkpoint):
-        return lite_decoder.converted(checkpoint, profile)
-    if profile.text:
-        return text_graph.converted(checkpoint, profile)
-    model, output = checkpoint.model, output_name(checkpoint.task)
-    shapes = [(b, t) for t in lengths(checkpoint, profile) for b in profile.batch_sizes]
-    inputs = calibration_rows(checkpoint, profile, *shapes[0])
-    with prepared(model, profile, inputs) as scaled:
-        functions = {
-            signature_name(place, *shape): convert.function(model, *shape, output, scaled)
-            for place, shape in enumerate(shapes)
-        }
-        return convert.convert(
-            functions,
-            convert.keeper(model),
-            profile.quantization,
-            inputs,
-            in_float=profile.float_operations,
-            oldest_runtime=profile.oldest_runtime,
-        )
+def write_metadata(
+    checkpoint: Checkpoint, profile: Profile, directory: Path, checks: Sequence[Check]
+) -> None:
+    """Write `tfllm.json`, which records the checks."""
+    save_metadata(checkpoint, profile, directory, checks)
 
 
-@contextlib.contextmanager
-def prepared(
-    model: Any, profile: Profile, inputs: Sequence[dict[str, np.ndarray]]
-) -> Iterator[ScaledChannels | None]:
-    """The model with the mask and the layers that the profile's quantization needs."""
-    from tfllm.layers.attention import set_mask_constant
-
-    full = profile.quantization in convert.CALIBRATED
-    set_mask_constant(model, profile.mask_constant or (INT8_MASK if full else EXACT_MASK))
-    try:
-        if full:
-            with ScaledChannels(model, inputs) as scaled:
-                yield scaled
-        else:
-            yield None
-    finally:
-        set_mask_constant(model, EXACT_MASK)
+def check_outputs(
+    checkpoint: Checkpoint,
+    profile: Profile,
+    directory: Path,
+    examples: Sequence[dict[str, Any]],
+) -> Iterator[Check]:
+    """Run the file in ai-edge-litert, and compare it with the checkpoint."""
+    if is_causal_lm(checkpoint):
+        yield from causal_lm.check_tflite(checkpoint, profile, directory, examples)
+    elif generates(checkpoint):
+        yield from seq2seq.check_tflite(checkpoint, profile, directory, examples)
+    else:
+        yield from encoder.check_tflite(checkpoint, profile, directory, examples)
 
 
-def signature_name(place: int, batch: int, length: int) -> str:
-    """The first shape is the one that runtimes take when none is named."""
-    return "serving_default" if place == 0 else f"batch_{batch}_length_{length}"
-
-
-def output_name(task: Any) -> str:
-    """What the model's one output is called."""
-    return task.output_name
-
-
-def calibration_rows(
-    checkpoint: Any, profile: Profile, batch: int, length: int
-) -> list[dict[str, np.ndarray]]:
-    """Inputs int32 [batch, length] of the calibration's examples; none where none are wanted."""
-    from itertools import islice
-
-    from tfllm.data.sources import read
-
-    if profile.quantization not in convert.CALIBRATED:
-        return []
-
-    chosen: Iterable[dict] = own_examples(checkpoint.task)
-    if profile.calibration.data:
-        chosen = read(profile.calibration.data, profile.data)
-    examples = list(islice(chosen, profile.calibration.examples))
-    task = checkpoint.task.model_copy(update={"max_length": length})
-    features = task.features(examples, checkpoint.tokenizer, targets=False)
-    batches = (features.inputs([row] * batch, length) for row in range(len(features)))
-    return [{name: inputs[name] for name in checkpoint.model.input} for inputs in batches]
-
-
-def finish(checkpoint: Any, profile: Profile, folder: Path, checks: Sequence[Check]) -> None:
-    """Writes `tfllm.json`, which names the checks that the file passed."""
-    text = json.dumps(described(checkpoint, profile, checks), indent=2, ensure_ascii=False)
-    (folder / "tfllm.json").write_text(text + "\n", "utf-8")
-
-
-def checks(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
-    """What can be told from the file alone; `verify` runs it."""
-    content = (folder / FILE).read_bytes()
-    found = flatbuffer.operations(content)
-    allowed = text_graph.OPERATIONS if profile.text else ()
-    foreign = sorted(set(found.custom) - set(allowed))
-    known = ", ".join(found.custom) if profile.text else "built in only"
-    found_differences = [text_graph.reads_differently(checkpoint)] if profile.text else []
-    return [
-        Check("operations", ", ".join(foreign) or known, "no others", not foreign),
-        weights_present(checkpoint, profile, content),
-        runs_from(profile, content),
-        *_inside(checkpoint, profile, folder),
-        stated("computed in", _shares(found.builtin)),
-        *fixed_length(checkpoint, profile),
-        *found_differences,
+def check_files(checkpoint: Checkpoint, profile: Profile, directory: Path) -> list[Check]:
+    """Check operations, weights, runtime version and associated files."""
+    content = (directory / TFLITE_FILE).read_bytes()
+    operations = flatbuffer.count_operations(content)
+    allowed = tflite_text_input.OPERATIONS if profile.text_input else ()
+    unknown = sorted(set(operations.custom) - set(allowed))
+    custom = ", ".join(operations.custom) if profile.text_input else "built-in only"
+    checks = [
+        Check("operations", ", ".join(unknown) or custom, "no others", not unknown),
+        check_weights(checkpoint, profile, content),
+        check_runtime_version(profile, content),
+        *_check_associated_files(checkpoint, profile, directory),
+        report("output types", _type_counts(operations.builtin)),
     ]
+    if not generates(checkpoint):
+        source = "the profile's" if profile.max_length else "the task's; max_length sets another"
+        length = fixed_lengths(checkpoint, profile)[0]
+        checks.append(report("fixed length", f"{length} tokens ({source})"))
+    if profile.text_input:
+        checks.append(tflite_text_input.report_token_differences(checkpoint))
+    return checks
 
 
-def fixed_length(checkpoint: Any, profile: Profile) -> list[Check]:
-    """How long the rows of the file are, and who said so."""
-    if is_language_model(checkpoint) or reads_sources(checkpoint):
+def _check_associated_files(
+    checkpoint: Checkpoint, profile: Profile, directory: Path
+) -> list[Check]:
+    expected = associated_files(checkpoint, profile)
+    if not expected:
         return []
-    chosen = "the profile's" if profile.max_length else "the task's; max_length chooses another"
-    return [stated("fixed length", f"{lengths(checkpoint, profile)[0]} tokens ({chosen})")]
+    stored = flatbuffer.associated_files(directory / TFLITE_FILE)
+    names = ", ".join(sorted(stored)), ", ".join(sorted(expected))
+    return [Check("associated files", *names, stored == expected)]
 
 
-def _inside(checkpoint: Any, profile: Profile, folder: Path) -> list[Check]:
-    """Whether the files inside are those that there should be."""
-    wanted = files_inside(checkpoint, profile)
-    found = flatbuffer.associated_files(folder / FILE)
-    shown = ", ".join(sorted(wanted))
-    return [Check("files inside", ", ".join(sorted(found)), shown, found == wanted)] * bool(shown)
+def check_runtime_version(profile: Profile, content: bytes) -> Check:
+    """Check the runtime that the file needs against the profile's `oldest_runtime`."""
+    version = flatbuffer.oldest_runtime(flatbuffer.parse(content))
+    oldest = profile.oldest_runtime
+    limit = f"runs in {oldest} (oldest_runtime)" if oldest else ""
+    if version is None:
+        return Check("oldest runtime", "the file does not say", limit, not oldest)
+    passed = not oldest or (
+        flatbuffer.version_numbers(version) <= flatbuffer.version_numbers(oldest)
+    )
+    return Check("oldest runtime", f"TensorFlow Lite {version}", limit, passed)
 
 
-def runs_from(profile: Profile, content: bytes) -> Check:
-    """Which runtime the file needs, against the oldest that the profile names."""
-    found = flatbuffer.oldest_runtime(flatbuffer.parse(content))
-    wanted = profile.oldest_runtime
-    limit = f"runs in {wanted} (oldest_runtime)" if wanted else ""
-    if found is None:
-        return Check("oldest runtime", "the file does not say", limit, not wanted)
-    right = not wanted or flatbuffer.as_numbers(found) <= flatbuffer.as_numbers(wanted)
-    return Check("oldest runtime", f"TensorFlow Lite {found}", limit, right)
-
-
-def weights_present(checkpoint: Any, profile: Profile, content: bytes) -> Check:
-    """The file holds every weight, and holds it once."""
-    if is_language_model(checkpoint) or reads_sources(checkpoint):
-        return lite_decoder.weights_present(checkpoint, profile, content)
-    longest = lengths(checkpoint, profile)[0]
-    # A fixed length needs only so many rows of the position table.
-    cut = sum(
+def check_weights(checkpoint: Checkpoint, profile: Profile, content: bytes) -> Check:
+    """Check that the file holds every weight exactly once."""
+    if generates(checkpoint):
+        return tflite_generation.check_weights(checkpoint, profile, content)
+    longest = fixed_lengths(checkpoint, profile)[0]
+    # A fixed length needs only that many rows of the position table.
+    unused = sum(
         (weight.shape[0] - longest) * weight.shape[1]
         for weight in checkpoint.model.weights
         if "position_embedding" in weight.path
     )
-    kept = sum(int(np.prod(weight.shape)) for weight in checkpoint.model.weights) - cut
-    wanted = kept * convert.WEIGHT_BYTES[profile.quantization]
-    stored = flatbuffer.weight_bytes(content)
-    extra = text_graph.table_bytes(checkpoint) if profile.text else 0
-    most = wanted * MOST_WEIGHTS + CONSTANTS * len(profile.lengths or (1,)) + extra
-    return Check(
-        "weights present, once",
-        f"{stored / 1e6:.2f} MB",
-        f"{wanted * LEAST_WEIGHTS / 1e6:.2f} to {most / 1e6:.2f} MB",
-        wanted * LEAST_WEIGHTS <= stored <= most,
+    count = sum(int(np.prod(weight.shape)) for weight in checkpoint.model.weights) - unused
+    expected = count * tflite_converter.WEIGHT_BYTES[profile.quantization]
+    vocabulary = tflite_text_input.vocabulary_bytes(checkpoint) if profile.text_input else 0
+    constants = CONSTANT_BYTES * len(profile.extra_lengths or (1,)) + vocabulary
+    return weight_bytes_check(
+        flatbuffer.weight_bytes(content),
+        expected * MIN_WEIGHT_RATIO,
+        expected * MAX_WEIGHT_RATIO + constants,
     )
 
 
-def _shares(builtin: dict[str, int]) -> str:
-    """Which number types the matrix products and the rest of the operations give."""
-    products = ("FULLY_CONNECTED", "BATCH_MATMUL")
-    kinds: dict[str, dict[str, int]] = {"products": {}, "others": {}}
+def _type_counts(builtin: Mapping[str, int]) -> str:
+    """Return how many matrix products and other operations give each number type, as text."""
+    counts: dict[str, dict[str, int]] = {"matrix products": {}, "others": {}}
     for name, count in builtin.items():
-        operation, _, kind = name.partition(":")
-        row = kinds["products" if operation in products else "others"]
-        row[kind] = row.get(kind, 0) + count
+        operation, _, dtype = name.partition(":")
+        group = counts["matrix products" if operation in MATRIX_PRODUCTS else "others"]
+        group[dtype] = group.get(dtype, 0) + count
     return "; ".join(
-        f"{name} " + ", ".join(f"{kind} {count}" for kind, count in sorted(row.items()))
-        for name, row in kinds.items()
-        if row
+        f"{name} " + ", ".join(f"{dtype} {count}" for dtype, count in sorted(group.items()))
+        for name, group in counts.items()
+        if group
     )

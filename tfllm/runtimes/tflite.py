@@ -55,7 +55,7 @@ def open_predictor(
     Raises:
         ArtifactError: The file cannot be run.
     """
-    takes_text = bool(description.get("profile", {}).get("text"))
+    takes_text = bool(description.get("profile", {}).get("text_input"))
     signatures = _signatures(path, takes_text)
     tokenizer = load_tokenizer(path.parent)
     if takes_text:

@@ -5,32 +5,32 @@ import pytest
 from tests.export.files import changed, with_copies, without_weights
 from tests.export.models import make
 from tfllm.errors import CheckFailed, SettingError, StorageError
-from tfllm.export import convert, export, tflite
-from tfllm.export.base import profile
-from tfllm.export.verify import encoder
+from tfllm.export import export, load_profile, savedmodel, tflite, tflite_converter
+from tfllm.export.flatbuffer import TFLITE_FILE
+from tfllm.export.verify import common, encoder
 
 
 def test_damaged_weights_are_found_and_the_old_file_stays(classifier, tmp_path, monkeypatch):
     output = tmp_path / "lite"
-    first = export(classifier, profile("tflite-float32"), output)
-    before = (output / tflite.FILE).read_bytes()
+    first = export(classifier, load_profile("tflite-float32"), output)
+    before = (output / TFLITE_FILE).read_bytes()
     with monkeypatch.context() as patched:
         _damage(patched)
-        with pytest.raises(CheckFailed, match="differ"):
-            export(classifier, profile("tflite-float32"), output)
-    assert (output / tflite.FILE).read_bytes() == before
+        with pytest.raises(CheckFailed, match="difference"):
+            export(classifier, load_profile("tflite-float32"), output)
+    assert (output / TFLITE_FILE).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["lite"]
     assert first.failed == []
-    export(classifier, profile("tflite-float32"), output)  # and a good one replaces it
+    export(classifier, load_profile("tflite-float32"), output)  # and a good one replaces it
 
 
 def _damage(patched):
-    written = convert.convert
+    written = tflite_converter.convert
 
     def damaged(*arguments, **options):
         return changed(written(*arguments, **options), without_the_largest)
 
-    patched.setattr(convert, "convert", damaged)
+    patched.setattr(tflite_converter, "convert", damaged)
 
 
 def without_the_largest(model):
@@ -40,20 +40,20 @@ def without_the_largest(model):
 
 def test_a_file_without_weights_is_found(classifier, tmp_path, monkeypatch):
     """As TensorFlow's converter writes it of a Keras 3 model whose variables it does not see."""
-    written = convert.convert
+    written = tflite_converter.convert
     without = lambda *given, **options: changed(written(*given, **options), without_weights)  # noqa: E731
-    monkeypatch.setattr(convert, "convert", without)
-    with pytest.raises(CheckFailed, match=r"weights present, once: 0\.0\d MB"):
-        export(classifier, profile("tflite-float32"), tmp_path / "lite")
+    monkeypatch.setattr(tflite_converter, "convert", without)
+    with pytest.raises(CheckFailed, match=r"weights stored once: 0\.0\d MB"):
+        export(classifier, load_profile("tflite-float32"), tmp_path / "lite")
     assert not (tmp_path / "lite").exists()
 
 
 def test_weights_that_stand_twice_are_found(classifier, tmp_path, monkeypatch):
-    written = convert.convert
+    written = tflite_converter.convert
     doubled = lambda *given, **options: changed(written(*given, **options), with_copies)  # noqa: E731
-    monkeypatch.setattr(convert, "convert", doubled)
-    with pytest.raises(CheckFailed, match="weights present, once"):
-        export(classifier, profile("tflite-float32"), tmp_path / "lite")
+    monkeypatch.setattr(tflite_converter, "convert", doubled)
+    with pytest.raises(CheckFailed, match="weights stored once"):
+        export(classifier, load_profile("tflite-float32"), tmp_path / "lite")
     assert not (tmp_path / "lite").exists()
 
 
@@ -65,20 +65,26 @@ def test_a_fallen_metric_is_found(classifier, tmp_path):
     answers = open_checkpoint(classifier).predict(texts)
     right = [{**one, "label": a["label"]} for one, a in zip(texts, answers, strict=True)]
     reference = open_checkpoint(classifier)
-    export(classifier, profile("tflite-float32"), tmp_path / "lite", right)
+    export(classifier, load_profile("tflite-float32"), tmp_path / "lite", right)
     other = make("classification", {"initializer_range": 0.9})
-    export(other, profile("tflite-float32"), tmp_path / "other")
-    check = encoder.metric(reference, profile("tflite-float32"), tmp_path / "lite", right)
+    export(other, load_profile("tflite-float32"), tmp_path / "other")
+    check = encoder.check_metric(
+        reference, load_profile("tflite-float32"), tmp_path / "lite", right
+    )
     assert check.passed and "1.0000" in check.value
     (tmp_path / "other" / "tfllm.json").write_bytes((tmp_path / "lite/tfllm.json").read_bytes())
-    wrong = encoder.metric(reference, profile("tflite-float32"), tmp_path / "other", right)
+    wrong = encoder.check_metric(
+        reference, load_profile("tflite-float32"), tmp_path / "other", right
+    )
     assert not wrong.passed
 
 
 @pytest.mark.slow
 def test_a_savedmodel_with_other_weights_is_found(classifier, exported):
     other = make("classification", {"initializer_range": 0.9})
-    found = list(encoder.checks(other, profile("savedmodel"), exported("savedmodel").path))
+    found = list(
+        savedmodel.check_outputs(other, load_profile("savedmodel"), exported("savedmodel").path, ())
+    )
     assert [check.name for check in found if not check.passed]
 
 
@@ -91,16 +97,16 @@ def test_a_damaged_savedmodel_is_named(exported, tmp_path):
     data = folder / "variables" / "variables.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(CheckFailed, match="cannot run"):
-        encoder.in_fresh_process(folder, [])
+        common.run_savedmodel(folder, [])
 
 
 def test_a_full_disk_leaves_nothing(classifier, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tflite, "write_files", full)
+    monkeypatch.setattr(tflite, "write_assets", full)
     with pytest.raises(StorageError, match="disk is full"):
-        export(classifier, profile("tflite-float32"), tmp_path / "lite")
+        export(classifier, load_profile("tflite-float32"), tmp_path / "lite")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,7 +115,7 @@ def test_a_full_disk_leaves_nothing(classifier, tmp_path, monkeypatch):
     [
         ("classification", "tflite-float32", ["max_length=65"], "64 positions"),
         ("classification", "tflite-float32", ["batch_sizes=[]"], "batch_sizes"),
-        ("classification", "tflite-int8-full", ["lengths=[16]"], "one shape"),
+        ("classification", "tflite-int8-full", ["extra_lengths=[16]"], "one shape"),
         ("question_answering", "tflite-text", [], "offsets"),
         ("token_classification", "mediapipe", [], "text tasks"),
         ("classification", "mediapipe", ["batch_sizes=[2]"], "one row"),
@@ -117,12 +123,12 @@ def test_a_full_disk_leaves_nothing(classifier, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_written_is_refused_first(kind, name, overrides, message, tmp_path):
     with pytest.raises(SettingError, match=message):
-        export(make(kind), profile(name, overrides), tmp_path / "out")
+        export(make(kind), load_profile(name, overrides), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_somebody_elses_folder_is_left_alone(classifier, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(StorageError, match="exists already"):
-        export(classifier, profile("tflite-float32"), tmp_path)
+        export(classifier, load_profile("tflite-float32"), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -144,7 +144,7 @@ SAVED = ("neox", "tokens given whole", "bpe")
 
 
 def test_saved_models_use_what_tf_serving_has_and_share_nothing(tmp_path):
-    from tfllm.export.oplint import lint
+    from tfllm.export.op_compatibility import check_graph
 
     module = tf.Module()
     module.parts = [graph(name) for name in SAVED]
@@ -157,7 +157,7 @@ def test_saved_models_use_what_tf_serving_has_and_share_nothing(tmp_path):
 
     signature = tf.function(both_ways, [tf.TensorSpec([None], tf.string)], autograph=False)
     tf.saved_model.save(module, str(tmp_path), signatures=signature)
-    found = lint(tmp_path)
+    found = check_graph(tmp_path)
     assert not found.problems
     loaded = tf.saved_model.load(str(tmp_path))
     texts = ["The  cat", "The cat's mat, 1974"]

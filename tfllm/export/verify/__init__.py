@@ -1,1 +1,1 @@
-"""Checks of an artifact, in its real runtime, against the checkpoint it was made from."""
+"""Checks that run an artifact in the runtime it is for, and compare it with its checkpoint."""

@@ -1,222 +1,255 @@
-"""How far the probabilities that a file gives lie from its checkpoint's: KL divergence in nats.
+"""KL divergence of an artifact's probabilities from its checkpoint's, in nats.
 
-Rounding that goes wrong shows here first, where the likeliest answer may still be the same. Of
-files that give scores, every position of the texts counts exactly. Files that only write tell the
-probability of what they drew, from which the same number is estimated.
+Faulty rounding shows here first, where the most likely prediction may still be the same. For files
+that give logits, every position of the texts counts exactly. Files that only generate give the
+log-probabilities of the tokens they sampled, from which the same number is estimated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tfllm.errors import CheckFailed
-from tfllm.export.base import Check, Profile, at_least, at_most, stated
+from tfllm.export.artifact import Check, at_least, at_most, report
+from tfllm.export.profile import Profile
+from tfllm.tasks import Task
+from tfllm.tokenizers.base import Tokenizer, valid_id_ranges
 
-# Numbers of a vocabulary's scores that are held in float64 at once.
-AT_ONCE = 2**22
+CHUNK_VALUES = 2**22  # logits that are converted to float64 at once
 MASKED = -1e9
+FLOAT32_AGREEMENT = 0.999  # sums in another order may swap two equally likely tokens
 
 
 class Vocabulary:
-    """The ids that can be told. A table of embeddings may have rows without a token, which files
-    bar and a checkpoint does not: they are left out of both."""
+    """The ids that have a token. An embedding table may have more rows, which files exclude and a
+    checkpoint does not: they are left out of both distributions."""
 
-    def __init__(self, tokenizer: Any, size: int):
-        from tfllm.tokenizers.base import valid_id_ranges
-
+    def __init__(self, tokenizer: Tokenizer, size: int):
         self.unk_token_id: int | None = tokenizer.unk_token_id
-        self.known = np.full(size, not valid_id_ranges(tokenizer, size))
-        for start, stop in valid_id_ranges(tokenizer, size):
+        ranges = valid_id_ranges(tokenizer, size)
+        self.known = np.full(size, not ranges)
+        for start, stop in ranges:
             self.known[start:stop] = True
 
-    def log_softmax(self, scores: np.ndarray) -> np.ndarray:
-        """As `log_softmax`, over the ids that have a token."""
-        return log_softmax(np.where(self.known, scores, MASKED))
+    def log_softmax(self, logits: np.ndarray) -> np.ndarray:
+        """Return log-probabilities float64 [..., V] over the ids that have a token."""
+        return log_softmax(np.where(self.known, logits, MASKED))
 
 
 @dataclass
-class Told:
-    """Sums over the tokens of texts, each told from those before it."""
+class TokenScores:
+    """Sums over scored tokens, each predicted from the tokens before it."""
 
     tokens: int = 0
     unknown: int = 0
-    """Tokens that stand for what the vocabulary does not have; they are left out."""
-    before: float = 0.0
-    """Log-probability by the checkpoint."""
-    after: float = 0.0
-    """The same by the file."""
+    """Unknown tokens, which are left out."""
+    log_probability: float = 0.0
+    """Sum of the tokens' log-probabilities by the checkpoint."""
+    artifact_log_probability: float = 0.0
+    """The same by the artifact."""
     divergence: float = 0.0
+    """Sum of the KL divergences at the tokens' positions."""
     agreeing: int = 0
-    """Positions whose likeliest token is the same."""
+    """Positions with the same most likely token."""
 
     def add(
         self,
-        wanted: np.ndarray,
-        found: np.ndarray,
+        expected: np.ndarray,
+        actual: np.ndarray,
         targets: Sequence[int],
         vocabulary: Vocabulary,
     ) -> None:
-        """Scores [N, V] of checkpoint and file before the N tokens `targets`."""
-        chosen = np.asarray(targets)
-        unknown = vocabulary.unk_token_id
-        known = np.full(chosen.shape, True) if unknown is None else chosen != unknown
-        self.unknown += int((~known).sum())
-        places = np.flatnonzero(known)
-        step = max(1, AT_ONCE // wanted.shape[-1])
-        for start in range(0, len(places), step):
-            some = places[start : start + step]
-            first, second = (vocabulary.log_softmax(one[some]) for one in (wanted, found))
-            self.divergence += float(divergences(first, second).sum())
-            rows = np.arange(len(some))
-            self.before += float(first[rows, chosen[some]].sum())
-            self.after += float(second[rows, chosen[some]].sum())
-            self.agreeing += int((first.argmax(-1) == second.argmax(-1)).sum())
-        self.tokens += len(places)
+        """Add N scored tokens.
 
-    def __add__(self, other: Told) -> Told:
+        Args:
+            expected: The checkpoint's logits [N, V].
+            actual: The artifact's logits [N, V].
+            targets: The N token ids that these predict.
+            vocabulary: The ids that have a token.
+        """
+        ids = np.asarray(targets)
+        unk = vocabulary.unk_token_id
+        is_known = np.full(ids.shape, True) if unk is None else ids != unk
+        self.unknown += int((~is_known).sum())
+        positions = np.flatnonzero(is_known)
+        step = max(1, CHUNK_VALUES // expected.shape[-1])
+        for start in range(0, len(positions), step):
+            chunk = positions[start : start + step]
+            p, q = (vocabulary.log_softmax(logits[chunk]) for logits in (expected, actual))
+            self.divergence += float(kl_divergence(p, q).sum())
+            rows = np.arange(len(chunk))
+            self.log_probability += float(p[rows, ids[chunk]].sum())
+            self.artifact_log_probability += float(q[rows, ids[chunk]].sum())
+            self.agreeing += int((p.argmax(-1) == q.argmax(-1)).sum())
+        self.tokens += len(positions)
+
+    def __add__(self, other: TokenScores) -> TokenScores:
         names = vars(self)
-        return Told(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return TokenScores(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     @property
     def perplexities(self) -> tuple[float, float]:
-        """The checkpoint's and the file's."""
-        return tuple(  # type: ignore[return-value]
-            math.exp(min(-total / max(1, self.tokens), 700.0))
-            for total in (self.before, self.after)
+        """The checkpoint's and the artifact's perplexity."""
+        return (
+            self._perplexity(self.log_probability),
+            self._perplexity(self.artifact_log_probability),
         )
 
+    def _perplexity(self, log_probability: float) -> float:
+        return math.exp(min(-log_probability / max(1, self.tokens), 700.0))
 
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Logarithms float64 of the probabilities that scores [..., C] mean."""
-    values = np.asarray(scores, np.float64)
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return log-probabilities float64 of logits [..., C]."""
+    values = np.asarray(logits, np.float64)
     values = values - values.max(axis=-1, keepdims=True)
     return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
 
 
-def divergences(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(wanted || found) [...] of logarithms of probabilities [..., C]; not a number where the
-    file's are none."""
-    return (np.exp(wanted) * (wanted - found)).sum(axis=-1)
+def kl_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Return KL(p || q) [...] in nats of log-probabilities [..., C]; NaN where `q` has any."""
+    return (np.exp(p) * (p - q)).sum(axis=-1)
 
 
-def checks(profile: Profile, told: dict[str, Told], vocabulary_size: int) -> Iterator[Check]:
-    """What was told of the texts of each language (or of the data).
+def check_token_scores(
+    profile: Profile, scores: Mapping[str, TokenScores], vocabulary_size: int
+) -> Iterator[Check]:
+    """Check perplexity, KL divergence and agreement on texts of one or more languages.
 
-    A language of which the checkpoint tells less than an equal chance for every token would has not
-    been learned, and small differences there mean nothing: it is stated and does not count, where
-    there is another. Raises CheckFailed where the vocabulary has nothing of any.
+    A language in which the checkpoint is worse than a uniform distribution has not been learned,
+    and small differences there mean nothing: it is reported and does not count, where there is
+    another.
+
+    Raises:
+        CheckFailed: The vocabulary has no token of any text.
     """
     learned = {
-        name: one
-        for name, one in told.items()
-        if one.tokens and one.perplexities[0] <= vocabulary_size
+        name: score
+        for name, score in scores.items()
+        if score.tokens and score.perplexities[0] <= vocabulary_size
     }
-    counted = learned or told
-    whole = sum(counted.values(), Told())
-    if not whole.tokens:
+    counted = learned or scores
+    total = sum(counted.values(), TokenScores())
+    if not total.tokens:
         raise CheckFailed(
             "The tokenizer makes no tokens of the texts that the check reads. Give texts that it "
             "knows: --data FILE."
         )
-    first, second = whole.perplexities
-    limit = profile.perplexity_rise
+    expected, actual = total.perplexities
+    limit = profile.limits.perplexity_increase
     yield Check(
-        f"perplexity on {whole.tokens:,} tokens",
-        f"{second:.4f} (checkpoint {first:.4f})",
-        f"at most {limit:.2g} of it above",
-        bool(second <= first * (1 + limit)),
+        f"perplexity on {total.tokens:,} tokens",
+        f"{actual:.4f} (checkpoint {expected:.4f})",
+        f"at most {100 * limit:.2g} % above",
+        bool(actual <= expected * (1 + limit)),
     )
-    for name, one in told.items():
-        if len(told) > 1 or one.unknown:
-            beside = "" if name in counted else "; not learned, not counted"
-            yield stated(f"texts: {name}", _of(one) + beside)
+    for name, score in scores.items():
+        if len(scores) > 1 or score.unknown:
+            suffix = "" if name in counted else "; not learned, not counted"
+            yield report(f"perplexity: {name}", _describe(score) + suffix)
     yield at_most(
-        "KL divergence from the checkpoint a token",
-        whole.divergence / whole.tokens,
-        profile.largest_divergence,
+        "KL divergence (nats per token)",
+        total.divergence / total.tokens,
+        profile.limits.kl_divergence,
     )
-    yield at_least("same likeliest tokens", whole.agreeing / whole.tokens, _agreement(profile))
+    yield at_least(
+        "same most likely next token", total.agreeing / total.tokens, _agreement_limit(profile)
+    )
 
 
-def _agreement(profile: Profile) -> float:
-    """float32 sums in another order may swap two tokens that are as likely as each other."""
+def _agreement_limit(profile: Profile) -> float:
     if profile.tolerance.agreement is None and profile.quantization == "float32":
-        return 0.999
-    return profile.least_agreement
+        return FLOAT32_AGREEMENT
+    return profile.limits.agreement
 
 
-def _of(told: Told) -> str:
-    unknown = f"; {told.unknown:,} unknown to the vocabulary, left out" if told.unknown else ""
-    if not told.tokens:
+def _describe(score: TokenScores) -> str:
+    unknown = f"; {score.unknown:,} unknown to the vocabulary, left out" if score.unknown else ""
+    if not score.tokens:
         return f"0 tokens{unknown}"
-    first, second = told.perplexities
-    return f"{told.tokens:,} tokens, {second:.4f} (checkpoint {first:.4f}){unknown}"
+    expected, actual = score.perplexities
+    return f"{score.tokens:,} tokens, {actual:.4f} (checkpoint {expected:.4f}){unknown}"
 
 
-def of_written(
-    profile: Profile, found: Sequence[Sequence[float]], wanted: Sequence[Sequence[float]]
+def check_sampled_tokens(
+    profile: Profile, actual: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]
 ) -> Check:
-    """Of a file that only writes: log-probabilities of the tokens that it drew at temperature 1, by
-    itself and by the checkpoint. The mean of r - 1 - log r over them, r the checkpoint's
-    probability by the file's, is KL(file || checkpoint), and no term is below zero."""
-    own = np.concatenate([np.asarray(row, np.float64) for row in found])
-    ratio = np.concatenate([np.asarray(row, np.float64) for row in wanted]) - own
+    """Check the estimated KL divergence of a file that only generates.
+
+    The mean of r - 1 - log r over the sampled tokens, with r the checkpoint's probability divided
+    by the file's, is an unbiased estimate of KL(file || checkpoint), and no term is negative
+    (Schulman 2020, http://joschu.net/blog/kl-approx.html).
+
+    Args:
+        profile: Has the limit.
+        actual: Log-probabilities of each text's tokens, sampled at temperature 1, by the file.
+        expected: The same by the checkpoint.
+    """
+    own = np.concatenate([np.asarray(row, np.float64) for row in actual])
+    log_ratio = np.concatenate([np.asarray(row, np.float64) for row in expected]) - own
     return at_most(
-        f"KL divergence from the checkpoint a token, by {len(own):,} drawn ones",
-        float((np.exp(ratio) - 1 - ratio).mean()),
-        profile.largest_divergence,
+        f"KL divergence (nats per token), from {len(own):,} sampled tokens",
+        float((np.exp(log_ratio) - 1 - log_ratio).mean()),
+        profile.limits.kl_divergence,
     )
 
 
-def of_answers(
+def check_predictions(
     profile: Profile,
-    task: Any,
+    task: Task,
     counted: Sequence[np.ndarray],
-    wanted: Sequence[np.ndarray],
-    found: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    actual: Sequence[np.ndarray],
 ) -> Iterator[Check]:
-    """Of encoders: the probabilities that their scores mean, over batches of rows, at
-    the places `counted` (boolean [B, T]) where there is one for each token; of a regression, how
-    far its numbers lie from the checkpoint's."""
+    """Check the KL divergence of an encoder's predictions; of a regression, its error.
+
+    Args:
+        profile: Has the limits.
+        task: The model's task.
+        counted: For each batch the positions bool [B, T] that count, where predictions are made
+            per token.
+        expected: The checkpoint's raw outputs for each batch.
+        actual: The artifact's raw outputs for each batch.
+    """
     if getattr(task, "problem", "") == "regression":
-        yield _of_numbers(profile, np.concatenate(wanted), np.concatenate(found))
+        yield _check_regression(profile, np.concatenate(expected), np.concatenate(actual))
         return
     count, total = 0, 0.0
-    for places, before, after in zip(counted, wanted, found, strict=True):
-        first, second = (_distributions(task, places, scores) for scores in (before, after))
-        if first is None or second is None:
+    for positions, before, after in zip(counted, expected, actual, strict=True):
+        p, q = (_distributions(task, positions, outputs) for outputs in (before, after))
+        if p is None or q is None:
             return
-        total += float(divergences(log_softmax(first), log_softmax(second)).sum())
-        count += len(first)
-    name = f"KL divergence from the checkpoint, mean of {count:,}"
-    yield at_most(name, total / max(1, count), profile.largest_divergence)
+        total += float(kl_divergence(log_softmax(p), log_softmax(q)).sum())
+        count += len(p)
+    mean = total / max(1, count)
+    yield at_most(f"KL divergence (nats), mean of {count:,}", mean, profile.limits.kl_divergence)
 
 
-def _distributions(task: Any, counted: np.ndarray, scores: Any) -> np.ndarray | None:
-    """Raw scores as rows [N, C], each of one distribution; None where there is none."""
-    if not task.softmax_over or isinstance(scores, dict):
+def _distributions(task: Task, positions: np.ndarray, outputs: Any) -> np.ndarray | None:
+    """Return raw outputs as logits [N, C], a distribution per row; None where there is none."""
+    if not task.softmax_over or isinstance(outputs, dict):
         return None
-    values = np.asarray(scores, np.float64)
+    logits = np.asarray(outputs, np.float64)
     if task.softmax_over == "positions":
-        kept = np.where(counted[..., None], values, MASKED)
-        return kept.swapaxes(1, 2).reshape(-1, counted.shape[1])
+        masked = np.where(positions[..., None], logits, MASKED)
+        return masked.swapaxes(1, 2).reshape(-1, positions.shape[1])
     if getattr(task, "problem", "") == "multi_label":
-        return np.stack([values, np.zeros_like(values)], axis=-1).reshape(-1, 2)
-    if values.ndim == 3:
-        return values[counted]
-    return values
+        return np.stack([logits, np.zeros_like(logits)], axis=-1).reshape(-1, 2)
+    if logits.ndim == 3:
+        return logits[positions]
+    return logits
 
 
-def _of_numbers(profile: Profile, wanted: np.ndarray, found: np.ndarray) -> Check:
-    apart = float(np.sqrt(np.mean(np.square(found - wanted))))
-    spread = float(np.std(wanted))
+def _check_regression(profile: Profile, expected: np.ndarray, actual: np.ndarray) -> Check:
+    error = float(np.sqrt(np.mean(np.square(actual - expected))))
+    deviation = float(np.std(expected))
     return at_most(
-        f"numbers differ, of their spread {spread:.3g}",
-        apart / max(spread, float(np.finfo(np.float32).tiny)),
-        profile.largest_spread,
+        f"root mean square error, relative to the standard deviation {deviation:.3g}",
+        error / max(deviation, float(np.finfo(np.float32).tiny)),
+        profile.limits.regression_error,
     )

@@ -1,37 +1,61 @@
-"""The mediapipe package on an exported file, and what the checkpoint says to the same tokens."""
+"""The mediapipe package on an exported file, against the checkpoint on the same tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from tfllm.export.base import Profile
+from tfllm.checkpoints.base import Checkpoint
+from tfllm.export.artifact import Check, at_most, report
+from tfllm.export.flatbuffer import TFLITE_FILE
+from tfllm.export.profile import Profile
+from tfllm.export.verify.common import max_abs_difference
+from tfllm.export.verify.encoder import open_reference
+from tfllm.export.verify.sample_texts import sentence_examples
+from tfllm.runtimes.token_predictor import TokenPredictor
+
+PROBABILITY_FACTOR = 0.1  # of the limit of raw outputs, for probabilities
 
 
-def expected(reference: Any, profile: Profile, texts: Sequence[str]) -> np.ndarray:
-    """Probabilities [B, C] or embeddings [B, D] of the checkpoint, for MediaPipe's own tokens.
+def check_outputs(checkpoint: Checkpoint, profile: Profile, directory: Path) -> Iterator[Check]:
+    """Run the file in the package, where that is installed, on ASCII texts."""
+    if importlib.util.find_spec("mediapipe") is None:
+        yield report("mediapipe package", "not installed, not run: pip install mediapipe")
+        return
+    reference = open_reference(checkpoint, profile)
+    examples = sentence_examples(checkpoint.task, ascii_only=True)
+    texts = [example["text"] for example in examples]
+    expected = reference_outputs(reference, texts)
+    actual = package_outputs(directory / TFLITE_FILE, checkpoint.task, texts)
+    limit = profile.limits.abs_difference
+    yield at_most(
+        "mediapipe package: largest difference on ASCII texts",
+        max_abs_difference([expected], [actual]),
+        None if limit is None else limit * PROBABILITY_FACTOR,
+    )
 
-    `reference` is the checkpoint's TokenPredictor.
-    """
-    import tensorflow as tf
 
-    task = reference.task
-    graph = reference.tokenizer.graph("mediapipe")
-    rows = graph(tf.constant(list(texts)), max_length=task.max_length)
-    raw = reference.call({name: value.numpy() for name, value in rows.items()})
+def reference_outputs(reference: TokenPredictor, texts: Sequence[str]) -> np.ndarray:
+    """Return the checkpoint's probabilities [B, C] or embeddings [B, D] of MediaPipe's tokens."""
+    task: Any = reference.task
+    tokenize = reference.tokenizer.graph("mediapipe")
+    rows = tokenize(tf.constant(list(texts)), max_length=task.max_length)
+    outputs = reference.call({name: value.numpy() for name, value in rows.items()})
     if not task.softmax_over:
-        return raw
+        return outputs
     if task.problem == "multi_label":
-        return 1 / (1 + np.exp(-raw))
-    powers = np.exp(raw - raw.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+        return 1 / (1 + np.exp(-outputs))
+    exponentials = np.exp(outputs - outputs.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def answers(path: Path, task: Any, texts: Sequence[str]) -> np.ndarray:
-    """The same from MediaPipe's TextClassifier or TextEmbedder, one text at a time."""
+def package_outputs(path: Path, task: Any, texts: Sequence[str]) -> np.ndarray:
+    """Return the same from MediaPipe's TextClassifier or TextEmbedder, one text at a time."""
     from mediapipe.tasks.python import BaseOptions, text
 
     options = {"base_options": BaseOptions(model_asset_path=str(path))}

@@ -1,8 +1,8 @@
 """Runs a LiteRT-LM bundle in the litert-lm package: `python run_litertlm.py REQUESTS ANSWERS`.
 
 A process of its own, which imports nothing of tfllm and no TensorFlow. Requests: {"model": path,
-"context": tokens, "texts": [{"prompt", "tokens"}], "chats": [{"messages": what the user says, turn
-by turn, "tokens"}]}. Answers: {"texts": [text], "chats": [[answer of each turn]], "version"}.
+"context": tokens, "texts": [{"prompt", "tokens"}], "chats": [{"messages": the user's messages,
+"tokens"}]}. Answers: {"texts": [text], "chats": [[answer of each turn]], "version"}.
 """
 
 import importlib.metadata
@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 
-def written(engine, request):
-    """What comes after a prompt, at most so many tokens."""
+def generate(engine, request):
+    """Return the text after a prompt, of at most `tokens` tokens."""
     with engine.create_session(
         apply_prompt_template=False, max_output_tokens=request["tokens"]
     ) as session:
@@ -20,8 +20,8 @@ def written(engine, request):
         return session.run_decode().texts[0]
 
 
-def talked(engine, request):
-    """The answers of a conversation."""
+def chat(engine, request):
+    """Return the answers of a conversation."""
     answers = []
     with engine.create_conversation(max_output_tokens=request["tokens"]) as conversation:
         for message in request["messages"]:
@@ -30,24 +30,24 @@ def talked(engine, request):
     return answers
 
 
-def main(requests, answers):
-    """Opens the bundle once and answers all."""
+def main(request_file, answer_file):
+    """Open the bundle once and answer all requests."""
     import litert_lm
 
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
-    asked = json.loads(Path(requests).read_text())
+    requests = json.loads(Path(request_file).read_text())
     with litert_lm.Engine(
-        asked["model"],
+        requests["model"],
         backend=litert_lm.Backend.CPU(),
-        max_num_tokens=asked["context"],
+        max_num_tokens=requests["context"],
         cache_dir=":nocache",
     ) as engine:
-        told = {
-            "texts": [written(engine, request) for request in asked["texts"]],
-            "chats": [talked(engine, request) for request in asked["chats"]],
+        answers = {
+            "texts": [generate(engine, request) for request in requests["texts"]],
+            "chats": [chat(engine, request) for request in requests["chats"]],
             "version": importlib.metadata.version("litert-lm"),
         }
-    Path(answers).write_text(json.dumps(told))
+    Path(answer_file).write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":

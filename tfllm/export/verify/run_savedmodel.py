@@ -24,7 +24,7 @@ DISABLE_XLA = "_ZN10tensorflow21DisableXlaCompilationEv"  # tensorflow::DisableX
 
 
 def forbid_xla(tensorflow_folder):
-    """What tensorflow_model_server does at its start, by the same function."""
+    """Do what tensorflow_model_server does at its start, by the same function."""
     for name in ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2"):
         library = ctypes.CDLL(str(Path(tensorflow_folder) / name))
         if hasattr(library, DISABLE_XLA):
@@ -33,22 +33,22 @@ def forbid_xla(tensorflow_folder):
     raise RuntimeError("this TensorFlow has no switch to forbid compilation by XLA")
 
 
-def fed(value):
-    """Nested lists with {"b64": text} decoded to bytes."""
+def decode_bytes(value):
+    """Return nested lists with {"b64": text} decoded to bytes."""
     if isinstance(value, dict):
         return base64.b64decode(value["b64"])
-    return [fed(part) for part in value] if isinstance(value, list) else value
+    return [decode_bytes(part) for part in value] if isinstance(value, list) else value
 
 
-def plain(value):
-    """Nested lists of numbers and texts."""
+def decode_texts(value):
+    """Return nested lists with bytes decoded to texts."""
     if isinstance(value, bytes):
         return value.decode()
-    return [plain(part) for part in value] if isinstance(value, list) else value
+    return [decode_texts(part) for part in value] if isinstance(value, list) else value
 
 
-def main(version_folder, requests, answers, xla=""):
-    """Loads the SavedModel once and answers every request; `xla`: compilation is allowed."""
+def main(version_folder, request_file, answer_file, xla=""):
+    """Load the SavedModel once and answer every request; `xla`: compilation is allowed."""
     import numpy as np
     import tensorflow as tf
     import tensorflow_text as tf_text
@@ -61,7 +61,7 @@ def main(version_folder, requests, answers, xla=""):
         start = time.perf_counter()
         signatures = v1.saved_model.loader.load(session, ["serve"], version_folder).signature_def
         load_seconds = time.perf_counter() - start
-        for request in json.loads(Path(requests).read_text()):
+        for request in json.loads(Path(request_file).read_text()):
             signature = signatures[request["signature"]]
             feed = {}
             for name, value in request["inputs"].items():
@@ -70,17 +70,19 @@ def main(version_folder, requests, answers, xla=""):
                     raise ValueError(f"{request['signature']} has no input {name}, only {known}")
                 info = signature.inputs[name]
                 kind = tf.dtypes.as_dtype(info.dtype)
-                feed[info.name] = np.array(fed(value), kind.as_numpy_dtype)
+                feed[info.name] = np.array(decode_bytes(value), kind.as_numpy_dtype)
             fetch = {name: info.name for name, info in signature.outputs.items()}
-            got = session.run(fetch, feed)
-            outputs.append({name: plain(np.asarray(array).tolist()) for name, array in got.items()})
+            arrays = session.run(fetch, feed)
+            outputs.append(
+                {name: decode_texts(np.asarray(array).tolist()) for name, array in arrays.items()}
+            )
     answer = {
         "outputs": outputs,
         "foreign": [name for name in FOREIGN if name in sys.modules],
         "load_seconds": load_seconds,
         "versions": {"tensorflow": tf.__version__, "tensorflow_text": tf_text.__version__},
     }
-    Path(answers).write_text(json.dumps(answer))
+    Path(answer_file).write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

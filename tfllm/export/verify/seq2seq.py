@@ -1,4 +1,5 @@
-"""Runs an encoder-decoder's artifact, and compares what it writes with its checkpoint."""
+"""Runs an encoder-decoder's artifact, and compares its texts and probabilities with its
+checkpoint's."""
 
 from __future__ import annotations
 
@@ -7,51 +8,180 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorflow.core.protobuf import meta_graph_pb2
 
-from tfllm.export import warmup
-from tfllm.export.base import Check, Profile, at_least, at_most, beams_of, own_beams, stated
-from tfllm.export.verify import divergence, encoder
-from tfllm.export.verify.passages import PASSAGES
-from tfllm.export.verify.sentences import SENTENCES
+from tfllm.checkpoints.base import Checkpoint
+from tfllm.evaluation.harness import evaluate
+from tfllm.export import warmup_requests
+from tfllm.export.artifact import (
+    Check,
+    at_least,
+    at_most,
+    beam_width,
+    decoder_start_id,
+    default_num_beams,
+)
+from tfllm.export.profile import Profile
+from tfllm.export.verify import divergence
+from tfllm.export.verify.common import (
+    BATCH_SIZE,
+    EXACT,
+    LITE_SAMPLING_SEED,
+    NEW_TOKENS,
+    SAMPLING,
+    SCORED_ROW,
+    SCORED_TOKENS,
+    SINGLE_REQUESTS,
+    as_json,
+    check_imports,
+    equal_items,
+    equal_or_reported,
+    run_savedmodel,
+)
+from tfllm.export.verify.sample_texts import PASSAGES, SENTENCES
+from tfllm.generation.config import GenerationConfig
+from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.opening import open_model
 from tfllm.tasks.seq2seq import source_of, targets_of
 
-SOURCES = 200  # real ones at most
-LITE_SOURCES = 24
-TOLD_TOKENS, TOLD_ROW = 1000, 128  # as in verify_decoder
-DRAWN_NEW = 48  # tokens that a file that only writes draws after each passage
-NEW_TOKENS = 24
-ROWS = 16  # of one request
-ALONE = 4  # sources that are also asked for one by one
-SAMPLING = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
-SCORES = 1e-3  # sums of some dozen float32 log-probabilities, over their number
-EXACT = "float32"
-Pairs = Mapping[str, Sequence[tuple[str, str]]]
-"""Sources and targets by language, or all data under one name."""
+MAX_SOURCES = 200
+MAX_LITE_SOURCES = 24
+SAMPLED_NEW_TOKENS = 48  # that a file that only generates samples after each passage
+MAX_SCORE_DIFFERENCE = 1e-3  # of sums of some dozen float32 log-probabilities over their number
+
+PairsByLanguage = Mapping[str, Sequence[tuple[str, str]]]
+"""Sources and targets by language, or all of the data under one name."""
 
 
-def checks(
-    checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dict]
+def check_savedmodel(
+    checkpoint: Checkpoint,
+    profile: Profile,
+    directory: Path,
+    signatures: Mapping[str, meta_graph_pb2.SignatureDef],
+    examples: Sequence[dict[str, Any]],
 ) -> Iterator[Check]:
-    """Every check that runs the artifact in `folder`."""
-    from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
-
-    writer = Seq2SeqGenerator(checkpoint)
-    sources, told = sources_of(examples), pairs_of(examples)
-    yield from RUNTIMES[profile.target](checkpoint, writer, profile, folder, sources, told)
+    """Run all signatures in a fresh process."""
+    generator = Seq2SeqGenerator(checkpoint)
+    texts = sources_of(examples)
+    batches = [texts[start : start + BATCH_SIZE] for start in range(0, len(texts), BATCH_SIZE)]
+    few = texts[:SINGLE_REQUESTS]
+    warmup = list(warmup_requests.build_requests(signatures, profile.warmup_batch_sizes))
+    result = run_savedmodel(
+        directory,
+        [
+            *(_request("serving_default", batch) for batch in batches),
+            *(_request("serving_default", [text]) for text in few),
+            _sampled_request(few),
+            *(_sampled_request([text], seed) for seed, text in enumerate(few)),
+            _beam_request(few),
+            *({"signature": r.signature, "inputs": as_json(r.inputs)} for r in warmup),
+        ],
+    )
+    yield check_imports(result)
+    outputs = iter(result["outputs"])
+    default = _join_outputs(outputs, len(batches))
+    yield from _check_default_texts(checkpoint, generator, profile, texts, default)
+    equal = equal_items(_join_outputs(outputs, len(few))["text"], default["text"][: len(few)])
+    yield equal_or_reported("equal texts, single and batched", equal, profile)
+    batched, single = next(outputs)["text"], _join_outputs(outputs, len(few))["text"]
+    yield from _check_sampled_texts(generator, profile, few, batched, single)
+    beams = beam_width(checkpoint, profile)
+    searched = [
+        _text(generator, text, num_beams=beams, length_penalty=_length_penalty(row))
+        for row, text in enumerate(few)
+    ]
+    equal = equal_items(next(outputs)["text"], searched)
+    yield equal_or_reported(f"equal texts with {beams} beams", equal, profile)
+    yield at_least("warm-up requests answered", len(list(outputs)), len(warmup))
+    yield from check_scores(
+        checkpoint, generator, profile, open_model(directory), pairs_of(examples)
+    )
     if examples:
-        yield bleu(checkpoint, profile, folder, examples)
+        yield check_bleu(checkpoint, profile, directory, examples)
 
 
-def bleu(checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dict]) -> Check:
-    """BLEU on real pairs against the checkpoint's, both as the file writes."""
-    from tfllm.evaluation.harness import evaluate
-    from tfllm.runtimes.checkpoint import open_checkpoint
-    from tfllm.runtimes.opening import open_model
+def _check_default_texts(
+    checkpoint: Checkpoint,
+    generator: Seq2SeqGenerator,
+    profile: Profile,
+    sources: Sequence[str],
+    outputs: Mapping[str, list[Any]],
+) -> Iterator[Check]:
+    """Check texts and scores of `serving_default` against the checkpoint's."""
+    config = generator.generation_config(
+        num_beams=_default_width(checkpoint, profile), num_return_sequences=1
+    )
+    expected = generator.generate(sources, config, truncate="right")
+    equal = equal_items(outputs["text"], [text.text for text in expected])
+    yield equal_or_reported(f"equal texts of {len(sources)} sources", equal, profile)
+    scores = [
+        float(np.sum(text.log_probabilities)) if text.score is None else text.score
+        for text in expected
+    ]
+    differences = np.abs(np.array(outputs["score"]) - scores)[equal]
+    yield at_most(
+        "largest difference of their scores",
+        float(differences.max(initial=0.0)),
+        MAX_SCORE_DIFFERENCE if profile.quantization == EXACT else None,
+    )
 
-    writing = {"num_beams": _beams(checkpoint, profile), "truncate": True}
+
+def _check_sampled_texts(
+    generator: Seq2SeqGenerator,
+    profile: Profile,
+    sources: Sequence[str],
+    batched: Sequence[str],
+    single: Sequence[str],
+) -> Iterator[Check]:
+    """Check sampled texts of one batch against those of single requests and the checkpoint's."""
+    equal = equal_items(batched, single)
+    yield equal_or_reported("equal sampled texts, single and batched", equal, profile)
+    own = [_text(generator, text, seed=seed, **SAMPLING) for seed, text in enumerate(sources)]
+    equal = equal_items(batched, own)
+    yield equal_or_reported("equal sampled texts to the checkpoint", equal, profile)
+
+
+def check_tflite(
+    checkpoint: Checkpoint,
+    profile: Profile,
+    directory: Path,
+    examples: Sequence[dict[str, Any]],
+) -> Iterator[Check]:
+    """Run a .tflite file in ai-edge-litert: scores of given texts, greedy and sampled texts."""
+    generator = Seq2SeqGenerator(checkpoint)
+    sources, pairs = sources_of(examples), pairs_of(examples)
+    predictor: Any = open_model(directory)
+    file = predictor.generator
+    if predictor.logits is not None:
+        yield from check_scores(checkpoint, generator, profile, predictor, pairs)
+    else:
+        yield check_samples(checkpoint, generator, profile, file, pairs)
+    room = file.engine.limits.max_sequence_length - 1  # a whole-loop file may have less
+    ids = [
+        generator.tokenizer.encode(source, max_length=file.max_source_length).ids
+        for source in sources[:MAX_LITE_SOURCES]
+    ]
+    for name, settings in (("greedy", {}), ("sampled", {"seed": LITE_SAMPLING_SEED, **SAMPLING})):
+        config = file.generation_config(max_new_tokens=min(NEW_TOKENS, room), **settings)
+        actual, expected = (
+            [text.text for text in which.generate_from_ids(ids, config)]
+            for which in (file, generator)
+        )
+        equal = equal_items(actual, expected)
+        yield equal_or_reported(f"equal {name} texts of {len(ids)} sources", equal, profile)
+    if examples:
+        yield check_bleu(checkpoint, profile, directory, examples)
+
+
+def check_bleu(
+    checkpoint: Checkpoint, profile: Profile, directory: Path, examples: Sequence[dict[str, Any]]
+) -> Check:
+    """Check BLEU on given pairs against the checkpoint's, both with the file's default settings."""
+    generation = {"num_beams": _default_width(checkpoint, profile), "truncate": True}
     before, after = (
-        evaluate(model, list(examples), generation=writing)["bleu"]
-        for model in (open_checkpoint(checkpoint), open_model(folder))
+        evaluate(model, list(examples), generation=generation)["bleu"]
+        for model in (open_checkpoint(checkpoint), open_model(directory))
     )
     limit = profile.tolerance.metric_points
     return Check(
@@ -62,202 +192,141 @@ def bleu(checkpoint: Any, profile: Profile, folder: Path, examples: Sequence[dic
     )
 
 
-def _beams(checkpoint: Any, profile: Profile) -> int:
-    """What the file searches with where nobody says."""
-    return 1 if profile.target == "tflite" else own_beams(checkpoint, profile)
+def _default_width(checkpoint: Checkpoint, profile: Profile) -> int:
+    """Return the number of beams that the file uses unless a request says otherwise."""
+    return 1 if profile.target == "tflite" else default_num_beams(checkpoint, profile)
 
 
-def sources_of(examples: Sequence[dict]) -> list[str]:
-    """The examples' sources; tfllm's own sentences where there are none."""
-    found = [source_of(e) if "source" in e else str(e.get("text", "")) for e in examples]
-    return [text for text in found if text.strip()][:SOURCES] or [s for s in SENTENCES if s.strip()]
+def sources_of(examples: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the examples' sources; sample sentences where there are none."""
+    texts = [
+        source_of(example) if "source" in example else str(example.get("text", ""))
+        for example in examples
+    ]
+    texts = [text for text in texts if text.strip()]
+    return texts[:MAX_SOURCES] or [text for text in SENTENCES if text.strip()]
 
 
-def pairs_of(examples: Sequence[dict]) -> Pairs:
-    """Sources with the targets that are told after them; our passages are told after themselves."""
-    given = [(source_of(e), targets_of(e)[0]) for e in examples if "source" in e and "target" in e]
-    if given := [(source, target) for source, target in given if source.strip()]:
-        return {"the data": given}
+def pairs_of(examples: Sequence[dict[str, Any]]) -> PairsByLanguage:
+    """Return sources with the targets that are scored; sample passages are their own targets."""
+    pairs = [
+        (source_of(example), targets_of(example)[0])
+        for example in examples
+        if "source" in example and "target" in example
+    ]
+    if pairs := [(source, target) for source, target in pairs if source.strip()]:
+        return {"the data": pairs}
     return {name: [(text, text) for text in texts] for name, texts in PASSAGES.items()}
 
 
-def savedmodel(
-    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str], told: Pairs
+def check_scores(
+    checkpoint: Checkpoint,
+    generator: Seq2SeqGenerator,
+    profile: Profile,
+    predictor: Any,
+    pairs: PairsByLanguage,
 ) -> Iterator[Check]:
-    """All signatures in a fresh process."""
-    from tfllm.export.savedmodel import signatures_of
-    from tfllm.runtimes.opening import open_model
-
-    batches = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
-    few = texts[:ALONE]
-    requests = [_request("serving_default", batch) for batch in batches]
-    requests += [_request("serving_default", [text]) for text in few]
-    requests += [_sampled(few), *(_sampled([text], seed) for seed, text in enumerate(few))]
-    requests.append(_beam(few))
-    warm = list(warmup.requests(signatures_of(folder), profile.warmup_batch_sizes))
-    requests += [{"signature": w.signature, "inputs": encoder.as_lists(w.inputs)} for w in warm]
-    result = encoder.in_fresh_process(folder, requests)
-    yield encoder.only_tensorflow(result)
-    outputs = iter(result["outputs"])
-
-    found = _taken(outputs, len(batches))
-    settings = writer.generation_config(
-        num_beams=_beams(checkpoint, profile), num_return_sequences=1
-    )
-    wanted = writer.generate(texts, settings, truncate="right")
-    names = f"{len(texts)} sources"
-    yield _exactly(f"same texts of {names}", found["text"], [t.text for t in wanted], profile)
-    scores = [
-        t.score if t.score is not None else float(np.sum(t.log_probabilities)) for t in wanted
-    ]
-    same = [a == b.text for a, b in zip(found["text"], wanted, strict=True)]
-    apart = np.abs(np.array(found["score"]) - scores)[same].max(initial=0.0)
-    exact = profile.quantization == EXACT
-    yield at_most("their scores differ by", float(apart), SCORES if exact else None)
-    alone = _taken(outputs, len(few))["text"]
-    yield _exactly("same texts alone and in a batch", alone, found["text"][: len(few)], profile)
-
-    together, apart_ones = next(outputs)["text"], _taken(outputs, len(few))["text"]
-    yield _exactly("same sampled texts alone and in a batch", together, apart_ones, profile)
-    own = [
-        writer.generate([text], _settings(writer, seed=seed, **SAMPLING), truncate="right")[0].text
-        for seed, text in enumerate(few)
-    ]
-    yield _exactly("same sampled texts as the checkpoint", together, own, profile)
-    beams = beams_of(checkpoint, profile)
-    searched = [
-        writer.generate(
-            [text], _settings(writer, num_beams=beams, length_penalty=_penalty(row)),
-            truncate="right",
-        )[0].text
-        for row, text in enumerate(few)
-    ]  # fmt: skip
-    yield _exactly(f"same texts of {beams} beams", next(outputs)["text"], searched, profile)
-    yield at_least("warm-up records answered", len(list(outputs)), len(warm))
-    predictor: Any = open_model(folder)
-    yield from tells(checkpoint, writer, profile, predictor, told)
-
-
-def lite(
-    checkpoint: Any, writer: Any, profile: Profile, folder: Path, texts: Sequence[str], told: Pairs
-) -> Iterator[Check]:
-    """A .tflite file in ai-edge-litert: given, greedy and sampled texts."""
-    from tfllm.runtimes.opening import open_model
-
-    predictor: Any = open_model(folder)
-    file = predictor.generator
-    if predictor.logits is not None:
-        yield from tells(checkpoint, writer, profile, predictor, told)
-    else:
-        yield draws(checkpoint, writer, profile, file, told)
-    longest = file.max_source_length
-    most = file.engine.limits.max_sequence_length - 1  # a file of whole texts may hold fewer
-    ids = [writer.tokenizer.encode(text, max_length=longest).ids for text in texts[:LITE_SOURCES]]
-    for name, given in (("greedy", {}), ("sampled", {"seed": 11, **SAMPLING})):
-        settings = file.generation_config(max_new_tokens=min(NEW_TOKENS, most), **given)
-        found, wanted = (
-            [text.text for text in one.generate_from_ids(ids, settings)] for one in (file, writer)
-        )
-        yield _exactly(f"same {name} texts of {len(ids)} sources", found, wanted, profile)
-
-
-RUNTIMES = {"savedmodel": savedmodel, "tflite": lite}
-
-
-def tells(
-    checkpoint: Any, writer: Any, profile: Profile, predictor: Any, pairs: Pairs
-) -> Iterator[Check]:
-    """Perplexity, KL divergence and the likeliest next tokens of given targets, against the
-    checkpoint's."""
-    file, target = predictor.generator, writer.tokenizer.target
-    start = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
-    longest = min(TOLD_ROW, file.engine.limits.max_sequence_length - 1)
-    tokens = divergence.Vocabulary(target, checkpoint.config.vocabulary_size)
-    found = {name: divergence.Told() for name in pairs}
+    """Check perplexity, KL divergence and the most likely next tokens of given targets."""
+    file, target_tokenizer = predictor.generator, generator.tokenizer.target
+    start_id = decoder_start_id(checkpoint)
+    longest = min(SCORED_ROW, file.engine.limits.max_sequence_length - 1)
+    vocabulary_size = checkpoint.config.vocabulary_size
+    vocabulary = divergence.Vocabulary(target_tokenizer, vocabulary_size)
+    scores = {name: divergence.TokenScores() for name in pairs}
     for name, some in pairs.items():
-        told = found[name]
-        for source, text in some:
-            left = (1 if len(pairs) > 1 else 2) * TOLD_TOKENS - told.tokens - told.unknown
-            ids = target.encode_ids([text], add_special_tokens=False)[0][: min(left, longest)]
+        score = scores[name]
+        for source, target in some:
+            limit = (1 if len(pairs) > 1 else 2) * SCORED_TOKENS
+            left = limit - score.tokens - score.unknown
+            ids = target_tokenizer.encode_ids([target], add_special_tokens=False)[0]
+            ids = ids[: min(left, longest)]
             if not ids:
                 continue
-            read = writer.tokenizer.encode(source, max_length=file.max_source_length).ids
-            given = [start, *ids[:-1]]
-            wanted, scores = _logits(checkpoint, read, given), predictor.logits(read, given)
-            told.add(wanted, scores, ids, tokens)
-    yield from divergence.checks(profile, found, checkpoint.config.vocabulary_size)
+            source_ids = generator.tokenizer.encode(source, max_length=file.max_source_length).ids
+            inputs = [start_id, *ids[:-1]]
+            expected = _logits(checkpoint, source_ids, inputs)
+            score.add(expected, predictor.logits(source_ids, inputs), ids, vocabulary)
+    yield from divergence.check_token_scores(profile, scores, vocabulary_size)
 
 
-def draws(checkpoint: Any, writer: Any, profile: Profile, file: Any, pairs: Pairs) -> Check:
-    """KL divergence by the texts that a file draws which gives no scores of given ones."""
-    start = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id
-    most = min(DRAWN_NEW, file.engine.limits.max_sequence_length - 1)
+def check_samples(
+    checkpoint: Checkpoint,
+    generator: Seq2SeqGenerator,
+    profile: Profile,
+    file: Any,
+    pairs: PairsByLanguage,
+) -> Check:
+    """Check the KL divergence of a file that gives no logits, by the texts that it samples."""
+    start_id = decoder_start_id(checkpoint)
+    room = min(SAMPLED_NEW_TOKENS, file.engine.limits.max_sequence_length - 1)
     sources = [
-        writer.tokenizer.encode(source, max_length=file.max_source_length).ids
+        generator.tokenizer.encode(source, max_length=file.max_source_length).ids
         for some in pairs.values()
-        for source, _ in some[:LITE_SOURCES]
+        for source, _ in some[:MAX_LITE_SOURCES]
     ]
-    tokens = divergence.Vocabulary(writer.tokenizer.target, checkpoint.config.vocabulary_size)
-    own, wanted = [], []
+    target_tokenizer = generator.tokenizer.target
+    vocabulary = divergence.Vocabulary(target_tokenizer, checkpoint.config.vocabulary_size)
+    actual, expected = [], []
     for seed, source in enumerate(sources):
-        settings = file.generation_config(
-            max_new_tokens=most, num_beams=1, num_return_sequences=1, temperature=1.0, seed=seed
+        config = file.generation_config(
+            max_new_tokens=room, num_beams=1, num_return_sequences=1, temperature=1.0, seed=seed
         )
-        (text,) = file.engine.generate([[start]], settings, sources=[source])
+        (text,) = file.engine.generate([[start_id]], config, sources=[source])
         if text.ids:
-            logits = _logits(checkpoint, source, [start, *text.ids[:-1]])
-            logs = tokens.log_softmax(logits)
-            wanted.append(logs[np.arange(len(text.ids)), text.ids])
-            own.append(text.log_probabilities)
-    return divergence.of_written(profile, own, wanted)
+            log_probs = vocabulary.log_softmax(
+                _logits(checkpoint, source, [start_id, *text.ids[:-1]])
+            )
+            expected.append(log_probs[np.arange(len(text.ids)), text.ids])
+            actual.append(text.log_probabilities)
+    return divergence.check_sampled_tokens(profile, actual, expected)
 
 
-def _logits(checkpoint: Any, source: Sequence[int], target: Sequence[int]) -> np.ndarray:
-    """Scores float32 [T, V] of the token after each of `target`, the start token first."""
-    ids = {"source_ids": source, "token_ids": target}
-    given = {name: np.array([row], np.int32) for name, row in ids.items()}
-    given["source_padding_mask"] = np.ones_like(given["source_ids"])
-    given["padding_mask"] = np.ones_like(given["token_ids"])
+def _logits(checkpoint: Checkpoint, source: Sequence[int], target: Sequence[int]) -> np.ndarray:
+    """Return the checkpoint's logits float32 [T, V] after each of `target`, whose first is the
+    start token."""
+    source_ids, token_ids = (np.array([ids], np.int32) for ids in (source, target))
+    inputs = {
+        "source_ids": source_ids,
+        "source_padding_mask": np.ones_like(source_ids),
+        "token_ids": token_ids,
+        "padding_mask": np.ones_like(token_ids),
+    }
     model = checkpoint.model
-    return np.asarray(model({name: given[name] for name in model.input}, training=False))[0]
+    return np.asarray(model({name: inputs[name] for name in model.input}, training=False))[0]
 
 
-def _settings(writer: Any, **given: Any) -> Any:
-    return writer.generation_config(max_new_tokens=NEW_TOKENS, num_return_sequences=1, **given)
+def _text(generator: Seq2SeqGenerator, source: str, **settings: Any) -> str:
+    """Return the checkpoint's text for one source."""
+    config: GenerationConfig = generator.generation_config(
+        max_new_tokens=NEW_TOKENS, num_return_sequences=1, **settings
+    )
+    return generator.generate([source], config, truncate="right")[0].text
 
 
-def _request(signature: str, prompts: Sequence[str], **settings: Any) -> dict[str, Any]:
+def _request(signature: str, prompts: Sequence[str], **settings: list[Any]) -> dict[str, Any]:
     return {"signature": signature, "inputs": {"prompt": list(prompts), **settings}}
 
 
-def _sampled(prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Row n has the seed `seed` + n."""
+def _sampled_request(prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """Return a request of `generate`, in which row n has the seed `seed` + n."""
     rows = len(prompts)
-    settings = {name: [value] * rows for name, value in SAMPLING.items()}
-    seeds = [seed + row for row in range(rows)]
-    return _request("generate", prompts, max_new_tokens=[NEW_TOKENS] * rows, seed=seeds, **settings)
+    settings: dict[str, list[Any]] = {name: [value] * rows for name, value in SAMPLING.items()}
+    settings["seed"] = [seed + row for row in range(rows)]
+    return _request("generate", prompts, max_new_tokens=[NEW_TOKENS] * rows, **settings)
 
 
-def _beam(prompts: Sequence[str]) -> dict[str, Any]:
-    penalties = [_penalty(row) for row in range(len(prompts))]
-    new = [NEW_TOKENS] * len(prompts)
-    return _request("beam", prompts, max_new_tokens=new, length_penalty=penalties)
+def _beam_request(prompts: Sequence[str]) -> dict[str, Any]:
+    penalties = [_length_penalty(row) for row in range(len(prompts))]
+    lengths = [NEW_TOKENS] * len(prompts)
+    return _request("beam", prompts, max_new_tokens=lengths, length_penalty=penalties)
 
 
-def _penalty(row: int) -> float:
-    """Every row its own."""
+def _length_penalty(row: int) -> float:
+    """Return a different penalty for each row."""
     return 0.5 * row
 
 
-def _taken(outputs: Iterator[dict[str, list]], count: int) -> dict[str, list]:
-    """The outputs of the next `count` requests, put together by name."""
+def _join_outputs(outputs: Iterator[dict[str, list[Any]]], count: int) -> dict[str, list[Any]]:
+    """Return the outputs of the next `count` requests, concatenated by name."""
     some = [next(outputs) for _ in range(count)]
-    return {name: [value for one in some for value in one[name]] for name in some[0]}
-
-
-def _exactly(name: str, found: Sequence[str], wanted: Sequence[str], profile: Profile) -> Check:
-    """All must be the same in float32; a rounded model goes its own way once it differs."""
-    share = float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
-    if profile.quantization == EXACT:
-        return at_least(name, share, profile.least_agreement)
-    return stated(name, f"{share:.4g}")
+    return {name: [value for output in some for value in output[name]] for name in some[0]}

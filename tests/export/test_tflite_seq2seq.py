@@ -6,8 +6,7 @@ pytest.importorskip("ai_edge_litert")
 
 from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.errors import SettingError
-from tfllm.export import export, lite_decoder, tflite
-from tfllm.export.base import profile
+from tfllm.export import export, load_profile, tflite, tflite_generation
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.runtimes.opening import open_model
 
@@ -26,12 +25,12 @@ def opened(tmp_path_factory):
 
     def open_file(*overrides):
         folder = tmp_path_factory.mktemp("lite")
-        settings = profile("tflite-float32", list(overrides))
-        tflite.refuse(checkpoint(), settings)
+        settings = load_profile("tflite-float32", list(overrides))
+        tflite.validate(checkpoint(), settings)
         tflite.write(checkpoint(), settings, folder)
-        checks = tflite.checks(checkpoint(), settings, folder)
+        checks = tflite.check_files(checkpoint(), settings, folder)
         assert [str(check) for check in checks if not check.passed] == []
-        tflite.finish(checkpoint(), settings, folder, checks)
+        tflite.write_metadata(checkpoint(), settings, folder, checks)
         return open_model(folder)
 
     return open_file
@@ -58,12 +57,13 @@ def test_texts_equal_the_checkpoints(opened, writer, overrides):
 @pytest.mark.parametrize("overrides", [(), (LOOP,)], ids=["steps", "loop"])
 def test_smaller_files_pass_their_checks(tmp_path, name, overrides):
     seen = []
-    export(checkpoint(), profile(name, list(overrides)), tmp_path / "out", seen=seen.append)
+    profile = load_profile(name, list(overrides))
+    export(checkpoint(), profile, tmp_path / "out", on_check=seen.append)
     assert any("greedy texts" in check.name for check in seen)
 
 
 def test_signatures_have_the_names_that_are_documented():
-    functions = lite_decoder.functions_of(checkpoint(), profile("tflite-float32"))
+    functions = tflite_generation.build_functions(checkpoint(), load_profile("tflite-float32"))
     assert list(functions) == ["encode", "decode"]
     assert set(functions["encode"].structured_outputs) == {
         "source_padding_mask", "source_k_0", "source_v_0",

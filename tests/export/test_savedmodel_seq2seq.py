@@ -13,8 +13,7 @@ import tensorflow as tf
 from tests.export.c_program import printed
 from tests.generation.source_models import SENTENCES, checkpoint
 from tfllm.errors import SettingError
-from tfllm.export import export, oplint, savedmodel, seq2seq
-from tfllm.export.base import profile
+from tfllm.export import export, load_profile, op_compatibility, request_settings, savedmodel
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.runtimes.opening import open_model
 
@@ -38,10 +37,10 @@ def version(source, tmp_path_factory):
     """A version's folder, not checked."""
     folder = tmp_path_factory.mktemp("savedmodel") / "1"
     folder.mkdir()
-    settings = profile("savedmodel", ["warmup_batch_sizes=[1]"])
-    savedmodel.refuse(source, settings)
+    settings = load_profile("savedmodel", ["warmup_batch_sizes=[1]"])
+    savedmodel.validate(source, settings)
     savedmodel.write(source, settings, folder)
-    savedmodel.finish(source, settings, folder, [])
+    savedmodel.write_metadata(source, settings, folder, [])
     return folder
 
 
@@ -51,7 +50,7 @@ def module(version):
 
 
 def asked(module, signature, prompts, **settings):
-    kinds = {**seq2seq.SETTINGS, **seq2seq.BEAM_SETTINGS}
+    kinds = {**request_settings.SAMPLING_SETTINGS, **request_settings.BEAM_SETTINGS}
     given = {name: tf.constant(values, kinds[name]) for name, values in settings.items()}
     found = module.signatures[signature](prompt=tf.constant(prompts), **given)
     return {name: value.numpy().tolist() for name, value in found.items()}
@@ -62,7 +61,7 @@ def texts_of(found):
 
 
 def test_every_input_and_output_is_led_by_the_batch(version):
-    signatures = savedmodel.signatures_of(version)
+    signatures = savedmodel.signature_defs(version)
     assert {"serving_default", "translate", "generate", "beam", "tokens"} <= set(signatures)
     for name, signature in signatures.items():
         if not name.startswith("__"):
@@ -72,9 +71,9 @@ def test_every_input_and_output_is_led_by_the_batch(version):
 
 
 def test_the_graph_runs_in_servers_and_holds_the_weights_once(source, version):
-    checks = savedmodel.checks(source, profile("savedmodel"), version)
+    checks = savedmodel.check_files(source, load_profile("savedmodel"), version)
     assert [str(check) for check in checks if not check.passed] == []
-    assert not any("Xla" in name for name in oplint.lint(version).operations)
+    assert not any("Xla" in name for name in op_compatibility.check_graph(version).operations)
 
 
 def test_the_default_writes_what_the_checkpoint_does(module, writer):
@@ -118,7 +117,7 @@ def test_wrong_settings_and_ids_are_refused_by_their_name(module):
     ids = {"token_ids": tf.constant([[1, -1]], tf.int32), "lengths": tf.constant([2], tf.int32)}
 
     def refused(signature, name, inputs, settings):
-        kinds = {**seq2seq.SETTINGS, **seq2seq.BEAM_SETTINGS}
+        kinds = {**request_settings.SAMPLING_SETTINGS, **request_settings.BEAM_SETTINGS}
         given = {key: tf.constant([value], kinds[key]) for key, value in settings.items()}
         with pytest.raises(tf.errors.InvalidArgumentError, match=f"input {name} must be"):
             module.signatures[signature](**inputs, **given)
@@ -167,7 +166,9 @@ def test_a_greedy_checkpoint_is_greedy_and_has_beams_of_the_profile(source, tmp_
     folder = tmp_path / "1"
     folder.mkdir()
     savedmodel.write(
-        greedy, profile("savedmodel", ["warmup_batch_sizes=[1]", "generation.num_beams=2"]), folder
+        greedy,
+        load_profile("savedmodel", ["warmup_batch_sizes=[1]", "generation.num_beams=2"]),
+        folder,
     )
     module = tf.saved_model.load(str(folder))
     writer = Seq2SeqGenerator(greedy)
@@ -181,9 +182,9 @@ def test_a_greedy_checkpoint_is_greedy_and_has_beams_of_the_profile(source, tmp_
 @pytest.mark.slow
 def test_a_whole_export_passes_all_checks(source, tmp_path):
     seen = []
-    export(source, profile("savedmodel"), tmp_path / "out", seen=seen.append)
+    export(source, load_profile("savedmodel"), tmp_path / "out", on_check=seen.append)
     names = " ".join(check.name for check in seen)
-    assert "same texts of" in names and "same texts of 3 beams" in names
+    assert "equal texts of" in names and "equal texts with 3 beams" in names
     described = json.loads((tmp_path / "out/1/assets/tfllm.json").read_text())
     assert described["num_beams"] == 3 and described["generation"]["num_beams"] == 3
 

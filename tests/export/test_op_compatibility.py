@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfllm.errors import ArtifactError
-from tfllm.export import oplint, serving_ops
+from tfllm.export import op_compatibility, serving_ops
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +18,14 @@ def changed(version, tmp_path, change):
     """A copy of the version whose proto `change` has worked on."""
     folder = tmp_path / "1"
     shutil.copytree(version, folder)
-    saved = oplint.read(folder)
+    saved = op_compatibility.read_saved_model(folder)
     change(saved.meta_graphs[0].graph_def)
     (folder / "saved_model.pb").write_bytes(saved.SerializeToString())
     return folder
 
 
 def test_an_export_loads_from_the_oldest_known_server(version):
-    found = oplint.lint(version)
+    found = op_compatibility.check_graph(version)
     assert (found.problems, found.first_version) == ((), "2.12")
     assert {"FastWordpieceTokenizeWithOffsets", "MatMul"} <= set(found.operations)
     assert not any(name.startswith("Xla") for name in found.operations)
@@ -35,14 +35,14 @@ def test_a_newer_operation_needs_a_newer_server(version, tmp_path):
     folder = changed(
         version, tmp_path, lambda graph: graph.node.add(name="trim", op="TFText>RoundRobinTrim")
     )
-    assert oplint.lint(folder).first_version == "2.20"
+    assert op_compatibility.check_graph(folder).first_version == "2.20"
 
 
 def test_an_unknown_operation_is_named_with_its_place(version, tmp_path):
     def change(graph):
         graph.library.function[0].node_def.add(name="odd", op="FrobnicateV9")
 
-    found = oplint.lint(changed(version, tmp_path, change))
+    found = op_compatibility.check_graph(changed(version, tmp_path, change))
     assert found.first_version is None
     assert "FrobnicateV9" in found.problems[0] and "/odd" in found.problems[0]
 
@@ -51,7 +51,7 @@ def test_an_unknown_attribute_is_named(version, tmp_path):
     def change(graph):
         next(node for node in graph.node if node.op == "Const").attr["speed"].i = 3
 
-    (problem,) = oplint.lint(changed(version, tmp_path, change)).problems
+    (problem,) = op_compatibility.check_graph(changed(version, tmp_path, change)).problems
     assert "'speed'" in problem
 
 
@@ -62,7 +62,9 @@ def test_python_functions_are_foreign(tmp_path):
         input_signature=[tf.TensorSpec([None], tf.float32)],
     )
     tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.call})
-    assert any("PyFunc" in problem for problem in oplint.lint(tmp_path / "1").problems)
+    assert any(
+        "PyFunc" in problem for problem in op_compatibility.check_graph(tmp_path / "1").problems
+    )
 
 
 def test_compilation_by_xla_is_foreign(tmp_path):
@@ -73,15 +75,17 @@ def test_compilation_by_xla_is_foreign(tmp_path):
         input_signature=[tf.TensorSpec([None], tf.float32)],
     )
     tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.call})
-    assert any("XLA" in problem for problem in oplint.lint(tmp_path / "1").problems)
+    assert any(
+        "XLA" in problem for problem in op_compatibility.check_graph(tmp_path / "1").problems
+    )
 
 
 def test_a_damaged_graph_is_named(tmp_path):
     with pytest.raises(ArtifactError, match="no saved_model.pb"):
-        oplint.read(tmp_path)
+        op_compatibility.read_saved_model(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"\xff\xff\xff")
     with pytest.raises(ArtifactError, match="damaged"):
-        oplint.read(tmp_path)
+        op_compatibility.read_saved_model(tmp_path)
 
 
 def test_the_table_gives_first_versions():

@@ -13,10 +13,9 @@ from tests.export.c_program import printed
 from tests.export.language_models import make
 from tfllm.errors import SettingError
 from tfllm.evaluation.harness import evaluate
-from tfllm.export import causal_lm, export, oplint, savedmodel
-from tfllm.export.base import profile
-from tfllm.export.verify import encoder
-from tfllm.export.verify.sentences import PLAIN
+from tfllm.export import export, load_profile, op_compatibility, request_settings, savedmodel
+from tfllm.export.verify import common
+from tfllm.export.verify.sample_texts import PLAIN
 from tfllm.generation.config import generation_config
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.runtimes.checkpoint import open_checkpoint
@@ -50,10 +49,10 @@ def version(checkpoint, tmp_path_factory):
     """A version's folder, not checked."""
     folder = tmp_path_factory.mktemp("savedmodel") / "1"
     folder.mkdir()
-    settings = profile("savedmodel", ["generation.max_new_tokens=7", "warmup_batch_sizes=[1]"])
-    savedmodel.refuse(checkpoint, settings)
+    settings = load_profile("savedmodel", ["generation.max_new_tokens=7", "warmup_batch_sizes=[1]"])
+    savedmodel.validate(checkpoint, settings)
     savedmodel.write(checkpoint, settings, folder)
-    savedmodel.finish(checkpoint, settings, folder, [])
+    savedmodel.write_metadata(checkpoint, settings, folder, [])
     return folder
 
 
@@ -79,21 +78,21 @@ def own(writer, prompt, **fields):
 
 
 def test_every_input_and_output_is_led_by_the_batch(version):
-    signatures = savedmodel.signatures_of(version)
+    signatures = savedmodel.signature_defs(version)
     assert {"serving_default", "generate", "score", "tokens"} <= set(signatures)
     for name, signature in signatures.items():
         if not name.startswith("__"):
             for info in (*signature.inputs.values(), *signature.outputs.values()):
                 assert info.tensor_shape.dim[0].size == -1, name
     assert list(signatures["serving_default"].inputs) == ["prompt"]
-    assert set(signatures["generate"].inputs) == {"prompt", *causal_lm.SETTINGS}
+    assert set(signatures["generate"].inputs) == {"prompt", *request_settings.SAMPLING_SETTINGS}
 
 
 def test_the_graph_runs_in_servers_and_holds_the_weights_once(checkpoint, version):
-    checks = savedmodel.checks(checkpoint, profile("savedmodel"), version)
+    checks = savedmodel.check_files(checkpoint, load_profile("savedmodel"), version)
     assert [check.name for check in checks if not check.passed] == []
-    assert oplint.lint(version).first_version in ("2.12", "2.20")
-    assert not any("Xla" in name for name in oplint.lint(version).operations)
+    assert op_compatibility.check_graph(version).first_version in ("2.12", "2.20")
+    assert not any("Xla" in name for name in op_compatibility.check_graph(version).operations)
 
 
 def test_the_default_is_greedy_and_of_the_profiles_length(module, writer):
@@ -180,7 +179,7 @@ def test_stop_ids_end_a_text_and_are_not_in_it(checkpoint, writer, tmp_path):
     stopping = replace(checkpoint, generation_config={"eos_token_id": [ids[4]]})
     folder = tmp_path / "1"
     folder.mkdir()
-    savedmodel.write(stopping, profile("savedmodel", ["warmup_batch_sizes=[1]"]), folder)
+    savedmodel.write(stopping, load_profile("savedmodel", ["warmup_batch_sizes=[1]"]), folder)
     texts, counts = generate(tf.saved_model.load(str(folder)), ["yes"])
     assert counts == [ids.index(ids[4])]
     assert (
@@ -214,7 +213,7 @@ def test_the_file_is_measured_and_asked_as_the_checkpoint_is(checkpoint, version
 
 def test_more_positions_than_the_model_has_are_refused(checkpoint):
     with pytest.raises(SettingError, match="64 positions"):
-        savedmodel.refuse(checkpoint, profile("savedmodel", ["max_length=65"]))
+        savedmodel.validate(checkpoint, load_profile("savedmodel", ["max_length=65"]))
 
 
 @pytest.mark.slow
@@ -222,9 +221,9 @@ def test_more_positions_than_the_model_has_are_refused(checkpoint):
 def test_a_whole_export_passes_all_checks(family, tmp_path):
     checkpoint = make(tmp_path / "tokenizer", family)
     seen = []
-    export(checkpoint, profile("savedmodel"), tmp_path / "out", seen=seen.append)
+    export(checkpoint, load_profile("savedmodel"), tmp_path / "out", on_check=seen.append)
     names = " ".join(check.name for check in seen)
-    assert "same greedy texts of 100 prompts" in names and "score differs" in names
+    assert "equal greedy texts of 100 prompts" in names and "difference of `score`" in names
     described = json.loads((tmp_path / "out/1/assets/tfllm.json").read_text())
     assert described["eos_token_id"] == [0] and described["context"] == 128
 
@@ -232,7 +231,7 @@ def test_a_whole_export_passes_all_checks(family, tmp_path):
 @pytest.mark.slow
 def test_bfloat16_is_half_the_size(tmp_path):
     checkpoint = make(tmp_path / "tokenizer")
-    artifact = export(checkpoint, profile("savedmodel-bfloat16"), tmp_path / "out")
+    artifact = export(checkpoint, load_profile("savedmodel-bfloat16"), tmp_path / "out")
     numbers, size = savedmodel.stored_size(artifact.path)
     assert size < 2.1 * numbers
 
@@ -240,9 +239,9 @@ def test_bfloat16_is_half_the_size(tmp_path):
 @pytest.mark.slow
 def test_xla_is_written_when_asked_for(tmp_path):
     checkpoint = make(tmp_path / "tokenizer", num_layers=1)
-    settings = profile("savedmodel-xla", ["warmup_batch_sizes=[1]"])
+    settings = load_profile("savedmodel-xla", ["warmup_batch_sizes=[1]"])
     artifact = export(checkpoint, settings, tmp_path / "out")
-    assert any("XLA" in problem for problem in oplint.lint(artifact.path).problems)
+    assert any("XLA" in problem for problem in op_compatibility.check_graph(artifact.path).problems)
 
 
 @pytest.mark.slow
@@ -252,7 +251,7 @@ def test_the_same_texts_under_the_servers_tensorflow(version, module):
     if not python:
         pytest.skip("no tensorflow 2.20: set TFLLM_TF220_PYTHON")
     request = {"signature": "generate", "inputs": {"prompt": PROMPTS, **SETTINGS}}
-    found = encoder.in_fresh_process(version, [request], python)
+    found = common.run_savedmodel(version, [request], python)
     assert found["versions"]["tensorflow"].startswith("2.20")
     assert found["outputs"][0]["text"] == generate(module, PROMPTS)[0]
 

@@ -1,0 +1,81 @@
+"""Generation settings that requests to a SavedModel carry: types and bounds of GenerationConfig.
+
+Each is an input of a signature with one value per row. A call fails where a value is out of bounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import annotated_types
+import numpy as np
+import tensorflow as tf
+
+from tfllm.generation.config import GenerationConfig, signature_fields
+from tfllm.tasks import serving_graph
+
+SAMPLING_SETTINGS = signature_fields("generate")
+BEAM_SETTINGS = signature_fields("beam")
+
+# Unlike GenerationConfig, a request may ask for no token at all.
+LOWER_BOUNDS = {"max_new_tokens": 0}
+
+
+def tensor_specs(settings: dict[str, np.dtype]) -> list[tf.TensorSpec]:
+    """Return the signature inputs of these settings, each [B]."""
+    return [tf.TensorSpec([None], dtype, name) for name, dtype in settings.items()]
+
+
+def constants(config: object, settings: dict[str, np.dtype], rows: tf.Tensor) -> list[tf.Tensor]:
+    """Return each of the settings as an object's attribute has it, once for each of `rows` [B]."""
+    return [
+        tf.fill(tf.shape(rows), tf.constant(getattr(config, name), dtype))
+        for name, dtype in settings.items()
+    ]
+
+
+def check_settings(names: Iterable[str], values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return the values [B] each; the call fails, naming the input, where one is out of bounds."""
+    return [_check(name, value) for name, value in zip(names, values, strict=True)]
+
+
+def check_token_ids(
+    token_ids: tf.Tensor, lengths: tf.Tensor, vocabulary_size: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return ids int32 [B, T] and lengths int32 [B]; the call fails where a length exceeds T, or
+    an id within its row's length is outside of the vocabulary."""
+    width = tf.shape(token_ids)[1]
+    fits = (lengths >= 0) & (lengths <= width)
+    lengths = serving_graph.require(
+        "lengths", "between 0 and the width of token_ids", lengths, fits
+    )
+    padding = ~tf.sequence_mask(lengths, width)
+    valid = (token_ids >= 0) & (token_ids < vocabulary_size) | padding
+    rule = f"between 0 and {vocabulary_size - 1}"
+    return serving_graph.require("token_ids", rule, token_ids, valid), lengths
+
+
+def _check(name: str, value: tf.Tensor) -> tf.Tensor:
+    """Apply the bounds of one field of GenerationConfig."""
+    conditions, rules = [], []
+    finite = False
+    for bound in GenerationConfig.model_fields[name].metadata:
+        if isinstance(bound, annotated_types.Gt):
+            conditions.append(value > bound.gt)
+            rules.append(f"above {bound.gt}")
+        elif isinstance(bound, annotated_types.Ge):
+            lowest = LOWER_BOUNDS.get(name, bound.ge)
+            conditions.append(value >= lowest)
+            rules.append(f"at least {lowest}")
+        elif isinstance(bound, annotated_types.Le) and bound.le != value.dtype.max:
+            conditions.append(value <= bound.le)
+            rules.append(f"at most {bound.le}")
+        elif getattr(bound, "allow_inf_nan", True) is False:
+            conditions.append(tf.math.is_finite(value))
+            finite = True
+    rule = " and ".join(rules)
+    if finite:
+        rule = " of ".join(filter(None, ["a finite number", rule]))
+    valid = functools.reduce(tf.logical_and, conditions)
+    return serving_graph.require(name, rule, value, valid)

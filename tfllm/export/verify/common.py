@@ -1,0 +1,175 @@
+"""Shared parts of the checks: artifacts in processes of their own, and comparisons of outputs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfllm.errors import CheckFailed
+from tfllm.export.artifact import Check, at_least, report
+from tfllm.export.profile import Profile
+
+BATCH_SIZE = 16  # of requests and comparison batches
+SINGLE_REQUESTS = 4  # prompts that are also sent one by one
+NEW_TOKENS = 24  # of generated texts
+SAMPLING = {"temperature": 0.9, "top_k": 40, "top_p": 0.95}
+LITE_SAMPLING_SEED = 11
+# Scored tokens of each language (or, doubled, of the data), in rows of at most SCORED_ROW tokens:
+# ordinary vocabularies make about 700 tokens of the sample passages in either language.
+SCORED_TOKENS, SCORED_ROW = 1000, 128
+EXACT = "float32"  # the quantization in which generated texts must be equal
+TIMEOUT_SECONDS = 600  # of a fresh process
+ERROR_LINES, ERROR_CHARACTERS = 6, 600
+
+Inputs = dict[str, np.ndarray]
+
+
+def run_script(
+    script: str,
+    arguments: Sequence[str],
+    request: Any,
+    *,
+    python: str = sys.executable,
+    options: Sequence[str] = (),
+    timeout: float = TIMEOUT_SECONDS,
+) -> Any:
+    """Run a script of this package in a process of its own, which reads and writes JSON.
+
+    Args:
+        script: File name in this package; called as `script *arguments REQUEST ANSWER *options`.
+        arguments: First arguments of the script.
+        request: Written to REQUEST.
+        python: The Python to run it with.
+        options: Last arguments.
+        timeout: Seconds.
+
+    Returns:
+        The contents of ANSWER.
+
+    Raises:
+        CheckFailed: The process failed; the message is the end of its error output.
+    """
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with tempfile.TemporaryDirectory(prefix="tfllm-") as directory:
+        request_file, answer_file = (
+            Path(directory) / "request.json",
+            Path(directory) / "answer.json",
+        )
+        request_file.write_text(json.dumps(request))
+        # -P: nothing is imported from the script's own directory.
+        command = [python, "-P", str(Path(__file__).parent / script), *arguments]
+        command += [str(request_file), str(answer_file), *options]
+        process = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=timeout, check=False
+        )
+        if process.returncode or not answer_file.exists():
+            raise CheckFailed(_last_error(process.stderr))
+        return json.loads(answer_file.read_text())
+
+
+def run_savedmodel(
+    directory: Path,
+    requests: Sequence[Mapping[str, Any]],
+    python: str = sys.executable,
+    xla: bool = False,
+) -> dict[str, Any]:
+    """Run a SavedModel in a process with tensorflow and tensorflow_text alone.
+
+    Args:
+        directory: The version directory.
+        requests: `{"signature": name, "inputs": {name: nested list}}` each.
+        python: The Python to run it with.
+        xla: Allow compilation by XLA.
+
+    Returns:
+        `outputs`, one dict of nested lists per request; `foreign`, `load_seconds`, `versions`; see
+        run_savedmodel.py.
+
+    Raises:
+        CheckFailed: The process could not run it.
+    """
+    options = ["xla"] if xla else []
+    try:
+        return run_script(
+            "run_savedmodel.py", [str(directory)], list(requests), python=python, options=options
+        )
+    except CheckFailed as error:
+        raise CheckFailed(
+            f"A process with tensorflow and tensorflow_text alone cannot run '{directory}': {error}"
+        ) from None
+
+
+def _last_error(stderr: str) -> str:
+    """Return the first lines of the last error in a process's error output, on one line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no error output"]
+    start = max((i for i, line in enumerate(lines) if "Error:" in line), default=len(lines) - 1)
+    return " ".join(lines[start : start + ERROR_LINES])[:ERROR_CHARACTERS]
+
+
+def check_imports(result: Mapping[str, Any], xla: bool = False) -> Check:
+    """Check what the fresh process of `run_savedmodel` had to import."""
+    return Check(
+        "fresh process",
+        f"tensorflow {result['versions']['tensorflow']}, loaded in {result['load_seconds']:.2f} s, "
+        f"foreign: {', '.join(result['foreign']) or 'nothing'}",
+        f"tensorflow and tensorflow_text only, XLA {'allowed' if xla else 'forbidden'}",
+        not result["foreign"],
+    )
+
+
+def equal_or_reported(
+    name: str, equal: Sequence[bool], profile: Profile, limit: float | None = None
+) -> Check:
+    """Check a fraction of equal results in float32, by default against the profile's agreement.
+
+    In other formats it is reported only: after one different token a text goes its own way.
+    """
+    fraction = float(np.mean(equal)) if len(equal) else 0.0
+    if profile.quantization == EXACT:
+        return at_least(name, fraction, profile.limits.agreement if limit is None else limit)
+    return report(name, f"{fraction:.4g}")
+
+
+def equal_items(a: Sequence[Any], b: Sequence[Any]) -> list[bool]:
+    """Return whether the items at each position are equal; the lengths must be."""
+    return [x == y for x, y in zip(a, b, strict=True)]
+
+
+def max_abs_difference(expected: Sequence[np.ndarray], actual: Sequence[Any]) -> float:
+    """Return the largest difference of raw outputs; infinite where shapes differ or for NaN."""
+    largest = 0.0
+    for a, b in zip(expected, map(np.asarray, actual), strict=True):
+        if a.shape != b.shape or not np.isfinite(b).all():
+            return math.inf
+        largest = max(largest, float(np.abs(a - b).max(initial=0.0)))
+    return largest
+
+
+def as_json(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return arrays as nested lists; bytes as TF Serving's JSON has them, {"b64": ...}."""
+    return {name: _as_json(value.tolist()) for name, value in inputs.items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def as_arrays(output: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return nested lists as the arrays that a SavedModel gives: texts are bytes."""
+    arrays = {name: np.array(value) for name, value in output.items()}
+    return {
+        name: np.char.encode(array, "utf-8").astype(object) if array.dtype.kind == "U" else array
+        for name, array in arrays.items()
+    }
