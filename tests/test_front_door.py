@@ -50,10 +50,10 @@ def test_functions_have_signatures_without_hidden_options(name):
 
 
 def test_export_is_a_function_and_a_package():
-    from tfllm.export.base import Profile
+    from tfllm.export.profile import Profile
 
     assert callable(tfllm.export)
-    assert tfllm.export.base.Profile is Profile
+    assert tfllm.export.profile.Profile is Profile
 
 
 def test_options_of_generation_are_the_fields_of_generation_config():

@@ -17,7 +17,7 @@ from tfllm.errors import CheckFailed, SettingError, did_you_mean
 from tfllm.evaluation.harness import check_labels
 from tfllm.export import litertlm, mediapipe, savedmodel, tflite
 from tfllm.export.artifact import Artifact, Check, Target, file_sizes
-from tfllm.export.profile import PROFILE_DIRECTORY, Profile, profile_names
+from tfllm.export.profile import Profile, profile_names, profile_path
 
 __all__ = ["TARGETS", "Artifact", "Check", "Profile", "export", "load_profile", "profile_names"]
 
@@ -35,15 +35,7 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     Raises:
         SettingError: There is no such profile or target, or a key or value is wrong.
     """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PROFILE_DIRECTORY / f"{name}.yaml"
-        if name not in profile_names():
-            raise SettingError(
-                f"--to: there is no profile '{name}'. {did_you_mean(name, profile_names())} "
-                "The path of a YAML file is accepted too."
-            )
-    profile = config.load(path, Profile, overrides)
+    profile = config.load(profile_path(name), Profile, overrides)
     if profile.target not in TARGETS:
         raise SettingError(
             f"{name}: there is no export target '{profile.target}'. "

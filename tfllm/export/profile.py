@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from tfllm.config import Settings
 from tfllm.data.read_settings import ReadSettings
+from tfllm.errors import SettingError, did_you_mean
 from tfllm.generation.config import GenerationConfig
 
 PROFILE_DIRECTORY = Path(__file__).parent / "profiles"  # the repository's export/
@@ -178,3 +179,19 @@ class Profile(Settings):
 def profile_names() -> list[str]:
     """Return the names of the built-in profiles, sorted."""
     return sorted(path.stem for path in PROFILE_DIRECTORY.glob("*.yaml"))
+
+
+def profile_path(name: str) -> Path:
+    """Return the YAML file of a built-in profile, or the path `name` of a YAML file.
+
+    Raises:
+        SettingError: There is no profile of that name.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    if name not in profile_names():
+        raise SettingError(
+            f"--to: there is no profile '{name}'. {did_you_mean(name, profile_names())} "
+            "The path of a YAML file is accepted too."
+        )
+    return PROFILE_DIRECTORY / f"{name}.yaml"
