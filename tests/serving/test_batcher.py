@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tfllm.serving.batcher import Batcher, Lanes
+from tfllm.serving.batcher import Batcher, ExecutorPool
 from tfllm.serving.schema import Batching, Code, Limits, RequestError
 
 SECONDS = 30
@@ -45,7 +45,7 @@ def batched(work, signature=None, limits=None, **batching):
     reports = []
 
     async def inside():
-        lanes = Lanes(Batching(**batching))
+        lanes = ExecutorPool(Batching(**batching))
         batcher = Batcher(signature, lanes, limits or Limits(), reports.append)
         try:
             return await asyncio.wait_for(work(batcher), SECONDS)
@@ -335,7 +335,7 @@ def test_a_signature_of_which_nothing_runs_never_waits():
     """All threads are taken by calls of one model; another's is answered meanwhile."""
 
     async def inside():
-        lanes = Lanes(Batching(num_batch_threads=2, max_batch_size=1))
+        lanes = ExecutorPool(Batching(num_batch_threads=2, max_batch_size=1))
         slow, quick = Double(open=False), Double()
         held = Batcher(slow, lanes, Limits(), lambda report: None)
         stuck = [asyncio.ensure_future(held.submit(rows(i))) for i in range(5)]
@@ -363,7 +363,7 @@ def test_two_queues_take_turns():
             return super().run(inputs, seconds)
 
     async def inside():
-        lanes = Lanes(Batching(num_batch_threads=1, max_batch_size=1))
+        lanes = ExecutorPool(Batching(num_batch_threads=1, max_batch_size=1))
         made = []
         for name in ("a", "b"):
             signature = Noted(open=False)

@@ -1,7 +1,6 @@
 """HTTP framing over plain sockets: every body stays a body, every refusal can be read."""
 
 import contextlib
-import inspect
 import json
 import re
 import shutil
@@ -10,10 +9,8 @@ import struct
 import subprocess
 import time
 
-import httptools
 import httpx
 import pytest
-from uvicorn.protocols.http import httptools_impl
 
 from tests.serving.conftest import PATIENCE_SECONDS, entries_of, serving, until
 from tests.serving.test_observe import samples
@@ -491,34 +488,3 @@ def test_a_connection_that_lingers_is_closed(models_root):
 
 
 # ---- what connections.py relies on
-
-
-def test_uvicorns_private_parts_are_as_they_were():
-    """Where this fails, read uvicorn's httptools_impl.py again before raising its upper bound."""
-    source = inspect.getsource(httptools_impl.HttpToolsProtocol)
-    cycle = inspect.getsource(httptools_impl.RequestResponseCycle)
-    for text in (
-        "app = self.app\n",
-        "self.pipeline.appendleft((self.cycle, app))",
-        "cycle, app = self.pipeline.pop()",
-        "on_response=self.on_response_complete",
-        'keep_alive=http_version != "1.0" and self.parser.should_keep_alive()',
-        "self.cycle.disconnected = True",
-        "self.headers.append((name, value))",
-        "self.transport.close()",
-        "self.parser.set_dangerous_leniencies(lenient_data_after_close=True)",
-        '"state": self.app_state.copy()',
-    ):
-        assert text in source, text
-    for text in (
-        "if self.disconnected:\n            return",
-        "self.waiting_for_100_continue = False",
-        "self.response_started = True",
-        "                    self.transport.close()\n                self.on_response()",
-    ):
-        assert text in cycle, text
-    for line in httptools_impl.STATUS_LINE.values():
-        assert line.startswith(b"HTTP/1.1 ")
-    with pytest.raises(httptools.HttpParserUpgrade) as upgrade:
-        httptools.HttpRequestParser(object()).feed_data(head(*H2C, length(ASK)) + ASK)
-    assert upgrade.value.args[0] == len(head(*H2C, length(ASK)))

@@ -226,7 +226,8 @@ def _run(entries: list[ModelEntry], options: ServerOptions, config: Path | None)
 
     # gRPC's C library writes plain lines, and tells nothing that our own errors do not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from tfllm.serving.server import Server, bracketed, set_up_logging
+    from tfllm.serving.observe import configure_logging
+    from tfllm.serving.server import Server, bracketed
 
     new_event_loop: Any = asyncio.new_event_loop
     if importlib.util.find_spec("uvloop"):  # faster, and not made for every system
@@ -234,7 +235,7 @@ def _run(entries: list[ModelEntry], options: ServerOptions, config: Path | None)
 
         new_event_loop = uvloop.new_event_loop
 
-    set_up_logging(options.access_log)
+    configure_logging(options.access_log)
 
     def started(server: Server) -> None:
         scheme = "https" if options.certificate else "http"

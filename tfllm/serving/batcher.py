@@ -59,7 +59,7 @@ class Item:
     arrived: float = field(default_factory=time.monotonic)
 
 
-class Lanes:
+class ExecutorPool:
     """The threads that run TensorFlow, and the queues that wait for one of them, in order.
 
     `num_batch_threads` are for whoever comes first. One more belongs to each signature: it starts a
@@ -68,7 +68,7 @@ class Lanes:
 
     def __init__(self, batching: Batching):
         self.batching = batching
-        self._pool = ThreadPoolExecutor(MOST_THREADS, "tensorflow")
+        self._executor = ThreadPoolExecutor(MOST_THREADS, "tensorflow")
         self._free = batching.num_batch_threads
         self._running = 0
         self._waiting: list[Batcher] = []
@@ -82,7 +82,7 @@ class Lanes:
 
     async def close(self) -> None:
         """No new work. Waits for what runs, but not for an operator that cannot be cancelled."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
         end = time.monotonic() + CANCEL_SECONDS
         while self._running and time.monotonic() < end:
             await asyncio.sleep(0.01)
@@ -107,7 +107,7 @@ class Lanes:
             self._running += 1
             batcher.running += 1
             loop = asyncio.get_running_loop()
-            running = loop.run_in_executor(self._pool, batcher.run, items)
+            running = loop.run_in_executor(self._executor, batcher.run, items)
             running.add_done_callback(partial(self._finish, batcher, items))
 
     def _finish(self, batcher: Batcher, items: list[Item], done: asyncio.Future) -> None:
@@ -124,12 +124,12 @@ class Batcher:
     def __init__(
         self,
         signature: Signature,
-        lanes: Lanes,
+        pool: ExecutorPool,
         limits: Limits,
         report: Callable[[BatchReport], None],
     ):
         self.signature = signature
-        self.lanes = lanes
+        self.pool = pool
         self.limits = limits
         self.report = report
         self.queue: deque[Item] = deque()
@@ -146,7 +146,7 @@ class Batcher:
         """
         key = batch_key(self.signature, inputs)
         rows = len(next(iter(inputs.values()))) if key else 1
-        size = self.lanes.batching.max_batch_size
+        size = self.pool.batching.max_batch_size
         if rows <= size or not self.signature.splittable:
             return await self._enqueue(inputs, rows, key, deadline)
         parts = [
@@ -174,7 +174,7 @@ class Batcher:
         self.queue.append(item)
         self.queued_rows += rows
         self.queued_bytes += weight
-        self.lanes.wait(self)
+        self.pool.wait(self)
         try:
             return await item.future
         except asyncio.CancelledError:  # its client gave up: its place is another's at once
@@ -209,7 +209,7 @@ class Batcher:
             rows += item.rows
             shortest, longest = min(shortest, item.length), max(longest, item.length)
             similar = longest + ROW_BYTES <= SIMILAR * (shortest + ROW_BYTES)
-            if batch and (rows > self.lanes.batching.max_batch_size or not similar):
+            if batch and (rows > self.pool.batching.max_batch_size or not similar):
                 break
             batch.append(item)
         return sorted(batch, key=lambda item: item.arrived)
@@ -222,7 +222,7 @@ class Batcher:
         rows = sum(item.rows for item in items)
         report = BatchReport(
             rows=rows,
-            padding=self.lanes.batching.padded(rows) - rows if items[0].key else 0,
+            padding=self.pool.batching.padded(rows) - rows if items[0].key else 0,
             requests=len(items),
             run_seconds=tuple(runs),
             queue_seconds=tuple(started - item.arrived for item in items),
@@ -268,7 +268,7 @@ class Batcher:
         if items[0].key is None:
             return [self.signature.run(items[0].inputs, seconds)]
         rows = sum(item.rows for item in items)
-        padded = self.lanes.batching.padded(rows)
+        padded = self.pool.batching.padded(rows)
         inputs = {}
         for name in items[0].inputs:
             arrays = [item.inputs[name] for item in items]

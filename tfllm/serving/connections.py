@@ -4,8 +4,8 @@ uvicorn's protocol class leaves four things open. A request that offers an upgra
 as Java's HttpClient and `curl --http2` send) loses its body, which would then be read as the next
 request. A connection may be held open, or filled with headers, for ever. A connection that closes
 while the client still sends is reset, and the answer with it. A client that is gone, or that has
-only ended its own side, cannot be told apart. This is the one module that relies on uvicorn's
-private parts; `tests/serving/test_connections.py` names them.
+only ended its own side, cannot be told apart. `internals` lists the parts of
+uvicorn that are used here.
 
 Framing follows RFC 9112, parsed by llhttp in its strict mode; upgrades are ignored (RFC 9110,
 section 7.8).
@@ -18,9 +18,9 @@ import http
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tfllm.serving.answers import write_error
+from tfllm.serving.internals import HttpToolsProtocol
 from tfllm.serving.schema import Code, Limits, RequestError, invalid
 
 VERSIONS = ("1.0", "1.1")

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -37,7 +38,8 @@ RUN_TOTALS = (GRAPH_RUNS, GRAPH_RUN_TIME)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
 TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
-access_log = logging.getLogger("tfllm.serving.access")
+log = logging.getLogger("tfllm.serving")
+access_logger = logging.getLogger("tfllm.serving.access")
 
 
 class Metrics:
@@ -199,4 +201,22 @@ class JsonLines(logging.Formatter):
 
 def log_request(fields: dict[str, Any]) -> None:
     """One line per request, where the access log is on."""
-    access_log.info("request", extra={"fields": fields})
+    access_logger.info("request", extra={"fields": fields})
+
+
+def configure_logging(access_log: bool = False) -> None:
+    """Write all logs as JSON lines to stderr: loggers, warnings, and unraisable exceptions."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    for name in list(root.manager.loggerDict):  # absl's and TensorFlow's print by themselves
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+    logging.captureWarnings(True)
+    sys.unraisablehook = lambda error: log.error(
+        "%s in %s", error.exc_type.__name__, getattr(error.object, "__qualname__", "a finalizer")
+    )
+    log.setLevel(logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it calls TF1's loader old
+    access_logger.disabled = not access_log

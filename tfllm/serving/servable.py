@@ -16,25 +16,23 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers its operators
-from tensorflow.core.protobuf import config_pb2
-from tensorflow.python.client import pywrap_tf_session
-from tensorflow.python.framework.ops import dismantle_graph
-from tensorflow.python.saved_model.loader_impl import SavedModelLoader
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
+from tfllm.serving.internals import GraphSession, SavedModelLoader
 from tfllm.serving.schema import Code, RequestError, invalid
 from tfllm.serving.tensors import TensorSpec, from_proto
 
 SERVE_TAG = "serve"
 INIT_OP = "__saved_model_init_op"
 DEFAULT_SIGNATURE = "serving_default"
-MOST_SECONDS = 1e9  # longer limits are none
+MAX_SECONDS = 1e9  # longer limits are none
 CANCEL_SECONDS = 2.0  # for runs to notice that they are cancelled
 
 Arrays = dict[str, np.ndarray]
 
 
 def code_of(error: BaseException) -> Code:
-    """The status code of any exception that loading or running can raise."""
+    """Return the status code of any exception that loading or running can raise."""
     if isinstance(error, RequestError):
         return error.code
     number = getattr(error, "error_code", None)
@@ -45,8 +43,8 @@ def code_of(error: BaseException) -> Code:
     return Code.UNKNOWN
 
 
-def session_config(concurrent_runs: int) -> Any:
-    """One core for each run, in a thread that no other run has at the same time.
+def session_config(concurrent_runs: int) -> config_pb2.ConfigProto:
+    """Return a configuration: one core for each run, in a thread that no other run has meanwhile.
 
     Not in the caller's own thread: there TensorFlow cannot end a run before it is done.
     """
@@ -59,42 +57,43 @@ def session_config(concurrent_runs: int) -> Any:
 
 
 class Runner:
-    """A session's runs. Each has one of the session's threads to itself, and a time limit."""
+    """A session's runs. Each has one of the session's threads to itself, and a time limit.
 
-    def __init__(self, session: Any, concurrent_runs: int):
+    The thread that was used last is used next: its caches are warm, and the others sleep.
+    """
+
+    def __init__(self, session: GraphSession, concurrent_runs: int):
         self._session = session
         self._concurrent_runs = concurrent_runs
-        self._threads: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._threads: queue.LifoQueue[int] = queue.LifoQueue()
         for index in range(concurrent_runs):
             self._threads.put(index)
         self.closed = False
 
     def handle(self, tensor: str) -> Any:
-        """What `run` takes for a tensor of this name."""
-        return self._session.graph.get_tensor_by_name(tensor)._as_tf_output()
+        """Return what `run` takes for a tensor of this name."""
+        return self._session.handle(tensor)
 
     def run(self, feeds: dict[Any, np.ndarray], fetches: list[Any], seconds: float) -> list[Any]:
-        """Values of the handles `fetches`. DEADLINE_EXCEEDED after `seconds`: it is cancelled."""
+        """Return the values of the handles `fetches`.
+
+        Raises:
+            tf.errors.DeadlineExceededError: The run took `seconds` and was cancelled.
+            RequestError: UNAVAILABLE, the session is closed.
+        """
         if self.closed:
             raise unloaded()
         thread = self._threads.get()
         options = config_pb2.RunOptions(inter_op_thread_pool=thread)
-        if seconds < MOST_SECONDS:
+        if seconds < MAX_SECONDS:
             options.timeout_in_ms = max(1, math.ceil(seconds * 1e3))
-        buffer = pywrap_tf_session.TF_NewBufferFromString(options.SerializeToString())
         try:
-            # `Session.run` without its bookkeeping, which costs more than a small model.
-            return self._session._call_tf_sessionrun(buffer, feeds, fetches, [], None)
+            return self._session.run(feeds, fetches, options)
         finally:
-            pywrap_tf_session.TF_DeleteBuffer(buffer)
             self._threads.put(thread)
 
     def close(self) -> None:
-        """Cancels what runs, and frees the variables and the graph.
-
-        A graph is full of cycles. Taking it apart spares a garbage collection, which would hold up
-        the event loop, and memory that grows until there is one.
-        """
+        """Cancel what runs, and free the variables and the graph."""
         if self.closed:
             return
         self.closed = True
@@ -104,13 +103,13 @@ class Runner:
                 self._threads.get(timeout=CANCEL_SECONDS)
         except queue.Empty:
             return  # an operator that cannot be cancelled: left to the garbage collector
-        dismantle_graph(self._session.graph)
+        self._session.dismantle()
 
 
 class Signature:
     """A named function of a servable: arrays in, arrays out."""
 
-    def __init__(self, name: str, definition: Any, runner: Runner):
+    def __init__(self, name: str, definition: meta_graph_pb2.SignatureDef, runner: Runner):
         self.name = name
         self.definition = definition
         self.inputs = {key: TensorSpec.of(definition.inputs[key]) for key in definition.inputs}
@@ -120,7 +119,7 @@ class Signature:
         self.input_names = sorted(self.inputs)
         self.output_names = sorted(self.outputs)
         self._runner = runner
-        # Those of one dense tensor; `check` refuses calls of signatures that have others.
+        # Dense tensors only; `check` refuses calls of signatures that have others.
         feeds = [(name, self.inputs[name].tensor) for name in self.input_names]
         fetches = [self.outputs[name].tensor for name in self.output_names]
         self._feeds = [(name, runner.handle(tensor)) for name, tensor in feeds if tensor]
@@ -142,7 +141,7 @@ class Signature:
         )
 
     def check(self, arrays: Arrays) -> Arrays:
-        """The complete inputs in the signature's types. Raises INVALID_ARGUMENT."""
+        """Return all inputs, defaults included. Raises INVALID_ARGUMENT for wrong names or types."""
         extra, missing = set(arrays) - set(self.inputs), set(self.inputs) - set(arrays)
         if extra or (missing and not missing <= set(self.defaults)):
             raise invalid(
@@ -160,7 +159,7 @@ class Signature:
         return complete
 
     def run(self, arrays: Arrays, seconds: float = math.inf) -> Arrays:
-        """Runs within `seconds`. Raises RequestError with TensorFlow's code and message."""
+        """Run within `seconds`. Raises RequestError with TensorFlow's code and message."""
         feeds = {handle: arrays[name] for name, handle in self._feeds}
         try:
             results = self._runner.run(feeds, self._fetches, seconds)
@@ -179,13 +178,13 @@ class Signature:
     def _failure(self, error: Any, seconds: float) -> RequestError:
         if self._runner.closed:
             return unloaded()
-        if isinstance(error, tf.errors.DeadlineExceededError) and seconds < MOST_SECONDS:
+        if isinstance(error, tf.errors.DeadlineExceededError) and seconds < MAX_SECONDS:
             return RequestError(Code.DEADLINE_EXCEEDED, f"Not done after {seconds:.3g} s.")
         return RequestError(code_of(error), cause(error.message))
 
 
 def as_array(result: Any) -> np.ndarray:
-    """A session's result; a string scalar comes back as bare bytes."""
+    """Return a session's result as an array; a string scalar comes back as bare bytes."""
     return np.asarray(result, object if isinstance(result, bytes) else None)
 
 
@@ -199,7 +198,7 @@ CAUSE_CHARACTERS = 1000
 
 
 def cause(message: str) -> str:
-    """The line of TensorFlow's message that names the cause: not the frame, not a traceback.
+    """Return the line of TensorFlow's message that names the cause, without frame or traceback.
 
     Where the message names the graph's node, so does the line.
     """
@@ -213,7 +212,7 @@ def cause(message: str) -> str:
 
 
 def unloaded() -> RequestError:
-    """What a run gets whose version is closed meanwhile."""
+    """Return the error of a run whose version is closed meanwhile."""
     return RequestError(Code.UNAVAILABLE, "The model was unloaded before the answer was ready.")
 
 
@@ -231,11 +230,11 @@ class Servable:
         runs = threads + len(self.definitions)
         graph = tf.Graph()
         with graph.as_default():
-            session = tf.compat.v1.Session(graph=graph, config=session_config(runs))
+            session = GraphSession(graph, session_config(runs))
             self.runner = Runner(session, runs)
             try:
-                _restore(loader, session, path)
-                session._extend_graph()  # where there was nothing to restore, nothing has yet
+                _restore(loader, session.session, path)
+                session.extend()  # where there was nothing to restore, nothing has yet
                 self.signatures = {
                     key: Signature(key, definition, self.runner)
                     for key, definition in self.definitions.items()
@@ -247,13 +246,13 @@ class Servable:
         graph.finalize()
 
     def close(self) -> None:
-        """Ends its runs, frees the graph and its variables."""
+        """End its runs, free the graph and its variables."""
         self.runner.close()
         self.signatures = {}
         self.definitions = {}
 
 
-def _restore(loader: SavedModelLoader, session: Any, path: Path) -> None:
+def _restore(loader: SavedModelLoader, session: tf.compat.v1.Session, path: Path) -> None:
     try:
         loader.load(session, [SERVE_TAG])
     except ValueError:

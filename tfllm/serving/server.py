@@ -26,8 +26,9 @@ from tfllm.errors import SettingError, TfllmError
 from tfllm.serving import rest, sockets, tfserving, warmup
 from tfllm.serving.connections import protocol
 from tfllm.serving.grpc import Calls, ModelService, PredictionService
+from tfllm.serving.internals import HttpServer
 from tfllm.serving.lifecycle import Models
-from tfllm.serving.observe import JsonLines, Metrics
+from tfllm.serving.observe import Metrics
 from tfllm.serving.schema import Code, ModelEntry, RequestError, ServerOptions
 from tfllm.serving.servable import Servable, code_of
 from tfllm.serving.service import Service
@@ -93,7 +94,7 @@ class Server:
             listening.close()
             raise
         self.rest_port = listening.getsockname()[1]
-        self._http = _HttpServer(self._http_config())
+        self._http = _DrainingHttpServer(self._http_config())
         self._http_task = asyncio.create_task(self._http.serve(sockets=[listening]))
         self.models.apply(self.entries)
         await self._publish_health()
@@ -317,12 +318,8 @@ def _log_failure(task: asyncio.Task) -> None:
         log.error("the list of models stays as it was: %s", error)
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: it would end the process with status 143."""
-
-    def capture_signals(self):
-        """Signals are the Server's affair."""
-        return contextlib.nullcontext()
+class _DrainingHttpServer(HttpServer):
+    """Closes its connections without losing a request."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Turns away new connections, takes in those that wait, and then closes them all.
@@ -334,28 +331,9 @@ class _HttpServer(uvicorn.Server):
             server.close()
         loop = asyncio.get_running_loop()
         end = loop.time() + FIRST_REQUEST_SECONDS
-        connections: set[Any] = self.server_state.connections
-        while loop.time() < end and any(one.awaited for one in connections):
+        while loop.time() < end and any(c.awaited for c in self.connections):
             await asyncio.sleep(ACCEPT_SECONDS / 10)
         await super().shutdown(sockets)
-
-
-def set_up_logging(access_log: bool = False) -> None:
-    """JSON lines on stderr, whoever logs: Python's loggers, warnings, and errors nobody caught."""
-    lines = logging.StreamHandler(sys.stderr)
-    lines.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers = [lines]
-    for name in list(root.manager.loggerDict):  # absl's and TensorFlow's print by themselves
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [], True
-    logging.captureWarnings(True)
-    sys.unraisablehook = lambda error: log.error(
-        "%s in %s", error.exc_type.__name__, getattr(error.object, "__qualname__", "a finalizer")
-    )
-    log.setLevel(logging.INFO)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it calls TF1's loader old
-    logging.getLogger("tfllm.serving.access").disabled = not access_log
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
 )
 
 from tfllm.serving import answers, codec, examples
-from tfllm.serving.batcher import Batcher, Lanes
+from tfllm.serving.batcher import Batcher, ExecutorPool
 from tfllm.serving.lifecycle import Models, Version
 from tfllm.serving.observe import UNKNOWN_MODEL, Metrics
 from tfllm.serving.schema import Batching, Code, Limits, RequestError, invalid
@@ -67,7 +67,7 @@ class Service:
         self.models = models
         self.limits = limits
         self.metrics = metrics
-        self.lanes = Lanes(batching)
+        self.executors = ExecutorPool(batching)
 
     # ---- gRPC's side: protos in, protos out
 
@@ -188,7 +188,7 @@ class Service:
         batcher = version.batchers.get(signature.name)
         if batcher is None:
             batcher = version.batchers[signature.name] = Batcher(
-                signature, self.lanes, self.limits,
+                signature, self.executors, self.limits,
                 partial(self.metrics.batch, version.model),
             )  # fmt: skip
         return await batcher.submit(inputs, DEADLINE.get())
@@ -223,7 +223,7 @@ class Service:
 
     async def close(self) -> None:
         """After the last request."""
-        await self.lanes.close()
+        await self.executors.close()
 
     def _check_size(self, arrays: Arrays) -> None:
         limits = self.limits

@@ -37,7 +37,6 @@ FIELDS = {
     "bfloat16": "half_val",
 }
 BITS_IN_FIELD = {"half", "bfloat16"}  # stored as the 16 bits, in int32
-NUMPY_NAMES = {"float": "float32", "double": "float64", "half": "float16", "string": "object"}
 
 
 def type_name(dtype: tf.DType) -> str:

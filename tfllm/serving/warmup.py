@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tfllm.serving import examples
@@ -19,13 +20,14 @@ from tfllm.serving.servable import DEFAULT_SIGNATURE, Servable, Signature
 from tfllm.serving.tensors import from_proto
 
 REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-MOST_RECORDS = 1000
+MAX_RECORDS = 1000
 
 
 def replay(servable: Servable, seconds: float = math.inf) -> int:
-    """Runs the recorded requests in order, each within `seconds`; how many there were.
+    """Run the recorded requests in order, each within `seconds`; return how many there were.
 
-    Raises whatever running raises, with the number of the record that failed.
+    Raises:
+        RequestError: A request failed; the message has the number of its record.
     """
     path = servable.path / REQUESTS_FILE
     if not path.exists():
@@ -33,14 +35,12 @@ def replay(servable: Servable, seconds: float = math.inf) -> int:
     count = 0
     for record in tf.compat.v1.io.tf_record_iterator(str(path)):
         count += 1
-        if count > MOST_RECORDS:
-            raise invalid(
-                f"Number of warmup records exceeds the maximum ({MOST_RECORDS}) at {path}"
-            )
+        if count > MAX_RECORDS:
+            raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
         log = prediction_log_pb2.PredictionLog()
         try:
             log.ParseFromString(record)
-        except Exception:
+        except DecodeError:
             raise invalid(f"Failed to parse warmup record {count} from {path}") from None
         try:
             _run(servable, log, seconds)
