@@ -124,7 +124,7 @@ def test_policies_and_labels(tmp_path):
     )
     a, b, c = tfserving.read_models(path)
     assert a.labels == {"stable": 3}
-    assert [e.policy.wanted([1, 3, 5, 9]) for e in (a, b, c)] == [[3, 5], [1, 3, 5, 9], [5, 9]]
+    assert [e.policy.select([1, 3, 5, 9]) for e in (a, b, c)] == [[3, 5], [1, 3, 5, 9], [5, 9]]
 
 
 def test_every_yaml_parses_and_every_manifest_has_a_kind():

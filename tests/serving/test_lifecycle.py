@@ -74,7 +74,9 @@ async def settle(models):
         await models.poll()
         await asyncio.sleep(0.005)
         known = [
-            v for m in models.models.values() for v in (*m.versions.values(), *m.coming.values())
+            v
+            for m in models.models.values()
+            for v in (*m.versions.values(), *m.replacements.values())
         ]
         if not {v.state for v in known} & {State.START, State.LOADING, State.UNLOADING}:
             return
@@ -234,7 +236,7 @@ def test_names_that_are_no_versions(tmp_path):
         write(tmp_path, name)
     (tmp_path / "12").write_text("a file")
     (tmp_path / "00007").mkdir()
-    assert versions.present(tmp_path) == {7: tmp_path / "00007"}
+    assert versions.version_directories(tmp_path) == {7: tmp_path / "00007"}
 
 
 def test_the_served_folder_disappears(tmp_path):
@@ -629,7 +631,7 @@ def test_a_stop_ends_a_change_of_the_list(tmp_path):
         change = asyncio.ensure_future(models.change([slow]))
         while ("wait", 1) not in loader.events:
             await asyncio.sleep(0.005)
-        models.drop_loads()
+        models.cancel_loads()
         with pytest.raises(RequestError) as error:
             await asyncio.wait_for(change, SECONDS)
         assert error.value.code == Code.UNAVAILABLE

@@ -64,7 +64,7 @@ def test_an_endless_body_is_cut_off(running):
                 sent += 65_536
         except OSError:
             pass
-        assert sent < 160 * MIB  # MOST_DISCARDED, and what buffers hold
+        assert sent < 160 * MIB  # MAX_DISCARDED, and what buffers hold
 
 
 def test_gzip(client):

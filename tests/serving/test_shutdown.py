@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 from tests.serving import savedmodels
 from tests.serving.conftest import PATIENCE_SECONDS, entries_of, serving, until
 from tests.serving.test_process import Process
-from tfllm.serving.sockets import turn_away
+from tfllm.serving.sockets import refuse_connections
 
 BODY = b'{"instances": ["a b", "c"]}'
 REQUEST = (
@@ -184,7 +184,7 @@ def test_who_is_connected_goes_on_and_who_comes_is_refused():
         listening = socket.create_server(("127.0.0.1", 0))
         waiting = [socket.create_connection(listening.getsockname()) for _ in range(20)]
         server = await asyncio.start_server(answer, sock=listening)
-        await turn_away([listening])
+        await refuse_connections([listening])
         server.close()
         for one in waiting:
             one.sendall(b"x")

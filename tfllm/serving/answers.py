@@ -26,20 +26,20 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def write_error(message: str) -> bytes:
-    """`{"error": message}`, printed as TF Serving prints it."""
+    """Return `{"error": message}`, formatted as TF Serving formats it."""
     text = message.encode("utf-8", "replace").decode()
     return b'{\n    "error": ' + orjson.dumps(text) + b"\n}"
 
 
 def write_predictions(outputs: Arrays, rows: bool) -> bytes:
-    """The body for a request in row form, or in column form. Raises INVALID_ARGUMENT."""
+    """Return the body for a request in row form, or in column form. Raises INVALID_ARGUMENT."""
     if not outputs:
         raise invalid("Cannot convert empty tensor map to JSON")
     return (_write_rows(outputs) if rows else _write_columns(outputs)).encode()
 
 
 def write_classifications(results: Sequence[Sequence[tuple[str, float]]]) -> bytes:
-    """`{"results": [[[label, score], ...], ...]}`; the code's key, the manual says `result`."""
+    """Return `{"results": [[[label, score], ...], ...]}`; the manual says `result`."""
     rows = []
     for classes in results:
         scores = float_texts(np.array([score for _, score in classes], np.float32))
@@ -51,12 +51,12 @@ def write_classifications(results: Sequence[Sequence[tuple[str, float]]]) -> byt
 
 
 def write_regressions(values: np.ndarray) -> bytes:
-    """`{"results": [value, ...]}`."""
+    """Return `{"results": [value, ...]}`."""
     return ('{"results":[' + ",".join(float_texts(values)) + "]}").encode()
 
 
 def float_texts(array: np.ndarray) -> list[str]:
-    """Every element of a float32 or float64 array as JSON text."""
+    """Return every element of a float32 or float64 array as JSON text."""
     flat = array.ravel()
     digits = FULL_DIGITS[type_name_of(flat)]
     texts = (f"%.{digits}g " * flat.size % tuple(flat.tolist())).split()
@@ -68,21 +68,21 @@ def float_texts(array: np.ndarray) -> list[str]:
 
 
 def quoted(text: str | bytes) -> str:
-    """A JSON string; bytes that are not UTF-8 become U+FFFD."""
+    """Return a JSON string; bytes that are not UTF-8 become U+FFFD."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     return orjson.dumps(text).decode()
 
 
 def type_name_of(array: np.ndarray) -> str:
-    """TF Serving's name of an array's type."""
+    """Return TF Serving's name of an array's type."""
     import tensorflow as tf
 
     return "string" if array.dtype.kind == "O" else type_name(tf.dtypes.as_dtype(array.dtype))
 
 
 def _perhaps_short(flat: np.ndarray) -> np.ndarray:
-    """Where six digits may be enough: rounding to them moves the value by next to nothing."""
+    """Return where six digits may be enough: rounding to them hardly changes the value."""
     wide = flat.astype(np.float64)
     with np.errstate(all="ignore"):
         scale = 10.0 ** (SHORT_DIGITS - 1 - np.floor(np.log10(np.abs(wide))))
@@ -125,7 +125,7 @@ WRITERS: dict[str, Callable[[np.ndarray], list[str]]] = {
 
 
 def _items(name: str, array: np.ndarray, depth: int) -> list[str]:
-    """The JSON texts of the sub-arrays `depth` dimensions down, in order."""
+    """Return the JSON texts of the sub-arrays `depth` dimensions down, in order."""
     kind = type_name_of(array)
     if kind not in WRITERS:
         raise invalid(f"Failed to write JSON value for tensor type: {kind}")

@@ -26,10 +26,10 @@ from tfllm.serving.servable import CANCEL_SECONDS, Signature
 
 Arrays = dict[str, np.ndarray]
 
-SIMILAR = 1.5  # the longest text of a batch may be so many times the shortest
-MOST_THREADS = 1024  # none is made before it is needed
+MAX_LENGTH_RATIO = 1.5  # the longest text of a batch may be so many times the shortest
+MAX_THREADS = 1024  # none is made before it is needed
 # Errors that no row is to blame for: halves of the batch would fail alike.
-NOBODYS_ROW = (Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE)
+BATCH_WIDE_CODES = (Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.UNAVAILABLE)
 ROW_BYTES = 32  # a row's fixed cost, as bytes of text: below it lengths hardly matter
 
 
@@ -68,20 +68,20 @@ class ExecutorPool:
 
     def __init__(self, batching: Batching):
         self.batching = batching
-        self._executor = ThreadPoolExecutor(MOST_THREADS, "tensorflow")
+        self._executor = ThreadPoolExecutor(MAX_THREADS, "tensorflow")
         self._free = batching.num_batch_threads
         self._running = 0
         self._waiting: list[Batcher] = []
 
     def wait(self, batcher: Batcher) -> None:
-        """`batcher` has work: it gets the next free thread that nobody before it takes."""
+        """Queue `batcher`, which has work, for the next free thread."""
         if not batcher.in_line:
             batcher.in_line = True
             self._waiting.append(batcher)
         self._dispatch()
 
     async def close(self) -> None:
-        """No new work. Waits for what runs, but not for an operator that cannot be cancelled."""
+        """Refuse new work, and wait for runs, but not for an operator that cannot be cancelled."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         end = time.monotonic() + CANCEL_SECONDS
         while self._running and time.monotonic() < end:
@@ -138,7 +138,7 @@ class Batcher:
         self.queued_rows = self.queued_bytes = 0
 
     async def submit(self, inputs: Arrays, deadline: float = math.inf) -> Arrays:
-        """The outputs for these inputs. Raises RequestError; cancelled while queued, never runs.
+        """Return the outputs for these inputs. Cancelled while queued, a request never runs.
 
         Args:
             inputs: All inputs of the signature.
@@ -184,21 +184,21 @@ class Batcher:
             raise
 
     def take(self) -> list[Item]:
-        """The oldest item, and those of its key and about its length that can share its run."""
+        """Remove and return the oldest item, and those of its key and similar length."""
         for item in [item for item in self.queue if item.future.done()]:  # their clients gave up
             self.queue.remove(item)
             self._leave(item)
         if not self.queue:
             return []
         oldest = self.queue[0]
-        batch = [oldest] if oldest.key is None else self._company(oldest)
+        batch = [oldest] if oldest.key is None else self._similar_items(oldest)
         for item in batch:
             self.queue.remove(item)
             self._leave(item)
         return batch
 
-    def _company(self, oldest: Item) -> list[Item]:
-        """The oldest and its nearest by length, as long as all are similar; by arrival."""
+    def _similar_items(self, oldest: Item) -> list[Item]:
+        """Return the oldest item and those of similar length, by arrival."""
         alike = sorted(
             (item for item in self.queue if item.key == oldest.key),
             key=lambda item: abs(item.length - oldest.length),
@@ -208,14 +208,14 @@ class Batcher:
         for item in [oldest, *(item for item in alike if item is not oldest)]:
             rows += item.rows
             shortest, longest = min(shortest, item.length), max(longest, item.length)
-            similar = longest + ROW_BYTES <= SIMILAR * (shortest + ROW_BYTES)
+            similar = longest + ROW_BYTES <= MAX_LENGTH_RATIO * (shortest + ROW_BYTES)
             if batch and (rows > self.pool.batching.max_batch_size or not similar):
                 break
             batch.append(item)
         return sorted(batch, key=lambda item: item.arrived)
 
     def run(self, items: list[Item]) -> tuple[list[Arrays | Exception], BatchReport]:
-        """Runs a batch in the calling thread; a result or an error for each item."""
+        """Run a batch in the calling thread; return a result or an error for each item."""
         started = time.monotonic()
         runs: list[float] = []
         results = self._run_halving(items, runs)
@@ -230,7 +230,7 @@ class Batcher:
         return results, report
 
     def deliver(self, done: asyncio.Future, items: list[Item]) -> None:
-        """Hands the results to those who still wait."""
+        """Hand the results to those who still wait."""
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         results: list[Any] = [error] * len(items)
         if error is None:
@@ -249,7 +249,7 @@ class Batcher:
         self.queued_bytes -= item.bytes
 
     def _run_halving(self, items: list[Item], runs: list[float]) -> list[Arrays | Exception]:
-        """One run; where it fails, each half by itself, so that a bad row fails alone."""
+        """Run once; where that fails, each half by itself, so that a bad row fails alone."""
         started = time.monotonic()
         seconds = max(item.deadline for item in items) - started
         if seconds <= 0:
@@ -257,7 +257,7 @@ class Batcher:
         try:
             return self._run_together(items, seconds)
         except Exception as error:
-            if len(items) == 1 or getattr(error, "code", None) in NOBODYS_ROW:
+            if len(items) == 1 or getattr(error, "code", None) in BATCH_WIDE_CODES:
                 return [error] * len(items)
         finally:
             runs.append(time.monotonic() - started)
@@ -293,7 +293,7 @@ class Batcher:
 
 
 def batch_key(signature: Signature, inputs: Arrays) -> tuple | None:
-    """Equal for inputs that can be joined; None for those that must run alone."""
+    """Return a key, equal for inputs that can be joined; None for those that must run alone."""
     if not signature.batchable:
         return None
     rows = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
@@ -303,7 +303,7 @@ def batch_key(signature: Signature, inputs: Arrays) -> tuple | None:
 
 
 def longest_row(inputs: Arrays) -> int:
-    """Bytes of the longest string: models pad a batch to it. 0 for numbers, whose shapes agree."""
+    """Return the bytes of the longest string, which a batch is padded to; 0 for numbers."""
     return sum(
         max(map(len, array.ravel()), default=0)
         for array in inputs.values()
@@ -312,5 +312,5 @@ def longest_row(inputs: Arrays) -> int:
 
 
 def bytes_of(array: np.ndarray) -> int:
-    """Memory of an array, its strings included."""
+    """Return the memory of an array, its strings included."""
     return sum(map(len, array.ravel())) if array.dtype.kind == "O" else array.nbytes

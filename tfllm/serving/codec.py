@@ -64,7 +64,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def parse(body: bytes, depth: int) -> dict[str, Any]:
-    """The request's JSON object, nested at most `depth` deep. Raises INVALID_ARGUMENT.
+    """Return the request's JSON object, nested at most `depth` deep. Raises INVALID_ARGUMENT.
 
     As TF Serving: NaN, Inf and Infinity are numbers, a byte order mark is skipped, a repeated key
     takes its first value, and what follows the object is not read.
@@ -90,7 +90,7 @@ def parse(body: bytes, depth: int) -> dict[str, Any]:
 
 
 def signature_name(document: Mapping[str, Any]) -> str:
-    """The signature that the request names, or an empty text."""
+    """Return the signature that the request names, or an empty text."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
@@ -101,7 +101,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
 
 
 def read_inputs(document: Mapping[str, Any], specs: Specs) -> tuple[Arrays, bool]:
-    """The request's tensors, and whether it was in row form (`instances`)."""
+    """Return the request's tensors, and whether it was in row form (`instances`)."""
     if "instances" in document and "inputs" in document:
         raise invalid(
             f"JSON Value: {shown(document)} Not formatted correctly expecting only one of "
@@ -115,7 +115,7 @@ def read_inputs(document: Mapping[str, Any], specs: Specs) -> tuple[Arrays, bool
 
 
 def read_tensor(value: Any, type_name: str, dtype: np.dtype) -> np.ndarray:
-    """A JSON value, nested evenly, as an array. Raises INVALID_ARGUMENT."""
+    """Return a JSON value, nested evenly, as an array. Raises INVALID_ARGUMENT."""
     if type_name not in ACCEPTED:
         raise RequestError(
             Code.UNIMPLEMENTED, f"Conversion of JSON Value: {shown(value)} to type: {type_name}"
@@ -138,7 +138,7 @@ def read_tensor(value: Any, type_name: str, dtype: np.dtype) -> np.ndarray:
 
 
 def _check_digits(leaves: list[Any], type_name: str) -> None:
-    """Raises INVALID_ARGUMENT for a number that the type cannot hold: IsLosslessDecimal."""
+    """Raise INVALID_ARGUMENT for a number that the type cannot hold: IsLosslessDecimal."""
     most, largest = 2 ** DIGITS[type_name] - 1, LARGEST[type_name]
     if not (np.abs(np.array(leaves, np.float64)) > most).any():
         return
@@ -155,7 +155,7 @@ def _check_digits(leaves: list[Any], type_name: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value in an error message: JSON, cut short."""
+    """Return a value for an error message: JSON, cut short."""
     try:
         text = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
     except (TypeError, ValueError):
@@ -164,12 +164,12 @@ def shown(value: Any) -> str:
 
 
 def is_base64(value: Any) -> bool:
-    """`{"b64": "..."}`, a string given as bytes."""
+    """Return whether a value is `{"b64": "..."}`, a string given as bytes."""
     return type(value) is dict and len(value) == 1 and type(value.get(BASE64_KEY)) is str
 
 
 def decode_base64(value: dict[str, str]) -> bytes:
-    """The bytes of `{"b64": ...}`; padding may be left out."""
+    """Return the bytes of `{"b64": ...}`; padding may be left out."""
     text = re.sub(r"\s", "", value[BASE64_KEY])
     try:
         return base64.b64decode(
@@ -180,7 +180,7 @@ def decode_base64(value: dict[str, str]) -> bytes:
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8; a lone surrogate has none."""
+    """Return a text as UTF-8. Raises INVALID_ARGUMENT for a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -188,7 +188,7 @@ def encode_text(text: str) -> bytes:
 
 
 def _parse_leniently(body: bytes, error: orjson.JSONDecodeError | None) -> Any:
-    """A second look at what strict JSON refuses, or leaves open, and TF Serving takes."""
+    """Parse what strict JSON refuses, or leaves open, and TF Serving accepts."""
     try:
         text = body.decode()
     except UnicodeDecodeError as wrong:
@@ -209,10 +209,10 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError | None) -> Any:
 
 
 def _first_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        found.setdefault(key, value)
-    return found
+        values.setdefault(key, value)
+    return values
 
 
 def _finite(text: str) -> float:
@@ -228,7 +228,7 @@ def _whole(text: str) -> int | float:
 
 
 def _measured(document: Any, depth: int) -> tuple[bool, int]:
-    """Whether a document is nested deeper than `depth`, and how many keys it has down to there."""
+    """Return whether a document is nested deeper than `depth`, and its keys down to there."""
     level, keys = [document], 0
     for _ in range(depth + 1):
         level = [value for value in level if type(value) in (list, dict)]
@@ -242,7 +242,7 @@ def _measured(document: Any, depth: int) -> tuple[bool, int]:
 
 
 def _flatten(value: Any) -> tuple[tuple[int, ...], list[Any]]:
-    """Shape by the first elements, as TF Serving sees it, and all leaves in order."""
+    """Return the shape by the first elements, as TF Serving sees it, and all leaves in order."""
     if type(value) is not list:
         return (), [value]
     shape = [len(value)]
@@ -317,7 +317,7 @@ def _rows(instances: Any, document: Mapping[str, Any], specs: Specs) -> Arrays:
 
 
 def _row_error(instances: list[Any], named: bool, specs: Specs) -> RequestError | None:
-    """Goes row by row, as TF Serving does, to the first wrong one and its message."""
+    """Return the error of the first wrong row, as TF Serving words it."""
     shapes: dict[str, tuple[int, ...]] = {}
     for index, row in enumerate(instances):
         start = f"Failed to process element: {index} "

@@ -36,11 +36,11 @@ CONTINUE = b"HTTP/1.1 100 "
 # first bytes of the answer are written early, in two parts; the second write fails if it is gone.
 PROBES = ((0.0, len(b"HTTP/")), (0.5, len(ANSWER_START)))
 
-MOST_DISCARDED = 128 << 20  # bytes of a refused body that are read so that the answer arrives
+MAX_DISCARDED = 128 << 20  # bytes of a refused body that are read so that the answer arrives
 
 
 def protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol class with these limits; uvicorn makes one object for each connection."""
+    """Return uvicorn's protocol class with these limits; it makes one object per connection."""
     return type(
         "LimitedProtocol",
         (_Connection,),
@@ -75,13 +75,13 @@ class _Connection(HttpToolsProtocol):
     # ---- the transport's events
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Starts the watch."""
+        """Start the watch."""
         self.wire = _Wire(transport, self)
         super().connection_made(self.wire)  # type: ignore[arg-type]
         self._watch = self.loop.call_later(self.patience, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the watch, and the work for a client that is gone."""
+        """End the watch, and the work for a client that is gone."""
         self._watch.cancel()
         for timer in self._timers:
             timer.cancel()
@@ -92,7 +92,7 @@ class _Connection(HttpToolsProtocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Parses what came, unless the connection is about to close."""
+        """Parse what came, unless the connection is about to close."""
         if self.wire.closing:
             self.wire.discard(len(data))
             return
@@ -113,7 +113,7 @@ class _Connection(HttpToolsProtocol):
             self._refuse(error)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client has ended its side: what it asked for in full is answered before closing."""
+        """Answer what the client, which has ended its side, asked for in full, and close."""
         if self._half_closed:
             return True
         if self.wire.closing or self.scheme == "https":  # TLS knows no half-closed connection
@@ -129,7 +129,7 @@ class _Connection(HttpToolsProtocol):
         return True
 
     def shutdown(self) -> None:
-        """uvicorn's call when the server stops."""
+        """Close; uvicorn calls this when the server stops."""
         if self.wire.closing:
             self.wire.close_now()
         else:
@@ -138,21 +138,21 @@ class _Connection(HttpToolsProtocol):
     # ---- the parser's events
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """Note a request's first byte."""
         if self._replaying:
             return
         self._in_head, self._head = True, 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """The request line."""
+        """Note the request line."""
         if self._replaying:
             return
         self._count(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; those after the body (trailers) are counted and dropped."""
+        """Add a header; those after the body (trailers) are counted and dropped."""
         if self._replaying:
             return
         self._count(name + value)
@@ -160,7 +160,7 @@ class _Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The end of the headers: what they say about the body must be beyond doubt."""
+        """Check the headers: what they say about the body must be beyond doubt."""
         self._unparsed = 0
         if self._replaying:
             self._replaying = False
@@ -171,12 +171,12 @@ class _Connection(HttpToolsProtocol):
         self._unanswered += 1
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
+        """Add a part of the body."""
         self._unparsed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The end of the request; with an upgrade the parser says so before the body."""
+        """End the request; with an upgrade the parser calls this before the body."""
         self._unparsed = 0
         if self.parser.should_upgrade():
             return
@@ -184,7 +184,7 @@ class _Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The end of an answer. One that came before the body's end is the connection's last."""
+        """End an answer. One that came before the body's end is the connection's last."""
         self._unanswered -= 1
         self.wire.answered()
         if self._in_body and not self._unanswered:
@@ -196,7 +196,7 @@ class _Connection(HttpToolsProtocol):
     # ---- parts
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        """The application, in a task that is cancelled when the client is gone."""
+        """Run the application, in a task that is cancelled when the client is gone."""
         self._task = asyncio.current_task()
         try:
             await self._application(scope, receive, send)
@@ -213,7 +213,7 @@ class _Connection(HttpToolsProtocol):
                 self._ignore_upgrade()
 
     def _ignore_upgrade(self) -> None:
-        """A new parser where the old one stopped: at the body of a request without an upgrade."""
+        """Start a new parser at the body of a request without an upgrade."""
         lines = [b"%s / HTTP/1.1" % self.parser.get_method()]
         for name, value in self.headers:
             if name == b"connection":
@@ -256,13 +256,13 @@ class _Connection(HttpToolsProtocol):
         return RequestError(Code.INVALID_ARGUMENT, message, 431)
 
     def _reason(self, error: Exception) -> RequestError:
-        """What the parser did not like; HTTP/2 and other versions have their own status."""
+        """Return the error of what the parser refused; other HTTP versions have their own."""
         if self.parser.get_http_version()[:1] == "2" or "HTTP version" in str(error):
             return RequestError(Code.UNIMPLEMENTED, NOT_THIS_VERSION, 505)
         return _malformed(str(error))
 
     def _refuse(self, error: RequestError) -> None:
-        """Answers a request that cannot be read, after those before it, and reads no more."""
+        """Answer a request that cannot be read, after those before it, and read no more."""
         self._refusal = error
         if self._in_body:
             self._in_body = False
@@ -301,7 +301,7 @@ class _Wire:
 
     A socket that is closed with unread bytes resets the connection, and the client loses what it
     had not read yet. So where a request is not read to its end only our side is closed, and what
-    still comes is thrown away, up to MOST_DISCARDED bytes or `patience` seconds.
+    still comes is thrown away, up to MAX_DISCARDED bytes or `patience` seconds.
     """
 
     def __init__(self, transport: Any, connection: _Connection):
@@ -316,11 +316,11 @@ class _Wire:
         return getattr(self._transport, name)
 
     def is_closing(self) -> bool:
-        """Whether nothing can be asked any more."""
+        """Return whether nothing can be requested any more."""
         return self.closing or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Writes an answer, or what is not yet written of it."""
+        """Write an answer, or what is not yet written of it."""
         if self.lost:
             return
         self._answering = not data.startswith(CONTINUE)
@@ -328,29 +328,29 @@ class _Wire:
         self._transport.write(data[early:])
 
     def begin_answer(self, size: int) -> None:
-        """Writes an answer's first bytes, which are the same for all."""
+        """Write an answer's first bytes, which are the same for all."""
         if not self._answering and not self.is_closing() and size > self._early:
             self._early, early = size, self._early
             self._transport.write(ANSWER_START[early:size])
 
     def answered(self) -> None:
-        """The answer is complete."""
+        """Note that the answer is complete."""
         self._answering = False
 
     def close(self) -> None:
-        """Closes: at once where everything sent was read."""
+        """Close, at once where everything sent was read."""
         if self._connection._in_body or self._connection._refusal:
             self.linger()
         else:
             self.close_now()
 
     def close_now(self) -> None:
-        """Closes, whatever may still come."""
+        """Close, whatever may still come."""
         self.closing = True
         self._transport.close()
 
     def linger(self) -> None:
-        """Ends our side, and closes when the client has ended its own."""
+        """End our side, and close when the client has ended its own."""
         if self.closing or self.lost:
             return
         self.closing = True
@@ -366,9 +366,9 @@ class _Wire:
         )
 
     def discard(self, size: int) -> None:
-        """Counts bytes that came too late."""
+        """Count bytes that came too late."""
         self._discarded += size
-        if self._discarded > MOST_DISCARDED:
+        if self._discarded > MAX_DISCARDED:
             self.close_now()
 
 

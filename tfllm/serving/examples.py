@@ -31,7 +31,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def classification_signature(servable: Servable, name: str) -> Signature:
-    """The signature, checked to be one that classifies. Raises INVALID_ARGUMENT."""
+    """Return the signature, checked to be one that classifies. Raises INVALID_ARGUMENT."""
     signature = _signature(servable, name, "classification")
     if len(signature.outputs) not in (1, 2):
         raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
@@ -45,7 +45,7 @@ def classification_signature(servable: Servable, name: str) -> Signature:
 
 
 def regression_signature(servable: Servable, name: str) -> Signature:
-    """The signature, checked to be one that regresses. Raises INVALID_ARGUMENT."""
+    """Return the signature, checked to be one that regresses. Raises INVALID_ARGUMENT."""
     signature = _signature(servable, name, "regression")
     if len(signature.outputs) != 1:
         raise invalid("Expected one output Tensor.")
@@ -56,7 +56,7 @@ def regression_signature(servable: Servable, name: str) -> Signature:
 
 
 def serialized(input_proto: Any) -> np.ndarray:
-    """An Input proto as serialized Examples, bytes [B]. Raises INVALID_ARGUMENT when empty."""
+    """Return an Input proto as serialized Examples, bytes [B]. Raises INVALID_ARGUMENT if empty."""
     kind = input_proto.WhichOneof("kind")
     if kind == "example_list":
         rows = [example.SerializeToString() for example in input_proto.example_list.examples]
@@ -74,7 +74,7 @@ def serialized(input_proto: Any) -> np.ndarray:
 
 
 def classification(outputs: Arrays, rows: int) -> Any:
-    """ClassificationResult from `classes` string [B, C] and/or `scores` float [B, C]."""
+    """Return the ClassificationResult of `classes` string [B, C] and/or `scores` float [B, C]."""
     classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
     for name, array, kind in ((CLASSES, classes, "O"), (SCORES, scores, "f")):
         if array is None:
@@ -84,8 +84,8 @@ def classification(outputs: Arrays, rows: int) -> Any:
                 "Expected Tensor shape: [batch_size num_classes] but got " + shape_text(array.shape)
             )
         if array.dtype.kind != kind or array.dtype.itemsize not in (4, 8):
-            wanted = "DT_STRING" if kind == "O" else "DT_FLOAT"
-            raise invalid(f"Expected {name} Tensor of {wanted}. Got: {array.dtype}")
+            expected = "DT_STRING" if kind == "O" else "DT_FLOAT"
+            raise invalid(f"Expected {name} Tensor of {expected}. Got: {array.dtype}")
         if array.shape[0] != rows:
             raise invalid(f"Expected {name} output batch size of {rows}. Got: {array.shape[0]}")
     if classes is not None and scores is not None and classes.shape[1] != scores.shape[1]:
@@ -97,18 +97,18 @@ def classification(outputs: Arrays, rows: int) -> Any:
     for row in range(rows):
         labels = [] if classes is None else classes[row].tolist()
         values = [] if scores is None else scores[row].tolist()
-        made = result.classifications.add()
+        row_result = result.classifications.add()
         for column in range(max(len(labels), len(values))):
-            one = made.classes.add()
+            entry = row_result.classes.add()
             if labels:
-                one.label = labels[column].decode("utf-8", "replace")
+                entry.label = labels[column].decode("utf-8", "replace")
             if values:
-                one.score = values[column]
+                entry.score = values[column]
     return result
 
 
 def regression(outputs: Arrays, rows: int) -> Any:
-    """RegressionResult from `outputs` float [B] or [B, 1]."""
+    """Return the RegressionResult of `outputs` float [B] or [B, 1]."""
     values = outputs[OUTPUTS]
     if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
         raise invalid(
@@ -128,7 +128,7 @@ def regression(outputs: Arrays, rows: int) -> Any:
 
 
 def read_examples(document: Mapping[str, Any]) -> Any:
-    """The Input proto of a REST body: `examples`, and `context` that all of them share."""
+    """Return the Input proto of a REST body: `examples`, and `context` that all of them share."""
     proto = input_pb2.Input()
     has_context = "context" in document
     if has_context:

@@ -44,14 +44,14 @@ class Calls:
         self._changed = asyncio.Event()
 
     def begin(self, context: Any) -> None:
-        """A call has begun; its answer's last byte ends it. Raises UNAVAILABLE."""
+        """Begin a call, which ends with its answer's last byte. Raises UNAVAILABLE."""
         if self.finishing:
             raise RequestError(Code.UNAVAILABLE, "The server is shutting down.")
         self._begun.add(context)
         context.add_done_callback(self._end)
 
     async def finish(self, seconds: float) -> None:
-        """Waits until all have their answer, or `seconds` are over."""
+        """Wait until all have their answer, or `seconds` are over."""
         self.finishing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -75,7 +75,7 @@ class Answering:
     async def answer(
         self, context: Any, method: str, model: str, response: Message, fill: Fill
     ) -> Any:
-        """`response`, filled by `fill`, or an end with the right status."""
+        """Return `response`, filled by `fill`, or end the call with the right status."""
         try:
             seconds = context.time_remaining()
             self.calls.begin(context)
@@ -90,8 +90,8 @@ class Answering:
             message = error.message[:MESSAGE_CHARACTERS]
             await context.abort(GRPC_CODES[int(error.code)], message)
         except Exception as error:  # a fault of ours: the place is logged, the text is not
-            place = "".join(traceback.format_tb(error.__traceback__)[-3:])
-            log.error("%s while answering %s:\n%s", type(error).__name__, method, place)
+            location = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            log.error("%s while answering %s:\n%s", type(error).__name__, method, location)
             await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the log has its place.")
 
 
@@ -99,7 +99,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
     """tensorflow.serving.PredictionService."""
 
     async def Predict(self, request, context):
-        """Tensors in, tensors out."""
+        """Run a signature on tensors."""
         response = predict_pb2.PredictResponse()
         return await self.answer(
             context, "predict", request.model_spec.name, response,
@@ -107,7 +107,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
         )  # fmt: skip
 
     async def Classify(self, request, context):
-        """Examples in, labels and scores out."""
+        """Classify Examples."""
         response = classification_pb2.ClassificationResponse()
         return await self.answer(
             context, "classify", request.model_spec.name, response,
@@ -115,7 +115,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
         )  # fmt: skip
 
     async def Regress(self, request, context):
-        """Examples in, one number each out."""
+        """Predict one number for each Example."""
         response = regression_pb2.RegressionResponse()
         return await self.answer(
             context, "regress", request.model_spec.name, response,
@@ -123,7 +123,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
         )  # fmt: skip
 
     async def MultiInference(self, request, context):
-        """Several classifications and regressions of the same Examples."""
+        """Run several classifications and regressions of the same Examples."""
         response = inference_pb2.MultiInferenceResponse()
         model = request.tasks[0].model_spec.name if request.tasks else ""
         return await self.answer(
@@ -132,7 +132,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
         )  # fmt: skip
 
     async def GetModelMetadata(self, request, context):
-        """The signatures of a model."""
+        """Return the signatures of a model."""
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         return await self.answer(
             context, "metadata", request.model_spec.name, response,
@@ -156,7 +156,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
         self.reload = reload
 
     async def GetModelStatus(self, request, context):
-        """The states of a model's versions."""
+        """Return the states of a model's versions."""
         response = get_model_status_pb2.GetModelStatusResponse()
         return await self.answer(
             context, "status", request.model_spec.name, response,
@@ -164,7 +164,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
         )  # fmt: skip
 
     async def HandleReloadConfigRequest(self, request, context):
-        """A new list of models; answers when they are available."""
+        """Replace the list of models; answer when they are available."""
         response = model_management_pb2.ReloadConfigResponse()
 
         async def fill() -> None:

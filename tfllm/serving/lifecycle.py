@@ -1,4 +1,4 @@
-"""Models and their versions: found on the disk, loaded, served, unloaded.
+"""Models and their versions: discovered on the disk, loaded, served, unloaded.
 
 TF Serving's availability-preserving order: a new version is loaded before the old one goes, and
 the old one stays when the new one cannot be loaded. What is loaded is compared with what lies on
@@ -28,7 +28,7 @@ from tfllm.serving.versions import Fingerprint
 
 log = logging.getLogger("tfllm.serving")
 
-ENDED_KEPT = 8  # versions whose end is still reported
+MAX_ENDED_VERSIONS = 8  # versions whose end is still reported
 DISK_THREADS = 4
 UNLOAD_THREADS = 2
 SETTLE_POLL_SECONDS = 0.05  # between looks while somebody waits for a new list of models
@@ -66,11 +66,11 @@ class Version:
 
     @property
     def failed(self) -> bool:
-        """It could not be loaded."""
+        """Whether it could not be loaded."""
         return self.state == State.END and self.code != Code.OK
 
     def look(self, seen: Fingerprint, settle_seconds: float) -> bool:
-        """Notes what lies on the disk; whether nobody is writing there any more."""
+        """Note what is on the disk; return whether nobody is writing there any more."""
         if seen != self.seen:
             self.seen, self.seen_at, self.path = seen, time.monotonic(), seen.directory
         if seen.complete and seen.quiet_since(settle_seconds):
@@ -82,29 +82,29 @@ class Version:
 class Model:
     """A configured model: its entry and all its versions by number.
 
-    `coming` are versions that take the place of one of the same number, whose files are others now.
-    `donor` is set while the model is not yet served: it takes over what is loaded there.
+    `replacements` load in place of a version of the same number, whose files have changed.
+    `predecessor` is set while the model is not yet served: loaded versions are taken from there.
     """
 
     entry: ModelEntry
-    donor: Model | None = None
+    predecessor: Model | None = None
     staged: bool = False
     versions: dict[int, Version] = field(default_factory=dict)
-    coming: dict[int, Version] = field(default_factory=dict)
-    wanted: list[int] = field(default_factory=list)
+    replacements: dict[int, Version] = field(default_factory=dict)
+    selected: list[int] = field(default_factory=list)
     removed: bool = False
     problem: str = ""
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def available(self) -> list[int]:
-        """Numbers of the versions that answer, ascending."""
+        """Return the numbers of the available versions, ascending."""
         return sorted(n for n, v in self.versions.items() if v.state == State.AVAILABLE)
 
     def settled(self) -> bool:
-        """Every wanted version either answers or has failed; or there is none to wait for."""
-        if not self.wanted:
+        """Return whether every selected version is available or has failed, or there is none."""
+        if not self.selected:
             return bool(self.problem)
-        known = [self.versions.get(number) for number in self.wanted]
+        known = [self.versions.get(number) for number in self.selected]
         return all(v and (v.state == State.AVAILABLE or v.failed) for v in known)
 
 
@@ -138,27 +138,27 @@ class Models:
         self._unloads: set[asyncio.Task] = set()
         self._polling = asyncio.Lock()
         self._changing = asyncio.Lock()
-        self._dropping = self._closed = False
+        self._cancelling = self._closed = False
         self.models: dict[str, Model] = {}
 
     @property
     def ready(self) -> bool:
-        """Every configured model has a version that answers."""
+        """Whether every configured model has an available version."""
         return bool(self.models) and all(model.available() for model in self.models.values())
 
     def apply(self, entries: list[ModelEntry]) -> None:
-        """The first list of models: each is served as soon as it is loaded."""
+        """Set the first list of models: each is served as soon as it is loaded."""
         self.models = {entry.name: Model(entry) for entry in entries}
 
     async def change(self, entries: list[ModelEntry]) -> None:
-        """Another list of models: all of it at once, when all of it can be served.
+        """Replace the list of models: all of it at once, when all of it can be served.
 
         Raises:
             RequestError: A model has no version that can be loaded, or a label names a version
                 that does not answer. Everything is as it was.
         """
         async with self._changing:
-            staged = [Model(e, donor=self.models.get(e.name), staged=True) for e in entries]
+            staged = [Model(e, predecessor=self.models.get(e.name), staged=True) for e in entries]
             try:
                 await self._settle(staged)
                 for model in staged:
@@ -168,15 +168,15 @@ class Models:
                 raise
             self._commit(staged)
 
-    async def glance(self, entries: list[ModelEntry]) -> list[Any]:
-        """What lies on the disk for these models; equal while nothing changes there."""
+    async def snapshot(self, entries: list[ModelEntry]) -> list[Any]:
+        """Return what is on the disk for these models; equal while nothing changes there."""
         return [await in_thread(self._disk, _read, entry) for entry in entries]
 
     @contextmanager
     def use(
         self, name: str, number: int | None = None, label: str | None = None
     ) -> Iterator[Version]:
-        """A version that answers, held in memory until the block ends. Raises NOT_FOUND."""
+        """Hold an available version in memory until the block ends. Raises NOT_FOUND."""
         if not name:
             raise invalid("ModelSpec has no name specified.")
         version = self._find(name, number, label)
@@ -189,7 +189,7 @@ class Models:
                 version.unused.set()
 
     def statuses(self, name: str, number: int | None = None) -> list[Version]:
-        """The versions of a model, newest first. Raises NOT_FOUND."""
+        """Return the versions of a model, newest first. Raises NOT_FOUND."""
         known = self.models[name].versions if name in self.models else {}
         if number is not None:
             if number not in known:
@@ -202,19 +202,19 @@ class Models:
         return [known[number] for number in sorted(known, reverse=True)]
 
     async def poll(self) -> None:
-        """One look at the disk; starts the loads and unloads that follow from it."""
+        """Look at the disk once; start the loads and unloads that follow from it."""
         async with self._polling:
             await asyncio.gather(*map(self._look, list(self.models.values())))
 
-    def drop_loads(self) -> None:
-        """Drops the loads that wait, and ends warm-ups. What answers goes on."""
-        self._dropping = True
+    def cancel_loads(self) -> None:
+        """Cancel the loads that wait, and end warm-ups. Available versions stay."""
+        self._cancelling = True
         for task in self._loads:
             task.cancel()
 
     async def close(self) -> None:
-        """Unloads everything, and does not wait for requests any more."""
-        self.drop_loads()
+        """Unload everything, and do not wait for requests any more."""
+        self.cancel_loads()
         self._closed = True
         for model in self.models.values():
             self._remove(model)
@@ -238,54 +238,54 @@ class Models:
         return model.versions[wanted]
 
     async def _look(self, model: Model) -> None:
-        """One model's versions on the disk, and what follows from them."""
+        """Look for one model's versions on the disk, and act on what changed."""
         entry = model.entry
-        found, problem = await in_thread(self._disk, _read, entry)
+        fingerprints, problem = await in_thread(self._disk, _read, entry)
         if model.removed:
             return  # the list of models has changed meanwhile
         if problem and problem != model.problem and not model.staged:
             log.warning("%s: %s", entry.name, problem)
         model.problem = problem
-        if not found:
+        if not fingerprints:
             return  # what is served stays: an empty directory is no order to stop
-        model.wanted = sorted(found)
-        for number, seen in found.items():
+        model.selected = sorted(fingerprints)
+        for number, seen in fingerprints.items():
             self._consider(model, number, seen)
         self._retire_unwanted(model)
 
     def _consider(self, model: Model, number: int, seen: Fingerprint) -> None:
-        """Loads a version once its files have stopped changing, and again after they changed."""
+        """Load a version once its files have stopped changing, and again after they changed."""
         answering = model.versions.get(number)
-        lent = model.donor.versions.get(number) if model.donor else None
-        if lent and lent.state == State.AVAILABLE and lent.seen == seen:
-            model.versions[number] = lent
+        shared = model.predecessor.versions.get(number) if model.predecessor else None
+        if shared and shared.state == State.AVAILABLE and shared.seen == seen:
+            model.versions[number] = shared
             return
-        place = model.versions
-        if answering and answering.state == State.AVAILABLE and answering is not lent:
+        versions_of = model.versions
+        if answering and answering.state == State.AVAILABLE and answering is not shared:
             if answering.seen == seen:
                 answering.message = ""
                 return
-            place = model.coming
-        version = place.get(number)
+            versions_of = model.replacements
+        version = versions_of.get(number)
         if version and version.state == State.LOADING:
             return
         if version and version.failed and version.seen == seen:
             return  # and nothing has changed since
         if version is None or version.state != State.START:
-            version = place[number] = Version(model.entry.name, number, seen.directory)
-        if version.look(seen, self._settle_seconds) and not self._dropping:
-            self._bring(model, version)
+            version = versions_of[number] = Version(model.entry.name, number, seen.directory)
+        if version.look(seen, self._settle_seconds) and not self._cancelling:
+            self._start_load(model, version)
 
-    def _bring(self, model: Model, version: Version) -> None:
+    def _start_load(self, model: Model, version: Version) -> None:
         if version.seen and version.seen.complete:
             version.state = State.LOADING
-            _start(self._loads, self._bring_up(model, version))
+            _start(self._loads, self._load_version(model, version))
             self._changed()
         else:
             missing = f"Could not find SavedModel .pb or .pbtxt at {version.path}"
             self._fail(model, version, RequestError(Code.NOT_FOUND, missing))
 
-    async def _bring_up(self, model: Model, version: Version) -> None:
+    async def _load_version(self, model: Model, version: Version) -> None:
         try:
             async with model.loading:
                 await self._load_and_warm(version)
@@ -311,7 +311,7 @@ class Models:
         def work() -> None:
             log.info("loading %s version %d", version.model, version.number)
             version.servable = self._load(version.model, version.number, version.path)
-            if self._dropping:  # nobody waits for it
+            if self._cancelling:  # nobody waits for it
                 version.servable.close()
             elif not version.unwanted:
                 self._warm(version.servable)
@@ -321,13 +321,13 @@ class Models:
         await in_thread(self._loader, work)
 
     def _serve(self, model: Model, version: Version) -> None:
-        """A loaded version begins to answer, in the place of an older one of the same number."""
+        """Make a loaded version available, in place of an older one of the same number."""
         version.state = State.AVAILABLE
         if version.unwanted:
             self._unload(version)
             return
-        if model.coming.get(version.number) is version:
-            del model.coming[version.number]
+        if model.replacements.get(version.number) is version:
+            del model.replacements[version.number]
             self._retire(model.versions[version.number])
             model.versions[version.number] = version
         log.info("serving %s version %d", version.model, version.number)
@@ -338,7 +338,7 @@ class Models:
             version.code = Code.UNKNOWN
         version.message = cause(str(error)) or type(error).__name__
         log.error("cannot load %s version %d: %s", version.model, version.number, version.message)
-        if model.coming.get(version.number) is version:
+        if model.replacements.get(version.number) is version:
             older = model.versions[version.number]
             older.message = f"The files were replaced and cannot be loaded: {version.message}"
         self._changed()
@@ -347,20 +347,20 @@ class Models:
         if model.staged or model.removed:
             return
         answering = model.available()
-        if any(number in answering for number in model.wanted):
+        if any(number in answering for number in model.selected):
             for number in answering:
-                if number not in model.wanted:
+                if number not in model.selected:
                     self._retire(model.versions[number])
-        for number in [number for number in model.coming if number not in model.wanted]:
-            self._retire(model.coming.pop(number))
-        unwanted = [n for n in sorted(model.versions) if n not in model.wanted]
+        for number in [number for number in model.replacements if number not in model.selected]:
+            self._retire(model.replacements.pop(number))
+        unwanted = [n for n in sorted(model.versions) if n not in model.selected]
         ended = [n for n in unwanted if model.versions[n].state == State.END]
         for number in unwanted:
-            if model.versions[number].state == State.START or number in ended[:-ENDED_KEPT]:
+            if model.versions[number].state == State.START or number in ended[:-MAX_ENDED_VERSIONS]:
                 del model.versions[number]
 
     def _retire(self, version: Version) -> None:
-        """Unloads a version after its last request, or ends its load."""
+        """Unload a version after its last request, or end its load."""
         if version.state == State.AVAILABLE:
             self._unload(version)
         elif version.state == State.LOADING and not version.unwanted:
@@ -370,15 +370,15 @@ class Models:
 
     def _remove(self, model: Model) -> None:
         model.removed = True
-        for version in (*model.versions.values(), *model.coming.values()):
+        for version in (*model.versions.values(), *model.replacements.values()):
             self._retire(version)
 
     def _unload(self, version: Version) -> None:
         version.state = State.UNLOADING
-        _start(self._unloads, self._take_down(version))
+        _start(self._unloads, self._unload_version(version))
         self._changed()
 
-    async def _take_down(self, version: Version) -> None:
+    async def _unload_version(self, version: Version) -> None:
         while version.users and not self._closed:
             version.unused.clear()
             await version.unused.wait()
@@ -394,20 +394,20 @@ class Models:
                 await self._look(model)
             if all(model.settled() for model in staged):
                 return
-            if self._dropping:
+            if self._cancelling:
                 raise RequestError(Code.UNAVAILABLE, "The server is shutting down.")
             await asyncio.sleep(min(self._settle_seconds, SETTLE_POLL_SECONDS))
 
     def _commit(self, staged: list[Model]) -> None:
-        """The staged models take the place of all others."""
+        """Put the staged models in place of all others."""
         old, self.models = self.models, {model.entry.name: model for model in staged}
         for model in staged:
-            before, model.donor, model.staged = model.donor, None, False
+            before, model.predecessor, model.staged = model.predecessor, None, False
             if before is None:
                 continue
             del old[model.entry.name]
             before.removed = True
-            for version in (*before.versions.values(), *before.coming.values()):
+            for version in (*before.versions.values(), *before.replacements.values()):
                 if model.versions.get(version.number) is not version:
                     self._retire(version)
                     model.versions.setdefault(version.number, version)
@@ -418,34 +418,34 @@ class Models:
         self._changed()
 
     def _discard(self, staged: list[Model]) -> None:
-        """What was loaded for a list that is refused goes; its errors are reported."""
+        """Unload what was loaded for a refused list; its errors are reported."""
         for model in staged:
             model.removed = True
-            lent = set(model.donor.versions.values()) if model.donor else set()
-            for version in {*model.versions.values(), *model.coming.values()} - lent:
+            shared = set(model.predecessor.versions.values()) if model.predecessor else set()
+            for version in {*model.versions.values(), *model.replacements.values()} - shared:
                 self._retire(version)
-                if model.donor and version.failed:
-                    model.donor.versions.setdefault(version.number, version)
+                if model.predecessor and version.failed:
+                    model.predecessor.versions.setdefault(version.number, version)
 
 
 def _read(entry: ModelEntry) -> tuple[dict[int, Fingerprint], str]:
-    """The wanted versions on the disk and what they hold; what is wrong where there is none."""
+    """Return the selected versions on the disk and their files; a reason where there is none."""
     path = entry.base_path
     try:
-        present = versions.present(path)
+        present = versions.version_directories(path)
     except OSError as error:
         return {}, f"cannot read {path}: {error.strerror}"
-    wanted = entry.policy.wanted(list(present))
+    selected = entry.policy.select(list(present))
     if not present:
         return {}, f"no version folder such as {path}/1"
-    if not wanted:
+    if not selected:
         asked = ", ".join(map(str, entry.policy.versions))
         return {}, f"{path} has none of the versions asked for ({asked})"
-    return {number: versions.fingerprint(present[number]) for number in wanted}, ""
+    return {number: versions.fingerprint(present[number]) for number in selected}, ""
 
 
 def _check(model: Model) -> None:
-    """Raises RequestError where a settled model cannot be served as its entry says."""
+    """Raise RequestError where a settled model cannot be served as its entry says."""
     name, answering = model.entry.name, model.available()
     if not answering:
         reasons = [version.message for version in model.versions.values() if version.failed]
@@ -467,5 +467,5 @@ def _start(tasks: set[asyncio.Task], work: Any) -> None:
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable, *arguments: Any) -> Any:
-    """The function's result, computed in the pool."""
+    """Return the function's result, computed in the pool."""
     return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

@@ -77,7 +77,7 @@ class Metrics:
         self._tensorflow_series()
 
     def _tensorflow_series(self) -> None:
-        """TF Serving's and TensorFlow's own."""
+        """Create TF Serving's and TensorFlow's own series."""
         prefix = ":tensorflow:serving:"
         self._served_latency = self._histogram(
             prefix + "request_latency", "Microseconds of a request.", MICROSECONDS,
@@ -107,7 +107,7 @@ class Metrics:
         self._runs: Counter[str] = Counter(dict.fromkeys(RUN_TOTALS, 0))
 
     def request(self, model: str, method: str, entrypoint: str, code: Code, seconds: float) -> None:
-        """Counts one answered request."""
+        """Count one answered request."""
         self._requests.labels(model, method, entrypoint, code.name).inc()
         self._request_seconds.labels(model, method, entrypoint).observe(seconds)
         self._served[model, code.name] += 1
@@ -116,7 +116,7 @@ class Metrics:
             self._served_latency.labels(model, api, entrypoint).observe(seconds * 1e6)
 
     def batch(self, model: str, report: BatchReport) -> None:
-        """Counts one batch, and its runs of TensorFlow."""
+        """Count one batch, and its runs of TensorFlow."""
         self._rows.labels(model).inc(report.rows)
         self._batch_rows.labels(model).observe(report.rows)
         self._padding.labels(model).inc(report.padding)
@@ -131,22 +131,22 @@ class Metrics:
             self._served_queue.observe(seconds * 1e6)
 
     def examples(self, model: str, count: int) -> None:
-        """Counts the Examples of one classification or regression."""
+        """Count the Examples of one classification or regression."""
         self._served_examples.labels(model).observe(count)
         self._served_example_total.labels(model).inc(count)
 
     def warm_up(self, path: str, code: Code, seconds: float) -> None:
-        """Counts one replay of a version's warm-up requests; called in the loader's thread."""
+        """Count one replay of a version's warm-up requests; called in the loader's thread."""
         self._served_warm_up.labels(path, code.name).observe(seconds * 1e6)
 
     def versions(self, states: Iterable[tuple[str, int, int]]) -> None:
-        """The state of every version now known: model, version, state."""
+        """Set the state of every known version: model, version, state."""
         self.version_state.clear()
         for model, version, state in states:
             self.version_state.labels(model, str(version)).set(state)
 
     def page(self) -> bytes:
-        """All series as text.
+        """Return all series as text.
 
         The client library ends the name of every counter in `_total`; TF Serving's do not.
         """
@@ -167,17 +167,17 @@ class Metrics:
 
 
 def _escaped(value: str) -> str:
-    """A label's value as the text format has it."""
+    """Return a label's value as the text format has it."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def request_id(given: str | None) -> str:
-    """The caller's id where it is a plain one, otherwise a new one."""
-    return given if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+def request_id(header: str | None) -> str:
+    """Return the caller's id where it is a plain one, otherwise a new one."""
+    return header if header and REQUEST_ID.fullmatch(header) else secrets.token_hex(8)
 
 
 def trace_id(traceparent: str | None) -> str | None:
-    """The trace id of a W3C `traceparent` header."""
+    """Return the trace id of a W3C `traceparent` header."""
     match = TRACE_PARENT.fullmatch(traceparent or "")
     return match[1] if match else None
 
@@ -186,7 +186,7 @@ class JsonLines(logging.Formatter):
     """One JSON object per line. Records carry names and numbers, never a request's text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
@@ -200,7 +200,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_request(fields: dict[str, Any]) -> None:
-    """One line per request, where the access log is on."""
+    """Log one line per request, where the access log is on."""
     access_logger.info("request", extra={"fields": fields})
 
 

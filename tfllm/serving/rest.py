@@ -60,7 +60,7 @@ class Call:
 
 
 def read_path(verb: str, path: str) -> Call:
-    """Raises INVALID_ARGUMENT with TF Serving's messages."""
+    """Return the call that a path names. Raises INVALID_ARGUMENT with TF Serving's messages."""
     match = (
         ASK.fullmatch(path) if verb == "POST" else LOOK.fullmatch(path) if verb == "GET" else None
     )
@@ -113,7 +113,7 @@ class Application:
         }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers one request; cancelled, it says that the server stops (to whom still listens)."""
+        """Answer one request; if cancelled, say that the server stops."""
         request = Request(scope, receive)
         try:
             response = await self._respond(request)
@@ -154,11 +154,11 @@ class Application:
 
 
 def authorized(header: str | None, token: str | None) -> bool:
-    """Whether an `Authorization` header carries the token; compared in constant time."""
+    """Return whether an `Authorization` header carries the token, in constant time."""
     if token is None:
         return True
-    scheme, _, given = (header or "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(), token.encode())
+    scheme, _, credentials = (header or "").partition(" ")
+    same = hmac.compare_digest(credentials.strip().encode(), token.encode())
     return same and scheme.lower() == "bearer"
 
 
@@ -224,9 +224,9 @@ def _announces_body(request: Request) -> bool:
 
 
 def _fault(error: Exception, method: str) -> RequestError:
-    """A fault of ours: its place is logged, the text of the request is not."""
-    place = "".join(traceback.format_tb(error.__traceback__)[-3:])
-    log.error("%s while answering %s:\n%s", type(error).__name__, method, place)
+    """Return the error for a fault of ours, whose place is logged, but no text of the request."""
+    location = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    log.error("%s while answering %s:\n%s", type(error).__name__, method, location)
     return RequestError(Code.INTERNAL, "Internal error; the log has its place.")
 
 
@@ -248,7 +248,7 @@ def _pretty(message: Any) -> str:
 
 
 def _metadata_json(response: Any) -> bytes:
-    """`{"model_spec", "metadata": {"signature_def": {"signature_def": {...}}}}`."""
+    """Return `{"model_spec", "metadata": {"signature_def": {"signature_def": {...}}}}`."""
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata[METADATA_FIELD].Unpack(signatures)
     spec, definitions = (
@@ -264,7 +264,7 @@ def _metadata_json(response: Any) -> bytes:
 
 
 async def _read_body(request: Request, limit: int, seconds: float) -> bytes:
-    """The body, at most `limit` bytes before and after decompression, within `seconds`.
+    """Return the body, at most `limit` bytes before and after decompression, within `seconds`.
 
     A body that is too long is refused at once, without "100 Continue" where its length is
     announced; the connection takes care that the client can read the answer.
@@ -293,7 +293,7 @@ async def _read_body(request: Request, limit: int, seconds: float) -> bytes:
 
 
 def _content_codings(request: Request) -> list[str]:
-    """The codings of the body but `identity`: none or gzip. Raises RequestError for others."""
+    """Return the codings of the body but `identity`: none or gzip. Raises RequestError."""
     named = ",".join(request.headers.getlist("content-encoding")).lower()
     codings = [coding.strip() for coding in named.split(",")]
     codings = [coding for coding in codings if coding not in ("", "identity")]
@@ -307,7 +307,7 @@ def _content_codings(request: Request) -> list[str]:
 
 
 def decompressed(body: bytes, limit: int) -> bytes:
-    """What a gzip body holds: one member or several, one after the other (RFC 1952)."""
+    """Return the content of a gzip body: one member or several, one after the other (RFC 1952)."""
     parts: list[bytes] = []
     view, start, size, members = memoryview(body), 0, 0, 0
     while start < len(view) or not members:

@@ -53,7 +53,7 @@ HTTP_STATUS = {
 
 
 def http_status(code: Code) -> int:
-    """The HTTP status that TF Serving answers with for a status code."""
+    """Return the HTTP status that TF Serving answers with for a status code."""
     return HTTP_STATUS.get(code, 500)
 
 
@@ -71,18 +71,18 @@ class RequestError(InputError):
 
 
 def invalid(message: str) -> RequestError:
-    """INVALID_ARGUMENT, the answer to most wrong requests."""
+    """Return INVALID_ARGUMENT, the answer to most wrong requests."""
     return RequestError(Code.INVALID_ARGUMENT, message)
 
 
-MOST_BYTES = 2**31 - 1  # gRPC's own limit, an int32
-MOST_SECONDS = 1e6  # eleven days; event loops count milliseconds
+MAX_BYTES = 2**31 - 1  # gRPC's own limit, an int32
+MAX_SECONDS = 1e6  # eleven days; event loops count milliseconds
 
-Bytes = Annotated[int, Field(ge=1, le=MOST_BYTES)]
+Bytes = Annotated[int, Field(ge=1, le=MAX_BYTES)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS, allow_inf_nan=False)]
-Pause = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Pause = Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
 class Limits(Settings):
@@ -124,7 +124,7 @@ class Batching(Settings):
     """Batches that may wait for one signature; unset: `Limits.queue_rows` rows."""
 
     def padded(self, rows: int) -> int:
-        """The smallest allowed batch size that holds `rows`; `rows` itself above them all."""
+        """Return the smallest allowed batch size for `rows`; `rows` itself above them all."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
 
@@ -135,8 +135,8 @@ class VersionPolicy(Settings):
     count: int = 1
     versions: tuple[int, ...] = ()
 
-    def wanted(self, present: list[int]) -> list[int]:
-        """The versions to serve of those `present` on the disk, ascending."""
+    def select(self, present: list[int]) -> list[int]:
+        """Return the versions to serve of those `present` on the disk, ascending."""
         if self.kind == "all":
             return sorted(present)
         if self.kind == "specific":

@@ -141,7 +141,7 @@ class Signature:
         )
 
     def check(self, arrays: Arrays) -> Arrays:
-        """Return all inputs, defaults included. Raises INVALID_ARGUMENT for wrong names or types."""
+        """Return all inputs with defaults. Raises INVALID_ARGUMENT for wrong names or types."""
         extra, missing = set(arrays) - set(self.inputs), set(self.inputs) - set(arrays)
         if extra or (missing and not missing <= set(self.defaults)):
             raise invalid(

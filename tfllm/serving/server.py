@@ -32,7 +32,7 @@ from tfllm.serving.observe import Metrics
 from tfllm.serving.schema import Code, ModelEntry, RequestError, ServerOptions
 from tfllm.serving.servable import Servable, code_of
 from tfllm.serving.service import Service
-from tfllm.serving.sockets import ACCEPT_SECONDS, turn_away
+from tfllm.serving.sockets import ACCEPT_SECONDS, refuse_connections
 
 log = logging.getLogger("tfllm.serving")
 
@@ -76,7 +76,7 @@ class Server:
         return self.models.ready and not self.draining
 
     async def start(self) -> None:
-        """Opens both ports and begins to load. Raises SettingError where a port is taken."""
+        """Open both ports and begin to load. Raises SettingError where a port is taken."""
         options = self.options
         _check_tls(options)
         self.models = Models(
@@ -101,7 +101,7 @@ class Server:
         self._poll_task = asyncio.create_task(self._poll())
 
     async def stop(self, lame_duck_seconds: float = 0.0) -> None:
-        """Answers everything that is under way, then closes. Not ready from the first moment.
+        """Answer everything that is under way, then close. Not ready from the first moment.
 
         In the second half of `lame_duck_seconds` every REST answer is its connection's last, so
         that no client has a connection left on which it could send when they close. New
@@ -110,7 +110,7 @@ class Server:
         self.draining = True
         await self._publish_health()
         self._poll_task.cancel()
-        self.models.drop_loads()
+        self.models.cancel_loads()
         await asyncio.sleep(lame_duck_seconds / 2)
         self._application.closing = True
         await asyncio.sleep(lame_duck_seconds / 2)
@@ -122,7 +122,7 @@ class Server:
         log.info("stopped")
 
     async def run(self, started: Callable[[Server], None] = lambda server: None) -> None:
-        """Serves until SIGTERM or Ctrl-C, and drains. A second signal ends the process at once."""
+        """Serve until SIGTERM or Ctrl-C, and drain. A second signal ends the process at once."""
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -141,11 +141,11 @@ class Server:
         await self.stop(self.options.lame_duck_seconds)
 
     async def reload(self, config: Any) -> None:
-        """Replaces the models by a ModelServerConfig; returns when they answer."""
+        """Replace the models by a ModelServerConfig; return when they are available."""
         await self.use(tfserving.entries(config))
 
     async def use(self, entries: list[ModelEntry]) -> None:
-        """Replaces the models, all or none. RequestError where one of them cannot be served.
+        """Replace the models, all or none. RequestError where one of them cannot be served.
 
         It goes on to its end even where nobody waits for it any more.
         """
@@ -158,7 +158,7 @@ class Server:
         self.entries, self._refused = entries, None
 
     def _warm(self, servable: Any) -> None:
-        """In a thread. A request of the warm-up may take some times what a client's may."""
+        """Replay warm-up requests, in a thread. They get a multiple of a client's time limit."""
         started, code = time.monotonic(), Code.OK
         count = 1
         try:
@@ -181,7 +181,7 @@ class Server:
             await asyncio.sleep(self.options.poll_seconds)
 
     async def _poll_config(self) -> None:
-        """A changed configuration file is applied; a wrong one is reported once and left.
+        """Apply a changed configuration file; a wrong one is reported once and left.
 
         One whose models cannot be served is tried again when something else lies on the disk.
         """
@@ -194,9 +194,9 @@ class Server:
         if text == self._config_text:
             if self._refused:
                 entries, then = self._refused
-                if await self.models.glance(entries) != then:
+                if await self.models.snapshot(entries) != then:
                     self._refused = None
-                    self._spawn(self._use_quietly(entries))
+                    self._spawn(self._apply_config(entries))
             return
         self._config_text, self._refused = text, None
         try:
@@ -205,10 +205,10 @@ class Server:
             log.error("the configuration stays as it was: %s", error)
             return
         if entries != self.entries:
-            self._spawn(self._use_quietly(entries))
+            self._spawn(self._apply_config(entries))
 
-    async def _use_quietly(self, entries: list[ModelEntry]) -> None:
-        seen = await self.models.glance(entries)
+    async def _apply_config(self, entries: list[ModelEntry]) -> None:
+        seen = await self.models.snapshot(entries)
         try:
             await self._use(entries)
             log.info("applied %s", self.config_file)
@@ -242,7 +242,7 @@ class Server:
         await self._http_task
 
     async def _stop_grpc(self) -> None:
-        """Refuses what has not begun with UNAVAILABLE, finishes what has, and cuts the connections.
+        """Refuse what has not begun with UNAVAILABLE, finish what has, and close the connections.
 
         grpc's own `stop` answers what arrives before the client has read its GOAWAY with CANCELLED
         (grpc#41785), after which a client does not try elsewhere. A connection that ends is
@@ -250,12 +250,12 @@ class Server:
         """
         await self._calls.finish(self.options.drain_seconds)
         listening = list(sockets.bound_to(self.grpc_port, listening=True))
-        await turn_away(listening)
-        for found in listening:
-            found.close()
-        for found in sockets.bound_to(self.grpc_port, listening=False):
-            with contextlib.suppress(OSError), found:
-                found.shutdown(socket.SHUT_RDWR)
+        await refuse_connections(listening)
+        for listener in listening:
+            listener.close()
+        for connection in sockets.bound_to(self.grpc_port, listening=False):
+            with contextlib.suppress(OSError), connection:
+                connection.shutdown(socket.SHUT_RDWR)
         await self._grpc.stop(None)
 
     def _grpc_server(self) -> Any:
@@ -313,7 +313,7 @@ class Server:
 
 
 def _log_failure(task: asyncio.Task) -> None:
-    """Also of a call whose client is gone."""
+    """Log a failed change, also of a call whose client is gone."""
     if not task.cancelled() and (error := task.exception()):
         log.error("the list of models stays as it was: %s", error)
 
@@ -322,11 +322,11 @@ class _DrainingHttpServer(HttpServer):
     """Closes its connections without losing a request."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Turns away new connections, takes in those that wait, and then closes them all.
+        """Refuse new connections, accept those that wait, and then close them all.
 
         A connection whose first request has not come yet is given a moment for it.
         """
-        await turn_away(sockets or [])
+        await refuse_connections(sockets or [])
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
@@ -360,12 +360,12 @@ def _port_taken(host: str, port: int, option: str, reason: str | None = None) ->
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in an address: IPv6 in brackets."""
+    """Return a host as it is written in an address: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
 def _check_tls(options: ServerOptions) -> None:
-    """Raises SettingError where the PEM files cannot be used, before a port is opened."""
+    """Raise SettingError where the PEM files cannot be used, before a port is opened."""
     if not options.certificate:
         return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

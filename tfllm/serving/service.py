@@ -46,7 +46,7 @@ class Target:
 
     @classmethod
     def of(cls, request: Any, spec: Any | None = None) -> Target:
-        """From a gRPC request's ModelSpec. Raises INVALID_ARGUMENT where there is none."""
+        """Read a gRPC request's ModelSpec. Raises INVALID_ARGUMENT where there is none."""
         if spec is None:
             if not request.HasField("model_spec"):
                 raise invalid("Missing ModelSpec")
@@ -72,7 +72,7 @@ class Service:
     # ---- gRPC's side: protos in, protos out
 
     async def predict(self, request: Any, response: Any) -> None:
-        """PredictRequest into PredictResponse."""
+        """Answer a PredictRequest into a PredictResponse."""
         target = Target.of(request)
         with self.models.use(target.model, target.version, target.label) as version:
             name = target.signature or DEFAULT_SIGNATURE
@@ -81,28 +81,28 @@ class Service:
                 raise RequestError(
                     Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
                 )
-            wanted = _filtered(signature, list(request.output_filter))
+            names = _output_names(signature, list(request.output_filter))
             most = self.limits.tensor_elements
             arrays = {key: from_proto(request.inputs[key], most) for key in request.inputs}
             outputs = await self.run(version, signature, arrays)
             _fill_spec(response.model_spec, target.model, name, version.number)
-            for key in wanted:
+            for key in names:
                 response.outputs[key].CopyFrom(to_proto(outputs[key]))
 
     async def classify(self, target: Target, input_proto: Any, response: Any) -> None:
-        """An Input proto into ClassificationResponse."""
+        """Answer an Input proto into a ClassificationResponse."""
         with self.models.use(target.model, target.version, target.label) as version:
             await self._classify(version, target, input_proto, response.result)
             self._spec(response, target, version)
 
     async def regress(self, target: Target, input_proto: Any, response: Any) -> None:
-        """An Input proto into RegressionResponse."""
+        """Answer an Input proto into a RegressionResponse."""
         with self.models.use(target.model, target.version, target.label) as version:
             await self._regress(version, target, input_proto, response.result)
             self._spec(response, target, version)
 
     async def multi_inference(self, request: Any, response: Any) -> None:
-        """MultiInferenceRequest into MultiInferenceResponse: one version answers all tasks."""
+        """Answer a MultiInferenceRequest: one version answers all tasks."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
         first = Target.of(None, spec)
         with self.models.use(first.model, first.version, first.label) as version:
@@ -119,7 +119,7 @@ class Service:
                 self._spec(result, target, version)
 
     def metadata(self, target: Target, fields: list[str], response: Any) -> None:
-        """GetModelMetadataResponse: the signatures of a version that answers."""
+        """Fill a GetModelMetadataResponse: the signatures of an available version."""
         if not fields:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in fields:
@@ -133,18 +133,18 @@ class Service:
             response.metadata[METADATA_FIELD].Pack(signatures)
 
     def status(self, target: Target, response: Any) -> None:
-        """GetModelStatusResponse: the states of one or all versions."""
+        """Fill a GetModelStatusResponse: the states of one or all versions."""
         for version in self.models.statuses(target.model, target.version):
-            made = response.model_version_status.add()
-            made.version = version.number
-            made.state = get_model_status_pb2.ModelVersionStatus.State.Value(version.state.name)
-            made.status.error_code = int(version.code)
-            made.status.error_message = version.message
+            status = response.model_version_status.add()
+            status.version = version.number
+            status.state = get_model_status_pb2.ModelVersionStatus.State.Value(version.state.name)
+            status.status.error_code = int(version.code)
+            status.status.error_message = version.message
 
     # ---- REST's side: a body in, a body out
 
     async def predict_body(self, target: Target, body: bytes) -> bytes:
-        """The JSON answer to a `:predict` body."""
+        """Return the JSON answer to a `:predict` body."""
         document = codec.parse(body, self.limits.json_depth)
         name = codec.signature_name(document) or DEFAULT_SIGNATURE
         with self.models.use(target.model, target.version, target.label) as version:
@@ -158,7 +158,7 @@ class Service:
             return answers.write_predictions(outputs, rows)
 
     async def examples_body(self, target: Target, method: str, body: bytes) -> bytes:
-        """The JSON answer to a `:classify` or `:regress` body."""
+        """Return the JSON answer to a `:classify` or `:regress` body."""
         document = codec.parse(body, self.limits.json_depth)
         signature_name = codec.signature_name(document)
         input_proto = examples.read_examples(document)
@@ -182,7 +182,7 @@ class Service:
     # ---- shared
 
     async def run(self, version: Version, signature: Signature, arrays: Arrays) -> Arrays:
-        """A signature's outputs, batched with other requests. Raises DEADLINE_EXCEEDED."""
+        """Return a signature's outputs, batched with other requests. Raises DEADLINE_EXCEEDED."""
         self._check_size(arrays)
         inputs = signature.check(arrays)
         batcher = version.batchers.get(signature.name)
@@ -195,7 +195,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def answering(self, model: str, method: str, entrypoint: str, seconds: float | None):
-        """Times and counts a request, and ends it at its deadline."""
+        """Time and count a request, and end it at its deadline."""
         started = time.monotonic()
         code = Code.OK
         # A new list of models takes the time that loading takes.
@@ -222,7 +222,7 @@ class Service:
             self.metrics.request(known, method, entrypoint, code, time.monotonic() - started)
 
     async def close(self) -> None:
-        """After the last request."""
+        """Close, after the last request."""
         await self.executors.close()
 
     def _check_size(self, arrays: Arrays) -> None:
@@ -276,21 +276,21 @@ def _fill_spec(spec: Any, model: str, signature: str, version: int) -> None:
     spec.name, spec.signature_name, spec.version.value = model, signature, version
 
 
-def _filtered(signature: Signature, wanted: list[str]) -> list[str]:
-    """The outputs to answer with. All are computed either way: one queue serves every filter."""
-    for position, name in enumerate(wanted):
+def _output_names(signature: Signature, output_filter: list[str]) -> list[str]:
+    """Return the outputs to answer with. All are computed: one queue serves every filter."""
+    for position, name in enumerate(output_filter):
         if name not in signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {name} Outputs expected to be in "
                 f"the set {{{','.join(signature.output_names)}}}."
             )
-        if name in wanted[:position]:
+        if name in output_filter[:position]:
             raise invalid(f"duplicate output tensor alias: {name}")
-    return wanted or signature.output_names
+    return output_filter or signature.output_names
 
 
 def _tasks(request: Any) -> Iterator[tuple[Target, str]]:
-    """The tasks of a MultiInferenceRequest, all checked before the first is run."""
+    """Return the tasks of a MultiInferenceRequest, all checked before the first is run."""
     tasks: list[tuple[Target, str]] = []
     for task in request.tasks:
         target = Target.of(None, task.model_spec)

@@ -31,16 +31,16 @@ DROP_NEW = (
 )
 
 
-async def turn_away(listening: Sequence[socket.socket]) -> None:
-    """Lets nobody connect any more, and returns when the event loop has taken in who had.
+async def refuse_connections(listening: Sequence[socket.socket]) -> None:
+    """Refuse new connections; return when the event loop has accepted those that wait.
 
     Linux can do that before closing; elsewhere it only waits a moment.
     """
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in DROP_NEW))
     pointer = struct.pack("HP", len(DROP_NEW), ctypes.addressof(program))
-    for one in listening:
+    for listener in listening:
         with contextlib.suppress(OSError):
-            one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
     end = time.monotonic() + BACKLOG_SECONDS
     while any(map(_waiting, listening)) and time.monotonic() < end:
         await asyncio.sleep(ACCEPT_SECONDS / 10)
@@ -48,7 +48,7 @@ async def turn_away(listening: Sequence[socket.socket]) -> None:
 
 
 def _waiting(listening: socket.socket) -> int:
-    """Connections that nobody has accepted yet."""
+    """Return the number of connections that nobody has accepted yet."""
     try:
         state = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BACKLOG + 4)
         return struct.unpack_from("I", state, BACKLOG)[0]
@@ -57,8 +57,9 @@ def _waiting(listening: socket.socket) -> int:
 
 
 def bound_to(port: int, listening: bool) -> Iterator[socket.socket]:
-    """Copies of this process's TCP sockets with this local port: those that wait for connections,
-    or the connections. None where there is no /proc.
+    """Yield copies of this process's TCP sockets with this local port.
+
+    `listening`: those that wait for connections, else the connections. None without /proc.
     """
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -68,10 +69,10 @@ def bound_to(port: int, listening: bool) -> Iterator[socket.socket]:
         with contextlib.suppress(OSError):
             if not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue
-            found = socket.socket(fileno=os.dup(number))
-            inet = found.family in (socket.AF_INET, socket.AF_INET6)
-            waits = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if inet and found.getsockname()[1] == port and bool(waits) == listening:
-                yield found
+            duplicate = socket.socket(fileno=os.dup(number))
+            inet = duplicate.family in (socket.AF_INET, socket.AF_INET6)
+            waits = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if inet and duplicate.getsockname()[1] == port and bool(waits) == listening:
+                yield duplicate
             else:
-                found.close()
+                duplicate.close()

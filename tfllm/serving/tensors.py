@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from tfllm.serving.schema import invalid
 
-MOST_ELEMENTS = 1 << 24
-MOST_DIMENSIONS = 64  # numpy's limit; TensorFlow's is 254
+MAX_ELEMENTS = 1 << 24
+MAX_DIMENSIONS = 64  # numpy's limit; TensorFlow's is 254
 VARINT_BYTES = 10  # of 64 bits, seven in a byte
 
 # DataType name -> the TensorProto field that holds its values.
@@ -40,12 +40,12 @@ BITS_IN_FIELD = {"half", "bfloat16"}  # stored as the 16 bits, in int32
 
 
 def type_name(dtype: tf.DType) -> str:
-    """TensorFlow's C++ name: `float` where Python says `float32`."""
+    """Return TensorFlow's C++ name: `float` where Python says `float32`."""
     return {"float32": "float", "float64": "double", "float16": "half"}.get(dtype.name, dtype.name)
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """`[2,?]`."""
+    """Return `[2,?]`."""
     return "[" + ",".join("?" if size < 0 else str(size) for size in shape) + "]"
 
 
@@ -60,7 +60,7 @@ class TensorSpec:
 
     @classmethod
     def of(cls, info: Any) -> TensorSpec:
-        """From a TensorInfo proto."""
+        """Read a TensorInfo proto."""
         if kind := info.WhichOneof("encoding"):
             if kind != "name":  # coo_sparse, composite_tensor: several tensors with one name
                 return cls("", kind, None, np.dtype(object))
@@ -70,21 +70,19 @@ class TensorSpec:
         return cls(info.name, type_name(dtype), sizes, np.dtype(dtype.as_numpy_dtype))
 
     def check(self, name: str, array: np.ndarray) -> None:
-        """Raises INVALID_ARGUMENT where type or shape cannot be fed."""
+        """Raise INVALID_ARGUMENT where type or shape cannot be fed."""
         if not self.tensor:
             raise invalid(
                 f"Input '{name}' is no dense tensor ({self.type}) and cannot be fed. Export a "
                 "signature of dense tensors."
             )
         if array.dtype != self.dtype:
-            given = type_name(tf.dtypes.as_dtype(array.dtype))
-            raise invalid(
-                f"Input '{name}' is of type {given}, and the signature takes {self.type}."
-            )
+            sent = type_name(tf.dtypes.as_dtype(array.dtype))
+            raise invalid(f"Input '{name}' is of type {sent}, and the signature takes {self.type}.")
         if self.shape is None:
             return
         fits = len(array.shape) == len(self.shape) and all(
-            wanted in (-1, size) for wanted, size in zip(self.shape, array.shape, strict=True)
+            expected in (-1, size) for expected, size in zip(self.shape, array.shape, strict=True)
         )
         if not fits:
             raise invalid(
@@ -93,8 +91,8 @@ class TensorSpec:
             )
 
 
-def from_proto(proto: Any, most_elements: int = MOST_ELEMENTS) -> np.ndarray:
-    """A TensorProto as an array (strings as bytes objects). Raises INVALID_ARGUMENT."""
+def from_proto(proto: Any, most_elements: int = MAX_ELEMENTS) -> np.ndarray:
+    """Return a TensorProto as an array (strings as bytes objects). Raises INVALID_ARGUMENT."""
     try:
         dtype = tf.dtypes.as_dtype(proto.dtype)
         name = type_name(dtype)
@@ -104,8 +102,8 @@ def from_proto(proto: Any, most_elements: int = MOST_ELEMENTS) -> np.ndarray:
     shape = tuple(int(dim.size) for dim in proto.tensor_shape.dim)
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise invalid("A tensor needs a shape without negative sizes.")
-    if len(shape) > MOST_DIMENSIONS:
-        raise invalid(f"A tensor of {len(shape)} dimensions; {MOST_DIMENSIONS} are the most.")
+    if len(shape) > MAX_DIMENSIONS:
+        raise invalid(f"A tensor of {len(shape)} dimensions; {MAX_DIMENSIONS} are the most.")
     count = math.prod(shape)
     # The product without empty dimensions too: numpy computes it, and it may overflow.
     if math.prod(size for size in shape if size) > most_elements:
@@ -134,7 +132,7 @@ def from_proto(proto: Any, most_elements: int = MOST_ELEMENTS) -> np.ndarray:
 
 
 def to_proto(array: np.ndarray) -> Any:
-    """An array as a TensorProto with typed fields, as TF Serving answers."""
+    """Return an array as a TensorProto with typed fields, as TF Serving answers."""
     from tensorflow.core.framework import tensor_pb2
 
     dtype = tf.dtypes.as_dtype(array.dtype) if array.dtype.kind != "O" else tf.string
@@ -163,7 +161,7 @@ def _from_content(content: bytes, dtype: np.dtype, shape: tuple, count: int) -> 
 
 
 def _strings_from_content(content: bytes, shape: tuple, count: int) -> np.ndarray:
-    """`count` lengths as varints, then the bytes of all strings."""
+    """Read `count` lengths as varints, then the bytes of all strings."""
     lengths, position = [], 0
     try:
         for _ in range(count):

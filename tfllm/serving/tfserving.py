@@ -72,7 +72,7 @@ FLAGS = frozenset(
 
 
 def read_models(path: str | Path) -> list[ModelEntry]:
-    """The models of a `models.config` file. Raises SettingError naming file and line."""
+    """Return the models of a `models.config` file. Raises SettingError naming file and line."""
     config = read_text_proto(path, model_server_config_pb2.ModelServerConfig())
     if config.WhichOneof("config") != "model_config_list":
         raise SettingError(f"{path}: it needs a model_config_list {{ config {{ ... }} }}.")
@@ -83,10 +83,10 @@ def read_models(path: str | Path) -> list[ModelEntry]:
 
 
 def entries(config: Any) -> list[ModelEntry]:
-    """A ModelServerConfig as plain settings. Raises INVALID_ARGUMENT with TF Serving's messages."""
-    made: list[ModelEntry] = []
+    """Return a ModelServerConfig as plain settings. Raises INVALID_ARGUMENT as TF Serving does."""
+    models: list[ModelEntry] = []
     for model in config.model_config_list.config:
-        if any(model.name == other.name for other in made):
+        if any(model.name == other.name for other in models):
             raise invalid(f"Illegal to list model {model.name} multiple times in config list")
         if not model.base_path.startswith("/"):
             raise invalid(
@@ -100,7 +100,7 @@ def entries(config: Any) -> list[ModelEntry]:
             )
         if not model.name or set(model.name) & set("/:"):
             raise invalid(f"'{model.name}' cannot be a model's name: no path could hold it")
-        made.append(
+        models.append(
             ModelEntry(
                 name=model.name,
                 base_path=model.base_path,
@@ -108,11 +108,11 @@ def entries(config: Any) -> list[ModelEntry]:
                 labels=dict(model.version_labels),
             )
         )
-    return made
+    return models
 
 
 def read_batching(path: str | Path) -> Batching:
-    """The parts of `batching_parameters.txt` that this server has; it never waits for a batch."""
+    """Return the settings of `batching_parameters.txt` that this server has."""
     proto = read_text_proto(path, new("BatchingParameters"))
     largest = proto.max_batch_size.value if proto.HasField("max_batch_size") else 32
     sizes = tuple(proto.allowed_batch_sizes) or Batching().allowed_batch_sizes
@@ -134,7 +134,7 @@ def read_batching(path: str | Path) -> Batching:
 
 
 def read_text_proto(path: str | Path, message: Any) -> Any:
-    """A text proto file in `message`. Raises SettingError naming file and line."""
+    """Read a text proto file into `message`. Raises SettingError naming file and line."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -149,9 +149,9 @@ def read_text_proto(path: str | Path, message: Any) -> Any:
 
 
 def new(name: str) -> Any:
-    """An empty message of one of MESSAGES."""
-    found = _pool().FindMessageTypeByName(f"tensorflow.serving.{name}")
-    return message_factory.GetMessageClass(found)()
+    """Return an empty message of one of MESSAGES."""
+    descriptor = _pool().FindMessageTypeByName(f"tensorflow.serving.{name}")
+    return message_factory.GetMessageClass(descriptor)()
 
 
 def _policy(proto: Any) -> VersionPolicy:

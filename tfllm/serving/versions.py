@@ -31,26 +31,26 @@ class Fingerprint:
         return any(name in GRAPH_FILES for name, *_ in self.files)
 
     def quiet_since(self, seconds: float) -> bool:
-        """Whether the last write lies `seconds` back: so it is where a version was renamed."""
+        """Return whether the last write was `seconds` ago; so it is where a version was renamed."""
         newest = max((time for _, _, *times in self.files for time in times), default=0)
         return 0 < newest <= time.time_ns() - seconds * 1e9
 
 
-def present(base_path: str | Path) -> dict[int, Path]:
-    """The direct children of `base_path` whose names are version numbers, by version.
+def version_directories(base_path: str | Path) -> dict[int, Path]:
+    """Return version number -> directory of the children of `base_path` that are versions.
 
     Of `1` and `001` the first in alphabetical order counts. OSError where the path cannot be read.
     """
-    found: dict[int, Path] = {}
+    directories: dict[int, Path] = {}
     with os.scandir(base_path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if INTEGER.fullmatch(entry.name) and int(entry.name) <= MAX_VERSION and entry.is_dir():
-                found.setdefault(int(entry.name), Path(entry.path))
-    return found
+                directories.setdefault(int(entry.name), Path(entry.path))
+    return directories
 
 
 def fingerprint(directory: Path) -> Fingerprint:
-    """What a version directory holds right now, folders behind symbolic links included."""
+    """Return the files of a version directory, directories behind symbolic links included."""
     files = []
     walked: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(directory, followlinks=True):
