@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from tfllm.config import Settings
+from tfllm.config import Settings, read_yaml
 from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.generation.config import GenerationConfig
@@ -105,10 +105,16 @@ class ServingGeneration(Settings):
     """A request's `max_new_tokens` is cut to this; unset: to what the context has room for."""
 
 
+def _known_targets(schema: dict[str, Any]) -> None:
+    """Add the targets to the JSON Schema, for editors: each has a built-in profile."""
+    documents = (read_yaml(path)[0] for path in PROFILE_DIRECTORY.glob("*.yaml"))
+    schema["enum"] = sorted({document["target"] for document in documents})
+
+
 class Profile(Settings):
     """What to export and how close it must stay to the checkpoint."""
 
-    target: str
+    target: str = Field(json_schema_extra=_known_targets)
     """Kind of artifact: a name in tfllm.export.TARGETS."""
     quantization: Quantization = "float32"
     """Number format. tflite, mediapipe: all but bfloat16; `int8`: int8 weights, activations

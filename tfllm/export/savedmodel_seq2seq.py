@@ -77,57 +77,63 @@ def build_signatures(
         profile: The export profile.
     """
     generator = GraphSeq2SeqGenerator(checkpoint, model, tokenizers, profile)
-    ids = [
-        tf.TensorSpec([None, None], tf.int32, "token_ids"),
-        tf.TensorSpec([None], tf.int32, "lengths"),
-    ]
+    signatures = {
+        **_text_signatures(generator),
+        **_id_signatures(generator),
+        "tokens": tokens_signature(model),
+    }
+    if name := getattr(checkpoint.task, "profile", None):
+        signatures[name] = signatures["serving_default"]
+    return signatures
+
+
+def _text_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
+    """Return the signatures from texts to texts."""
     prompt = serving_graph.text_inputs("prompt")
-    sampling = request_settings.tensor_specs(SAMPLING_SETTINGS)
-    beams = request_settings.tensor_specs(BEAM_SETTINGS)
-    size = generator.model.source_vocabulary_size
 
     @serving_graph.signature(prompt)
     def serve(prompt):
         text, result = generator.generate_texts(prompt, generator.with_own_settings)
         return {"text": text, "score": result.scores}
 
-    @serving_graph.signature(prompt + sampling)
+    @serving_graph.signature(prompt + request_settings.tensor_specs(SAMPLING_SETTINGS))
     def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
         settings = (max_new_tokens, temperature, top_k, top_p, seed)
         values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
         text, result = generator.generate_texts(prompt, generator.sample, *values)
         return {"text": text, "token_count": result.counts}
 
-    @serving_graph.signature(prompt + beams)
+    @serving_graph.signature(prompt + request_settings.tensor_specs(BEAM_SETTINGS))
     def beam(prompt, max_new_tokens, length_penalty):
         values = request_settings.check_settings(BEAM_SETTINGS, (max_new_tokens, length_penalty))
         text, result = generator.generate_texts(prompt, generator.beam_search, *values)
         return {"text": text, "token_count": result.counts, "score": result.scores}
 
-    @serving_graph.signature(ids + sampling)
+    return {"serving_default": serve, "generate": generate, "beam": beam}
+
+
+def _id_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
+    """Return the signatures from token ids to token ids."""
+    ids = [
+        tf.TensorSpec([None, None], tf.int32, "token_ids"),
+        tf.TensorSpec([None], tf.int32, "lengths"),
+    ]
+    size = generator.model.source_vocabulary_size
+
+    @serving_graph.signature(ids + request_settings.tensor_specs(SAMPLING_SETTINGS))
     def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
         settings = (max_new_tokens, temperature, top_k, top_p, seed)
         values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
         token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
         return _as_outputs(generator.sample(token_ids, lengths, *values))
 
-    @serving_graph.signature(ids + beams)
+    @serving_graph.signature(ids + request_settings.tensor_specs(BEAM_SETTINGS))
     def beam_tokens(token_ids, lengths, max_new_tokens, length_penalty):
         values = request_settings.check_settings(BEAM_SETTINGS, (max_new_tokens, length_penalty))
         token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
         return _as_outputs(generator.beam_search(token_ids, lengths, *values))
 
-    signatures = {
-        "serving_default": serve,
-        "generate": generate,
-        "beam": beam,
-        "generate_tokens": generate_tokens,
-        "beam_tokens": beam_tokens,
-        "tokens": tokens_signature(model),
-    }
-    if name := getattr(checkpoint.task, "profile", None):
-        signatures[name] = serve
-    return signatures
+    return {"generate_tokens": generate_tokens, "beam_tokens": beam_tokens}
 
 
 def tokens_signature(model: keras.Model) -> Any:
