@@ -2,7 +2,7 @@
 
 from tfllm import tasks
 from tfllm.checkpoints import store
-from tfllm.export.verify.sample_texts import CONTEXT, PLAIN, QUESTIONS
+from tfllm.export.verify.sample_texts import ASCII_SENTENCES, CONTEXT, QUESTIONS
 from tfllm.tokenizers.loading import load_tokenizer
 
 CHAT_TEMPLATE = (
@@ -24,7 +24,7 @@ def tokenizer(folder, vocabulary_size=400, chat=True):
     from tokenizers import ByteLevelBPETokenizer
 
     learned = ByteLevelBPETokenizer()
-    texts = [*PLAIN, CONTEXT, *QUESTIONS] * 4
+    texts = [*ASCII_SENTENCES, CONTEXT, *QUESTIONS] * 4
     learned.train_from_iterator(texts, vocabulary_size, 2, False, SPECIALS)
     folder.mkdir(parents=True, exist_ok=True)
     learned.save(str(folder / "tokenizer.json"))

@@ -15,7 +15,7 @@ from tfllm.errors import SettingError
 from tfllm.evaluation.harness import evaluate
 from tfllm.export import export, load_profile, op_compatibility, request_settings, savedmodel
 from tfllm.export.verify import common
-from tfllm.export.verify.sample_texts import PLAIN
+from tfllm.export.verify.sample_texts import ASCII_SENTENCES
 from tfllm.generation.config import generation_config
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.runtimes.checkpoint import open_checkpoint
@@ -112,7 +112,7 @@ def test_rows_have_their_own_settings_and_no_neighbours(module, writer):
 
 
 def test_a_row_may_ask_for_too_much_or_nothing(module, writer):
-    long = " ".join(PLAIN)
+    long = " ".join(ASCII_SENTENCES)
     texts, counts = generate(
         module,
         ["", "yes", long, "yes"],
@@ -199,7 +199,7 @@ def test_scores_are_the_checkpoints(checkpoint, module):
 
 def test_the_file_is_measured_and_asked_as_the_checkpoint_is(checkpoint, version, writer):
     predictor = open_model(version)
-    examples = [{"text": text} for text in PLAIN[:6]]
+    examples = [{"text": text} for text in ASCII_SENTENCES[:6]]
     expected = evaluate(open_checkpoint(checkpoint), examples)
     assert evaluate(predictor, examples) == pytest.approx(expected, rel=1e-5)
     settings = generation_config(max_new_tokens=NEW, temperature=0.8, seed=4)

@@ -20,7 +20,7 @@ from tfllm.export import (
     tflite_quantization,
 )
 from tfllm.export.flatbuffer import TFLITE_FILE
-from tfllm.export.verify.sample_texts import PLAIN
+from tfllm.export.verify.sample_texts import ASCII_SENTENCES
 from tfllm.generation.config import generation_config
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.runtimes.checkpoint import open_checkpoint
@@ -66,7 +66,7 @@ def opened(checkpoint, content, tmp_path_factory):
 
 
 def prompts(checkpoint):
-    (stream,) = checkpoint.tokenizer.encode_ids([" ".join(PLAIN)])
+    (stream,) = checkpoint.tokenizer.encode_ids([" ".join(ASCII_SENTENCES)])
     return [stream[:length] for length in LENGTHS]
 
 
@@ -123,7 +123,7 @@ def test_a_new_text_sees_nothing_of_the_last_one(checkpoint, opened):
 
 
 def test_the_file_is_measured_as_the_checkpoint_is(checkpoint, opened):
-    examples = [{"text": text} for text in PLAIN[:3]]
+    examples = [{"text": text} for text in ASCII_SENTENCES[:3]]
     task = checkpoint.task.model_copy(update={"max_length": CONTEXT})
     from dataclasses import replace
 
@@ -133,7 +133,7 @@ def test_the_file_is_measured_as_the_checkpoint_is(checkpoint, opened):
 
 @pytest.mark.parametrize(("bits", "rise"), [(8, 0.05), (4, 0.6)])
 def test_weights_in_fewer_bits_tell_nearly_the_same(checkpoint, opened, bits, rise):
-    examples = [{"text": text} for text in PLAIN[:3]]
+    examples = [{"text": text} for text in ASCII_SENTENCES[:3]]
     before = evaluate(opened(), examples)["perplexity"]
     found = opened(bits)
     assert evaluate(found, examples)["perplexity"] == pytest.approx(before, rel=rise)
