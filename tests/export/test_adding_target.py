@@ -80,8 +80,8 @@ def test_a_toy_target_is_exported_verified_and_opened(profile_file, classifier, 
     recorded = json.loads((made.path / "tfllm.json").read_text())
     assert [check["name"] for check in recorded["checks"]] == ["weights", "largest difference"]
     examples = [{"text": "the film was good"}, {"text": "bad"}]
-    expected = open_checkpoint(classifier).answers(examples)
-    assert open_arrays(made.path).answers(examples) == expected
+    expected = open_checkpoint(classifier).predict(examples)
+    assert open_arrays(made.path).predict(examples) == expected
 
 
 def test_a_failing_check_of_a_toy_target_leaves_nothing(

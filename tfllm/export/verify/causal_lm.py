@@ -41,7 +41,7 @@ from tfllm.export.verify.sample_texts import (
     SENTENCES,
 )
 from tfllm.generation.config import GenerationConfig, generation_config
-from tfllm.generation.text_generator import Text, TextGenerator
+from tfllm.generation.text_generator import GeneratedText, TextGenerator
 from tfllm.runtimes.benchmark import measure_generation
 from tfllm.runtimes.opening import open_model
 from tfllm.runtimes.token_log_probs import target_log_probs
@@ -347,7 +347,7 @@ def _sampled_texts(generator: TextGenerator, request: dict[str, Any]) -> list[st
 
 def _continue(
     generator: TextGenerator, prompts: Sequence[str], config: GenerationConfig
-) -> list[Text]:
+) -> list[GeneratedText]:
     """Return the checkpoint's texts; an empty prompt starts as in the exported graph."""
     first = generator.tokenizer.bos_token_id
     if first is None:

@@ -75,7 +75,7 @@ def check_savedmodel(
     ]
     yield from compare_predictions(reference.predict(compared), answers, profile)
     actual = [next(iter(output.values())) for output in outputs[1 : 1 + len(inputs)]]
-    expected = [reference.call(batch) for batch in inputs]
+    expected: list[Any] = [reference.call(batch) for batch in inputs]
     yield _check_raw_outputs(expected, actual, profile)
     yield from divergence.check_predictions(profile, reference.task, counted, expected, actual)
     answered = len(outputs) - 1 - len(inputs)
@@ -92,6 +92,7 @@ def check_tflite(
     reference = open_reference(checkpoint, profile)
     compared = examples_to_compare(reference, examples)
     predictor: Any = open_model(directory)
+    expected: list[Any]
     if profile.text_input:
         equal = _tokenized_equally(reference, compared)
         yield from compare_predictions(reference.predict(equal), predictor.predict(equal), profile)

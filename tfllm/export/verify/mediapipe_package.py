@@ -45,7 +45,7 @@ def reference_outputs(reference: TokenPredictor, texts: Sequence[str]) -> np.nda
     task: Any = reference.task
     tokenize = reference.tokenizer.graph("mediapipe")
     rows = tokenize(tf.constant(list(texts)), max_length=task.max_length)
-    outputs = reference.call({name: value.numpy() for name, value in rows.items()})
+    outputs: Any = reference.call({name: value.numpy() for name, value in rows.items()})
     if not task.softmax_over:
         return outputs
     if task.problem == "multi_label":
