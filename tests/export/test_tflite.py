@@ -149,7 +149,7 @@ def test_the_difference_on_other_than_ascii_text_is_stated(exported):
 @pytest.mark.parametrize("kind", ["classification", "embedding"])
 def test_mediapipes_package_gives_the_checkpoints_numbers(kind, tmp_path):
     pytest.importorskip("mediapipe")
-    from tfllm.export import mediapipe
+    from tfllm.export import mediapipe as mediapipe_target
     from tfllm.export.verify import mediapipe_package
 
     checkpoint = make(kind)
@@ -159,4 +159,4 @@ def test_mediapipes_package_gives_the_checkpoints_numbers(kind, tmp_path):
     wanted = mediapipe_package.reference_outputs(reference, texts)
     found = mediapipe_package.package_outputs(artifact.path / TFLITE_FILE, checkpoint.task, texts)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert mediapipe.INPUTS == ("token_ids", "padding_mask", "segment_ids")
+    assert mediapipe_target.INPUTS == ("token_ids", "padding_mask", "segment_ids")
