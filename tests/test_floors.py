@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "tfllm"
 
 FLOORS = [
     ["errors"],
-    ["config", "keras_internals"],
+    ["config", "keras_internals", "version"],
     ["layers", "tokenizers"],
     ["models", "data"],
     ["tasks"],
@@ -56,6 +56,61 @@ def offences(path: Path):
                 yield f"{where}: floor {FLOOR[own]} may not import floor {FLOOR[parts[1]]}"
         elif own in KERAS_ONLY and parts[0].startswith("tensorflow"):
             yield f"{where}: {own}/ imports keras only"
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, found by Tarjan's algorithm (1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    groups = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in imports[name]:
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            group = []
+            while not group or group[-1] != name:
+                group.append(stack.pop())
+            if len(group) > 1:
+                groups.append(sorted(group))
+
+    for name in imports:
+        if name not in index:
+            visit(name)
+    return groups
+
+
+def test_no_two_files_import_one_another():
+    """Imports inside functions and for types included."""
+    paths = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+    imports = {}
+    for name, path in paths.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {module if module in paths else node.module for module in whole}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        imports[name] = found & set(paths) - {name}
+    assert circles(imports) == []
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -14,13 +14,14 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tfllm.version import __version__
+
 if TYPE_CHECKING:
     from tfllm.generation.config import GenerationConfig
     from tfllm.model import InferenceModel, Model, evaluate, export, load, open, train
     from tfllm.pipelines import pipeline
     from tfllm.training.recipe import Recipe
 
-__version__ = "0.1.0.dev0"
 __all__ = [
     "GenerationConfig", "InferenceModel", "Model", "Recipe", "__version__", "evaluate", "export",
     "load", "open", "pipeline", "train",

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print(_help())
         sys.exit(0)
     if verb == "--version":
-        from tfllm import __version__
+        from tfllm.version import __version__
 
         print(f"tfllm {__version__}")
         sys.exit(0)

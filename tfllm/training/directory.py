@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfllm import __version__, config
+from tfllm import config
 from tfllm.errors import SettingError, StorageError
 from tfllm.training.recipe import Recipe
+from tfllm.version import __version__
 
 RECIPE, METRICS, LOGS, STATE = "recipe.yaml", "metrics.jsonl", "logs", "state"
 CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
