@@ -138,22 +138,23 @@ class AdamWBase(keras.optimizers.AdamW):
         index = self._get_variable_index(variable)
         return self._momentums[index], self._velocities[index]
 
-    def _clip_gradients(self, grads: Any) -> Any:
-        import tensorflow as tf
+    def num_replicas(self) -> int:
+        """Return how many devices compute the step, each a part of the gradients."""
+        return 1
 
+    def sum_over_replicas(self, gradients: Any) -> Any:
+        """Return the sum of each gradient over all devices."""
+        return gradients
+
+    def _clip_gradients(self, grads: Any) -> Any:
         if self._clips_sum():
-            context = tf.distribute.get_replica_context()
-            grads = context.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+            grads = self.sum_over_replicas(grads)
         return super()._clip_gradients(grads)
 
     def _clips_sum(self) -> bool:
         """Whether `_clip_gradients`, which Keras calls first, sums over devices."""
-        import tensorflow as tf
-
-        context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync if context else 1
         clips = any((self.clipnorm, self.global_clipnorm, self.clipvalue))
-        return clips and replicas > 1 and not self.gradients_reduced
+        return clips and self.num_replicas() > 1 and not self.gradients_reduced
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         if self.gradients_reduced or self._clips_sum():

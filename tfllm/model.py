@@ -49,7 +49,7 @@ from tfllm.errors import CheckpointError, SettingError, StorageError, did_you_me
 from tfllm.evaluation import harness
 from tfllm.evaluation.metrics import measure
 from tfllm.evaluation.plots import write_plots
-from tfllm.evaluation.settings import EvaluationSettings, settings_for
+from tfllm.evaluation.settings import EvaluationSettings, settings_for, settings_of_run
 from tfllm.export import Artifact, Check, Profile, load_profile
 from tfllm.export import export as write_artifact
 from tfllm.generation.config import FIELDS, GenerationConfig
@@ -827,6 +827,8 @@ def export(
     if file and source and settings.data == ReadSettings():  # as the run's recipe says
         given = settings_for(source, str(file)).reading
         settings = settings.model_copy(update={"data": given})
+    elif source and settings.data == ReadSettings() and (recorded := settings_of_run(source)):
+        settings = settings.model_copy(update={"data": recorded})
     examples = [] if data is None else read_examples(data, settings.data, limit)
     checkpoint = model.checkpoint if isinstance(model, Model) else store.load(model)
     if (task := checkpoint.task.export_task()) is not checkpoint.task:

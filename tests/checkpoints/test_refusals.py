@@ -154,7 +154,7 @@ def test_numbers_that_are_no_weights(golden, kind, size):
          r"has the parts model-00001-of-00002.safetensors, .* not model.safetensors.index.json"),
         (["consolidated.safetensors"], r"names of Mistral's own code. Copy the files model"),
         (["consolidated.00.pth", "params.json"], r"layout of Meta's own code"),
-        (["model-q4_0.gguf"], r"is llama.cpp's form. Use the checkpoint"),
+        (["model-q4_0.gguf"], r"is a GGUF file. Give the file itself"),
         (["model.onnx"], "is an ONNX graph"),
         (["best.ckpt"], "is a torch pickle"),
         (["adapter_model.safetensors"], "of an adapter only.*merge_and_unload"),
@@ -172,7 +172,7 @@ def test_weights_under_another_name(golden, files, said):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["model-q4_0.gguf"], "is llama.cpp's form"),
+        (["model-q4_0.gguf"], "Give the GGUF file itself"),
         (["consolidated.safetensors", "params.json"], "Mistral's own code"),
         (["adapter_config.json", "adapter_model.safetensors"], "holds only adapters"),
         (["model.safetensors"], "no config.json"),
@@ -188,7 +188,10 @@ def test_a_directory_without_a_configuration(tmp_path, files, said):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("model.gguf", "is llama.cpp's form"), ("model.safetensors", "directory that it lies in")],
+    [
+        ("model.gguf", "cut off or is damaged|not a GGUF file"),
+        ("model.safetensors", "directory that it lies in"),
+    ],
 )
 def test_a_file_instead_of_a_directory(tmp_path, name, said):
     (tmp_path / name).write_bytes(b"GGUF")
@@ -267,7 +270,7 @@ def test_numbers_of_rotary_positions(golden, key, value):
         (("decoders", "qwen2"), {"use_sliding_window": "no"}, "use_sliding_window is 'no'"),
         (("decoders", "qwen2_untied"), {"layer_types": 3}, "layer_types is 3"),
         (("decoders", "smollm2"), {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor":
-                                                       0.5}}, "rotated in part"),
+                                                       0.5}}, "partly rotated"),
         (("bert", "classification"), {"id2label": None, "num_labels": float("nan")}, "outputs|num"),
     ],
 )  # fmt: skip

@@ -43,7 +43,10 @@ def test_a_wheel_has_the_files(tmp_path):
     ).stdout.split()  # fmt: skip
     for name in tracked:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tree / name)
+        if (ROOT / name).is_dir():  # a link to the folder of profiles
+            shutil.copytree(ROOT / name, tree / name)
+        else:
+            shutil.copy(ROOT / name, tree / name)
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
          "--wheel-dir", str(tmp_path), str(tree)],

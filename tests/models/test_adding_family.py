@@ -88,7 +88,7 @@ def test_a_family_is_one_file_and_one_line(monkeypatch, tmp_path):
     assert [answer["label"] for answer in answers] == ["good", "bad"]
     validation = folder / "validation.tsv"
     tfllm.export(path, "savedmodel", tmp_path / "exported", data=validation)
-    served = open_model(tmp_path / "exported").answers([{"text": text} for text in texts])
+    served = open_model(tmp_path / "exported").predict([{"text": text} for text in texts])
     for answer, other in zip(served, answers, strict=True):
         assert answer["scores"] == pytest.approx(other["scores"], abs=1e-5)
 

@@ -105,7 +105,7 @@ def test_what_does_not_go_with_a_corpus(folder, run, tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nother\n")
     cases = [
         ({"tokenizer": {"path": str(tmp_path / "vocab.txt")}}, "another vocabulary"),
-        ({"task": {"kind": "classification"}}, "learns from more"),
+        ({"task": {"kind": "classification"}}, "needs more"),
         ({"data": {"validation_tail": 0.1, "validation_share": None}}, "validation_tail"),
         ({"data": {"limit": 3}}, "data.limit is 3"),
         ({"data": {"train": [corpus, str(folder / "texts.txt")]}}, "must be named alone"),

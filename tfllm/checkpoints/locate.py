@@ -18,6 +18,7 @@ FOREIGN_FORMS = {
     "the files model*.safetensors of the same repository beside it",
     "consolidated*.pth": "is a torch pickle in the layout of Meta's own code. Copy the files "
     "model*.safetensors of the repository for transformers",
+    "*.gguf": "is a GGUF file. Give the file itself in place of the directory",
     "*.onnx": "is an ONNX graph. Use the checkpoint that it was made from, with safetensors",
     "*.pt": f"is {PICKLE}. Use a checkpoint with safetensors",
     "*.pth": f"is {PICKLE}. Use a checkpoint with safetensors",

@@ -72,6 +72,13 @@ def settings_for(
     return config.build(data, EvaluationSettings, source=source, overrides=overrides)
 
 
+def settings_of_run(model: str | Path) -> ReadSettings | None:
+    """Return how the recipe of a run reads its files, or None where `model` is no run."""
+    recorded = _of_run(Path(model))
+    known = {name: recorded[name] for name in ReadSettings.model_fields if name in recorded}
+    return ReadSettings.model_validate(known) if known else None
+
+
 def _recorded(model: Path, path: str) -> dict[str, Any]:
     """What the run or the artifact says about a file like `path`."""
     recorded = _of_run(model) or _of_artifact(model)

@@ -41,6 +41,14 @@ class AdamW(AdamWBase):
 
     gradient_factor: Any = None
 
+    def num_replicas(self) -> int:
+        context = tf.distribute.get_replica_context()
+        return context.num_replicas_in_sync if context else 1
+
+    def sum_over_replicas(self, gradients: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
     def __init__(self, *arguments: Any, decay_vectors: bool = True, **options: Any):
         """`decay_vectors` false: no weight decay of biases and normalisations (`is_decayed`)."""
         super().__init__(*arguments, **options)
