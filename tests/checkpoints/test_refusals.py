@@ -172,7 +172,7 @@ def test_weights_under_another_name(golden, files, said):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["model-q4_0.gguf"], "Give the GGUF file itself"),
+        (["model-q4_0.gguf"], "is a GGUF file. Give the file itself"),
         (["consolidated.safetensors", "params.json"], "Mistral's own code"),
         (["adapter_config.json", "adapter_model.safetensors"], "holds only adapters"),
         (["model.safetensors"], "no config.json"),

@@ -40,7 +40,8 @@ def make(family, kind):
     if family in TOKENIZERS:
         tokenizer = decoders.tokenizer(TOKENIZERS[family])
     shape = {
-        "variant": family, "num_segments": TYPES[family], "pad_token_id": tokenizer.pad_token_id or 0,
+        "variant": family, "num_segments": TYPES[family],
+        "pad_token_id": tokenizer.pad_token_id or 0,
         "vocabulary_size": tokenizer.vocabulary_size,
     }  # fmt: skip
     task = tasks.build({"kind": kind, "max_length": 32, **TASKS.get(kind, {})})

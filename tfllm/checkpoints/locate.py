@@ -89,8 +89,6 @@ def _what_it_lacks(path: Path) -> str:
             return f"it has no config.json, and '{files[0].name}' {meaning}."
     if any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin")):
         return "there are weights, but no config.json. Copy it from where the weights came from."
-    if files := sorted(path.glob(f"*{GGUF}")):
-        return f"it has no config.json. Give the GGUF file itself: {files[0]}."
     if files := sorted(path.glob("*.bin")):
         return f"it has no config.json. If it holds a llama2.c model, give the file: {files[0]}."
     return f"it has neither {SETTINGS} (tfllm) nor config.json (Hugging Face)."
