@@ -21,7 +21,7 @@ EXAMPLES = [{"text": text, "label": "good"} for text in TEXTS]
 def language(tmp_path_factory):
     """A language model's checkpoint and its artifacts, by profile."""
     folder = tmp_path_factory.mktemp("language")
-    model = tfllm.Model(language_models.make(folder / "tokenizer", max_sequence_length=32))
+    model = tfllm.Model(language_models.make(folder / "tokenizer", max_sequence_length=64))
     paths = {"checkpoint": model.save(folder / "model")}
     for name in PROFILES:
         if name == "litertlm":

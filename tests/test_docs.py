@@ -125,4 +125,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     page = (tmp_path / "reference" / "recipe.html").read_text(encoding="utf-8")
     assert "learning_rate" in page
     front = (tmp_path / "reference" / "python" / "tfllm.html").read_text(encoding="utf-8")
-    assert 'id="tfllm.model.Model.generate"' in front
+    assert 'id="tfllm.model.InferenceModel.generate"' in front

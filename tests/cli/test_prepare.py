@@ -108,7 +108,7 @@ def test_ended_by_a_signal_it_goes_on_to_the_same_bytes(number, tmp_path):
             _, err = process.communicate(timeout=60)
         assert process.returncode in (-number, 128 + number)
         if number == signal.SIGINT:
-            assert "The same command goes on" in err and "Traceback" not in err
+            assert "The same command continues" in err and "Traceback" not in err
     subprocess.run([*command, "--output", str(tmp_path / "out")], check=True, timeout=300)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert os.listdir(tmp_path / "out") and not work.exists()

@@ -98,11 +98,11 @@ def test_the_package_writes_the_checkpoints_texts(chat, tmp_path):
 @pytest.mark.edge
 def test_a_stop_token_inside_of_an_answer(tmp_path):
     pytest.importorskip("litert_lm")
-    from tfllm.export.verify.litertlm_package import SAID, conversation
+    from tfllm.export.verify.litertlm_package import USER_MESSAGES, conversation
     from tfllm.generation.text_generator import TextGenerator
 
     checkpoint = make(tmp_path / "tokenizer", "llama")
-    ids = checkpoint.tokenizer.apply_chat_template([{"role": "user", "content": SAID[0]}])
+    ids = checkpoint.tokenizer.apply_chat_template([{"role": "user", "content": USER_MESSAGES[0]}])
     from tfllm.generation.config import generation_config
 
     new = (
@@ -111,7 +111,7 @@ def test_a_stop_token_inside_of_an_answer(tmp_path):
         .ids
     )
     stopping = replace(checkpoint, generation_config={"eos_token_id": [0, new[6]]})
-    assert len(conversation(stopping, TextGenerator(stopping), SAID)) == 2
+    assert len(conversation(stopping, TextGenerator(stopping), USER_MESSAGES)) == 2
     assert not export(stopping, load_profile("litertlm"), tmp_path / "out").failed
 
 

@@ -57,7 +57,9 @@ def test_texts_equal_the_checkpoints(opened, writer, overrides):
 @pytest.mark.parametrize("overrides", [(), (LOOP,)], ids=["steps", "loop"])
 def test_smaller_files_pass_their_checks(tmp_path, name, overrides):
     seen = []
-    profile = load_profile(name, list(overrides))
+    # A random model's perplexity is that of its vocabulary, and rounding moves it by more.
+    limits = ["tolerance.perplexity_increase=0.1"]
+    profile = load_profile(name, [*overrides, *limits])
     export(checkpoint(), profile, tmp_path / "out", on_check=seen.append)
     assert any("greedy texts" in check.name for check in seen)
 

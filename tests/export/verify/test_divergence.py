@@ -235,7 +235,9 @@ def test_damaged_scales_of_an_encoder_are_refused(kind, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["question_answering", "masked_lm", "embedding"])
 def test_other_encoders_are_measured(kind, tmp_path):
-    artifact = export(make_encoder(kind), load_profile("tflite-int8"), tmp_path / kind)
+    # Random weights have no clear answers, and the model has positions for 64 tokens.
+    settings = ["tolerance.agreement=0.5", "max_length=64"]
+    artifact = export(make_encoder(kind), load_profile("tflite-int8", settings), tmp_path / kind)
     names = [check.name for check in artifact.checks]
     assert any(name.startswith("KL divergence") for name in names) == (kind != "embedding")
 
@@ -247,7 +249,7 @@ def test_damaged_scales_of_an_encoder_decoder_are_refused(family, overrides, tmp
     checkpoint = make_pair(family)
     monkeypatch.setattr(tflite_quantization, "MIN_WEIGHTS", 64)
     with_damaged_scales(monkeypatch)
-    with pytest.raises(CheckFailed, match="KL divergence"):
+    with pytest.raises(CheckFailed, match="KL divergence|same most likely next token"):
         export(checkpoint, load_profile("tflite-int8", overrides), tmp_path / "out")
 
 
