@@ -20,6 +20,7 @@ TASKS = {
     "embedding": {"max_length": 32},
     "token_classification": {"labels": ["O", "B-PER", "I-PER"], "max_length": 32},
     "question_answering": {"max_length": 48, "stride": 8, "max_answer_length": 8},
+    "masked_lm": {"max_length": 32},
 }
 
 

@@ -119,7 +119,7 @@ def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarr
     padded with copies of the last row.
 
     Returns:
-        float32 [B, ...].
+        float32 [B, ...], [B, T, ...] where there are scores of every token.
     """
     count, width = inputs["token_ids"].shape
     length = min(s.length for s in signatures if s.length >= width)
@@ -136,7 +136,8 @@ def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarr
         }
         outputs.append(chosen(fed)[: min(left, chosen.batch)])
         done += chosen.batch
-    return np.concatenate(outputs)
+    result = np.concatenate(outputs)
+    return result[:, :width] if result.ndim == 3 else result  # scores of the tokens asked for
 
 
 def to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:

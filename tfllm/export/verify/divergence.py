@@ -235,8 +235,6 @@ def _distributions(task: Task, positions: np.ndarray, outputs: Any) -> np.ndarra
     if not task.softmax_over or isinstance(outputs, dict):
         return None
     logits = np.asarray(outputs, np.float64)
-    if logits.ndim == 3:  # a file of one fixed length gives more rows than were asked for
-        logits = logits[:, : positions.shape[1]]
     if task.softmax_over == "positions":
         masked = np.where(positions[..., None], logits, MASKED)
         return masked.swapaxes(1, 2).reshape(-1, positions.shape[1])
