@@ -33,8 +33,11 @@ def describe(directory: Path) -> dict[str, Any]:
     """Form, family, task, shape, parameters, vocabulary and files. Raises CheckpointError."""
     vocabulary = directory
     files = {}
+    tokenizer = None
     if directory.suffix == gguf.SUFFIX:
-        form, (family, config, task, shapes) = "GGUF file", _gguf(directory)
+        file = gguf.open_file(directory)
+        form, (family, config, task, shapes) = "GGUF file", _gguf(file)
+        tokenizer = gguf.tokenizer_of(file)
         files = {directory.name: directory.stat().st_size}
     elif directory.is_file():
         form, (family, config, task, shapes) = "llama2.c file", _llama2c(directory)
@@ -44,9 +47,7 @@ def describe(directory: Path) -> dict[str, Any]:
         form, (family, config, task, shapes) = "tfllm checkpoint", _own(directory)
     else:
         form, (family, config, task, shapes) = "Hugging Face directory", _hugging_face(directory)
-    if directory.suffix == gguf.SUFFIX:
-        tokenizer = gguf.tokenizer_of(gguf.open_file(directory))
-    else:
+    if tokenizer is None:
         tokenizer = load_tokenizer(vocabulary)
     return {
         "form": form,
@@ -88,8 +89,7 @@ def _llama2c(path: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
     return "llama", config, task, llama2c.shapes_of(config)
 
 
-def _gguf(path: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
-    file = gguf.open_file(path)
+def _gguf(file: gguf.File) -> tuple[str, Any, dict[str, Any], Shapes]:
     family, config, _ = gguf.shape_of(file)
     task = CausalLM(max_length=config.max_sequence_length).model_dump(mode="json")
     return family, config, task, gguf.shapes_of(file)

@@ -13,7 +13,6 @@ by the `gguf` package) and float32, float16, bfloat16, q8_0 and q4_0 are written
 from __future__ import annotations
 
 import logging
-import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -687,8 +686,3 @@ def _encoded(value: np.ndarray, kind: Any) -> np.ndarray:
     if kind.name in plain:
         return plain[kind.name](value)
     return gguf.quants.quantize(value, kind)
-
-
-def parameters(file: File) -> int:
-    """How many numbers the file's tensors hold."""
-    return sum(math.prod(shape) for shape, _ in shapes_of(file).values())

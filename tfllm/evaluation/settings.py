@@ -74,15 +74,14 @@ def settings_for(
 
 def settings_of_run(model: str | Path) -> ReadSettings | None:
     """Return how the recipe of a run reads its files, or None where `model` is no run."""
-    recorded = _of_run(Path(model))
-    known = {name: recorded[name] for name in ReadSettings.model_fields if name in recorded}
+    known = _reading_of(_of_run(Path(model)))
     return ReadSettings.model_validate(known) if known else None
 
 
 def _recorded(model: Path, path: str) -> dict[str, Any]:
     """What the run or the artifact says about a file like `path`."""
     recorded = _of_run(model) or _of_artifact(model)
-    known = {name: recorded[name] for name in ReadSettings.model_fields if name in recorded}
+    known = _reading_of(recorded)
     files = [recorded.get(name) or () for name in ("train", "validation")]
     endings = {
         _ending(str(file)) for some in files for file in ([some] if isinstance(some, str) else some)
@@ -90,6 +89,11 @@ def _recorded(model: Path, path: str) -> dict[str, Any]:
     if endings:
         return known if _ending(path) in endings else {}
     return known if known.get("format") in (None, known_format(path)) else {}
+
+
+def _reading_of(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the recorded settings that say how a file is read."""
+    return {name: recorded[name] for name in ReadSettings.model_fields if name in recorded}
 
 
 def _of_run(model: Path) -> dict[str, Any]:

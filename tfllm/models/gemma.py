@@ -16,19 +16,24 @@ import keras
 from keras import ops
 
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
-from tfllm.layers import rotary, segments
-from tfllm.layers.activations import get_activation
-from tfllm.layers.causal import CausalBlock, run_blocks
+from tfllm.layers import rotary
+from tfllm.layers.causal import CausalBlock
 from tfllm.layers.normalization import normalization_layer
 from tfllm.layers.projections import truncated_normal
-from tfllm.layers.types import Cache, KeysAndValues, Tensor
+from tfllm.layers.types import Tensor
 from tfllm.models import hf_config as hf
+from tfllm.models.decoder_graph import (
+    FULL,
+    SLIDING,
+    build_backbone,
+    check_rotary_config,
+    forward,
+)
 from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
 Variant = Literal["gemma", "gemma2", "gemma3_text"]
-FULL, SLIDING = "full_attention", "sliding_attention"
 # Every so manieth layer has no window where config.json does not name the kind of each layer.
 PATTERN = {"gemma": 1, "gemma2": 2, "gemma3_text": 6}
 
@@ -89,29 +94,7 @@ class Config:
         if SLIDING not in kinds:
             object.__setattr__(self, "sliding_window", 0)
         object.__setattr__(self, "rope_scaling", rotary.normalize_scaling(self.rope_scaling))
-        self._check()
-
-    def _check(self) -> None:
-        if self.num_heads % self.num_key_value_heads:
-            raise SettingError(
-                f"num_heads {self.num_heads} cannot share {self.num_key_value_heads} heads of keys "
-                "and values equally; choose a num_key_value_heads that divides num_heads."
-            )
-        if self.head_dim % 2 or not self.head_dim:
-            raise SettingError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
-        if len(self.layer_types) != self.num_layers:
-            raise SettingError(
-                f"layer_types names {len(self.layer_types)} layers, and num_layers is "
-                f"{self.num_layers}. Name every layer, or none."
-            )
-        for kind in self.layer_types:
-            if kind not in (FULL, SLIDING):
-                known = did_you_mean(kind, (FULL, SLIDING))
-                raise SettingError(f"layer_types: there is no '{kind}'. {known}")
-        rotary.frequencies(
-            self.head_dim, self.rope_theta, self.rope_scaling, self.max_sequence_length
-        )
-        get_activation(self.activation)
+        check_rotary_config(self)
 
 
 def _pattern(variant: str, num_layers: int) -> tuple[str, ...]:
@@ -179,37 +162,9 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
     return {layer.name: layer for layer in (embedding, *blocks, final)}
 
 
-def forward(
-    layers: Mapping[str, keras.layers.Layer],
-    config: Config,
-    token_ids: Tensor,
-    positions: Tensor,
-    attention_mask: Tensor | tuple[Tensor, ...],
-    cache: tuple[Cache, ...] | None = None,
-) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
-    """Run the decoder; arguments and results are those of `models.llama.forward`."""
-    x = layers["token_embedding"](token_ids)
-    x, new = run_blocks(layers, config.num_layers, x, positions, attention_mask, cache)
-    return layers["final_norm"](x), new
-
-
 def backbone(config: Config) -> keras.Model:
-    """Build the decoder's graph for training.
-
-    Returns:
-        A model with inputs `token_ids` and `padding_mask`, int32 (B, T), and hidden states (B, T,
-        hidden_dim) after the final norm as output. The mask is 0 on padding, and numbers packed
-        documents: see `layers.segments`.
-    """
-    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-    mask = keras.Input((None,), dtype="int32", name="padding_mask")
-    masks = {
-        window: segments.attention_mask(mask, window) for window in dict.fromkeys(windows(config))
-    }
-    layer_masks = tuple(masks[window] for window in windows(config))
-    positions = segments.positions(mask)
-    hidden, _ = forward(create_layers(config), config, token_ids, positions, layer_masks)
-    return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=config.variant)
+    """Build the decoder's graph for training; see `decoder_graph.build_backbone`."""
+    return build_backbone(create_layers(config), config, windows(config), config.variant)
 
 
 # transformers' defaults of keys that are missing.

@@ -13,12 +13,12 @@ from typing import Any
 import keras
 
 from tfllm.errors import SettingError
-from tfllm.layers import segments
 from tfllm.layers.activations import get_activation
 from tfllm.layers.causal import CausalBlock, run_blocks
 from tfllm.layers.projections import truncated_normal
 from tfllm.layers.types import Cache, KeysAndValues, Tensor
 from tfllm.models import hf_config as hf
+from tfllm.models.decoder_graph import build_backbone
 from tfllm.models.weight_map import TensorLayout, WeightMap, fused, layer_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
@@ -147,23 +147,8 @@ def windows(config: Config) -> tuple[int | None, ...]:
 
 
 def backbone(config: Config) -> keras.Model:
-    """Build the decoder's graph for training.
-
-    Returns:
-        A model with inputs `token_ids` and `padding_mask`, int32 (B, T), and hidden states (B, T,
-        hidden_dim) after the final norm as output. The mask is 0 on padding, and numbers packed
-        documents: see `layers.segments`.
-    """
-    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-    mask = keras.Input((None,), dtype="int32", name="padding_mask")
-    hidden, _ = forward(
-        create_layers(config),
-        config,
-        token_ids,
-        segments.positions(mask),
-        segments.attention_mask(mask),
-    )
-    return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name="gpt2")
+    """Build the decoder's graph for training; see `decoder_graph.build_backbone`."""
+    return build_backbone(create_layers(config), config, windows(config), "gpt2", forward)
 
 
 MODEL_TYPES = ("gpt2",)

@@ -15,19 +15,23 @@ from typing import Any, Literal
 import keras
 
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
-from tfllm.layers import rotary, segments
-from tfllm.layers.activations import get_activation
-from tfllm.layers.causal import CausalBlock, run_blocks
+from tfllm.layers import rotary
+from tfllm.layers.causal import CausalBlock
 from tfllm.layers.normalization import normalization_layer
 from tfllm.layers.projections import truncated_normal
-from tfllm.layers.types import Cache, KeysAndValues, Tensor
 from tfllm.models import hf_config as hf
+from tfllm.models.decoder_graph import (
+    FULL,
+    SLIDING,
+    build_backbone,
+    check_rotary_config,
+    forward,
+)
 from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
 Variant = Literal["llama", "mistral", "qwen2", "qwen3"]
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
@@ -84,29 +88,7 @@ class Config:
         object.__setattr__(self, "sliding_window", window)
         object.__setattr__(self, "layer_types", kinds if len(set(kinds)) > 1 else ())
         object.__setattr__(self, "rope_scaling", rotary.normalize_scaling(self.rope_scaling))
-        self._check()
-
-    def _check(self) -> None:
-        if self.num_heads % self.num_key_value_heads:
-            raise SettingError(
-                f"num_heads {self.num_heads} cannot share {self.num_key_value_heads} heads of keys "
-                "and values equally; choose a num_key_value_heads that divides num_heads."
-            )
-        if self.head_dim % 2:
-            raise SettingError(f"head_dim is {self.head_dim}; rotary positions need an even one.")
-        if len(self.layer_types) not in (0, self.num_layers):
-            raise SettingError(
-                f"layer_types names {len(self.layer_types)} layers, and num_layers is "
-                f"{self.num_layers}. Name every layer, or none."
-            )
-        for kind in self.layer_types:
-            if kind not in (FULL, SLIDING):
-                known = did_you_mean(kind, (FULL, SLIDING))
-                raise SettingError(f"layer_types: there is no '{kind}'. {known}")
-        rotary.frequencies(
-            self.head_dim, self.rope_theta, self.rope_scaling, self.max_sequence_length
-        )
-        get_activation(self.activation)
+        check_rotary_config(self)
 
 
 def windows(config: Config) -> tuple[int | None, ...]:
@@ -154,49 +136,9 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
     return {layer.name: layer for layer in (embedding, *blocks, final)}
 
 
-def forward(
-    layers: Mapping[str, keras.layers.Layer],
-    config: Config,
-    token_ids: Tensor,
-    positions: Tensor,
-    attention_mask: Tensor | tuple[Tensor, ...],
-    cache: tuple[Cache, ...] | None = None,
-) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
-    """Run the decoder.
-
-    Args:
-        layers: By name; see `create_layers`.
-        config: The configuration.
-        token_ids: int32 (B, S).
-        positions: int32 (B, S).
-        attention_mask: Boolean (B, S, C + S), C cached tokens first, or a tuple of one per layer.
-        cache: For each layer; see `layers.types.Cache`.
-
-    Returns:
-        Hidden states (B, S, D) after the final norm, and the new keys and values of each layer.
-    """
-    x = layers["token_embedding"](token_ids)
-    x, new = run_blocks(layers, config.num_layers, x, positions, attention_mask, cache)
-    return layers["final_norm"](x), new
-
-
 def backbone(config: Config) -> keras.Model:
-    """Build the decoder's graph for training.
-
-    Returns:
-        A model with inputs `token_ids` and `padding_mask`, int32 (B, T), and hidden states (B, T,
-        hidden_dim) after the final norm as output. The mask is 0 on padding, and numbers packed
-        documents: see `layers.segments`.
-    """
-    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-    mask = keras.Input((None,), dtype="int32", name="padding_mask")
-    masks = {
-        window: segments.attention_mask(mask, window) for window in dict.fromkeys(windows(config))
-    }
-    layer_masks = tuple(masks[window] for window in windows(config))
-    positions = segments.positions(mask)
-    hidden, _ = forward(create_layers(config), config, token_ids, positions, layer_masks)
-    return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=config.variant)
+    """Build the decoder's graph for training; see `decoder_graph.build_backbone`."""
+    return build_backbone(create_layers(config), config, windows(config), config.variant)
 
 
 # transformers' defaults of keys that are missing.

@@ -1,0 +1,99 @@
+"""The graph that decoders share, for training and for cached decoding alike.
+
+A family provides its layers by name (`create_layers`): token_embedding, layer_0, ..., final_norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tfllm.errors import SettingError, did_you_mean
+from tfllm.layers import rotary, segments
+from tfllm.layers.activations import get_activation
+from tfllm.layers.causal import run_blocks
+from tfllm.layers.types import Cache, KeysAndValues, Tensor
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Hugging Face's kinds of layers: attention to the start, and within a sliding window."""
+
+
+def forward(
+    layers: Mapping[str, keras.layers.Layer],
+    config: Any,
+    token_ids: Tensor,
+    positions: Tensor,
+    attention_mask: Tensor | tuple[Tensor, ...],
+    cache: tuple[Cache, ...] | None = None,
+) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
+    """Run a decoder with rotary positions.
+
+    Args:
+        layers: By name.
+        config: The family's configuration.
+        token_ids: int32 (B, S).
+        positions: int32 (B, S).
+        attention_mask: Boolean (B, S, C + S), C cached tokens first, or a tuple of one per layer.
+        cache: For each layer; see `layers.types.Cache`.
+
+    Returns:
+        Hidden states (B, S, D) after the final norm, and the new keys and values of each layer.
+    """
+    x = layers["token_embedding"](token_ids)
+    x, new = run_blocks(layers, config.num_layers, x, positions, attention_mask, cache)
+    return layers["final_norm"](x), new
+
+
+def build_backbone(
+    layers: Mapping[str, keras.layers.Layer],
+    config: Any,
+    windows: Sequence[int | None],
+    name: str,
+    forward: Callable[..., tuple[Tensor, tuple[KeysAndValues, ...]]] = forward,
+) -> keras.Model:
+    """Build a decoder's graph for training.
+
+    Args:
+        layers: New layers, by name.
+        config: The family's configuration.
+        windows: How many tokens each layer attends to, the query included; None: to the start.
+        name: The model's name.
+        forward: The family's own `forward`.
+
+    Returns:
+        A model with inputs `token_ids` and `padding_mask`, int32 (B, T), and hidden states (B, T,
+        hidden_dim) after the final norm as output. The mask is 0 on padding, and numbers packed
+        documents: see `layers.segments`.
+    """
+    token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+    mask = keras.Input((None,), dtype="int32", name="padding_mask")
+    masks = {window: segments.attention_mask(mask, window) for window in dict.fromkeys(windows)}
+    layer_masks = tuple(masks[window] for window in windows)
+    hidden, _ = forward(layers, config, token_ids, segments.positions(mask), layer_masks)
+    return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=name)
+
+
+def check_rotary_config(config: Any) -> None:
+    """Raise SettingError where heads, layers and rotary positions of a Config do not fit."""
+    if config.num_heads % config.num_key_value_heads:
+        raise SettingError(
+            f"num_heads {config.num_heads} cannot share {config.num_key_value_heads} heads of keys "
+            "and values equally; choose a num_key_value_heads that divides num_heads."
+        )
+    if config.head_dim % 2 or not config.head_dim:
+        raise SettingError(f"head_dim is {config.head_dim}; rotary positions need an even one.")
+    if len(config.layer_types) not in (0, config.num_layers):
+        raise SettingError(
+            f"layer_types names {len(config.layer_types)} layers, and num_layers is "
+            f"{config.num_layers}. Name every layer, or none."
+        )
+    for kind in config.layer_types:
+        if kind not in (FULL, SLIDING):
+            known = did_you_mean(kind, (FULL, SLIDING))
+            raise SettingError(f"layer_types: there is no '{kind}'. {known}")
+    rotary.frequencies(
+        config.head_dim, config.rope_theta, config.rope_scaling, config.max_sequence_length
+    )
+    get_activation(config.activation)
