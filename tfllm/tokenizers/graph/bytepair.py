@@ -78,10 +78,10 @@ class BytePairGraph(TokenizerGraph):
             self._kept = tf.constant([i not in special for i in range(len(token_bytes))])
             self._trims: Any = _trims(tokenizer, described)
         self.trims_offsets = self._trims is not None
-        if self._style.nfc and self.trims_offsets:
+        if self._style.nfc and self.trims_offsets and self._style.prefix_space:
             raise TokenizerError(
-                "tokenizer.json: NFC together with 'trim_offsets' is not known in the graph. The "
-                "tokenizer works in Python."
+                "tokenizer.json: NFC together with 'trim_offsets' and 'add_prefix_space' is not "
+                "known in the graph. The tokenizer works in Python."
             )
         self.prefix_space = self._style.prefix_space
         with tf.init_scope():
@@ -104,6 +104,8 @@ class BytePairGraph(TokenizerGraph):
         if not offsets:
             return tokens_without_offsets(tokens.ids, splits)
         starts, ends = normalized_string.original_offsets(texts, splits, tokens.starts, tokens.ends)
+        if self._trims is not None:  # added tokens too, by their places in the text as it was given
+            starts, ends = self._trimmed(tokens.ids, starts, ends)
         return Tokens(tokens.ids, starts, ends, splits, given.splits[1:] - given.splits[:-1])
 
     def _merged(self, cut: Pieces, offsets: bool) -> Tokens:
@@ -145,7 +147,7 @@ class BytePairGraph(TokenizerGraph):
         first, last = self._code_points(points, ids.flat_values)
         least = tf.gather(tf.cast(spaced, tf.int64), piece)  # a space put before has the next place
         first, last = tf.maximum(first - begin, 0), tf.maximum(last - begin, least)
-        if self._trims is not None:
+        if self._trims is not None and self._compose is None:
             place = tf.range(tf.size(pieces, out_type=tf.int64))
             text = row_ids(cut.text_splits, tf.size(pieces))
             begins_text = place == tf.gather(cut.text_splits, text)  # [P]
@@ -181,9 +183,9 @@ class BytePairGraph(TokenizerGraph):
         first = tf.searchsorted(byte_ends, start, side="right", out_type=tf.int64)
         return first, tf.searchsorted(byte_ends, stop, out_type=tf.int64) + 1
 
-    def _trimmed(self, ids, first, last, in_first_piece) -> tuple[tf.Tensor, tf.Tensor]:
+    def _trimmed(self, ids, first, last, in_first_piece=None) -> tuple[tf.Tensor, tf.Tensor]:
         """Offsets without the white space at tokens' ends, but for a space put before the text."""
-        lead, tail = (tf.gather(spaces, ids) for spaces in self._trims)
+        lead, tail = (tf.cast(tf.gather(spaces, ids), first.dtype) for spaces in self._trims)
         if self._style.prefix_space:
             lead = tf.where((first == 0) & (lead == 1) & in_first_piece, tf.zeros_like(lead), lead)
         first = tf.minimum(first + lead, last)
