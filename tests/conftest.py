@@ -5,9 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+# The same examples in each run: what turns red is the change's doing. TFLLM_RANDOM=1 looks further.
+settings.register_profile("same examples", derandomize=not os.environ.get("TFLLM_RANDOM"))
+settings.load_profile("same examples")
 
 STARTED = time.monotonic()
 SLOW_MARKS = ("slow", "parity", "edge")

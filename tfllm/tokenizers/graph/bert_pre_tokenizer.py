@@ -20,6 +20,7 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     HANGUL_SYLLABLES,
     KIND_SHIFT,
     MARK,
+    MAX_PARTS,
     PAGE_BITS,
     PAGE_SIZE,
     SEQUENCE,
@@ -61,6 +62,9 @@ class WordSplitter(tf.Module):
             self._sequences = tf.constant(table.sequences)
             self._marks = tf.constant(table.marks)
             self._mark_classes = tf.constant(table.mark_classes)
+            self._decomposed = tf.constant(table.decomposed)
+            self._parts = tf.constant(table.parts)
+            self._kept_parts = tf.constant(table.kept_parts)
         self._changes_length = bool(
             ((table.pages >> KIND_SHIFT) >= SEQUENCE).any() or len(table.marks)
         )
@@ -110,11 +114,6 @@ class WordSplitter(tf.Module):
 
     def _lengthened(self, points, kinds, values, moved, origins):
         """Gives each code point three places, filled as its kind says, and orders the marks."""
-        origins = tf.cond(
-            tf.reduce_any(kinds == MARK),
-            lambda: self._origins(points, kinds, origins),
-            lambda: origins,
-        )
         kind = kinds[:, None]
         own = tf.pad(_entry(kinds, moved)[:, None], [[0, 0], [0, 2]])  # [C, 3]
         listed = tf.gather(self._sequences, tf.where(kinds == SEQUENCE, values, 0))
@@ -126,8 +125,13 @@ class WordSplitter(tf.Module):
             ),
         )
         entries = tf.where(kind == SEQUENCE, listed, tf.where(kind == HANGUL, letters, own))
+        origins = tf.cond(
+            tf.reduce_any(tf.bitwise.right_shift(entries, KIND_SHIFT) == MARK),
+            lambda: self._origins(points, kinds, origins),
+            lambda: tf.tile(origins[:, None], [1, 3]),
+        )
         entries = tf.reshape(entries, [-1])
-        origins = tf.reshape(tf.tile(origins[:, None], [1, 3]), [-1])
+        origins = tf.reshape(origins, [-1])
         entries, origins = _selected(entries >= BARRIER << KIND_SHIFT, entries, origins)
         kinds = tf.bitwise.right_shift(entries, KIND_SHIFT)
         points = tf.bitwise.bitwise_and(entries, VALUE_MASK)
@@ -144,21 +148,44 @@ class WordSplitter(tf.Module):
         return tf.gather(points, order), tf.gather(origins, order)
 
     def _origins(self, points, kinds, origins):
-        """Where the reference says that code points came from: a mark that is moved among others,
-        dropped ones too, is said to come from the place that it moves to."""
-        classes = self._classes(points)
-        counted = tf.where((kinds != DROPPED) | (classes > 0))  # the rest was cleaned away before
-        own = tf.gather_nd(origins, counted)
-        order = _canonical(tf.gather_nd(classes, counted))
-        order = tf.cast(order, tf.int64)
-        moved = tf.scatter_nd(order[:, None], own, tf.shape(own, tf.int64))
-        return tf.tensor_scatter_nd_update(origins, counted, moved)
+        """Where the reference says that the (up to three) parts of code points came from: [C, 3].
+
+        It takes text apart, puts marks in order and only then counts: what was the first part of
+        a code point, wherever it stands now, comes from the next place of the text, and another
+        part from the same place as what stands before it. Accents are stripped after that.
+        """
+        place, apart = _found(self._decomposed, points)
+        parts = tf.where(
+            apart[:, None],
+            tf.gather(self._parts, place),
+            tf.pad(points[:, None], [[0, 0], [0, MAX_PARTS - 1]]),
+        )
+        classes = self._classes(parts)
+        # The rest was cleaned away before.
+        counted = (kinds != DROPPED) | apart | (classes[:, 0] > 0)
+        first = tf.constant([[True] + [False] * (MAX_PARTS - 1)])
+        taken = tf.where(((parts > 0) | first) & counted[:, None])
+        order = _canonical(tf.gather_nd(classes, taken))
+        taken = tf.gather(taken, order)
+        place_in_text = tf.cumsum(tf.cast(taken[:, 1] == 0, tf.int64)) - 1
+        came_from = tf.gather(tf.boolean_mask(origins, counted), place_in_text)
+        all_origins = tf.tensor_scatter_nd_update(
+            tf.tile(origins[:, None], [1, MAX_PARTS]), taken, came_from
+        )
+        kept = tf.where(apart[:, None], tf.gather(self._kept_parts, place), 0)
+        return tf.gather(all_origins, kept, batch_dims=1)
 
     def _classes(self, points: tf.Tensor) -> tf.Tensor:
-        """int32 [C]: combining classes as ranks, 0 for what is no mark."""
-        place = tf.minimum(tf.searchsorted(self._marks, points), tf.size(self._marks) - 1)
-        known = tf.gather(self._marks, place) == points
+        """int32 [C...]: combining classes as ranks, 0 for what is no mark."""
+        place, known = _found(self._marks, points)
         return tf.where(known, tf.gather(self._mark_classes, place), 0)
+
+
+def _found(ascending: tf.Tensor, points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where points stand among the ascending ones, and whether they do."""
+    flat = tf.searchsorted(ascending, tf.reshape(points, [-1]))
+    place = tf.reshape(tf.minimum(flat, tf.size(ascending) - 1), tf.shape(points))
+    return place, tf.gather(ascending, place) == points
 
 
 def _canonical(classes: tf.Tensor) -> tf.Tensor:

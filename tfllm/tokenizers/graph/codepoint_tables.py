@@ -36,6 +36,7 @@ PAGE_BITS = 8
 PAGE_SIZE = 1 << PAGE_BITS
 CODE_POINTS = 0x110000
 MAX_SEQUENCE = 3
+MAX_PARTS = 4  # the longest canonical decomposition, e.g. of U+1F82
 
 SURROGATES = range(0xD800, 0xE000)
 HANGUL_SYLLABLES = range(0xAC00, 0xD7A4)
@@ -67,6 +68,12 @@ class Table:
     too, ascending"""
     mark_classes: np.ndarray
     """int32 [M]: their canonical combining classes, as ranks 1.."""
+    decomposed: np.ndarray
+    """int32 [D]: the code points whose canonical decomposition has marks, ascending"""
+    parts: np.ndarray
+    """int32 [D, 4]: what they become before accents are stripped, filled up with 0"""
+    kept_parts: np.ndarray
+    """int32 [D, 3]: which of the parts are left when accents are stripped, filled up with 0"""
 
     def entry(self, code_point: int) -> tuple[int, int]:
         """(kind, value) of one code point."""
@@ -83,6 +90,7 @@ def reference_table(normalization: BertNormalization) -> Table:
     decomposes = normalization.strip_accents
     decomposes = normalization.lowercase if decomposes is None else decomposes
     classes = combining_classes(points) if decomposes else {}
+    apart = _decompositions(points, classes) if decomposes else {}
     kinds = _word_kinds(outputs)
     kinds[list(classes)] = MARK
     entries = np.full(CODE_POINTS, DELTA_ZERO, np.int64)
@@ -92,14 +100,19 @@ def reference_table(normalization: BertNormalization) -> Table:
     sequences: list[list[int]] = []
     for point, output in rest:
         if not output:
-            open_ = point in classes or not decomposes or not cleaner.normalize_str(chr(point))
+            marks = all(part in classes for part in apart.get(point, [point]))
+            open_ = marks or not decomposes or not cleaner.normalize_str(chr(point))
             entries[point] = (DROPPED if open_ else BARRIER) << KIND_SHIFT | DELTA_ZERO
         elif point in HANGUL_SYLLABLES and [ord(c) for c in output] == _hangul_letters(point):
             entries[point] = HANGUL << KIND_SHIFT
         else:
             entries[point] = SEQUENCE << KIND_SHIFT | len(sequences)
             sequences.append([int(kinds[ord(c)]) << KIND_SHIFT | ord(c) for c in output])
-    return _compact(entries, sequences, classes)
+    left = dict(zip(points, outputs, strict=True))
+    kept = {
+        point: [i for i, part in enumerate(parts) if left[part]] for point, parts in apart.items()
+    }
+    return _compact(entries, sequences, classes, apart, kept)
 
 
 def identity_table(spaces: Iterable[int], alone: Iterable[int], lower_ascii: bool) -> Table:
@@ -109,7 +122,7 @@ def identity_table(spaces: Iterable[int], alone: Iterable[int], lower_ascii: boo
     entries[list(spaces)] = SPACE << KIND_SHIFT | DELTA_ZERO
     if lower_ascii:
         entries[ord("A") : ord("Z") + 1] += ord("a") - ord("A")
-    return _compact(entries, [], {})
+    return _compact(entries, [], {}, {}, {})
 
 
 def representative_code_points() -> list[int]:
@@ -203,25 +216,48 @@ def combining_classes(points: list[int]) -> dict[int, int]:
     for reference in references:
         ranks += [not moved for moved in swapped(reference, marks)]
     ranked = dict(zip(marks, ranks.tolist(), strict=True)) | {HIGHEST_MARK: len(references) + 1}
-    # Marks that fall apart into marks.
-    ranked |= {
-        c: 1 for c, parts in decomposed.items() if c != parts and all(d in ranked for d in parts)
-    }
     return {ord(mark): rank for mark, rank in ranked.items()}
 
 
-def _compact(entries: np.ndarray, sequences: list[list[int]], marks: dict[int, int]) -> Table:
+def _decompositions(points: list[int], classes: dict[int, int]) -> dict[int, list[int]]:
+    """Code point -> its canonical decomposition in the reference, for those that have marks."""
+    from tokenizers import normalizers
+
+    points = [p for p in points if 0x80 <= p < LAST_MARK and p not in HANGUL_SYLLABLES]
+    outputs = normalize_code_points(points, normalizers.NFD())
+    apart = {p: list(map(ord, parts)) for p, parts in zip(points, outputs, strict=True)}
+    return {
+        point: parts
+        for point, parts in apart.items()
+        if parts != [point] and any(part in classes for part in parts)
+    }
+
+
+def _compact(
+    entries: np.ndarray,
+    sequences: list[list[int]],
+    marks: dict[int, int],
+    apart: dict[int, list[int]],
+    kept: dict[int, list[int]],
+) -> Table:
     for uniform in UNIFORM:
         entries[uniform.start : uniform.stop] = entries[uniform.start]
     pages, page_of = np.unique(
         entries.reshape(-1, PAGE_SIZE).astype(np.int32), axis=0, return_inverse=True
     )
-    rows = [row + [DROPPED] * (MAX_SEQUENCE - len(row)) for row in sequences]
     ordered = sorted(marks)
     return Table(
         page_starts=(page_of.reshape(-1) * PAGE_SIZE).astype(np.int32),
         pages=pages.reshape(-1),
-        sequences=np.array(rows or [[DROPPED] * MAX_SEQUENCE], np.int32),
+        sequences=_filled_up(sequences or [[]], MAX_SEQUENCE),
         marks=np.array(ordered, np.int32),
         mark_classes=np.array([marks[c] for c in ordered], np.int32),
+        decomposed=np.array(list(apart), np.int32),
+        parts=_filled_up(apart.values(), MAX_PARTS),
+        kept_parts=_filled_up(kept.values(), MAX_SEQUENCE),
     )
+
+
+def _filled_up(rows: Iterable[list[int]], size: int) -> np.ndarray:
+    """int32 [rows, size], 0 behind the values of each row."""
+    return np.array([row + [0] * (size - len(row)) for row in rows], np.int32).reshape(-1, size)
