@@ -291,7 +291,9 @@ class InferenceModel:
         stops = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         generator.engine.max_batch_size = max(batch_size, settings.num_beams)
 
-        def texts(some: Sequence[Example], on_text: Callable[[int, str], None] | None = None):
+        def texts(
+            some: Sequence[Example], on_text: Callable[[int, str], None] | None = None
+        ) -> list[GeneratedText]:
             return generator.generate_examples(
                 some, settings, stop=stops, truncate=truncate, on_text=on_text
             )

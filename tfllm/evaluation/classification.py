@@ -191,7 +191,9 @@ def number(example: dict[str, Any]) -> float:
     return value
 
 
-def _averages(gold, predicted, present: list[int] | None) -> dict[str, float]:
+def _averages(
+    gold: np.ndarray, predicted: np.ndarray, present: list[int] | None
+) -> dict[str, float]:
     """Precision, recall, F1: `_macro`, `_micro`, and of the second of two labels without ending."""
     kinds = [("_macro", "macro"), ("_micro", "micro")]
     if present is not None and len(present) == 2:
@@ -207,7 +209,9 @@ def _averages(gold, predicted, present: list[int] | None) -> dict[str, float]:
     return result
 
 
-def _per_class(gold, predicted, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+def _per_class(
+    gold: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
     columns = sk.precision_recall_fscore_support(
         gold, predicted, labels=list(range(len(labels))), zero_division=0
     )

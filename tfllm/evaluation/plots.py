@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfllm.evaluation.classification import calibration_bins
 from tfllm.tasks.label_names import label_index
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
 MOST_LABELS_WITH_COUNTS = 25  # with more, the numbers inside the fields cannot be read
@@ -99,7 +102,9 @@ def calibration(bins: Sequence[dict[str, float]], error: float, path: str | Path
 
 
 @contextmanager
-def _picture(path: str | Path, width: float, height: float, rows: int = 1, **grid: Any):
+def _picture(
+    path: str | Path, width: float, height: float, rows: int = 1, **grid: Any
+) -> Iterator[tuple[Figure, Any]]:
     """A figure (inches) and its axes, drawn by the Agg backend and written when the block ends."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg

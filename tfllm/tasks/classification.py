@@ -22,6 +22,7 @@ from tfllm.tasks.metric_directions import LABEL_METRICS
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
     from tfllm.tokenizers.base import Tokenizer
 
@@ -267,7 +268,7 @@ class Classification(Task):
         if self.problem != "regression":
 
             @serving_graph.signature(examples)
-            def classify(inputs):
+            def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
                 values = scores(*serving_graph.parse_examples(inputs, names))
                 classes = tf.tile(tf.constant(self.labels)[None], [tf.shape(values)[0], 1])
                 return {"classes": classes, "scores": values}
@@ -276,7 +277,7 @@ class Classification(Task):
         elif self.size == 1:
 
             @serving_graph.signature(examples)
-            def regress(inputs):
+            def regress(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
                 return {"outputs": scores(*serving_graph.parse_examples(inputs, names))[:, 0]}
 
             result["regress"] = regress

@@ -23,6 +23,7 @@ from tfllm.tasks.features import (
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
     from tfllm.tokenizers.base import Tokenizer
 
@@ -232,7 +233,7 @@ class Embedding(Task):
         from tfllm.tasks import serving_graph
 
         @serving_graph.signature(serving_graph.text_inputs("text"))
-        def serve(text):
+        def serve(text: tf.Tensor) -> dict[str, tf.Tensor]:
             text = tf.strings.join([self.prompt, text]) if self.prompt else text
             packed = graph_tokenizer(text, max_length=self.max_length)
             return {"embedding": serving_graph.run_by_length(model, packed)}

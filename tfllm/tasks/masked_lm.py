@@ -27,6 +27,7 @@ from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
     from tfllm.tokenizers.base import Encoding, Tokenizer
 
@@ -215,7 +216,7 @@ class MaskedLM(MaskedTokenTask):
         manners, contents = map(tf.constant, zip(*python.fill_mask_texts, strict=True))
 
         @serving_graph.signature(serving_graph.text_inputs("text"))
-        def serve(text):
+        def serve(text: tf.Tensor) -> dict[str, tf.Tensor]:
             text = serving_graph.replace_invalid_utf8(text)
             packed = graph_tokenizer(text, max_length=self.max_length)
             logits = serving_graph.run_model(model, packed)  # [B, T, V]

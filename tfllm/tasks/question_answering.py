@@ -22,6 +22,7 @@ from tfllm.tasks.features import (
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
     from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
@@ -174,7 +175,7 @@ class QuestionAnswering(Task):
         from tfllm.tasks import answer_spans_graph, serving_graph
 
         @serving_graph.signature(serving_graph.text_inputs("question", "context"))
-        def serve(question, context):
+        def serve(question: tf.Tensor, context: tf.Tensor) -> dict[str, tf.Tensor]:
             context = serving_graph.replace_invalid_utf8(context)
             rows = graph_tokenizer.windows(
                 question, context, max_length=self.max_length, stride=self.stride

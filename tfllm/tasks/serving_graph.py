@@ -108,7 +108,7 @@ def _with_input_names(forward: Callable, names: list[str], specs: list[tf.Tensor
     if names == ["token_ids", "padding_mask"]:
 
         @signature(specs)
-        def without_segments(token_ids, padding_mask):
+        def without_segments(token_ids: tf.Tensor, padding_mask: tf.Tensor) -> Any:
             return forward(token_ids, padding_mask)
 
         return without_segments
@@ -116,7 +116,7 @@ def _with_input_names(forward: Callable, names: list[str], specs: list[tf.Tensor
     by_name = {spec.name: spec for spec in specs}
 
     @signature([by_name["token_ids"], by_name["segment_ids"], by_name["padding_mask"]])
-    def with_segments(token_ids, segment_ids, padding_mask):
+    def with_segments(token_ids: tf.Tensor, segment_ids: tf.Tensor, padding_mask: tf.Tensor) -> Any:
         inputs = {
             "token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask,
         }  # fmt: skip
@@ -130,13 +130,13 @@ def over_texts(answer: Any, names: list[str]) -> Any:
     if len(names) == 1:
 
         @signature(text_inputs("text"))
-        def single(text):
+        def single(text: tf.Tensor) -> Any:
             return answer(text)
 
         return single
 
     @signature(text_inputs("text", "text_pair"))
-    def pair(text, text_pair):
+    def pair(text: tf.Tensor, text_pair: tf.Tensor) -> Any:
         return answer(text, text_pair)
 
     return pair

@@ -25,6 +25,7 @@ from tfllm.tasks.huggingface import HuggingFaceHead, label_maps
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
     from tfllm.tokenizers.base import Encoding, Tokenizer
 
@@ -209,7 +210,7 @@ class TokenClassification(Task):
         template = graph_tokenizer.ids.template
 
         @serving_graph.signature(serving_graph.text_inputs("text"))
-        def serve(text):
+        def serve(text: tf.Tensor) -> dict[str, tf.Tensor]:
             ids, starts, ends = (
                 ragged[:, : self.max_length - template.num_special_tokens]
                 for ragged in graph_tokenizer.tokenize_with_offsets(text)

@@ -11,6 +11,7 @@ and a row's length does not depend on the epoch, nor on whether its parts follow
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,14 +120,14 @@ def plan_pairs(sentences: TokenCorpus, room: int) -> PairPlan:
         target = room
         if rng.random() < SHORTER_SHARE:
             target = int(rng.integers(SMALLEST, room + 1))
-        for begin, end, total in _chunks(positions[low : high + 1], target, room):
-            rows.extend((document, int(low) + begin, int(low) + end, total))
+        for first, last, tokens in _chunks(positions[low : high + 1], target, room):
+            rows.extend((document, int(low) + first, int(low) + last, tokens))
     document_of, begin, end, total = np.frombuffer(rows, np.int64).reshape(-1, 4).T
     by_size = np.argsort(sizes, kind="stable")
     return PairPlan(sentences, document_of, begin, end, total, by_size, sizes[by_size])
 
 
-def _chunks(own: np.ndarray, target: int, room: int):
+def _chunks(own: np.ndarray, target: int, room: int) -> Iterator[tuple[int, int, int]]:
     """(begin, end, tokens of a row) of a document's rows, in sentences of the document.
 
     `own` [n + 1]: positions of its sentences. A row ends with the sentence that reaches `target`.
