@@ -35,7 +35,7 @@ from tfllm.models.decoder import Decoder, get_decoder
 from tfllm.tasks import serving_graph
 from tfllm.tokenizers.base import valid_id_ranges
 
-# Prompt tokens that decide whether the text after it begins with a space; as in generation.text.
+# Prompt tokens that decide whether the text after it begins with a space, as in TextGenerator.
 DETOKENIZE_CONTEXT = 8
 # Hidden states whose logits over the whole vocabulary are in memory at once.
 SCORE_CHUNK = 128
@@ -56,29 +56,62 @@ def build_signatures(
     """
     exported = use_cpu_layout(get_decoder(model, checkpoint.family, checkpoint.config))
     generator = GraphGenerator(exported, checkpoint, graph_tokenizer, profile)
-    sampling = request_settings.tensor_specs(SAMPLING_SETTINGS)
-    ids = [
-        tf.TensorSpec([None, None], tf.int32, "token_ids"),
-        tf.TensorSpec([None], tf.int32, "lengths"),
-    ]
 
     @serving_graph.signature(serving_graph.text_inputs("prompt"))
-    def serve(prompt):
+    def serve(prompt: tf.Tensor) -> dict[str, tf.Tensor]:
         values = request_settings.constants(profile.generation, SAMPLING_SETTINGS, prompt)
         return {"text": generator.generate_texts(prompt, *values)[0]}
 
-    @serving_graph.signature(serving_graph.text_inputs("prompt") + sampling)
-    def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
+    @serving_graph.signature(
+        serving_graph.text_inputs("prompt") + request_settings.tensor_specs(SAMPLING_SETTINGS)
+    )
+    def generate(
+        prompt: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
         settings = (max_new_tokens, temperature, top_k, top_p, seed)
         values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
         text, count = generator.generate_texts(prompt, *values)
         return {"text": text, "token_count": count}
 
-    @serving_graph.signature(ids + sampling)
-    def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
+    @serving_graph.signature(serving_graph.text_inputs("text"))
+    def score(text: tf.Tensor) -> dict[str, tf.Tensor]:
+        log_probability, count = generator.score_texts(text)
+        return {"log_probability": log_probability, "token_count": count}
+
+    return {
+        "serving_default": serve,
+        "generate": generate,
+        "generate_tokens": _id_signature(generator),
+        "score": score,
+        "tokens": serving_graph.tokens_signature(model),
+    }
+
+
+def _id_signature(generator: GraphGenerator) -> Any:
+    """Return the signature from token ids to token ids."""
+    ids = [
+        tf.TensorSpec([None, None], tf.int32, "token_ids"),
+        tf.TensorSpec([None], tf.int32, "lengths"),
+    ]
+    size = generator.decoder.vocabulary_size
+
+    @serving_graph.signature(ids + request_settings.tensor_specs(SAMPLING_SETTINGS))
+    def generate_tokens(
+        token_ids: tf.Tensor,
+        lengths: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
         settings = (max_new_tokens, temperature, top_k, top_p, seed)
         values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
-        size = exported.vocabulary_size
         token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
         ragged = tf.RaggedTensor.from_tensor(token_ids, lengths=lengths)
         result = generator.generate_ids(ragged, *values)[2]
@@ -89,18 +122,7 @@ def build_signatures(
             "finished": result.finished,
         }
 
-    @serving_graph.signature(serving_graph.text_inputs("text"))
-    def score(text):
-        log_probability, count = generator.score_texts(text)
-        return {"log_probability": log_probability, "token_count": count}
-
-    return {
-        "serving_default": serve,
-        "generate": generate,
-        "generate_tokens": generate_tokens,
-        "score": score,
-        "tokens": serving_graph.tokens_signature(model),
-    }
+    return generate_tokens
 
 
 class GraphGenerator:
@@ -170,8 +192,16 @@ class GraphGenerator:
         return token_ids, lengths, result._replace(ids=ids, counts=counts)
 
     def _generate(
-        self, token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed, most_new
-    ):
+        self,
+        token_ids: tf.Tensor,
+        lengths: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+        most_new: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...]:
         """Run the loop on prompts int32 [B, P]; `most_new` is a scalar, the others are [B]."""
         ones, zeros = tf.ones_like(temperature), tf.zeros_like(lengths)
         eos_token_id = self.eos_token_id or (NO_ID,)
@@ -204,7 +234,7 @@ class GraphGenerator:
         """Return prompts int32 [B, P] that leave room in the context, and their lengths [B] >= 1.
 
         Of a prompt that fills the context the last tokens stay, so many that `max_new_tokens`
-        int32 [B] new ones fit; a start token stays in front. See TextGenerator.cut.
+        int32 [B] new ones fit; a start token stays in front. See TextGenerator.truncate.
         """
         lengths = tf.cast(ids.row_lengths(), tf.int32)
         room = tf.maximum(self.context - max_new_tokens, 1)

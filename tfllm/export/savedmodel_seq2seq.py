@@ -92,19 +92,28 @@ def _text_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
     prompt = serving_graph.text_inputs("prompt")
 
     @serving_graph.signature(prompt)
-    def serve(prompt):
+    def serve(prompt: tf.Tensor) -> dict[str, tf.Tensor]:
         text, result = generator.generate_texts(prompt, generator.with_own_settings)
         return {"text": text, "score": result.scores}
 
     @serving_graph.signature(prompt + request_settings.tensor_specs(SAMPLING_SETTINGS))
-    def generate(prompt, max_new_tokens, temperature, top_k, top_p, seed):
+    def generate(
+        prompt: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
         settings = (max_new_tokens, temperature, top_k, top_p, seed)
         values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
         text, result = generator.generate_texts(prompt, generator.sample, *values)
         return {"text": text, "token_count": result.counts}
 
     @serving_graph.signature(prompt + request_settings.tensor_specs(BEAM_SETTINGS))
-    def beam(prompt, max_new_tokens, length_penalty):
+    def beam(
+        prompt: tf.Tensor, max_new_tokens: tf.Tensor, length_penalty: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
         values = request_settings.check_settings(BEAM_SETTINGS, (max_new_tokens, length_penalty))
         text, result = generator.generate_texts(prompt, generator.beam_search, *values)
         return {"text": text, "token_count": result.counts, "score": result.scores}
@@ -121,14 +130,27 @@ def _id_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
     size = generator.model.source_vocabulary_size
 
     @serving_graph.signature(ids + request_settings.tensor_specs(SAMPLING_SETTINGS))
-    def generate_tokens(token_ids, lengths, max_new_tokens, temperature, top_k, top_p, seed):
+    def generate_tokens(
+        token_ids: tf.Tensor,
+        lengths: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
         settings = (max_new_tokens, temperature, top_k, top_p, seed)
         values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
         token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
         return _as_outputs(generator.sample(token_ids, lengths, *values))
 
     @serving_graph.signature(ids + request_settings.tensor_specs(BEAM_SETTINGS))
-    def beam_tokens(token_ids, lengths, max_new_tokens, length_penalty):
+    def beam_tokens(
+        token_ids: tf.Tensor,
+        lengths: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        length_penalty: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
         values = request_settings.check_settings(BEAM_SETTINGS, (max_new_tokens, length_penalty))
         token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
         return _as_outputs(generator.beam_search(token_ids, lengths, *values))
@@ -141,7 +163,12 @@ def tokens_signature(model: keras.Model) -> Any:
     names = ("source_ids", "source_padding_mask", "token_ids", "padding_mask")
 
     @serving_graph.signature([tf.TensorSpec([None, None], tf.int32, name) for name in names])
-    def logits(source_ids, source_padding_mask, token_ids, padding_mask):
+    def logits(
+        source_ids: tf.Tensor,
+        source_padding_mask: tf.Tensor,
+        token_ids: tf.Tensor,
+        padding_mask: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
         inputs = dict(
             zip(names, (source_ids, source_padding_mask, token_ids, padding_mask), strict=True)
         )
@@ -306,7 +333,9 @@ def _as_function(generate: Any, settings: dict[str, np.dtype]) -> Generate:
             {name: tf.TensorSpec([None], dtype) for name, dtype in settings.items()},
         ]
     )
-    def function(token_ids, lengths, values):
+    def function(
+        token_ids: tf.Tensor, lengths: tf.Tensor, values: dict[str, tf.Tensor]
+    ) -> GeneratedIds:
         return generate(token_ids, lengths, values)
 
     return lambda token_ids, lengths, *values: function(

@@ -52,6 +52,8 @@ SHORTEST_PREFILL, PREFILL_FACTOR = 4, 4  # 4, 16, 64, 256, ...
 LONGEST_PREFILL = 1024
 
 Tensors = dict[str, tf.Tensor]
+KeyValueUpdate = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]
+"""New keys and values of a layer [1, H, N, hd] -> those of the whole context [1, H, C, hd]."""
 
 
 class _ScaledLogits:
@@ -133,7 +135,7 @@ def seq2seq_step_functions(
         "source_length": tf.TensorSpec([1], tf.int32, "source_length"),
     }
 
-    def encode(source_ids: tf.Tensor, source_length: tf.Tensor):
+    def encode(source_ids: tf.Tensor, source_length: tf.Tensor) -> Tensors:
         source = encoder_outputs.encode(model, source_ids, source_length)
         flat = [tensor for layer in source.cross_kv for tensor in layer]
         return {SOURCE_MASK: source.padding_mask, **dict(zip(names, flat, strict=True))}
@@ -183,7 +185,9 @@ def _step_function(
         **source_specs,
     }
 
-    def step(tokens: tf.Tensor, input_pos: tf.Tensor, mask: tf.Tensor, **cache: tf.Tensor):
+    def step(
+        tokens: tf.Tensor, input_pos: tf.Tensor, mask: tf.Tensor, **cache: tf.Tensor
+    ) -> Tensors:
         new_cache: Tensors = {}
         updates: Any = tuple(_cache_updates(decoder, cache, new_cache, input_pos[0]))
         positions = input_pos[None]
@@ -203,13 +207,13 @@ def _step_function(
 
 def _cache_updates(
     decoder: Decoder, cache: Tensors, new_cache: Tensors, start: tf.Tensor
-) -> Iterator[Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]]:
+) -> Iterator[KeyValueUpdate]:
     """Yield what attention takes as each layer's cache: a function of new keys and values
     [1, H, N, hd] to those of the whole context, which are stored in `new_cache`. The update is one
     built-in operation, where a concatenation would copy twice."""
     zero = tf.constant(0)
 
-    def update_of(layer: int):
+    def update_of(layer: int) -> KeyValueUpdate:
         def update(*new: tf.Tensor) -> tuple[tf.Tensor, ...]:
             for part, values in zip("kv", new, strict=True):
                 name = f"kv_cache_{part}_{layer}"
@@ -264,7 +268,9 @@ def loop_function(
         flags |= graph_flags(config.model_copy(update={"num_beams": 2}))
     batched = batch_configs([config] * batch_size, [0] * batch_size)
 
-    def generate(token_ids: tf.Tensor, lengths: tf.Tensor, max_new_tokens: tf.Tensor, **rows: Any):
+    def generate(
+        token_ids: tf.Tensor, lengths: tf.Tensor, max_new_tokens: tf.Tensor, **rows: tf.Tensor
+    ) -> Tensors:
         source: encoder_outputs.MaybeEncoderOutput = encoder_outputs.NO_SOURCE
         if encoder_outputs.reads_source(decoder):
             source = encoder_outputs.encode(decoder, token_ids, lengths)

@@ -240,7 +240,15 @@ class BeamSearcher:
                 encoder_outputs.source_specs(self.model),
             ],
         )
-        def search(token_ids, lengths, config, max_new, length_penalty, coverage_penalty, source):
+        def search(
+            token_ids: tf.Tensor,
+            lengths: tf.Tensor,
+            config: BatchedConfig,
+            max_new_tokens: tf.Tensor,
+            length_penalty: tf.Tensor,
+            coverage_penalty: tf.Tensor,
+            source: tuple[tf.Tensor, ...],
+        ) -> Hypotheses:
             self.traces += 1
             return generate(
                 self.model,
@@ -248,7 +256,7 @@ class BeamSearcher:
                 lengths,
                 config,
                 key.flags,
-                max_new,
+                max_new_tokens,
                 num_beams=key.num_beams,
                 length_penalty=length_penalty,
                 early_stopping=key.early_stopping,

@@ -132,7 +132,14 @@ class Engine:
                 encoder_outputs.source_specs(self.decoder),
             ],
         )
-        def prefill(token_ids, lengths, config, size, prompt_of_row, source):
+        def prefill(
+            token_ids: tf.Tensor,
+            lengths: tf.Tensor,
+            config: BatchedConfig,
+            size: tf.Tensor,
+            prompt_of_row: tf.Tensor,
+            source: tuple[tf.Tensor, ...],
+        ) -> DecodeState:
             self._traces += 1
             encoded = encoder_outputs.encode_if_any(self.decoder, source)
             return states.prefill(
@@ -152,7 +159,7 @@ class Engine:
                 tf.TensorSpec([], tf.int32),
             ],
         )
-        def decode(state, config, steps):
+        def decode(state: DecodeState, config: BatchedConfig, steps: tf.Tensor) -> DecodeState:
             self._traces += 1
             return loop.run(self.decoder, state, config, flags, steps, caches.scatter)
 

@@ -119,7 +119,7 @@ def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
     names = list(model.input)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)
-    def forward(ids, targets):
+    def forward(ids: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         inputs = {"token_ids": ids, "padding_mask": tf.ones_like(ids)}
         logits = model({name: inputs[name] for name in names}, training=False)
         safe = tf.maximum(targets, 0)

@@ -137,7 +137,7 @@ def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
     names = list(model.input)
 
     @tf.function(input_signature=[dict.fromkeys(names, ids), ids])
-    def forward(inputs, targets):
+    def forward(inputs: dict[str, tf.Tensor], targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         logits = model(inputs, training=False)
         safe = tf.maximum(targets, 0)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(safe, logits)

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfllm.errors import ArtifactError, SettingError
 from tfllm.generation.checkpoint_config import checkpoint_config
 from tfllm.generation.config import (
+    BatchedConfig,
     GenerationConfig,
     GraphFlags,
     batch_configs,
@@ -180,7 +181,13 @@ def _choose_graph(flags: GraphFlags, vocabulary_size: int) -> Callable[..., Any]
             batched_config_specs(),
         ],
     )
-    def choose(logits, ids, lengths, prompt_lengths, config):
+    def choose(
+        logits: tf.Tensor,
+        ids: tf.Tensor,
+        lengths: tf.Tensor,
+        prompt_lengths: tf.Tensor,
+        config: BatchedConfig,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         processed = apply_penalties(logits, ids, lengths, prompt_lengths, config, flags)
         token = choose_token(processed, config, lengths - prompt_lengths, flags)
         value = tf.gather(logits, token, batch_dims=1) - tf.reduce_logsumexp(logits, axis=-1)

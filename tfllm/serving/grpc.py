@@ -98,7 +98,9 @@ class Answering:
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, Answering):
     """tensorflow.serving.PredictionService."""
 
-    async def Predict(self, request, context):
+    async def Predict(
+        self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext
+    ) -> predict_pb2.PredictResponse:
         """Run a signature on tensors."""
         response = predict_pb2.PredictResponse()
         return await self.answer(
@@ -106,7 +108,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
             lambda: self.service.predict(request, response),
         )  # fmt: skip
 
-    async def Classify(self, request, context):
+    async def Classify(
+        self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext
+    ) -> classification_pb2.ClassificationResponse:
         """Classify Examples."""
         response = classification_pb2.ClassificationResponse()
         return await self.answer(
@@ -114,7 +118,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
             lambda: self.service.classify(Target.of(request), request.input, response),
         )  # fmt: skip
 
-    async def Regress(self, request, context):
+    async def Regress(
+        self, request: regression_pb2.RegressionRequest, context: grpc.aio.ServicerContext
+    ) -> regression_pb2.RegressionResponse:
         """Predict one number for each Example."""
         response = regression_pb2.RegressionResponse()
         return await self.answer(
@@ -122,7 +128,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
             lambda: self.service.regress(Target.of(request), request.input, response),
         )  # fmt: skip
 
-    async def MultiInference(self, request, context):
+    async def MultiInference(
+        self, request: inference_pb2.MultiInferenceRequest, context: grpc.aio.ServicerContext
+    ) -> inference_pb2.MultiInferenceResponse:
         """Run several classifications and regressions of the same Examples."""
         response = inference_pb2.MultiInferenceResponse()
         model = request.tasks[0].model_spec.name if request.tasks else ""
@@ -131,7 +139,11 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, A
             lambda: self.service.multi_inference(request, response),
         )  # fmt: skip
 
-    async def GetModelMetadata(self, request, context):
+    async def GetModelMetadata(
+        self,
+        request: get_model_metadata_pb2.GetModelMetadataRequest,
+        context: grpc.aio.ServicerContext,
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Return the signatures of a model."""
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         return await self.answer(
@@ -155,7 +167,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
         super().__init__(service, token, calls)
         self.reload = reload
 
-    async def GetModelStatus(self, request, context):
+    async def GetModelStatus(
+        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.aio.ServicerContext
+    ) -> get_model_status_pb2.GetModelStatusResponse:
         """Return the states of a model's versions."""
         response = get_model_status_pb2.GetModelStatusResponse()
         return await self.answer(
@@ -163,7 +177,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
             lambda: self.service.status(Target.of(request), response),
         )  # fmt: skip
 
-    async def HandleReloadConfigRequest(self, request, context):
+    async def HandleReloadConfigRequest(
+        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.aio.ServicerContext
+    ) -> model_management_pb2.ReloadConfigResponse:
         """Replace the list of models; answer when they are available."""
         response = model_management_pb2.ReloadConfigResponse()
 

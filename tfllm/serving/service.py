@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -194,7 +194,9 @@ class Service:
         return await batcher.submit(inputs, DEADLINE.get())
 
     @contextlib.asynccontextmanager
-    async def answering(self, model: str, method: str, entrypoint: str, seconds: float | None):
+    async def answering(
+        self, model: str, method: str, entrypoint: str, seconds: float | None
+    ) -> AsyncIterator[None]:
         """Time and count a request, and end it at its deadline."""
         started = time.monotonic()
         code = Code.OK

@@ -5,13 +5,19 @@ A process of its own, which imports nothing of tfllm and no TensorFlow. Requests
 "tokens"}]}. Answers: {"texts": [text], "chats": [[answer of each turn]], "version"}.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import litert_lm
 
 
-def generate(engine, request):
+def generate(engine: litert_lm.Engine, request: dict[str, Any]) -> str:
     """Return the text after a prompt, of at most `tokens` tokens."""
     with engine.create_session(
         apply_prompt_template=False, max_output_tokens=request["tokens"]
@@ -20,7 +26,7 @@ def generate(engine, request):
         return session.run_decode().texts[0]
 
 
-def chat(engine, request):
+def chat(engine: litert_lm.Engine, request: dict[str, Any]) -> list[str]:
     """Return the answers of a conversation."""
     answers = []
     with engine.create_conversation(max_output_tokens=request["tokens"]) as conversation:
@@ -30,7 +36,7 @@ def chat(engine, request):
     return answers
 
 
-def main(request_file, answer_file):
+def main(request_file: str, answer_file: str) -> None:
     """Open the bundle once and answer all requests."""
     import litert_lm
 

@@ -10,6 +10,8 @@ Requests: [{"signature": name, "inputs": {name: nested list}}, ...]. Answers: {"
 nested list}, ...], "foreign": modules that should not be here, "load_seconds", "versions"}.
 """
 
+from __future__ import annotations
+
 import base64
 import ctypes
 import json
@@ -23,7 +25,7 @@ FOREIGN = ("tfllm", "tf_keras", "keras_hub")
 DISABLE_XLA = "_ZN10tensorflow21DisableXlaCompilationEv"  # tensorflow::DisableXlaCompilation()
 
 
-def forbid_xla(tensorflow_folder):
+def forbid_xla(tensorflow_folder: str | Path) -> None:
     """Do what tensorflow_model_server does at its start, by the same function."""
     for name in ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2"):
         library = ctypes.CDLL(str(Path(tensorflow_folder) / name))
@@ -33,21 +35,21 @@ def forbid_xla(tensorflow_folder):
     raise RuntimeError("this TensorFlow has no switch to forbid compilation by XLA")
 
 
-def decode_bytes(value):
+def decode_bytes(value: object) -> object:
     """Return nested lists with {"b64": text} decoded to bytes."""
     if isinstance(value, dict):
         return base64.b64decode(value["b64"])
     return [decode_bytes(part) for part in value] if isinstance(value, list) else value
 
 
-def decode_texts(value):
+def decode_texts(value: object) -> object:
     """Return nested lists with bytes decoded to texts."""
     if isinstance(value, bytes):
         return value.decode()
     return [decode_texts(part) for part in value] if isinstance(value, list) else value
 
 
-def main(version_folder, request_file, answer_file, xla=""):
+def main(version_folder: str, request_file: str, answer_file: str, xla: str = "") -> None:
     """Load the SavedModel once and answer every request; `xla`: compilation is allowed."""
     import numpy as np
     import tensorflow as tf
