@@ -17,11 +17,6 @@ settings.load_profile("same examples")
 STARTED = time.monotonic()
 SLOW_MARKS = ("slow", "parity", "edge")
 
-# The words of the tiny checkpoint: enough for real sentences, one letter at a time.
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'"
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
-VOCABULARY += [f"##{letter}" for letter in LETTERS]
-
 
 def pytest_runtest_setup(item):
     """Skips the slow marks once the minutes in TFLLM_SLOW_MINUTES are over, saying so."""
@@ -43,16 +38,17 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A directory with a random two-layer encoder whose tokenizer spells words letter by letter."""
+    from tests.helpers.vocabularies import SPELLING
     from tfllm.checkpoints import store
     from tfllm.models.bert import Config
     from tfllm.tasks import Classification
     from tfllm.tokenizers.wordpiece import WordPiece
 
     config = Config(
-        vocabulary_size=len(VOCABULARY), num_layers=2, num_heads=2, hidden_dim=16,
+        vocabulary_size=len(SPELLING), num_layers=2, num_heads=2, hidden_dim=16,
         max_sequence_length=128,
     )  # fmt: skip
     task = Classification(labels=("negative", "positive"))
-    tokenizer = WordPiece.from_vocabulary(VOCABULARY, lowercase=True)
+    tokenizer = WordPiece.from_vocabulary(SPELLING, lowercase=True)
     checkpoint = store.create("bert", config, tokenizer, task)
     return store.save(checkpoint, tmp_path_factory.mktemp("tiny") / "checkpoint")

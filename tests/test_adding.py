@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training import runs
+from tests.helpers import commands, recipes
 from tfllm import tasks
 from tfllm.checkpoints import store
-from tfllm.cli import main
 from tfllm.errors import SettingError
 from tfllm.evaluation.harness import evaluate, headline
 from tfllm.layers import heads
@@ -90,18 +89,16 @@ def share_right(answers, examples):
 
 
 def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert stop.value.code == 0, printed.err
-    return printed.out
+    status, printed, errors = commands.run(capsys, *arguments)
+    assert status == 0, errors
+    return printed
 
 
 def test_a_task_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     """Trains, evaluates, predicts, exports and loads it under another model's head."""
     monkeypatch.setitem(tasks.TASKS, "polarity", Polarity)
-    folder = runs.write_data(tmp_path / "data")
-    settings = runs.settings(folder, task={"kind": "polarity", "max_length": 32})
+    folder = recipes.write_data(tmp_path / "data")
+    settings = recipes.settings(folder, task={"kind": "polarity", "max_length": 32})
     recipe, checkpoint = tmp_path / "recipe.yaml", tmp_path / "run" / "checkpoint"
     recipe.write_text(json.dumps(settings))
     run(capsys, "train", recipe, "--output", tmp_path / "run", "--set", "train.epochs=3")

@@ -5,10 +5,8 @@ import json
 import pytest
 
 import tfllm
-from tests.export import language_models
-from tests.export.models import make
-from tests.generation import source_models
-from tests.training import runs
+from tests.helpers import language_models, recipes, translators
+from tests.helpers.encoders import make
 from tfllm.errors import ArtifactError, CheckFailed, CheckpointError, SettingError
 
 CLOSE = 1e-4  # of probabilities: float32 sums in another order
@@ -102,10 +100,10 @@ def test_classifiers_predict_and_evaluate_alike(classifier):
 
 
 def test_translators_generate_alike(tmp_path):
-    model = tfllm.Model(source_models.checkpoint())
+    model = tfllm.Model(translators.checkpoint())
     model.export("savedmodel", tmp_path / "exported")
     opened = tfllm.open(tmp_path / "exported")
-    source = source_models.SENTENCES[0]
+    source = translators.SENTENCES[0]
     assert opened.generate(source, num_beams=3) == model.generate(source, num_beams=3)
     predicted = opened.predict({"source": source}, num_beams=3)
     expected = model.predict({"source": source}, num_beams=3)
@@ -133,10 +131,10 @@ def test_paths_that_are_no_models():
 
 
 def test_train_measures_and_exports(tmp_path):
-    folder = runs.write_data(tmp_path / "data")
+    folder = recipes.write_data(tmp_path / "data")
     artifacts = []
     run = tfllm.train(
-        runs.settings(folder, export=["tflite-float32"]),
+        recipes.settings(folder, export=["tflite-float32"]),
         output=tmp_path / "run",
         overrides=["train.epochs=1"],
         progress=False,
@@ -153,7 +151,7 @@ def test_train_measures_and_exports(tmp_path):
     assert len(model.dataset(file, batch_size=8)) == 3
     assert tfllm.evaluate(artifacts[0].path, file)["metrics"]["accuracy"] == expected
     with pytest.raises(SettingError, match="no profile 'tflit'"):
-        tfllm.train(runs.settings(folder, export=["tflit"]), output=tmp_path / "other")
+        tfllm.train(recipes.settings(folder, export=["tflit"]), output=tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(SettingError, match="Did you mean"):
-        tfllm.train(runs.settings(folder), overrides=["train.epoch=1"])
+        tfllm.train(recipes.settings(folder), overrides=["train.epoch=1"])

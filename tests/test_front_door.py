@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import tfllm
-from tests.export.models import make
-from tests.generation import models, source_models
+from tests.helpers import byte_models, translators
+from tests.helpers.encoders import make
 from tfllm.errors import SettingError
 from tfllm.evaluation.settings import EvaluationSettings
 from tfllm.generation.config import GenerationConfig
@@ -121,7 +121,7 @@ def test_unknown_options_are_errors_that_name_the_nearest(call, message):
 
 
 def test_generate_returns_text_for_a_text_and_a_list_for_a_list():
-    model = tfllm.Model(models.checkpoint())
+    model = tfllm.Model(byte_models.checkpoint())
     one = model.generate("ab", max_new_tokens=5)
     assert isinstance(one, str)
     assert model.generate(["ab", "c"], max_new_tokens=5)[0] == one
@@ -135,7 +135,7 @@ def test_generate_returns_text_for_a_text_and_a_list_for_a_list():
 
 
 def test_generate_takes_stop_strings_bad_words_and_conversations():
-    model = tfllm.Model(models.checkpoint())
+    model = tfllm.Model(byte_models.checkpoint())
     text = model.generate("ab", max_new_tokens=20)
     stop = text[3:5]
     assert model.generate("ab", max_new_tokens=20, stop_strings=stop) == text[: text.index(stop)]
@@ -147,7 +147,7 @@ def test_generate_takes_stop_strings_bad_words_and_conversations():
 
 
 def test_generate_streams():
-    model = tfllm.Model(models.checkpoint())
+    model = tfllm.Model(byte_models.checkpoint())
     stream = model.generate("ab", max_new_tokens=20, stream=True)
     assert not isinstance(stream, str)
     pieces = list(stream)
@@ -163,8 +163,8 @@ def test_generate_streams():
 
 
 def test_sources_are_translated_by_predict_and_generate():
-    model = tfllm.Model(source_models.checkpoint())
-    source = source_models.SENTENCES[0]
+    model = tfllm.Model(translators.checkpoint())
+    source = translators.SENTENCES[0]
     text = model.generate(source, num_beams=2, max_new_tokens=8)
     assert model.predict({"source": source}, num_beams=2, max_new_tokens=8)["text"] == text
     scores = [t.score for t in model.generate(source, num_return_sequences=3, details=True)]
@@ -174,7 +174,7 @@ def test_sources_are_translated_by_predict_and_generate():
 
 
 def test_generation_uses_the_current_weights_and_leaves_them():
-    model = tfllm.Model(models.checkpoint())
+    model = tfllm.Model(byte_models.checkpoint())
     weights = [weight.numpy() for weight in model.keras.weights]
     before = model.generate("ab", max_new_tokens=8)
     assert isinstance(model.generate("ab", max_new_tokens=8, precision="bfloat16"), str)

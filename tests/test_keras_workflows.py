@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 import tfllm
-from tests.export.models import make
-from tests.generation import models, source_models
+from tests.helpers import byte_models, translators
+from tests.helpers.encoders import make
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = [
@@ -365,14 +365,14 @@ def test_masked_tokens_differ_from_epoch_to_epoch():
 
 
 def test_language_models_and_translators_are_fitted():
-    language = tfllm.Model(models.checkpoint())
+    language = tfllm.Model(byte_models.checkpoint())
     before = language.generate("ab", max_new_tokens=8)
     language.compile(learning_rate=3e-2, warmup=0)
     data = language.dataset(["ab" * 40] * 8, batch_size=4, shuffle=True)
     losses = language.fit(data, epochs=12, verbose=0).history["loss"]
     assert losses[-1] < losses[0] / 2
     assert language.generate("ab", max_new_tokens=8) == "abababab" != before
-    translator = tfllm.Model(source_models.checkpoint())
-    rows = [{"source": source, "target": source[:9]} for source in source_models.SENTENCES[:4]]
+    translator = tfllm.Model(translators.checkpoint())
+    rows = [{"source": source, "target": source[:9]} for source in translators.SENTENCES[:4]]
     translator.compile(learning_rate=1e-3)
     assert np.isfinite(translator.fit(translator.dataset(rows), verbose=0).history["loss"]).all()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.checkpoints.conftest import VOCABULARY
+from tests.helpers.golden_models import VOCABULARY
 from tfllm.checkpoints import huggingface, store
 
 pytestmark = pytest.mark.parity

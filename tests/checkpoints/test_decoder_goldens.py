@@ -138,16 +138,16 @@ def test_a_changed_shape_is_written_in_both_spellings(source, tmp_path):
 
 
 def test_a_model_of_ours_names_its_own_end(tmp_path):
-    from tests.conftest import VOCABULARY
+    from tests.helpers.vocabularies import SPELLING
     from tfllm.models import gpt2
     from tfllm.tasks.causal_lm import CausalLM
     from tfllm.tokenizers.wordpiece import WordPiece
 
     config = gpt2.Config(
-        vocabulary_size=len(VOCABULARY), num_layers=1, num_heads=2, hidden_dim=8,
+        vocabulary_size=len(SPELLING), num_layers=1, num_heads=2, hidden_dim=8,
         max_sequence_length=16,
     )  # fmt: skip
-    tokenizer = WordPiece.from_vocabulary(VOCABULARY, lowercase=True)
+    tokenizer = WordPiece.from_vocabulary(SPELLING, lowercase=True)
     made = store.create("gpt2", config, tokenizer, CausalLM(max_length=16))
     assert made.eos_token_id == (tokenizer.eos_token_id,)
     huggingface.write(made, tmp_path / "theirs")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.checkpoints.conftest import GOLDEN, VOCABULARY
 from tests.checkpoints.test_decoder_goldens import assert_comes_back, assert_equal_scores, change
 from tests.checkpoints.test_goldens import TOLERANCE, assert_same_tensors
+from tests.helpers.golden_models import GOLDEN, VOCABULARY
 from tfllm.checkpoints import huggingface, store
 from tfllm.checkpoints.describe import describe
 from tfllm.errors import CheckpointError, SettingError

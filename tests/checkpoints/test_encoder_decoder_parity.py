@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.checkpoints.conftest import VOCABULARY
+from tests.helpers.golden_models import VOCABULARY
 from tfllm.checkpoints import huggingface, store
 from tfllm.layers import relative
 from tfllm.models import bart, t5, transformer

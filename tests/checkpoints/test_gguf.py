@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tokenizers import normalizers
 
-from tests.tokenizers import decoders, hostile
+from tests.helpers import tiny_tokenizers
+from tests.tokenizers import hostile
 from tests.tokenizers.file_cases import llama_model
 from tfllm import tasks
 from tfllm.checkpoints import gguf, huggingface, store
@@ -46,13 +47,13 @@ def sentencepiece():
 
 def byte_level(name):
     rules = {
-        "gpt-2": lambda: decoders.BYTE_LEVEL["gpt2"](),
-        "smollm": lambda: decoders.BYTE_LEVEL["smollm2"](),
-        "qwen2": lambda: decoders.byte_level(
-            decoders.split(bytepair.QWEN_PATTERN), normalizers.NFC()
+        "gpt-2": lambda: tiny_tokenizers.BYTE_LEVEL["gpt2"](),
+        "smollm": lambda: tiny_tokenizers.BYTE_LEVEL["smollm2"](),
+        "qwen2": lambda: tiny_tokenizers.byte_level(
+            tiny_tokenizers.split(bytepair.QWEN_PATTERN), normalizers.NFC()
         ),
-        "llama-bpe": lambda: decoders.byte_level(
-            decoders.split(decoders.LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}{1,3}")),
+        "llama-bpe": lambda: tiny_tokenizers.byte_level(
+            tiny_tokenizers.split(tiny_tokenizers.LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}{1,3}")),
             model_options={"ignore_merges": True},
         ),
     }
@@ -132,7 +133,7 @@ def test_a_file_gives_the_model_and_the_tokenizer_back(name, tmp_path):
     for weight in before:
         limit = OFFSET_ROUNDING if "gemma" in name and "norm" in weight else 0.0
         np.testing.assert_allclose(after[weight], before[weight], 0, limit, err_msg=weight)
-    for text in [*decoders.CORPUS[:7], *(text.decode() for text in hostile.texts(200))]:
+    for text in [*tiny_tokenizers.CORPUS[:7], *(text.decode() for text in hostile.texts(200))]:
         same = checkpoint.tokenizer.encode_ids([text], add_special_tokens=False)[0]
         again = back.tokenizer.encode_ids([text], add_special_tokens=False)[0]
         assert list(again) == list(same), text
@@ -326,7 +327,7 @@ def test_damaged_files_are_refused(tmp_path):
 
 def test_what_llama_cpp_cannot_say_is_not_written(tmp_path):
     family, shape, _ = MODELS["gpt2"]
-    read = decoders.BYTE_LEVEL["neox"]()
+    read = tiny_tokenizers.BYTE_LEVEL["neox"]()
     task = tasks.build({"kind": "causal_lm", "max_length": 128})
     checkpoint = store.create(
         family, {"vocabulary_size": read.vocabulary_size, **shape}, read, task, seed=3

@@ -5,7 +5,7 @@ import pytest
 
 from tests.checkpoints.llama_cpp import LlamaCpp
 from tests.checkpoints.test_gguf import MODELS, make, only_file
-from tests.tokenizers import decoders
+from tests.helpers import tiny_tokenizers
 from tfllm.checkpoints import gguf, store
 
 pytestmark = pytest.mark.parity
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parity
 LOGITS_TOLERANCE = 5e-3
 # Nats. llama.cpp rounds activations to 8 bits in blocks of 32 before it multiplies with q8_0.
 Q8_DIVERGENCE = 5e-3
-TEXTS = [text for text in decoders.CORPUS[:7] if "\u2581" not in text]
+TEXTS = [text for text in tiny_tokenizers.CORPUS[:7] if "\u2581" not in text]
 
 
 def logits_of(checkpoint, ids):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.export.language_models import make as make_decoder
+from tests.helpers.language_models import make as make_decoder
 from tfllm.checkpoints import huggingface, store
 from tfllm.checkpoints.describe import describe
 from tfllm.errors import CheckpointError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfllm.model
-from tfllm.cli import main
+from tests.helpers.commands import run
 from tfllm.cli.evaluate import table
 from tfllm.runtimes.token_predictor import TokenPredictor
 from tfllm.tasks import Classification
@@ -32,13 +32,6 @@ def model(monkeypatch):
     made = TokenPredictor(task, WordPiece.from_vocabulary(VOCABULARY), facts, 2, count)
     monkeypatch.setattr(tfllm.model, "open_model", lambda source: made)
     return made
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return stop.value.code, printed.out, printed.err
 
 
 def write(path, content):

@@ -5,23 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tfllm.cli import main
+from tests.helpers.commands import run, wait_for
 from tfllm.data.corpora.corpus import open_corpus
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "models" / "bert" / "corpus.yaml"
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 def recipe(tmp_path, data="", size=200):
@@ -74,13 +66,6 @@ def test_what_is_wrong_is_one_line(data, said, capsys, tmp_path, monkeypatch):
     status, out, err = run(capsys, "prepare", recipe(tmp_path, data), "--output", "out")
     assert status == 2 and out == "" and said in err and err.count("\n") == 1
     assert not list(tmp_path.glob("out*"))
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.02)
 
 
 def files(folder):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm import config
 from tfllm.training.recipe import Recipe
 from tfllm.training.tuning import space
@@ -28,8 +28,8 @@ def call(*arguments):
 
 
 def files(folder, text, **parts):
-    runs.write_data(folder, train=60)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(runs.settings(folder, **parts)))
+    recipes.write_data(folder, train=60)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipes.settings(folder, **parts)))
     (folder / "space.yaml").write_text(text)
     return [folder / "recipe.yaml", "--space", folder / "space.yaml", "--output", folder / "study"]
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import tfllm
-from tests.cli.test_writing_verbs import run
-from tests.generation.source_models import SENTENCES, checkpoint
+from tests.helpers.commands import run
+from tests.helpers.translators import SENTENCES, checkpoint
 from tfllm.cli import generate as verb
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 

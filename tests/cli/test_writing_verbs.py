@@ -12,28 +12,21 @@ from copy import copy
 import pytest
 
 import tfllm
-from tests.generation import models
+from tests.helpers import byte_models
+from tests.helpers.commands import run
 from tfllm.checkpoints import store
 from tfllm.cli import generate as verb
-from tfllm.cli import main
 
 
 @functools.cache
 def shared():
-    return tfllm.Model(models.checkpoint())
+    return tfllm.Model(byte_models.checkpoint())
 
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
     monkeypatch.setattr(verb, "open_model", lambda _: shared())
     return shared()
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return stop.value.code, printed.out, printed.err
 
 
 SHORT = ("--max-new-tokens", "6")
@@ -177,7 +170,7 @@ def test_help_shows_examples_and_loads_nothing_heavy(verb):
 
 @pytest.mark.slow
 def test_ctrl_c_while_streaming_keeps_what_is_printed(tmp_path):
-    store.save(models.checkpoint(), tmp_path / "m")
+    store.save(byte_models.checkpoint(), tmp_path / "m")
     options = ("--stream", "--max-new-tokens", "100", "--temperature", "1")
     command = [sys.executable, "-c", SLOWLY, "generate", str(tmp_path / "m"), "Hello", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -193,7 +186,7 @@ def test_ctrl_c_while_streaming_keeps_what_is_printed(tmp_path):
 
 @pytest.mark.slow
 def test_a_terminated_command_leaves_no_file_under_a_temporary_name(tmp_path):
-    store.save(models.checkpoint(), tmp_path / "m")
+    store.save(byte_models.checkpoint(), tmp_path / "m")
     (tmp_path / "prompts.txt").write_text("Hello\n" * 1000)
     (tmp_path / "out").mkdir()
     options = ("--input", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out/texts"))

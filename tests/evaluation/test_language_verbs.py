@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cli.test_measuring_verbs import run
+from tests.helpers.commands import run
 from tfllm.checkpoints import store
 from tfllm.cli.benchmark import table
 from tfllm.models import gpt2

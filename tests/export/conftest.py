@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.export.models import make
+from tests.helpers.encoders import make
 from tfllm.export import export, load_profile
 
 

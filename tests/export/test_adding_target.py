@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tfllm
-from tests.export.models import make
+from tests.helpers.encoders import make
 from tfllm import config
 from tfllm.errors import CheckFailed, SettingError
 from tfllm.export import TARGETS, artifact, export, load_profile

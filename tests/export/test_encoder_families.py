@@ -6,8 +6,8 @@ tokenizers; an artifact takes what its model takes.
 
 import pytest
 
-from tests.export.models import SHAPE, TASKS, VOCABULARY
-from tests.tokenizers import decoders
+from tests.helpers import tiny_tokenizers
+from tests.helpers.encoders import SHAPE, TASKS, VOCABULARY
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.errors import SettingError
@@ -38,7 +38,7 @@ def make(family, kind):
     """A checkpoint of a tiny random encoder with the family's kind of tokenizer."""
     tokenizer = WordPiece.from_vocabulary(VOCABULARY)
     if family in TOKENIZERS:
-        tokenizer = decoders.tokenizer(TOKENIZERS[family])
+        tokenizer = tiny_tokenizers.tokenizer(TOKENIZERS[family])
     shape = {
         "variant": family, "num_segments": TYPES[family],
         "pad_token_id": tokenizer.pad_token_id or 0,

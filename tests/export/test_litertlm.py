@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("litert_lm_builder")
 
-from tests.export.language_models import CHAT_TEMPLATE, make
+from tests.helpers.language_models import CHAT_TEMPLATE, make
 from tfllm.checkpoints import store
 from tfllm.errors import ArtifactError, SettingError
 from tfllm.export import export, litertlm, litertlm_prompt, load_profile, tflite_generation

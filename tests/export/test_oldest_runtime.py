@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
-from tests.export.language_models import make
 from tests.export.products import Factor, factors
+from tests.helpers.language_models import make
 from tfllm.cli import main
 from tfllm.errors import CheckFailed, SettingError
 from tfllm.export import export, flatbuffer, load_profile, tflite_generation

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.export.language_models import tokenizer as bytepair
-from tests.export.models import TASKS, VOCABULARY
 from tests.export.products import differing
-from tests.tokenizers.translation import tokenizer as translation
+from tests.helpers.encoders import TASKS, VOCABULARY
+from tests.helpers.language_models import tokenizer as bytepair
+from tests.helpers.translation_tokenizers import tokenizer as translation
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.export import load_profile, mediapipe, tflite, tflite_activation_scaling

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tests.export.c_program import printed
-from tests.export.models import TASKS, make
+from tests.helpers.encoders import TASKS, make
 from tfllm.errors import CheckFailed, SettingError
 from tfllm.export import export, load_profile, op_compatibility, savedmodel, warmup_requests
 from tfllm.export.verify import common

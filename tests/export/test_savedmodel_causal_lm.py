@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.export.c_program import printed
-from tests.export.language_models import make
+from tests.helpers.language_models import make
 from tfllm.errors import SettingError
 from tfllm.evaluation.harness import evaluate
 from tfllm.export import export, load_profile, op_compatibility, request_settings, savedmodel
@@ -274,7 +274,7 @@ def test_a_server_answers_with_it(version, module):
     httpx = pytest.importorskip("httpx")
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-    from tests.serving.conftest import serving
+    from tests.helpers.servers import serving
     from tfllm.serving.schema import ModelEntry
 
     expected, counts = generate(module, PROMPTS)

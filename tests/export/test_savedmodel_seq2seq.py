@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.export.c_program import printed
-from tests.generation.source_models import SENTENCES, checkpoint
+from tests.helpers.translators import SENTENCES, checkpoint
 from tfllm.errors import SettingError
 from tfllm.export import export, load_profile, op_compatibility, request_settings, savedmodel
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
@@ -219,7 +219,7 @@ def test_a_server_answers_with_it(version, module):
     """REST of tfllm serve."""
     httpx = pytest.importorskip("httpx")
 
-    from tests.serving.conftest import serving, until
+    from tests.helpers.servers import serving, until
     from tfllm.serving.schema import ModelEntry
 
     expected = asked(module, "translate", SOURCES)

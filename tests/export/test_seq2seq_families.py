@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
-from tests.generation.source_models import checkpoint
+from tests.helpers.translators import checkpoint
 from tfllm.export import export, load_profile
 
 pytestmark = pytest.mark.slow

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import tfllm
-from tests.tokenizers.decoders import tokenizer
-from tests.tokenizers.vocabularies import VOCABULARY
+from tests.helpers.tiny_tokenizers import tokenizer
+from tests.helpers.vocabularies import VOCABULARY
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.evaluation.harness import evaluate

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.export.models import make
+from tests.helpers.encoders import make
 from tfllm.export import (
     artifact,
     export,

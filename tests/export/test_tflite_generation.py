@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 
 from tests.export.files import changed, with_copies, without_weights
-from tests.export.language_models import make
+from tests.helpers.language_models import make
 from tfllm.errors import ArtifactError, CheckFailed, SettingError
 from tfllm.evaluation.harness import evaluate
 from tfllm.export import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.export.models import make
+from tests.helpers.encoders import make
 from tfllm.export import export, flatbuffer, load_profile, tflite_metadata
 from tfllm.export.flatbuffer import TFLITE_FILE
 from tfllm.runtimes.opening import open_model

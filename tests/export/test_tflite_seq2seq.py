@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
-from tests.generation.source_models import SENTENCES, checkpoint
+from tests.helpers.translators import SENTENCES, checkpoint
 from tfllm.errors import SettingError
 from tfllm.export import export, load_profile, tflite, tflite_generation
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator

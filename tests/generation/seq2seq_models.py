@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.checkpoints.conftest import VOCABULARY
+from tests.helpers.golden_models import VOCABULARY
 from tfllm.checkpoints import store
 from tfllm.checkpoints.base import Checkpoint
 

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tests.generation import goldens
-from tests.generation.models import checkpoint
-from tests.models import decoders
+from tests.helpers import decoders
+from tests.helpers.byte_models import checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation import cpu_decoding, decode_state
 from tfllm.generation.config import GenerationConfig

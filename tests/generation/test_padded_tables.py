@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import VOCABULARY
-from tests.generation import source_models
-from tests.generation.models import TEMPLATE
-from tests.tokenizers.decoders import tokenizer as small_tokenizer
-from tests.tokenizers.translation import tokenizer as two_sided
+from tests.helpers import translators
+from tests.helpers.byte_models import TEMPLATE
+from tests.helpers.tiny_tokenizers import tokenizer as small_tokenizer
+from tests.helpers.translation_tokenizers import tokenizer as two_sided
+from tests.helpers.vocabularies import SPELLING
 from tfllm.checkpoints import store
 from tfllm.export import load_profile, savedmodel_causal_lm, savedmodel_seq2seq, tflite_generation
 from tfllm.generation import penalties
@@ -207,7 +207,7 @@ def test_the_graphs_of_exported_encoder_decoders(family):
     graphs = (tokenizer.graph(), tokenizer.target.graph())
     settings = load_profile("savedmodel", [])
     signatures = savedmodel_seq2seq.build_signatures(checkpoint, checkpoint.model, graphs, settings)
-    prompts = tf.constant(source_models.SENTENCES[:2])
+    prompts = tf.constant(translators.SENTENCES[:2])
     twos = {"max_new_tokens": tf.constant([9, 9])}
     sampled = signatures["generate"](
         prompts, *twos.values(), tf.constant([2.0, 0.0]), tf.constant([0, 0]),
@@ -216,7 +216,7 @@ def test_the_graphs_of_exported_encoder_decoders(family):
     searched = signatures["beam"](prompts, *twos.values(), tf.constant([1.0, 1.0]))
     for found in (sampled, searched):
         assert found["token_count"].numpy().min() > 0
-    rows = tokenizer.encode_batch(list(source_models.SENTENCES[:2]), max_length=WINDOW - 8)
+    rows = tokenizer.encode_batch(list(translators.SENTENCES[:2]), max_length=WINDOW - 8)
     ids = tf.ragged.constant([row.ids for row in rows]).to_tensor()
     lengths = tf.constant([len(row) for row in rows])
     found = signatures["beam_tokens"](ids, lengths, *twos.values(), tf.constant([1.0, 1.0]))
@@ -243,8 +243,8 @@ def test_ids_without_a_token_have_no_text(name):
 
 
 def test_masks_are_filled_with_tokens():
-    tokenizer = WordPiece.from_vocabulary(VOCABULARY)
-    size = len(VOCABULARY)
+    tokenizer = WordPiece.from_vocabulary(SPELLING)
+    size = len(SPELLING)
     config = bert.Config(
         vocabulary_size=size + PADDING, num_layers=1, num_heads=2, hidden_dim=16,
         max_sequence_length=WINDOW, initializer_range=0.3,
@@ -255,8 +255,8 @@ def test_masks_are_filled_with_tokens():
     scores[:, size:], scores[1, 7] = 9.0, 1.0
     detail = {"tokenizer": tokenizer, "masks": [1], "text": "a [MASK] b"}
     answer = checkpoint.task.mask_answer(scores, detail)
-    assert [one["token"] for one in answer["masks"][0]["candidates"]][0] == VOCABULARY[7]
+    assert [one["token"] for one in answer["masks"][0]["candidates"]][0] == SPELLING[7]
     assert answer["masks"][0]["score"] < 0.01  # of the whole softmax
     serve = checkpoint.task.signatures(checkpoint.model, tokenizer.graph())["serving_default"]
     found = serve(tf.constant(["a [MASK] b"]))["tokens"].numpy().ravel().tolist()
-    assert len(found) == 3 and set(found) <= {token.encode() for token in VOCABULARY}
+    assert len(found) == 3 and set(found) <= {token.encode() for token in SPELLING}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.generation.source_models import LONGEST, SENTENCES, checkpoint
+from tests.helpers.translators import LONGEST, SENTENCES, checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 

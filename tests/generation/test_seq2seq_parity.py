@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.checkpoints.conftest import VOCABULARY
+from tests.helpers.golden_models import VOCABULARY
 from tfllm.checkpoints import store
 from tfllm.generation.config import generation_config
 from tfllm.generation.cpu_decoding import optimize_for_cpu

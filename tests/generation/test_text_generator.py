@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from tests.generation.models import WINDOW, checkpoint
+from tests.helpers.byte_models import WINDOW, checkpoint
 from tfllm.errors import SettingError
 from tfllm.generation.chat import ChatSession
 from tfllm.generation.config import GenerationConfig

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tfllm
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm import models
 from tfllm.checkpoints import store
 from tfllm.errors import CheckpointError
@@ -64,8 +64,8 @@ FAMILY = SimpleNamespace(Config=Config, backbone=backbone, from_hf=from_hf, WEIG
 def test_a_family_is_one_file_and_one_line(monkeypatch, tmp_path):
     """New model, training, saving, loading, prediction and export; and a Hugging Face directory."""
     monkeypatch.setitem(models.FAMILIES, "bag", FAMILY)
-    folder = runs.write_data(tmp_path / "data")
-    settings = runs.settings(
+    folder = recipes.write_data(tmp_path / "data")
+    settings = recipes.settings(
         folder,
         task={"kind": "classification", "labels": ["bad", "good"], "pooling": "mean",
               "max_length": 32},

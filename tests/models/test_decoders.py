@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.models import decoders
+from tests.helpers import decoders
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import FAMILIES, bert, gpt2, llama
 from tfllm.models.decoder import get_decoder

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.models import encoder_decoders as made_for
+from tests.helpers import encoder_decoders as made_for
 from tfllm.checkpoints import weights
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import FAMILIES, get_weight_map, gpt2, transformer

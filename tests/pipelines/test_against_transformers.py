@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tfllm
-from tests.checkpoints.conftest import VOCABULARY
+from tests.helpers.golden_models import VOCABULARY
 
 pytestmark = pytest.mark.parity
 TEXTS = ["abc de fgh", "a dead cab, hi"]

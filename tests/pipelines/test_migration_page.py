@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 import tfllm
-from tests.export.models import make
-from tests.generation import models, source_models
+from tests.helpers import byte_models, translators
+from tests.helpers.encoders import make
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "migration.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 MODELS = {
-    "models/opus-mt-en-de": source_models.checkpoint,
-    "runs/headlines": source_models.checkpoint,
-    "runs/stories": models.checkpoint,
+    "models/opus-mt-en-de": translators.checkpoint,
+    "runs/headlines": translators.checkpoint,
+    "runs/stories": byte_models.checkpoint,
     "runs/sst2": lambda: make("classification"),
     "runs/squad": lambda: make("question_answering"),
     "runs/conll": lambda: make("token_classification"),

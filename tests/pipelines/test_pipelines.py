@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 import tfllm
-from tests.generation import models, source_models
-from tests.generation.source_models import SENTENCES
+from tests.helpers import byte_models, translators
+from tests.helpers.translators import SENTENCES
 from tfllm.errors import SettingError
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.generation.text_generator import TextGenerator
@@ -14,11 +14,11 @@ from tfllm.generation.text_generator import TextGenerator
 
 @pytest.fixture(scope="module")
 def translator():
-    return tfllm.pipeline("translation", model=source_models.checkpoint())
+    return tfllm.pipeline("translation", model=translators.checkpoint())
 
 
 def test_translations_are_the_checkpoints_texts(translator):
-    writer = Seq2SeqGenerator(source_models.checkpoint())
+    writer = Seq2SeqGenerator(translators.checkpoint())
     expected = [{"translation_text": text.text} for text in writer.generate(SENTENCES)]
     assert translator(list(SENTENCES)) == expected
     assert translator(SENTENCES[0]) == expected[:1]
@@ -31,7 +31,7 @@ def test_translations_are_the_checkpoints_texts(translator):
 
 
 def test_summaries_and_texts_have_their_own_names():
-    checkpoint = source_models.checkpoint()
+    checkpoint = translators.checkpoint()
     for task, name in (
         ("summarization", "summary_text"),
         ("text2text-generation", "generated_text"),
@@ -42,7 +42,7 @@ def test_summaries_and_texts_have_their_own_names():
 
 
 def test_a_checkpoints_own_settings_for_a_task_are_taken():
-    checkpoint = source_models.checkpoint()
+    checkpoint = translators.checkpoint()
     own = {"summarization": {"prefix": "the ", "max_length": 4, "num_beams": 1}}
     generation = {**checkpoint.generation_config, "task_specific_params": own}
     asking = dataclasses.replace(checkpoint, generation_config=generation)
@@ -55,7 +55,7 @@ def test_a_checkpoints_own_settings_for_a_task_are_taken():
 
 
 def test_texts_go_on_with_the_prompt_in_front():
-    checkpoint = models.checkpoint()
+    checkpoint = byte_models.checkpoint()
     pipe = tfllm.pipeline("text-generation", model=checkpoint, max_new_tokens=5)
     writer = TextGenerator(checkpoint)
     expected = writer.generate(["Hello"], writer.generation_config(max_new_tokens=5))[0].text
@@ -74,8 +74,8 @@ def test_texts_go_on_with_the_prompt_in_front():
     [
         ("translatoin", "m", {}, "Did you mean 'translation'"),
         ("translation", None, {}, "needs a model"),
-        ("text-generation", source_models.checkpoint, {}, "and this one is for seq2seq"),
-        ("translation", source_models.checkpoint, {"num_beam": 3}, "Did you mean 'num_beams'"),
+        ("text-generation", translators.checkpoint, {}, "and this one is for seq2seq"),
+        ("translation", translators.checkpoint, {"num_beam": 3}, "Did you mean 'num_beams'"),
     ],
     ids=["task", "model", "kind", "option"],
 )

@@ -1,12 +1,8 @@
-"""A server in a thread of the test process, on loopback ports that the system chose."""
+"""Servers that all tests of the folder ask."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,67 +12,8 @@ pytest.importorskip("tensorflow_serving")
 
 import httpx
 
+from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
 from tests.serving import savedmodels
-from tfllm.serving.schema import ModelEntry, ServerOptions, VersionPolicy
-
-PATIENCE_SECONDS = 60.0
-
-
-def until(condition, seconds: float = PATIENCE_SECONDS):
-    """Waits for a condition, and fails where it does not come."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
-        time.sleep(0.02)
-    return value
-
-
-class Running:
-    """A Server in its own thread and event loop."""
-
-    def __init__(self, server, new_event_loop=asyncio.new_event_loop):
-        self.server = server
-        self.loop = new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-
-    def call(self, work, seconds=PATIENCE_SECONDS):
-        """Runs a coroutine in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.rest_port}"
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server.grpc_port}"
-
-    def close(self):
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(PATIENCE_SECONDS)
-        self.loop.close()
-
-
-@contextmanager
-def serving(entries, *, ready=True, load=None, config_file=None, new_event_loop=None, **options):
-    """A running server; stopped at the end."""
-    from tfllm.serving.server import Server
-
-    settings = {"rest_port": 0, "grpc_port": 0, "poll_seconds": 0.05, **options}
-    extra = {"load": load} if load else {}
-    server = Server(entries, ServerOptions(**settings), config_file, **extra)
-    running = Running(server, new_event_loop or asyncio.new_event_loop)
-    try:
-        running.call(running.server.start())
-        try:
-            if ready:
-                until(lambda: running.server.ready)
-            yield running
-        finally:
-            running.call(running.server.stop())
-    finally:
-        running.close()
 
 
 @pytest.fixture(scope="session")
@@ -85,18 +22,6 @@ def models_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models")
     savedmodels.save_all(root)
     return root
-
-
-def entries_of(root: Path) -> list[ModelEntry]:
-    return [
-        ModelEntry(
-            name="toy",
-            base_path=str(root / "toy"),
-            policy=VersionPolicy(kind="specific", versions=(1, 2)),
-            labels={"stable": 1, "canary": 2},
-        ),
-        ModelEntry(name="kinds", base_path=str(root / "kinds")),
-    ]
 
 
 @pytest.fixture(scope="session")

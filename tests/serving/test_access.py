@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tests.serving.conftest import entries_of, serving
+from tests.helpers.servers import entries_of, serving
 from tfllm.errors import SettingError
 from tfllm.serving.rest import authorized
 from tfllm.serving.server import bracketed

@@ -12,7 +12,7 @@ import time
 import httpx
 import pytest
 
-from tests.serving.conftest import PATIENCE_SECONDS, entries_of, serving, until
+from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
 from tests.serving.test_observe import samples
 from tfllm.serving.schema import Batching, Limits
 

@@ -13,8 +13,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tests.helpers.servers import PATIENCE_SECONDS, serving, until
 from tests.serving import savedmodels
-from tests.serving.conftest import PATIENCE_SECONDS, serving, until
 from tfllm.serving.schema import Batching, Code, Limits, ModelEntry, RequestError
 from tfllm.serving.servable import Servable
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tensorflow_serving.config import model_server_config_pb2
 
-from tests.serving.conftest import serving
+from tests.helpers.servers import serving
 from tfllm.errors import SettingError
 from tfllm.serving import rest, tfserving
 from tfllm.serving.schema import Batching, ModelEntry

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from tests.serving.conftest import PATIENCE_SECONDS, entries_of, serving
+from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tests.serving.conftest import PATIENCE_SECONDS, entries_of, serving, until
+from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
 from tfllm.serving.schema import Batching, Limits
 
 T, K = "/v1/models/toy:predict", "/v1/models/kinds:predict"

@@ -6,7 +6,7 @@ import logging
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.conftest import entries_of, serving, until
+from tests.helpers.servers import entries_of, serving, until
 from tfllm.serving import observe
 
 K = "/v1/models/kinds"

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tests.serving.conftest import PATIENCE_SECONDS, until
+from tests.helpers.servers import PATIENCE_SECONDS, until
 
 K = "/v1/models/kinds:predict"
 SLOW = {"signature_name": "slow", "instances": ["SECRET"]}

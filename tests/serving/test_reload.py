@@ -19,8 +19,8 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
 )
 
+from tests.helpers.servers import PATIENCE_SECONDS, serving, until
 from tests.serving import savedmodels
-from tests.serving.conftest import PATIENCE_SECONDS, serving, until
 from tfllm.serving import tfserving
 from tfllm.serving.schema import ModelEntry
 

@@ -20,8 +20,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
 from tests.serving import savedmodels
-from tests.serving.conftest import PATIENCE_SECONDS, entries_of, serving, until
 from tests.serving.test_process import Process
 from tfllm.serving.sockets import refuse_connections
 

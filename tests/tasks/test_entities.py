@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.tokenizers.decoders import MAKERS, TRICKY, learned, tokenizer
+from tests.helpers.tiny_tokenizers import MAKERS, TRICKY, learned, tokenizer
 from tfllm import tasks
 from tfllm.tasks import entities, fill_mask_graph
 from tfllm.tasks.entities_graph import GraphWords

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tokenizers.decoders import tokenizer
+from tests.helpers.tiny_tokenizers import tokenizer
 from tfllm.errors import DataError, TokenizerError
 from tfllm.tokenizers import chat
 from tfllm.tokenizers.bytepair import BytePair

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tests.tokenizers.vocabularies import VOCABULARY
-from tfllm.cli import main
+from tests.helpers import commands
+from tests.helpers.vocabularies import VOCABULARY
 from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
 
@@ -20,10 +20,7 @@ def model(tmp_path):
 
 def run(capsys, *arguments):
     """(exit status, stdout, stderr)"""
-    with pytest.raises(SystemExit) as stop:
-        main(["tokenizer", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return stop.value.code, printed.out, printed.err
+    return commands.run(capsys, "tokenizer", *arguments)
 
 
 def test_encode(capsys, model):

@@ -6,7 +6,7 @@ import struct
 import pytest
 from tokenizers import Tokenizer as Rust
 
-from tests.tokenizers.decoders import MAKERS, ROBERTA, TRICKY, learned, tokenizer, trained
+from tests.helpers.tiny_tokenizers import MAKERS, ROBERTA, TRICKY, learned, tokenizer, trained
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.loading import load_tokenizer

@@ -7,8 +7,8 @@ import tensorflow as tf
 import tensorflow_text
 from hypothesis import given, settings
 
+from tests.helpers.vocabularies import VOCABULARY
 from tests.tokenizers.graph.test_wordpiece import TEXT, TRICKY
-from tests.tokenizers.vocabularies import VOCABULARY
 from tfllm.tokenizers.graph.wordpiece import MEDIAPIPE_ALONE
 from tfllm.tokenizers.wordpiece import WordPiece
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tokenizers.decoders import TRICKY, tokenizer, trained
+from tests.helpers.tiny_tokenizers import TRICKY, tokenizer, trained
 from tests.tokenizers.test_sweep import DECODERS
 from tfllm.tokenizers.loading import load_tokenizer
 
@@ -78,8 +78,8 @@ def assert_as_transformers(python, theirs, texts):
 @pytest.mark.parametrize("name", ["marian", "marian apart"])
 def test_marian(name, tmp_path):
     transformers = pytest.importorskip("transformers")
-    from tests.tokenizers.translation import CODES
-    from tests.tokenizers.translation import tokenizer as two_sided
+    from tests.helpers.translation_tokenizers import CODES
+    from tests.helpers.translation_tokenizers import tokenizer as two_sided
 
     python = two_sided(name)
     python.save(tmp_path)
@@ -91,7 +91,7 @@ def test_marian(name, tmp_path):
 @pytest.mark.parametrize("kind", ["MBartTokenizer", "MBart50Tokenizer"])
 def test_mbart(kind, tmp_path):
     transformers = pytest.importorskip("transformers")
-    from tests.tokenizers.translation import write_mbart
+    from tests.helpers.translation_tokenizers import write_mbart
 
     write_mbart(tmp_path, kind, src_lang="de_DE", tgt_lang="zh_CN")
     theirs = getattr(transformers, kind).from_pretrained(tmp_path)

@@ -6,7 +6,7 @@ import json
 import pytest
 import tensorflow as tf
 
-from tests.tokenizers.decoders import tokenizer
+from tests.helpers.tiny_tokenizers import tokenizer
 from tests.tokenizers.file_cases import CONFIG, TEXTS, bert, bert_json, cases, gpt2, write
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer

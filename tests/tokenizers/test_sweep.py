@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from tokenizers import normalizers, pre_tokenizers
 
-from tests.tokenizers.decoders import graph as small_graph
-from tests.tokenizers.decoders import tokenizer as small
+from tests.helpers.tiny_tokenizers import graph as small_graph
+from tests.helpers.tiny_tokenizers import tokenizer as small
 from tfllm.tokenizers.bert_normalization import BertNormalization
 from tfllm.tokenizers.graph.bert_pre_tokenizer import WordSplitter
 from tfllm.tokenizers.graph.codepoint_tables import CODE_POINTS, SURROGATES, reference_table

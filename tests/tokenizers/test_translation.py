@@ -7,10 +7,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tokenizers.decoders import CORPUS, TRICKY, tokenizer, trained
-from tests.tokenizers.graph.test_decoders import assert_same
-from tests.tokenizers.test_command import run
-from tests.tokenizers.translation import (
+from tests.helpers.tiny_tokenizers import CORPUS, TRICKY, tokenizer, trained
+from tests.helpers.translation_tokenizers import (
     CODES,
     ENGLISH,
     OTHERS,
@@ -19,7 +17,9 @@ from tests.tokenizers.translation import (
     pair,
     write_mbart,
 )
-from tests.tokenizers.translation import tokenizer as two_sided
+from tests.helpers.translation_tokenizers import tokenizer as two_sided
+from tests.tokenizers.graph.test_decoders import assert_same
+from tests.tokenizers.test_command import run
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import marian, mbart
 from tfllm.tokenizers.loading import load_tokenizer
@@ -104,7 +104,7 @@ def test_a_directory_keeps_both_sides(name, tmp_path):
 
 def test_bpe_models_serve_as_well():
     models = [learned(lines, 120, "bpe") for lines in (ENGLISH, OTHERS)]
-    from tests.tokenizers.translation import table_of
+    from tests.helpers.translation_tokenizers import table_of
 
     table = table_of(models)
     python = marian.from_protos(models, (table, table))
@@ -213,7 +213,7 @@ def test_t5_adds_the_ids_of_its_sentinels(tmp_path, kind, count, named):
 )
 def test_every_line_of_real_text(data, source, target):
     """No difference between Python and graph, on the side that a line is meant for or not."""
-    from tests.tokenizers.translation import table_of
+    from tests.helpers.translation_tokenizers import table_of
     from tfllm.tokenizers.parity_check import read_lines
 
     models = [

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer as Rust
 
-from tests.tokenizers.vocabularies import VOCABULARY
+from tests.helpers.vocabularies import VOCABULARY
 from tfllm.errors import SettingError, TokenizerError
 from tfllm.tokenizers.loading import FILES, check_vocabulary_size, load_tokenizer
 from tfllm.tokenizers.rows import truncated_lengths, window_ranges
@@ -214,7 +214,10 @@ def edited(tmp_path, edit):
         (lambda d: d.update(normalizer=None), "'normalizer' is missing"),
         (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "'pre_tokenizer' is a Whi"),
         (lambda d: d.update(post_processor=None), "post-processor"),
-        (lambda d: d["model"].update(continuing_subword_prefix="@@"), "subword prefix '@@'"),
+        (
+            lambda d: d["model"].update(continuing_subword_prefix="@@"),
+            "subword prefix '@@'",
+        ),
         (lambda d: d["model"]["vocab"].update(b=9999), "none has the id"),
         (lambda d: d["added_tokens"][0].pop("content"), "without 'content'"),
     ],

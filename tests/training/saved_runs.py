@@ -21,7 +21,7 @@ def encoder(task, variant="bert", **changes):
 
 def cases():
     """Name: (task, family, config, LoRA or precision)."""
-    from tests.models import decoders, encoder_decoders
+    from tests.helpers import decoders, encoder_decoders
     from tfllm import tasks
 
     labels = {"labels": ("a", "b", "c")}

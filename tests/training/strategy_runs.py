@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.training import runs
+from tests.helpers import recipes
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 900  # for all cases of a process, on a machine with other work
@@ -56,7 +56,7 @@ CASES = {
 def recipe(folder, case, strategy):
     """A recipe of eight steps; a line of metrics for each."""
     parts = CASES[case]
-    data = runs.settings(folder, task=parts.get("task", {}), evaluate=parts.get("evaluate", {}))
+    data = recipes.settings(folder, task=parts.get("task", {}), evaluate=parts.get("evaluate", {}))
     data["model"] |= {**STILL, **parts.get("model", {})}
     # AdamW makes steps of the learning rate's size from gradients of any size above epsilon, so a
     # gradient that is zero but for rounding (of a key's bias) needs a larger one to stay at zero.

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm.errors import DataError, SettingError
 from tfllm.tasks import build
 from tfllm.tasks.losses import ordered_class_weights
@@ -67,11 +67,11 @@ def test_others_are_not(one, features, caplog):
 
 
 def test_one_label_in_all_is_an_error(tmp_path):
-    folder = runs.write_data(tmp_path / "data", train=8)
+    folder = recipes.write_data(tmp_path / "data", train=8)
     text = (folder / "train.tsv").read_text().replace("\tbad", "\tgood")
     (folder / "train.tsv").write_text(text)
     with pytest.raises(DataError, match="All training data has the label 'good'"):
-        train(runs.recipe(folder), tmp_path / "run", progress=False)
+        train(recipes.recipe(folder), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -112,4 +112,4 @@ def test_class_weights_may_be_zero_for_some():
 
 def test_a_recipe_with_a_negative_weight_names_it(tmp_path):
     with pytest.raises(SettingError, match=r"train\.class_weights.*good.*greater than or equal"):
-        runs.recipe(tmp_path, train={"class_weights": {"good": -2.0}})
+        recipes.recipe(tmp_path, train={"class_weights": {"good": -2.0}})

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.training import runs
+from tests.helpers import recipes
+from tests.helpers.commands import wait_for
 from tfllm.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def write_recipe(folder, **parts):
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(runs.settings(folder, **parts)))
+    path.write_text(yaml.safe_dump(recipes.settings(folder, **parts)))
     return path
 
 
@@ -31,17 +31,9 @@ def start(*arguments):
     )  # fmt: skip
 
 
-def wait_for(condition, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
-    runs.write_data(tmp_path / "data")
+    recipes.write_data(tmp_path / "data")
     recipe = write_recipe(tmp_path / "data", train={"epochs": 500})
     output = tmp_path / "run"
     process = start(recipe, "--set", "train.log_every=1", "--output", output)
@@ -65,7 +57,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 
 def test_a_recipe_typo_is_one_line_with_file_and_line(tmp_path):
-    runs.write_data(tmp_path)
+    recipes.write_data(tmp_path)
     recipe = write_recipe(tmp_path, train={"epoch": 2})
     process = start(recipe, "--output", tmp_path / "run")
     out, error = process.communicate(timeout=120)
@@ -77,7 +69,7 @@ def test_a_recipe_typo_is_one_line_with_file_and_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_recipe_exports_after_training(tmp_path):
-    runs.write_data(tmp_path)
+    recipes.write_data(tmp_path)
     profiles = ["tflite-float32", str(ROOT / "export" / "savedmodel.yaml")]
     recipe = write_recipe(tmp_path, export=profiles, train={"epochs": 1})
     process = start(recipe, "--output", tmp_path / "run")
@@ -89,7 +81,7 @@ def test_a_recipe_exports_after_training(tmp_path):
 
 
 def test_a_wrong_export_is_told_before_training(tmp_path, capsys):
-    runs.write_data(tmp_path)
+    recipes.write_data(tmp_path)
     recipe = write_recipe(tmp_path, export=["savedmodle"])
     with pytest.raises(SystemExit) as stop:
         main(["train", str(recipe), "--output", str(tmp_path / "run")])

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm import config
 from tfllm.cli import main
 from tfllm.errors import SettingError
@@ -25,7 +25,7 @@ ORDER = [3.0, 1.0, 2.0, 4.0]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return runs.write_data(tmp_path_factory.mktemp("data"), train=64)
+    return recipes.write_data(tmp_path_factory.mktemp("data"), train=64)
 
 
 def scripted(name, values=ORDER):
@@ -36,7 +36,7 @@ def scripted(name, values=ORDER):
 
 def best_of(folder, output, name, values=ORDER, epochs=4, **evaluate):
     settings = {"best": name, **evaluate}
-    recipe = runs.recipe(folder, train={"epochs": epochs}, evaluate=settings)
+    recipe = recipes.recipe(folder, train={"epochs": epochs}, evaluate=settings)
     return train(recipe, output, measure=scripted(name, values), progress=False).summary
 
 
@@ -130,7 +130,7 @@ def test_a_run_trains_on_where_its_measure_is_undefined(folder, tmp_path, capsys
     lines = (folder / "validation.tsv").read_text().splitlines()
     one = [line for line in lines if not line.endswith("bad")]
     (tmp_path / "one.tsv").write_text("\n".join(one) + "\n")
-    recipe = runs.recipe(
+    recipe = recipes.recipe(
         folder, data={"validation": str(tmp_path / "one.tsv")},
         evaluate={"best": "auc", "patience": 1}, train={"epochs": 3},
     )  # fmt: skip
@@ -183,7 +183,7 @@ def test_a_measure_of_later_examples_may_be_the_best(tmp_path):
         rows = [example(number, number != 9) for number in range(size)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {"kind": "question_answering", "stride": 4, "no_answer": True}
-    settings = runs.settings(
+    settings = recipes.settings(
         tmp_path, task=task, evaluate={"best": "no_answer_f1"}, train={"epochs": 1}
     )
     settings["data"] = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")}
@@ -195,7 +195,7 @@ def test_a_measure_of_later_examples_may_be_the_best(tmp_path):
 
 def test_an_unknown_measure_is_an_error_before_training(folder, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(runs.settings(folder, evaluate={"best": "acuracy"})))
+    recipe.write_text(json.dumps(recipes.settings(folder, evaluate={"best": "acuracy"})))
     with pytest.raises(SystemExit) as stop:
         main(["train", str(recipe), "--output", str(tmp_path / "run")])
     assert stop.value.code == 2
@@ -208,11 +208,11 @@ def test_an_unknown_measure_is_an_error_before_training(folder, tmp_path, capsys
 def test_a_search_knows_the_direction_and_the_measures_of_its_task(folder):
     def of(best, **task):
         task = {"kind": "classification", "max_length": 32, **task}
-        return search.measure_of(runs.recipe(folder, task=task, evaluate={"best": best}))
+        return search.measure_of(recipes.recipe(folder, task=task, evaluate={"best": best}))
 
     assert of("mae", problem="regression") == ("mae", "minimize")
     assert of("auc") == ("auc", "maximize")
-    assert search.measure_of(runs.recipe(folder)) == ("loss", "minimize")
+    assert search.measure_of(recipes.recipe(folder)) == ("loss", "minimize")
     with pytest.raises(SettingError, match=r"no measure 'mse'"):
         of("mse")
 

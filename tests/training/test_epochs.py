@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import pytest
 
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm.training.run import train
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return runs.write_data(tmp_path_factory.mktemp("data"))
+    return recipes.write_data(tmp_path_factory.mktemp("data"))
 
 
 class Recorder(keras.callbacks.Callback):
@@ -63,7 +63,7 @@ def test_epochs_and_logs_are_those_of_the_run_also_when_it_is_resumed(folder, tm
     keeping = keras.callbacks.ModelCheckpoint(best, monitor="val_loss", save_best_only=True)
     written = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
     callbacks = [recorder, keeping, written]
-    recipe = runs.recipe(folder)  # two epochs of seven steps
+    recipe = recipes.recipe(folder)  # two epochs of seven steps
     stopped = train(recipe, tmp_path / "run", progress=False, callbacks=callbacks)
     assert stopped.signal == signal.SIGINT
     assert recorder.events[0] == ("train begin", {"epochs": 2, "steps": 7, "verbose": 0}, True)
@@ -98,7 +98,7 @@ def test_a_callback_stops_the_run(folder, tmp_path, at, steps):
     if at is None:  # no later epoch is that much better than the first
         early = keras.callbacks.EarlyStopping(monitor="val_loss", min_delta=1e3, patience=1)
         callbacks.append(early)
-    recipe = runs.recipe(folder, train={"epochs": 4})
+    recipe = recipes.recipe(folder, train={"epochs": 4})
     run = train(recipe, tmp_path / "run", progress=False, callbacks=callbacks)
     assert run.signal is None and run.summary["steps"] == steps
     epochs = range(-(-steps // 7))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tests.training import runs
+from tests.helpers import recipes
 from tests.training.strategy_runs import ROOT, environment
 from tfllm import config
 from tfllm.checkpoints import store
@@ -29,14 +29,14 @@ EXAMPLES = 34  # batches of 16, 16 and 2: the last does not divide by four devic
 
 def write_recipe(folder, **parts):
     """From a checkpoint, so that both start with the same weights; rows of one length."""
-    runs.write_data(folder)
+    recipes.write_data(folder)
     lines = ["sentence\tlabel"]
     for number in range(EXAMPLES):
-        word, label = (runs.GOOD, "good") if number % 2 else (runs.BAD, "bad")
-        lines.append(f"the {word[number % 6]} {runs.OTHER[number % 5]} a\t{label}")
+        word, label = (recipes.GOOD, "good") if number % 2 else (recipes.BAD, "bad")
+        lines.append(f"the {word[number % 6]} {recipes.OTHER[number % 5]} a\t{label}")
     (folder / "train.tsv").write_text("\n".join(lines) + "\n")
     (folder / "validation.tsv").write_text("\n".join(lines[:9]) + "\n")
-    settings = runs.settings(folder)
+    settings = recipes.settings(folder)
     settings["model"] |= {"dropout": 0.0, "attention_dropout": 0.0}
     settings["train"] |= {"steps": 1, "epochs": None}
     train(config.build(settings, Recipe), folder / "start", progress=False)
@@ -133,9 +133,9 @@ def test_a_run_on_jax_goes_on_exactly_and_is_exported(on_tensorflow, tmp_path):
 @pytest.mark.slow
 def test_a_setting_that_jax_has_not_is_refused(tmp_path):
     pytest.importorskip("jax")
-    folder = runs.write_data(tmp_path / "data")
+    folder = recipes.write_data(tmp_path / "data")
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(runs.settings(folder, train={"ema": 0.9})))
+    recipe.write_text(yaml.safe_dump(recipes.settings(folder, train={"ema": 0.9})))
     done = command(recipe, tmp_path / "run", "train.strategy=data_parallel")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "train.ema: 0.9 is not available with Keras on JAX" in done.stderr

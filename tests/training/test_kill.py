@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from tests.training import kill_runs, runs, strategy_runs
+from tests.helpers import recipes
+from tests.training import kill_runs, strategy_runs
 
 # Twenty kills over the three.
 KILLS = {"one": 8, "mirrored": 6, "multi_worker": 6}
@@ -16,7 +17,7 @@ SECONDS = 3000
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", KILLS)
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, strategy):
-    folder = runs.write_data(tmp_path / "data", train=strategy_runs.ROWS)
+    folder = recipes.write_data(tmp_path / "data", train=strategy_runs.ROWS)
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.kill_runs", strategy, str(folder),
          str(tmp_path / "runs"), str(KILLS[strategy]), "20261122"],

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tests.training import runs
+from tests.helpers import recipes
+from tests.helpers.commands import wait_for
 from tests.training.strategy_runs import ROOT, environment
 from tfllm.cli import launch, main
 
@@ -23,8 +24,8 @@ STOP_SECONDS = 60
 
 @pytest.fixture
 def recipe(tmp_path):
-    folder = runs.write_data(tmp_path / "data")
-    settings = runs.settings(folder, data={"validation": None})
+    folder = recipes.write_data(tmp_path / "data")
+    settings = recipes.settings(folder, data={"validation": None})
     settings["train"] |= {"epochs": 400, "checkpoint_every": 5, "log_every": 1}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -42,14 +43,6 @@ def start(recipe, output, *more, workers=2):
 def lines(output):
     path = output / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def wait_for(condition, process):
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.1)
 
 
 def workers_of(process):

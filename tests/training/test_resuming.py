@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from tests.training import runs
+from tests.helpers import recipes
 from tests.training.test_run import At
 from tfllm import config
 from tfllm.cli import main
@@ -25,14 +25,14 @@ STEPS = {"epochs": None, "steps": 2, "log_every": 1, "clip_norm": None}
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished run from nothing, and one from its checkpoint."""
-    folder = runs.write_data(tmp_path_factory.mktemp("data"), train=64)
-    first = train(runs.recipe(folder, train=STEPS), folder / "first", progress=False)
+    folder = recipes.write_data(tmp_path_factory.mktemp("data"), train=64)
+    first = train(recipes.recipe(folder, train=STEPS), folder / "first", progress=False)
     second = train(further(folder), folder / "second", progress=False)
     return folder, first, second
 
 
 def further(folder, **parts):
-    data = runs.settings(folder, **{"train": STEPS, **parts})
+    data = recipes.settings(folder, **{"train": STEPS, **parts})
     data["model"] = {"from": str(folder / "first")}
     del data["tokenizer"]
     return config.build(data, Recipe)
@@ -45,7 +45,7 @@ def resumed(recipe, directory):
 def test_a_finished_run_is_left_as_it_is(done):
     folder, first, second = done
     before = {path: path.stat().st_mtime_ns for path in sorted(first.directory.rglob("*"))}
-    again = resumed(runs.recipe(folder, train={**STEPS, "log_every": 7}), first.directory)
+    again = resumed(recipes.recipe(folder, train={**STEPS, "log_every": 7}), first.directory)
     assert again.summary == first.summary
     after = {path: path.stat().st_mtime_ns for path in sorted(first.directory.rglob("*"))}
     assert {path for path in after if before.get(path) != after[path]} <= {first.directory}
@@ -63,13 +63,13 @@ def test_a_finished_run_is_left_as_it_is(done):
 def test_a_finished_run_with_other_settings_is_refused(done, changes, message):
     folder, first, _ = done
     with pytest.raises(SettingError, match=message):
-        resumed(runs.recipe(folder, train={**STEPS, **changes}), first.directory)
+        resumed(recipes.recipe(folder, train={**STEPS, **changes}), first.directory)
 
 
 def test_the_command_refuses_it_with_status_2(done, tmp_path, capsys):
     folder, first, _ = done
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(runs.settings(folder, train=STEPS)))
+    recipe.write_text(yaml.safe_dump(recipes.settings(folder, train=STEPS)))
     arguments = ["train", str(recipe), "--output", str(first.directory), "--resume"]
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--set", "train.steps=3"])
@@ -101,7 +101,7 @@ def test_other_files_under_the_same_name_are_refused(done, case):
     text = path.read_text()
     path.write_text(change(text))
     try:
-        recipe = runs.recipe(folder, train=STEPS) if run == "first" else further(folder)
+        recipe = recipes.recipe(folder, train=STEPS) if run == "first" else further(folder)
         with pytest.raises(DataError, match=message):
             resumed(recipe, folder / run)
     finally:
@@ -109,9 +109,9 @@ def test_other_files_under_the_same_name_are_refused(done, case):
 
 
 def test_an_unfinished_run_with_other_labels_is_refused(tmp_path):
-    folder = runs.write_data(tmp_path / "data", train=64)
+    folder = recipes.write_data(tmp_path / "data", train=64)
     stop = At(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    recipe = runs.recipe(folder, train={**STEPS, "steps": 4})
+    recipe = recipes.recipe(folder, train={**STEPS, "steps": 4})
     assert train(recipe, tmp_path / "run", progress=False, callbacks=[stop]).signal
     path = folder / "train.tsv"
     text = path.read_text()
@@ -128,10 +128,10 @@ def test_workers_must_have_the_same(done):
     resuming.check_worker(digests, digests)
     with pytest.raises(DataError, match="labels are not the same for this worker"):
         resuming.check_worker(digests, {**digests, "targets": "b"})
-    own = files.result_settings(runs.recipe(folder, train=STEPS))
+    own = files.result_settings(recipes.recipe(folder, train=STEPS))
     elsewhere = {**own, "data.train": "/elsewhere/train.tsv"}
     files.check_worker(elsewhere, own)
-    other = files.result_settings(runs.recipe(folder, train={**STEPS, "batch_size": 8}))
+    other = files.result_settings(recipes.recipe(folder, train={**STEPS, "batch_size": 8}))
     with pytest.raises(SettingError, match=r"train\.batch_size is 32 for this worker, but 8"):
         files.check_worker(other, own)
 
@@ -145,8 +145,8 @@ def test_a_state_of_an_older_version_is_compared_as_far_as_it_goes():
 
 
 def test_what_auto_came_to_is_kept_on_another_machine(tmp_path, monkeypatch, caplog):
-    folder = runs.write_data(tmp_path / "data", train=64)
-    recipe = runs.recipe(folder, train={**STEPS, "steps": 4, "precision": "auto"})
+    folder = recipes.write_data(tmp_path / "data", train=64)
+    recipe = recipes.recipe(folder, train={**STEPS, "steps": 4, "precision": "auto"})
     monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
     stop = At(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert train(recipe, tmp_path / "run", progress=False, callbacks=[stop]).signal
@@ -160,13 +160,13 @@ def test_what_auto_came_to_is_kept_on_another_machine(tmp_path, monkeypatch, cap
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path, capsys):
-    folder = runs.write_data(tmp_path / "data", train=64)
+    folder = recipes.write_data(tmp_path / "data", train=64)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(runs.settings(folder, train=STEPS)))
+    recipe.write_text(yaml.safe_dump(recipes.settings(folder, train=STEPS)))
     output = tmp_path / "new" / "run"
     with files.locked(output):
         with pytest.raises(StorageError, match="Another process is training into"):
-            train(runs.recipe(folder, train=STEPS), output, progress=False)
+            train(recipes.recipe(folder, train=STEPS), output, progress=False)
         with pytest.raises(SystemExit) as stop:
             main(["train", str(recipe), "--output", str(output)])
         assert stop.value.code == 2 and "Another process is training" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm import config
 from tfllm.checkpoints import store
 from tfllm.errors import DataError, SettingError, StorageError, TrainingFailed
@@ -21,7 +21,7 @@ from tfllm.training.run import train
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return runs.write_data(tmp_path_factory.mktemp("data"))
+    return recipes.write_data(tmp_path_factory.mktemp("data"))
 
 
 class At(keras.callbacks.Callback):
@@ -57,7 +57,7 @@ def same(one, two):
 def straight(folder, tmp_path_factory):
     """An unbroken run, and its directory."""
     directory = tmp_path_factory.mktemp("runs") / "straight"
-    return train(runs.recipe(folder), directory, measure=measure, progress=False)
+    return train(recipes.recipe(folder), directory, measure=measure, progress=False)
 
 
 def test_the_run_directory(straight, folder):
@@ -100,7 +100,7 @@ def test_the_checkpoint_loads_as_a_plain_model(straight, folder):
 )
 def test_a_stopped_run_goes_on_bit_by_bit(straight, folder, tmp_path, step):
     stop = At(step, lambda: os.kill(os.getpid(), signal.SIGINT))
-    recipe = runs.recipe(folder)
+    recipe = recipes.recipe(folder)
     stopped = train(recipe, tmp_path / "run", measure=measure, progress=False, callbacks=[stop])
     assert stopped.signal == signal.SIGINT
     assert not (tmp_path / "run" / "summary.json").exists()
@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on_from_its_last_state(straight, folder, tmp_path, ke
     def kill():
         raise Killed
 
-    recipe = runs.recipe(folder, train={"checkpoint_every": 4, "kernels": kernels})
+    recipe = recipes.recipe(folder, train={"checkpoint_every": 4, "kernels": kernels})
     whole = straight.directory
     if kernels == "compiled":
         whole = train(recipe, tmp_path / "whole", progress=False).directory
@@ -135,36 +135,36 @@ def test_a_killed_run_goes_on_from_its_last_state(straight, folder, tmp_path, ke
 
 def test_resume_after_the_end_changes_nothing(straight, folder):
     before = (straight.directory / "summary.json").stat().st_mtime_ns
-    again = train(runs.recipe(folder), straight.directory, resume=True, progress=False)
+    again = train(recipes.recipe(folder), straight.directory, resume=True, progress=False)
     assert again.summary["steps"] == 14
     assert (straight.directory / "summary.json").stat().st_mtime_ns == before
 
 
 def test_an_existing_directory_is_not_touched(straight, folder, tmp_path):
     with pytest.raises(StorageError, match="not empty.*--resume"):
-        train(runs.recipe(folder), straight.directory, progress=False)
+        train(recipes.recipe(folder), straight.directory, progress=False)
     (tmp_path / "mine.txt").write_text("no run")
     for directory in (tmp_path, tmp_path / "missing"):
         with pytest.raises(StorageError, match="no run to resume"):
-            train(runs.recipe(folder), directory, resume=True, progress=False)
+            train(recipes.recipe(folder), directory, resume=True, progress=False)
 
 
 def test_resuming_with_other_settings_or_data_is_refused(folder, tmp_path):
-    mine = runs.write_data(tmp_path / "data")
+    mine = recipes.write_data(tmp_path / "data")
     stop = At(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    recipe = runs.recipe(mine)
+    recipe = recipes.recipe(mine)
     stopped = train(recipe, tmp_path / "run", progress=False, callbacks=[stop])
     assert stopped.signal == signal.SIGTERM
-    other = runs.recipe(mine, train={"learning_rate": 0.1})
+    other = recipes.recipe(mine, train={"learning_rate": 0.1})
     with pytest.raises(SettingError, match="train.learning_rate is 0.1.*0.01"):
         train(other, tmp_path / "run", resume=True, progress=False)
-    runs.write_data(tmp_path / "data", train=99)
+    recipes.write_data(tmp_path / "data", train=99)
     with pytest.raises(DataError, match="not what the run was started with"):
         train(recipe, tmp_path / "run", resume=True, progress=False)
 
 
 def test_best_checkpoint_and_early_stopping(folder, tmp_path):
-    recipe = runs.recipe(
+    recipe = recipes.recipe(
         folder,
         train={"epochs": 30},
         evaluate={"best": "accuracy", "patience": 2},
@@ -182,14 +182,14 @@ def test_best_checkpoint_and_early_stopping(folder, tmp_path):
 
 
 def test_a_measure_that_does_not_exist_is_found_before_training(folder, tmp_path):
-    recipe = runs.recipe(folder, evaluate={"best": "acuracy"})
+    recipe = recipes.recipe(folder, evaluate={"best": "acuracy"})
     with pytest.raises(SettingError, match="Did you mean 'accuracy'"):
         train(recipe, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_names_step_and_last_state(folder, tmp_path):
-    recipe = runs.recipe(
+    recipe = recipes.recipe(
         folder,
         train={"checkpoint_every": 2, "learning_rate": 1e30, "warmup": 4, "clip_norm": None},
     )
@@ -213,7 +213,7 @@ def test_a_full_disk_keeps_the_state_before(folder, tmp_path, monkeypatch):
         return real(arrays, path, *more, **options)
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
-    recipe = runs.recipe(folder, train={"checkpoint_every": 4})
+    recipe = recipes.recipe(folder, train={"checkpoint_every": 4})
     with pytest.raises(StorageError, match="step-00000004 is whole"):
         train(recipe, tmp_path / "run", progress=False)
     monkeypatch.undo()
@@ -224,12 +224,12 @@ def test_a_full_disk_keeps_the_state_before(folder, tmp_path, monkeypatch):
 def test_faults_of_data_leave_nothing_behind(folder, tmp_path):
     bad = tmp_path / "bad.tsv"
     bad.write_text("sentence\tlabel\nred\tgood\nblue\tugly\n")
-    recipe = runs.recipe(
+    recipe = recipes.recipe(
         folder, data={"train": str(bad)}, task={"labels": ["bad", "good"]}
     )  # fmt: skip
     with pytest.raises(DataError, match=r"bad.tsv:3: unknown label 'ugly'"):
         train(recipe, tmp_path / "run", progress=False)
-    recipe = runs.recipe(
+    recipe = recipes.recipe(
         folder, data={"columns": {"text": "sentence"}}, task={"labels": ["a", "b"]}
     )
     with pytest.raises(DataError, match="no labels to train on"):
@@ -238,8 +238,8 @@ def test_faults_of_data_leave_nothing_behind(folder, tmp_path):
 
 
 def test_lora_trains_adapters_and_saves_a_merged_checkpoint(folder, tmp_path):
-    base = train(runs.recipe(folder), tmp_path / "base", progress=False)
-    data = runs.settings(folder)
+    base = train(recipes.recipe(folder), tmp_path / "base", progress=False)
+    data = recipes.settings(folder)
     data["model"] = {"from": str(base.directory), "lora": {"rank": 2}}
     del data["tokenizer"]
     data["train"]["epochs"] = 1
@@ -261,7 +261,7 @@ def test_lora_trains_adapters_and_saves_a_merged_checkpoint(folder, tmp_path):
 
 def test_settings_of_the_step(folder, tmp_path):
     """Accumulation, class weights, smoothing, a token budget and bfloat16 all train."""
-    recipe = runs.recipe(
+    recipe = recipes.recipe(
         folder,
         train={
             "steps": 10, "accumulate": 2, "class_weights": "balanced", "label_smoothing": 0.1,
@@ -293,6 +293,6 @@ REFUSED = {
 def test_impossible_settings_are_refused_before_anything_is_written(folder, tmp_path, case):
     parts, message = REFUSED[case]
     with pytest.raises(SettingError) as raised:
-        train(runs.recipe(folder, **parts), tmp_path / "run", progress=False)
+        train(recipes.recipe(folder, **parts), tmp_path / "run", progress=False)
     assert message in str(raised.value)
     assert not (tmp_path / "run").exists()

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import runs
-from tests.training.test_command import wait_for, write_recipe
+from tests.helpers import recipes
+from tests.helpers.commands import wait_for
+from tests.training.test_command import write_recipe
 from tfllm.training import stopping
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,7 @@ def test_a_lost_terminal_is_no_error(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_terminal_goes_has_saved_its_state(tmp_path):
-    runs.write_data(tmp_path / "data")
+    recipes.write_data(tmp_path / "data")
     recipe = write_recipe(tmp_path / "data", train={"epochs": 500})
     output = tmp_path / "run"
     command = [sys.executable, "-m", "tfllm", "train", str(recipe), "--output", str(output)]
@@ -99,7 +100,7 @@ def test_a_run_whose_terminal_goes_has_saved_its_state(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_under_nohup_goes_on(tmp_path):
-    runs.write_data(tmp_path / "data")
+    recipes.write_data(tmp_path / "data")
     recipe = write_recipe(tmp_path / "data", train={"epochs": 500, "log_every": 1})
     output = tmp_path / "run"
     process = subprocess.Popen(

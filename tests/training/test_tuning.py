@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.training import runs
+from tests.helpers import recipes
+from tests.helpers.commands import wait_for
 from tfllm import config
 from tfllm.errors import SettingError, StorageError, TrainingFailed
 from tfllm.training.recipe import Recipe
@@ -66,7 +66,7 @@ def trainer(tmp_path, monkeypatch):
 
 
 def recipe(folder, **parts):
-    data = runs.settings(folder, **parts)
+    data = recipes.settings(folder, **parts)
     data["train"].setdefault("epochs", 3)
     return data
 
@@ -350,14 +350,6 @@ def start(tmp_path, count, processes=1):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[2], env={**os.environ, "PAUSE": "0.3"},
     )  # fmt: skip
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.conftest import VOCABULARY
+from tests.helpers.vocabularies import SPELLING
 from tfllm.data.corpora.corpus import MANIFEST, is_corpus, open_corpus
 from tfllm.data.corpora.shards import ShardWriter, write_corpus
 from tfllm.data.corpora.tfrecords import encoded, token_type
@@ -15,7 +15,7 @@ from tfllm.tokenizers.wordpiece import WordPiece
 SMALL_SHARD_BYTES = 2000
 
 
-def documents(count=60, seed=0, largest=len(VOCABULARY)):
+def documents(count=60, seed=0, largest=len(SPELLING)):
     """Documents of 1 to 5 sentences of 1 to 200 tokens, so that lengths need one and two bytes."""
     generator = np.random.default_rng(seed)
     return [
@@ -29,7 +29,7 @@ def documents(count=60, seed=0, largest=len(VOCABULARY)):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return WordPiece.from_vocabulary(VOCABULARY)
+    return WordPiece.from_vocabulary(SPELLING)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_shards_do_not_depend_on_batches_and_go_on(tmp_path, tokenizer):
 
 
 def test_words_begin_where_the_vocabulary_says(tmp_path, tokenizer):
-    ids = [VOCABULARY.index(token) for token in ("a", "##b", "c", "##d", "##e", "##f")]
+    ids = [SPELLING.index(token) for token in ("a", "##b", "c", "##d", "##e", "##f")]
     corpus = write_corpus(tmp_path / "c", [[ids[:4], ids[4:]]], tokenizer)
     assert corpus.word_starts(0, 6).tolist() == [True, False, True, False, True, False]
     assert corpus.word_starts(1, 4).tolist() == [False, True, False]

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import VOCABULARY
+from tests.helpers.vocabularies import SPELLING
 from tfllm.data.corpora import lengths, preparation, shards
 from tfllm.data.corpora.corpus import open_corpus
 from tfllm.data.corpora.document_encoding import BulkEncoder
@@ -21,7 +21,7 @@ from tfllm.errors import DataError, SettingError, StorageError
 from tfllm.tokenizers.train import TrainerOptions, train_tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
 
-TOKENIZER = WordPiece.from_vocabulary(VOCABULARY)
+TOKENIZER = WordPiece.from_vocabulary(SPELLING)
 
 
 @pytest.fixture(autouse=True)

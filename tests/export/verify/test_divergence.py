@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 
 from tests.export.files import changed
-from tests.export.language_models import make
-from tests.export.models import make as make_encoder
-from tests.generation.source_models import checkpoint as make_pair
+from tests.helpers.encoders import make as make_encoder
+from tests.helpers.language_models import make
+from tests.helpers.translators import checkpoint as make_pair
 from tfllm import tasks
 from tfllm.checkpoints import store
 from tfllm.cli import main

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.export.files import changed, with_copies, without_weights
-from tests.export.models import make
+from tests.helpers.encoders import make
 from tfllm.errors import CheckFailed, SettingError, StorageError
 from tfllm.export import export, load_profile, savedmodel, tflite, tflite_converter
 from tfllm.export.flatbuffer import TFLITE_FILE

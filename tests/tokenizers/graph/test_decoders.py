@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tokenizers.decoders import BYTE_LEVEL, MAKERS, TRICKY, graph, tokenizer
+from tests.helpers.tiny_tokenizers import BYTE_LEVEL, MAKERS, TRICKY, graph, tokenizer
 from tfllm.errors import SettingError, TokenizerError
 from tfllm.tokenizers.bytepair import BytePair
 from tfllm.tokenizers.streaming import TextStream

@@ -15,8 +15,8 @@ from tokenizers import (
     pre_tokenizers,
 )
 
+from tests.helpers.tiny_tokenizers import trained
 from tests.tokenizers import hostile
-from tests.tokenizers.decoders import trained
 from tests.tokenizers.graph.test_decoders import assert_same
 from tests.tokenizers.test_saved_tokenizers import differences
 from tests.tokenizers.test_sweep import CHUNK, EVERY

@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tokenizers.vocabularies import SPECIALS, VOCABULARY
+from tests.helpers.vocabularies import SPECIALS, VOCABULARY
 from tfllm.errors import SettingError
 from tfllm.tokenizers.loading import read_vocabulary
 from tfllm.tokenizers.wordpiece import WordPiece

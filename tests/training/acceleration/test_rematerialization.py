@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm.checkpoints import store
 from tfllm.keras_internals import all_layers
 from tfllm.models import bert, gpt2
@@ -138,10 +138,10 @@ def test_prediction_is_untouched_and_it_can_be_removed():
 
 
 def test_a_recipe_asks_for_it(tmp_path):
-    runs.write_data(tmp_path / "data", train=40, validation=0)
+    recipes.write_data(tmp_path / "data", train=40, validation=0)
     weights = []
     for name, on in (("plain", False), ("again", True)):
-        recipe = runs.recipe(
+        recipe = recipes.recipe(
             tmp_path / "data",
             data={"validation": None},
             train={"epochs": 1, "rematerialize": on, "strategy": "one"},

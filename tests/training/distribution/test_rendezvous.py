@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from tests.training import runs
+from tests.helpers import recipes
 from tests.training.strategy_runs import ROOT, environment
 from tfllm.cli.launch import _free_ports
 from tfllm.errors import SettingError
@@ -149,9 +149,9 @@ def test_a_wait_that_hears_nothing_has_a_limit():
 @pytest.fixture
 def waiting(tmp_path):
     """`tfllm train` as the worker 0 of two, of which the other one does not come."""
-    folder = runs.write_data(tmp_path / "data")
+    folder = recipes.write_data(tmp_path / "data")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(runs.settings(folder)))
+    recipe.write_text(yaml.safe_dump(recipes.settings(folder)))
 
     def start(*more, own_port=None):
         two = cluster(0)

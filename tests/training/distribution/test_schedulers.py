@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 
-from tests.training import runs
+from tests.helpers import recipes
 from tests.training.strategy_runs import ROOT, environment
 from tfllm import config
 from tfllm.training.distribution import cluster
@@ -111,9 +111,9 @@ def test_the_slurm_script_is_a_shell_script():
 @pytest.mark.slow
 def test_slurm_tasks_train_together(tmp_path):
     """Two processes with the variables that srun sets."""
-    folder = runs.write_data(tmp_path / "data")
+    folder = recipes.write_data(tmp_path / "data")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(runs.settings(folder, data={"validation": None})))
+    recipe.write_text(yaml.safe_dump(recipes.settings(folder, data={"validation": None})))
     slurm = {
         "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2",
         "SLURM_JOB_ID": str(os.getpid()),
@@ -146,7 +146,7 @@ def test_ray_train_runs_the_recipe(tmp_path, monkeypatch):
 
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    folder = runs.write_data(tmp_path / "data", train=strategy_runs.ROWS)
+    folder = recipes.write_data(tmp_path / "data", train=strategy_runs.ROWS)
     recipe = config.build(strategy_runs.recipe(folder, "plain", "auto"), Recipe)
     train(recipe, tmp_path / "one", progress=False)
     # More processors than there are: Ray's own processes want some.

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-from tests.training import runs, strategy_runs
+from tests.helpers import recipes
+from tests.training import strategy_runs
 from tests.training.strategy_runs import CASES, MASKED
 from tfllm import config
 from tfllm.errors import SettingError, TrainingFailed
@@ -36,7 +37,7 @@ EQUAL = [case for case in CASES if case not in ("dropout", QUICK)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return runs.write_data(tmp_path_factory.mktemp("data"), train=strategy_runs.ROWS)
+    return recipes.write_data(tmp_path_factory.mktemp("data"), train=strategy_runs.ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_strategies_that_cannot_be_are_refused(folder, tmp_path, monkeypatch, ca
     name, message = REFUSED[case]
     for variable in ("TF_CONFIG", "TPU_NAME"):
         monkeypatch.delenv(variable, raising=False)
-    recipe = runs.recipe(folder, train={"strategy": name})
+    recipe = recipes.recipe(folder, train={"strategy": name})
     with pytest.raises(SettingError) as raised:
         train(recipe, tmp_path / "run", progress=False)
     assert message in str(raised.value)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
-from tests.training import runs
+from tests.helpers import recipes
 from tfllm.keras_internals import all_layers
 from tfllm.models import bert, gpt2
 from tfllm.tasks import CausalLM, Classification, MaskedLM
@@ -163,8 +163,8 @@ EXAMPLES = [
 
 
 def tokenizer():
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "|", "b", *runs.GOOD, *runs.BAD]
-    return WordPiece.from_vocabulary([*words, *runs.OTHER], lowercase=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "|", "b", *recipes.GOOD, *recipes.BAD]
+    return WordPiece.from_vocabulary([*words, *recipes.OTHER], lowercase=True)
 
 
 @pytest.mark.parametrize("task", [Classification(labels=("bad", "good")), MaskedLM()])

@@ -6,7 +6,7 @@ import json
 
 import sentencepiece
 
-from tests.tokenizers.decoders import CORPUS, trained
+from tests.helpers.tiny_tokenizers import CORPUS, trained
 from tfllm.tokenizers import marian
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.tokenizer_config import TokenizerConfig

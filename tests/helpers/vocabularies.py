@@ -27,3 +27,7 @@ WORDS = [
 VOCABULARY = list(
     dict.fromkeys([*SPECIALS, *LETTERS, *(f"##{c}" for c in LETTERS), *CHINESE, *WORDS])
 )  # fmt: skip
+
+# Enough for real sentences, one letter at a time.
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'"
+SPELLING = [*SPECIALS, *CHARACTERS, *(f"##{letter}" for letter in CHARACTERS)]

@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 
-from tests.tokenizers.translation import ENGLISH, tokenizer
+from tests.helpers.translation_tokenizers import ENGLISH, tokenizer
 from tfllm.checkpoints import store
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.tasks.seq2seq import Seq2Seq
