@@ -14,11 +14,12 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from tfllm import machine
 
 HERE = Path(__file__).parent
 MEASURES = (
@@ -210,15 +211,7 @@ def table(results: dict[str, list[dict]]) -> list[str]:
 
 def processor() -> str:
     """The processor's name and the cores in use."""
-    name = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line),
-        platform.processor(),
-    )
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    return f"{machine.processor()}, {os.cpu_count()} cores"
 
 
 def main() -> None:

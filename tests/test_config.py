@@ -188,7 +188,7 @@ def test_a_wrong_override_is_told_as_one(tmp_path, overrides, said):
     path = write(tmp_path, "name: a\ntrain:\n  epochs: 3\n")
     with pytest.raises(SettingError) as error:
         config.load(path, Whole, overrides)
-    assert str(error.value).startswith(said), error.value
+    assert error.value.cli_message.startswith(said), error.value
     assert "recipe.yaml" not in str(error.value) and "\n" not in str(error.value)
 
 
@@ -215,7 +215,7 @@ class Ranges(Settings):
 
 def test_parts_that_do_not_fit_are_told_of_who_made_them_so(tmp_path):
     path = write(tmp_path, "range: {low: 0, high: 5}\n")
-    with pytest.raises(SettingError, match="^--set range.low=7: range: low is above high"):
+    with pytest.raises(SettingError, match="^range.low=7: range: low is above high"):
         config.load(path, Ranges, ["range.low=7"])
     path = write(tmp_path, "range: {low: 9, high: 5}\n")
     with pytest.raises(SettingError, match=r"recipe\.yaml:1: range: low is above high"):

@@ -8,15 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tfllm"
 
 FLOORS = [
-    ["errors"],
-    ["config", "keras_internals", "version"],
+    ["errors", "version"],
+    ["config", "keras_internals", "machine"],
     ["layers", "tokenizers"],
     ["models", "data"],
     ["tasks"],
     ["checkpoints"],
     ["generation", "lora"],
     ["runtimes"],
-    ["training", "evaluation"],
+    ["evaluation"],
+    ["training"],
     ["export", "saving"],
     ["model"],
     ["pipelines", "serving"],

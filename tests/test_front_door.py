@@ -12,6 +12,8 @@ import pytest
 import tfllm
 from tests.helpers import byte_models, translators
 from tests.helpers.encoders import make
+from tfllm.checkpoints import store
+from tfllm.cli import main
 from tfllm.errors import SettingError
 from tfllm.evaluation.settings import EvaluationSettings
 from tfllm.generation.config import GenerationConfig
@@ -118,6 +120,64 @@ def test_dtype_is_of_this_model_alone(saved):
 def test_unknown_options_are_errors_that_name_the_nearest(call, message):
     with pytest.raises(SettingError, match=message):
         call(tfllm.Model(make("classification")))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GenerationConfig(num_beam=3), "unknown key 'num_beam'. Did you mean 'num_beams'?"),
+        (lambda: GenerationConfig(top_p=2.0), "GenerationConfig: top_p: .* Found: 2.0"),
+        (lambda: GenerationConfig(num_beams=2, temperature=1.0), "num_beams 2 searches"),
+        (lambda: tfllm.Recipe(nme="x"), "Recipe: unknown key 'nme'. Did you mean 'name'?"),
+        (lambda: tfllm.Recipe(name="x"), "Recipe: the key 'model' is missing"),
+    ],
+)
+def test_settings_with_wrong_fields_are_setting_errors(call, message):
+    with pytest.raises(SettingError, match=message):
+        call()
+
+
+def test_errors_name_the_argument_in_python_and_the_option_on_the_command_line(capsys):
+    model = tfllm.Model(byte_models.checkpoint())
+    with pytest.raises(SettingError, match="^num_beams: Input should be .* 64; it is 65") as error:
+        model.generate("ab", num_beams=65)
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfllm.model, "open", lambda source: model)
+        main(["generate", "m", "ab", "--num-beams", "65"])
+    assert capsys.readouterr().err == f"tfllm: --num-beams{str(error.value)[len('num_beams') :]}\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "in_python"),
+    [
+        ("Go on by --resume, or give another --output.",
+         "Go on by resume=True, or give another output."),
+        ("Cut its end off with --truncate right.", 'Cut its end off with truncate="right".'),
+        ("Name its column: --set columns.text=NAME.", "Name its column: columns.text=NAME."),
+        ("--set 'x': write it as key=value.", "overrides 'x': write it as key=value."),
+        ("Make one with: tfllm prepare RECIPE --output DIR. Or leave --data out.",
+         "Make one with: tfllm prepare RECIPE --output DIR. Or leave data out."),
+        ("There is no '--output'.", "There is no '--output'."),
+    ],
+)  # fmt: skip
+def test_options_have_names_in_python(message, in_python):
+    assert str(SettingError(message)) == in_python
+    assert SettingError(message).cli_message == message
+
+
+def test_a_checkpoint_is_loaded_once(saved, monkeypatch):
+    loaded = []
+    load = store.load
+
+    def count(source, **options):
+        loaded.append(source)
+        return load(source, **options)
+
+    monkeypatch.setattr(store, "load", count)
+    model = tfllm.open(saved)
+    assert model.predict("the film was good")["label"] in model.task.labels
+    model.evaluate(EXAMPLES)
+    assert loaded == [saved]
 
 
 def test_generate_returns_text_for_a_text_and_a_list_for_a_list():

@@ -10,16 +10,36 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tfllm.errors import SettingError, did_you_mean
 
+if TYPE_CHECKING:
+    SettingsType = type(BaseModel)
+else:
 
-class Settings(BaseModel):
-    """The base of all settings: frozen, strict, no unknown keys."""
+    class SettingsType(type(BaseModel)):
+        """The type of classes of settings: a call with wrong fields raises SettingError.
+
+        pydantic calls a class's validator, not the class, where settings hold other settings.
+        """
+
+        def __call__(cls, /, **fields):
+            try:
+                return super().__call__(**fields)
+            except ValidationError as error:
+                raise SettingError(_explain(error, fields, cls, cls.__name__, {})) from None
+
+
+class Settings(BaseModel, metaclass=SettingsType):  # type: ignore[metaclass]
+    """The base of all settings: frozen, strict, no unknown keys.
+
+    Raises:
+        SettingError: A field is unknown, missing or wrong; it names the nearest known one.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
@@ -277,7 +297,7 @@ def _explain(
     value = problem.get("input")
     is_plain = not isinstance(value, dict) and problem["type"] != "value_error"
     suffix = f" Found: {value!r}." if is_plain else ""
-    return f"{where}: {name or 'settings'}: {message}.{suffix}".replace("..", ".")
+    return f"{where}: {f'{name}: ' if name else ''}{message}.{suffix}".replace("..", ".")
 
 
 def _user_path(path: tuple[str, ...], data: Any) -> list[str]:
@@ -294,9 +314,15 @@ def _user_path(path: tuple[str, ...], data: Any) -> list[str]:
 
 
 def _problem(error: ValidationError) -> Any:
-    """The first problem or, of a union, that of the branch that matched the furthest."""
+    """The first problem or, of a union, that of the branch that matched the furthest.
+
+    An unknown key comes before a missing one beside it, which it may be meant for.
+    """
     errors = error.errors()
     first = errors[0]
+    if first["type"] == "missing":
+        unknown = [each for each in errors if each["type"] == "extra_forbidden"]
+        first = next((each for each in unknown if each["loc"][:-1] == first["loc"][:-1]), first)
     branch = first["loc"][-1] if first["loc"] else ""
     if not BRANCH.search(str(branch)):
         return first

@@ -13,19 +13,54 @@
         └── StorageError        the disk is full, the output exists or cannot be written
 
 A message is one sentence about what is wrong, naming the option or the file and line, and one about
-the next step.
+the next step. It is raised with the options of the command line, `--num-beams 4`, which the command
+line prints; `str` of the error names the arguments of the Python functions: `num_beams 4`.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# A command to copy, up to the end of its sentence; an option with its value, where that matters.
+OPTION = re.compile(
+    r"(?P<command>\b(?:tfllm [a-z]+|pip|python) .*?(?=\. |\.?$))"
+    r"|(?<![\w'/-])(?P<option>--(?:set (?=[\w.]+=)|truncate (?:left|right)\b|[a-z][\w-]*))"
+)
+# Options whose argument in Python is not the same name with underscores.
+ARGUMENTS = {
+    "--resume": "resume=True",
+    "--set": "overrides",
+    "--set ": "",  # before key=value, which is an override as it stands
+    "--stop": "stop_strings",
+    "--to": "profile",
+    "--truncate": "truncate=True",
+    "--truncate left": 'truncate="left"',
+    "--truncate right": 'truncate="right"',
+}
 
 
 class TfllmError(Exception):
     """Any error that tfllm raises on purpose."""
 
     exit_status = 1
+
+    @property
+    def cli_message(self) -> str:
+        """The message with options as the command line has them."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        """The message with the names of Python arguments in place of options."""
+        return OPTION.sub(_argument, self.cli_message)
+
+
+def _argument(match: re.Match[str]) -> str:
+    option = match["option"]
+    if option is None:
+        return match["command"]
+    return ARGUMENTS.get(option, option.removeprefix("--").replace("-", "_"))
 
 
 class CheckFailed(TfllmError):

@@ -47,7 +47,6 @@ from tfllm.data.read_settings import Format, ReadSettings
 from tfllm.data.settings import find_corpus
 from tfllm.errors import CheckpointError, SettingError, StorageError, did_you_mean
 from tfllm.evaluation import harness
-from tfllm.evaluation.metrics import measure
 from tfllm.evaluation.plots import write_plots
 from tfllm.evaluation.settings import EvaluationSettings, settings_for, settings_of_run
 from tfllm.export import Artifact, Check, Profile, load_profile
@@ -354,7 +353,7 @@ class InferenceModel:
             )
         if precision != "float32":
             raise SettingError(
-                f"precision {precision}: an exported file has its own. Leave the option out, or "
+                f"--precision {precision}: an exported file has its own. Leave the option out, or "
                 "give the checkpoint."
             )
         return generator
@@ -739,10 +738,12 @@ def train(
     directory = Path(output or Path("runs") / settings.name)
     cluster = clusters.find_cluster(os.environ)
     if cluster is not None and not cluster.is_chief:  # of several workers the first alone writes
-        return training.train(settings, directory, resume, measure, progress, callbacks)
+        return training.train(settings, directory, resume, progress=progress, callbacks=callbacks)
     run_directory.check_free(directory, resume)
     with run_directory.locked(directory):
-        run = training.train(settings, directory, resume, measure, progress, callbacks, locked=True)
+        run = training.train(
+            settings, directory, resume, progress=progress, callbacks=callbacks, locked=True
+        )
         for name in settings.export if run.signal is None else ():
             # A profile's own file is named by its path: its artifact lies under the file's name.
             folder = Path(name).stem if name.endswith((".yaml", ".yml")) else name
@@ -762,6 +763,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 32,
     plots: str | Path | None = None,
+    on_start: Callable[[int], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint or an artifact on examples with gold answers.
@@ -774,6 +776,7 @@ def evaluate(
         limit: Only so many examples, from the start.
         batch_size: Examples per batch.
         plots: A directory for plots of the result.
+        on_start: Called with the number of examples before the first is measured.
         progress: Called with the number of examples done since its last call.
 
     Returns:
@@ -782,8 +785,10 @@ def evaluate(
     source = model.source if isinstance(model, InferenceModel) else str(model)
     settings, examples = _evaluation_data(source, data, limit, {}, overrides)
     if plots is not None and Path(plots).is_file():
-        raise StorageError(f"plots: '{plots}' is a file. Name a directory.")
+        raise StorageError(f"--plots: '{plots}' is a file. Name a directory.")
     opened = model if isinstance(model, InferenceModel) else open(model)
+    if on_start is not None:
+        on_start(len(examples))
     measured = harness.measured_answers(
         opened.predictor, examples, batch_size=batch_size, progress=progress, **settings.options
     )

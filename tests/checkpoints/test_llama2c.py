@@ -80,7 +80,7 @@ def test_names_that_belong_together(tmp_path):
 def test_convert_names_a_tokenizer(source, tmp_path, capsys):
     path, _ = source()
     (tmp_path / "tokenizer.bin").rename(tmp_path / "words")
-    with pytest.raises(CheckpointError, match="--tokenizer"):
+    with pytest.raises(CheckpointError, match="Name it: tokenizer"):
         convert(str(path), str(tmp_path / "ours"))
     (tmp_path / "words").rename(tmp_path / "a.bin")
     convert(str(path), str(tmp_path / "ours"), tokenizer=str(tmp_path / "a.bin"))

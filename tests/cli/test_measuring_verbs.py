@@ -10,6 +10,7 @@ import pytest
 
 import tfllm.model
 from tests.helpers.commands import run
+from tfllm.cli import output
 from tfllm.cli.evaluate import table
 from tfllm.runtimes.token_predictor import TokenPredictor
 from tfllm.tasks import Classification
@@ -41,6 +42,37 @@ def write(path, content):
 
 GOLD = "sentence\tgold\ngood film\tgood\nbad bad\tbad\ngood\tbad\n"
 COLUMNS = ("--set", "columns.text=sentence", "--set", "columns.label=gold")
+
+
+def test_evaluate_knows_how_much_there_is_to_do(tmp_path, capsys, monkeypatch):
+    bars = []
+
+    class Noted(output.Bar):
+        def __init__(self):
+            bars.append(self)
+            self.total, self.amounts = None, []
+
+        def set_total(self, total):
+            self.total = total
+
+        def __call__(self, amount):
+            self.amounts.append(amount)
+
+    monkeypatch.setattr(output, "Bar", Noted)
+    data = write(tmp_path / "dev.tsv", GOLD)
+    assert run(capsys, "evaluate", "m", "--data", data, *COLUMNS, "--limit", "2")[0] == 0
+    assert [(bar.total, sum(bar.amounts)) for bar in bars] == [(2, 2)]
+
+
+def test_a_bar_with_a_total_shows_the_time_left(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with output.progress_bar("measured") as bar:
+        bar.set_total(8)
+        bar(4)
+    assert "4/8" in terminal.getvalue()
 
 
 def test_evaluate_writes_what_the_interface_says(tmp_path, capsys):

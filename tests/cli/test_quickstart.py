@@ -18,11 +18,18 @@ REVIEWS = ROOT / "models" / "bert" / "reviews"
 FILES = ("quickstart.yaml", "train.tsv", "validation.tsv", "test.tsv")
 
 
-def test_the_packaged_files_are_those_of_the_recipe():
+def test_the_packaged_files_are_links_to_those_of_the_recipe():
     assert sorted(path.name for path in quickstart.DATA.iterdir()) == sorted(FILES)
     for name in FILES:
         original = ROOT / "models" / "bert" / name if name.endswith("yaml") else REVIEWS / name
         assert (quickstart.DATA / name).read_bytes() == original.read_bytes(), name
+        assert (quickstart.DATA / name).resolve() == original
+
+
+def test_the_recipe_names_a_schema_that_is_there():
+    first = quickstart.RECIPE.read_text(encoding="utf-8").splitlines()[0]
+    schema = quickstart.RECIPE.resolve().parent / first.partition("$schema=")[2]
+    assert schema.resolve() == ROOT / "docs" / "schemas" / "recipe.json"
 
 
 def test_the_recipe_is_read_in_an_empty_folder(tmp_path, monkeypatch):
@@ -37,16 +44,13 @@ def test_the_recipe_is_read_in_an_empty_folder(tmp_path, monkeypatch):
 def test_a_wheel_has_the_files(tmp_path):
     tree = tmp_path / "tree"
     tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "tfllm", "setup.cfg",
-         "pyproject.toml", "README.md", "LICENSE"],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "tfllm", "export",
+         "models/bert", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     for name in tracked:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).is_dir():  # a link to the folder of profiles
-            shutil.copytree(ROOT / name, tree / name)
-        else:
-            shutil.copy(ROOT / name, tree / name)
+        shutil.copy(ROOT / name, tree / name, follow_symlinks=False)
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
          "--wheel-dir", str(tmp_path), str(tree)],
@@ -60,3 +64,7 @@ def test_a_wheel_has_the_files(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert [name for name in FILES if f"tfllm/cli/quickstart_data/{name}" not in names] == []
     assert "tfllm/py.typed" in names
+    assert "tfllm/export/profiles/savedmodel.yaml" in names
+    with zipfile.ZipFile(wheel) as file:
+        packaged = file.read("tfllm/cli/quickstart_data/train.tsv")
+    assert packaged == (REVIEWS / "train.tsv").read_bytes()

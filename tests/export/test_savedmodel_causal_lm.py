@@ -207,7 +207,7 @@ def test_the_file_is_measured_and_asked_as_the_checkpoint_is(checkpoint, version
     assert [one.text for one in found] == [
         one.text for one in writer.generate(PROMPTS, settings, stop=["e"])
     ]
-    with pytest.raises(SettingError, match="--repetition-penalty"):
+    with pytest.raises(SettingError, match="repetition_penalty"):
         predictor.generator.generate(["yes"], generation_config(repetition_penalty=1.3))
 
 

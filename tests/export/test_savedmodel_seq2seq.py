@@ -154,7 +154,7 @@ def test_the_file_is_asked_as_the_checkpoint_is(version, writer):
     assert [one.text for one in found] == [one.text for one in again]
     with pytest.raises(SettingError, match="3 beams, or with 1"):
         generator.generate(["yes"], generator.generation_config(num_beams=5))
-    with pytest.raises(SettingError, match="--repetition-penalty"):
+    with pytest.raises(SettingError, match="repetition_penalty"):
         generator.generate(["yes"], generator.generation_config(repetition_penalty=1.3))
 
 

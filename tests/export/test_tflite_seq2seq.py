@@ -48,7 +48,7 @@ def test_texts_equal_the_checkpoints(opened, writer, overrides):
     found = file.generate(SOURCES, file.generation_config(**sampled))
     wanted = [writer.generate([text], writer.generation_config(**sampled))[0] for text in SOURCES]
     assert [one.text for one in found] == [one.text for one in wanted]
-    with pytest.raises(SettingError, match="--num-beams"):
+    with pytest.raises(SettingError, match="num_beams"):
         file.generate(["yes"], file.generation_config(num_beams=3))
 
 

@@ -148,7 +148,7 @@ def test_nothing_is_written_after_what_cannot_be_read():
     ):
         with pytest.raises(SettingError, match=problem):
             engine("bart").generate(starts("bart", 1), settings, sources=sources)
-    with pytest.raises(SettingError, match="--num-beams 41: .* only 40 tokens"):
+    with pytest.raises(SettingError, match="num_beams 41: .* only 40 tokens"):
         written("bart", generation_config(num_beams=41))
     with pytest.raises(SettingError, match="raise num_beams"):
         generation_config(coverage_penalty=0.5)

@@ -54,11 +54,11 @@ def test_alignments_have_a_row_for_each_token_and_a_column_for_each_source_token
 
 def test_sources_that_cannot_be_read_are_named(writer):
     long = " ".join(SENTENCES * 9)
-    with pytest.raises(SettingError, match=f"model reads {LONGEST}.*--truncate right"):
+    with pytest.raises(SettingError, match=f"model reads {LONGEST}.*truncate=.right"):
         writer.generate([long])
     assert len(writer.encode_prompt(long, None, "right")) == LONGEST
     assert writer.encode_prompt(long, None, "right")[-1] == checkpoint().tokenizer.eos_token_id
     with pytest.raises(SettingError, match="source is empty"):
         writer.generate([" "])
-    with pytest.raises(SettingError, match="--truncate left"):
+    with pytest.raises(SettingError, match='truncate="left"'):
         writer.encode_prompt("yes", None, "left")

@@ -100,7 +100,7 @@ def test_beams_hear_stop_strings_too():
 
 def test_prompts_that_are_too_long():
     long = "x" * 300
-    with pytest.raises(SettingError, match="--truncate left"):
+    with pytest.raises(SettingError, match='truncate="left"'):
         writer().generate([long], GREEDY)
     cut = writer().generate([long + "yz"], GREEDY, truncate="left")[0]
     kept = writer().generate(["x" * (WINDOW - 24 - 2) + "yz"], GREEDY)[0]

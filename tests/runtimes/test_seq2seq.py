@@ -87,7 +87,7 @@ def test_evaluate_has_everything(predictor):
 
 def test_long_sources(predictor):
     long = [{"source": "a" * 30, "target": "a", "_where": "f:7"}]
-    with pytest.raises(DataError, match=r"^f:7: the source has 31 tokens.*--truncate"):
+    with pytest.raises(DataError, match=r"^f:7: the source has 31 tokens.*truncate=True"):
         predictor.predict(long)
     (cut,) = predictor.predict(long, truncate=True)
     assert cut == predictor.predict([{"source": "a" * 11}])[0]

@@ -388,7 +388,7 @@ def test_a_taken_port_is_named(models_root, running):
         ("rest_port", running.server.rest_port),
         ("grpc_port", running.server.grpc_port),
     ):
-        with pytest.raises(SettingError, match=f"{taken}.*Choose another --{option[:4]}"):
+        with pytest.raises(SettingError, match=f"{taken}.*Choose another {option[:4]}"):
             with serving([toy], **{option: taken}):
                 pass
 

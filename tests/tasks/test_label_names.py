@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tfllm.errors import DataError
+from tfllm.errors import DataError, SettingError
 from tfllm.evaluation.span_answers import gold_texts
 from tfllm.tasks import Classification, Embedding, TokenClassification, answer_spans, label_names
 
@@ -96,7 +96,7 @@ def test_a_score_outside_its_range_is_named(tokenizer):
 
 @pytest.mark.parametrize("scores", [(1, 1), (5, 0), (0, math.inf), (math.nan, 1)])
 def test_an_impossible_range_of_scores_is_refused(scores):
-    with pytest.raises(ValueError, match="the lower number first"):
+    with pytest.raises(SettingError, match="the lower number first"):
         Embedding(score_range=scores)
 
 
@@ -124,7 +124,7 @@ def test_a_start_that_is_no_whole_number_is_named(start):
 @pytest.mark.parametrize("task", [Classification, TokenClassification])
 @pytest.mark.parametrize("labels", [("a", "b", "a"), ("0", "1", "1.0")])
 def test_a_label_that_is_named_twice_is_refused(task, labels):
-    with pytest.raises(ValueError, match="are the same label"):
+    with pytest.raises(SettingError, match="are the same label"):
         task(labels=labels)
 
 

@@ -148,13 +148,12 @@ def main(strategy, folder, output, *cases):
     if strategy == "mirrored":
         two_devices()
     from tfllm import config
-    from tfllm.evaluation.metrics import measure
     from tfllm.training.recipe import Recipe
     from tfllm.training.run import train
 
     for case in cases:
         settings = config.build(recipe(Path(folder), case, strategy), Recipe)
-        train(settings, Path(output) / case, measure=measure, progress=False)
+        train(settings, Path(output) / case, progress=False)
 
 
 if __name__ == "__main__":

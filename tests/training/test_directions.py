@@ -71,7 +71,7 @@ def test_a_measure_of_ones_own_needs_a_direction(folder, tmp_path):
 def test_a_direction_against_the_measures_own_is_refused():
     with pytest.raises(SettingError, match="mse is a measure to minimize"):
         direction(EvaluateSettings(best="mse", direction="maximize"))
-    with pytest.raises(ValueError, match="direction needs `best`"):
+    with pytest.raises(SettingError, match="direction needs `best`"):
         EvaluateSettings(direction="maximize")
 
 
@@ -134,7 +134,7 @@ def test_a_run_trains_on_where_its_measure_is_undefined(folder, tmp_path, capsys
         folder, data={"validation": str(tmp_path / "one.tsv")},
         evaluate={"best": "auc", "patience": 1}, train={"epochs": 3},
     )  # fmt: skip
-    run = train(recipe, tmp_path / "run", measure=measure)
+    run = train(recipe, tmp_path / "run")
     measured = [line for line in read_log(run.directory / "metrics.jsonl") if "epoch" in line]
     measured = [line["validation_auc"] for line in measured if "validation_auc" in line]
     assert measured == [None] * 3  # patience does not count them
@@ -188,7 +188,7 @@ def test_a_measure_of_later_examples_may_be_the_best(tmp_path):
     )
     settings["data"] = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation")}
     recipe = config.build(settings, Recipe)
-    run = train(recipe, tmp_path / "run", measure=measure, progress=False)
+    run = train(recipe, tmp_path / "run", progress=False)
     assert run.summary["best"]["measure"] == "no_answer_f1"
     assert run.summary["best"]["value"] is not None
 

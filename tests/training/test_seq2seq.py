@@ -215,7 +215,7 @@ def test_spans_of_a_prepared_corpus(folder, tmp_path):
 )
 def test_refused_before_anything_is_written(folder, tmp_path, parts, error, message):
     with pytest.raises(error, match=message):
-        train(recipe(folder, **parts), tmp_path / "run", progress=False, measure=measure)
+        train(recipe(folder, **parts), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 

@@ -71,7 +71,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except TfllmError as error:
-        _fail(str(error), error.exit_status)
+        _fail(error.cli_message, error.exit_status)
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C.", INTERRUPTED)
     except BrokenPipeError:

@@ -74,8 +74,8 @@ def _measure(
     import time
 
     import tfllm
+    from tfllm import machine
     from tfllm.errors import SettingError
-    from tfllm.evaluation.harness import versions
     from tfllm.runtimes.benchmark import peak_memory_bytes
 
     start = time.perf_counter()
@@ -93,8 +93,8 @@ def _measure(
         "load_seconds": round(load_seconds, 3),
         "rows": rows,
         "peak_memory_bytes": peak_memory_bytes(),
-        "versions": versions(),
-        "machine": machine(),
+        "versions": machine.versions(),
+        "machine": machine.machine(),
     }
 
 
@@ -179,23 +179,6 @@ def _language_rows(
                 rows.append(measure_generation(engine, length, new_tokens, size, seconds))
                 advance(1)
     return rows
-
-
-def machine() -> dict[str, Any]:
-    """Return the processor and the number of cores that this process may use."""
-    import os
-    import platform
-    from pathlib import Path
-
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        lines = information.read_text(errors="replace").splitlines()
-        name = next(
-            (s.partition(":")[2].strip() for s in lines if s.startswith("model name")), name
-        )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": name, "cores": cores, "system": platform.system()}
 
 
 def table(result: dict[str, Any]) -> list[str]:

@@ -79,7 +79,7 @@ def _talk(session: ChatSession, config: GenerationConfig, stop: tuple[str, ...])
         try:
             session.reply(message, config, stop=stop, on_text=_print_piece)
         except SettingError as error:  # a message that is too long does not end the conversation
-            print(f"tfllm: {error}", file=sys.stderr)
+            print(f"tfllm: {error.cli_message}", file=sys.stderr)
             if not terminal:
                 raise
         finally:

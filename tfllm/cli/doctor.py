@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tfllm import machine
+
 EXAMPLES = """Examples:
 
 tfllm doctor
@@ -56,7 +58,7 @@ def examine() -> dict[str, Any]:
     """Return what is installed here, what the machine can do, and `problems`: a list of texts."""
     packages, extras = _requirements()
     facts: dict[str, Any] = {
-        "tfllm": _version(PACKAGE),
+        "tfllm": machine.version_of(PACKAGE),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": packages,
@@ -70,13 +72,6 @@ def examine() -> dict[str, Any]:
     return {**facts, "problems": _problems(facts)}
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _requirements() -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     """The packages that tfllm needs, with the range tested, and what each extra misses."""
     from packaging.requirements import Requirement
@@ -87,7 +82,7 @@ def _requirements() -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     extras = list(metadata.get_all("Provides-Extra") or ())
     for line in importlib.metadata.requires(PACKAGE) or ():
         requirement = Requirement(line)
-        found = _version(requirement.name)
+        found = machine.version_of(requirement.name)
         fits = found is not None and requirement.specifier.contains(found, prereleases=True)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             tested = str(requirement.specifier) or "any"
@@ -104,15 +99,9 @@ def _requirements() -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
 
 def _cpu() -> dict[str, Any]:
     """The processor's name, cores, and features: None where the system does not tell them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
-    values = {name.strip(): value.strip() for name, value in pairs}
-    flags = (values.get("flags") or values.get("Features") or "").split()
+    flags = machine.cpu_flags()
     return {
-        "name": values.get("model name") or platform.processor() or platform.machine(),
+        "name": machine.processor(),
         "cores": os.cpu_count(),
         "features": {
             name: any(flag in flags for flag in wanted) if flags else None
@@ -123,9 +112,8 @@ def _cpu() -> dict[str, Any]:
 
 def _threads() -> dict[str, Any]:
     """How many processors this process may use, and the variables that limit threads."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
-    return {"usable": usable, **limits}
+    return {"usable": machine.usable_cores(), **limits}
 
 
 def _tensorflow() -> dict[str, Any]:

@@ -60,7 +60,7 @@ def evaluate(
     from tfllm.cli.output import progress_bar, result_file
 
     overrides = [*(set or []), *([f"tokenize={tokenize}"] if tokenize else [])]
-    with progress_bar("measured") as advance:
+    with progress_bar("measured") as bar:
         result = tfllm.evaluate(
             model,
             data,
@@ -68,7 +68,8 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             plots=plots,
-            progress=advance,
+            on_start=bar.set_total,
+            progress=bar,
         )
     if output:
         with result_file(output) as file:

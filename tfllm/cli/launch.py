@@ -59,10 +59,9 @@ def launch(
     options = [part for override in overrides for part in ("--set", override)]
     options += ["--output", str(directory)]
     if ray:
-        from tfllm.evaluation.metrics import measure
         from tfllm.training.distribution import ray_train
 
-        print(ray_train.run(settings, directory, workers, resume, measure))
+        print(ray_train.run(settings, directory, workers, resume))
         return
     train = ["train", str(recipe), *options, *(["--resume"] if resume else [])]
     folder = directory / files.WORKERS

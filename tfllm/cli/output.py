@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tfllm.errors import StorageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @contextmanager
@@ -92,14 +95,28 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield bar
 
 
-@contextmanager
-def progress_bar(what: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
-    """Show a bar on stderr while the block runs; call what it yields with an amount to advance.
+class Bar:
+    """A progress bar: call it with an amount to advance. Without a terminal nothing is drawn."""
 
-    Without a terminal nothing is drawn.
-    """
+    def __init__(self, progress: Progress | None = None, task: TaskID | None = None):
+        self._progress, self._task = progress, task
+
+    def __call__(self, amount: float) -> None:
+        """Advance by an amount."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, amount)
+
+    def set_total(self, total: float) -> None:
+        """Set the amount at the end, from which the time left is shown."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=total)
+
+
+@contextmanager
+def progress_bar(what: str, total: float | None = None) -> Iterator[Bar]:
+    """Show a bar on stderr while the block runs, with the time left where a total is known."""
     if not sys.stderr.isatty():
-        yield lambda amount: None
+        yield Bar()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -108,5 +125,4 @@ def progress_bar(what: str, total: float | None = None) -> Iterator[Callable[[fl
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda amount: progress.advance(task, amount)
+        yield Bar(progress, progress.add_task(what, total=total))

@@ -63,7 +63,7 @@ def _worker(work: Callable[[], int]) -> int:
     try:
         return work()
     except TfllmError as error:
-        print(f"tfllm: {error}", file=sys.stderr)
+        print(f"tfllm: {error.cli_message}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("tfllm: stopped by Ctrl-C.", file=sys.stderr)

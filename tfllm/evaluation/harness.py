@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tfllm import machine
 from tfllm.errors import ArtifactError, DataError, SettingError
 from tfllm.evaluation.metrics import headline, measure_of
 from tfllm.evaluation.metrics import measure as compute
@@ -19,11 +18,6 @@ from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Predictor,
 from tfllm.tasks import Task
 
 __all__ = ["Measured", "evaluate", "headline", "measured_answers", "report"]
-
-PACKAGES = (
-    "tfllm", "keras", "tensorflow", "tensorflow-text", "ai-edge-litert", "numpy", "sacrebleu",
-    "rouge-score",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,19 +174,8 @@ def report(measured: Measured, *, model: str, data: str) -> dict[str, Any]:
         "seconds": round(measured.seconds, 3),
         "model": model,
         "data": data,
-        "versions": versions(),
+        "versions": machine.versions(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a number depends on, where installed."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _predictions(

@@ -264,7 +264,9 @@ class TextGenerator:
             self.check_prompt(ids)
         except SettingError as error:
             where = example.get("_where")
-            raise SettingError(f"{where}: {error}" if where else str(error)) from None
+            raise SettingError(
+                f"{where}: {error.cli_message}" if where else error.cli_message
+            ) from None
         return ids
 
     def _decoder(self, checkpoint: Checkpoint) -> Decoder | EncoderDecoder:

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfllm import config
+from tfllm import config, machine
 from tfllm.errors import SettingError, StorageError
 from tfllm.training.recipe import Recipe
-from tfllm.version import __version__
 
 RECIPE, METRICS, LOGS, STATE = "recipe.yaml", "metrics.jsonl", "logs", "state"
 CHECKPOINT, ADAPTER, SUMMARY = "checkpoint", "adapter", "summary.json"
@@ -35,8 +32,6 @@ FREE_KEYS = {
     "train.carbon_intensity", "train.keep", "train.strategy", "train.steps_per_execution",
     "train.worker_timeout", "export",
 }  # fmt: skip
-
-PACKAGES = ("tensorflow", "keras", "numpy", "tokenizers", "safetensors")
 
 
 def check_free(directory: Path, resume: bool) -> None:
@@ -182,27 +177,11 @@ def write_text(path: Path, text: str) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, which are needed to reproduce a run."""
-    versions = {"tfllm": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    machine = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
+    return {
+        "versions": machine.versions(),
+        "git_commit": _commit(),
+        "machine": machine.machine(),
     }
-    return {"versions": versions, "git_commit": _commit(), "machine": machine}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _commit() -> str | None:

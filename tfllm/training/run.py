@@ -24,6 +24,7 @@ from tfllm import config
 from tfllm.data import batching, feeding
 from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
+from tfllm.evaluation import metrics
 from tfllm.tasks import Features, Task
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.training import checks, jax_model, optimizers, resuming
@@ -65,7 +66,7 @@ def train(
     recipe: Recipe,
     output: str | Path | None = None,
     resume: bool = False,
-    measure: Measure | None = None,
+    measure: Measure | None = metrics.measure,
     progress: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     *,
@@ -79,9 +80,9 @@ def train(
     Args:
         recipe: The recipe.
         output: The run's directory; runs/NAME where None.
-        resume: Go on from the newest state in the directory, exactly.
-        measure: From (task, answers, examples) to metrics beside the task's own Keras metrics;
-            `tfllm.train` and the command line pass `tfllm.evaluation.metrics.measure`.
+        resume: Continue from the newest state in the directory, exactly.
+        measure: From (task, answers, examples) to metrics beside the task's own Keras metrics.
+            None: those alone.
         progress: Whether to show progress on stderr.
         callbacks: Keras callbacks, called by the run's epochs as `fit` would, and which may stop it
             (`tfllm.training.callbacks.CallerCallbacks`).

@@ -92,7 +92,7 @@ def train_on_texts(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeniz
         tokenizer = train_tokenizer(texts, settings.kind, options, "data.train")
     except SettingError as error:
         raise SettingError(
-            str(error).replace("--vocabulary-size", "tokenizer.vocabulary_size is")
+            error.cli_message.replace("--vocabulary-size", "tokenizer.vocabulary_size is")
         ) from None
     return with_template(tokenizer, settings.chat_template)
 

@@ -15,7 +15,6 @@ from tests.training import strategy_runs
 from tests.training.strategy_runs import CASES, MASKED
 from tfllm import config
 from tfllm.errors import SettingError, TrainingFailed
-from tfllm.evaluation.metrics import measure
 from tfllm.training.distribution import strategies
 from tfllm.training.distribution.cluster import Cluster
 from tfllm.training.recipe import Recipe
@@ -51,7 +50,7 @@ def trained(folder, tmp_path_factory):
             if strategy == "one":
                 for case in cases:
                     recipe = config.build(strategy_runs.recipe(folder, case, "one"), Recipe)
-                    train(recipe, output / case, measure=measure, progress=False)
+                    train(recipe, output / case, progress=False)
             else:
                 strategy_runs.finish(strategy_runs.start(strategy, folder, output, cases))
         return done[strategy, cases]

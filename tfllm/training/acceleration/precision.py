@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import keras
 import tensorflow as tf
+
+from tfllm import machine
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,7 @@ def has_bfloat16() -> bool:
         return all(
             detail.get("compute_capability", (0, 0)) >= BFLOAT16_CAPABILITY for detail in details
         )
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return any(flag in flags for flag in BFLOAT16_FLAGS)
+    return not machine.cpu_flags().isdisjoint(BFLOAT16_FLAGS)
 
 
 @contextlib.contextmanager

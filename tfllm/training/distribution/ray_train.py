@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from tfllm.errors import MissingExtra, TrainingFailed
 from tfllm.training.recipe import Recipe
-from tfllm.training.validation import Measure
 
 
 def run(
@@ -18,7 +16,6 @@ def run(
     directory: Path,
     workers: int,
     resume: bool = False,
-    measure: Measure | None = None,
 ) -> Path:
     """Train a recipe with the processes of a Ray cluster.
 
@@ -27,7 +24,6 @@ def run(
         directory: The run's directory, which the first worker must be able to write.
         workers: Processes of the cluster that RAY_ADDRESS names, or of one started here.
         resume: Whether to resume the run in the directory.
-        measure: As of `tfllm.training.run.train`.
 
     Returns:
         The run's directory.
@@ -50,7 +46,7 @@ def run(
         "folder": os.getcwd(),
     }
     trainer = TensorflowTrainer(
-        functools.partial(train_worker, measure=measure),
+        train_worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=_has_gpus()),
         run_config=RunConfig(name=directory.name, storage_path=str(directory / "workers")),
@@ -65,14 +61,14 @@ def run(
     return directory
 
 
-def train_worker(settings: dict[str, Any], measure: Measure | None = None) -> None:
+def train_worker(settings: dict[str, Any]) -> None:
     """Train as one worker: Ray has set TF_CONFIG."""
     os.chdir(settings["folder"])  # Ray starts workers elsewhere, and recipes name files from here
     from tfllm import config
     from tfllm.training.run import train
 
     recipe = config.build(json.loads(settings["recipe"]), Recipe, source="the recipe")
-    train(recipe, settings["directory"], settings["resume"], measure)
+    train(recipe, settings["directory"], settings["resume"])
 
 
 def _has_gpus() -> bool:
