@@ -35,7 +35,7 @@ def starts_of(python, text):
     """(word, its first token) of every word of a text."""
     row = python.encode(text)
     found = entities.align_pieces(text, row, python)
-    ranges = zip(found.starts, found.ends, found.places, strict=True)
+    ranges = zip(found.starts, found.ends, found.positions, strict=True)
     return [(text[start:end], python.vocabulary[row.ids[place]]) for start, end, place in ranges]
 
 
@@ -43,7 +43,7 @@ def test_gpt2_has_a_word_for_each_word(data):
     python = load_tokenizer(data / "tokenizers" / "gpt2_hf_tokenizer.json")
     text = "unbelievable Berlin"
     found = entities.align_pieces(text, python.encode(text), python)
-    assert found.places.tolist() == [0, 4]
+    assert found.positions.tolist() == [0, 4]
     assert (found.starts.tolist(), found.ends.tolist()) == ([0, 13], [12, 19])
 
 
@@ -92,7 +92,7 @@ def test_words_with_labels_make_the_rows_of_their_text(name):
         begins = np.cumsum([0, *(len(word) + 1 for word in split)])
         found = entities.align_pieces(joined, plain, python)
         first = {}
-        for start, place in zip(found.starts, found.places, strict=True):
+        for start, place in zip(found.starts, found.positions, strict=True):
             first.setdefault(int(np.searchsorted(begins, start, "right")) - 1, int(place))
         given = {}
         for place, word in enumerate(row.word_ids):
@@ -138,7 +138,7 @@ def test_the_graph_finds_the_same_words(name, max_length):
     for text, row in zip(TEXTS, rows, strict=True):
         encoding = python.encode(text, max_length=max_length)
         found = entities.align_pieces(text, encoding, python)
-        places = found.places - len(template.prefix)
+        places = found.positions - len(template.prefix)
         wanted = [list(word) for word in zip(places, found.starts, found.ends, strict=True)]
         assert row == wanted, repr(text)
     assert words_of(tf.constant([], tf.string)).rows.shape == (0,)

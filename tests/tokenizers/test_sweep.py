@@ -10,7 +10,7 @@ from tokenizers import normalizers, pre_tokenizers
 from tests.helpers.tiny_tokenizers import graph as small_graph
 from tests.helpers.tiny_tokenizers import tokenizer as small
 from tfllm.tokenizers.bert_normalization import BertNormalization
-from tfllm.tokenizers.graph.bert_pre_tokenizer import WordSplitter
+from tfllm.tokenizers.graph.bert_pre_tokenizer import BertWordSplitter
 from tfllm.tokenizers.graph.codepoint_tables import CODE_POINTS, SURROGATES, reference_table
 from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.tokenizers.parity_check import check_file
@@ -48,7 +48,7 @@ NORMALIZATIONS = [
 
 def differing(normalization, points, form):
     """Code points whose words differ, as the words themselves: no unknown token hides anything."""
-    split = WordSplitter(reference_table(normalization))
+    split = BertWordSplitter(reference_table(normalization))
     normalizer = normalizers.BertNormalizer(
         clean_text=normalization.clean_text,
         handle_chinese_chars=normalization.chinese_characters,

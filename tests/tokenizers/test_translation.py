@@ -61,7 +61,7 @@ def test_pieces_have_the_ids_of_the_table():
     assert (python.eos_token_id, python.unk_token_id, python.bos_token_id) == (0, 1, None)
     for side, model, line in zip((python, python.target), pair(), (ENGLISH[0], OTHERS[1]),
                                  strict=True):  # fmt: skip
-        processor = marian.make_processor(model, "model")
+        processor = marian.create_processor(model, "model")
         pieces = processor.encode(line, out_type=str)
         assert side.encode(line).ids == [table.get(piece, 1) for piece in pieces] + [0]
         assert 1 in side.encode(line).ids  # pieces that the table lacks

@@ -23,6 +23,7 @@ from tfllm.export.litertlm_prompt import prompt_template, render_sample_chat, st
 from tfllm.export.profile import Profile
 from tfllm.export.verify import causal_lm, litertlm_package
 from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
+from tfllm.tokenizers import sentencepiece_proto as proto
 
 TOKENIZERS = ("bytepair", "sentencepiece", "characters")
 DEFAULT_TOP_K = 64  # of the sampler, where the profile samples without top_k
@@ -115,18 +116,15 @@ def _without_post_processor(definition: str) -> str:
 def _sentencepiece_model(tokenizer: Any) -> bytes:
     """Return the SentencePiece model, with the special tokens of the chat template as user-defined
     pieces: SentencePiece never matches control pieces in a text."""
-    from sentencepiece import sentencepiece_model_pb2
-
     if not tokenizer.chat_template:
         return tokenizer.model
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    model = proto.parse(tokenizer.model, tokenizer.file_name)
     text = render_sample_chat(tokenizer)
-    types = sentencepiece_model_pb2.ModelProto.SentencePiece
     for token_id in tokenizer.all_special_ids:
-        piece = proto.pieces[token_id] if token_id < len(proto.pieces) else None
-        if piece is not None and piece.type == types.CONTROL and piece.piece in text:
-            piece.type = types.USER_DEFINED
-    return proto.SerializeToString()
+        piece = model.pieces[token_id] if token_id < len(model.pieces) else None
+        if piece is not None and piece.type == proto.CONTROL and piece.piece in text:
+            piece.type = proto.USER_DEFINED
+    return model.SerializeToString()
 
 
 def check_files(checkpoint: Checkpoint, profile: Profile, directory: Path) -> list[Check]:

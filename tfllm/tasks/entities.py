@@ -63,12 +63,12 @@ def word_numbers(text: str) -> np.ndarray:
 
 
 def align_pieces(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordSpans:
-    """The words of a text that have a piece in its row; `places` count the row's tokens."""
+    """The words of a text that have a piece in its row; `positions` count the row's tokens."""
     own = np.array([sequence is not None for sequence in encoding.sequence_ids], bool)
     marks = tokenizer.token_kinds[np.array(encoding.ids, np.int64)[own]]
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)[own]
     spans = word_alignment.word_spans(word_numbers(text), offsets, marks)
-    return spans._replace(places=np.flatnonzero(own)[spans.places])
+    return spans._replace(positions=np.flatnonzero(own)[spans.positions])
 
 
 def join_entities(

@@ -1,28 +1,34 @@
-"""What every tokenizer gives: rows of model input with the way back to the text."""
+"""What every tokenizer does: encode texts to rows of model input, and decode ids to text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tfllm.errors import TokenizerError
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 
 @dataclass(frozen=True)
 class RowTemplate:
-    """Rows `prefix a suffix` and `prefix a separator b suffix`, special tokens as ids."""
+    """The special tokens of rows `prefix a suffix` and `prefix a separator b suffix`."""
 
     prefix: tuple[int, ...] = ()
+    """Ids before the first text."""
     separator: tuple[int, ...] = ()
+    """Ids between two texts."""
     suffix: tuple[int, ...] = ()
+    """Ids after the last text."""
     separator_type_ids: tuple[int, ...] = ()
-    """token_type_ids of `separator`"""
+    """The segment ids of `separator`."""
     pair_type_id: int = 0
-    """token_type_id of the second text and of the `suffix` after it; everything else has type 0"""
+    """The segment id of the second text and of the `suffix` after it; all else has 0."""
 
     @property
     def num_special_tokens(self) -> int:
@@ -36,39 +42,89 @@ class RowTemplate:
 
     @property
     def without_special_tokens(self) -> RowTemplate:
+        """The template of rows of the texts alone."""
         return RowTemplate(pair_type_id=self.pair_type_id)
 
 
 def bert_template(start: int, end: int) -> RowTemplate:
-    """`[CLS] a [SEP] b [SEP]`, types 0 and 1: BERT, ALBERT."""
+    """Return the template `[CLS] a [SEP] b [SEP]` of BERT and ALBERT, with segment ids 0 and 1.
+
+    Args:
+        start: The id of [CLS].
+        end: The id of [SEP].
+    """
     return RowTemplate((start,), (end,), (end,), (0,), 1)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """One row of model input of T tokens, special tokens included. Every list has T entries.
-
-    `offsets` count characters (Unicode code points) of the text that a token came from, (0, 0) for
-    the special tokens put around it; for pre-split words they count within the word.
-    `sequence_ids` are 0 in the first text, 1 in the second, None for special tokens. `word_ids`
-    number the words of each text.
-    """
+    """One row of model input of T tokens, special tokens included. Every list has T entries."""
 
     ids: list[int]
     type_ids: list[int]
+    """Segment ids."""
     offsets: list[tuple[int, int]]
+    """The characters (Unicode code points) of the text that each token came from; (0, 0) for the
+    special tokens around texts. For pre-split words they count within the word."""
     sequence_ids: list[int | None]
+    """0 in the first text, 1 in the second, None for special tokens."""
     word_ids: list[int | None]
+    """The index of the word in its text."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
+class InGraphTokenizer(Protocol):
+    """A tokenizer as TensorFlow ops: see `tokenizers.graph.base.TokenizerGraph`."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The Python tokenizer."""
+        ...
+
+    def __call__(
+        self, texts: tf.Tensor, pairs: tf.Tensor | None = None, *, max_length: int
+    ) -> dict[str, tf.Tensor]:
+        """Encode UTF-8 strings [B] to "token_ids", "segment_ids", "padding_mask": int32 [B, T]."""
+        ...
+
+    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Tokenize UTF-8 string [B] to ids int32 [B, None], without special tokens around them."""
+        ...
+
+    def tokenize_with_offsets(
+        self, texts: tf.Tensor
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor, tf.RaggedTensor]:
+        """Tokenize UTF-8 string [B] to ids, starts and ends: ragged int32 [B, None]."""
+        ...
+
+    def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Tokenize UTF-8 string [B] to ids int32 [B, None] with the special tokens of one text."""
+        ...
+
+    def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
+        """Decode ids int32 [B, None] to UTF-8 string [B]; skip special tokens and unknown ids."""
+        ...
+
+    def pack(
+        self, first: tf.RaggedTensor, second: tf.RaggedTensor | None = None, *, max_length: int
+    ) -> dict[str, tf.Tensor]:
+        """Build padded rows of model input from ids int32 [B, None]."""
+        ...
+
+    def windows(
+        self, questions: tf.Tensor, contexts: tf.Tensor, *, max_length: int, stride: int
+    ) -> dict[str, tf.Tensor]:
+        """Build rows of a question and overlapping windows over its context."""
+        ...
+
+
 class Tokenizer(Protocol):
-    """Text to ids and back; `graph()` gives the same as TensorFlow ops.
+    """Encodes texts to ids and decodes them; `graph()` does the same as TensorFlow ops.
 
     Special tokens that a vocabulary lacks have the id None. Text is Unicode; a lone surrogate
-    counts as U+FFFD. Special tokens written in a text are recognised.
+    counts as U+FFFD. Special tokens written in a text are matched.
     """
 
     kind: str
@@ -76,7 +132,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocabulary(self) -> list[str]:
-        """id -> token"""
+        """The tokens in the order of ids."""
         ...
 
     @property
@@ -87,32 +143,34 @@ class Tokenizer(Protocol):
     def unk_token_id(self) -> int | None: ...
     @property
     def bos_token_id(self) -> int | None:
-        """[CLS], <s>: begins a row or a document"""
+        """The token that begins a row or a document: [CLS], <s>."""
         ...
 
     @property
     def eos_token_id(self) -> int | None:
-        """[SEP], </s>, <|endoftext|>: ends a row or a document"""
+        """The token that ends a row or a document: [SEP], </s>, <|endoftext|>."""
         ...
 
     @property
     def mask_token_id(self) -> int | None: ...
     @property
     def all_special_ids(self) -> frozenset[int]:
-        """All special tokens: `decode` leaves them out."""
+        """The ids of all special tokens, which `decode` skips."""
         ...
 
     @property
-    def lowercase(self) -> bool: ...
+    def lowercase(self) -> bool:
+        """Whether texts are lowercased."""
+        ...
 
     @property
     def token_kinds(self) -> np.ndarray:
-        """How each token says where words begin (`word_alignment`): int8 [V]."""
+        """The kind of each token, which says where words begin (`word_alignment`): int8 [V]."""
         ...
 
     @property
     def fill_mask_texts(self) -> list[tuple[int, str]]:
-        """How each token is written in the place of a mask (`word_alignment.fill_mask_texts`)."""
+        """How each token is written into a text (`word_alignment.fill_mask_texts`)."""
         ...
 
     @property
@@ -131,11 +189,18 @@ class Tokenizer(Protocol):
         ...
 
     def check_truncation_side(self, max_length: int | None) -> None:
-        """Raises TokenizerError where rows cut to `max_length` tokens would lose their start."""
+        """Check that rows are truncated on the right.
+
+        Args:
+            max_length: Tokens of a row at most; None: rows are not truncated.
+
+        Raises:
+            TokenizerError: The tokenizer's files ask for truncation on the left.
+        """
         ...
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token, None where the vocabulary lacks it."""
+        """Return the id of a token, or None where the vocabulary lacks it."""
         ...
 
     def encode(
@@ -146,7 +211,19 @@ class Tokenizer(Protocol):
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> Encoding:
-        """One row; a pair is cut longest-first to `max_length` tokens, special tokens included."""
+        """Encode one text or a pair to a row.
+
+        Args:
+            text: The first text.
+            pair: The second text.
+            max_length: Tokens of the row at most, special tokens included; a pair is truncated
+                longest-first.
+            add_special_tokens: Whether special tokens are put around the texts.
+
+        Raises:
+            SettingError: `max_length` has no room for the special tokens.
+            TokenizerError: The tokenizer fails on a text, or truncates on the left.
+        """
         ...
 
     def encode_batch(
@@ -157,71 +234,102 @@ class Tokenizer(Protocol):
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> list[Encoding]:
-        """`encode` for many texts at once, in parallel."""
+        """Encode many texts or pairs in parallel; see `encode`."""
         ...
 
     def encode_ids(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
-        """The ids alone of many texts, in parallel: for a corpus or a prompt."""
+        """Encode many texts in parallel to ids only: for a corpus or a prompt."""
         ...
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """A conversation's ids, as the chat template writes it (see `tokenizers.chat`)."""
+        """Encode a conversation with the chat template (see `tokenizers.chat`).
+
+        Args:
+            messages: Dicts with "role" and "content".
+            add_generation_prompt: Whether the prompt of the assistant's next turn is added.
+        """
         ...
 
     def encode_words(self, words: Sequence[str], *, max_length: int | None = None) -> Encoding:
-        """One row of words that are split already; `word_ids` index `words`."""
+        """Encode pre-split words to a row; `word_ids` index `words`, offsets count within words.
+
+        Args:
+            words: The words of one text.
+            max_length: Tokens of the row at most, special tokens included.
+        """
         ...
 
     def encode_windows(
         self, question: str, context: str, *, max_length: int, stride: int
     ) -> list[Encoding]:
-        """Rows that repeat the question over a context cut into overlapping windows."""
+        """Encode a question with overlapping windows over its context, one row for each window.
+
+        Args:
+            question: The first text of every row.
+            context: The text that is split into windows.
+            max_length: Tokens of a row at most, special tokens included.
+            stride: Tokens that two neighbouring windows share.
+
+        Raises:
+            SettingError: Windows of `max_length` tokens cannot overlap by `stride`.
+        """
         ...
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, always valid Unicode; an id without a token has none.
+        """Decode ids to text, always valid Unicode; an id above the vocabulary has no text.
 
-        Raises TokenizerError for a negative id.
+        Raises:
+            TokenizerError: An id is negative.
         """
         ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer's files in Hugging Face's form."""
+        """Write the tokenizer's files in Hugging Face's form."""
         ...
 
-    def graph(self, profile: str = "reference") -> Any:
-        """The same tokenizer as TensorFlow ops."""
+    def graph(self, profile: str = "reference") -> InGraphTokenizer:
+        """Build the same tokenizer as TensorFlow ops.
+
+        Args:
+            profile: "reference", or for WordPiece also "mediapipe".
+
+        Raises:
+            SettingError: The profile is unknown.
+            TokenizerError: The graph does not implement a part of the tokenizer.
+        """
         ...
 
 
 def valid_id_ranges(tokenizer: Tokenizer, size: int) -> tuple[tuple[int, int], ...]:
-    """Half-open ranges of the ids below `size` that have a token; () where all have one.
+    """Return half-open ranges of the ids below `size` that have a token; () where all have one.
 
-    A table of embeddings may have more rows than the vocabulary has tokens, and ids may have gaps.
+    An embedding table may have more rows than the vocabulary has tokens, and ids may have gaps.
     """
     present = [bool(token) for token in tokenizer.vocabulary[:size]]
     if len(present) == size and all(present):
         return ()
     edges = [
-        number
-        for number, (before, now) in enumerate(
+        token_id
+        for token_id, (before, current) in enumerate(
             zip([False, *present], [*present, False], strict=True)
         )
-        if before != now
+        if before != current
     ]
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def check_ids(ids: Sequence[int]) -> None:
-    """Raises TokenizerError naming the first id that is negative.
+    """Check that no id is negative.
 
-    An id behind the vocabulary is no error: embedding tables are padded, and such an id has no
-    text.
+    An id above the vocabulary is no error: embedding tables are padded, and such an id has no text.
+
+    Raises:
+        TokenizerError: Names the first negative id.
     """
-    for number in ids:
-        if number < 0:
-            raise TokenizerError(f"There is no token {number}: ids begin with 0.")
+    for token_id in ids:
+        if token_id < 0:
+            raise TokenizerError(f"There is no token {token_id}: ids begin with 0.")

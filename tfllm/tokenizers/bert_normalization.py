@@ -18,11 +18,11 @@ class BertNormalization:
 
     lowercase: bool = True
     strip_accents: bool | None = None
-    """None: as `lowercase`."""
+    """Whether accents are removed; None: as `lowercase`."""
     chinese_characters: bool = True
-    """Every CJK ideograph is a word of its own."""
+    """Whether every CJK ideograph is a word of its own."""
     clean_text: bool = True
-    """Control characters are removed, every white space becomes a space."""
+    """Whether control characters are removed and all white space becomes spaces."""
 
     def build(self) -> BertNormalizer:
         """Return the normalizer of the `tokenizers` package."""

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import hf_classes
 from tfllm.tokenizers.byte_level import token_bytes
-from tfllm.tokenizers.hf_tokenizers import HFTokenizer, add_missing_tokens, translate_errors
+from tfllm.tokenizers.hf_internals import translate_errors
+from tfllm.tokenizers.hf_tokenizers import HFTokenizer, add_missing_tokens
 from tfllm.tokenizers.tokenizer_config import TokenizerConfig, content, read_json, read_text
+
+if TYPE_CHECKING:
+    from tfllm.tokenizers.graph.bytepair import BytePairGraph
 
 ENDOFTEXT = "<|endoftext|>"
 QWEN_PATTERN = (
@@ -25,22 +29,22 @@ QWEN_PATTERN = (
 
 
 class BytePair(HFTokenizer):
-    """Byte-level BPE. Every text is made of known tokens, and any ids make valid UTF-8."""
+    """Byte-level BPE: every text has known tokens, and any ids decode to valid UTF-8."""
 
     kind = "bytepair"
 
     def token_bytes(self) -> list[bytes]:
-        """id -> the bytes that a token stands for in `decode`."""
+        """Return the bytes that each token decodes to, in the order of ids."""
         return token_bytes(self.vocabulary)
 
-    def graph(self, profile: str = "reference") -> Any:
-        """The same tokenizer as TensorFlow ops."""
+    def graph(self, profile: str = "reference") -> BytePairGraph:
+        """Build the same tokenizer as TensorFlow ops: see `base.Tokenizer`."""
         from tfllm.tokenizers.graph.bytepair import BytePairGraph
 
         return BytePairGraph(self, profile)
 
     def save(self, directory: str | Path) -> None:
-        """Writes vocab.json and merges.txt too."""
+        """Write what `HFTokenizer.save` writes, and vocab.json and merges.txt."""
         super().save(directory)
         model = self.parse_definition()["model"]
         folder = Path(directory)
@@ -57,7 +61,17 @@ def from_vocabulary(
     settings: TokenizerConfig = TokenizerConfig(),
     source: str | Path = "vocab.json",
 ) -> BytePair:
-    """GPT-2's, RoBERTa's or Qwen2's tokenizer from a table of tokens and the merges in order."""
+    """Create GPT-2's, RoBERTa's or Qwen2's tokenizer from a vocabulary and merges.
+
+    Args:
+        vocabulary: Token -> id.
+        merges: Pairs of tokens, by rank.
+        settings: The files beside them.
+        source: The vocabulary file, for messages.
+
+    Raises:
+        TokenizerError: The vocabulary lacks a token of a merge or a special token.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
     from tokenizers import pre_tokenizers as split
 
@@ -69,7 +83,7 @@ def from_vocabulary(
                     f"lacks '{token}'. Use the two files that belong together."
                 )
     with translate_errors(source=source):
-        rust = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
+        backend = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
     kind = settings.tokenizer_class
     if not kind and {"<s>", "</s>", "<mask>"} <= vocabulary.keys():
         settings = settings.of_class(hf_classes.ROBERTA[0])
@@ -77,37 +91,46 @@ def from_vocabulary(
     if kind:
         settings = hf_classes.with_class_defaults(settings, "bytepair", Path(source), False)
     prefix = bool(settings.config.get("add_prefix_space", False))
-    rust.pre_tokenizer = split.ByteLevel(add_prefix_space=prefix)
-    rust.decoder = decoders.ByteLevel()
-    rust.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend.pre_tokenizer = split.ByteLevel(add_prefix_space=prefix)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
     if kind in ("Qwen2Tokenizer", "GPTNeoXTokenizer"):
-        rust.normalizer = normalizers.NFC()
+        backend.normalizer = normalizers.NFC()
     if kind == "Qwen2Tokenizer":
-        rust.pre_tokenizer = split.Sequence(
+        backend.pre_tokenizer = split.Sequence(
             [
                 split.Split(Regex(QWEN_PATTERN), "isolated"),
                 split.ByteLevel(add_prefix_space=prefix, use_regex=False),
             ]
         )
     if kind in hf_classes.ROBERTA:
-        own = {token.content for token in settings.added_tokens.values()}
+        added = {token.content for token in settings.added_tokens.values()}
         ends = [content(settings.named[key]) for key in ("cls_token", "sep_token")]
-        missing = [token for token in ends if token not in vocabulary and token not in own]
+        missing = [token for token in ends if token not in vocabulary and token not in added]
         if missing:
             raise TokenizerError(f"{source}: the vocabulary lacks {', '.join(missing)}.")
     elif not kind and ENDOFTEXT in vocabulary:
         entry = AddedToken(ENDOFTEXT, special=True, normalized=False)
-        rust.add_special_tokens([entry])
+        backend.add_special_tokens([entry])
     if kind and kind not in hf_classes.ROBERTA:
-        add_missing_tokens(rust, settings, source)
-        hf_classes.set_bos_eos(rust, settings)
-    return BytePair.from_definition(rust.to_str(), settings, source, of_class=True)
+        add_missing_tokens(backend, settings, source)
+        hf_classes.set_bos_eos(backend, settings)
+    return BytePair.from_definition(backend.to_str(), settings, source, of_class=True)
 
 
 def read(vocabulary: Path, merges: Path, settings: TokenizerConfig) -> BytePair:
-    """From vocab.json and merges.txt. Raises TokenizerError naming the file and line."""
+    """Load a tokenizer from vocab.json and merges.txt.
+
+    Args:
+        vocabulary: The vocab.json.
+        merges: The merges.txt.
+        settings: The files beside them.
+
+    Raises:
+        TokenizerError: Names the file and line of what is wrong.
+    """
     table = read_json(vocabulary)
-    if not all(isinstance(number, int) for number in table.values()):
+    if not all(isinstance(token_id, int) for token_id in table.values()):
         raise TokenizerError(f"{vocabulary}: expected a table of tokens with their ids.")
     if any(token.endswith("</w>") for token in table):
         raise TokenizerError(

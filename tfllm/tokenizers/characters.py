@@ -1,34 +1,27 @@
 """A vocabulary of characters: every code point of a text is one token.
 
 In a tokenizer.json it is BPE without merges, so Hugging Face reads it. A character outside of the
-vocabulary becomes the unknown token, or is left out where there is none.
+vocabulary becomes the unknown token, or is dropped where there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
+from tfllm.tokenizers.rows import TextTokens, TokenSequence
 from tfllm.tokenizers.tokenizer_config import (
     COMMON_SPELLINGS,
     SPECIAL_TOKEN_SOURCES,
     TokenizerConfig,
 )
 
+if TYPE_CHECKING:
+    from tfllm.tokenizers.graph.characters import CharactersGraph
+
 UNKNOWN = "<unk>"
 UNKNOWN_NAMES = (UNKNOWN, "[UNK]", "<|unk|>")
-
-
-class Tokens(NamedTuple):
-    """One text's tokens."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Characters(HFTokenizer):
@@ -36,45 +29,50 @@ class Characters(HFTokenizer):
 
     kind = "characters"
 
-    def _split(self, texts: Sequence[str]) -> list[Any]:
-        """The package's tokens. Its offsets do not count the characters that it leaves out."""
-        rows = super()._split(texts)
+    def _tokenize(self, texts: Sequence[str]) -> Sequence[TokenSequence]:
+        """The package's tokens. Its offsets do not count the characters that it drops."""
+        rows = super()._tokenize(texts)
         if self.unk_token_id is not None:
             return rows
-        return [self._placed(text, row) for text, row in zip(texts, rows, strict=True)]
+        return [self._with_offsets(text, row) for text, row in zip(texts, rows, strict=True)]
 
-    def _placed(self, text: str, row: Any) -> Tokens:
-        """A text's tokens, each where it stands: characters left out are nobody's."""
-        place, offsets = 0, []
-        for number in row.ids:
-            token = self.vocabulary[number]
-            place = text.index(token, place)
-            offsets.append((place, place + len(token)))
-            place += len(token)
-        return Tokens(row.ids, offsets, row.word_ids)
+    def _with_offsets(self, text: str, row: TokenSequence) -> TextTokens:
+        """Tokens with their offsets in a text of which some characters have no token."""
+        start, offsets = 0, []
+        for token_id in row.ids:
+            token = self.vocabulary[token_id]
+            start = text.index(token, start)
+            offsets.append((start, start + len(token)))
+            start += len(token)
+        return TextTokens(row.ids, offsets, row.word_ids)
 
-    def graph(self, profile: str = "reference") -> Any:
-        """The same tokenizer as TensorFlow ops."""
+    def graph(self, profile: str = "reference") -> CharactersGraph:
+        """Build the same tokenizer as TensorFlow ops: see `base.Tokenizer`."""
         from tfllm.tokenizers.graph.characters import CharactersGraph
 
         return CharactersGraph(self, profile)
 
 
 def from_characters(characters: Sequence[str], specials: Sequence[str] = ()) -> Characters:
-    """The special tokens first, then the characters in the order given; ids count from 0."""
+    """Create a tokenizer of characters.
+
+    Args:
+        characters: The characters, in the order of ids after the special tokens.
+        specials: The special tokens, in the order of ids from 0.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     tokens = list(dict.fromkeys([*specials, *characters]))
     unknown = next((token for token in UNKNOWN_NAMES if token in specials), None)
-    table = {token: number for number, token in enumerate(tokens)}
-    rust = Tokenizer(models.BPE(table, [], unk_token=unknown))
-    rust.decoder = decoders.Fuse()
-    rust.add_special_tokens(
+    ids = {token: token_id for token_id, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(ids, [], unk_token=unknown))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in specials]
     )
-    usual = {
+    by_spelling = {
         keys[-1]: next((token for token in COMMON_SPELLINGS[role] if token in specials), None)
         for role, keys in SPECIAL_TOKEN_SOURCES.items()
     }
-    named = {key: token for key, token in {**usual, "unk_token": unknown}.items() if token}
-    return Characters.from_definition(rust.to_str(), TokenizerConfig(named, named))
+    named = {key: token for key, token in {**by_spelling, "unk_token": unknown}.items() if token}
+    return Characters.from_definition(backend.to_str(), TokenizerConfig(named, named))

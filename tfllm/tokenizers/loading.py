@@ -1,9 +1,9 @@
-"""A directory's tokenizer files, in Hugging Face's form, to a tokenizer.
+"""Loading of a tokenizer from the files of a directory, in Hugging Face's form.
 
 `tokenizer.json` is read where it exists, else the vocabulary files that a tokenizer's own package
 writes. `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
-`chat_template.jinja` and `additional_chat_templates/` may stand beside. A setting that would change
-the ids and is not known here is refused, not left out.
+`chat_template.jinja` and `additional_chat_templates/` may be beside it. A setting that would change
+the ids and is not known here is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tfllm.tokenizers.sentencepiece import SentencePieceJson
 from tfllm.tokenizers.tokenizer_config import TokenizerConfig, read_json
 from tfllm.tokenizers.wordpiece import read_vocabulary as read_vocabulary
 
-# What a directory may hold of a tokenizer; the first two were there first.
+# The files of a tokenizer that a directory may hold.
 FILES = ("tokenizer.json", "vocab.txt", tokenizer_config.CONFIG, tokenizer_config.SPECIALS_MAP)
 MODELS = sentencepiece.FILE_NAMES
 BYTE_PAIR = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -39,9 +39,13 @@ LLAMA2C = "tokenizer.bin"
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a directory, or of one vocabulary file: `.json`, `.model`, `.txt`, `.bin`.
+    """Load the tokenizer of a directory or of one vocabulary file.
 
-    Raises TokenizerError naming the file and what is wrong with it.
+    Args:
+        source: A directory, or a `.json`, `.model`, `.txt`, `.bin` or `.spm` file.
+
+    Raises:
+        TokenizerError: Names the file and what is wrong with it.
     """
     path = Path(source)
     if path.is_file():
@@ -49,8 +53,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if not path.is_dir():
         raise TokenizerError(f"There is no directory '{path}' with tokenizer files.")
     settings = tokenizer_config.read_tokenizer_config(path)
-    if found := find_vocabulary_file(path):
-        return mbart.apply_language_config(_file(found, settings), settings, found)
+    if file := find_vocabulary_file(path):
+        return mbart.apply_language_config(_file(file, settings), settings, file)
     hf_classes.check_has_vocabulary(settings, path)
     raise TokenizerError(
         f"'{path}' has neither tokenizer.json nor vocab.txt, vocab.json with merges.txt, a .model "
@@ -59,7 +63,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def find_vocabulary_file(folder: Path) -> Path | None:
-    """The file that `load` reads in a directory, None where there is none."""
+    """Return the file that `load_tokenizer` reads in a directory, or None."""
     pairs = [first for first, second in BYTE_PAIR if (folder / second).is_file()]
     for name in (marian.SOURCE, "tokenizer.json", *pairs, *MODELS, "vocab.txt", LLAMA2C):
         if (folder / name).is_file():
@@ -68,9 +72,17 @@ def find_vocabulary_file(folder: Path) -> Path | None:
 
 
 def check_vocabulary_size(tokenizer: Tokenizer, rows: int, source: str | Path) -> None:
-    """Raises TokenizerError when an embedding table of `rows` rows is too small for the ids.
+    """Check that an embedding table has a row for each token.
 
     More rows than tokens are fine: tables are often padded to a round number.
+
+    Args:
+        tokenizer: The tokenizer.
+        rows: Rows of the table.
+        source: The checkpoint, for messages.
+
+    Raises:
+        TokenizerError: The table is too small.
     """
     if tokenizer.vocabulary_size > rows:
         raise TokenizerError(
@@ -128,7 +140,7 @@ TOKENIZER_JSON_CLASSES: dict[str, type[HFTokenizer]] = {
 
 
 def json_kind(data: Mapping[str, Any]) -> str:
-    """The kind of vocabulary that a tokenizer.json describes; "wordpiece" for all that is left."""
+    """Return the kind of vocabulary of a tokenizer.json; "wordpiece" for all other files."""
     model = data.get("model")
     if not isinstance(model, Mapping):
         return "wordpiece"
@@ -145,7 +157,7 @@ def json_kind(data: Mapping[str, Any]) -> str:
     return "wordpiece"
 
 
-def _types(part: Any) -> list[str]:
+def _types(part: object) -> list[str]:
     """The types of a pre-tokenizer or decoder and of those inside a Sequence."""
     if not isinstance(part, Mapping):
         return []

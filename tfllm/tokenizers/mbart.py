@@ -1,13 +1,17 @@
-"""mBART's tokenizers: every row says its language, sources and targets each their own."""
+"""mBART's tokenizers: every row has a language code, of sources and of targets.
+
+Source: Liu et al. 2020, "Multilingual denoising pre-training for neural machine translation"; Tang
+et al. 2020, "Multilingual translation with extensible multilingual pretraining" (mBART-50).
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from tfllm.errors import TokenizerError, did_you_mean
-from tfllm.tokenizers.base import RowTemplate
+from tfllm.tokenizers.base import RowTemplate, Tokenizer
+from tfllm.tokenizers.rows import NamedTokenizer
 from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 MBART_CODES = tuple(
@@ -26,42 +30,61 @@ LANGUAGE_CODES = {
 DEFAULT_LANGUAGE = "en_XX"
 
 
-def apply_language_config(tokenizer: Any, settings: TokenizerConfig, path: Path) -> Any:
-    """The tokenizer with rows in the languages that `src_lang` and `tgt_lang` of its settings name;
-    any other than mBART's as it is. Raises TokenizerError."""
+def apply_language_config(tokenizer: Tokenizer, settings: TokenizerConfig, path: Path) -> Tokenizer:
+    """Return an mBART tokenizer with the languages `src_lang` and `tgt_lang` of its settings.
+
+    Args:
+        tokenizer: Any tokenizer; one of another class is returned unchanged.
+        settings: The files beside the vocabulary.
+        path: The vocabulary file, for messages.
+
+    Raises:
+        TokenizerError: The vocabulary lacks a language.
+    """
     if settings.tokenizer_class not in LANGUAGE_CODES:
         return tokenizer
     source = settings.config.get("src_lang") or DEFAULT_LANGUAGE
     return with_languages(tokenizer, source, settings.config.get("tgt_lang") or source, path)
 
 
-def with_languages(tokenizer: Any, source: str, target: str, path: Path | None = None) -> Any:
-    """The tokenizer of an mBART checkpoint for these languages, such as "en_XX" and "de_DE".
+def with_languages(
+    tokenizer: Tokenizer, source: str, target: str, path: Path | None = None
+) -> Tokenizer:
+    """Return the tokenizer of an mBART checkpoint for a pair of languages.
 
-    mBART's first models put `</s>` and the language after a text, mBART-50 puts the language before
-    and `</s>` after. Raises TokenizerError for a language that the vocabulary lacks.
+    mBART's first models put `</s>` and the language code after a text, mBART-50 puts the language
+    code before it and `</s>` after it.
+
+    Args:
+        tokenizer: The tokenizer.
+        source: The language of sources, such as "en_XX".
+        target: The language of targets, such as "de_DE".
+        path: The vocabulary file, for messages.
+
+    Raises:
+        TokenizerError: The tokenizer has no languages, or lacks one of these.
     """
-    kind = str(tokenizer.config.get("tokenizer_class", "")).removesuffix("Fast")
-    if kind not in LANGUAGE_CODES:
+    named = tokenizer if isinstance(tokenizer, NamedTokenizer) else None
+    kind = str(named.config.get("tokenizer_class", "") if named else "").removesuffix("Fast")
+    if named is None or kind not in LANGUAGE_CODES:
         raise TokenizerError(
             f"The tokenizer has no languages to choose from; only {', '.join(LANGUAGE_CODES)} have."
         )
-    known = [token for token in tokenizer.vocabulary if token in LANGUAGE_CODES[kind]]
+    known = [token for token in named.vocabulary if token in LANGUAGE_CODES[kind]]
     for language in (source, target):
         if language not in known:
             where = f"{path}: " if path else ""
             raise TokenizerError(
                 f"{where}there is no language '{language}'. {did_you_mean(language, known)}"
             )
-    templates = [_row_template(tokenizer, kind, language) for language in (source, target)]
-    config = {**tokenizer.config, "src_lang": source, "tgt_lang": target}
-    return dataclasses.replace(
-        tokenizer, row_template=templates[0], target_template=templates[1], config=config
-    )
+    of_source, of_target = (_row_template(named, kind, code) for code in (source, target))
+    config = {**named.config, "src_lang": source, "tgt_lang": target}
+    return cast(Tokenizer, named.with_templates(of_source, of_target, config))
 
 
-def _row_template(tokenizer: Any, kind: str, language: str) -> RowTemplate:
+def _row_template(tokenizer: NamedTokenizer, kind: str, language: str) -> RowTemplate:
     code, end = tokenizer.token_id(language), tokenizer.eos_token_id
+    assert code is not None and end is not None, "mBART's vocabularies have both"
     return (
         RowTemplate(suffix=(end, code))
         if kind == "MBartTokenizer"

@@ -1,4 +1,4 @@
-"""The Python tokenizer against the same as TensorFlow ops, line by line."""
+"""Comparison of a Python tokenizer with its in-graph tokenizer, line by line."""
 
 from __future__ import annotations
 
@@ -8,46 +8,49 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from tfllm.errors import DataError
 
 if TYPE_CHECKING:
-    from tfllm.tokenizers.base import Encoding, Tokenizer
-    from tfllm.tokenizers.graph.base import TokenizerGraph
+    import tensorflow as tf
+
+    from tfllm.tokenizers.base import Encoding, InGraphTokenizer, Tokenizer
 
 BATCH_LINES = 256
 BATCH_BYTES = 1 << 18
 SHOWN_DIFFERENCES = 5
 
 Progress = Callable[[float], None]
-Tokens = list[tuple[int, int, int]]
-"""(id, start, end) of each token; offsets are code points"""
+TokenSpans = list[tuple[int, int, int]]
+"""(id, start, end) of each token; offsets count code points."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A line on which the two do not agree."""
+    """A line on which the two tokenizers do not agree."""
 
     line: int
     """Counted from 1."""
     text: str
-    python: Tokens
-    graph: Tokens
+    python: TokenSpans
+    graph: TokenSpans
 
 
 @dataclass
 class Report:
-    """What was compared in one file."""
+    """The result of the comparison on one file."""
 
     path: str
     lines: int = 0
     size_bytes: int = 0
     tokens: int = 0
     different: int = 0
+    """Lines on which the two do not agree."""
     python_seconds: float = 0.0
-    """Of processor time, all threads together: what one core would need."""
+    """CPU time of the Python tokenizer, of all threads."""
     graph_seconds: float = 0.0
+    """CPU time of the in-graph tokenizer, of all threads."""
     examples: list[Difference] = field(default_factory=list)
     """The first few differences."""
 
@@ -55,14 +58,21 @@ class Report:
 def check_file(
     path: str | Path,
     tokenizer: Tokenizer,
-    graph: TokenizerGraph,
+    graph: InGraphTokenizer,
     progress: Progress = lambda _: None,
     batch_lines: int = BATCH_LINES,
 ) -> Report:
-    """Compares ids, offsets and texts on every line of a file, `.gz` or not, in constant memory.
+    """Compare ids, offsets and texts on every line of a file in constant memory.
 
-    Lines are taken as they are, whatever the file's format; each call gets up to `batch_lines`.
-    Raises DataError for a file that cannot be read.
+    Args:
+        path: A file of any format, `.gz` or not; its lines are compared unchanged.
+        tokenizer: The Python tokenizer.
+        graph: Its in-graph tokenizer.
+        progress: Called with the bytes read from the disk since the last call.
+        batch_lines: Lines of one call at most.
+
+    Raises:
+        DataError: The file cannot be read.
     """
     report = Report(str(path))
     compare([b"warm-up"], tokenizer, graph, Report(""))  # the first call builds the graph
@@ -72,52 +82,64 @@ def check_file(
 
 
 def compare(
-    lines: list[bytes], tokenizer: Tokenizer, graph: TokenizerGraph, report: Report
+    lines: list[bytes], tokenizer: Tokenizer, graph: InGraphTokenizer, report: Report
 ) -> None:
-    """Compares one batch of lines and adds what it found to the report."""
+    """Compare one batch of lines, and add the result to the report."""
     import tensorflow as tf
 
-    begun = time.process_time()
+    start = time.process_time()
     texts = [line.decode("utf-8", errors="replace") for line in lines]
     rows = tokenizer.encode_batch(texts, add_special_tokens=False)
-    parted = time.process_time()
+    middle = time.process_time()
     results = graph.tokenize_with_offsets(tf.constant(lines))
-    ended = time.process_time()
-    report.graph_seconds += ended - parted
-    report.python_seconds += parted - begun
+    end = time.process_time()
+    report.graph_seconds += end - middle
+    report.python_seconds += middle - start
     report.size_bytes += sum(map(len, lines))
     ids, starts, ends = (result.to_list() for result in results)
-    written = _texts_back(tokenizer, graph, results[0])
-    for text, row, back, *graph_row in zip(texts, rows, written, ids, starts, ends, strict=True):
+    decoded = _decode(tokenizer, graph, results[0])
+    for text, row, graph_text, *graph_row in zip(
+        texts, rows, decoded, ids, starts, ends, strict=True
+    ):
         report.lines += 1
-        ours, theirs = _tokens(row), list(zip(*graph_row, strict=True))
+        ours, theirs = _token_spans(row), list(zip(*graph_row, strict=True))
         report.tokens += len(ours)
-        if ours != theirs or back is not None and back != tokenizer.decode(row.ids):
+        if ours != theirs or graph_text is not None and graph_text != tokenizer.decode(row.ids):
             report.different += 1
             if len(report.examples) < SHOWN_DIFFERENCES:
                 report.examples.append(Difference(report.lines, text, ours, theirs))
 
 
-def _texts_back(tokenizer: Tokenizer, graph: TokenizerGraph, ids: Any) -> Sequence[str | None]:
-    """What the graph makes of its own ids, None where it does not write texts."""
+def _decode(
+    tokenizer: Tokenizer, graph: InGraphTokenizer, ids: tf.RaggedTensor
+) -> Sequence[str | None]:
+    """The texts that the graph decodes from its own ids; None where it does not decode."""
     if tokenizer.kind == "wordpiece":
         return [None] * ids.nrows().numpy()
     return [text.decode() for text in graph.detokenize(ids).numpy()]
 
 
 def read_lines(path: str | Path, progress: Progress = lambda _: None) -> Iterator[bytes]:
-    """The lines of a file without their ends; `progress` is told the bytes read from disk."""
+    """Yield the lines of a file without their line ends.
+
+    Args:
+        path: A file, `.gz` or not.
+        progress: Called with the bytes read from the disk since the last call.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     path = Path(path)
     try:
         with path.open("rb") as raw:
             file = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw)
-            told = 0
+            reported = 0
             for number, line in enumerate(file):
                 if number % 1000 == 0:
-                    progress(raw.tell() - told)
-                    told = raw.tell()
+                    progress(raw.tell() - reported)
+                    reported = raw.tell()
                 yield line.removesuffix(b"\n").removesuffix(b"\r")
-            progress(raw.tell() - told)
+            progress(raw.tell() - reported)
     except FileNotFoundError:
         raise DataError(f"There is no file '{path}'. Check the path.") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -139,5 +161,5 @@ def _batches(lines: Iterable[bytes], batch_lines: int) -> Iterator[list[bytes]]:
         yield batch
 
 
-def _tokens(row: Encoding) -> Tokens:
+def _token_spans(row: Encoding) -> TokenSpans:
     return [(i, *offset) for i, offset in zip(row.ids, row.offsets, strict=True)]

@@ -1,6 +1,6 @@
-"""The special tokens around texts, and the rows that every tokenizer makes with them.
+"""The rows of model input that every tokenizer builds: special tokens, truncation, windows.
 
-A tokenizer says how it splits a text; rows, truncation and windows are the same for all.
+A tokenizer defines how it tokenizes a text; rows, truncation and windows are the same for all.
 """
 
 from __future__ import annotations
@@ -8,53 +8,62 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 
 from tfllm.errors import SettingError
 from tfllm.tokenizers import chat, word_alignment
-from tfllm.tokenizers.base import Encoding, RowTemplate
+from tfllm.tokenizers.base import Encoding, RowTemplate, Tokenizer
 from tfllm.tokenizers.tokenizer_config import SpecialTokens, TokenizerConfig
 
-# Windows over a context move by at least this share of the room that the stride leaves.
+# Windows over a context move by at least 1 / WINDOW_SHARE of the room that the stride leaves.
 WINDOW_SHARE = 4
 
 
-class Piece(NamedTuple):
-    """A range of one text's tokens."""
+class TokenSequence(Protocol):
+    """The tokens of one text, as an Encoding of the `tokenizers` package has them."""
 
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-
-
-class Tokens(Protocol):
-    """What a splitter returns for one text; an Encoding of the `tokenizers` package is one."""
-
-    ids: Any
-    offsets: Any
-    word_ids: Any
-
+    @property
+    def ids(self) -> list[int]: ...
+    @property
+    def offsets(self) -> list[tuple[int, int]]: ...
+    @property
+    def word_ids(self) -> list[int | None]: ...
     def __len__(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class TextTokens:
+    """The tokens of one text, or a range of them, without special tokens around them."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """The characters that each token came from, in code points of the text."""
+    word_ids: list[int | None]
+    """The index of the word that each token belongs to."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 class RowTokenizer:
-    """Rows for a tokenizer that gives `template`, `_split` and its vocabulary's marks."""
+    """Builds rows for a tokenizer that has a `row_template`, `_tokenize` and a vocabulary."""
 
     row_template: RowTemplate
     """The special tokens that `encode` puts around texts."""
 
     @property
-    def target(self) -> Any:
+    def target(self) -> Self:
         """The tokenizer of targets, where a task has sources and targets: itself for most."""
         return self
 
     def check_truncation_side(self, max_length: int | None) -> None:
-        """Raises TokenizerError where rows of at most `max_length` tokens are not known."""
+        """Check that rows are truncated on the right: see `base.Tokenizer`."""
 
-    def _split(self, texts: Sequence[str]) -> Sequence[Tokens]:
-        """Tokens of each text, without special tokens around them, uncut."""
+    def _tokenize(self, texts: Sequence[str]) -> Sequence[TokenSequence]:
+        """The tokens of each text, without special tokens around them, not truncated."""
         raise NotImplementedError
 
     def encode(
@@ -65,7 +74,7 @@ class RowTokenizer:
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> Encoding:
-        """One row; a pair is cut longest-first to `max_length` tokens, special tokens included."""
+        """Encode one text or a pair to a row: see `base.Tokenizer`."""
         pairs = None if pair is None else [pair]
         return self.encode_batch(
             [text], pairs, max_length=max_length, add_special_tokens=add_special_tokens
@@ -79,110 +88,129 @@ class RowTokenizer:
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> list[Encoding]:
-        """`encode` for many texts at once, in parallel."""
+        """Encode many texts or pairs in parallel; see `encode`."""
         self.check_truncation_side(max_length)
         template = (
             self.row_template if add_special_tokens else self.row_template.without_special_tokens
         )
-        first = self._split(texts)
+        first = self._tokenize(texts)
         if pairs is None:
             check_max_length(max_length, template.num_special_tokens)
             room = None if max_length is None else max_length - template.num_special_tokens
-            return [_row(template, [_cut(a, 0, room)]) for a in first]
+            return [_row(template, [_slice(a, 0, room)]) for a in first]
         check_max_length(max_length, template.num_pair_special_tokens)
         rows = []
-        for a, b in zip(first, self._split(pairs), strict=True):
+        for a, b in zip(first, self._tokenize(pairs), strict=True):
             lengths: tuple[int | None, int | None] = (None, None)
             if max_length is not None:
                 lengths = truncated_lengths(
                     len(a), len(b), max_length - template.num_pair_special_tokens
                 )
-            rows.append(_row(template, [_cut(a, 0, lengths[0]), _cut(b, 0, lengths[1])]))
+            rows.append(_row(template, [_slice(a, 0, lengths[0]), _slice(b, 0, lengths[1])]))
         return rows
 
     def encode_ids(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
-        """The ids alone of many texts, in parallel: for a corpus or a prompt."""
+        """Encode many texts in parallel to ids only: for a corpus or a prompt."""
         template = (
             self.row_template if add_special_tokens else self.row_template.without_special_tokens
         )
-        return [[*template.prefix, *ids, *template.suffix] for ids in self._split_ids(texts)]
+        return [[*template.prefix, *ids, *template.suffix] for ids in self._tokenize_ids(texts)]
 
-    def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(tokens.ids) for tokens in self._split(texts)]
+    def _tokenize_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(tokens.ids) for tokens in self._tokenize(texts)]
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """A conversation's ids, as the chat template writes it (see `tokenizers.chat`)."""
-        return chat.encode(cast(Any, self), messages, add_generation_prompt=add_generation_prompt)
+        """Encode a conversation with the chat template (see `tokenizers.chat`)."""
+        return chat.encode(
+            cast(Tokenizer, self), messages, add_generation_prompt=add_generation_prompt
+        )
 
     def encode_words(self, words: Sequence[str], *, max_length: int | None = None) -> Encoding:
-        """One row of words that are split already; `word_ids` index `words`.
+        """Encode pre-split words to a row; `word_ids` index `words`, offsets count within words.
 
-        The ids are those of the text that one space between the words makes, so that a model meets
-        the same rows in training and in a text. A word without any character that the
-        normalisation keeps has no token. Offsets count within each word.
+        The ids are those of the words joined by spaces, so that a model reads the same rows in
+        training and in a text. A word of which normalization leaves no character has no token.
+
+        Args:
+            words: The words of one text.
+            max_length: Tokens of the row at most, special tokens included.
+
+        Raises:
+            SettingError: `max_length` has no room for the special tokens.
         """
         self.check_truncation_side(max_length)
         check_max_length(max_length, self.row_template.num_special_tokens)
         room = None if max_length is None else max_length - self.row_template.num_special_tokens
-        piece = _cut(self._split([" ".join(words)])[0], 0, room)
-        marks = self.token_kinds[np.array(piece.ids, np.int64)]
-        return _row(self.row_template, [_in_words(words, piece, marks)])
+        tokens = _slice(self._tokenize([" ".join(words)])[0], 0, room)
+        kinds = self.token_kinds[np.array(tokens.ids, np.int64)]
+        return _row(self.row_template, [_align_to_words(words, tokens, kinds)])
 
     @functools.cached_property
     def token_kinds(self) -> np.ndarray:
-        """What `word_alignment` asks of every token: int8 [V]."""
-        return word_alignment.token_kinds(cast(Any, self))
+        """The kind of each token (`word_alignment.token_kinds`): int8 [V]."""
+        return word_alignment.token_kinds(cast(Tokenizer, self))
 
     @functools.cached_property
     def fill_mask_texts(self) -> list[tuple[int, str]]:
-        """How each token is written in the place of a mask: `word_alignment.fill_mask_texts`."""
-        return word_alignment.fill_mask_texts(cast(Any, self))
+        """How each token is written into a text: `word_alignment.fill_mask_texts`."""
+        return word_alignment.fill_mask_texts(cast(Tokenizer, self))
 
     def encode_windows(
         self, question: str, context: str, *, max_length: int, stride: int
     ) -> list[Encoding]:
-        """Rows `start question between window end` whose windows overlap by `stride` tokens.
+        """Encode a question with overlapping windows over its context: see `base.Tokenizer`.
 
-        As Hugging Face's truncation "only_second" with overflowing tokens, but for a question so
-        long that windows could hardly move: it is cut (see `truncated_question_length`).
+        As Hugging Face's truncation "only_second" with overflowing tokens, except that a question
+        so long that windows could hardly move is truncated (see `truncated_question_length`).
         """
         template = self.row_template
         check_stride(max_length, stride, template.num_pair_special_tokens)
-        asked, text = self._split([question, context])
+        question_tokens, context_tokens = self._tokenize([question, context])
         room = max_length - template.num_pair_special_tokens
-        kept = truncated_question_length(len(asked), len(text), room, stride)
-        head = _cut(asked, 0, kept)
-        ranges = window_ranges(len(text), room - kept, stride)
-        return [_row(template, [head, _cut(text, start, stop)]) for start, stop in ranges]
+        length = truncated_question_length(len(question_tokens), len(context_tokens), room, stride)
+        head = _slice(question_tokens, 0, length)
+        ranges = window_ranges(len(context_tokens), room - length, stride)
+        return [
+            _row(template, [head, _slice(context_tokens, start, stop)]) for start, stop in ranges
+        ]
 
 
 class NamedTokenizer(RowTokenizer):
-    """The properties of `base.Tokenizer` that follow from the fields below."""
+    """The properties of `base.Tokenizer` that follow from the fields below, of a dataclass."""
 
     special_tokens: SpecialTokens
     row_template: RowTemplate
     target_template: RowTemplate | None
-    """Of targets, where it differs."""
+    """The template of targets, where it differs."""
     vocabulary: list[str]
     config: Mapping[str, Any]
     """tokenizer_config.json"""
     _ids: Mapping[str, int]
 
     def check_truncation_side(self, max_length: int | None) -> None:
-        """See RowTokenizer. A prompt is never cut by the tokenizer, so it does not matter there."""
+        """Check that rows are truncated on the right: see `base.Tokenizer`."""
         if max_length is not None:
             TokenizerConfig(self.config).check_truncation()
 
     @property
-    def target(self) -> Any:
+    def target(self) -> Self:
+        """The tokenizer with the template of targets."""
         if self.target_template is None:
             return self
-        changed: Any = self
-        return dataclasses.replace(changed, row_template=self.target_template, target_template=None)
+        return self.with_templates(self.target_template, None, self.config)
+
+    def with_templates(
+        self, source: RowTemplate, target: RowTemplate | None, config: Mapping[str, Any]
+    ) -> Self:
+        """Return a copy with other templates of sources and of targets, and another config."""
+        instance: Any = self
+        return dataclasses.replace(
+            instance, row_template=source, target_template=target, config=config
+        )
 
     @property
     def vocabulary_size(self) -> int:
@@ -190,6 +218,7 @@ class NamedTokenizer(RowTokenizer):
 
     @property
     def lowercase(self) -> bool:
+        """False: texts are not lowercased, or only by the file's own normalizer."""
         return False
 
     @property
@@ -213,16 +242,22 @@ class NamedTokenizer(RowTokenizer):
         return self.token_id(self.special_tokens.mask_token)
 
     def token_id(self, token: str | None) -> int | None:
-        """The id of a token, None where the vocabulary lacks it."""
+        """Return the id of a token, or None where the vocabulary lacks it."""
         return None if token is None else self._ids.get(token)
 
 
 def truncated_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
-    """How many tokens of each text stay when a pair may have `budget` tokens, specials not counted.
+    """Return how many tokens of each text of a pair are kept by longest-first truncation.
 
-    Longest-first truncation in the closed form of Hugging Face tokenizers
-    (`utils/truncation.rs`): the shorter text stays whole as long as it fills at most half, and the
-    odd token goes to the longer text (to the second where both are equally long).
+    The shorter text is complete as long as it fills at most half of the budget, and the odd token
+    goes to the longer text (to the second where both are equally long).
+
+    Source: Hugging Face `tokenizers` (utils/truncation.rs), in closed form.
+
+    Args:
+        first: Tokens of the first text.
+        second: Tokens of the second text.
+        budget: Tokens of the pair at most, without special tokens.
     """
     if first + second <= budget:
         return first, second
@@ -234,7 +269,7 @@ def truncated_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
 
 
 def window_ranges(length: int, size: int, stride: int) -> list[tuple[int, int]]:
-    """Half-open ranges of `size` tokens that overlap by `stride` and cover `length` tokens."""
+    """Return half-open ranges of `size` tokens that overlap by `stride` and cover `length`."""
     ranges = [(0, min(size, length))]
     while ranges[-1][1] < length:
         start = ranges[-1][0] + size - stride
@@ -243,11 +278,17 @@ def window_ranges(length: int, size: int, stride: int) -> list[tuple[int, int]]:
 
 
 def truncated_question_length(question: int, context: int, room: int, stride: int) -> int:
-    """How many tokens of a question stay in rows of `room` tokens for question and window.
+    """Return how many tokens of a question are kept.
 
     All, where the context fits beside it or windows can move by a quarter of `room - stride`. A
-    longer question is cut to leave that much: Hugging Face keeps it, and with a question that takes
-    nearly the whole row would make a row for every token of the context.
+    longer question is truncated to leave that much: Hugging Face keeps it, and with a question that
+    takes nearly the whole row would produce a row for every token of the context.
+
+    Args:
+        question: Tokens of the question.
+        context: Tokens of the context.
+        room: Tokens of a row for question and window.
+        stride: Tokens that two neighbouring windows share.
     """
     if question + context <= room:
         return question
@@ -256,7 +297,11 @@ def truncated_question_length(question: int, context: int, room: int, stride: in
 
 
 def check_max_length(max_length: int | None, specials: int) -> None:
-    """Raises SettingError when not even the special tokens fit."""
+    """Check that `max_length` has room for `specials` special tokens.
+
+    Raises:
+        SettingError: It has none.
+    """
     if max_length is not None and max_length < specials:
         raise SettingError(
             f"max_length {max_length} has no room for the {specials} special tokens of a row. "
@@ -265,7 +310,11 @@ def check_max_length(max_length: int | None, specials: int) -> None:
 
 
 def check_stride(max_length: int, stride: int, specials: int) -> None:
-    """Raises SettingError when windows of `max_length` tokens cannot overlap by `stride`."""
+    """Check that windows of rows of `max_length` tokens can overlap by `stride`.
+
+    Raises:
+        SettingError: They cannot.
+    """
     if stride < 0 or stride + specials >= max_length:
         raise SettingError(
             f"stride {stride} does not fit windows of max_length {max_length}: it must lie between "
@@ -273,39 +322,43 @@ def check_stride(max_length: int, stride: int, specials: int) -> None:
         )
 
 
-def _cut(tokens: Tokens, start: int, stop: int | None) -> Piece:
-    return Piece(tokens.ids[start:stop], tokens.offsets[start:stop], tokens.word_ids[start:stop])
-
-
-def _in_words(words: Sequence[str], piece: Piece, marks: np.ndarray) -> Piece:
-    """A piece of the words' joined text with their numbers, and offsets within them."""
-    sizes = np.array([len(word) for word in words], np.int64)
-    begins = np.cumsum(sizes + 1) - sizes - 1
-    owner = np.repeat(np.arange(len(words)), sizes + 1)[:-1]
-    owner = np.where(word_alignment.is_white(" ".join(words)), word_alignment.NO_WORD, owner)
-    offsets = np.array(piece.offsets, np.int64).reshape(-1, 2)
-    numbers = word_alignment.word_ids_of_tokens(owner, offsets, marks)
-    begin, size = (np.append(part, 0)[numbers] for part in (begins, sizes))
-    within = np.clip(offsets - begin[:, None], 0, size[:, None])
-    return Piece(
-        piece.ids,
-        [(int(start), int(end)) for start, end in within],
-        [None if number == word_alignment.NO_WORD else int(number) for number in numbers],
+def _slice(tokens: TokenSequence, start: int, stop: int | None) -> TextTokens:
+    return TextTokens(
+        tokens.ids[start:stop], tokens.offsets[start:stop], tokens.word_ids[start:stop]
     )
 
 
-def _row(template: RowTemplate, pieces: Sequence[Piece]) -> Encoding:
+def _align_to_words(words: Sequence[str], tokens: TextTokens, kinds: np.ndarray) -> TextTokens:
+    """Tokens of the joined words with the index of each one's word, and offsets within it."""
+    sizes = np.array([len(word) for word in words], np.int64)
+    begins = np.cumsum(sizes + 1) - sizes - 1
+    word_of_character = np.repeat(np.arange(len(words)), sizes + 1)[:-1]
+    word_of_character = np.where(
+        word_alignment.is_white(" ".join(words)), word_alignment.NO_WORD, word_of_character
+    )
+    offsets = np.array(tokens.offsets, np.int64).reshape(-1, 2)
+    word_ids = word_alignment.word_ids_of_tokens(word_of_character, offsets, kinds)
+    begin, size = (np.append(part, 0)[word_ids] for part in (begins, sizes))
+    within = np.clip(offsets - begin[:, None], 0, size[:, None])
+    return TextTokens(
+        tokens.ids,
+        [(int(start), int(end)) for start, end in within],
+        [None if index == word_alignment.NO_WORD else int(index) for index in word_ids],
+    )
+
+
+def _row(template: RowTemplate, texts: Sequence[TextTokens]) -> Encoding:
     row = Encoding([], [], [], [], [])
     _add_specials(row, template.prefix, [0] * len(template.prefix))
-    for sequence, piece in enumerate(pieces):
+    for sequence, tokens in enumerate(texts):
         if sequence:
             _add_specials(row, template.separator, template.separator_type_ids)
-        row.ids.extend(piece.ids)
-        row.offsets.extend(piece.offsets)
-        row.word_ids.extend(piece.word_ids)
-        row.sequence_ids.extend([sequence] * len(piece.ids))
-        row.type_ids.extend([template.pair_type_id if sequence else 0] * len(piece.ids))
-    last_type = template.pair_type_id if len(pieces) > 1 else 0
+        row.ids.extend(tokens.ids)
+        row.offsets.extend(tokens.offsets)
+        row.word_ids.extend(tokens.word_ids)
+        row.sequence_ids.extend([sequence] * len(tokens))
+        row.type_ids.extend([template.pair_type_id if sequence else 0] * len(tokens))
+    last_type = template.pair_type_id if len(texts) > 1 else 0
     _add_specials(row, template.suffix, [last_type] * len(template.suffix))
     return row
 
@@ -319,7 +372,7 @@ def _add_specials(row: Encoding, ids: Sequence[int], types: Sequence[int]) -> No
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import hf_classes, tokenizer_config
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.base import RowTemplate, bert_template, check_ids
+from tfllm.tokenizers.base import InGraphTokenizer, RowTemplate, bert_template, check_ids
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 from tfllm.tokenizers.mbart import LANGUAGE_CODES
-from tfllm.tokenizers.rows import NamedTokenizer, replace_surrogates
+from tfllm.tokenizers.rows import NamedTokenizer, TextTokens, TokenSequence, replace_surrogates
+from tfllm.tokenizers.sentencepiece_internals import ModelProto, encode_with_offsets
 from tfllm.tokenizers.tokenizer_config import (
     ADDED_TOKENS_DECODER,
     ADDED_TOKENS_FILE,
@@ -28,10 +29,15 @@ from tfllm.tokenizers.tokenizer_config import (
     content,
 )
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+    from tfllm.tokenizers.graph.sentencepiece_json import SentencePieceJsonGraph
+
 ALBERT = "AlbertTokenizer"
 T5_EXTRA_IDS = 100
-# Hugging Face's class -> the special tokens it puts around a text, by role.
-FORMS = {
+# Hugging Face's class -> the kind of rows that it builds.
+ROW_KINDS = {
     "LlamaTokenizer": "start",
     "GemmaTokenizer": "start",
     "T5Tokenizer": "end",
@@ -43,53 +49,41 @@ FORMS = {
 T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
 FAIRSEQ_CLASSES = ("XLMRobertaTokenizer", *LANGUAGE_CODES)
 FILE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-THREADS = -1  # as many as there are
+THREADS = -1  # one for each core
 BY_MODEL = "model"
 # Key of tokenizer_config.json in files written here: the space before a text is as the model says,
-# though the class, which makes transformers put the same special tokens around, has other rules.
+# though the class, with which transformers puts the same special tokens around, has other rules.
 OWN_PREFIX = "tfllm_prefix"
-# Unicode's White_Space, which a token with `lstrip` or `rstrip` takes along.
+# Unicode's White_Space, which a token with `lstrip` or `rstrip` includes.
 WHITE_SPACE = "[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*"
-
-
-class Tokens(NamedTuple):
-    """One text's tokens."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True)
 class SentencePiece(NamedTokenizer):
-    """A SentencePiece model, its special tokens recognised where they are written.
+    """A SentencePiece model, which matches special tokens in texts.
 
-    A text is cut at the special tokens in it, and each part is tokenised as a text of its own, but
-    for the space before it: see `prefix`. Make it with `from_proto` or
-    `load_tokenizer`.
+    A text is split at the special tokens in it, and each part is tokenized as a text of its own,
+    except for the space before it: see `prefix`. Created by `from_proto` or `load_tokenizer`.
     """
 
     special_tokens: SpecialTokens
     row_template: RowTemplate
     model: bytes = field(repr=False)
-    """ModelProto whose ids are the tokenizer's, `prefix` aside"""
+    """The serialized ModelProto with the tokenizer's ids; it does not reflect `prefix`."""
     source: bytes = field(repr=False, compare=False)
-    """the file as it was read"""
+    """The contents of the file."""
     file_name: str
     chat_template: str | None = field(repr=False)
     config: Mapping[str, Any] = field(repr=False, compare=False)
     vocabulary: list[str] = field(repr=False, compare=False)
     all_special_ids: frozenset[int] = field(repr=False, compare=False)
-    _processor: Any = field(repr=False, compare=False)
+    _processor: SentencePieceProcessor = field(repr=False, compare=False)
     _ids: Mapping[str, int] = field(repr=False, compare=False)
     added: tuple[AddedToken, ...] = field(repr=False, compare=False)
-    """tokens that are found in a text before the model sees it"""
+    """Tokens that are matched in a text before the model tokenizes it."""
     prefix: str = BY_MODEL
-    """When a space is put before a part that has none: as the model says, for every part, or as
-    `classes.prefix_space_scheme` says."""
+    """When a space is put before a part that has none: as the model says (BY_MODEL), or as
+    `hf_classes.prefix_space_scheme` says."""
     splits_special_tokens: bool = False
     """Whether special tokens written in a text are ordinary text."""
     target_template: RowTemplate | None = None
@@ -98,7 +92,7 @@ class SentencePiece(NamedTokenizer):
 
     @property
     def matched_tokens(self) -> tuple[AddedToken, ...]:
-        """Tokens at which a text is cut."""
+        """The tokens at which a text is split."""
         return self.added
 
     @property
@@ -107,7 +101,7 @@ class SentencePiece(NamedTokenizer):
         return tuple(token.content for token in self.matched_tokens)
 
     def kernel_model(self) -> bytes:
-        """The ModelProto that the parts of a text are given to."""
+        """Return the serialized ModelProto that tokenizes the parts of a text."""
         if self.prefix == BY_MODEL:
             return self.model
         return proto.without_dummy_prefix(
@@ -115,54 +109,51 @@ class SentencePiece(NamedTokenizer):
         ).SerializeToString()
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids. Raises TokenizerError for a negative id.
-
-        Without special tokens it is one call of the package; with them, each part between two.
-        """
+        """Decode ids to text: see `base.Tokenizer`."""
         check_ids(ids)
-        known = [int(i) for i in ids if i < self.vocabulary_size]
+        known = [int(token_id) for token_id in ids if token_id < self.vocabulary_size]
         if skip_special_tokens:
-            known = [i for i in known if i not in self.all_special_ids]
+            known = [token_id for token_id in known if token_id not in self.all_special_ids]
         texts: list[str] = []
         part: list[int] = []
-        for number in known:
-            if number in self.all_special_ids:
-                texts += [self._text(part, not texts), self.vocabulary[number]]
+        for token_id in known:
+            if token_id in self.all_special_ids:
+                texts += [self._decode_part(part, not texts), self.vocabulary[token_id]]
                 part = []
             else:
-                part.append(number)
-        text = "".join([*texts, self._text(part, not texts)])
+                part.append(token_id)
+        text = "".join([*texts, self._decode_part(part, not texts)])
         return text.removeprefix(" ") if self.prefix in ("first", "always") else text
 
-    def _text(self, part: list[int], first: bool) -> str:
-        """The text of ids without special ones. A part that is not the first keeps the space that
-        it begins with, which the package drops at the start of a text."""
+    def _decode_part(self, part: list[int], first: bool) -> str:
+        """Decode ids without special ones, keeping the first space of all but the first part."""
         if first or not part or self.prefix != BY_MODEL:
             return self._processor.decode(part)
-        number, letters = self._fence
-        return self._processor.decode([number, *part])[letters:]
+        # The package drops the space of the first piece of a text.
+        token_id, length = self._solid_piece
+        return self._processor.decode([token_id, *part])[length:]
 
     @functools.cached_property
-    def _fence(self) -> tuple[int, int]:
+    def _solid_piece(self) -> tuple[int, int]:
         """(id, characters) of a piece without a space."""
         model = proto.parse(self.model, self.file_name)
         return next(
-            (number, len(entry.piece))
-            for number, entry in enumerate(model.pieces)
+            (token_id, len(entry.piece))
+            for token_id, entry in enumerate(model.pieces)
             if entry.type in (proto.NORMAL, proto.USER_DEFINED) and proto.SPACE not in entry.piece
         )
 
     def save(self, directory: str | Path) -> None:
-        """Writes the model as it was read, tokenizer_config.json and special_tokens_map.json."""
+        """Write the unchanged model, tokenizer_config.json and special_tokens_map.json."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / self.file_name).write_bytes(self.source)
-        special = [self.vocabulary[number] for number in sorted(self.all_special_ids)]
+        special = [self.vocabulary[token_id] for token_id in sorted(self.all_special_ids)]
         size = len(proto.parse(self.source, self.file_name).pieces)
-        further = {
-            number: token
+        added = {
+            token_id: token
             for token in self.added
-            if (number := self._ids[token.content]) >= size or not token.plain
+            if (token_id := self._ids[token.content]) >= size or not token.plain
         }
         tokenizer_config.write_tokenizer_config(
             folder,
@@ -170,11 +161,11 @@ class SentencePiece(NamedTokenizer):
             special,
             self.config,
             self.chat_template,
-            dict(sorted(further.items())),
+            dict(sorted(added.items())),
         )
 
-    def graph(self, profile: str = "reference") -> Any:
-        """The same tokenizer as TensorFlow ops."""
+    def graph(self, profile: str = "reference") -> InGraphTokenizer:
+        """Build the same tokenizer as TensorFlow ops: see `base.Tokenizer`."""
         from tfllm.tokenizers.graph.sentencepiece import SentencePieceGraph
 
         return SentencePieceGraph(self, profile)
@@ -195,78 +186,75 @@ class SentencePiece(NamedTokenizer):
         return re.compile(f"({'|'.join(texts)})" if texts else "(?!)()")
 
     def _parts(self, texts: Sequence[str]) -> list[list[str]]:
-        """Each text cut at the tokens in it, which stand at the odd places."""
+        """Each text split at the tokens in it, which have the odd indices."""
         pattern = self._pattern()
         return [pattern.split(replace_surrogates(text)) for text in texts]
 
-    def _given(self, part: str, place: int) -> str:
-        """A part of a text as the package takes it."""
-        spaced = self.prefix == "always" or self.prefix == "first" and place == 0
+    def _add_prefix(self, part: str, index: int) -> str:
+        """A part of a text with the space that is put before it."""
+        spaced = self.prefix == "always" or self.prefix == "first" and index == 0
         if not spaced or not part or part[0] in (" ", proto.SPACE):
             return part
         return " " + part
 
-    def _id_of(self, part: str) -> int:
-        """The id of a token, which may have white space around it."""
-        found = self._ids.get(part)
-        return (
-            self._ids[re.sub(f"^{WHITE_SPACE}|{WHITE_SPACE}$", "", part)]
-            if found is None
-            else found
-        )
+    def _added_token_id(self, part: str) -> int:
+        """The id of a matched token, which may have white space around it."""
+        token_id = self._ids.get(part)
+        if token_id is None:
+            return self._ids[re.sub(f"^{WHITE_SPACE}|{WHITE_SPACE}$", "", part)]
+        return token_id
 
-    def _split(self, texts: Sequence[str]) -> list[Any]:
-        return [self._tokens(parts) for parts in self._parts(texts)]
+    def _tokenize(self, texts: Sequence[str]) -> Sequence[TokenSequence]:
+        return [self._tokenize_parts(parts) for parts in self._parts(texts)]
 
-    def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokenize_ids(self, texts: Sequence[str]) -> list[list[int]]:
         rows = self._parts(texts)
-        given = [
-            self._given(part, place)
+        plain = [
+            self._add_prefix(part, index)
             for row in rows
-            for place, part in enumerate(row)
-            if place % 2 == 0
+            for index, part in enumerate(row)
+            if index % 2 == 0
         ]
-        ids, found = [], iter(self._encoded(given))
-        for row in rows:
-            ids.append(
-                [
-                    number
-                    for place, part in enumerate(row)
-                    for number in ([self._id_of(part)] if place % 2 else next(found))
-                ]
-            )
-        return ids
+        plain_ids = iter(self._encode_plain(plain))
+        return [
+            [
+                token_id
+                for index, part in enumerate(row)
+                for token_id in ([self._added_token_id(part)] if index % 2 else next(plain_ids))
+            ]
+            for row in rows
+        ]
 
-    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts in which no special token is looked for."""
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts without matching special tokens."""
         return self._processor.encode(list(texts), num_threads=THREADS)
 
-    def _number(self, piece: str, number: int) -> int:
-        """The id of a piece that has this number in the model."""
-        return number
+    def _to_token_id(self, piece: str, piece_id: int) -> int:
+        """The token id of a piece that has the id `piece_id` in the model."""
+        return piece_id
 
-    def _tokens(self, parts: Sequence[str]) -> Tokens:
-        """Texts and, at the odd places, special tokens, to the tokens of all."""
-        row = Tokens([], [], [])
+    def _tokenize_parts(self, parts: Sequence[str]) -> TextTokens:
+        """Tokenize texts and, at the odd indices, special tokens."""
+        row = TextTokens([], [], [])
         begin, word = 0, -1
-        for place, part in enumerate(parts):
-            if place % 2:
+        for index, part in enumerate(parts):
+            if index % 2:
                 word += 1
-                row.ids.append(self._id_of(part))
+                row.ids.append(self._added_token_id(part))
                 row.offsets.append((begin, begin + len(part)))
                 row.word_ids.append(word)
             elif part:
                 first = True
-                given = self._given(part, place)
-                shift = len(given) - len(part)
-                for piece, own, start, stop in _pieces(self._processor, given):
+                text = self._add_prefix(part, index)
+                shift = len(text) - len(part)
+                for piece, piece_id, start, end in encode_with_offsets(self._processor, text):
                     word += first or piece.startswith(proto.SPACE)
                     first = False
-                    row.ids.append(self._number(piece, own))
+                    row.ids.append(self._to_token_id(piece, piece_id))
                     if self.prefix != BY_MODEL:  # as the `tokenizers` package counts them
                         start = max(start - shift, 0)
-                        stop = max(stop - shift, start + 1)
-                    row.offsets.append((begin + start, begin + stop))
+                        end = max(end - shift, start + 1)
+                    row.offsets.append((begin + start, begin + end))
                     row.word_ids.append(word)
             begin += len(part)
         return row
@@ -277,19 +265,27 @@ class SentencePieceJson(HFTokenizer):
 
     kind = "sentencepiece"
 
-    def _split_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """By the same road as `encode`: the package's faster one gives other ids here and there."""
-        return [list(tokens.ids) for tokens in self._split(texts)]
+    def _tokenize_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode` does: the package's faster function sometimes gives other ids."""
+        return [list(tokens.ids) for tokens in self._tokenize(texts)]
 
-    def graph(self, profile: str = "reference") -> Any:
-        """The same tokenizer as TensorFlow ops."""
+    def graph(self, profile: str = "reference") -> SentencePieceJsonGraph:
+        """Build the same tokenizer as TensorFlow ops: see `base.Tokenizer`."""
         from tfllm.tokenizers.graph.sentencepiece_json import SentencePieceJsonGraph
 
         return SentencePieceJsonGraph(self, profile)
 
 
 def load_sentencepiece(path: Path, settings: TokenizerConfig) -> SentencePiece:
-    """From a `.model` file, ids arranged as the settings' tokenizer class has them."""
+    """Load a `.model` file, with the ids of the tokenizer class in the settings.
+
+    Args:
+        path: The file.
+        settings: The files beside it.
+
+    Raises:
+        TokenizerError: The file is not usable, or contradicts the settings.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -298,9 +294,20 @@ def load_sentencepiece(path: Path, settings: TokenizerConfig) -> SentencePiece:
 
 
 def from_proto(
-    model: Any, settings: TokenizerConfig = TokenizerConfig(), path: Path = Path("tokenizer.model")
+    model: ModelProto,
+    settings: TokenizerConfig = TokenizerConfig(),
+    path: Path = Path("tokenizer.model"),
 ) -> SentencePiece:
-    """A tokenizer from a ModelProto. Raises TokenizerError naming `path`."""
+    """Create a tokenizer from a ModelProto.
+
+    Args:
+        model: The message.
+        settings: The files beside it.
+        path: Its file, for the file name and for messages.
+
+    Raises:
+        TokenizerError: The model is not usable, or contradicts the settings.
+    """
     source = model.SerializeToString()
     if settings.tokenizer_class or not path.name.startswith("sentencepiece.bpe"):
         settings = hf_classes.with_class_defaults(settings, "sentencepiece", path, False)
@@ -308,51 +315,51 @@ def from_proto(
         settings = settings.of_class(FAIRSEQ_CLASSES[0])
         settings = hf_classes.with_class_defaults(settings, "sentencepiece", path, False)
     kind = settings.tokenizer_class
-    _refuse_unknown(kind, settings, model.trainer_spec.model_type == proto.UNIGRAM, path)
-    arranged = model
+    _check_supported(kind, settings, model.trainer_spec.model_type == proto.UNIGRAM, path)
+    full = model
     if kind in FAIRSEQ_CLASSES:
-        arranged = proto.to_fairseq_ids(model, path, LANGUAGE_CODES.get(kind, ()))
-    arranged = proto.append_pieces(arranged, _added(arranged, settings, kind, path), path)
-    table = {entry.piece: number for number, entry in enumerate(arranged.pieces)}
+        full = proto.to_fairseq_ids(model, path, LANGUAGE_CODES.get(kind, ()))
+    full = proto.append_pieces(full, _missing_tokens(full, settings, kind, path), path)
+    ids = {entry.piece: token_id for token_id, entry in enumerate(full.pieces)}
     controls = [
-        entry.piece for entry in arranged.pieces if entry.type in (proto.CONTROL, proto.UNKNOWN)
+        entry.piece for entry in full.pieces if entry.type in (proto.CONTROL, proto.UNKNOWN)
     ]
-    if len(table) != len(arranged.pieces):
+    if len(ids) != len(full.pieces):
         raise TokenizerError(f"{path}: the model has a piece twice.")
-    names = _names(arranged, settings, controls)
-    template = _row_template(kind, names, table, settings, path)
-    found = {token: AddedToken(token) for token in (*controls, *names.tokens())}
-    found |= {token.content: token for token in settings.special_tokens()}
-    found |= {
-        token.content: replace(token, special=token.special or token.content in found)
+    names = _special_tokens(full, settings, controls)
+    template = _row_template(kind, names, ids, settings, path)
+    tokens = {token: AddedToken(token) for token in (*controls, *names.tokens())}
+    tokens |= {token.content: token for token in settings.special_tokens()}
+    tokens |= {
+        token.content: replace(token, special=token.special or token.content in tokens)
         for token in settings.added_tokens.values()
     }
-    added = [token for token in found.values() if token.content in table]
+    added = [token for token in tokens.values() if token.content in ids]
     # A unigram model of Llama's class is read as the package reads it, as by transformers 4.
     bpe = model.trainer_spec.model_type == proto.BPE
     by_class = kind in hf_classes.LLAMA and bpe and OWN_PREFIX not in settings.config
     prefix = hf_classes.prefix_space_scheme(settings) if by_class else BY_MODEL
-    made = arranged if prefix == BY_MODEL else proto.without_dummy_prefix(arranged)
+    kernel_model = full if prefix == BY_MODEL else proto.without_dummy_prefix(full)
     return SentencePiece(
         special_tokens=names,
         row_template=template,
-        model=arranged.SerializeToString(),
+        model=full.SerializeToString(),
         source=source,
         file_name=path.name if path.name in FILE_NAMES else FILE_NAMES[0],
         chat_template=settings.chat_template,
-        config={**settings.own_config(), **({} if kind else _class_of(template))},
-        vocabulary=[entry.piece for entry in arranged.pieces],
-        all_special_ids=frozenset(table[token.content] for token in added if token.special),
-        _processor=make_processor(made, path),
-        _ids=table,
-        added=tuple(sorted(added, key=lambda token: table[token.content])),
+        config={**settings.own_config(), **({} if kind else _class_config(template))},
+        vocabulary=[entry.piece for entry in full.pieces],
+        all_special_ids=frozenset(ids[token.content] for token in added if token.special),
+        _processor=create_processor(kernel_model, path),
+        _ids=ids,
+        added=tuple(sorted(added, key=lambda token: ids[token.content])),
         prefix=prefix,
         splits_special_tokens=settings.splits_special_tokens,
     )
 
 
-def _refuse_unknown(kind: str, settings: TokenizerConfig, unigram: bool, path: Path) -> None:
-    """Raises TokenizerError for settings that a `.model` file alone does not carry out."""
+def _check_supported(kind: str, settings: TokenizerConfig, unigram: bool, path: Path) -> None:
+    """Refuse settings that are not implemented beside a `.model` file."""
     config = settings.config
     if kind == ALBERT and (config.get("do_lower_case", True) or not config.get("keep_accents")):
         raise TokenizerError(
@@ -374,8 +381,8 @@ def _refuse_unknown(kind: str, settings: TokenizerConfig, unigram: bool, path: P
             f"{path}: 'sp_model_kwargs' asks for another split at random each time, which is not "
             "known here. Remove 'enable_sampling'."
         )
-    usual = hf_classes.ROBERTA_TOKENS.items() if kind in FAIRSEQ_CLASSES else ()
-    for key, text in usual:
+    expected = hf_classes.ROBERTA_TOKENS.items() if kind in FAIRSEQ_CLASSES else ()
+    for key, text in expected:
         if (entry := settings.named.get(key)) is not None and content(entry) != text:
             raise TokenizerError(
                 f"{path}: '{key}' is {content(entry)!r}, and beside a .model file a "
@@ -389,20 +396,7 @@ def _refuse_unknown(kind: str, settings: TokenizerConfig, unigram: bool, path: P
             )
 
 
-def _pieces(processor: Any, text: str) -> Iterator[tuple[str, int, int, int]]:
-    """Piece, id, start and end in code points; the package's newer versions name this otherwise."""
-    if hasattr(processor, "EncodeAsOffsetMapping"):
-        found = processor.encode(text, return_type="offset_mapping")
-        for piece, number, offsets in zip(
-            found["pieces"], found["ids"], found["offsets"], strict=True
-        ):
-            yield piece, number, *offsets
-    else:
-        for entry in processor.encode(text, out_type="immutable_proto").pieces:
-            yield entry.piece, entry.id, entry.begin, entry.end
-
-
-def _class_of(template: RowTemplate) -> dict[str, Any]:
+def _class_config(template: RowTemplate) -> dict[str, Any]:
     """Settings with which transformers and tfllm put the same special tokens around a text."""
     if template.prefix and template.suffix:
         return {"tokenizer_class": ALBERT, "do_lower_case": False, "keep_accents": True}
@@ -413,7 +407,16 @@ def _class_of(template: RowTemplate) -> dict[str, Any]:
     )
 
 
-def make_processor(model: Any, path: Path) -> Any:
+def create_processor(model: ModelProto, path: Path) -> SentencePieceProcessor:
+    """Create the package's processor of a model.
+
+    Args:
+        model: The message.
+        path: Its file, for messages.
+
+    Raises:
+        TokenizerError: The package cannot use the model.
+    """
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -422,66 +425,70 @@ def make_processor(model: Any, path: Path) -> Any:
         raise TokenizerError(f"{path}: not a usable SentencePiece model: {error}") from None
 
 
-def _names(model: Any, settings: TokenizerConfig, controls: list[str]) -> SpecialTokens:
-    """As the settings name them, else as the model's own numbers do, else by their spelling."""
+def _special_tokens(
+    model: ModelProto, settings: TokenizerConfig, controls: list[str]
+) -> SpecialTokens:
+    """The special tokens that the settings name, else by their spelling, else by the model."""
     names = settings.role_tokens(controls)
     spec = model.trainer_spec
-    own = {
+    ids = {
         "pad_token": spec.pad_id,
         "unk_token": spec.unk_id,
         "bos_token": spec.bos_id,
         "eos_token": spec.eos_id,
     }
     missing = {
-        role: model.pieces[number].piece
-        for role, number in own.items()
-        if getattr(names, role) is None and 0 <= number < len(model.pieces)
+        role: model.pieces[token_id].piece
+        for role, token_id in ids.items()
+        if getattr(names, role) is None and 0 <= token_id < len(model.pieces)
     }
     return replace(names, **missing)
 
 
-def _added(
-    model: Any, settings: TokenizerConfig, kind: str, path: Path
+def _missing_tokens(
+    model: ModelProto, settings: TokenizerConfig, kind: str, path: Path
 ) -> list[tuple[str, int, int]]:
     """Tokens that the settings have and the model lacks: text, id, type of piece."""
-    known = {entry.piece: number for number, entry in enumerate(model.pieces)}
+    known = {entry.piece: token_id for token_id, entry in enumerate(model.pieces)}
     special = {token.content for token in settings.special_tokens()}
-    listed = {token.content: number for number, token in settings.added_tokens.items()}
+    listed = {token.content: token_id for token_id, token in settings.added_tokens.items()}
     kinds = dict.fromkeys(_sentinels(settings, kind), proto.CONTROL)
     for added in settings.added_tokens.values():
         control = added.special or added.content in special
         kinds[added.content] = proto.CONTROL if control else proto.USER_DEFINED
-    # Sentinels come first where nothing is said of them; then ids as given, then in order.
-    places = {token: len(known) + place for place, token in enumerate(_sentinels(settings, kind))}
-    found: dict[str, int] = {}
-    for token, number in {**places, **listed}.items():
-        if known.get(token, number) != number:
+    # Sentinels come first where no file lists them; then tokens with ids, then all others.
+    sentinels = {token: len(known) + i for i, token in enumerate(_sentinels(settings, kind))}
+    missing: dict[str, int] = {}
+    for token, token_id in {**sentinels, **listed}.items():
+        if known.get(token, token_id) != token_id:
             raise TokenizerError(
                 f"{path}: '{token}' has the id {known[token]}, and {ADDED_TOKENS_DECODER} or "
-                f"{ADDED_TOKENS_FILE} gives it {number}. Use the files that belong together."
+                f"{ADDED_TOKENS_FILE} gives it {token_id}. Use the files that belong together."
             )
         if token not in known:
-            found[token] = number
-    last = max([len(known) - 1, *found.values()])
-    for token in (one.content for one in settings.special_tokens()):
-        if token not in known and token not in found:
+            missing[token] = token_id
+    last = max([len(known) - 1, *missing.values()])
+    for token in (each.content for each in settings.special_tokens()):
+        if token not in known and token not in missing:
             last += 1
-            found[token] = last
-    return [(token, number, kinds.get(token, proto.CONTROL)) for token, number in found.items()]
+            missing[token] = last
+    return [
+        (token, token_id, kinds.get(token, proto.CONTROL)) for token, token_id in missing.items()
+    ]
 
 
 def _sentinels(settings: TokenizerConfig, kind: str) -> list[str]:
-    """T5's tokens for what was left out of a text, in the order of ids."""
+    """T5's sentinel tokens, which stand for removed spans, in the order of ids."""
     count = int(settings.config.get("extra_ids", T5_EXTRA_IDS)) if kind in T5_CLASSES else 0
-    return [f"<extra_id_{count - 1 - place}>" for place in range(count)]
+    return [f"<extra_id_{count - 1 - index}>" for index in range(count)]
 
 
 def _row_template(
-    kind: str, names: SpecialTokens, table: Mapping[str, int], settings: TokenizerConfig, path: Path
+    kind: str, names: SpecialTokens, ids: Mapping[str, int], settings: TokenizerConfig, path: Path
 ) -> RowTemplate:
-    start = table.get(names.bos_token or "")
-    end = table.get(names.eos_token or "")
-    kind = FORMS.get(kind, "")
+    start = ids.get(names.bos_token or "")
+    end = ids.get(names.eos_token or "")
+    kind = ROW_KINDS.get(kind, "")
     if not kind:
         encoder = names.bos_token == "[CLS]" and names.eos_token == "[SEP]"
         kind = "bert" if encoder else "start" if start is not None else "end"
@@ -501,7 +508,7 @@ def _row_template(
         )
     if kind == "roberta":
         named = (settings.named.get(key) for key in ("bos_token", "eos_token"))
-        start, end = (table.get(content(entry or "")) for entry in named)
+        start, end = (ids.get(content(entry or "")) for entry in named)
         assert start is not None and end is not None  # the class names them
         return RowTemplate((start,), (end, end), (end,), (0, 0), 0)
     return bert_template(start, end)

@@ -1,7 +1,9 @@
-"""SentencePiece's ModelProto: read, arranged as Hugging Face numbers the tokens, or built.
+"""SentencePiece's ModelProto: read, renumbered as Hugging Face numbers the tokens, or built.
 
-Everything that `sentencepiece` and tf-text's SentencePiece op know is in this one message, so a
-vocabulary from anywhere else becomes exact in both by writing the message that means it.
+All that `sentencepiece` and tf-text's SentencePiece operations know is in this one message, so a
+vocabulary from elsewhere becomes exact in both by building the message for it.
+
+Source: github.com/google/sentencepiece, src/sentencepiece_model.proto.
 """
 
 from __future__ import annotations
@@ -9,24 +11,33 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tfllm.errors import TokenizerError
+from tfllm.tokenizers.sentencepiece_internals import ModelProto, new_model_proto
 
+# ModelProto.SentencePiece.Type and TrainerSpec.ModelType.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
-SPACE = "\u2581"  # stands for a space inside pieces
+SPACE = "\u2581"  # the mark of a space inside pieces
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-# XLM-R's arrangement (to_fairseq_ids's): these first, then the model's pieces from the fourth on.
+# The first tokens of XLM-R; the pieces of the model follow, from the fourth on.
 FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 LLAMA2C_SPECIALS = ("<unk>", "<s>", "</s>")
 
 
-def parse(data: bytes, source: str | Path) -> Any:
-    """The message. Raises TokenizerError naming `source`."""
+def parse(data: bytes, source: str | Path) -> ModelProto:
+    """Parse a serialized ModelProto.
+
+    Args:
+        data: The contents of a `.model` file.
+        source: The file, for messages.
+
+    Raises:
+        TokenizerError: It is no SentencePiece model, or neither a unigram nor a BPE model.
+    """
     from google.protobuf.message import DecodeError
 
-    model = _empty()
+    model = new_model_proto()
     try:
         model.ParseFromString(data)
     except DecodeError:
@@ -46,15 +57,24 @@ def build(
     dummy_prefix: bool = True,
     remove_extra_spaces: bool = False,
     charsmap: bytes = b"",
-) -> Any:
-    """A message from (piece, score, type) in the order of ids."""
-    model = _empty()
+) -> ModelProto:
+    """Build a message.
+
+    Args:
+        pieces: (piece, score, type) in the order of ids.
+        model_type: UNIGRAM or BPE.
+        byte_fallback: Whether unknown characters become bytes.
+        dummy_prefix: Whether a space is put before a text.
+        remove_extra_spaces: Whether runs of spaces become one.
+        charsmap: The precompiled charsmap of the normalizer.
+    """
+    model = new_model_proto()
     model.trainer_spec.model_type = model_type
     model.trainer_spec.byte_fallback = byte_fallback
-    for number, (piece, score, kind) in enumerate(pieces):
+    for piece_id, (piece, score, kind) in enumerate(pieces):
         model.pieces.add(piece=piece, score=score, type=kind)
         if kind == UNKNOWN:
-            model.trainer_spec.unk_id = number
+            model.trainer_spec.unk_id = piece_id
             model.trainer_spec.unk_piece = piece
     model.trainer_spec.vocab_size = len(model.pieces)
     model.trainer_spec.bos_id = model.trainer_spec.eos_id = model.trainer_spec.pad_id = -1
@@ -67,85 +87,105 @@ def build(
     return model
 
 
-def _empty() -> Any:
-    from sentencepiece import sentencepiece_model_pb2
+def _copy(model: ModelProto) -> ModelProto:
+    copied = new_model_proto()
+    copied.CopyFrom(model)
+    return copied
 
-    messages: Any = sentencepiece_model_pb2
-    return messages.ModelProto()
 
+def append_pieces(
+    model: ModelProto, tokens: Sequence[tuple[str, int, int]], source: str | Path
+) -> ModelProto:
+    """Return a copy with pieces at the end for the tokens that Hugging Face adds.
 
-def append_pieces(model: Any, tokens: Sequence[tuple[str, int, int]], source: str | Path) -> Any:
-    """The model with pieces at the end for tokens that Hugging Face adds: text, id, type."""
-    arranged = type(model)()
-    arranged.CopyFrom(model)
-    for token, number, kind in sorted(tokens, key=lambda entry: entry[1]):
-        if number != len(arranged.pieces):
+    Args:
+        model: The model.
+        tokens: (text, id, type of piece) of each token.
+        source: The file, for messages.
+
+    Raises:
+        TokenizerError: The ids leave a gap after those of the model.
+    """
+    extended = _copy(model)
+    for token, token_id, kind in sorted(tokens, key=lambda entry: entry[1]):
+        if token_id != len(extended.pieces):
             raise TokenizerError(
-                f"{source}: the added token '{token}' has the id {number}, and the model has "
-                f"{len(arranged.pieces)} tokens. Ids must follow each other without a gap."
+                f"{source}: the added token '{token}' has the id {token_id}, and the model has "
+                f"{len(extended.pieces)} tokens. Ids must follow each other without a gap."
             )
-        arranged.pieces.add(piece=token, score=0.0, type=kind)
-    return arranged
+        extended.pieces.add(piece=token, score=0.0, type=kind)
+    return extended
 
 
-def without_dummy_prefix(model: Any) -> Any:
-    """The model without the space that it puts before a text."""
-    changed = type(model)()
-    changed.CopyFrom(model)
+def without_dummy_prefix(model: ModelProto) -> ModelProto:
+    """Return a copy that puts no space before a text."""
+    changed = _copy(model)
     changed.normalizer_spec.add_dummy_prefix = False
     return changed
 
 
-def to_fairseq_ids(model: Any, source: str | Path, codes: Iterable[str] = ()) -> Any:
-    """XLM-R's ids: <s> <pad> </s> <unk>, the pieces from the fourth on, <mask>. mBART has its
-    languages' codes before the last."""
+def to_fairseq_ids(model: ModelProto, source: str | Path, codes: Iterable[str] = ()) -> ModelProto:
+    """Return a copy with XLM-R's ids: <s> <pad> </s> <unk>, the pieces from the fourth on, <mask>.
+
+    Args:
+        model: A model that begins with <unk> <s> </s>.
+        source: The file, for messages.
+        codes: mBART's language codes, which come before <mask>.
+
+    Raises:
+        TokenizerError: The model begins with other pieces.
+    """
     if [entry.piece for entry in model.pieces[:3]] != ["<unk>", "<s>", "</s>"]:
         raise TokenizerError(f"{source}: XLM-R's model begins with <unk>, <s>, </s>.")
-    arranged = type(model)()
-    arranged.CopyFrom(model)
-    del arranged.pieces[:]
+    renumbered = _copy(model)
+    del renumbered.pieces[:]
     for piece in FAIRSEQ:
         kind = UNKNOWN if piece == "<unk>" else CONTROL
-        arranged.pieces.add(piece=piece, score=0.0, type=kind)
-    arranged.pieces.extend(model.pieces[3:])
+        renumbered.pieces.add(piece=piece, score=0.0, type=kind)
+    renumbered.pieces.extend(model.pieces[3:])
     for code in codes:
-        arranged.pieces.add(piece=code, score=0.0, type=CONTROL)
-    arranged.pieces.add(piece="<mask>", score=0.0, type=CONTROL)
-    arranged.trainer_spec.unk_id = FAIRSEQ.index("<unk>")
-    arranged.trainer_spec.bos_id, arranged.trainer_spec.pad_id = 0, 1
-    arranged.trainer_spec.eos_id = 2
-    return arranged
+        renumbered.pieces.add(piece=code, score=0.0, type=CONTROL)
+    renumbered.pieces.add(piece="<mask>", score=0.0, type=CONTROL)
+    renumbered.trainer_spec.unk_id = FAIRSEQ.index("<unk>")
+    renumbered.trainer_spec.bos_id, renumbered.trainer_spec.pad_id = 0, 1
+    renumbered.trainer_spec.eos_id = 2
+    return renumbered
 
 
-def from_llama2c(path: Path) -> Any:
-    """The vocabulary of a llama2.c tokenizer file (tokenizer.c, `build_tokenizer` of run.c).
+def from_llama2c(path: Path) -> ModelProto:
+    """Read the vocabulary of a llama2.c tokenizer file.
 
-    Its encoder joins the neighbours with the best score until none is left, which is
-    SentencePiece's BPE with byte fallback: <unk> <s> </s>, 256 bytes, then the pieces.
+    llama2.c merges the neighbours with the best score until none is left, which is SentencePiece's
+    BPE with byte fallback: <unk> <s> </s>, 256 bytes, then the pieces.
+
+    Source: github.com/karpathy/llama2.c, `build_tokenizer` of run.c.
+
+    Raises:
+        TokenizerError: It is no tokenizer file of llama2.c.
     """
     data = path.read_bytes()
     pieces: list[tuple[str, float, int]] = []
-    place = 4  # the longest token's length comes first
+    offset = 4  # behind the length of the longest token
     try:
-        while place < len(data):
-            score, size = struct.unpack_from("<fi", data, place)
-            if size < 0 or place + 8 + size > len(data):
+        while offset < len(data):
+            score, size = struct.unpack_from("<fi", data, offset)
+            if size < 0 or offset + 8 + size > len(data):
                 raise ValueError
-            piece = data[place + 8 : place + 8 + size].decode("utf-8")
-            place += 8 + size
-            number = len(pieces)
-            if number < len(LLAMA2C_SPECIALS):
-                kind = UNKNOWN if number == 0 else CONTROL
-                pieces.append((LLAMA2C_SPECIALS[number], 0.0, kind))
-            elif number < len(LLAMA2C_SPECIALS) + 256:
-                pieces.append((BYTES[number - len(LLAMA2C_SPECIALS)], 0.0, BYTE))
+            piece = data[offset + 8 : offset + 8 + size].decode("utf-8")
+            offset += 8 + size
+            piece_id = len(pieces)
+            if piece_id < len(LLAMA2C_SPECIALS):
+                kind = UNKNOWN if piece_id == 0 else CONTROL
+                pieces.append((LLAMA2C_SPECIALS[piece_id], 0.0, kind))
+            elif piece_id < len(LLAMA2C_SPECIALS) + 256:
+                pieces.append((BYTES[piece_id - len(LLAMA2C_SPECIALS)], 0.0, BYTE))
             else:
                 pieces.append((piece.replace(" ", SPACE), score, NORMAL))
     except (ValueError, struct.error):
         pieces = []
     if len(pieces) <= len(LLAMA2C_SPECIALS) + 256:
         raise TokenizerError(
-            f"{path}: not a tokenizer file of llama2.c (byte {place} of {len(data)})."
+            f"{path}: not a tokenizer file of llama2.c (byte {offset} of {len(data)})."
         )
     model = build(pieces, BPE, byte_fallback=True)
     model.trainer_spec.bos_id, model.trainer_spec.eos_id = 1, 2

@@ -1,6 +1,6 @@
-"""What stands beside a vocabulary: settings, special tokens, added tokens, chat template.
+"""The files beside a vocabulary: settings, special tokens, added tokens, chat template.
 
-The rules are those of transformers 5 (`PreTrainedTokenizerBase._from_pretrained`).
+Source: transformers 5 (`PreTrainedTokenizerBase._from_pretrained`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfllm.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# A token in a file: its text, or a table with its text and flags.
+TokenEntry = str | Mapping[str, Any]
 
 CONFIG, SPECIALS_MAP, ADDED_TOKENS_FILE, CHAT_TEMPLATE = (
     "tokenizer_config.json",
@@ -21,7 +27,7 @@ CONFIG, SPECIALS_MAP, ADDED_TOKENS_FILE, CHAT_TEMPLATE = (
 )
 CHAT_TEMPLATES = "additional_chat_templates"  # a folder of further templates, each with its name
 ADDED_TOKENS_DECODER = "added_tokens_decoder"  # key of tokenizer_config.json: id -> added token
-# Hugging Face's names of special tokens -> ours; a name further left wins.
+# Our name of a special token -> Hugging Face's names; the first one in a file counts.
 SPECIAL_TOKEN_SOURCES = {
     "pad_token": ("pad_token",),
     "unk_token": ("unk_token",),
@@ -33,7 +39,7 @@ SPECIAL_TOKEN_SOURCES = {
 SPECIAL_TOKEN_KEYS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
-# The class of a model's tokenizer where no file names it: first files of T5 lack the settings.
+# The class of a model's tokenizer where no file names it: early files of T5 lack the settings.
 MODEL_CONFIG = "config.json"
 CLASSES = {
     "t5": "T5Tokenizer", "mt5": "MT5Tokenizer", "mbart": "MBartTokenizer",
@@ -42,7 +48,7 @@ CLASSES = {
     "xlm-roberta": "XLMRobertaTokenizer", "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
 }  # fmt: skip
-# Spellings that are taken where no file names a special token.
+# Spellings that are used where no file names a special token.
 COMMON_SPELLINGS = {
     "pad_token": ("<pad>", "[PAD]", "<|padding|>", "<|pad|>", "<|finetune_right_pad_id|>"),
     "unk_token": ("<unk>", "[UNK]"),
@@ -59,9 +65,9 @@ class SpecialTokens:
     pad_token: str | None = None
     unk_token: str | None = None
     bos_token: str | None = None
-    """the token that begins a row: CLS where there is one"""
+    """The token that begins a row: CLS where there is one."""
     eos_token: str | None = None
-    """the token that ends a row: SEP where there is one"""
+    """The token that ends a row: SEP where there is one."""
     mask_token: str | None = None
 
     def tokens(self) -> list[str]:
@@ -72,47 +78,53 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token besides those of the vocabulary's own model, and how it is found in a text."""
+    """A token besides those of the vocabulary's own model, and how it is matched in a text."""
 
     content: str
     special: bool = True
-    """`decode` leaves it out"""
+    """Whether `decode` skips it."""
     normalized: bool = False
-    """found after normalisation, not as it is written"""
+    """Whether it is matched after normalization, not literally."""
     lstrip: bool = False
-    """the white space before it belongs to it"""
+    """Whether the white space before it belongs to it."""
     rstrip: bool = False
+    """Whether the white space after it belongs to it."""
     single_word: bool = False
-    """found only where no letter or digit stands beside it"""
+    """Whether it is matched only where no letter or digit is next to it."""
 
     @property
     def plain(self) -> bool:
-        """Whether it is found exactly where it is written."""
+        """Whether it is matched literally."""
         return not (self.normalized or self.lstrip or self.rstrip or self.single_word)
 
-    def rust(self) -> Any:
-        """The same of the `tokenizers` package."""
-        from tokenizers import AddedToken as Rust
+    @classmethod
+    def from_backend(cls, token: tokenizers.AddedToken) -> AddedToken:
+        """Convert a token of the `tokenizers` package."""
+        return cls(**{entry.name: getattr(token, entry.name) for entry in fields(cls)})
 
-        return Rust(**vars(self))
+    def to_backend(self) -> tokenizers.AddedToken:
+        """Convert to a token of the `tokenizers` package."""
+        import tokenizers
+
+        return tokenizers.AddedToken(**vars(self))
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A directory's settings besides the vocabulary."""
+    """The settings of a directory besides the vocabulary."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    """tokenizer_config.json as it stands"""
+    """tokenizer_config.json, unchanged."""
     named: Mapping[str, Any] = field(default_factory=dict)
-    """both files' entries; special_tokens_map.json counts where no `added_tokens_decoder` is, and
-    wins then"""
+    """The entries of tokenizer_config.json and, without `added_tokens_decoder`, those of
+    special_tokens_map.json, which override them."""
     chat_template: str | None = None
     added_tokens: Mapping[int, AddedToken] = field(default_factory=dict)
-    """id -> token: of `added_tokens_decoder`, else of added_tokens.json"""
+    """id -> token: of `added_tokens_decoder`, else of added_tokens.json."""
     model_type: str = ""
-    """of the model's config.json"""
+    """`model_type` of the model's config.json."""
     class_by_model: bool = False
-    """The class is the one that the model's type has, since no file names one."""
+    """Whether the class is the usual one of the model's type, since no file names one."""
 
     @property
     def tokenizer_class(self) -> str:
@@ -121,7 +133,14 @@ class TokenizerConfig:
         return name if name in GENERIC_CLASSES else name.removesuffix("Fast")
 
     def check_truncation(self, source: str | Path = CONFIG) -> None:
-        """Raises TokenizerError where texts that are too long are to lose their beginning."""
+        """Check that rows are truncated on the right.
+
+        Args:
+            source: The file, for messages.
+
+        Raises:
+            TokenizerError: They are truncated on the left.
+        """
         if self.config.get("truncation_side") == "left":
             raise TokenizerError(
                 f"{source}: 'truncation_side' left is not known: rows that are too long lose their "
@@ -134,36 +153,36 @@ class TokenizerConfig:
         return bool(self.config.get("split_special_tokens"))
 
     def own_config(self) -> dict[str, Any]:
-        """tokenizer_config.json with the special tokens that the other files and the class name."""
+        """Return tokenizer_config.json with the special tokens of the other files and the class."""
         named = {key: self.named[key] for key in SPECIAL_TOKEN_KEYS if key in self.named}
         return {**self.config, **named}
 
     def of_class(self, name: str) -> TokenizerConfig:
-        """The settings with another class."""
+        """Return the settings with another class."""
         changed = {"tokenizer_class": name}
         return replace(self, config={**self.config, **changed}, named={**self.named, **changed})
 
     def with_defaults(self, defaults: Mapping[str, str | None]) -> TokenizerConfig:
-        """The settings of a class whose special tokens are `defaults` where nothing is said."""
+        """Return the settings with special tokens where the files name none."""
         return replace(self, named={**defaults, **self.named})
 
     def role_tokens(self, known: Iterable[str]) -> SpecialTokens:
-        """The special tokens: as named, else by their usual spelling among the tokens `known`."""
+        """Return the special tokens by role: as named, else by their spelling among `known`."""
         tokens = set(known)
-        found = {}
+        by_role = {}
         for role, keys in SPECIAL_TOKEN_SOURCES.items():
-            given = (content(self.named[key]) for key in keys if self.named.get(key) is not None)
-            usual = (
+            named = (content(self.named[key]) for key in keys if self.named.get(key) is not None)
+            spelled = (
                 name for name in COMMON_SPELLINGS[role] if name in tokens and not self._names_any()
             )
-            found[role] = next((name for name in (*given, *usual)), None)
-        return SpecialTokens(**found)
+            by_role[role] = next((name for name in (*named, *spelled)), None)
+        return SpecialTokens(**by_role)
 
     def _names_any(self) -> bool:
         return any(self.named.get(key) for keys in SPECIAL_TOKEN_SOURCES.values() for key in keys)
 
     def special_tokens(self) -> list[AddedToken]:
-        """All that the files name as special tokens, each once, in the order of new ids."""
+        """Return all special tokens that the files name, each once, in the order of new ids."""
         own = [
             key for key in self.named if key.endswith("_token") and key not in SPECIAL_TOKEN_KEYS
         ]
@@ -173,28 +192,23 @@ class TokenizerConfig:
             entries += extra.values() if isinstance(extra, Mapping) else extra
             if extra and not isinstance(extra, Mapping):
                 break  # the older key counts only where the newer one names no list
-        written = {token.content: token for token in self.added_tokens.values()}
-        found = [parse_token(entry) for entry in entries if _is_token(entry)]
-        return list({one.content: written.get(one.content, one) for one in found}.values())
-
-    def added(self) -> list[str]:
-        """Special tokens without a role, in order."""
-        named = {
-            content(self.named[key])
-            for key in SPECIAL_TOKEN_KEYS
-            if self.named.get(key) is not None
-        }
-        return [one.content for one in self.special_tokens() if one.content not in named]
+        added = {token.content: token for token in self.added_tokens.values()}
+        tokens = [parse_token(entry) for entry in entries if _is_token(entry)]
+        return list({each.content: added.get(each.content, each) for each in tokens}.values())
 
 
-# Classes that take tokenizer.json as it stands.
+# Classes that use tokenizer.json unchanged.
 GENERIC_CLASSES = (
     "", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend",
 )  # fmt: skip
 
 
 def read_tokenizer_config(folder: Path) -> TokenizerConfig:
-    """The settings of a directory, each file optional. Raises TokenizerError."""
+    """Read the settings of a directory; each file is optional.
+
+    Raises:
+        TokenizerError: A file is damaged, or asks for what is not supported.
+    """
     if not folder.is_dir():
         return TokenizerConfig()
     config = _json_if_there(folder / CONFIG)
@@ -212,7 +226,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
         named |= _json_if_there(folder / SPECIALS_MAP)
     for key in SPECIAL_TOKEN_KEYS:
         if named.get(key) is not None:
-            named[key] = _checked(named[key], folder / CONFIG, key)
+            _check_entry(named[key], folder / CONFIG, key)
     template = _template(folder, config)
     settings = TokenizerConfig(config, named, template, {}, model_type, class_by_model)
     return replace(settings, added_tokens=_added_tokens(folder, config, settings))
@@ -225,27 +239,29 @@ def _added_tokens(
     listed, path = config.get(ADDED_TOKENS_DECODER), folder / CONFIG
     if listed is None:
         path = folder / ADDED_TOKENS_FILE
-        special = {one.content for one in settings.special_tokens()}
+        special = {token.content for token in settings.special_tokens()}
         listed = {
-            number: {"content": text, "special": text in special, "normalized": text not in special}
-            for text, number in _json_if_there(path).items()
-        }
+            token_id: {
+                "content": text, "special": text in special, "normalized": text not in special,
+            }
+            for text, token_id in _json_if_there(path).items()
+        }  # fmt: skip
     try:
-        found = {int(number): parse_token(entry) for number, entry in listed.items()}
+        tokens = {int(token_id): parse_token(entry) for token_id, entry in listed.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise TokenizerError(
             f"{path}: expected added tokens with their ids, found {str(listed)[:80]}."
         ) from None
-    contents = [token.content for token in found.values()]
+    contents = [token.content for token in tokens.values()]
     if len(set(contents)) != len(listed) or not all(contents):
         raise TokenizerError(f"{path}: an added token or an id stands twice, or a token is empty.")
-    return dict(sorted(found.items()))
+    return dict(sorted(tokens.items()))
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template. Raises TokenizerError for several of which none is the default."""
     template = config.get("chat_template")
-    by_name: dict[Any, Any] = {}
+    by_name: dict[object, object] = {}
     if isinstance(template, list):  # several, each with its name
         entries = [entry for entry in template if isinstance(entry, Mapping)]
         by_name = {entry.get("name"): entry.get("template") for entry in entries}
@@ -271,8 +287,13 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     return chosen
 
 
-def parse_token(entry: Any) -> AddedToken:
-    """A token from its text or from a table with its flags, as Hugging Face reads them."""
+def parse_token(entry: AddedToken | TokenEntry) -> AddedToken:
+    """Parse a token from its text or from a table with its flags, as Hugging Face does.
+
+    Raises:
+        KeyError: The table has no "content".
+        TypeError: Its "content" is no text.
+    """
     if isinstance(entry, AddedToken):
         return entry
     if isinstance(entry, str):
@@ -283,7 +304,7 @@ def parse_token(entry: Any) -> AddedToken:
     return AddedToken(_content_of(entry), special, normalized, **flags)
 
 
-def _is_token(entry: Any) -> bool:
+def _is_token(entry: object) -> bool:
     return isinstance(entry, str) or isinstance(entry, Mapping) and "content" in entry
 
 
@@ -293,12 +314,11 @@ def _content_of(entry: Mapping[str, Any]) -> str:
     return entry["content"]
 
 
-def _checked(entry: Any, path: Path, key: str) -> Any:
-    """A special token's entry. Raises TokenizerError where it is neither a text nor a table."""
+def _check_entry(entry: object, path: Path, key: str) -> None:
+    """Refuse an entry of a special token that is neither a text nor a table with one."""
     text = entry.get("content") if isinstance(entry, Mapping) else entry
     if not isinstance(text, str):
         raise TokenizerError(f"{path}: '{key}' is {entry!r}; write the token's text.")
-    return entry
 
 
 def write_tokenizer_config(
@@ -309,9 +329,15 @@ def write_tokenizer_config(
     chat_template: str | None,
     added_tokens: Mapping[int, AddedToken] | None = None,
 ) -> None:
-    """Writes the files; keys of `config` that are not about special tokens are kept.
+    """Write the files beside a vocabulary.
 
-    `added_tokens` are those that no vocabulary file holds, by id.
+    Args:
+        folder: Where they go.
+        special_tokens: By role.
+        added: Special tokens without a role, in the order of ids.
+        config: tokenizer_config.json; keys that are not about special tokens are kept.
+        chat_template: The Jinja template of conversations.
+        added_tokens: Tokens that no vocabulary file holds, by id.
     """
     spelled = {
         key: content(config[key]) for key in SPECIAL_TOKEN_KEYS if config.get(key) is not None
@@ -320,8 +346,8 @@ def write_tokenizer_config(
         if (spelling := getattr(special_tokens, role)) and not any(key in spelled for key in keys):
             spelled[keys[-1]] = spelling
     known = {*special_tokens.tokens(), *spelled.values()}
-    extra = [token for token in added if token not in known]
-    beside = {"additional_special_tokens": extra} if extra else {}
+    others = [token for token in added if token not in known]
+    extra = {"additional_special_tokens": others} if others else {}
     kept = {
         key: value
         for key, value in config.items()
@@ -329,22 +355,26 @@ def write_tokenizer_config(
     }
     if added_tokens:
         kept[ADDED_TOKENS_DECODER] = {
-            str(number): vars(token) for number, token in added_tokens.items()
+            str(token_id): vars(token) for token_id, token in added_tokens.items()
         }
     kept.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-    write_json(folder / CONFIG, {**kept, **spelled, **beside})
-    write_json(folder / SPECIALS_MAP, {**spelled, **beside})
+    write_json(folder / CONFIG, {**kept, **spelled, **extra})
+    write_json(folder / SPECIALS_MAP, {**spelled, **extra})
     if chat_template:
         (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8", newline="\n")
 
 
-def content(entry: Any) -> str:
-    """A special token stands as its text or as a table with its text."""
+def content(entry: TokenEntry) -> str:
+    """Return the text of a special token, which a file has as such or in a table."""
     return str(entry["content"] if isinstance(entry, Mapping) else entry)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises TokenizerError naming the line."""
+    """Read a JSON object from a file.
+
+    Raises:
+        TokenizerError: Names the file and line of what is wrong.
+    """
     try:
         data = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -357,7 +387,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text. Raises TokenizerError."""
+    """Read the text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        TokenizerError: The file cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -367,7 +401,7 @@ def read_text(path: Path) -> str:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Indented, UTF-8, keys in the order given."""
+    """Write an object as indented JSON in UTF-8."""
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 

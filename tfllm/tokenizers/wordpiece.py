@@ -15,8 +15,9 @@ from tfllm.errors import TokenizerError
 from tfllm.tokenizers.base import RowTemplate, bert_template, check_ids
 from tfllm.tokenizers.bert_normalization import BertNormalization
 from tfllm.tokenizers.hf_classes import BERT_TOKENS
-from tfllm.tokenizers.hf_tokenizers import parse_tokenizer_json, translate_errors
-from tfllm.tokenizers.rows import RowTokenizer, replace_surrogates
+from tfllm.tokenizers.hf_internals import translate_errors
+from tfllm.tokenizers.hf_tokenizers import parse_tokenizer_json
+from tfllm.tokenizers.rows import RowTokenizer, TokenSequence, replace_surrogates
 from tfllm.tokenizers.tokenizer_config import (
     ADDED_TOKENS_DECODER,
     ADDED_TOKENS_FILE,
@@ -32,6 +33,8 @@ from tfllm.tokenizers.tokenizer_config import (
 )
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from tfllm.tokenizers.graph.wordpiece import WordPieceGraph
 
 PREFIX = "##"
@@ -44,7 +47,7 @@ NORMALIZATION = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "chinese_characters",
 }
-# Key of tokenizer.json's normalizer -> the same
+# Key of tokenizer.json's normalizer -> argument of WordPiece.from_vocabulary
 NORMALIZER = {
     "lowercase": "lowercase",
     "strip_accents": "strip_accents",
@@ -68,17 +71,18 @@ class BertSpecialTokens:
 
 @dataclass(frozen=True)
 class WordPiece(RowTokenizer):
-    """BERT's tokenizer. Make it with `from_vocabulary` or `load_tokenizer`."""
+    """BERT's tokenizer, created by `from_vocabulary` or `load_tokenizer`."""
 
     vocabulary: list[str]
     normalization: BertNormalization
     special_tokens: BertSpecialTokens
     added: tuple[AddedToken, ...]
-    """Tokens that are found before words are split, the special ones among them, by id."""
+    """Tokens that are matched before words are split, special ones included, by id."""
     max_word_characters: int
+    """Characters of a word at most; a longer one becomes the unknown token."""
     model_size: int
-    """The first so many tokens are found inside words, later ones only as they are written."""
-    _backend: Any = field(repr=False, compare=False)
+    """How many tokens, the first ones, are matched inside words; later ones only literally."""
+    _backend: Tokenizer = field(repr=False, compare=False)
     _ids: dict[str, int] = field(repr=False, compare=False)
     row_template: RowTemplate
     splits_special_tokens: bool = False
@@ -101,16 +105,28 @@ class WordPiece(RowTokenizer):
         model_size: int | None = None,
         splits_special_tokens: bool = False,
     ) -> WordPiece:
-        """A tokenizer over `tokens` (id -> token). `model_size` is the number of tokens by default;
-        `added` are tokens besides `special_tokens` that are found as special ones are.
+        """Create a tokenizer from a vocabulary.
 
-        Raises TokenizerError for repeated or empty tokens and for missing special tokens.
+        Args:
+            tokens: The tokens, in the order of ids.
+            lowercase: Whether texts are lowercased.
+            strip_accents: Whether accents are removed; None: as `lowercase`.
+            chinese_characters: Whether every CJK ideograph is a word of its own.
+            clean_text: Whether control characters are removed.
+            special_tokens: The special tokens by role, which the vocabulary has.
+            added: Further tokens of the vocabulary that are matched as special tokens are.
+            max_word_characters: Characters of a word at most.
+            model_size: How many tokens are matched inside words; None: all.
+            splits_special_tokens: Whether special tokens in a text are ordinary text.
+
+        Raises:
+            TokenizerError: A token is repeated or empty, or a special token is missing.
         """
         vocabulary = list(tokens)
-        ids = _index(vocabulary)
-        found = {token: AddedToken(token) for token in asdict(special_tokens).values()}
-        found |= {one.content: one for one in map(parse_token, added)}
-        missing = [token for token in found if token not in ids]
+        ids = _ids_of(vocabulary)
+        matched = {token: AddedToken(token) for token in asdict(special_tokens).values()}
+        matched |= {token.content: token for token in map(parse_token, added)}
+        missing = [token for token in matched if token not in ids]
         if missing:
             raise TokenizerError(
                 f"The vocabulary of {len(vocabulary)} tokens lacks {', '.join(missing)}. "
@@ -118,16 +134,16 @@ class WordPiece(RowTokenizer):
             )
         normalization = BertNormalization(lowercase, strip_accents, chinese_characters, clean_text)
         size = len(vocabulary) if model_size is None else model_size
-        # the package numbers new ones in order
-        literal = sorted(found.values(), key=lambda token: ids[token.content])
-        rust = _rust_tokenizer(
-            vocabulary[:size], normalization, special_tokens, literal, max_word_characters
+        # The package numbers new ones in order.
+        by_id = sorted(matched.values(), key=lambda token: ids[token.content])
+        backend = _create_backend(
+            vocabulary[:size], normalization, special_tokens, by_id, max_word_characters
         )
-        rust.encode_special_tokens = splits_special_tokens
+        backend.encode_special_tokens = splits_special_tokens
         template = bert_template(ids[special_tokens.cls_token], ids[special_tokens.sep_token])
         return cls(
-            vocabulary, normalization, special_tokens, tuple(literal), max_word_characters, size,
-            rust, ids, template, splits_special_tokens,
+            vocabulary, normalization, special_tokens, tuple(by_id), max_word_characters, size,
+            backend, ids, template, splits_special_tokens,
         )  # fmt: skip
 
     @property
@@ -160,16 +176,16 @@ class WordPiece(RowTokenizer):
 
     @property
     def matched_tokens(self) -> tuple[AddedToken, ...]:
-        """Tokens at which a text is cut."""
+        """The tokens at which a text is split."""
         return self.added
 
     @property
     def matched_token_texts(self) -> tuple[str, ...]:
-        """Tokens that are found before words are split."""
+        """The texts of `matched_tokens`."""
         return tuple(token.content for token in self.added)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token, None where the vocabulary lacks it."""
+        """Return the id of a token, or None where the vocabulary lacks it."""
         return self._ids.get(token)
 
     @property
@@ -178,11 +194,11 @@ class WordPiece(RowTokenizer):
 
     @property
     def chat_template(self) -> None:
-        """An encoder has no conversations."""
+        """None: an encoder has no conversations."""
         return None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids. Raises TokenizerError for a negative id."""
+        """Decode ids to text: see `base.Tokenizer`."""
         check_ids(ids)
         with translate_errors():
             return self._backend.decode(
@@ -190,7 +206,7 @@ class WordPiece(RowTokenizer):
             )
 
     def save(self, directory: str | Path) -> None:
-        """Writes tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json."""
+        """Write tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.save(str(folder / "tokenizer.json"))
@@ -206,46 +222,48 @@ class WordPiece(RowTokenizer):
         }
         if self.splits_special_tokens:
             settings["split_special_tokens"] = True
-        further = [token.content for token in self.added if token.special]
-        further = [token for token in further if token not in names.values()]
-        extra = {"additional_special_tokens": further} if further else {}
+        others = [
+            token.content
+            for token in self.added
+            if token.special and token.content not in names.values()
+        ]
+        extra = {"additional_special_tokens": others} if others else {}
         write_json(folder / "tokenizer_config.json", {**settings, **names, **extra})
         write_json(folder / "special_tokens_map.json", {**names, **extra})
 
     def graph(self, profile: str = "reference") -> WordPieceGraph:
-        """The same tokenizer as TensorFlow ops; profile "mediapipe" does what its C++ does."""
+        """Build the same tokenizer as TensorFlow ops: see `base.Tokenizer`."""
         from tfllm.tokenizers.graph.wordpiece import WordPieceGraph
 
         return WordPieceGraph(self, profile)
 
-    def _split(self, texts: Sequence[str]) -> list[Any]:
-        """Tokens of each text, without special tokens around them, uncut."""
-        given = [replace_surrogates(text) for text in texts]
-        with translate_errors(given):
-            return self._backend.encode_batch(given, add_special_tokens=False)
+    def _tokenize(self, texts: Sequence[str]) -> Sequence[TokenSequence]:
+        valid = [replace_surrogates(text) for text in texts]
+        with translate_errors(valid):
+            return self._backend.encode_batch(valid, add_special_tokens=False)
 
 
-def _index(vocabulary: list[str]) -> dict[str, int]:
+def _ids_of(vocabulary: list[str]) -> dict[str, int]:
     ids: dict[str, int] = {}
-    for number, token in enumerate(vocabulary):
+    for token_id, token in enumerate(vocabulary):
         if not token:
-            raise TokenizerError(f"Token {number} of the vocabulary is empty. Remove or name it.")
+            raise TokenizerError(f"Token {token_id} of the vocabulary is empty. Remove or name it.")
         if token in ids:
             raise TokenizerError(
-                f"Tokens {ids[token]} and {number} of the vocabulary are both '{token}'. "
+                f"Tokens {ids[token]} and {token_id} of the vocabulary are both '{token}'. "
                 "Rename one of them; ids may not change."
             )
-        ids[token] = number
+        ids[token] = token_id
     return ids
 
 
-def _rust_tokenizer(
+def _create_backend(
     vocabulary: list[str],
     normalization: BertNormalization,
     special_tokens: BertSpecialTokens,
-    literal: Sequence[AddedToken],
+    matched: Sequence[AddedToken],
     max_word_characters: int,
-) -> Any:
+) -> Tokenizer:
     from tokenizers import (
         Tokenizer,
         decoders,
@@ -254,36 +272,49 @@ def _rust_tokenizer(
         processors,
     )
 
-    ids = {token: number for number, token in enumerate(vocabulary)}
+    ids = {token: token_id for token_id, token in enumerate(vocabulary)}
     model = models.WordPiece(
         ids,
         unk_token=special_tokens.unk_token,
         max_input_chars_per_word=max_word_characters,
         continuing_subword_prefix=PREFIX,
     )
-    rust = Tokenizer(model)
-    rust.normalizer = normalization.build()
-    rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend = Tokenizer(model)
+    backend.normalizer = normalization.build()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     start, end = special_tokens.cls_token, special_tokens.sep_token
-    rust.post_processor = processors.TemplateProcessing(
+    backend.post_processor = processors.TemplateProcessing(
         single=f"{start}:0 $A:0 {end}:0",
         pair=f"{start}:0 $A:0 {end}:0 $B:1 {end}:1",
         special_tokens=[(start, ids[start]), (end, ids[end])],
     )
-    rust.decoder = decoders.WordPiece(prefix=PREFIX)
-    rust.add_tokens([token.rust() for token in literal])
-    return rust
+    backend.decoder = decoders.WordPiece(prefix=PREFIX)
+    backend.add_tokens([token.to_backend() for token in matched])
+    return backend
 
 
 def from_vocabulary_file(path: Path, settings: TokenizerConfig) -> WordPiece:
-    """From vocab.txt, uncased where no tokenizer_config.json says otherwise."""
+    """Load a vocab.txt; texts are lowercased where no tokenizer_config.json says otherwise.
+
+    Args:
+        path: The file.
+        settings: The files beside it.
+
+    Raises:
+        TokenizerError: The file is not usable, or contradicts the settings.
+    """
     tokens = read_vocabulary(path)
-    table = {token: number for number, token in enumerate(tokens)}
-    return _built(path, table, settings, [], {**_arguments(settings), "model_size": len(tokens)})
+    table = {token: token_id for token_id, token in enumerate(tokens)}
+    arguments = {**_arguments(settings), "model_size": len(tokens)}
+    return _from_files(path, table, settings, [], arguments)
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """The tokens of a vocab.txt, one a line. Raises TokenizerError naming the line."""
+    """Read the tokens of a vocab.txt, one on each line.
+
+    Raises:
+        TokenizerError: Names the line of an empty or repeated token.
+    """
     path = Path(path)
     text = read_text(path).replace("\r\n", "\n")
     lines = text.removesuffix("\n").split("\n")
@@ -304,7 +335,16 @@ def read_vocabulary(path: str | Path) -> list[str]:
 
 
 def from_json(path: Path, data: Mapping[str, Any], settings: TokenizerConfig) -> WordPiece:
-    """From the contents of a tokenizer.json. Raises TokenizerError where it is not BERT's."""
+    """Create a tokenizer from the contents of a tokenizer.json.
+
+    Args:
+        path: The file, for messages.
+        data: Its contents.
+        settings: The files beside it.
+
+    Raises:
+        TokenizerError: It is not BERT's tokenizer, or contradicts the settings.
+    """
     model = _part(data, "model", "WordPiece", path)
     normalizer = _part(data, "normalizer", "BertNormalizer", path)
     _part(data, "pre_tokenizer", "BertPreTokenizer", path)
@@ -318,7 +358,7 @@ def from_json(path: Path, data: Mapping[str, Any], settings: TokenizerConfig) ->
     table = dict(table)
     added = []
     for entry in data.get("added_tokens") or []:
-        added.append(_added(entry, path))
+        added.append(_parse_added(entry, path))
         table[entry["content"]] = entry["id"]
     arguments = {name: normalizer[key] for key, name in NORMALIZER.items() if key in normalizer}
     if settings.tokenizer_class not in GENERIC_CLASSES:
@@ -329,28 +369,28 @@ def from_json(path: Path, data: Mapping[str, Any], settings: TokenizerConfig) ->
         settings = replace(settings, named=named)
     arguments["model_size"] = model_size
     arguments["max_word_characters"] = model.get("max_input_chars_per_word", MAX_WORD_CHARACTERS)
-    tokenizer = _built(path, table, settings, added, arguments)
+    tokenizer = _from_files(path, table, settings, added, arguments)
     _check_rows(tokenizer, data, path)
     return tokenizer
 
 
-def _built(
+def _from_files(
     path: Path,
     table: dict[str, int],
     settings: TokenizerConfig,
     added: list[AddedToken],
     arguments: dict[str, Any],
 ) -> WordPiece:
-    """`added` are those of tokenizer.json; those of the other files come behind."""
+    """A tokenizer with the tokens `added` of tokenizer.json and then those of the settings."""
     settings.check_truncation(path.parent / CONFIG)
-    for number, token in settings.added_tokens.items():
-        if table.setdefault(token.content, number) != number:
+    for token_id, token in settings.added_tokens.items():
+        if table.setdefault(token.content, token_id) != token_id:
             raise TokenizerError(
                 f"{path}: '{token.content}' has the id {table[token.content]}, and "
-                f"{ADDED_TOKENS_DECODER} or {ADDED_TOKENS_FILE} gives it {number}. Use the "
+                f"{ADDED_TOKENS_DECODER} or {ADDED_TOKENS_FILE} gives it {token_id}. Use the "
                 "files that belong together."
             )
-    vocabulary = _ordered(table, path)
+    vocabulary = _by_id(table, path)
     explicit = {
         content(settings.config[key]) for key in SPECIAL_TOKEN_KEYS if settings.config.get(key)
     }
@@ -364,17 +404,16 @@ def _built(
     keys = asdict(BertSpecialTokens())
     named = {key: content(entry) for key in keys if (entry := settings.named.get(key))}
     special = {token.content for token in settings.special_tokens()}
-    further = [*settings.special_tokens(), *added, *settings.added_tokens.values()]
-    further = [
+    matched = [
         replace(token, special=token.special or token.content in special)
-        for token in further
+        for token in (*settings.special_tokens(), *added, *settings.added_tokens.values())
         if token.content in table
     ]
     try:
         return WordPiece.from_vocabulary(
             vocabulary,
             special_tokens=BertSpecialTokens(**named),
-            added=further,
+            added=matched,
             splits_special_tokens=settings.splits_special_tokens,
             **arguments,
         )
@@ -399,41 +438,42 @@ def _part(data: Mapping[str, Any], key: str, kind: str, path: Path) -> Mapping[s
     part = data.get(key)
     if not isinstance(part, Mapping):
         raise TokenizerError(f"{path}: '{key}' is missing; a BERT tokenizer has a {kind} there.")
-    # Files of old versions leave the model's type out.
-    found = part.get("type", kind if key == "model" and "merges" not in part else None)
-    if found != kind:
+    # Files of old versions omit the model's type.
+    actual = part.get("type", kind if key == "model" and "merges" not in part else None)
+    if actual != kind:
         raise TokenizerError(
-            f"{path}: '{key}' is a {found}; only {kind}, as BERT uses it, is known so far."
+            f"{path}: '{key}' is a {actual}; only {kind}, as BERT uses it, is known so far."
         )
     return part
 
 
-def _added(entry: Any, path: Path) -> AddedToken:
+def _parse_added(entry: Mapping[str, Any], path: Path) -> AddedToken:
     try:
         return parse_token(entry)
     except (AttributeError, KeyError, TypeError):
         raise TokenizerError(f"{path}: 'added_tokens' has an entry without 'content'.") from None
 
 
-def _ordered(table: Mapping[str, Any], path: Path) -> list[str]:
-    by_id = {number: token for token, number in table.items()}
-    for number in range(len(table)):
-        if number not in by_id:
+def _by_id(table: Mapping[str, int], path: Path) -> list[str]:
+    """The tokens in the order of ids. Raises TokenizerError for a gap."""
+    by_id = {token_id: token for token, token_id in table.items()}
+    for token_id in range(len(table)):
+        if token_id not in by_id:
             raise TokenizerError(
-                f"{path}: {len(table)} tokens, and none has the id {number}. "
+                f"{path}: {len(table)} tokens, and none has the id {token_id}. "
                 "The ids must run from 0 without a gap, each once."
             )
-    return [by_id[number] for number in range(len(table))]
+    return [by_id[token_id] for token_id in range(len(table))]
 
 
 def _check_rows(tokenizer: WordPiece, data: Mapping[str, Any], path: Path) -> None:
-    """The file, run by the `tokenizers` package itself, must give the rows that we give."""
+    """Check that the file, run by the `tokenizers` package itself, gives the same rows."""
     model = {**data["model"], "unk_token": tokenizer.special_tokens.unk_token}
-    rust = parse_tokenizer_json(json.dumps({**data, "model": model}), path)
-    rust.no_truncation()
-    rust.no_padding()
+    backend = parse_tokenizer_json(json.dumps({**data, "model": model}), path)
+    backend.no_truncation()
+    backend.no_padding()
     for text, pair in PROBES:
-        theirs, ours = rust.encode(text, pair), tokenizer.encode(text, pair)
+        theirs, ours = backend.encode(text, pair), tokenizer.encode(text, pair)
         if (theirs.ids, theirs.type_ids) != (ours.ids, ours.type_ids):
             raise TokenizerError(
                 f"{path}: gives {theirs.tokens} for {text!r} and {pair!r}, where BERT's rows are "

@@ -1,10 +1,9 @@
-"""Where byte-level BPE cuts a text into words, decided in the graph by neighbouring code points.
+"""The pre-tokenizers of byte-level BPE as TensorFlow ops, by the kinds of neighbouring code points.
 
 The patterns of GPT-2 and Llama 3 (Qwen2) are alternatives tried from left to right, with a
-look-ahead that RE2 has not. What they cut is a function of the kinds of a few neighbours, which
-vector operations compute at many times the speed of a regular expression. The kinds come from the
-reference itself, the `tokenizers` package, asked once about every code point: letter, number, white
-space.
+look-ahead, which RE2 lacks. Where they split depends on the kinds of a few neighbours, which vector
+operations compute at many times the speed of a regular expression. The kinds (letter, number, white
+space) come from the reference itself, the `tokenizers` package, asked once about every code point.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +26,10 @@ from tfllm.tokenizers.graph.codepoint_tables import (
     representative_code_points,
 )
 
-# Kinds of a code point. EDGE stands before, between and after texts.
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+# Kinds of a code point. EDGE is before, between and after texts.
 EDGE, LETTER, NUMBER, SPACE, OTHER, LINE_END, DIGIT = range(7)
 CLASSES = {LETTER: r"\p{L}+", NUMBER: r"\p{N}+", SPACE: r"\s+"}
 BLANK, APOSTROPHE = ord(" "), ord("'")
@@ -44,18 +46,18 @@ LLAMA3_PATTERN = (
 
 @dataclass(frozen=True)
 class Style:
-    """How a pre-tokenizer cuts."""
+    """How a pre-tokenizer splits."""
 
     llama3: bool = False
-    """Llama 3's pattern, else GPT-2's"""
+    """Whether the pattern is Llama 3's, else GPT-2's."""
     group: int = 0
-    """Llama 3's pattern: so many numbers make one word"""
+    """Llama 3's pattern: the longest run of numbers in one word."""
     single_digits: bool = False
-    """every number is a text of its own (Digits before ByteLevel)"""
+    """Whether every number is a text of its own (Digits before ByteLevel)."""
     prefix_space: bool = False
-    """a space is put before each text that has none"""
+    """Whether a space is put before each text that has none."""
     nfc: bool = False
-    """texts are brought to Unicode's form NFC first"""
+    """Whether texts are normalized to NFC first."""
 
 
 PATTERNS = {
@@ -66,15 +68,22 @@ PATTERNS = {
 }
 
 
-def parse_style(described: Mapping[str, Any]) -> Style:
-    """The style of a tokenizer.json. Raises TokenizerError for one that the graph does not know."""
-    normalizer = described.get("normalizer")
+def parse_style(definition: Mapping[str, Any]) -> Style:
+    """Read how a tokenizer.json splits texts.
+
+    Args:
+        definition: The parsed file.
+
+    Raises:
+        TokenizerError: The graph does not implement its normalizer or pre-tokenizer.
+    """
+    normalizer = definition.get("normalizer")
     if normalizer is not None and normalizer.get("type") == "Sequence":
         inner = normalizer["normalizers"]
         normalizer = inner[0] if len(inner) == 1 else normalizer if inner else None
     if normalizer is not None and normalizer.get("type") != "NFC":
         _refuse("normalizer", normalizer)
-    part = described["pre_tokenizer"]
+    part = definition["pre_tokenizer"]
     parts = part["pretokenizers"] if part["type"] == "Sequence" else [part]
     *before, last = parts
     if last["type"] != "ByteLevel" or len(before) > 1:
@@ -87,22 +96,22 @@ def parse_style(described: Mapping[str, Any]) -> Style:
         return Style(single_digits=True, **settings)
     if before and before[0]["type"] == "Split" and not regex:
         pattern = before[0]["pattern"].get("Regex")
-        plain = before[0].get("behavior") == "Isolated" and not before[0].get("invert")
-        found = PATTERNS.get(pattern)
-        if found and plain and not settings["prefix_space"]:
-            return Style(found.llama3, found.group, False, False, settings["nfc"])
+        isolated = before[0].get("behavior") == "Isolated" and not before[0].get("invert")
+        style = PATTERNS.get(pattern)
+        if style and isolated and not settings["prefix_space"]:
+            return Style(style.llama3, style.group, False, False, settings["nfc"])
     return _refuse("pre_tokenizer", part)
 
 
-def _refuse(key: str, part: Mapping[str, Any]) -> Any:
+def _refuse(key: str, part: Mapping[str, Any]) -> NoReturn:
     raise TokenizerError(
         f"tokenizer.json: in the graph '{key}' {str(part)[:300]} is not known; those of GPT-2, "
         "GPT-NeoX, Llama 3, Qwen2 and SmolLM2 are. The tokenizer works in Python."
     )
 
 
-class Kinds(NamedTuple):
-    """The kind of every code point. Of c: pages[page_starts[c >> 8] + (c & 255)]."""
+class CodePointKinds(NamedTuple):
+    """The kind of every code point; of code point c: pages[page_starts[c >> 8] + (c & 255)]."""
 
     page_starts: np.ndarray
     """int32 [4352]"""
@@ -111,22 +120,22 @@ class Kinds(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def code_point_kinds(style: Style) -> Kinds:
-    """Asked of the reference's own regular expressions."""
+def code_point_kinds(style: Style) -> CodePointKinds:
+    """Return the kind of every code point, by the reference's own regular expressions."""
     from tokenizers import Regex, pre_tokenizers
 
     points = representative_code_points()
     text = "".join(map(chr, points))
 
-    def matched(splitter: Any) -> np.ndarray:
-        inside = np.ones(len(points), bool)
+    def matches(splitter: PreTokenizer) -> np.ndarray:
+        matched = np.ones(len(points), bool)
         for _, (start, stop) in splitter.pre_tokenize_str(text):
-            inside[start:stop] = False
-        return np.array(points)[inside]
+            matched[start:stop] = False
+        return np.array(points)[matched]
 
     kinds = np.full(CODE_POINTS, OTHER, np.int32)
     for kind, pattern in CLASSES.items():
-        kinds[matched(pre_tokenizers.Split(Regex(pattern), "removed"))] = kind
+        kinds[matches(pre_tokenizers.Split(Regex(pattern), "removed"))] = kind
     if style.llama3:
         kinds[list(LINE_ENDS)] = LINE_END
     if style.single_digits:
@@ -138,22 +147,22 @@ def code_point_kinds(style: Style) -> Kinds:
     for uniform in UNIFORM:
         kinds[uniform.start : uniform.stop] = kinds[uniform.start]
     pages, page_of = np.unique(kinds.reshape(-1, PAGE_SIZE), axis=0, return_inverse=True)
-    return Kinds((page_of.reshape(-1) * PAGE_SIZE).astype(np.int32), pages.reshape(-1))
+    return CodePointKinds((page_of.reshape(-1) * PAGE_SIZE).astype(np.int32), pages.reshape(-1))
 
 
 @functools.cache
-def _same_letter(letter: str) -> tuple[int, ...]:
-    """The code points that the reference takes for a letter when case does not matter."""
+def _case_variants(letter: str) -> tuple[int, ...]:
+    """The code points that the reference matches with a letter when case is ignored."""
     from tokenizers import Regex, pre_tokenizers
 
     text = "".join(map(chr, (p for p in range(0x10000) if p not in SURROGATES)))
-    left = pre_tokenizers.Split(Regex(f"(?i:{letter})"), "removed").pre_tokenize_str(text)
-    kept = {character for part, _ in left for character in part}
-    return tuple(ord(character) for character in text if character not in kept)
+    parts = pre_tokenizers.Split(Regex(f"(?i:{letter})"), "removed").pre_tokenize_str(text)
+    unmatched = {character for part, _ in parts for character in part}
+    return tuple(ord(character) for character in text if character not in unmatched)
 
 
-class WordCutter(tf.Module):
-    """Marks the code points at which words begin."""
+class ByteLevelWordSplitter(tf.Module):
+    """Finds the code points at which words begin."""
 
     def __init__(self, style: Style):
         super().__init__()
@@ -161,25 +170,31 @@ class WordCutter(tf.Module):
         kinds = code_point_kinds(style)
         letters = {letter for ending in (*SHORT_ENDINGS, *LONG_ENDINGS) for letter in ending}
         self._letters = {
-            letter: _same_letter(letter) if style.llama3 else (ord(letter),) for letter in letters
+            letter: _case_variants(letter) if style.llama3 else (ord(letter),) for letter in letters
         }
         with tf.init_scope():
             self._page_starts = tf.constant(kinds.page_starts)
             self._pages = tf.constant(kinds.pages)
 
     def __call__(self, points: tf.Tensor, edges: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Code points int32 [C] of all texts, and the places int64 [P] of the one put after each.
+        """Find the beginnings of words.
 
-        Returns their kinds int32 [C], EDGE at the edges, and whether a word begins there bool [C].
+        Args:
+            points: Code points of all texts, with one more after each text: int32 [C].
+            edges: The indices of those: int64 [P].
+
+        Returns:
+            The kinds of the code points, EDGE at the edges: int32 [C]; whether a word begins at
+            each: bool [C].
         """
         start = tf.gather(self._page_starts, tf.bitwise.right_shift(points, PAGE_BITS))
         kinds = tf.gather(self._pages, start + tf.bitwise.bitwise_and(points, PAGE_SIZE - 1))
         kinds = tf.tensor_scatter_nd_update(kinds, edges[:, None], tf.fill(tf.shape(edges), EDGE))
-        around = _Around(points, kinds)
-        begins = self._llama3(around) if self._style.llama3 else self._gpt2(around)
+        neighbours = _Neighbours(points, kinds)
+        begins = self._llama3(neighbours) if self._style.llama3 else self._gpt2(neighbours)
         return kinds, begins
 
-    def _gpt2(self, a: _Around) -> tf.Tensor:
+    def _gpt2(self, a: _Neighbours) -> tf.Tensor:
         space, before, after = a.kind == SPACE, a.before, a.after
         joins = a.after_blank  # the blank before begins the word
         changes = a.kind != before
@@ -188,86 +203,85 @@ class WordCutter(tf.Module):
         begins |= (a.kind == EDGE) | (a.kind == DIGIT)
         return self._with_contractions(a, begins, (before != OTHER) & ~joins)
 
-    def _llama3(self, a: _Around) -> tf.Tensor:
+    def _llama3(self, a: _Neighbours) -> tf.Tensor:
         kind, before, after = a.kind, a.before, a.after
         white = (kind == SPACE) | (kind == LINE_END)
         white_before = (before == SPACE) | (before == LINE_END)
         white_after = (after == SPACE) | (after == LINE_END)
         changes = ((kind != before) & ~(white & white_before)) | (kind == EDGE)
         run = tf.cumsum(tf.cast(changes, tf.int32)) - 1  # [C], runs of one kind
-        place = tf.range(tf.size(kind))
+        index = tf.range(tf.size(kind))
         count = tf.reduce_sum(tf.cast(changes, tf.int32))
         firsts = tf.cast(tf.where(changes)[:, 0], tf.int32)  # [R]
         first = tf.gather(firsts, run)
         # Line ends right after other characters belong to them.
-        inner = tf.where(white & (kind != LINE_END), place, tf.size(kind))
+        inner = tf.where(white & (kind != LINE_END), index, tf.size(kind))
         solid_start = tf.gather(tf.math.unsorted_segment_min(inner, run, count), run)
-        of_other = tf.gather(before, first) == OTHER
-        taken = (kind == LINE_END) & of_other & (place < solid_start)
+        after_other = tf.gather(before, first) == OTHER
+        taken = (kind == LINE_END) & after_other & (index < solid_start)
         free_end = (kind == LINE_END) & ~taken
-        last_end = tf.math.unsorted_segment_max(tf.where(free_end, place, -1), run, count)
+        last_end = tf.math.unsorted_segment_max(tf.where(free_end, index, -1), run, count)
         last_end = tf.gather(last_end, run)
-        was_taken = _shifted(taken, False)
-        begins_white = (place == first) | was_taken | (place == last_end + 1)
+        was_taken = _predecessors(taken, False)
+        begins_white = (index == first) | was_taken | (index == last_end + 1)
         solid = ~white_after & (after != EDGE)
         begins_white |= solid & (kind == SPACE)
         begins_white &= ~taken
         # A letter run takes one character before it that is no letter, number or line end,
         # unless that one belongs to the word before.
-        alone = (before == OTHER) & (a.two_before != OTHER) & ~_shifted(a.after_blank, False)
+        alone = (before == OTHER) & (a.two_before != OTHER) & ~_predecessors(a.after_blank, False)
         takes = (before == SPACE) | alone
         begins_letter = changes & ~takes
         begins_other = changes & ~a.after_blank
-        begins_number = (place - first) % max(self._style.group, 1) == 0
+        begins_number = (index - first) % max(self._style.group, 1) == 0
         begins = tf.where(white, begins_white, kind == EDGE)
         begins = tf.where(kind == LETTER, begins_letter, begins)
         begins = tf.where(kind == OTHER, begins_other, begins)
         begins = tf.where(kind == NUMBER, begins_number, begins)
         return self._with_contractions(a, begins, (before != OTHER) & ~a.after_blank)
 
-    def _with_contractions(self, a: _Around, begins: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
-        """'s and the others are words where the apostrophe may begin one."""
+    def _with_contractions(self, a: _Neighbours, begins: tf.Tensor, free: tf.Tensor) -> tf.Tensor:
+        """Add the beginnings of contractions ('s, 're), where the apostrophe may begin a word."""
         apostrophe = (a.points == APOSTROPHE) & (a.kind == OTHER) & free & (a.after == LETTER)
 
-        def cut() -> tf.Tensor:
-            one = _shifted(apostrophe, False)  # the letter after the apostrophe
-            two = _shifted(one, False)
-            previous = _shifted(a.points, 0)
-            short = one & self._any_of(a.points, SHORT_ENDINGS)
-            long = tf.zeros_like(one)
+        def split() -> tf.Tensor:
+            first_letter = _predecessors(apostrophe, False)
+            second_letter = _predecessors(first_letter, False)
+            previous = _predecessors(a.points, 0)
+            short = first_letter & self._any_of(a.points, SHORT_ENDINGS)
+            long = tf.zeros_like(first_letter)
             for first, second in LONG_ENDINGS:
                 long |= self._any_of(previous, first) & self._any_of(a.points, second)
-            long &= two & (a.kind == LETTER)
-            ended = _shifted(short | long, False)
-            of_long = _unshifted(long)
-            inside = short | long | of_long
+            long &= second_letter & (a.kind == LETTER)
+            ended = _predecessors(short | long, False)
+            inside = short | long | _successors(long)
             return tf.where(inside, False, begins) | (ended & (a.kind == LETTER))
 
-        return tf.cond(tf.reduce_any(apostrophe), cut, lambda: begins)
+        return tf.cond(tf.reduce_any(apostrophe), split, lambda: begins)
 
     def _any_of(self, points: tf.Tensor, letters: str) -> tf.Tensor:
-        wanted = [point for letter in letters for point in self._letters[letter]]
-        return functools.reduce(tf.logical_or, [points == point for point in wanted])
+        variants = [point for letter in letters for point in self._letters[letter]]
+        return functools.reduce(tf.logical_or, [points == point for point in variants])
 
 
-class _Around:
+class _Neighbours:
     """Each code point with its neighbours; EDGE before the first and after the last."""
 
     def __init__(self, points: tf.Tensor, kinds: tf.Tensor):
         self.points = points
         self.kind = kinds
-        self.before = _shifted(kinds, EDGE)
-        self.two_before = _shifted(self.before, EDGE)
-        self.after = _unshifted(kinds, EDGE)
+        self.before = _predecessors(kinds, EDGE)
+        self.two_before = _predecessors(self.before, EDGE)
+        self.after = _successors(kinds, EDGE)
         blank = (points == BLANK) & (kinds == SPACE)
-        self.after_blank = _shifted(blank, False)
+        self.after_blank = _predecessors(blank, False)
 
 
-def _shifted(values: tf.Tensor, first: Any) -> tf.Tensor:
+def _predecessors(values: tf.Tensor, first: int | bool) -> tf.Tensor:
     """Each value's predecessor."""
     return tf.concat([tf.constant([first], values.dtype), values[:-1]], 0)
 
 
-def _unshifted(values: tf.Tensor, last: Any = False) -> tf.Tensor:
+def _successors(values: tf.Tensor, last: int | bool = False) -> tf.Tensor:
     """Each value's successor."""
     return tf.concat([values[1:], tf.constant([last], values.dtype)], 0)

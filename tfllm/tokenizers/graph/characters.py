@@ -1,4 +1,4 @@
-"""A vocabulary of characters as TensorFlow ops: one look-up for each code point."""
+"""A vocabulary of characters as TensorFlow ops: one table look-up for each code point."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.errors import SettingError
-from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, Pieces, Tokens
+from tfllm.tokenizers.graph.added_tokens import REPLACEMENT, SegmentTokens, TextSegments
 from tfllm.tokenizers.graph.base import TokenizerGraph, filter_ids, join_utf8
 from tfllm.tokenizers.graph.bytepair import json_added_tokens
 from tfllm.tokenizers.graph.codepoint_tables import CODE_POINTS, PAGE_BITS, PAGE_SIZE
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 
-LEFT_OUT = -1
+NO_TOKEN = -1  # of a code point that the vocabulary lacks, where it has no unknown token
 
 
 class CharactersGraph(TokenizerGraph):
-    """One token for each code point; make it with `Tokenizer.graph()`."""
+    """One token for each code point, created by `Tokenizer.graph()`.
+
+    Raises:
+        SettingError: The profile is unknown.
+    """
 
     def __init__(self, tokenizer: HFTokenizer, profile: str = "reference"):
         if profile != "reference":
             raise SettingError(f"There is no tokenizer profile '{profile}' for characters.")
-        literals, _ = json_added_tokens(tokenizer.parse_definition(), False)
-        super().__init__(tokenizer, literals)
+        patterns, _ = json_added_tokens(tokenizer.parse_definition(), False)
+        super().__init__(tokenizer, patterns)
         unknown = tokenizer.unk_token_id
-        ids = np.full(CODE_POINTS, LEFT_OUT if unknown is None else unknown, np.int32)
-        for token, number in tokenizer.parse_definition()["model"]["vocab"].items():
+        ids = np.full(CODE_POINTS, NO_TOKEN if unknown is None else unknown, np.int32)
+        for token, token_id in tokenizer.parse_definition()["model"]["vocab"].items():
             if len(token) == 1:
-                ids[ord(token)] = number
+                ids[ord(token)] = token_id
         pages, page_of = np.unique(ids.reshape(-1, PAGE_SIZE), axis=0, return_inverse=True)
         with tf.init_scope():
             self._page_starts = tf.constant((page_of.reshape(-1) * PAGE_SIZE).astype(np.int32))
@@ -37,13 +41,13 @@ class CharactersGraph(TokenizerGraph):
             self._kept = tf.constant([i not in special for i in range(tokenizer.vocabulary_size)])
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """Ids int32 [B, None] to UTF-8 string [B]; special tokens and unknown ids left out."""
+        """Decode ids int32 [B, None] to UTF-8 string [B]; skip special tokens and unknown ids."""
         kept = filter_ids(ids, self._kept)
         return join_utf8(kept.with_flat_values(tf.gather(self._strings, kept.flat_values)))
 
-    def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
+    def _tokenize_segments(self, segments: TextSegments, offsets: bool) -> SegmentTokens:
         decoded = tf.raw_ops.UnicodeDecode(
-            input=pieces.strings,
+            input=segments.strings,
             input_encoding="UTF-8",
             errors="replace",
             replacement_char=REPLACEMENT,
@@ -53,7 +57,7 @@ class CharactersGraph(TokenizerGraph):
         ids = tf.gather(self._pages, start + tf.bitwise.bitwise_and(points, PAGE_SIZE - 1))
         lengths = splits[1:] - splits[:-1]
         starts = tf.ragged.range(lengths).flat_values
-        kept = tf.where(ids != LEFT_OUT)[:, 0]
+        kept = tf.where(ids != NO_TOKEN)[:, 0]
         ids, starts = tf.gather(ids, kept), tf.cast(tf.gather(starts, kept), tf.int32)
         splits = tf.searchsorted(kept, splits, out_type=tf.int64)
-        return Tokens(ids, starts, starts + 1, splits, lengths)
+        return SegmentTokens(ids, starts, starts + 1, splits, lengths)

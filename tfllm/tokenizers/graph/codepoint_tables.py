@@ -1,8 +1,8 @@
-"""What a normalisation does to each code point, as small tables that a graph can gather from.
+"""What a normalizer does to each code point, as small tables that a graph can gather from.
 
-BERT's normalisation and word splitting look at one code point at a time, but for the canonical
+BERT's normalization and word splitting look at one code point at a time, except for the canonical
 ordering of combining marks. So the tables are not written by hand: the reference itself, the Rust
-package `tokenizers`, is run once over every code point, and a graph that gathers from its answers
+package `tokenizers`, is run once over every code point, and a graph that gathers from its outputs
 agrees with it by construction, whatever Unicode version the package was built with.
 """
 
@@ -13,25 +13,28 @@ import itertools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfllm.tokenizers.bert_normalization import BertNormalization
 
-# Kinds of a code point after normalisation.
-DROPPED = 0  # leaves nothing
-BARRIER = 1  # leaves nothing, and combining marks are not ordered across it
+if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
+
+# Kinds of a code point after normalization.
+DROPPED = 0  # removed
+BARRIER = 1  # removed, and combining marks are not ordered across it
 SPACE = 2  # ends a word
 ALONE = 3  # a word of its own: punctuation, a CJK ideograph
 WORD = 4  # part of a word
 MARK = 5  # part of a word, and a combining mark that canonical ordering may move
 SEQUENCE = 6  # becomes several: `value` is a row of `sequences`
-HANGUL = 7  # a syllable that becomes two or three letters, by arithmetic
+HANGUL = 7  # a syllable that is decomposed into two or three letters, by arithmetic
 
 KIND_SHIFT = 24  # an entry is kind << KIND_SHIFT | value
 VALUE_MASK = (1 << KIND_SHIFT) - 1
-DELTA_ZERO = 1 << 21  # value of a code point that stays itself: value = new - old + DELTA_ZERO
+DELTA_ZERO = 1 << 21  # value of a code point that is not changed: value = new - old + DELTA_ZERO
 PAGE_BITS = 8
 PAGE_SIZE = 1 << PAGE_BITS
 CODE_POINTS = 0x110000
@@ -40,43 +43,43 @@ MAX_PARTS = 4  # the longest canonical decomposition, e.g. of U+1F82
 
 SURROGATES = range(0xD800, 0xE000)
 HANGUL_SYLLABLES = range(0xAC00, 0xD7A4)
-# Ranges without any difference inside: unassigned, and private use. One of each is looked at.
+# Ranges of equal code points: unassigned, and private use. Only the first of each is tested.
 UNIFORM = (
     range(0x33480, 0xE0000),
     range(0xE0200, 0xF0000),
     range(0xF0000, 0xFFFFE),
     range(0x100000, 0x10FFFE),
 )
-LAST_MARK = 0x20000  # no combining mark stands behind
-# Stands between the code points of a test string: a letter that no other becomes (but Q).
-FENCE = "q"
+LAST_MARK = 0x20000  # no combining mark comes after it
+# Separates the code points of a test string: a letter that no other becomes (except Q).
+SEPARATOR = "q"
 HIGHEST_MARK = "\u0345"  # combining class 240, the highest
 
 
 @dataclass(frozen=True)
 class Table:
-    """The answers for all code points. Entry of c: pages[page_starts[c >> 8] + (c & 255)]."""
+    """What becomes of each code point; entry of c: pages[page_starts[c >> 8] + (c & 255)]."""
 
     page_starts: np.ndarray
-    """int32 [4352]: where each page of 256 code points begins in `pages`; equal pages are shared"""
+    """int32 [4352]: where each page of 256 code points begins in `pages`; equal ones are shared."""
     pages: np.ndarray
-    """int32 [256 * distinct pages]: entries"""
+    """int32 [256 * distinct pages]: entries."""
     sequences: np.ndarray
-    """int32 [rows, 3]: entries kind << 24 | code point, filled up with DROPPED"""
+    """int32 [rows, 3]: entries kind << 24 | code point, padded with DROPPED."""
     marks: np.ndarray
     """int32 [M]: the code points that canonical ordering moves, those that are dropped after it
-    too, ascending"""
+    too, ascending."""
     mark_classes: np.ndarray
     """int32 [M]: their canonical combining classes, as ranks 1.."""
     decomposed: np.ndarray
-    """int32 [D]: the code points whose canonical decomposition has marks, ascending"""
+    """int32 [D]: the code points whose canonical decomposition has marks, ascending."""
     parts: np.ndarray
-    """int32 [D, 4]: what they become before accents are stripped, filled up with 0"""
+    """int32 [D, 4]: their decompositions before accents are stripped, padded with 0."""
     kept_parts: np.ndarray
-    """int32 [D, 3]: which of the parts are left when accents are stripped, filled up with 0"""
+    """int32 [D, 3]: which of the parts remain when accents are stripped, padded with 0."""
 
     def entry(self, code_point: int) -> tuple[int, int]:
-        """(kind, value) of one code point."""
+        """Return the (kind, value) of one code point."""
         start = self.page_starts[code_point >> PAGE_BITS]
         entry = int(self.pages[start + (code_point & (PAGE_SIZE - 1))])
         return entry >> KIND_SHIFT, entry & VALUE_MASK
@@ -84,39 +87,46 @@ class Table:
 
 @functools.lru_cache(maxsize=16)
 def reference_table(normalization: BertNormalization) -> Table:
-    """The table of BERT's reference normalisation followed by BERT's word splitting."""
+    """Build the table of BERT's normalizer followed by BERT's word splitting."""
     points = representative_code_points()
     outputs = normalize_code_points(points, normalization.build())
     decomposes = normalization.strip_accents
     decomposes = normalization.lowercase if decomposes is None else decomposes
     classes = combining_classes(points) if decomposes else {}
-    apart = _decompositions(points, classes) if decomposes else {}
+    decompositions = _decompositions(points, classes) if decomposes else {}
     kinds = _word_kinds(outputs)
     kinds[list(classes)] = MARK
     entries = np.full(CODE_POINTS, DELTA_ZERO, np.int64)
-    rest = _simple(points, outputs, kinds, entries)
-    # Cleaned only: what ordering of marks sees.
+    remaining = _enter_single(points, outputs, kinds, entries)
+    # Only cleans: its output is what the ordering of marks is applied to.
     cleaner = replace(normalization, strip_accents=False, lowercase=False).build()
     sequences: list[list[int]] = []
-    for point, output in rest:
+    for point, output in remaining:
         if not output:
-            marks = all(part in classes for part in apart.get(point, [point]))
-            open_ = marks or not decomposes or not cleaner.normalize_str(chr(point))
-            entries[point] = (DROPPED if open_ else BARRIER) << KIND_SHIFT | DELTA_ZERO
+            marks = all(part in classes for part in decompositions.get(point, [point]))
+            dropped = marks or not decomposes or not cleaner.normalize_str(chr(point))
+            entries[point] = (DROPPED if dropped else BARRIER) << KIND_SHIFT | DELTA_ZERO
         elif point in HANGUL_SYLLABLES and [ord(c) for c in output] == _hangul_letters(point):
             entries[point] = HANGUL << KIND_SHIFT
         else:
             entries[point] = SEQUENCE << KIND_SHIFT | len(sequences)
             sequences.append([int(kinds[ord(c)]) << KIND_SHIFT | ord(c) for c in output])
-    left = dict(zip(points, outputs, strict=True))
+    output_of = dict(zip(points, outputs, strict=True))
     kept = {
-        point: [i for i, part in enumerate(parts) if left[part]] for point, parts in apart.items()
+        point: [i for i, part in enumerate(parts) if output_of[part]]
+        for point, parts in decompositions.items()
     }
-    return _compact(entries, sequences, classes, apart, kept)
+    return _compact(entries, sequences, classes, decompositions, kept)
 
 
 def identity_table(spaces: Iterable[int], alone: Iterable[int], lower_ascii: bool) -> Table:
-    """Splits at the code points given and changes nothing but, if so wished, A to Z."""
+    """Build a table that splits at some code points and changes none, except ASCII capitals.
+
+    Args:
+        spaces: Code points that end a word.
+        alone: Code points that are words of their own.
+        lower_ascii: Whether A to Z are lowercased.
+    """
     entries = np.full(CODE_POINTS, WORD << KIND_SHIFT | DELTA_ZERO, np.int64)
     entries[list(alone)] = ALONE << KIND_SHIFT | DELTA_ZERO
     entries[list(spaces)] = SPACE << KIND_SHIFT | DELTA_ZERO
@@ -126,7 +136,7 @@ def identity_table(spaces: Iterable[int], alone: Iterable[int], lower_ascii: boo
 
 
 def representative_code_points() -> list[int]:
-    """Every code point that is looked at: all, but one for each uniform range."""
+    """Return the code points to test: all, but only the first of each uniform range."""
     points: list[int] = []
     start = 0
     for uniform in UNIFORM:
@@ -136,37 +146,38 @@ def representative_code_points() -> list[int]:
     return [point for point in points if point not in SURROGATES]
 
 
-def normalize_code_points(points: Sequence[int], normalizer: Any) -> list[str]:
-    """What each code point becomes, nearly all in one call: FENCE stands before each."""
-    fences = {ord(FENCE), ord(FENCE.upper())}
-    text = "".join(FENCE + chr(point) for point in points if point not in fences)
-    parts = iter(normalizer.normalize_str(text).split(FENCE)[1:])
+def normalize_code_points(points: Sequence[int], normalizer: Normalizer) -> list[str]:
+    """Normalize each code point on its own, nearly all in one call, with SEPARATOR before each."""
+    separators = {ord(SEPARATOR), ord(SEPARATOR.upper())}
+    text = "".join(SEPARATOR + chr(point) for point in points if point not in separators)
+    parts = iter(normalizer.normalize_str(text).split(SEPARATOR)[1:])
     return [
-        normalizer.normalize_str(chr(point)) if point in fences else next(parts) for point in points
+        normalizer.normalize_str(chr(point)) if point in separators else next(parts)
+        for point in points
     ]
 
 
 def _word_kinds(outputs: Iterable[str]) -> np.ndarray:
-    """SPACE, ALONE or WORD for each code point that occurs, as BERT's pre-tokenizer has it."""
+    """SPACE, ALONE or WORD for each code point that occurs, by BERT's pre-tokenizer."""
     from tokenizers import pre_tokenizers
 
     points = np.unique(_code_points("".join(outputs)))
-    text = "".join(FENCE + chr(point) for point in points)
-    found = np.full(len(points), SPACE)
+    text = "".join(SEPARATOR + chr(point) for point in points)
+    kinds_of_points = np.full(len(points), SPACE)
     for _, (start, stop) in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text):
-        if stop - start == 1 and start % 2:  # it stands between two splits
-            found[start // 2] = ALONE
+        if stop - start == 1 and start % 2:  # it is a word of its own
+            kinds_of_points[start // 2] = ALONE
         else:
-            found[start // 2 : stop // 2] = WORD
+            kinds_of_points[start // 2 : stop // 2] = WORD
     kinds = np.full(CODE_POINTS, SPACE)
-    kinds[points] = found
+    kinds[points] = kinds_of_points
     return kinds
 
 
-def _simple(
+def _enter_single(
     points: list[int], outputs: list[str], kinds: np.ndarray, entries: np.ndarray
 ) -> list[tuple[int, str]]:
-    """Enters the code points that stay one, and returns the others with what they become."""
+    """Enter the code points that become a single one; return the others with their outputs."""
     sizes = np.fromiter(map(len, outputs), np.int64, len(outputs))
     olds = np.array(points)
     one = sizes == 1
@@ -175,9 +186,9 @@ def _simple(
     # ` x ` needs no spaces: x is a word of its own.
     three = sizes == 3
     news = _code_points("".join(itertools.compress(outputs, three))).reshape(-1, 3)
-    fenced = (news[:, 0] == ord(" ")) & (news[:, 2] == ord(" "))
-    three[three] = fenced
-    news = news[fenced, 1]
+    spaced = (news[:, 0] == ord(" ")) & (news[:, 2] == ord(" "))
+    three[three] = spaced
+    news = news[spaced, 1]
     entries[olds[three]] = ALONE << KIND_SHIFT | (news - olds[three] + DELTA_ZERO)
     return [(points[i], outputs[i]) for i in np.flatnonzero(~one & ~three)]
 
@@ -194,17 +205,24 @@ def _hangul_letters(syllable: int) -> list[int]:
 
 
 def combining_classes(points: list[int]) -> dict[int, int]:
-    """Code point -> rank of its combining class (1..) in the reference, for classes above 0.
+    """Return the rank of the combining class (1..) in the reference, for classes above 0.
 
-    Found from what the reference does: a mark moves before another exactly when its class is lower.
+    Deduced from what the reference does: a mark moves before another exactly when its class is
+    lower.
+
+    Args:
+        points: Code points to test.
+
+    Returns:
+        Code point -> rank.
     """
     from tokenizers import normalizers
 
     decompose = normalizers.NFD()
 
     def swapped(first: str, seconds: list[str]) -> list[bool]:
-        text = "".join(FENCE + first + second for second in seconds)
-        return [part[:1] != first for part in decompose.normalize_str(text).split(FENCE)[1:]]
+        text = "".join(SEPARATOR + first + second for second in seconds)
+        return [part[:1] != first for part in decompose.normalize_str(text).split(SEPARATOR)[1:]]
 
     points = [point for point in points if 0x80 <= point < LAST_MARK]
     decomposed = dict(zip(map(chr, points), normalize_code_points(points, decompose), strict=True))
@@ -225,10 +243,10 @@ def _decompositions(points: list[int], classes: dict[int, int]) -> dict[int, lis
 
     points = [p for p in points if 0x80 <= p < LAST_MARK and p not in HANGUL_SYLLABLES]
     outputs = normalize_code_points(points, normalizers.NFD())
-    apart = {p: list(map(ord, parts)) for p, parts in zip(points, outputs, strict=True)}
+    decompositions = {p: list(map(ord, parts)) for p, parts in zip(points, outputs, strict=True)}
     return {
         point: parts
-        for point, parts in apart.items()
+        for point, parts in decompositions.items()
         if parts != [point] and any(part in classes for part in parts)
     }
 
@@ -237,7 +255,7 @@ def _compact(
     entries: np.ndarray,
     sequences: list[list[int]],
     marks: dict[int, int],
-    apart: dict[int, list[int]],
+    decompositions: dict[int, list[int]],
     kept: dict[int, list[int]],
 ) -> Table:
     for uniform in UNIFORM:
@@ -249,15 +267,15 @@ def _compact(
     return Table(
         page_starts=(page_of.reshape(-1) * PAGE_SIZE).astype(np.int32),
         pages=pages.reshape(-1),
-        sequences=_filled_up(sequences or [[]], MAX_SEQUENCE),
+        sequences=_pad(sequences or [[]], MAX_SEQUENCE),
         marks=np.array(ordered, np.int32),
         mark_classes=np.array([marks[c] for c in ordered], np.int32),
-        decomposed=np.array(list(apart), np.int32),
-        parts=_filled_up(apart.values(), MAX_PARTS),
-        kept_parts=_filled_up(kept.values(), MAX_SEQUENCE),
+        decomposed=np.array(list(decompositions), np.int32),
+        parts=_pad(decompositions.values(), MAX_PARTS),
+        kept_parts=_pad(kept.values(), MAX_SEQUENCE),
     )
 
 
-def _filled_up(rows: Iterable[list[int]], size: int) -> np.ndarray:
-    """int32 [rows, size], 0 behind the values of each row."""
+def _pad(rows: Iterable[list[int]], size: int) -> np.ndarray:
+    """int32 [rows, size], padded with 0 on the right."""
     return np.array([row + [0] * (size - len(row)) for row in rows], np.int32).reshape(-1, size)

@@ -1,7 +1,7 @@
-"""Texts as code points that know where they came from, in TensorFlow: what normalizers change.
+"""Texts as code points with their offsets in the original text, as TensorFlow ops for normalizers.
 
-Each operation follows the `tokenizers` package's `NormalizedString`, with its offsets: a character
-that is put in has the place of the last one taken out, or of the one that it stands before.
+Each operation follows the `tokenizers` package's `NormalizedString`, with its offsets: an inserted
+character has the offsets of the last removed one, or of the one that follows it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class NormalizedStrings(NamedTuple):
     points: tf.Tensor
     """int32 [C]"""
     starts: tf.Tensor
-    """int64 [C]: first place of the text that a code point came from"""
+    """int64 [C]: where in the original text each code point came from."""
     ends: tf.Tensor
-    """int64 [C]: the place after its last one"""
+    """int64 [C]: the end of that range."""
     splits: tf.Tensor
-    """int64 [P + 1]: the code points of each text"""
+    """int64 [P + 1]: the code points of each text."""
 
     @property
     def size(self) -> tf.Tensor:
-        """int64: C"""
+        """C, the number of code points: a scalar int64."""
         return tf.size(self.points, out_type=tf.int64)
 
     @property
@@ -39,22 +39,22 @@ class NormalizedStrings(NamedTuple):
 
 
 def decode(texts: tf.Tensor) -> NormalizedStrings:
-    """UTF-8 string [P]; each invalid byte sequence is one U+FFFD."""
-    found = tf.raw_ops.UnicodeDecode(
+    """Decode UTF-8 string [P]; each invalid byte sequence becomes one U+FFFD."""
+    decoded = tf.raw_ops.UnicodeDecode(
         input=texts, input_encoding="UTF-8", errors="replace", replacement_char=REPLACEMENT
     )
-    points = found.char_values
-    return with_own_offsets(NormalizedStrings(points, points, points, found.row_splits))
+    points = decoded.char_values
+    return with_own_offsets(NormalizedStrings(points, points, points, decoded.row_splits))
 
 
 def with_own_offsets(texts: NormalizedStrings) -> NormalizedStrings:
-    """The same code points, each of the place where it stands now."""
-    place = tf.range(texts.size) - tf.gather(texts.splits, texts.rows)
-    return texts._replace(starts=place, ends=place + 1)
+    """Set the offsets of each code point to its current index in its text."""
+    index = tf.range(texts.size) - tf.gather(texts.splits, texts.rows)
+    return texts._replace(starts=index, ends=index + 1)
 
 
 def encode(points: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
-    """Code points [C] to UTF-8 string [P]."""
+    """Encode code points int32 [C] with row splits int64 [P + 1] to UTF-8 string [P]."""
     return tf.raw_ops.UnicodeEncode(
         input_values=points,
         input_splits=splits,
@@ -65,25 +65,27 @@ def encode(points: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
 
 
 def is_white(points: tf.Tensor) -> tf.Tensor:
-    """bool [C]: Unicode's White_Space."""
+    """Return whether each code point is Unicode's White_Space: bool [C]."""
     inside = [(points >= first) & (points <= last) for first, last in WHITE_SPACE]
     return functools.reduce(tf.logical_or, inside)
 
 
 def select(texts: NormalizedStrings, kept: tf.Tensor) -> NormalizedStrings:
-    """The code points of which `kept` bool [C] says so."""
-    places = tf.where(kept)[:, 0]
-    splits = tf.searchsorted(places, texts.splits, out_type=tf.int64)
-    points, starts, ends = (tf.gather(part, places) for part in texts[:3])
+    """Keep the code points where `kept` bool [C] is true."""
+    indices = tf.where(kept)[:, 0]
+    splits = tf.searchsorted(indices, texts.splits, out_type=tf.int64)
+    points, starts, ends = (tf.gather(part, indices) for part in texts[:3])
     return NormalizedStrings(points, starts, ends, splits)
 
 
 def repeat(
     texts: NormalizedStrings, counts: tf.Tensor
 ) -> tuple[NormalizedStrings, tf.Tensor, tf.Tensor]:
-    """Each code point as often as `counts` int64 [C] says.
+    """Repeat each code point as often as `counts` int64 [C] says.
 
-    Also int64 [D]: which one each was, and the number of its copy.
+    Returns:
+        The D repeated code points; int64 [D]: the index of the code point that each was, and the
+        number of the copy.
     """
     index = tf.repeat(tf.range(texts.size), counts)
     begins = tf.cumsum(counts, exclusive=True)
@@ -96,31 +98,40 @@ def repeat(
 def replace(
     texts: NormalizedStrings, inside: tf.Tensor, last: tf.Tensor, content: str
 ) -> NormalizedStrings:
-    """Matches replaced: bool [C] of what is part of one, and of the last code point of each."""
+    """Replace matches by `content`.
+
+    Args:
+        texts: The texts.
+        inside: Whether each code point is part of a match, bool [C].
+        last: Whether each is the last of a match, bool [C].
+        content: The replacement.
+    """
     size = tf.constant(len(content), tf.int64)
     counts = tf.where(last, size, tf.where(inside, tf.zeros_like(size), tf.ones_like(size)))
     new, index, copy = repeat(texts, counts)
-    written = tf.gather(tf.constant([*map(ord, content), 0]), copy)
-    return new._replace(points=tf.where(tf.gather(last, index), written, new.points))
+    replacement = tf.gather(tf.constant([*map(ord, content), 0]), copy)
+    return new._replace(points=tf.where(tf.gather(last, index), replacement, new.points))
 
 
 def prepend(
     texts: NormalizedStrings, before: tf.Tensor, content: str
 ) -> tuple[NormalizedStrings, tf.Tensor, tf.Tensor]:
-    """`content` put before the code points of which `before` bool [C] says so.
+    """Put `content` before the code points where `before` bool [C] is true.
 
-    Also which code point each was, int64 [D], and where the content begins, bool [D].
+    Returns:
+        The D new code points; the index of the code point that each was, int64 [D]; whether the
+        content begins with it, bool [D].
     """
     size = tf.constant(len(content), tf.int64)
     new, index, copy = repeat(texts, tf.where(before, size + 1, tf.ones_like(size)))
     added = tf.gather(before, index) & (copy < size)
-    written = tf.gather(tf.constant([*map(ord, content), 0]), copy)
-    new = new._replace(points=tf.where(added, written, new.points))
+    inserted = tf.gather(tf.constant([*map(ord, content), 0]), copy)
+    new = new._replace(points=tf.where(added, inserted, new.points))
     return new, index, added & (copy == 0)
 
 
 def first_of_texts(texts: NormalizedStrings) -> tf.Tensor:
-    """bool [C]: the first code point of each text that has one."""
+    """Return whether each code point is the first of its text: bool [C]."""
     starts = tf.boolean_mask(texts.splits[:-1], texts.splits[:-1] < texts.splits[1:])
     flags = tf.zeros(tf.shape(texts.points), tf.bool)
     return tf.tensor_scatter_nd_update(flags, starts[:, None], tf.ones_like(starts, tf.bool))
@@ -129,15 +140,20 @@ def first_of_texts(texts: NormalizedStrings) -> tf.Tensor:
 def transform(
     texts: NormalizedStrings, points: tf.Tensor, changes: tf.Tensor, splits: tf.Tensor
 ) -> NormalizedStrings:
-    """`NormalizedString::transform`: new code points [D] with the package's `changes` int64 [D].
+    """Replace the code points of texts, as the package's `NormalizedString::transform` does.
 
-    0 takes the place of the next one of the text, -n of n more behind it, and 1 is put in.
+    Args:
+        texts: The texts.
+        points: The new code points, int32 [D].
+        changes: int64 [D]: 0 replaces the next code point of the text, -n replaces it and n more,
+            and 1 inserts.
+        splits: The new code points of each text, int64 [P + 1].
     """
-    taken = tf.where(changes > 0, tf.zeros_like(changes), 1 - changes)
-    places = tf.cumsum(taken, exclusive=True)
+    replaced = tf.where(changes > 0, tf.zeros_like(changes), 1 - changes)
+    offsets = tf.cumsum(replaced, exclusive=True)
     rows = row_ids(splits, tf.size(points))
-    firsts = tf.gather(tf.concat([places, [0]], 0), splits[:-1])
-    source = places - tf.gather(firsts, rows) - tf.cast(changes > 0, tf.int64)
+    firsts = tf.gather(tf.concat([offsets, [0]], 0), splits[:-1])
+    source = offsets - tf.gather(firsts, rows) - tf.cast(changes > 0, tf.int64)
     source = tf.gather(texts.splits, rows) + tf.maximum(source, 0)
     return NormalizedStrings(
         points, tf.gather(texts.starts, source), tf.gather(texts.ends, source), splits
@@ -147,18 +163,25 @@ def transform(
 def original_offsets(
     texts: NormalizedStrings, splits: tf.Tensor, starts: tf.Tensor, ends: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Tokens' places in the texts as they are now, int32 [M], to those in the texts as given.
+    """Convert offsets in normalized texts to offsets in the original texts.
 
-    `splits` int64 [P + 1]: the tokens of each text.
+    Args:
+        texts: The normalized texts.
+        splits: The tokens of each text, int64 [P + 1].
+        starts: Where tokens start in the normalized texts, int32 [M].
+        ends: Where they end, int32 [M].
+
+    Returns:
+        Starts and ends in the original texts, int32 [M] each.
     """
     base = tf.gather(texts.splits, row_ids(splits, tf.size(starts)))
     first, last = (base + tf.cast(part, tf.int64) for part in (starts, ends - 1))
-    found = tf.gather(texts.starts, first), tf.gather(texts.ends, last)
-    return tf.cast(found[0], tf.int32), tf.cast(found[1], tf.int32)
+    original_starts, original_ends = tf.gather(texts.starts, first), tf.gather(texts.ends, last)
+    return tf.cast(original_starts, tf.int32), tf.cast(original_ends, tf.int32)
 
 
 def strip(texts: NormalizedStrings, left: bool, right: bool) -> NormalizedStrings:
-    """Texts without the white space at their ends."""
+    """Strip the white space at the ends of texts, on the sides given."""
     solid = tf.where(~is_white(texts.points))[:, 0]
     size = texts.size[None]
     following = tf.gather(
@@ -168,40 +191,40 @@ def strip(texts: NormalizedStrings, left: bool, right: bool) -> NormalizedString
     preceding = tf.gather(
         tf.concat([[-1], solid], 0), tf.searchsorted(solid, texts.splits[1:], out_type=tf.int64)
     )
-    rows, place = texts.rows, tf.range(texts.size)
+    rows, index = texts.rows, tf.range(texts.size)
     kept = tf.ones(tf.shape(texts.points), tf.bool)
     if left:
-        kept &= place >= tf.gather(following, rows)
+        kept &= index >= tf.gather(following, rows)
     if right:
-        kept &= place <= tf.gather(preceding, rows)
+        kept &= index <= tf.gather(preceding, rows)
     return select(texts, kept)
 
 
 def replace_runs(
     texts: NormalizedStrings, character: str, least: int, content: str
 ) -> NormalizedStrings:
-    """Runs of at least so many of one character replaced: the pattern ` {2,}`."""
-    same, run, place = _runs(texts, character)
+    """Replace runs of at least `least` of one character, as the pattern ` {2,}` does."""
+    same, run, index_in_run = _runs(texts, character)
     sizes = tf.math.unsorted_segment_sum(tf.cast(same, tf.int64), run, texts.size + 1)
     inside = same & (tf.gather(sizes, run) >= least)
-    return replace(texts, inside, inside & (place == tf.gather(sizes, run) - 1), content)
+    return replace(texts, inside, inside & (index_in_run == tf.gather(sizes, run) - 1), content)
 
 
 def replace_all(
     texts: NormalizedStrings, character: str, count: int, content: str
 ) -> NormalizedStrings:
-    """Every so many of one character replaced: a literal pattern such as ` ` or two quotes."""
+    """Replace each `count` repetitions of one character: a literal pattern such as two quotes."""
     if count == 1:
         same = texts.points == ord(character)
         return replace(texts, same, same, content)
-    same, run, place = _runs(texts, character)
+    same, run, index_in_run = _runs(texts, character)
     sizes = tf.math.unsorted_segment_sum(tf.cast(same, tf.int64), run, texts.size + 1)
-    inside = same & (place < tf.gather(sizes, run) // count * count)
-    return replace(texts, inside, inside & (place % count == count - 1), content)
+    inside = same & (index_in_run < tf.gather(sizes, run) // count * count)
+    return replace(texts, inside, inside & (index_in_run % count == count - 1), content)
 
 
 def _runs(texts: NormalizedStrings, character: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Whether each code point is the character; the number of its run, and its place in that."""
+    """Whether each code point is the character; the number of its run, and its index in that."""
     same = texts.points == ord(character)
     begins = ~same | ~tf.concat([[False], same[:-1]], 0) | first_of_texts(texts)
     run = tf.cumsum(tf.cast(begins, tf.int64)) - 1

@@ -1,7 +1,7 @@
-"""Token ids to rows of model input in the graph: special tokens, truncation, windows, padding.
+"""Rows of model input from token ids as TensorFlow ops: truncation, special tokens, padding.
 
-A row is never built by concatenating: its places are counted out ([B, T] of 0..T-1), and each
-place looks up the token that belongs there.
+A row is not built by concatenation: each of its positions ([B, T] of 0..T-1) looks up the token
+that belongs there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tfllm.tokenizers.base import RowTemplate
 from tfllm.tokenizers.rows import WINDOW_SHARE, check_max_length, check_stride
 
 
-class Ids(NamedTuple):
-    """What a row is made with besides the ids of its texts."""
+class RowIds(NamedTuple):
+    """The ids of a row besides those of its texts."""
 
     template: RowTemplate
     pad_token_id: int | None
@@ -28,20 +28,30 @@ class _Part(NamedTuple):
     starts: tf.Tensor
     lengths: tf.Tensor
 
-    def at(self, places: tf.Tensor) -> tf.Tensor:
-        """The values at places [R, T] of the ranges; anything outside of them is unspecified."""
+    def at(self, positions: tf.Tensor) -> tf.Tensor:
+        """The values at positions [R, T] of the ranges; outside of them they are unspecified."""
         last = tf.maximum(tf.size(self.values, out_type=tf.int64) - 1, 0)
-        index = tf.clip_by_value(self.starts[:, None] + places, 0, last)
-        padded = tf.concat([self.values, [0]], 0)  # so that there is always something to look up
+        index = tf.clip_by_value(self.starts[:, None] + positions, 0, last)
+        padded = tf.concat([self.values, [0]], 0)  # so that there is always a value
         return tf.gather(padded, index)
 
 
 def pack(
-    first: tf.RaggedTensor, second: tf.RaggedTensor | None, max_length: int, ids: Ids
+    first: tf.RaggedTensor, second: tf.RaggedTensor | None, max_length: int, ids: RowIds
 ) -> dict[str, tf.Tensor]:
-    """`start a end` or `start a between b end`, the pair cut longest-first.
+    """Build rows of one or two texts, with pairs truncated longest-first.
 
-    Ragged int32 [B, None] to int32 [B, T], T the longest row, at most `max_length`.
+    Args:
+        first: Ids of the first texts, int32 [B, None].
+        second: Ids of the second texts, int32 [B, None]; None: rows of one text.
+        max_length: Tokens of a row at most, special tokens included.
+        ids: The special tokens.
+
+    Returns:
+        "token_ids", "segment_ids" and "padding_mask": int32 [B, T], T the longest row.
+
+    Raises:
+        SettingError: `max_length` has no room for the special tokens.
     """
     lengths, template = first.row_lengths(), ids.template
     if second is None:
@@ -62,7 +72,15 @@ def pack(
 def truncated_lengths(
     first: tf.Tensor, second: tf.Tensor, budget: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """`tokenizers.rows.truncated_lengths` on int64 [B]."""
+    """Return how many tokens of each text of a pair are kept: int64 [B] each.
+
+    The same as `tfllm.tokenizers.rows.truncated_lengths`.
+
+    Args:
+        first: Tokens of the first texts, int64 [B].
+        second: Tokens of the second texts, int64 [B].
+        budget: Tokens of a pair at most, without special tokens.
+    """
     shorter, longer = tf.minimum(first, second), tf.maximum(first, second)
     longer = tf.where(shorter > budget, shorter, tf.maximum(shorter, budget - shorter))
     half = tf.cast(budget // 2, first.dtype)
@@ -82,18 +100,30 @@ def windows(
     ends: tf.RaggedTensor,
     max_length: int,
     stride: int,
-    ids: Ids,
+    ids: RowIds,
 ) -> dict[str, tf.Tensor]:
-    """Rows `start question between window end`, as `Tokenizer.encode_windows` gives them.
+    """Build rows of a question and overlapping windows, as `Tokenizer.encode_windows` does.
 
-    Ragged int32 [B, None] of ids and of the context's offsets, to int32 [R, T] "token_ids",
-    "segment_ids", "padding_mask", "starts", "ends" (-1 outside the context) and "example" [R], the
-    index of the example that each row belongs to.
+    Args:
+        question: Ids, int32 [B, None].
+        context: Ids, int32 [B, None].
+        starts: Where the tokens of the context start, int32 [B, None].
+        ends: Where they end, int32 [B, None].
+        max_length: Tokens of a row at most, special tokens included.
+        stride: Tokens that two neighbouring windows share.
+        ids: The special tokens.
+
+    Returns:
+        int32 [R, T]: "token_ids", "segment_ids", "padding_mask", "starts" and "ends" (-1 outside
+        the context); int32 [R]: "example", the index of the example that each row belongs to.
+
+    Raises:
+        SettingError: Windows of `max_length` tokens cannot overlap by `stride`.
     """
     check_stride(max_length, stride, ids.template.num_pair_special_tokens)
     room = tf.constant(max_length - ids.template.num_pair_special_tokens, tf.int64)
     asked, length = question.row_lengths(), context.row_lengths()
-    longest = room - stride - -(-(room - stride) // WINDOW_SHARE)  # as truncated_question_length
+    longest = room - stride - -(-(room - stride) // WINDOW_SHARE)  # see truncated_question_length
     asked = tf.where(asked + length > room, tf.minimum(asked, longest), asked)
     size = room - asked
     step = size - stride  # above 0 wherever there is more than one window
@@ -104,51 +134,51 @@ def windows(
         tf.cumsum(count, exclusive=True), example
     )
 
-    def of(values: tf.Tensor) -> tf.Tensor:
+    def per_row(values: tf.Tensor) -> tf.Tensor:
         return tf.gather(values, example)
 
-    begin = number * of(step)
-    head = _Part(question.flat_values, of(question.row_starts()), of(asked))
+    begin = number * per_row(step)
+    head = _Part(question.flat_values, per_row(question.row_starts()), per_row(asked))
     body = _Part(
         context.flat_values,
-        of(context.row_starts()) + begin,
-        tf.minimum(of(size), of(length) - begin),
+        per_row(context.row_starts()) + begin,
+        tf.minimum(per_row(size), per_row(length) - begin),
     )
-    rows, places = _rows([head, body], ids)
-    inside = (places >= 0) & (places < body.lengths[:, None])
+    rows, positions = _rows([head, body], ids)
+    inside = (positions >= 0) & (positions < body.lengths[:, None])
     return {
         **rows,
-        "starts": tf.where(inside, body._replace(values=starts.flat_values).at(places), -1),
-        "ends": tf.where(inside, body._replace(values=ends.flat_values).at(places), -1),
+        "starts": tf.where(inside, body._replace(values=starts.flat_values).at(positions), -1),
+        "ends": tf.where(inside, body._replace(values=ends.flat_values).at(positions), -1),
         "example": tf.cast(example, tf.int32),
     }
 
 
-def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """The parts and the special tokens; also the places counted from the last part's start."""
+def _rows(parts: list[_Part], ids: RowIds) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    """The rows of the parts, and their positions counted from the start of the last part."""
     template = ids.template
     specials = template.num_special_tokens if len(parts) == 1 else template.num_pair_special_tokens
     total = specials + tf.add_n([part.lengths for part in parts])  # [R]
     longest = tf.reduce_max(tf.concat([total, [specials]], 0))
-    place = tf.range(longest)[None, :]  # [1, T]
+    position = tf.range(longest)[None, :]  # [1, T]
     token_ids = tf.fill(_shape(total, longest), ids.pad_token_id)
     segment_ids = tf.zeros_like(token_ids)
     for number, token in enumerate(template.prefix):
-        token_ids = tf.where(place == number, token, token_ids)
+        token_ids = tf.where(position == number, token, token_ids)
     offset = tf.fill(
         tf.shape(total), tf.constant(len(template.prefix), tf.int64)
     )  # where a part starts
     for number, part in enumerate(parts):
-        inner = place - offset[:, None]
+        inner = position - offset[:, None]
         length = part.lengths[:, None]
         inside = (inner >= 0) & (inner < length)
         token_ids = tf.where(inside, part.at(inner), token_ids)
-        own_type = template.pair_type_id if number else 0
+        type_id = template.pair_type_id if number else 0
         last = number == len(parts) - 1
         after = template.suffix if last else template.separator
-        types = (own_type,) * len(after) if last else template.separator_type_ids
-        if own_type:
-            segment_ids = tf.where(inside, own_type, segment_ids)
+        types = (type_id,) * len(after) if last else template.separator_type_ids
+        if type_id:
+            segment_ids = tf.where(inside, type_id, segment_ids)
         for distance, (token, kind) in enumerate(zip(after, types, strict=True)):
             token_ids = tf.where(inner == length + distance, token, token_ids)
             if kind:
@@ -157,7 +187,7 @@ def _rows(parts: list[_Part], ids: Ids) -> tuple[dict[str, tf.Tensor], tf.Tensor
     rows = {
         "token_ids": token_ids,
         "segment_ids": segment_ids,
-        "padding_mask": tf.cast(place < total[:, None], tf.int32),
+        "padding_mask": tf.cast(position < total[:, None], tf.int32),
     }
     return rows, inner
 

@@ -1,4 +1,4 @@
-"""A trie over code points as constants of a graph: all its entries in texts."""
+"""A trie over code points as constants of a graph, which finds all its entries in texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NONE = -1
 
 
 class CodePointTrie(tf.Module):
-    """Texts to values.
+    """Maps texts to values.
 
     Args:
         entries: Text -> value of at least 0.
@@ -61,21 +61,27 @@ class CodePointTrie(tf.Module):
             )
             return empty.write(0, tf.zeros([0], dtype))
 
-        def step(depth, begin, limit, node, arrays):
+        def step(
+            depth: tf.Tensor,
+            begin: tf.Tensor,
+            limit: tf.Tensor,
+            node: tf.Tensor,
+            arrays: list[tf.TensorArray],
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, list[tf.TensorArray]]:
             alive = tf.where(begin + depth < limit)[:, 0]
             begin, limit, node = (tf.gather(part, alive) for part in (begin, limit, node))
             point = tf.cast(tf.gather(points, begin + depth), tf.int64)
             key = tf.bitwise.left_shift(tf.cast(node, tf.int64), POINT_BITS) + point
             edge = tf.searchsorted(self._keys, key)
-            hit = tf.where(tf.gather(self._keys, edge) == key)[:, 0]
-            begin, limit, edge = (tf.gather(part, hit) for part in (begin, limit, edge))
+            matched = tf.where(tf.gather(self._keys, edge) == key)[:, 0]
+            begin, limit, edge = (tf.gather(part, matched) for part in (begin, limit, edge))
             node = tf.gather(self._children, edge)
             value = tf.gather(self._values, node)
             ends = tf.where(value != NONE)[:, 0]
-            own = tf.gather(begin, ends)
-            matches = (own, tf.fill(tf.shape(own), depth + 1), tf.gather(value, ends))
+            first = tf.gather(begin, ends)
+            matches = (first, tf.fill(tf.shape(first), depth + 1), tf.gather(value, ends))
             row = tf.cast(depth + 1, tf.int32)
-            arrays = [one.write(row, part) for one, part in zip(arrays, matches, strict=True)]
+            arrays = [each.write(row, part) for each, part in zip(arrays, matches, strict=True)]
             return depth + 1, begin, limit, node, arrays
 
         _, _, _, _, arrays = tf.while_loop(
@@ -89,5 +95,5 @@ class CodePointTrie(tf.Module):
                 [array(tf.int64), array(tf.int64), array(tf.int32)],
             ),
         )
-        begin, length, value = (one.concat() for one in arrays)
+        begin, length, value = (each.concat() for each in arrays)
         return begin, length, value

@@ -22,14 +22,14 @@ from tfllm.tokenizers.graph.normalized_string import NormalizedStrings, decode, 
 from tfllm.tokenizers.graph.trie import CodePointTrie
 
 UNKNOWN_PENALTY = 10.0  # below the lowest score of a token: kUnkPenalty
-NOT_WHOLE = -1
+NOT_ONE_TOKEN = -1
 
 
-class Tokens(NamedTuple):
-    """The K tokens of a batch of words, which they cover without a gap."""
+class BestPath(NamedTuple):
+    """The K tokens of the best paths through a batch of words, which they cover without a gap."""
 
     begins: tf.Tensor
-    """int64 [K]: first code point, counted over all words"""
+    """int64 [K]: first code point, counted over all words."""
     ids: tf.Tensor
     """int32 [K]"""
 
@@ -66,7 +66,7 @@ class UnigramModel(tf.Module):
             )
         scores = np.array([score for _, score in vocabulary], np.float64)
         self._unk_id = int(model["unk_id"])
-        # Sums of float32 numbers are exact in float64, so that parts may be summed apart.
+        # Sums of float32 numbers are exact in float64, so that parts may be summed separately.
         self._exact_sums = bool((scores == scores.astype(np.float32)).all())
         self._trie = CodePointTrie(ids)
         self._unknown_edge, self._no_edge = len(scores), len(scores) + 1
@@ -84,7 +84,7 @@ class UnigramModel(tf.Module):
                     tf.constant([*whole_words], tf.string),
                     tf.constant([*whole_words.values()], tf.int32),
                 ),
-                NOT_WHOLE,
+                NOT_ONE_TOKEN,
             )
 
     def tokenize(self, words: tf.Tensor) -> tf.RaggedTensor:
@@ -110,7 +110,7 @@ class UnigramModel(tf.Module):
         """Ids of the words that are one token, int32 [W]; indices of the others, int64 [U - W];
         int64 [U]: the row of each word where those of one token come first."""
         ids = self._whole_words.lookup(words)
-        is_whole = ids != NOT_WHOLE
+        is_whole = ids != NOT_ONE_TOKEN
         before = tf.cumsum(tf.cast(is_whole, tf.int64))
         index = tf.range(tf.size(ids, out_type=tf.int64))
         count = tf.reduce_sum(tf.cast(is_whole, tf.int64))
@@ -120,16 +120,16 @@ class UnigramModel(tf.Module):
     def _search(self, words: tf.Tensor) -> RaggedTokens:
         """Tokens of UTF-8 words, string [U], by Viterbi search."""
         texts = decode(words)
-        tokens = self._best_path(texts.points, texts.splits, first_of_texts(texts))
-        tokens = self._fuse_unknown(tokens, texts)
-        begins, ids = tokens
+        path = self._best_path(texts.points, texts.splits, first_of_texts(texts))
+        path = self._fuse_unknown(path, texts)
+        begins, ids = path
         stops = tf.concat([begins[1:], texts.size[None]], 0)
         splits = tf.searchsorted(begins, texts.splits, out_type=tf.int64)
         base = tf.gather(texts.splits, tf.gather(texts.rows, begins))
         starts, ends = begins - base, stops - base
         if self._byte_ids is not None:
             ids, starts, ends, splits = self._fall_back_to_bytes(
-                words, texts.points, tokens, starts, ends, splits
+                words, texts.points, path, starts, ends, splits
             )
 
         def ragged(values: tf.Tensor) -> tf.RaggedTensor:
@@ -137,7 +137,7 @@ class UnigramModel(tf.Module):
 
         return RaggedTokens(ragged(ids), ragged(starts), ragged(ends))
 
-    def _best_path(self, points: tf.Tensor, splits: tf.Tensor, firsts: tf.Tensor) -> Tokens:
+    def _best_path(self, points: tf.Tensor, splits: tf.Tensor, firsts: tf.Tensor) -> BestPath:
         """The tokens of the best paths, unknown characters one by one.
 
         Args:
@@ -150,10 +150,10 @@ class UnigramModel(tf.Module):
         stops = tf.gather(splits, tf.searchsorted(splits, index, side="right"))
         begins, lengths, ids = self._trie.find_all(points, stops, index)
         single = tf.boolean_mask(begins, lengths == 1)
-        alone = tf.tensor_scatter_nd_update(
+        is_token = tf.tensor_scatter_nd_update(
             tf.zeros([size], tf.bool), single[:, None], tf.ones_like(single, tf.bool)
         )
-        unknown = tf.where(~alone)[:, 0]
+        unknown = tf.where(~is_token)[:, 0]
         begins = tf.concat([begins, unknown], 0)
         lengths = tf.concat([lengths, tf.ones_like(unknown)], 0)
         ids = tf.concat([ids, tf.fill(tf.shape(unknown), self._unknown_edge)], 0)
@@ -171,7 +171,7 @@ class UnigramModel(tf.Module):
         begins, lengths = _backtrack(chosen, firsts)
         ends = begins + lengths - 1
         ids = tf.gather_nd(edges, tf.stack([ends, longest - lengths], 1))
-        return Tokens(begins, tf.where(ids == self._unknown_edge, self._unk_id, ids))
+        return BestPath(begins, tf.where(ids == self._unknown_edge, self._unk_id, ids))
 
     def _last_lengths(self, edges: tf.Tensor, firsts: tf.Tensor, longest: tf.Tensor) -> tf.Tensor:
         """The length of the last token on the best path to each code point, int64 [C].
@@ -200,7 +200,9 @@ class UnigramModel(tf.Module):
             for _ in range(2)
         ]  # fmt: skip
 
-        def step(number, history, ends, chosen):
+        def step(
+            number: tf.Tensor, history: tf.Tensor, ends: tf.TensorArray, chosen: tf.TensorArray
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray, tf.TensorArray]:
             active = tf.searchsorted(falling, -number[None], side="right")[0]
             end = firsts[:active] + number - 1
             scores = history[:active] + tf.gather(self._scores, tf.gather(edges, end))
@@ -221,23 +223,31 @@ class UnigramModel(tf.Module):
         )  # fmt: skip
         return tf.scatter_nd(ends.concat()[:, None], chosen.concat(), size[None])
 
-    def _fuse_unknown(self, tokens: Tokens, texts: NormalizedStrings) -> Tokens:
-        """Neighbouring unknown tokens of a word as one."""
-        begins, ids = tokens
+    def _fuse_unknown(self, path: BestPath, texts: NormalizedStrings) -> BestPath:
+        """Fuse neighbouring unknown tokens of a word into one."""
+        begins, ids = path
         unknown = ids == self._unk_id
         begins_word = tf.gather(first_of_texts(texts), begins)
         kept = ~(unknown & tf.concat([[False], unknown[:-1]], 0)) | begins_word
-        return Tokens(tf.boolean_mask(begins, kept), tf.boolean_mask(ids, kept))
+        return BestPath(tf.boolean_mask(begins, kept), tf.boolean_mask(ids, kept))
 
-    def _fall_back_to_bytes(self, words, points, tokens, starts, ends, splits):
-        """Unknown tokens as their bytes, each with the offsets of the whole token."""
+    def _fall_back_to_bytes(
+        self,
+        words: tf.Tensor,
+        points: tf.Tensor,
+        path: BestPath,
+        starts: tf.Tensor,
+        ends: tf.Tensor,
+        splits: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Replace unknown tokens by their bytes, each with the offsets of the unknown token."""
         sizes = tf.add_n(
             [tf.cast(points >= limit, tf.int64) for limit in (0, 0x80, 0x800, 0x10000)]
         )
         byte_begins = tf.concat([[0], tf.cumsum(sizes)], 0)  # of the code points
-        begin = tf.gather(byte_begins, tokens.begins)
+        begin = tf.gather(byte_begins, path.begins)
         stop = tf.concat([begin[1:], byte_begins[-1:]], 0)
-        unknown = tokens.ids == self._unk_id
+        unknown = path.ids == self._unk_id
         counts = tf.where(unknown, stop - begin, tf.ones_like(begin))
         index = tf.repeat(tf.range(tf.size(counts)), counts)
         firsts = tf.concat([[0], tf.cumsum(counts)], 0)
@@ -247,14 +257,18 @@ class UnigramModel(tf.Module):
         ids = tf.where(
             tf.gather(unknown, index),
             tf.gather(self._byte_ids, tf.cast(byte, tf.int32)),
-            tf.gather(tokens.ids, index),
+            tf.gather(path.ids, index),
         )
         starts, ends = tf.gather(starts, index), tf.gather(ends, index)
         return ids, starts, ends, tf.gather(firsts, splits)
 
 
 def whole_word_ids(model: Mapping[str, Any]) -> dict[str, int]:
-    """Return the tokens that the `tokenizers` package makes of their own text, with their ids."""
+    """Return the tokens that the `tokenizers` package produces from their own text, with ids.
+
+    Args:
+        model: The value of "model" in a tokenizer.json, of type Unigram.
+    """
     from tokenizers import Tokenizer, models
 
     vocabulary = [(token, score) for token, score in model["vocab"]]
@@ -281,7 +295,7 @@ def _gather_rows(whole: tf.Tensor, others: tf.RaggedTensor, order: tf.Tensor) ->
 
 
 def _uncrossed(begins: tf.Tensor, lengths: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """bool [C]: no token crosses the border before the code point, so that paths part there."""
+    """bool [C]: no token crosses the border before the code point, so that paths split there."""
     opened = tf.math.unsorted_segment_sum(tf.ones_like(begins), begins + 1, size + 1)
     closed = tf.math.unsorted_segment_sum(tf.ones_like(begins), begins + lengths, size + 1)
     return tf.cumsum(opened - closed)[:-1] == 0
@@ -301,7 +315,9 @@ def _backtrack(chosen: tf.Tensor, firsts: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
         tf.int64, size=1, dynamic_size=True, element_shape=[None], infer_shape=False
     ).write(0, tf.zeros([0], tf.int64))
 
-    def step(number, ends, starts, array):
+    def step(
+        number: tf.Tensor, ends: tf.Tensor, starts: tf.Tensor, array: tf.TensorArray
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.TensorArray]:
         begins = ends - tf.gather(chosen, ends) + 1
         array = array.write(number, begins)
         more = tf.where(begins > starts)[:, 0]

@@ -1,7 +1,7 @@
-"""The WordPiece tokenizer as TensorFlow ops, equal to the Python one id by id and offset by offset.
+"""WordPiece as TensorFlow ops, equal to the Python tokenizer id by id and offset by offset.
 
-Only core ops and tf-text kernels that TF Serving links; no Python, no XLA, no table resource. All
-tables are constants of the module, held once however many functions use them.
+It uses only core ops and tf-text kernels that TF Serving links: no Python, no XLA, no table
+resource. All tables are constants of the module, held once however many functions use them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tfllm.errors import SettingError, did_you_mean
 from tfllm.tokenizers.bert_normalization import BertNormalization
 from tfllm.tokenizers.graph.added_tokens import (
     MatchesAddedTokens,
-    Pieces,
-    Tokens,
+    SegmentTokens,
+    TextSegments,
     added_token_patterns,
     row_ids,
     tokens_without_offsets,
 )
 from tfllm.tokenizers.graph.base import TokenizerGraph
-from tfllm.tokenizers.graph.bert_pre_tokenizer import WordSplitter
+from tfllm.tokenizers.graph.bert_pre_tokenizer import BertWordSplitter, Words
 from tfllm.tokenizers.graph.codepoint_tables import (
     CODE_POINTS,
     SURROGATES,
@@ -37,7 +37,7 @@ NO_LIMIT_BYTES = 2**30
 PRIVATE_USE = range(0xE000, 0xF900)
 
 # MediaPipe's word splitting (tasks/cc/text/tokenizers/bert_tokenizer.h): RE2's \s, which is ASCII
-# only, drops out; punctuation and ideographs are words of their own.
+# only, is removed; punctuation and ideographs are words of their own.
 MEDIAPIPE_SPACE = r"\s"
 MEDIAPIPE_ALONE = (
     r"[!-/:-@\[-`{-~]|\p{P}|[\x{4E00}-\x{9FFF}]|[\x{3400}-\x{4DBF}]|[\x{20000}-\x{2A6DF}]"
@@ -59,11 +59,14 @@ class WordPieceVocabulary(MatchesAddedTokens, Protocol):
 
     @property
     def model_size(self) -> int:
-        """The first so many tokens are found inside words."""
+        """How many tokens, the first ones, are matched inside words."""
         ...
 
     @property
-    def max_word_characters(self) -> int: ...
+    def max_word_characters(self) -> int:
+        """Characters of a word at most; a longer one becomes the unknown token."""
+        ...
+
     @property
     def normalization(self) -> BertNormalization: ...
     @property
@@ -71,10 +74,16 @@ class WordPieceVocabulary(MatchesAddedTokens, Protocol):
 
 
 class WordPieceGraph(TokenizerGraph):
-    """BERT's tokenizer as TensorFlow ops; make it with `Tokenizer.graph()`.
+    """BERT's tokenizer as TensorFlow ops, created by `Tokenizer.graph()`.
 
-    Profile "mediapipe" splits as MediaPipe's C++ does and knows no special tokens written in the
-    text.
+    Args:
+        tokenizer: The Python tokenizer.
+        profile: "reference", or "mediapipe", which splits as MediaPipe's C++ does and matches no
+            special tokens in a text.
+
+    Raises:
+        SettingError: The profile is unknown.
+        TokenizerError: An added token is matched in a way that the graph does not implement.
     """
 
     def __init__(self, tokenizer: WordPieceVocabulary, profile: str = "reference"):
@@ -91,7 +100,7 @@ class WordPieceGraph(TokenizerGraph):
         self._unknown_id = tokenizer.unk_token_id
         self._max_word_characters = None if mediapipe else tokenizer.max_word_characters
         self._unknown_word = _unknown_word(model)
-        self._split = WordSplitter(
+        self._split_words = BertWordSplitter(
             _mediapipe_table() if mediapipe else reference_table(tokenizer.normalization)
         )
         with tf.init_scope():
@@ -104,11 +113,11 @@ class WordPieceGraph(TokenizerGraph):
             )
 
     def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """Encoders do not write texts."""
+        """Raise NotImplementedError: encoders generate no text."""
         raise NotImplementedError("WordPiece loses spaces and case; decode in Python.")
 
-    def _tokens(self, pieces: Pieces, offsets: bool) -> Tokens:
-        words = self._split(pieces.strings)
+    def _tokenize_segments(self, segments: TextSegments, offsets: bool) -> SegmentTokens:
+        words = self._split_words(segments.strings)
         strings = words.strings
         if self._max_word_characters is not None:
             size = words.code_point_splits[1:] - words.code_point_splits[:-1]
@@ -126,12 +135,12 @@ class WordPieceGraph(TokenizerGraph):
         word = row_ids(ids.row_splits, tf.size(ids.flat_values))  # [M]
         first, last = self._code_points(words, word, ids.flat_values, starts, ends)
         splits = tf.gather(ids.row_splits, words.splits)
-        lengths = words.text_starts[1:] - words.text_starts[:-1] - 1  # without the space put after
-        piece = row_ids(splits, tf.size(word))
-        begin = tf.gather(words.text_starts, piece)
+        lengths = words.text_starts[1:] - words.text_starts[:-1] - 1  # without the space after it
+        segment = row_ids(splits, tf.size(word))
+        begin = tf.gather(words.text_starts, segment)
         first = tf.gather(words.origins, first) - begin
         last = tf.gather(words.origins, last) - begin
-        return Tokens(
+        return SegmentTokens(
             ids.flat_values,
             tf.cast(first, tf.int32),
             tf.cast(last + 1, tf.int32),
@@ -139,8 +148,15 @@ class WordPieceGraph(TokenizerGraph):
             lengths,
         )
 
-    def _code_points(self, words, word, ids, starts, ends) -> tuple[tf.Tensor, tf.Tensor]:
-        """Tokens' byte ranges within their words to their first and last code points, int64 [M]."""
+    def _code_points(
+        self,
+        words: Words,
+        word: tf.Tensor,
+        ids: tf.Tensor,
+        starts: tf.RaggedTensor,
+        ends: tf.RaggedTensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The first and last code point of each token, int64 [M], from its bytes in its word."""
         sizes = tf.add_n(
             [tf.cast(words.code_points >= limit, tf.int64) for limit in (0, 0x80, 0x800, 0x10000)]
         )
@@ -156,14 +172,14 @@ class WordPieceGraph(TokenizerGraph):
 
 
 def _unknown_word(vocabulary: list[str]) -> str:
-    """A word that no vocabulary piece begins: it stands for words that are too long."""
+    """A word that no token begins: it replaces words that are too long."""
     used = {character for token in vocabulary for character in token}
     return next(chr(point) for point in PRIVATE_USE if chr(point) not in used)
 
 
 @functools.cache
 def _mediapipe_table() -> Table:
-    """RE2's own answers, for every code point."""
+    """The table of MediaPipe's word splitting, by RE2 itself for every code point."""
     points = [point for point in range(CODE_POINTS) if point not in SURROGATES]
     with tf.init_scope():
         characters = tf.strings.unicode_encode(tf.constant(points)[:, None], "UTF-8")
