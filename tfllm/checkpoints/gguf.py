@@ -602,7 +602,7 @@ def _shape_metadata(architecture: str, hf_config: Mapping[str, Any], config: Any
 def _end_metadata(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> dict[str, int]:
     """Ids that end a text: the first as the end of a text, a second as the end of a turn."""
     ends = list(checkpoint.eos_token_id)
-    keys = ("eos_token_id", *gguf_vocabulary.FURTHER_ENDS)
+    keys = ("eos_token_id", *gguf_vocabulary.OTHER_END_KEYS)
     bos = metadata.get(f"{gguf_vocabulary.PREFIX}bos_token_id")
     ends = sorted(ends, key=lambda number: number == bos)  # a start token is no end of a turn
     return {gguf_vocabulary.PREFIX + key: number for key, number in zip(keys, ends, strict=False)}

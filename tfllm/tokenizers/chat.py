@@ -1,7 +1,9 @@
-"""Conversations to text and ids through a model's own chat template, in Jinja's sandbox.
+"""Rendering of conversations with a model's chat template, in Jinja's sandbox.
 
-As transformers' `apply_chat_template` (utils/chat_template_utils.py): the same settings of the
-sandbox, the same functions, the same `{% generation %}` blocks around the assistant's answers.
+The settings of the sandbox, the functions and the `{% generation %}` blocks around the assistant's
+answers are those of transformers.
+
+Source: transformers, `apply_chat_template` (utils/chat_template_utils.py).
 """
 
 from __future__ import annotations
@@ -9,17 +11,23 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tfllm.errors import DataError, TokenizerError
 from tfllm.tokenizers.base import Tokenizer
 
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2.ext import Extension
+    from jinja2.nodes import EvalContext, Node
+    from jinja2.parser import Parser
+
 Message = Mapping[str, Any]
 ASSISTANT = "assistant"
-# Hugging Face's names that templates use for special tokens -> role
+# Hugging Face's name of a special token, as templates use it -> property of a tokenizer.
 TEMPLATE_NAMES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -38,12 +46,20 @@ def render(
     *,
     add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    **specials: Any,
+    **specials: str,
 ) -> str:
-    """The conversation as the template writes it.
+    """Render a conversation.
 
-    `specials` are further names for the template, such as bos_token. Raises DataError for messages
-    that the template refuses and TokenizerError for a template that cannot be used.
+    Args:
+        template: The Jinja template.
+        messages: Dicts with "role" and "content".
+        add_generation_prompt: Whether the prompt of the assistant's next turn is added.
+        tools: Descriptions of tools, as JSON.
+        specials: Further variables of the template, such as bos_token.
+
+    Raises:
+        DataError: The template refuses the messages.
+        TokenizerError: The template cannot be used.
     """
     return _render(template, messages, add_generation_prompt, tools, specials)[0]
 
@@ -55,7 +71,18 @@ def encode(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
-    """The conversation's ids; the template writes the special tokens itself."""
+    """Encode a conversation to ids; the template adds the special tokens itself.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: Dicts with "role" and "content".
+        add_generation_prompt: Whether the prompt of the assistant's next turn is added.
+        tools: Descriptions of tools, as JSON.
+
+    Raises:
+        DataError: The template refuses the messages.
+        TokenizerError: There is no template, or it cannot be used.
+    """
     template = require_chat_template(tokenizer)
     text = render(
         template,
@@ -70,11 +97,17 @@ def encode(
 def assistant_spans(
     tokenizer: Tokenizer, messages: Sequence[Message]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """A whole conversation's ids, and the half-open ranges of them that the assistant says.
+    """Encode a complete conversation, and find the answers of the assistant.
 
-    The ends of its turns are included. From the template's generation blocks where it has them;
-    else an answer is what the template adds for it to the text that asks for it, which it must
-    write the same way both times. Raises TokenizerError where it does not.
+    The answers are the template's generation blocks where it has them; else an answer is what the
+    template adds for it to the prompt of that turn, which it must render the same way both times.
+
+    Returns:
+        The ids, and the half-open ranges of them that are answers, with the ends of the turns.
+
+    Raises:
+        DataError: The template refuses the messages.
+        TokenizerError: There is no template, or the answers cannot be found.
     """
     template = require_chat_template(tokenizer)
     names = special_tokens_map(tokenizer)
@@ -87,7 +120,11 @@ def assistant_spans(
 
 
 def require_chat_template(tokenizer: Tokenizer) -> str:
-    """Raises TokenizerError where the tokenizer has no chat template."""
+    """Return the chat template of a tokenizer.
+
+    Raises:
+        TokenizerError: It has none.
+    """
     if not tokenizer.chat_template:
         raise TokenizerError(
             "This tokenizer has no chat template. Put a chat_template.jinja beside its files."
@@ -96,13 +133,13 @@ def require_chat_template(tokenizer: Tokenizer) -> str:
 
 
 def special_tokens_map(tokenizer: Tokenizer) -> dict[str, str]:
-    """bos_token and the others, as templates name them."""
+    """Return the special tokens under the names that templates use, such as bos_token."""
     ids = {name: getattr(tokenizer, role) for name, role in TEMPLATE_NAMES.items()}
     return {name: tokenizer.vocabulary[i] for name, i in ids.items() if i is not None}
 
 
 def _assistant_ranges(
-    template: str, messages: Sequence[Message], text: str, names: Mapping[str, Any]
+    template: str, messages: Sequence[Message], text: str, names: Mapping[str, str]
 ) -> Iterator[tuple[int, int]]:
     """Character ranges of the assistant's answers: each from its prompt's end to its own end."""
     for number, message in enumerate(messages):
@@ -119,9 +156,9 @@ def _assistant_ranges(
 
 
 def _tokens_within(offsets: Sequence[tuple[int, int]], block: tuple[int, int]) -> tuple[int, int]:
-    """The tokens that have a character of a range, as in transformers."""
+    """The range of tokens that have a character of a range of characters."""
     inside = [
-        place for place, (start, stop) in enumerate(offsets)
+        index for index, (start, stop) in enumerate(offsets)
         if start < block[1] and stop > block[0]
     ]  # fmt: skip
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
@@ -132,17 +169,17 @@ def _render(
     messages: Sequence[Message],
     add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]] | None,
-    specials: Mapping[str, Any],
+    specials: Mapping[str, str],
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text and the character ranges of generation blocks."""
     import jinja2
 
     _check(messages)
-    messages, tools = _plain(messages), _plain(tools)
-    compiled = _compiled(template)
+    messages, tools = _to_plain_json(messages), _to_plain_json(tools)
+    compiled = _compile(template)
     blocks: list[str] = []
     ranges: list[tuple[int, int]] = []
-    tracker: Any = compiled.environment
+    tracker: Any = compiled.environment  # extended by GenerationBlocks
     try:
         with tracker.track(blocks, ranges):
             for block in compiled.generate(
@@ -166,16 +203,16 @@ def _render(
 
 
 class TemplateRefusal(Exception):
-    """A template called raise_exception."""
+    """A template called `raise_exception`."""
 
 
 def _dict(*arguments: Any, **entries: Any) -> dict[Any, Any]:
-    """`dict` without the attributes of the class, which a sandbox should not hand out."""
+    """`dict` without the attributes of the class, to which a sandbox should give no access."""
     return dict(*arguments, **entries)
 
 
-def _plain(value: Any) -> Any:
-    """JSON types only: objects could have methods that the sandbox does not know as dangerous."""
+def _to_plain_json(value: Any) -> Any:
+    """A copy of JSON types only: objects could have methods that the sandbox does not block."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
@@ -192,7 +229,7 @@ def _check(messages: Sequence[Message]) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(template: str) -> Any:
+def _compile(template: str) -> jinja2.Template:
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -211,12 +248,12 @@ def _compiled(template: str) -> Any:
         raise TokenizerError(f"The chat template, line {error.lineno}: {error.message}") from None
 
 
-def _raise(message: str) -> None:
+def _raise(message: str) -> NoReturn:
     raise TemplateRefusal(message)
 
 
 def _to_json(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
@@ -229,7 +266,7 @@ def _to_json(
 
 
 @functools.cache
-def _generation_blocks() -> Any:
+def _generation_blocks() -> type[Extension]:
     """The Jinja extension for `{% generation %} ... {% endgeneration %}`."""
     from jinja2 import nodes, pass_eval_context
     from jinja2.ext import Extension
@@ -237,19 +274,19 @@ def _generation_blocks() -> Any:
     class GenerationBlocks(Extension):
         tags = {"generation"}
 
-        def __init__(self, environment: Any):
+        def __init__(self, environment: jinja2.Environment):
             super().__init__(environment)
             environment.extend(track=self.track)
             self._blocks: list[str] | None = None
             self._ranges: list[tuple[int, int]] = []
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: Parser) -> Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_called"), [], [], body).set_lineno(line)
+            return nodes.CallBlock(self.call_method("_call"), [], [], body).set_lineno(line)
 
         @pass_eval_context
-        def _called(self, context: Any, caller: Any) -> str:
+        def _call(self, context: EvalContext, caller: Callable[[], str]) -> str:
             text = caller()
             if self._blocks is not None:
                 start = sum(map(len, self._blocks))

@@ -1,14 +1,15 @@
-"""The vocabulary inside a GGUF file, to and from a tokenizer's files in Hugging Face's form.
+"""Conversion of the vocabulary in a GGUF file from and to tokenizer files in Hugging Face's form.
 
-GGUF (github.com/ggml-org/ggml, docs/gguf.md) keeps tokens, scores or merges, and types under
-`tokenizer.ggml.*`. Two kinds are read and written:
+GGUF has tokens, scores or merges, and types under `tokenizer.ggml.*`. Two kinds are converted:
 
     model "llama"   SentencePiece's BPE: pieces with scores      <->  tokenizer.model
     model "gpt2"    byte-level BPE: tokens, merges, and the NAME  <->  tokenizer.json
                     of the pattern that splits a text into words
 
-The pattern itself is not in the file: PRE_TOKENIZERS has those of the names that are known, and any
+The pattern itself is not in the file: PRE_TOKENIZERS has the patterns of the known names, and any
 other name is refused, because another pattern gives other ids.
+
+Source: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from tfllm.tokenizers.sentencepiece import BY_MODEL, OWN_PREFIX
 
 PREFIX = "tokenizer.ggml."
 CHAT_TEMPLATE = "tokenizer.chat_template"
-# llama.cpp's LLAMA_TOKEN_TYPE, which are SentencePiece's numbers.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-# Role in Hugging Face's files: GGUF's key.
+# llama.cpp's LLAMA_TOKEN_TYPE has the numbers of SentencePiece's types.
+NORMAL, UNKNOWN, CONTROL = proto.NORMAL, proto.UNKNOWN, proto.CONTROL
+USER_DEFINED, UNUSED, BYTE = proto.USER_DEFINED, proto.UNUSED, proto.BYTE
+# Role in Hugging Face's files -> GGUF's key.
 ROLES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -36,19 +38,19 @@ ROLES = {
     "sep_token": "seperator_token_id",  # spelled so in the format
     "mask_token": "mask_token_id",
 }
-# Tokens that end a text beside eos_token_id: of a turn, of a message.
-FURTHER_ENDS = ("eot_token_id", "eom_token_id")
+# Keys of tokens that end a text besides eos_token_id: the ends of a turn and of a message.
+OTHER_END_KEYS = ("eot_token_id", "eom_token_id")
 USER_DEFINED_SCORE = -1000.0  # what llama.cpp's own converter writes
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How byte-level BPE splits a text into words, as tokenizer.json has it."""
+    """How byte-level BPE splits a text into words, in the form of tokenizer.json."""
 
     pre_tokenizer: Mapping[str, Any]
     normalizer: Mapping[str, Any] | None = None
     ignore_merges: bool = False
-    """A word that is a token is taken whole, whatever the merges give."""
+    """Whether a word that is a token becomes that token, whatever the merges give."""
     add_bos: bool = False
     """Whether llama.cpp puts the first token before a text where the file does not say."""
 
@@ -61,7 +63,7 @@ def _byte_level(use_regex: bool) -> dict[str, Any]:
 
 
 def _split(digits: str) -> dict[str, Any]:
-    """The pattern of cl100k and its descendants, with as many digits in one word as named."""
+    """The pattern of cl100k and its descendants, with a pattern of the digits of one word."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -114,19 +116,19 @@ def write_files(metadata: Mapping[str, Any], folder: Path, source: str | Path) -
             f"{len(kinds)}. The file is damaged; copy it again."
         )
     for key in ROLES.values():
-        number = metadata.get(PREFIX + key)
-        if number is not None and int(number) >= len(tokens):
+        token_id = metadata.get(PREFIX + key)
+        if token_id is not None and int(token_id) >= len(tokens):
             raise TokenizerError(
-                f"{source}: {PREFIX}{key} is {number}, and there are {len(tokens)} tokens. The "
+                f"{source}: {PREFIX}{key} is {token_id}, and there are {len(tokens)} tokens. The "
                 "file is damaged; copy it again."
             )
     writers[kind](metadata, tokens, kinds, folder, source)
 
 
 def end_ids(metadata: Mapping[str, Any]) -> list[int]:
-    """Ids that end a text, the file's `eos_token_id` first."""
-    named = [metadata.get(PREFIX + key) for key in ("eos_token_id", *FURTHER_ENDS)]
-    return list(dict.fromkeys(number for number in named if number is not None))
+    """Return the ids that end a text, the file's `eos_token_id` first."""
+    ids = [metadata.get(PREFIX + key) for key in ("eos_token_id", *OTHER_END_KEYS)]
+    return list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
 
 def _write_sentencepiece(
@@ -144,10 +146,10 @@ def _write_sentencepiece(
         )
     unknown = metadata.get(f"{PREFIX}unknown_token_id", 0)
     pieces = []
-    for number, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True)):
-        # Runs of spaces were written as they are, and <unk> as a control token.
+    for token_id, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True)):
+        # The file has runs of spaces without marks, and <unk> as a control token.
         piece = proto.SPACE * len(token) if kind == USER_DEFINED and not token.strip(" ") else token
-        pieces.append((piece, float(score), UNKNOWN if number == unknown else int(kind)))
+        pieces.append((piece, float(score), UNKNOWN if token_id == unknown else int(kind)))
     model = proto.build(
         pieces,
         proto.BPE,
@@ -164,7 +166,7 @@ def _write_sentencepiece(
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     config = {
         "tokenizer_class": "LlamaTokenizer",
-        # A space before a text that begins with one, too, as SentencePiece and llama.cpp have it.
+        # A space is put before a text that begins with one, too: so do SentencePiece and llama.cpp.
         OWN_PREFIX: BY_MODEL,
         "add_bos_token": bool(metadata.get(f"{PREFIX}add_bos_token", True)),
         "add_eos_token": bool(metadata.get(f"{PREFIX}add_eos_token", False)),
@@ -196,25 +198,26 @@ def _write_bytepair(
         )
     added = [
         {
-            "id": number, "content": token, "single_word": False, "lstrip": False,
+            "id": token_id, "content": token, "single_word": False, "lstrip": False,
             "rstrip": False, "normalized": False, "special": kind == CONTROL,
         }
-        for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind in (CONTROL, USER_DEFINED)
     ]  # fmt: skip
     bos = metadata.get(f"{PREFIX}bos_token_id")
     add_bos = bool(metadata.get(f"{PREFIX}add_bos_token", rule.add_bos))
     ordinary = {
-        token: number
-        for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        token: token_id
+        for token_id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind not in (CONTROL, USER_DEFINED, UNUSED)
     }
+    post_processor = _byte_level(True)
+    if add_bos and bos is not None:
+        post_processor = _bos_post_processor(tokens[bos], bos)
     definition = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": rule.normalizer, "pre_tokenizer": rule.pre_tokenizer,
-        "post_processor": (
-            _byte_level(True) if bos is None or not add_bos else _first_token(tokens[bos], bos)
-        ),
+        "post_processor": post_processor,
         "decoder": {**_byte_level(True), "add_prefix_space": True},
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -227,7 +230,7 @@ def _write_bytepair(
     _write_config(metadata, tokens, folder, {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def _first_token(token: str, number: int) -> dict[str, Any]:
+def _bos_post_processor(token: str, token_id: int) -> dict[str, Any]:
     """A post-processor that puts one token before every text."""
     special = {"SpecialToken": {"id": token, "type_id": 0}}
     first = {"Sequence": {"id": "A", "type_id": 0}}
@@ -236,7 +239,7 @@ def _first_token(token: str, number: int) -> dict[str, Any]:
         "type": "TemplateProcessing",
         "single": [special, first],
         "pair": [special, first, special, second],
-        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
     }
 
 
@@ -244,8 +247,8 @@ def _write_config(
     metadata: Mapping[str, Any], tokens: Sequence[str], folder: Path, config: dict[str, Any]
 ) -> None:
     for role, key in ROLES.items():
-        if (number := metadata.get(PREFIX + key)) is not None:
-            config[role] = tokens[number]
+        if (token_id := metadata.get(PREFIX + key)) is not None:
+            config[role] = tokens[token_id]
     if template := metadata.get(CHAT_TEMPLATE):
         config["chat_template"] = template
     text = json.dumps(config, ensure_ascii=False, indent=2)
@@ -253,14 +256,14 @@ def _write_config(
 
 
 def read_files(folder: Path, vocabulary_size: int) -> dict[str, Any]:
-    """The keys of a GGUF file for the tokenizer's files in a folder.
+    """Convert the tokenizer's files in a folder to the keys of a GGUF file.
 
     Args:
         folder: Files in Hugging Face's form, as a tokenizer's `save` writes them.
         vocabulary_size: Rows of the embedding table; those without a token are marked unused.
 
     Raises:
-        TokenizerError: llama.cpp has no way to say what this tokenizer does.
+        TokenizerError: llama.cpp does not implement what this tokenizer does.
     """
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     models = sorted(folder.glob("*.model"))
@@ -274,12 +277,12 @@ def read_files(folder: Path, vocabulary_size: int) -> dict[str, Any]:
             "vocabulary."
         )
     tokens, kinds = metadata[f"{PREFIX}tokens"], metadata[f"{PREFIX}token_type"]
-    for number in range(len(tokens), vocabulary_size):
-        tokens.append(f"[PAD{number}]")
+    for token_id in range(len(tokens), vocabulary_size):
+        tokens.append(f"[PAD{token_id}]")
         kinds.append(UNUSED)
         if f"{PREFIX}scores" in metadata:
             metadata[f"{PREFIX}scores"].append(USER_DEFINED_SCORE)
-    ids = {token: number for number, token in enumerate(tokens)}
+    ids = {token: token_id for token_id, token in enumerate(tokens)}
     for role, key in ROLES.items():
         named = config.get(role)
         token = named.get("content") if isinstance(named, Mapping) else named
@@ -308,9 +311,9 @@ def _read_sentencepiece(path: Path, config: Mapping[str, Any]) -> dict[str, Any]
     tokens = [entry.piece for entry in model.pieces]
     scores = [float(entry.score) for entry in model.pieces]
     kinds = [int(entry.type) for entry in model.pieces]
-    added = {int(number): entry for number, entry in config.get("added_tokens_decoder", {}).items()}
-    for number, entry in sorted(added.items()):
-        if number < len(tokens):
+    added = {int(key): entry for key, entry in config.get("added_tokens_decoder", {}).items()}
+    for token_id, entry in sorted(added.items()):
+        if token_id < len(tokens):
             continue
         tokens.append(entry["content"])
         scores.append(USER_DEFINED_SCORE)
@@ -332,7 +335,7 @@ def _read_sentencepiece(path: Path, config: Mapping[str, Any]) -> dict[str, Any]
 def _read_bytepair(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     definition = json.loads(path.read_text(encoding="utf-8"))
     model = definition["model"]
-    name = _rule_of(definition)
+    name = _pre_tokenizer_name(definition)
     if model.get("type", "BPE") != "BPE" or name is None:
         known = ", ".join(PRE_TOKENIZERS)
         raise TokenizerError(
@@ -341,49 +344,53 @@ def _read_bytepair(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         )
     vocabulary = dict(model["vocab"])
     added = {entry["id"]: entry for entry in definition.get("added_tokens", ())}
-    vocabulary |= {entry["content"]: number for number, entry in added.items()}
+    vocabulary |= {entry["content"]: token_id for token_id, entry in added.items()}
     tokens, kinds = [], []
-    by_id = {number: token for token, number in vocabulary.items()}
-    for number in range(max(by_id) + 1):
-        token = by_id.get(number)
-        tokens.append(f"[PAD{number}]" if token is None else token)
+    by_id = {token_id: token for token, token_id in vocabulary.items()}
+    for token_id in range(max(by_id) + 1):
+        token = by_id.get(token_id)
+        tokens.append(f"[PAD{token_id}]" if token is None else token)
         if token is None:
             kinds.append(UNUSED)
-        elif number in added:
-            kinds.append(CONTROL if added[number].get("special") else USER_DEFINED)
+        elif token_id in added:
+            kinds.append(CONTROL if added[token_id].get("special") else USER_DEFINED)
         else:
             kinds.append(NORMAL)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    post = definition.get("post_processor") or {}
+    post_processor = definition.get("post_processor") or {}
     return {
         f"{PREFIX}model": "gpt2",
         f"{PREFIX}pre": name,
         f"{PREFIX}tokens": tokens,
         f"{PREFIX}token_type": kinds,
         f"{PREFIX}merges": merges,
-        f"{PREFIX}add_bos_token": _begins_with_token(post),
+        f"{PREFIX}add_bos_token": _adds_first_token(post_processor),
     }
 
 
-def _rule_of(definition: Mapping[str, Any]) -> str | None:
+def _pre_tokenizer_name(definition: Mapping[str, Any]) -> str | None:
     """The name of the splitting rule, None for one that is not known."""
     for name, rule in PRE_TOKENIZERS.items():
-        same = _plain(definition.get("pre_tokenizer")) == _plain(rule.pre_tokenizer)
-        merges = bool(definition["model"].get("ignore_merges")) == rule.ignore_merges
-        if same and merges and definition.get("normalizer") == rule.normalizer:
+        same = _without_offsets(definition.get("pre_tokenizer")) == _without_offsets(
+            rule.pre_tokenizer
+        )
+        same_merges = bool(definition["model"].get("ignore_merges")) == rule.ignore_merges
+        if same and same_merges and definition.get("normalizer") == rule.normalizer:
             return name
     return None
 
 
-def _plain(part: Any) -> Any:
-    """A part of tokenizer.json without what changes no id."""
+def _without_offsets(part: object) -> object:
+    """A part of tokenizer.json without the settings of offsets, which change no id."""
     if isinstance(part, Mapping):
-        return {key: _plain(value) for key, value in part.items() if key != "trim_offsets"}
-    return [_plain(entry) for entry in part] if isinstance(part, list) else part
+        return {
+            key: _without_offsets(value) for key, value in part.items() if key != "trim_offsets"
+        }
+    return [_without_offsets(entry) for entry in part] if isinstance(part, list) else part
 
 
-def _begins_with_token(post: Mapping[str, Any]) -> bool:
+def _adds_first_token(post_processor: Mapping[str, Any]) -> bool:
     """Whether a post-processor puts a token before a text."""
-    parts = post.get("processors") or [post]
+    parts = post_processor.get("processors") or [post_processor]
     singles = [part.get("single") for part in parts if part.get("type") == "TemplateProcessing"]
     return any(single and "SpecialToken" in single[0] for single in singles)

@@ -1,8 +1,9 @@
-"""Hugging Face's tokenizer classes: which are known, and what a class changes of its files.
+"""Hugging Face's tokenizer classes: which are known, and what a class changes in its files.
 
-As in transformers 5, where a class builds its tokenizer anew from the vocabulary of a
-tokenizer.json and the settings beside it (`models/*/tokenization_*.py`). What a tokenizer.json says
-and no setting contradicts is kept.
+In transformers 5 a class builds its tokenizer from the vocabulary of a tokenizer.json and the
+settings beside it. What a tokenizer.json says and no setting contradicts is kept.
+
+Source: transformers 5 (models/*/tokenization_*.py).
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.tokenizers.tokenizer_config import GENERIC_CLASSES, TokenizerConfig, content
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 BERT_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
@@ -32,7 +36,7 @@ ROBERTA = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer", "LEDToken
 MBART = ("MBartTokenizer", "MBart50Tokenizer")
 LLAMA = ("LlamaTokenizer", "CodeLlamaTokenizer")
 BPE_CLASSES = (*LLAMA, "GemmaTokenizer")  # of SentencePiece; the others are unigram models
-# Class -> the special tokens that it has where its files name no others, by kind of vocabulary.
+# Kind of vocabulary -> class -> its special tokens where its files name no others.
 CLASSES: dict[str, dict[str, dict[str, str]]] = {
     "wordpiece": dict.fromkeys(
         ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer",
@@ -47,7 +51,7 @@ CLASSES: dict[str, dict[str, dict[str, str]]] = {
         "GPTNeoXTokenizer": {**_GPT2, "pad_token": "<|padding|>"},
         "Qwen2Tokenizer": {**_GPT2, "bos_token": "", "pad_token": "<|endoftext|>"},
         **dict.fromkeys(ROBERTA, ROBERTA_TOKENS),
-        # Byte-level files of this class are taken as they stand.
+        # Byte-level files of this class are used unchanged.
         **dict.fromkeys((*LLAMA, "BloomTokenizer"), {}),
     },
     "sentencepiece": {
@@ -69,7 +73,7 @@ KINDS = {
     "wordpiece": "WordPiece", "bytepair": "byte-level BPE", "sentencepiece": "SentencePiece",
     "characters": "characters",
 }  # fmt: skip
-# Classes that know no vocabulary file, and why.
+# Classes without a vocabulary file, and why.
 WITHOUT_VOCABULARY = {
     "ByT5Tokenizer": "its tokens are the bytes of UTF-8",
     "CanineTokenizer": "its tokens are code points",
@@ -79,23 +83,29 @@ WITHOUT_VOCABULARY = {
 MODELS_WITHOUT_VOCABULARY = {
     "byt5": "ByT5Tokenizer", "canine": "CanineTokenizer", "perceiver": "PerceiverTokenizer",
 }  # fmt: skip
-# Whose tokenizer.json transformers takes as it stands, whatever class is named.
-AS_IT_STANDS_MODELS = ("mistral", "mixtral")
+# Model types whose tokenizer.json transformers uses unchanged, whatever class is named.
+UNCHANGED_MODELS = ("mistral", "mixtral")
 
 
 def with_class_defaults(
-    settings: TokenizerConfig, kind: str, path: Path, described: bool
+    settings: TokenizerConfig, kind: str, path: Path, is_json: bool
 ) -> TokenizerConfig:
-    """The settings with the special tokens of their class.
+    """Return the settings with the special tokens of their class.
 
-    `described`: the vocabulary file is a tokenizer.json. Raises TokenizerError for a class that is
-    not known for this kind of vocabulary.
+    Args:
+        settings: The files beside the vocabulary.
+        kind: The kind of vocabulary, a key of CLASSES.
+        path: The vocabulary file, for messages.
+        is_json: Whether it is a tokenizer.json.
+
+    Raises:
+        TokenizerError: The class is not known for this kind of vocabulary.
     """
-    if described and settings.model_type in AS_IT_STANDS_MODELS:
+    if is_json and settings.model_type in UNCHANGED_MODELS:
         settings = settings.of_class("PreTrainedTokenizerFast")
     name = settings.tokenizer_class
     if name in GENERIC_CLASSES:
-        if name and not described:
+        if name and not is_json:
             raise TokenizerError(
                 f"{path}: the tokenizer's class {name} reads a tokenizer.json, and there is none. "
                 "Copy it beside, or name the class that reads this file as 'tokenizer_class'."
@@ -105,27 +115,35 @@ def with_class_defaults(
     if name in known:
         defaults = {key: token or None for key, token in known[name].items()}
         return settings.with_defaults(defaults)
-    others = [one for one, classes in CLASSES.items() if name in classes]
-    if settings.class_by_model:  # as a Chinese GPT-2 with BERT's vocabulary
+    others = [other for other, classes in CLASSES.items() if name in classes]
+    if settings.class_by_model:  # such as a Chinese GPT-2 with BERT's vocabulary
         return settings.of_class("")
-    why = (
+    reason = (
         f"is for {KINDS[others[0]]}, and this file holds {KINDS[kind]}"
         if others
         else "is not known here, and its tokens may differ from what this file says"
     )
     raise TokenizerError(
-        f"{path}: the tokenizer's class {name} {why}. "
+        f"{path}: the tokenizer's class {name} {reason}. "
         + (
             'Where tokenizer.json alone decides, write "tokenizer_class": '
             '"PreTrainedTokenizerFast" into tokenizer_config.json.'
-            if described
+            if is_json
             else "Use a checkpoint whose tokenizer is of a known class: " + ", ".join(known) + "."
         )
     )
 
 
 def check_has_vocabulary(settings: TokenizerConfig, folder: Path) -> None:
-    """Raises TokenizerError for a class that needs no vocabulary file and is not known here."""
+    """Check that the tokenizer's class has a vocabulary file.
+
+    Args:
+        settings: The files of the directory.
+        folder: The directory, for messages.
+
+    Raises:
+        TokenizerError: It has none, and is not known here.
+    """
     name = settings.tokenizer_class or MODELS_WITHOUT_VOCABULARY.get(settings.model_type, "")
     if name in WITHOUT_VOCABULARY:
         raise TokenizerError(
@@ -137,9 +155,16 @@ def check_has_vocabulary(settings: TokenizerConfig, folder: Path) -> None:
 def apply_class_config(
     data: dict[str, Any], settings: TokenizerConfig, kind: str, path: Path
 ) -> dict[str, Any]:
-    """A tokenizer.json with what its class takes from the settings beside it.
+    """Return the contents of a tokenizer.json with the changes of its class and settings.
 
-    Raises TokenizerError where the class is not one for the file's model.
+    Args:
+        data: The contents.
+        settings: The files beside it.
+        kind: The kind of vocabulary, a key of CLASSES.
+        path: The file, for messages.
+
+    Raises:
+        TokenizerError: The class is not one for the file's model.
     """
     name, config = settings.tokenizer_class, settings.config
     unigram = (data.get("model") or {}).get("type") == "Unigram"
@@ -158,13 +183,20 @@ def apply_class_config(
         and name == "XLMRobertaTokenizer"
         and config.get("add_prefix_space") is False
     ):
-        return {key: _never_prefixed(part) for key, part in data.items()}
+        return {
+            key: _replace_in_part(part, "Metaspace", {"prepend_scheme": "never"})
+            for key, part in data.items()
+        }
     return data
 
 
 def prefix_space_scheme(settings: TokenizerConfig) -> str:
-    """When Llama's classes put a space before a text: "first" before the first part alone, as
-    special tokens cut it, "always" before every part ("legacy"), "never"."""
+    """Return when Llama's classes put a space before a text.
+
+    Returns:
+        "first": before the first of the parts into which special tokens split a text; "always":
+        before every part ("legacy"); "never".
+    """
     if settings.config.get("add_prefix_space") is False:
         return "never"
     legacy = settings.config.get("legacy") and settings.tokenizer_class == "LlamaTokenizer"
@@ -193,63 +225,76 @@ def _llama(data: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _byte_level(data: dict[str, Any], prefix: bool) -> dict[str, Any]:
     changed = copy.copy(data)
-    changed["pre_tokenizer"] = _changed(
+    changed["pre_tokenizer"] = _replace_in_part(
         data.get("pre_tokenizer"), "ByteLevel", {"add_prefix_space": prefix}
     )
-    changed["post_processor"] = _changed(
+    changed["post_processor"] = _replace_in_part(
         data.get("post_processor"), "RobertaProcessing", {"add_prefix_space": prefix}
     )
     return changed
 
 
-def _never_prefixed(part: Any) -> Any:
-    return _changed(part, "Metaspace", {"prepend_scheme": "never"})
-
-
-def _changed(part: Any, kind: str, values: Mapping[str, Any]) -> Any:
-    """A part of a tokenizer.json with other values in it and in those inside a Sequence."""
+def _replace_in_part(part: object, kind: str, values: Mapping[str, object]) -> object:
+    """A part of a tokenizer.json with other values in all parts of this type inside it."""
     if not isinstance(part, Mapping):
         return part
-    found = {**part, **values} if part.get("type") == kind else dict(part)
+    changed = {**part, **values} if part.get("type") == kind else dict(part)
     for key in ("pretokenizers", "processors", "decoders"):
-        if isinstance(found.get(key), list):
-            found[key] = [_changed(entry, kind, values) for entry in found[key]]
-    return found
+        if isinstance(changed.get(key), list):
+            changed[key] = [_replace_in_part(entry, kind, values) for entry in changed[key]]
+    return changed
 
 
-def set_post_processor(rust: Any, settings: TokenizerConfig) -> None:
-    """Gives the package's tokenizer the special tokens around a text that its class puts there."""
+def set_post_processor(backend: Tokenizer, settings: TokenizerConfig) -> None:
+    """Set the special tokens that a class puts around a text, in the package's tokenizer.
+
+    Args:
+        backend: The tokenizer, which is changed.
+        settings: Names the class and its special tokens.
+    """
     from tokenizers import processors
 
     name, named = settings.tokenizer_class, settings.named
     roles = {key: content(named[key]) for key in ROBERTA_TOKENS if named.get(key) is not None}
-    ids = {key: rust.token_to_id(token) for key, token in roles.items()}
+    ids = {key: _require_id(backend, token) for key, token in roles.items()}
     if name in ROBERTA:
         end, start = ((roles[key], ids[key]) for key in ("sep_token", "cls_token"))
         trim, prefix = (
             bool(settings.config.get(key, default))
             for key, default in (("trim_offsets", True), ("add_prefix_space", False))
         )
-        rust.post_processor = processors.RobertaProcessing(end, start, trim, prefix)
+        backend.post_processor = processors.RobertaProcessing(end, start, trim, prefix)
     elif name == "XLMRobertaTokenizer":
         first, last = roles["bos_token"], roles["eos_token"]
         known = [(first, ids["bos_token"]), (last, ids["eos_token"])]
-        rust.post_processor = processors.TemplateProcessing(
+        backend.post_processor = processors.TemplateProcessing(
             single=[first, "$A", last],
             pair=[first, "$A", last, last, "$B", last],
             special_tokens=known,
         )
     elif name in ("T5Tokenizer", "MT5Tokenizer"):
         last = roles["eos_token"]
-        rust.post_processor = processors.TemplateProcessing(
+        backend.post_processor = processors.TemplateProcessing(
             single=["$A", last], pair=["$A", last, "$B", last],
             special_tokens=[(last, ids["eos_token"])],
         )  # fmt: skip
 
 
-def set_bos_eos(rust: Any, settings: TokenizerConfig) -> None:
-    """The special tokens that `add_bos_token` and `add_eos_token` ask for, where no tokenizer.json
-    says what stands around a text."""
+def _require_id(backend: Tokenizer, token: str) -> int:
+    token_id = backend.token_to_id(token)
+    assert token_id is not None, "missing special tokens were added before"
+    return token_id
+
+
+def set_bos_eos(backend: Tokenizer, settings: TokenizerConfig) -> None:
+    """Set the special tokens that `add_bos_token` and `add_eos_token` put around a text.
+
+    For vocabularies without a tokenizer.json, which would say what is put around a text.
+
+    Args:
+        backend: The package's tokenizer, which is changed.
+        settings: The files beside the vocabulary.
+    """
     from tokenizers import processors
 
     around: dict[str, str] = {}
@@ -266,8 +311,8 @@ def set_bos_eos(rust: Any, settings: TokenizerConfig) -> None:
         )
         for kind, text in enumerate(("$A", "$B"))
     ]
-    rust.post_processor = processors.TemplateProcessing(
+    backend.post_processor = processors.TemplateProcessing(
         single=rows[0],
         pair=" ".join(rows),
-        special_tokens=[(token, rust.token_to_id(token)) for token in {*around.values()}],
+        special_tokens=[(token, _require_id(backend, token)) for token in {*around.values()}],
     )

@@ -142,6 +142,13 @@ class Composer(tf.Module):
         splits = tf.searchsorted(indices, new.splits, out_type=tf.int64)
         return transform(texts, tf.gather(points, indices), tf.gather(changes, indices), splits)
 
+    def _find_pairs(self, first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The indices of pairs of code points in the table, and whether they are in it."""
+        key = tf.bitwise.left_shift(tf.cast(first, tf.int64), POINT_BITS)
+        key += tf.cast(second, tf.int64)
+        pair = tf.searchsorted(self._tables.pairs, key)
+        return pair, tf.gather(self._tables.pairs, pair) == key
+
     def _compose(
         self,
         points: tf.Tensor,
@@ -185,11 +192,7 @@ class Composer(tf.Module):
             index = firsts[:active] + number
             mark, is_starter = tf.gather(marks, index), tf.gather(starters, index)
             target = tf.maximum(starter_index, 0)
-            key = tf.cast(tf.gather(points, target), tf.int64)
-            key = tf.bitwise.left_shift(key, POINT_BITS)
-            key += tf.cast(tf.gather(points, index), tf.int64)
-            pair = tf.searchsorted(self._tables.pairs, key)
-            is_pair = tf.gather(self._tables.pairs, pair) == key
+            pair, is_pair = self._find_pairs(tf.gather(points, target), tf.gather(points, index))
             unblocked = (last == NONE) | (last < mark)
             composes = is_pair & unblocked & (starter_index != NONE)
             rows = tf.where(composes)[:, 0]
