@@ -31,7 +31,6 @@ from typing import (
     TypedDict,
     TypeVar,
     Unpack,
-    cast,
     overload,
 )
 
@@ -59,7 +58,6 @@ from tfllm.runtimes.opening import open_model
 from tfllm.runtimes.protocols import Predictor
 from tfllm.tasks import Task
 from tfllm.tokenizers.base import Tokenizer
-from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import directory as run_directory
 from tfllm.training import run as training
 from tfllm.training.distribution import cluster as clusters
@@ -172,7 +170,7 @@ class InferenceModel:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Texts to token ids and back; of an encoder-decoder `.target` has that of the targets."""
-        return _tokenizer_of(self.predictor)
+        return self.predictor.tokenizer
 
     def describe(self) -> dict[str, Any]:
         """Return kind, path, family, task and size in bytes."""
@@ -1040,13 +1038,3 @@ def _stream(generate: Callable[[Callable[[int, str], None]], Any]) -> Iterator[s
     finally:
         stopped.set()
         thread.join()
-
-
-def _tokenizer_of(predictor: Any) -> Tokenizer:
-    """The tokenizer of a runtime."""
-    for holder in (predictor, getattr(predictor, "checkpoint", None)):
-        if (tokenizer := getattr(holder, "tokenizer", None)) is not None:
-            return cast(Tokenizer, tokenizer)
-    facts = predictor.describe()
-    path = Path(facts["path"])
-    return load_tokenizer(path / "assets" if facts["kind"] == "savedmodel" else path.parent)

@@ -11,43 +11,76 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from tfllm import tasks
+from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.pipelines import answering, tagging, writing
-from tfllm.tasks import TASKS as MODELS
+from tfllm.model import InferenceModel
+from tfllm.pipelines import encoders, text_generation, token_classification
+from tfllm.runtimes.checkpoint import open_checkpoint
+from tfllm.runtimes.opening import open_model
+from tfllm.runtimes.protocols import Predictor
 
 __all__ = ["TASKS", "Pipeline", "pipeline"]
 
 TRANSLATION = re.compile(r"translation_(\w+)_to_(\w+)")
 
+ModelSource = str | Path | Checkpoint | InferenceModel
+PipelineModel = Predictor | encoders.BackbonePredictor
+
+
+def open_predictor(model: ModelSource) -> Predictor:
+    """Open a model for prediction.
+
+    Args:
+        model: See `pipeline`.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+        ArtifactError: The exported file cannot be read.
+    """
+    if isinstance(model, InferenceModel):
+        return model.predictor
+    if isinstance(model, Checkpoint):
+        return open_checkpoint(model)
+    return open_model(model)
+
 
 @dataclass(frozen=True)
-class Kind:
-    """What one name stands for."""
+class PipelineTask:
+    """How the pipelines of one name answer."""
 
-    answer: Callable[..., Any]
-    """answer(predictor, inputs..., name of the task, options) -> results."""
+    run: Callable[..., Any]
+    """run(predictor, *inputs, task=name of the task, **options) -> results."""
     options: tuple[str, ...]
     """Keyword arguments of a call."""
-    opened: Callable[[Any], Any] | None = None
-    """What makes its model of a checkpoint's path, where that is no predictor."""
+    open: Callable[[ModelSource], PipelineModel] = open_predictor
 
 
-WRITES = Kind(writing.rewritten, writing.REWRITING)
-TASKS: dict[str, Kind] = {
-    "translation": WRITES,
-    "summarization": WRITES,
-    "text2text-generation": WRITES,
-    "text-generation": Kind(writing.continued, writing.CONTINUING),
-    "text-classification": Kind(answering.classified, answering.CLASSIFYING),
-    "token-classification": Kind(tagging.tagged, tagging.TAGGING),
-    "question-answering": Kind(answering.answered, answering.ANSWERING),
-    "fill-mask": Kind(answering.filled, answering.FILLING),
-    "feature-extraction": Kind(
-        answering.extracted,
-        answering.EXTRACTING,
-        answering.backbone_of,
+SOURCE_TO_TEXT = PipelineTask(
+    text_generation.generate_from_sources, text_generation.SOURCE_TO_TEXT_OPTIONS
+)
+TASKS: dict[str, PipelineTask] = {
+    "translation": SOURCE_TO_TEXT,
+    "summarization": SOURCE_TO_TEXT,
+    "text2text-generation": SOURCE_TO_TEXT,
+    "text-generation": PipelineTask(
+        text_generation.continue_prompts, text_generation.CONTINUATION_OPTIONS
+    ),
+    "text-classification": PipelineTask(
+        encoders.classify_texts, encoders.TEXT_CLASSIFICATION_OPTIONS
+    ),
+    "token-classification": PipelineTask(
+        token_classification.classify_tokens, token_classification.OPTIONS
+    ),
+    "question-answering": PipelineTask(
+        encoders.answer_questions, encoders.QUESTION_ANSWERING_OPTIONS
+    ),
+    "fill-mask": PipelineTask(encoders.fill_masks, encoders.FILL_MASK_OPTIONS),
+    "feature-extraction": PipelineTask(
+        encoders.extract_features, encoders.FEATURE_EXTRACTION_OPTIONS, encoders.open_backbone
     ),
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
@@ -55,30 +88,47 @@ ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classifica
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A model that is called with texts. Made by `pipeline`."""
+    """A model that is called with texts. `pipeline` returns one."""
 
     task: str
-    """The name that it was asked for by."""
-    model: Any
-    """A `tfllm.runtimes.protocols.Predictor`."""
-    kind: Kind
+    """The name that `pipeline` was called with."""
+    model: PipelineModel
+    """The open model."""
+    pipeline_task: PipelineTask
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Options of every call that does not say otherwise."""
+    """Options of every call that does not set them itself."""
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Results for a text, or a list of them for a list. Raises SettingError for an option that
-        the task does not have."""
+        """Answer a text, or every text of a list.
+
+        Args:
+            *inputs: What the pipeline of that name takes in transformers.
+            **options: Keyword arguments of that pipeline.
+
+        Returns:
+            The results under transformers' names; of a list, one entry for each text.
+
+        Raises:
+            SettingError: The task does not have such an option.
+        """
         options = {**self.defaults, **options}
-        _known(options, self.kind, self.task)
-        return self.kind.answer(self.model, *inputs, task=self.task, **options)
+        _check_options(options, self.pipeline_task, self.task)
+        return self.pipeline_task.run(self.model, *inputs, task=self.task, **options)
 
 
-def pipeline(task: str, model: Any = None, **options: Any) -> Pipeline:
-    """What answers `task`, a name of transformers' pipelines.
+def pipeline(task: str, model: ModelSource | None = None, **options: Any) -> Pipeline:
+    """Open a model for a task by its name in transformers.
 
-    `model`: a checkpoint, a run, a Hugging Face directory, `hf://org/name`, an exported file, or a
-    model that `tfllm.load` or `tfllm.open` returned. `options` are those of a call, for every call.
-    Raises SettingError for names that do not exist and for a model that is for something else.
+    Args:
+        task: The name, such as "text-classification".
+        model: A checkpoint, a run, a Hugging Face directory, `hf://org/name`, an exported file, or
+            a model that `tfllm.load` or `tfllm.open` returned.
+        **options: Keyword arguments of every call.
+
+    Raises:
+        SettingError: There is no such task or option, or the model is for something else.
+        CheckpointError: The checkpoint cannot be read.
+        ArtifactError: The exported file cannot be read.
     """
     name = ALIASES.get(task, "translation" if TRANSLATION.fullmatch(task) else task)
     if name not in TASKS:
@@ -90,38 +140,22 @@ def pipeline(task: str, model: Any = None, **options: Any) -> Pipeline:
             f"pipeline('{task}') needs a model: a checkpoint's directory, hf://org/name, or an "
             "exported file. tfllm chooses none by itself."
         )
-    kind = TASKS[name]
-    _known(options, kind, task)
-    predictor = (kind.opened or _opened)(model)
+    pipeline_task = TASKS[name]
+    _check_options(options, pipeline_task, task)
+    predictor = pipeline_task.open(model)
     if name not in predictor.task.pipelines:
-        able = " or ".join(kind for kind, known in MODELS.items() if name in known.pipelines)
+        kinds = [kind for kind, known in tasks.TASKS.items() if name in known.pipelines]
         raise SettingError(
-            f"pipeline('{task}') needs a model for {able}, and this one is for "
+            f"pipeline('{task}') needs a model for {' or '.join(kinds)}, and this one is for "
             f"{predictor.task.kind}. Give another model, or another task."
         )
-    return Pipeline(task, predictor, kind, options)
+    return Pipeline(task, predictor, pipeline_task, options)
 
 
-def _known(options: Mapping[str, Any], kind: Kind, task: str) -> None:
+def _check_options(options: Mapping[str, Any], pipeline_task: PipelineTask, task: str) -> None:
     for name in options:
-        if name not in kind.options:
+        if name not in pipeline_task.options:
             raise SettingError(
-                f"pipeline('{task}') has no option '{name}'. {did_you_mean(name, kind.options)}"
+                f"pipeline('{task}') has no option '{name}'. "
+                f"{did_you_mean(name, pipeline_task.options)}"
             )
-
-
-def _opened(model: Any) -> Any:
-    from tfllm.checkpoints.base import Checkpoint
-    from tfllm.model import InferenceModel
-
-    if isinstance(model, InferenceModel):
-        return model.predictor
-    if isinstance(model, Checkpoint):
-        from tfllm.runtimes.checkpoint import open_checkpoint
-
-        return open_checkpoint(model)
-    if hasattr(model, "answers"):
-        return model
-    from tfllm.runtimes.opening import open_model
-
-    return open_model(model)

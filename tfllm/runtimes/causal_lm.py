@@ -21,6 +21,7 @@ from tfllm.runtimes.token_log_probs import LogProbs
 from tfllm.runtimes.token_predictor import check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import CausalLM, messages_of
+from tfllm.tokenizers.base import Tokenizer
 
 Logits = Callable[[np.ndarray], np.ndarray]
 """Token ids int32 [B, T] -> logits of the token after each, float32 [B, T, V]."""
@@ -45,8 +46,12 @@ class CausalLMPredictor:
         return self.checkpoint.task
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self.checkpoint.tokenizer
+
+    @property
     def vocabulary(self) -> Sequence[str]:
-        return self.checkpoint.tokenizer.vocabulary
+        return self.tokenizer.vocabulary
 
     def describe(self) -> dict[str, Any]:
         return self.facts

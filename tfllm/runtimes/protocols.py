@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tfllm.tasks import Task
+from tfllm.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:  # TensorFlow is not needed for a TFLite file
     from tfllm.generation.config import GenerationConfig
@@ -24,7 +25,14 @@ class Predictor(Protocol):
     """A model that is open for prediction: a checkpoint, SavedModel, TFLite or LiteRT-LM file."""
 
     @property
-    def task(self) -> Task: ...
+    def task(self) -> Task:
+        """What the model is for, with its settings."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; of an encoder-decoder that of sources (`target`: that of targets)."""
+        ...
 
     @property
     def vocabulary(self) -> Sequence[str]:

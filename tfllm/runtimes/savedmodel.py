@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
 from tfllm.runtimes.token_predictor import TokenPredictor, check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.features import text_field
+from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
 
 SIGNATURE, SCORE = "serving_default", "score"
@@ -53,9 +55,13 @@ class SavedModelPredictor:
     folder: Path
     module: Any
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.folder / "assets")
+
     @property
     def vocabulary(self) -> Sequence[str]:
-        return load_tokenizer(self.folder / "assets").vocabulary
+        return self.tokenizer.vocabulary
 
     def describe(self) -> dict[str, Any]:
         return self.facts
@@ -91,9 +97,8 @@ class SavedModelPredictor:
             (output,) = tokens(**{name: tf.constant(inputs[name]) for name in names}).values()
             return output.numpy()
 
-        tokenizer = load_tokenizer(self.folder / "assets")
-        rows = TokenPredictor(self.task, tokenizer, self.facts, 0, call)
-        return rows.masked_token_log_probs(examples, batch_size, progress)
+        predictor = TokenPredictor(self.task, self.tokenizer, self.facts, 0, call)
+        return predictor.masked_token_log_probs(examples, batch_size, progress)
 
     def score(
         self,

@@ -21,6 +21,7 @@ from tfllm.runtimes.token_predictor import check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.features import IGNORED
 from tfllm.tasks.seq2seq import Seq2Seq, source_of, targets_of
+from tfllm.tokenizers.base import Tokenizer
 
 Logits = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 """(ids of a source, ids of a target with the start token first) -> logits of the token after each
@@ -48,8 +49,12 @@ class Seq2SeqPredictor:
         return self.checkpoint.task
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self.checkpoint.tokenizer
+
+    @property
     def vocabulary(self) -> Sequence[str]:
-        return self.checkpoint.tokenizer.target.vocabulary
+        return self.tokenizer.target.vocabulary
 
     def describe(self) -> dict[str, Any]:
         return self.facts

@@ -18,6 +18,7 @@ from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
 from tfllm.runtimes.tflite_interpreter import open_interpreter
 from tfllm.runtimes.token_predictor import Inputs, TokenPredictor
 from tfllm.tasks import Task
+from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
 
 FILE_NAME = "model.tflite"
@@ -59,7 +60,7 @@ def open_predictor(
     signatures = _signatures(path, takes_text)
     tokenizer = load_tokenizer(path.parent)
     if takes_text:
-        return TFLiteTextPredictor(task, facts, signatures[0], tokenizer.vocabulary)
+        return TFLiteTextPredictor(task, facts, signatures[0], tokenizer)
     to_logits = _to_logits(task) if signatures[0].output == PROBABILITY else lambda output: output
     longest = max(signatures, key=lambda signature: signature.length)
     return TokenPredictor(
@@ -78,7 +79,11 @@ class TFLiteTextPredictor:
     task: Task
     facts: dict[str, Any]
     signature: Signature
-    vocabulary: Sequence[str]
+    tokenizer: Tokenizer
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        return self.tokenizer.vocabulary
 
     def describe(self) -> dict[str, Any]:
         return self.facts
