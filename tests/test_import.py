@@ -54,7 +54,7 @@ def test_a_failing_import_is_not_hidden(tmp_path):
     )
     code = (
         f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
-        "from tfllm.cli import quiet\nquiet.install()\nimport tensorflow"
+        "from tfllm.runtimes import quiet\nquiet.quiet_tensorflow_import()\nimport tensorflow"
     )
     done = run(code=code)
     assert "native notice" in done.stderr

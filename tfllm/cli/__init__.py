@@ -60,11 +60,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    from tfllm.cli import quiet, termination
+    from tfllm.cli import termination
+    from tfllm.runtimes.quiet import quiet_tensorflow_import
 
     # What TensorFlow's kernels write are plain lines; a server's log is JSON.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if verb == "serve" else "2")
-    quiet.install()
+    quiet_tensorflow_import()
     try:
         with termination.as_exit():  # train and serve have their own way to stop
             status = _application(verb)(arguments, prog_name=f"tfllm {verb}", standalone_mode=False)

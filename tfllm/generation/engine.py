@@ -37,10 +37,9 @@ from tfllm.generation.token_generator import (
     MAX_BATCH_SIZE,
     GenerationInputs,
     GenerationResult,
-    Ids,
     ModelLimits,
     OnToken,
-    TokenRanges,
+    TokenGenerator,
 )
 from tfllm.models.decoder import Decoder
 from tfllm.models.encoder_decoder import EncoderDecoder
@@ -48,15 +47,13 @@ from tfllm.models.encoder_decoder import EncoderDecoder
 STEPS = 16  # tokens a row between two looks at what has finished, when nobody listens
 
 
-class Engine:
+class Engine(TokenGenerator):
     """A TokenGenerator with a decoder or an encoder-decoder."""
 
     def __init__(self, decoder: Decoder | EncoderDecoder, *, max_batch_size: int = MAX_BATCH_SIZE):
         self.decoder = decoder
         self.limits = limits_of(decoder)
         self.max_batch_size = max_batch_size
-        self.token_ranges: TokenRanges = ()
-        """Half-open ranges of the ids that may be generated; () for all."""
         self._traces = 0
         self._prefill_graphs: dict[GraphFlags, tf.types.experimental.PolymorphicFunction] = {}
         self._decode_graphs: dict[GraphFlags, tf.types.experimental.PolymorphicFunction] = {}
@@ -67,25 +64,20 @@ class Engine:
         """How many graphs have been traced."""
         return self._traces + self._searcher.traces
 
-    def generate(
+    def generate_checked(
         self,
-        prompts: Sequence[Ids],
-        config: GenerationConfig | Sequence[GenerationConfig],
+        inputs: Sequence[GenerationInputs],
         on_token: OnToken | None = None,
-        *,
         steps: int | None = None,
-        sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See `token_generator.TokenGenerator.generate`."""
-        inputs = self.limits.check_inputs(prompts, config, sources)
+        """See TokenGenerator.generate_checked. Neighbours with equal settings share a batch."""
         steps = steps or (1 if on_token else STEPS)
         if not any(each.config.num_beams > 1 for each in inputs):
             return self._sample(inputs, on_token, steps)
         results: list[GenerationResult] = []
-        # Neighbours with equal settings share a batch.
-        for settings, group in groupby(inputs, key=lambda each: each.config):
-            if settings.num_beams > 1:
-                results += self._search(list(group), settings)
+        for config, group in groupby(inputs, key=lambda each: each.config):
+            if config.num_beams > 1:
+                results += self._search(list(group), config)
             else:
                 results += self._sample(list(group), None, STEPS)
         return results

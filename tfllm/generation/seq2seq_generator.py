@@ -20,7 +20,7 @@ from tfllm.generation.checkpoint_config import checkpoint_config
 from tfllm.generation.config import GenerationConfig
 from tfllm.generation.engine import Engine
 from tfllm.generation.text_generator import GeneratedText, OnText, TextGenerator, Truncate
-from tfllm.generation.token_generator import GenerationResult, Ids, OnToken
+from tfllm.generation.token_generator import Ids
 from tfllm.models.encoder_decoder import EncoderDecoder, get_encoder_decoder
 from tfllm.tasks.seq2seq import Seq2Seq, source_of
 
@@ -150,15 +150,10 @@ class Seq2SeqGenerator(TextGenerator):
     def _context(self, ids: Ids) -> Ids:
         return ()
 
-    def _generate_tokens(
-        self,
-        ids: Sequence[Ids],
-        config: GenerationConfig,
-        on_token: OnToken | None,
-        steps: int | None,
-    ) -> list[GenerationResult]:
-        prompts = [[self.start_id] for _ in ids]
-        return self.engine.generate(prompts, config, on_token, steps=steps, sources=ids)
+    def _prompts_and_sources(
+        self, ids: Sequence[Ids]
+    ) -> tuple[Sequence[Ids], Sequence[Ids] | None]:
+        return [[self.start_id] for _ in ids], ids
 
 
 def alignments(

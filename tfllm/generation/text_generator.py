@@ -21,7 +21,6 @@ from tfllm.generation.token_generator import (
     MAX_BATCH_SIZE,
     GenerationResult,
     Ids,
-    OnToken,
     TokenGenerator,
 )
 from tfllm.models.decoder import Decoder, get_decoder
@@ -174,10 +173,12 @@ class TextGenerator:
                 on_text(index, piece)
             return streams[index].stopped
 
+        prompt_ids, sources = self._prompts_and_sources(ids)
         config = self.with_eos_token_id(config)
+        inputs = self.engine.limits.check_inputs(prompt_ids, config, sources)
         listens = bool(stop) or on_text is not None
-        results = self._generate_tokens(
-            ids, config, on_token if listens else None, None if on_text is None else 1
+        results = self.engine.generate_checked(
+            inputs, on_token if listens else None, None if on_text is None else 1
         )
         texts = []
         for index, (stream, result) in enumerate(zip(streams, results, strict=True)):
@@ -279,14 +280,11 @@ class TextGenerator:
         """Tokens before a text that decide how it begins."""
         return ids[-CONTEXT:]
 
-    def _generate_tokens(
-        self,
-        ids: Sequence[Ids],
-        config: GenerationConfig,
-        on_token: OnToken | None,
-        steps: int | None,
-    ) -> list[GenerationResult]:
-        return self.engine.generate(ids, config, on_token, steps=steps)
+    def _prompts_and_sources(
+        self, ids: Sequence[Ids]
+    ) -> tuple[Sequence[Ids], Sequence[Ids] | None]:
+        """Return the engine's prompts and, for a model with an encoder, its sources."""
+        return ids, None
 
 
 class StopStringStream:

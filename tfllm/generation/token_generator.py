@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tfllm.errors import SettingError
 from tfllm.generation.config import GenerationConfig
@@ -122,14 +123,15 @@ class ModelLimits:
         ]
 
 
-class TokenGenerator(Protocol):
+class TokenGenerator(ABC):
     """Generates token ids after token ids. It knows no text. One thread at a time may use it."""
 
     limits: ModelLimits
-    max_batch_size: int
+    max_batch_size: int = MAX_BATCH_SIZE
     """Rows that are generated together."""
-    token_ranges: TokenRanges
-    """Half-open ranges of the ids that may be generated; () for all."""
+    token_ranges: TokenRanges = ()
+    """Half-open ranges of the ids that may be generated; () for all. Exported files that generate
+    whole texts have their own."""
 
     def generate(
         self,
@@ -145,8 +147,8 @@ class TokenGenerator(Protocol):
         Args:
             prompts: Token ids. Those of an encoder-decoder begin with its start token.
             config: The settings of all prompts, or of each.
-            on_token: Called with every token as it is generated, but not with those of beam search,
-                which are known at the end.
+            on_token: Called with every token as it is generated, or at the end with those of an
+                exported file that generates whole texts; not with those of beam search.
             steps: How many tokens a row may get between two calls of `on_token`: 1 where tokens are
                 shown at once.
             sources: The source of each prompt, for an encoder-decoder.
@@ -158,6 +160,17 @@ class TokenGenerator(Protocol):
             SettingError: A prompt or source is empty, too long, or holds unknown ids; or a setting
                 is not supported.
         """
+        inputs = self.limits.check_inputs(prompts, config, sources)
+        return self.generate_checked(inputs, on_token, steps)
+
+    @abstractmethod
+    def generate_checked(
+        self,
+        inputs: Sequence[GenerationInputs],
+        on_token: OnToken | None = None,
+        steps: int | None = None,
+    ) -> list[GenerationResult]:
+        """Generate from inputs that `ModelLimits.check_inputs` has checked; see `generate`."""
         ...
 
 

@@ -20,13 +20,12 @@ from tfllm.generation.config import FIELDS, GenerationConfig, signature_fields
 from tfllm.generation.decode_state import STOPPED
 from tfllm.generation.scheduler import pad_batch
 from tfllm.generation.token_generator import (
-    MAX_BATCH_SIZE,
     GenerationInputs,
     GenerationResult,
     Ids,
     ModelLimits,
     OnToken,
-    TokenRanges,
+    TokenGenerator,
     stop_at,
 )
 from tfllm.runtimes.causal_lm import CausalLMPredictor
@@ -94,27 +93,20 @@ def open_seq2seq(
     return Seq2SeqPredictor(model, facts, engine, logits)
 
 
-class SavedModelEngine:
+class SavedModelEngine(TokenGenerator):
     """A TokenGenerator with the signature `generate_tokens` of a causal language model."""
 
     def __init__(self, limits: ModelLimits, signature: Signature):
         self.limits = limits
-        self.max_batch_size = MAX_BATCH_SIZE
-        self.token_ranges: TokenRanges = ()
-        """Not used: the file knows them."""
         self.signature = signature
 
-    def generate(
+    def generate_checked(
         self,
-        prompts: Sequence[Ids],
-        config: GenerationConfig | Sequence[GenerationConfig],
+        inputs: Sequence[GenerationInputs],
         on_token: OnToken | None = None,
-        *,
         steps: int | None = None,
-        sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate. `on_token` gets the tokens of whole texts."""
-        inputs = self.limits.check_inputs(prompts, config, sources)
+        """See TokenGenerator.generate_checked. `on_token` gets the tokens of whole texts."""
         for each in inputs:
             check_settings(each.config)
         results: list[GenerationResult] = []
@@ -126,7 +118,7 @@ class SavedModelEngine:
         return stop_at(results, on_token)
 
 
-class SavedModelSeq2SeqEngine:
+class SavedModelSeq2SeqEngine(TokenGenerator):
     """A TokenGenerator with the signatures of an encoder-decoder.
 
     Args:
@@ -144,22 +136,15 @@ class SavedModelSeq2SeqEngine:
         num_beams: int,
     ):
         self.limits = limits
-        self.max_batch_size = MAX_BATCH_SIZE
-        self.token_ranges: TokenRanges = ()
-        """Not used: the file knows them."""
         self.signatures, self.own_config, self.num_beams = signatures, own_config, num_beams
 
-    def generate(
+    def generate_checked(
         self,
-        prompts: Sequence[Ids],
-        config: GenerationConfig | Sequence[GenerationConfig],
+        inputs: Sequence[GenerationInputs],
         on_token: OnToken | None = None,
-        *,
         steps: int | None = None,
-        sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate. `on_token` gets the tokens of whole texts."""
-        inputs = self.limits.check_inputs(prompts, config, sources)
+        """See TokenGenerator.generate_checked. `on_token` gets the tokens of whole texts."""
         results: list[GenerationResult] = []
         for start in range(0, len(inputs), self.max_batch_size):
             results += self._generate_batch(inputs[start : start + self.max_batch_size])

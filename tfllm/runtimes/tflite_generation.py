@@ -31,10 +31,9 @@ from tfllm.generation.scheduler import pad_batch
 from tfllm.generation.token_generator import (
     GenerationInputs,
     GenerationResult,
-    Ids,
     ModelLimits,
     OnToken,
-    TokenRanges,
+    TokenGenerator,
     stop_at,
 )
 from tfllm.runtimes import causal_lm, seq2seq
@@ -106,7 +105,7 @@ def _has_loop(description: Mapping[str, Any]) -> bool:
     return bool(description.get("profile", {}).get("prompt_length"))
 
 
-class TFLiteStepEngine:
+class TFLiteStepEngine(TokenGenerator):
     """A TokenGenerator that generates one text after the other, step by step."""
 
     def __init__(self, steps: TFLiteSteps):
@@ -115,29 +114,25 @@ class TFLiteStepEngine:
             steps.context, steps.vocabulary_size, max_source_length=steps.source_length or None
         )
         self.max_batch_size = 1
-        self.token_ranges: TokenRanges = ()
-        """Half-open ranges of the ids that may be generated; () for all."""
 
-    def generate(
+    def generate_checked(
         self,
-        prompts: Sequence[Ids],
-        config: GenerationConfig | Sequence[GenerationConfig],
+        inputs: Sequence[GenerationInputs],
         on_token: OnToken | None = None,
-        *,
         steps: int | None = None,
-        sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate. Beam search, which needs many caches, is not supported."""
+        """See TokenGenerator.generate_checked. Beam search, which needs many caches, is not
+        supported."""
         results: list[GenerationResult] = []
-        for inputs in self.limits.check_inputs(prompts, config, sources):
-            if inputs.source:
-                self.steps.encode(inputs.source)
-            if inputs.config.num_beams > 1:
+        for row in inputs:
+            if row.source:
+                self.steps.encode(row.source)
+            if row.config.num_beams > 1:
                 raise SettingError(
                     "--num-beams: a .tflite file keeps one text at a time. Use the checkpoint."
                 )
-            for sequence_index in range(inputs.config.num_return_sequences):
-                results.append(self._text(len(results), inputs, sequence_index, on_token))
+            for sequence_index in range(row.config.num_return_sequences):
+                results.append(self._text(len(results), row, sequence_index, on_token))
         return results
 
     def _text(
@@ -196,7 +191,7 @@ def _choose_graph(flags: GraphFlags, vocabulary_size: int) -> Callable[..., Any]
     return choose
 
 
-class TFLiteLoopEngine:
+class TFLiteLoopEngine(TokenGenerator):
     """A TokenGenerator with `generate` and `generate_batch_N`, which generate whole texts.
 
     Args:
@@ -234,20 +229,14 @@ class TFLiteLoopEngine:
                 max_new_tokens + 1, vocabulary_size, max_source_length=self._width
             )
         self.max_batch_size = max(self._runners)
-        self.token_ranges: TokenRanges = ()
-        """Not used: the file knows them."""
 
-    def generate(
+    def generate_checked(
         self,
-        prompts: Sequence[Ids],
-        config: GenerationConfig | Sequence[GenerationConfig],
+        inputs: Sequence[GenerationInputs],
         on_token: OnToken | None = None,
-        *,
         steps: int | None = None,
-        sources: Sequence[Ids] | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate. `on_token` gets the tokens of whole texts."""
-        inputs = self.limits.check_inputs(prompts, config, sources)
+        """See TokenGenerator.generate_checked. `on_token` gets the tokens of whole texts."""
         for each in inputs:
             check_settings(each.config, self._own_config)
         results: list[GenerationResult] = []
