@@ -163,7 +163,7 @@ def reversed_pairs(corpus, tokenizer, *, source_length, noise_density, mean_span
 
 
 def test_an_objective_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
-    """Trains on plain texts; loads, evaluates and predicts. Exports are those of seq2seq."""
+    """Trains on plain texts; loads, evaluates, predicts and exports."""
     monkeypatch.setitem(OBJECTIVES, "reversal", reversed_pairs)
     (tmp_path / "texts.txt").write_text("one two six ten nine\n" * 30)
     settings = {
@@ -186,6 +186,11 @@ def test_an_objective_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     assert json.loads(result.read_text())["metrics"]["perplexity"] > 0
     (answer,) = map(json.loads, run(capsys, "predict", checkpoint, "ten").splitlines())
     assert isinstance(answer["text"], str)
+
+    exported = tmp_path / "exported"
+    run(capsys, "export", checkpoint, "--to", "savedmodel", "--data", data, "--output", exported)
+    (served,) = open_model(exported).predict([{"source": "ten"}])
+    assert served["text"] == answer["text"]
 
 
 def test_an_unknown_objective_names_the_known():

@@ -178,9 +178,9 @@ def check_bleu(
     checkpoint: Checkpoint, profile: Profile, directory: Path, examples: Sequence[dict[str, Any]]
 ) -> Check:
     """Check BLEU on given pairs against the checkpoint's, both with the file's default settings."""
-    generation = {"num_beams": _default_width(checkpoint, profile), "truncate": True}
+    generation = {"num_beams": _default_width(checkpoint, profile)}
     before, after = (
-        evaluate(model, list(examples), generation=generation)["bleu"]
+        evaluate(model, list(examples), truncate=True, generation=generation)["bleu"]
         for model in (open_checkpoint(checkpoint), open_model(directory))
     )
     limit = profile.tolerance.metric_points
