@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tfllm.export import Artifact, Check
 
 EXAMPLES = """Examples:
 
@@ -51,7 +54,7 @@ def export(
     """Write an artifact, check it against the checkpoint, and keep it only when all checks pass."""
     import tfllm
 
-    checks: list[Any] = []
+    checks: list[Check] = []
     try:
         artifact = tfllm.export(
             model, to, output, data=data, limit=limit, overrides=set or [], on_check=checks.append
@@ -62,7 +65,7 @@ def export(
     print_files(artifact)
 
 
-def print_checks(checks: list[Any]) -> None:
+def print_checks(checks: list[Check]) -> None:
     """Print the table of checks."""
     from rich import box
     from rich.console import Console
@@ -80,7 +83,7 @@ def print_checks(checks: list[Any]) -> None:
     Console(width=width, markup=False, highlight=False).print(table)
 
 
-def print_files(artifact: Any) -> None:
+def print_files(artifact: Artifact) -> None:
     """Print where the artifact is, and its largest files."""
     total = sum(artifact.files.values())
     print(f"{artifact.path}  {total / 1e6:.2f} MB")

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,6 +15,7 @@ from tfllm.cli.export import print_checks, print_files
 from tfllm.cli.options import Overrides, RecipeFile, Resume, RunDirectory
 
 if TYPE_CHECKING:
+    from tfllm.export import Artifact, Check
     from tfllm.training.run import Run
 
 EXAMPLES = """
@@ -87,9 +88,9 @@ def _train(
     choose_backend(recipe, overrides)  # before Keras is imported
     import tfllm
 
-    checks: list[Any] = []
+    checks: list[Check] = []
 
-    def on_export(artifact: Any) -> None:
+    def on_export(artifact: Artifact) -> None:
         print_checks(checks)
         print_files(artifact)
         checks.clear()

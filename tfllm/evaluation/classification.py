@@ -18,11 +18,13 @@ from sklearn import metrics as sk
 
 from tfllm.errors import DataError
 from tfllm.tasks import label_names
+from tfllm.tasks.base import Answer
+from tfllm.tasks.features import Example
 
 BINS = 15  # of equal width, as in Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
-Answers = Sequence[dict[str, Any]]
-Examples = Sequence[dict[str, Any]]
+Answers = Sequence[Answer]
+Examples = Sequence[Example]
 
 
 def single_label(answers: Answers, examples: Examples) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def score_matrix(answers: Answers, labels: Sequence[str]) -> np.ndarray:
     return np.array([[answer["scores"][label] for label in labels] for answer in answers])
 
 
-def number(example: dict[str, Any]) -> float:
+def number(example: Example) -> float:
     """Return the example's label as a number. Raises DataError."""
     try:
         value = float(example["label"])
@@ -247,7 +249,7 @@ def _binary_auc(gold: np.ndarray, score: np.ndarray) -> float | None:
     return float(sk.roc_auc_score(gold, score))
 
 
-def _indicator(chosen: Any, labels: Sequence[str], example: dict[str, Any]) -> list[int]:
+def _indicator(chosen: Any, labels: Sequence[str], example: Example) -> list[int]:
     """[labels] of 0 and 1 from a list of names or indices."""
     positions = label_names.label_indices(chosen, labels, example)
     return [int(index in positions) for index in range(len(labels))]

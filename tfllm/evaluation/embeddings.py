@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from tfllm.evaluation.classification import correlations, number
+from tfllm.tasks.base import Answer
+from tfllm.tasks.features import Example
 
 RANKS = (1, 5, 10)  # recall@k
 SCORED_AT_ONCE = 1024  # queries; bounds the matrix of cosines at 1024 x candidates
 
 
-def embeddings(
-    answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def embeddings(answers: Sequence[Answer], examples: Sequence[Example]) -> dict[str, Any]:
     """Return correlations of cosines with scores, or retrieval metrics.
 
     With a number as `label`: Spearman's and Pearson's correlation of the cosines with it, as STS-B

@@ -11,12 +11,14 @@ import numpy as np
 
 from tfllm.errors import DataError
 from tfllm.tasks import label_names
+from tfllm.tasks.base import Answer
 from tfllm.tasks.entities import bio_tags
+from tfllm.tasks.features import Example
 
 
 def entities(
-    answers: Sequence[dict[str, Any]],
-    examples: Sequence[dict[str, Any]],
+    answers: Sequence[Answer],
+    examples: Sequence[Example],
     labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return precision, recall and F1 of whole entities, per kind too; accuracy of words' tags.
@@ -91,7 +93,7 @@ def tags(words: Sequence[str], entities: Sequence[dict[str, Any]]) -> list[str]:
     return result
 
 
-def _all_tagged(answers: Sequence[dict[str, Any]]) -> bool:
+def _all_tagged(answers: Sequence[Answer]) -> bool:
     return all("tags" in answer for answer in answers)
 
 
@@ -100,7 +102,7 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _gold_tags(example: dict[str, Any], labels: Sequence[str]) -> list[str]:
+def _gold_tags(example: Example, labels: Sequence[str]) -> list[str]:
     words, gold = example.get("words"), example.get("tags")
     where = f"{example['_where']}: " if "_where" in example else ""
     if not isinstance(words, list | tuple) or not isinstance(gold, list | tuple):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfllm.evaluation.language_model import perplexity
+from tfllm.tasks.base import Answer
+from tfllm.tasks.features import Example
 
 
-def masked_tokens(
-    answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def masked_tokens(answers: Sequence[Answer], examples: Sequence[Example]) -> dict[str, Any]:
     """Return masked-LM accuracy (at 1 and at 5) and perplexity over the masked tokens.
 
     Args:
@@ -31,7 +31,7 @@ def masked_tokens(
 
 
 def masked_tokens_and_pairs(
-    answers: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
+    answers: Sequence[Answer], examples: Sequence[Example]
 ) -> dict[str, Any]:
     """Return those of `masked_tokens`, and next-sentence accuracy over all pairs.
 

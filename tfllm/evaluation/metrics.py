@@ -18,7 +18,8 @@ from tfllm.evaluation.masked_tokens import masked_tokens, masked_tokens_and_pair
 from tfllm.evaluation.span_answers import span_answers
 from tfllm.evaluation.text_to_text import text_to_text
 from tfllm.tasks import Task
-from tfllm.tasks.base import Measure
+from tfllm.tasks.base import Answer, Measure
+from tfllm.tasks.features import Example
 
 # By the name that a task gives as its `measure`.
 MEASURES: dict[str, Measure] = {
@@ -43,8 +44,8 @@ def measure_of(task: Task) -> Measure:
 
 def measure(
     task: Task,
-    answers: Sequence[dict[str, Any]],
-    examples: Sequence[dict[str, Any]],
+    answers: Sequence[Answer],
+    examples: Sequence[Example],
     **options: Any,
 ) -> dict[str, Any]:
     """Return the metrics of a task's answers; what is no finite number is None: undefined.

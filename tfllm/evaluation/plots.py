@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfllm.evaluation.classification import calibration_bins
+from tfllm.tasks.base import Answer
+from tfllm.tasks.features import Example
 from tfllm.tasks.label_names import label_index
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ FONTS = (  # the first is inside matplotlib; the others, where installed, have C
 
 def write_plots(
     measured: dict[str, Any],
-    answers: Sequence[dict[str, Any]],
-    examples: Sequence[dict[str, Any]],
+    answers: Sequence[Answer],
+    examples: Sequence[Example],
     directory: str | Path,
 ) -> list[Path]:
     """Write the plots that fit the metrics: confusion_matrix.png and calibration.png.

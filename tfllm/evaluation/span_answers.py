@@ -14,6 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from tfllm.tasks.base import Answer
+from tfllm.tasks.features import Example
+
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = set(string.punctuation)
 
@@ -29,8 +32,8 @@ Language = Literal["auto", "en", "zh"]
 
 
 def span_answers(
-    answers: Sequence[dict[str, Any]],
-    examples: Sequence[dict[str, Any]],
+    answers: Sequence[Answer],
+    examples: Sequence[Example],
     language: Language = "auto",
 ) -> dict[str, Any]:
     """Return exact match and F1, the best over an example's gold answers, as official scripts do.
@@ -60,7 +63,7 @@ def span_answers(
     return result
 
 
-def gold_texts(example: dict[str, Any]) -> list[str]:
+def gold_texts(example: Example) -> list[str]:
     """The gold answers of an example; none when the question has no answer."""
     answers = example.get("answers") or {}
     texts = (answers.get("text") or []) if isinstance(answers, dict) else answers
@@ -120,7 +123,7 @@ def segments(text: str) -> list[str]:
 
 
 def _rules(
-    example: dict[str, Any], language: Language, version_2: bool
+    example: Example, language: Language, version_2: bool
 ) -> tuple[Callable[[str, str], float], Callable[[str, str], float], Callable]:
     """(exact, f1, the gold texts that count) for one example."""
     read = f"{example.get('question', '')} {example.get('context', '')}"

@@ -6,11 +6,13 @@ Source: Papineni et al. 2002 (BLEU), Popović 2015 (chrF), Snover et al. 2006 (T
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from tfllm.evaluation.language_model import perplexity
 from tfllm.evaluation.rouge import is_chinese, rouge
+from tfllm.tasks.base import Answer
+from tfllm.tasks.features import Example
 from tfllm.tasks.seq2seq import source_of, targets_of
 
 Tokenize = Literal["auto", "13a", "zh", "char", "intl", "none"]
@@ -19,8 +21,8 @@ SAMPLES = 20  # texts that are shown beside their sources and targets
 
 
 def text_to_text(
-    answers: Sequence[Mapping[str, Any]],
-    examples: Sequence[Mapping[str, Any]],
+    answers: Sequence[Answer],
+    examples: Sequence[Example],
     *,
     tokenize: Tokenize = "auto",
 ) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def scores(
     return measured
 
 
-def likelihood(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def likelihood(answers: Sequence[Answer]) -> dict[str, float]:
     """Return loss, perplexity and accuracy over the tokens of all targets."""
     count = sum(answer["token_count"] for answer in answers)
     loss = -sum(answer["log_probability"] for answer in answers) / max(1, count)
@@ -89,9 +91,7 @@ def likelihood(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def samples(
-    answers: Sequence[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def samples(answers: Sequence[Answer], examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Return SAMPLES of the texts with source and target, evenly from the whole file."""
     count = min(SAMPLES, len(answers))
     positions = [len(answers) * number // count for number in range(count)]

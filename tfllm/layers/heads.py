@@ -17,7 +17,7 @@ from keras import ops
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.layers.activations import get_activation
 from tfllm.layers.projections import truncated_normal
-from tfllm.layers.types import Shape, Tensor
+from tfllm.layers.types import ModelConfig, Shape, Tensor
 
 POOLINGS = ("mean", "first", "max", "last", "weighted_mean", "root_mean", "pooler")
 OPTIONAL: dict[str, Any] = {
@@ -38,7 +38,7 @@ OPTIONAL: dict[str, Any] = {
 """Fields of a config that heads ask for, and their values where it has none."""
 
 
-def _field(config: Any, name: str) -> Any:
+def _field(config: ModelConfig, name: str) -> Any:
     return getattr(config, name, OPTIONAL[name])
 
 
@@ -74,7 +74,7 @@ class GatherPositions(keras.layers.Layer):
         return keras.KerasTensor((*positions.shape, hidden.shape[-1]), dtype=hidden.dtype)
 
 
-def pooler(hidden: Tensor, config: Any) -> Tensor:
+def pooler(hidden: Tensor, config: ModelConfig) -> Tensor:
     """Project the first token's hidden state: (B, T, D) to (B, D).
 
     BERT's tanh "pooler", DistilBERT's relu "pre_classifier", the gelu layer of ELECTRA's classifier
@@ -89,7 +89,7 @@ def pooler(hidden: Tensor, config: Any) -> Tensor:
 
 
 def classification_head(
-    hidden: Tensor, config: Any, num_labels: int, padding_mask: Tensor | None = None
+    hidden: Tensor, config: ModelConfig, num_labels: int, padding_mask: Tensor | None = None
 ) -> Tensor:
     """Classify whole texts.
 
@@ -112,12 +112,12 @@ def classification_head(
     return _dense(num_labels, config, "classifier")(pooled)
 
 
-def token_classification_head(hidden: Tensor, config: Any, num_labels: int) -> Tensor:
+def token_classification_head(hidden: Tensor, config: ModelConfig, num_labels: int) -> Tensor:
     """Classify every token: (B, T, D) to logits (B, T, num_labels)."""
     return _dense(num_labels, config, "classifier")(_dropout(config)(hidden))
 
 
-def span_head(hidden: Tensor, config: Any) -> Tensor:
+def span_head(hidden: Tensor, config: ModelConfig) -> Tensor:
     """Score every token as an answer's start ([..., 0]) and end ([..., 1]).
 
     (B, T, D) to logits (B, T, 2), as BERT for SQuAD (Devlin et al. 2019, section 4.2).
@@ -125,7 +125,7 @@ def span_head(hidden: Tensor, config: Any) -> Tensor:
     return _dense(2, config, "span")(hidden)
 
 
-def masked_lm_head(hidden: Tensor, config: Any, backbone: keras.Model) -> Tensor:
+def masked_lm_head(hidden: Tensor, config: ModelConfig, backbone: keras.Model) -> Tensor:
     """Predict masked tokens (Devlin et al. 2019, section 3.1).
 
     Args:
@@ -185,7 +185,7 @@ def masked_lm_at_positions(model: keras.Model) -> keras.Model:
     return keras.Model(inputs, {**others, **outputs}, name=model.name)
 
 
-def lm_head(hidden: Tensor, config: Any, backbone: keras.Model) -> Tensor:
+def lm_head(hidden: Tensor, config: ModelConfig, backbone: keras.Model) -> Tensor:
     """Predict the token after each.
 
     Args:
@@ -215,7 +215,7 @@ def lm_head(hidden: Tensor, config: Any, backbone: keras.Model) -> Tensor:
 
 def token_logits(
     hidden: Tensor,
-    config: Any,
+    config: ModelConfig,
     layers: Mapping[str, keras.layers.Layer],
     scale: Tensor | float | None = None,
 ) -> Tensor:
@@ -254,7 +254,7 @@ def bound_logits(logits: Tensor, cap: float) -> Tensor:
     return ops.multiply(ops.tanh(ops.divide(logits, ops.add(zero, cap))), cap)
 
 
-def next_sentence_head(hidden: Tensor, config: Any) -> Tensor:
+def next_sentence_head(hidden: Tensor, config: ModelConfig) -> Tensor:
     """Predict whether the second text follows the first (Devlin et al. 2019, section 3.1).
 
     Returns:
@@ -263,7 +263,7 @@ def next_sentence_head(hidden: Tensor, config: Any) -> Tensor:
     return _dense(2, config, "next_sentence")(pooler(hidden, config))
 
 
-def replaced_token_head(hidden: Tensor, config: Any) -> Tensor:
+def replaced_token_head(hidden: Tensor, config: ModelConfig) -> Tensor:
     """Detect replaced tokens, as ELECTRA's discriminator does (Clark et al. 2020).
 
     Returns:
@@ -283,7 +283,7 @@ def text_embedding(
     padding_mask: Tensor,
     pooling: str = "mean",
     normalize: bool = True,
-    config: Any = None,
+    config: ModelConfig | None = None,
 ) -> Tensor:
     """Pool hidden states to one embedding per text (Reimers and Gurevych 2019).
 
@@ -320,6 +320,7 @@ def text_embedding(
     elif pooling == "first":
         x = ops.cast(hidden[:, 0], "float32")
     else:
+        assert config is not None
         x = ops.cast(pooler(hidden, config), "float32")
     if normalize:
         x = x / ops.maximum(ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)), 1e-12)
@@ -334,11 +335,11 @@ def masked_mean(hidden: Tensor, weights: Tensor) -> Tensor:
     return ops.sum(ops.cast(hidden, "float32") * weights, axis=1) / total
 
 
-def _dense(units: int, config: Any, name: str) -> keras.layers.Dense:
+def _dense(units: int, config: ModelConfig, name: str) -> keras.layers.Dense:
     initializer = truncated_normal(_field(config, "initializer_range"))
     return keras.layers.Dense(units, kernel_initializer=initializer, dtype="float32", name=name)
 
 
-def _dropout(config: Any, name: str = "head_dropout") -> keras.layers.Dropout:
+def _dropout(config: ModelConfig, name: str = "head_dropout") -> keras.layers.Dropout:
     rate = _field(config, "classifier_dropout")
     return keras.layers.Dropout(_field(config, "dropout") if rate is None else rate, name=name)

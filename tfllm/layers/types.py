@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 Tensor = Any
 """A tensor of Keras' backend, a NumPy array, or a symbolic `keras.KerasTensor`."""
@@ -15,3 +15,22 @@ KeysAndValues = tuple[Tensor, Tensor]
 Cache = KeysAndValues | Callable[[Tensor, Tensor], KeysAndValues]
 """Keys and values of earlier tokens; or a function from the new ones to all that are attended to,
 for a runtime that stores them first."""
+
+
+class ModelConfig(Protocol):
+    """What heads and tasks ask of a family's Config; `heads.OPTIONAL` has more, with defaults."""
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the hidden states."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids."""
+        ...
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Most tokens of a row."""
+        ...

@@ -5,7 +5,7 @@ examples --features--> Features --batch--> model --> outputs --answers--> JSON d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,11 +17,17 @@ from tfllm.tasks.features import ClassWeights, Example, Features, TokenCorpus
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 Answer = dict[str, Any]
+"""What a model answers to one example: a JSON line of `tfllm predict`."""
+Signatures = dict[str, "tf.types.experimental.PolymorphicFunction"]
+"""Serving signatures by name."""
 Measure = Callable[..., dict[str, Any]]
 Backbone = Literal["encoder", "decoder", "encoder_decoder"]
 
@@ -104,7 +110,7 @@ class Task(Settings):
         return ()
 
     @property
-    def head_key(self) -> tuple[Any, ...]:
+    def head_key(self) -> tuple[Hashable, ...]:
         """What decides the head's variables and their meaning: heads with equal keys are alike."""
         return (self.kind,)
 
@@ -140,7 +146,7 @@ class Task(Settings):
         """Return a copy whose decoder starts with this token, where the settings name none."""
         return self
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Put the head on a backbone.
 
         Args:
@@ -234,7 +240,7 @@ class Task(Settings):
         """
         raise NotImplementedError
 
-    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
         """Return one JSON dict per example.
 
         Args:
@@ -243,13 +249,11 @@ class Task(Settings):
         """
         raise NotImplementedError
 
-    def pair_answer(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    def pair_answer(self, first: np.ndarray, second: np.ndarray) -> Answer:
         """Return the answer for the outputs [D] of a pair's texts, where `encodes_pairs_apart`."""
         raise NotImplementedError
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """Return the answer for one example from the outputs of the signature `serving_default`.
 
         Args:
@@ -258,7 +262,7 @@ class Task(Settings):
         """
         raise NotImplementedError
 
-    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+    def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
         """Return serving signatures: name -> tf.function, every input and output with a batch axis.
 
         The functions capture the model's variables and the tokenizer's tables; keep both alive.

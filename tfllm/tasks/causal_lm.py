@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from tfllm.errors import DataError, SettingError
-from tfllm.tasks.base import NextToken
+from tfllm.tasks.base import Answer, NextToken
 from tfllm.tasks.features import Example, Features, TokenCorpus, TokenWindows, text_field, where
 from tfllm.tasks.objectives import packing
 from tfllm.tasks.objectives.packing import CorpusTokenStream, TokenStream
@@ -19,6 +19,7 @@ from tfllm.tasks.objectives.packing import CorpusTokenStream, TokenStream
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
 
@@ -91,7 +92,7 @@ class CausalLM(NextToken):
             return {}
         return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores float32 [B, T, V]."""
         import keras
 
@@ -208,9 +209,7 @@ class CausalLM(NextToken):
                 left_out, len(examples),
             )  # fmt: skip
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """From `text`."""
         return {"text": outputs["text"].decode()}  # type: ignore[attr-defined]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from tfllm.errors import CheckpointError
 from tfllm.tasks import huggingface, label_names
-from tfllm.tasks.base import Task
+from tfllm.tasks.base import Answer, Signatures, Task
 from tfllm.tasks.features import (
     ClassWeights,
     Example,
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tokenizers.base import Tokenizer
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 
 class Classification(Task):
@@ -84,7 +86,7 @@ class Classification(Task):
         }[self.problem]
 
     @property
-    def head_key(self) -> tuple[Any, ...]:
+    def head_key(self) -> tuple[Hashable, ...]:
         """The labels, the problem and the pooling."""
         return (self.kind, self.labels, self.problem, self.pooling)
 
@@ -129,7 +131,7 @@ class Classification(Task):
             changes["pair"] = label_names.have_field(examples, "text_pair")
         return self.model_copy(update=changes)
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores [B, C]; regression: values [B, 1]."""
         import keras
 
@@ -193,7 +195,7 @@ class Classification(Task):
             return [metrics.mean_metric("accuracy", metrics.label_accuracy)]
         return [metrics.Accuracy()]
 
-    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
         """`{"label", "scores": {label: probability}}`.
 
         Multi-label: `label` is the list of labels above 1/2. Regression: `label` is the number
@@ -201,7 +203,7 @@ class Classification(Task):
         """
         return [self.answer_from_logits(np.asarray(output, np.float32)) for output in outputs]
 
-    def answer_from_logits(self, scores: np.ndarray) -> dict[str, Any]:
+    def answer_from_logits(self, scores: np.ndarray) -> Answer:
         """The answer for raw scores float32 [C]."""
         if self.problem == "regression":
             if self.size == 1:
@@ -211,16 +213,14 @@ class Classification(Task):
             return self.answer_from_probabilities(1.0 / (1.0 + np.exp(-scores)))
         return self.answer_from_probabilities(softmax(scores))
 
-    def answer_from_probabilities(self, probabilities: np.ndarray) -> dict[str, Any]:
+    def answer_from_probabilities(self, probabilities: np.ndarray) -> Answer:
         """The answer for probabilities [C], for example those that a signature gave."""
         scores = _by_label(self.labels, probabilities)
         if self.problem == "multi_label":
             return {"label": [name for name, p in scores.items() if p > 0.5], "scores": scores}
         return {"label": self.labels[int(np.argmax(probabilities))], "scores": scores}
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """From `scores`, or from `score` of a number."""
         if "score" in outputs:
             return {"label": float(outputs["score"])}
@@ -228,7 +228,7 @@ class Classification(Task):
             return {"scores": _by_label(self.labels, outputs["scores"])}
         return self.answer_from_probabilities(outputs["scores"])
 
-    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+    def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
         """Return `serving_default`, `tokens`, and `classify` or `regress`.
 
         serving_default: text (text_pair) string[B] -> label string[B], scores float[B, C], the

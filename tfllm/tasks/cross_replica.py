@@ -9,14 +9,16 @@ from typing import Any
 
 import keras
 
+from tfllm.layers.types import Tensor
 
-def all_reduce_sum(value: Any) -> Any:
+
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of a scalar over all replicas."""
     context = _context()
     return value if context is None else context.all_reduce("SUM", value)
 
 
-def all_gather_rows(rows: Any) -> tuple[Any, Any]:
+def all_gather_rows(rows: Tensor) -> tuple[Tensor, Tensor | int]:
     """Rows [B, D] of all replicas, one after another, and how many stand before the own ones.
 
     Gradients go back to the replica that a row came from.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from tfllm.errors import DataError, did_you_mean
 from tfllm.tasks import label_names
-from tfllm.tasks.base import Task
+from tfllm.tasks.base import Answer, Signatures, Task
 from tfllm.tasks.features import (
     ClassWeights,
     Example,
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tokenizers.base import Tokenizer
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +106,11 @@ class Embedding(Task):
         return ("accuracy", "mrr", *recalls, "pearson", "spearman")
 
     @property
-    def head_key(self) -> tuple[Any, ...]:
+    def head_key(self) -> tuple[Hashable, ...]:
         """Whether there is a pooler: other poolings have no variables."""
         return (self.kind, self.pooling == "pooler")
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Vectors [B, D]."""
         import keras
 
@@ -205,14 +207,14 @@ class Embedding(Task):
             return []
         return [metrics.mean_metric("accuracy", metrics.in_batch_accuracy)]
 
-    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
         """`{"embedding": [...]}`; of pairs also `embedding_pair` and `similarity`."""
         vectors = [np.asarray(output, np.float32) for output in outputs]
         if features.group == 1:
             return [{"embedding": vector.tolist()} for vector in vectors]
         return [self.pair_answer(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
 
-    def pair_answer(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    def pair_answer(self, first: np.ndarray, second: np.ndarray) -> Answer:
         """The answer for the vectors [D] of a pair of texts."""
         return {
             "embedding": first.tolist(),
@@ -220,13 +222,11 @@ class Embedding(Task):
             "similarity": SIMILARITIES[self.similarity](first, second),
         }
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """From `embedding`."""
         return {"embedding": outputs["embedding"].tolist()}
 
-    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+    def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
         """Return `serving_default`: text string[B] -> embedding float[B, D]; and `tokens`."""
         import tensorflow as tf
 

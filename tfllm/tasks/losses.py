@@ -16,6 +16,7 @@ import keras
 from keras import ops, tree
 
 from tfllm.errors import SettingError, did_you_mean
+from tfllm.layers.types import Tensor
 from tfllm.tasks import cross_replica
 from tfllm.tasks.features import IGNORED, ClassWeights
 
@@ -29,24 +30,24 @@ class TaskLoss(keras.losses.Loss):
     Keras' own losses weighs replicas alike, however many tokens each of them has.)
     """
 
-    def values(self, targets: Any, outputs: Any) -> Any:
+    def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
         """The loss of every target, float32, before `counts` weighs it."""
         raise NotImplementedError
 
-    def counts(self, targets: Any) -> Any:
+    def counts(self, targets: Tensor) -> Tensor:
         """How much every target counts in the mean: float32 in the shape of `values`."""
         return ops.ones_like(ops.cast(targets, "float32"))
 
-    def align_targets(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    def align_targets(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         """The targets and outputs that `values` compares."""
         return y_true, y_pred
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The loss of every target, 0 where it does not count: what Keras reduces."""
         targets, outputs = self.align_targets(y_true, y_pred)
         return self.values(targets, outputs) * self.counts(targets)
 
-    def parts(self, y_true: Any, y_pred: Any) -> Any:
+    def parts(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The mean over what counts, which the training step differentiates.
 
         A structure of means where the loss is a sum of several; `counts` has the same structure.
@@ -54,7 +55,7 @@ class TaskLoss(keras.losses.Loss):
         targets, outputs = self.align_targets(y_true, y_pred)
         return weighted_mean(self.values(targets, outputs), self.counts(targets))
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         """The losses, reduced as `reduction` says."""
         with keras.name_scope(self.name):
             y_true = tree.map_structure(ops.convert_to_tensor, y_true)
@@ -95,7 +96,7 @@ class CrossEntropy(TaskLoss):
         self.label_smoothing = label_smoothing
         self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
 
-    def counts(self, targets: Any) -> Any:
+    def counts(self, targets: Tensor) -> Tensor:
         """The class weight of each target, 0 where it is ignored."""
         targets = ops.cast(targets, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
@@ -104,7 +105,7 @@ class CrossEntropy(TaskLoss):
             counts = counts * ops.take(weights, ops.maximum(targets, 0))
         return counts
 
-    def values(self, targets: Any, outputs: Any) -> Any:
+    def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
         targets = ops.maximum(ops.cast(targets, "int32"), 0)
         losses = ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
         if self.label_smoothing:
@@ -123,7 +124,7 @@ class MaskedCrossEntropy(CrossEntropy):
     """Cross entropy of masked tokens: targets int [B, T]; outputs [B, T, V], or the dict of a model
     that gives scores at some positions only (`tfllm.layers.heads.masked_lm_at_positions`)."""
 
-    def align_targets(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    def align_targets(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
         return at_positions(y_true, y_pred)
 
 
@@ -138,27 +139,27 @@ class PretrainingLoss(CrossEntropy):
     def __init__(self, name: str = "pretraining", **options: Any):
         super().__init__(name=name, **options)
 
-    def counts(self, targets: Any) -> Any:
+    def counts(self, targets: Tensor) -> Tensor:
         """What counts in each of the two means."""
         return tree.map_structure(super().counts, targets)
 
-    def parts(self, y_true: Any, y_pred: Any) -> dict[str, Any]:
+    def parts(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
         """Both means, of which the loss is the sum."""
         each = self._each(y_true, y_pred)
         return {name: super(PretrainingLoss, self).parts(*both) for name, both in each.items()}
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         if not isinstance(y_pred, dict):
             return super().__call__(y_true, y_pred, sample_weight)
         each = self._each(y_true, y_pred).values()
         return sum(super(PretrainingLoss, self).__call__(*both, sample_weight) for both in each)
 
-    def _each(self, y_true: Any, y_pred: Any) -> dict[str, tuple[Any, Any]]:
+    def _each(self, y_true: Tensor, y_pred: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         pairs = y_true["next_sentence"], y_pred["next_sentence"]
         return {"tokens": at_positions(y_true["tokens"], y_pred), "next_sentence": pairs}
 
 
-def at_positions(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+def at_positions(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
     """Targets and scores of tokens, at the positions where there are scores.
 
     Targets [B, T] with outputs [B, T, V], or with `tokens` [B, P, V] and `positions` [B, P]: then
@@ -190,10 +191,10 @@ class SigmoidCrossEntropy(TaskLoss):
         self.label_smoothing = label_smoothing
         self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
 
-    def counts(self, targets: Any) -> Any:
+    def counts(self, targets: Tensor) -> Tensor:
         return ops.ones_like(ops.cast(targets[..., 0], "float32"))
 
-    def values(self, targets: Any, outputs: Any) -> Any:
+    def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
         targets = ops.cast(targets, "float32")
         targets = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
         losses = ops.binary_crossentropy(targets, outputs, from_logits=True)
@@ -215,11 +216,11 @@ class SquaredError(TaskLoss):
     def __init__(self, name: str = "squared_error", **options: Any):
         super().__init__(name=name, **options)
 
-    def counts(self, targets: Any) -> Any:
+    def counts(self, targets: Tensor) -> Tensor:
         targets = ops.cast(targets, "float32")
         return ops.ones_like(targets if len(targets.shape) == 1 else targets[..., 0])
 
-    def values(self, targets: Any, outputs: Any) -> Any:
+    def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
         targets = ops.reshape(ops.cast(targets, outputs.dtype), ops.shape(outputs))
         return ops.mean(ops.square(targets - outputs), axis=-1)
 
@@ -234,10 +235,10 @@ class SpanCrossEntropy(TaskLoss):
     def __init__(self, name: str = "span_cross_entropy", **options: Any):
         super().__init__(name=name, **options)
 
-    def counts(self, targets: Any) -> Any:
+    def counts(self, targets: Tensor) -> Tensor:
         return ops.ones_like(ops.cast(targets[..., 0], "float32"))
 
-    def values(self, targets: Any, outputs: Any) -> Any:
+    def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
         scores = ops.transpose(outputs, (0, 2, 1))  # [B, 2, T]
         targets = ops.cast(targets, "int32")
         both = ops.sparse_categorical_crossentropy(targets, scores, from_logits=True)  # [B, 2]
@@ -257,7 +258,7 @@ class InBatchNegatives(TaskLoss):
         super().__init__(name=name, **options)
         self.scale = scale
 
-    def values(self, targets: Any, outputs: Any) -> Any:
+    def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
         cosines, partner = pair_cosines(outputs)
         return ops.sparse_categorical_crossentropy(partner, self.scale * cosines, from_logits=True)
 
@@ -275,13 +276,13 @@ class CosineError(TaskLoss):
     def __init__(self, name: str = "cosine_error", **options: Any):
         super().__init__(name=name, **options)
 
-    def values(self, targets: Any, outputs: Any) -> Any:
+    def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
         pairs = unit_pairs(outputs)
         cosines = ops.sum(pairs[:, 0] * pairs[:, 1], axis=-1)
         return ops.square(cosines - ops.cast(targets, "float32"))
 
 
-def pair_cosines(vectors: Any) -> tuple[Any, Any]:
+def pair_cosines(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines [B, R] of every first text with every second of all replicas, and int32 [B]: which
     of these is its own."""
     pairs = unit_pairs(vectors)
@@ -290,7 +291,7 @@ def pair_cosines(vectors: Any) -> tuple[Any, Any]:
     return ops.matmul(pairs[:, 0], ops.transpose(seconds)), own
 
 
-def unit_pairs(vectors: Any) -> Any:
+def unit_pairs(vectors: Tensor) -> Tensor:
     """Vectors [B, 2, D] at length 1 in float32.
 
     Raises SettingError for vectors of single texts: shuffled rows would no longer be pairs.
@@ -303,14 +304,14 @@ def unit_pairs(vectors: Any) -> Any:
     return ops.normalize(ops.cast(vectors, "float32"), axis=-1)
 
 
-def to_float32(outputs: Any) -> Any:
+def to_float32(outputs: Tensor) -> Tensor:
     """A tensor; numbers of another precision in float32."""
     outputs = ops.convert_to_tensor(outputs)
     is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(outputs.dtype))
     return ops.cast(outputs, "float32") if is_float else outputs
 
 
-def align_weights(weights: Any, values: Any) -> Any:
+def align_weights(weights: Tensor, values: Tensor) -> Tensor:
     """Weights [B] or in the shape of the values, with axes so that both multiply."""
     weights = ops.cast(ops.convert_to_tensor(weights), "float32")
     missing = len(values.shape) - len(weights.shape)
@@ -319,7 +320,7 @@ def align_weights(weights: Any, values: Any) -> Any:
     return ops.reshape(weights, (*ops.shape(weights), *(1,) * missing))
 
 
-def weighted_mean(values: Any, weights: Any, axis: int | None = None) -> Any:
+def weighted_mean(values: Tensor, weights: Tensor, axis: int | None = None) -> Tensor:
     """sum(values * weights) / sum(weights), 0 where nothing counts."""
     total = ops.sum(weights, axis=axis)
     return ops.sum(values * weights, axis=axis) / ops.where(total > 0, total, ops.ones_like(total))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from tfllm.tasks.base import Task
+from tfllm.tasks.base import Answer, Signatures, Task
 from tfllm.tasks.features import (
     ClassWeights,
     Example,
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tokenizers.base import Encoding, Tokenizer
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 SPACES = " \t\n\f\r"  # RE2's \s, which the serving graph uses
 
@@ -59,7 +61,7 @@ class MaskedTokenTask(Task):
 
         return heads.masked_lm_at_positions(model)
 
-    def mask_answer(self, scores: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
+    def mask_answer(self, scores: np.ndarray, detail: dict[str, Any]) -> Answer:
         """The answer for a text with masks: scores [T, V], `detail` of `features_to_fill`."""
         vocabulary = detail["tokenizer"].vocabulary
         masks, tokens = [], []
@@ -98,7 +100,7 @@ class MaskedLM(MaskedTokenTask):
         """Over the masked tokens."""
         return MASKED_TOKEN_METRICS
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores [B, T, V]."""
         import keras
 
@@ -178,7 +180,7 @@ class MaskedLM(MaskedTokenTask):
 
         return [metrics.Accuracy(), metrics.Perplexity()]
 
-    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
         """`{"text", "masks": [{"token", "score", "candidates": [{"token", "score"}]}]}`.
 
         Each [MASK] of the text gets its most probable token; one beyond `max_length` stays.
@@ -186,9 +188,7 @@ class MaskedLM(MaskedTokenTask):
         rows = zip(outputs, features.details, strict=True)
         return [self.mask_answer(np.asarray(output), detail) for output, detail in rows]
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """From `text`, and `tokens` and `scores` of its masks, padded with "" and 0."""
         masks = []
         for tokens, scores in zip(outputs["tokens"], outputs["scores"], strict=True):
@@ -200,7 +200,7 @@ class MaskedLM(MaskedTokenTask):
                 masks.append({**candidates[0], "candidates": candidates})
         return {"text": outputs["text"].decode(), "masks": masks}  # type: ignore[attr-defined]
 
-    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+    def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
         """Return `serving_default`: text string[B] -> text with its [MASK] filled, and candidates.
 
         tokens string[B, M, K] and scores float[B, M, K]: the K best of each mask, padded with ""
@@ -212,6 +212,7 @@ class MaskedLM(MaskedTokenTask):
         from tfllm.tasks.fill_mask_graph import fill_masks as fill_masks_in_graph
 
         python = graph_tokenizer.tokenizer
+        assert python.mask_token_id is not None
         mask = python.vocabulary[python.mask_token_id]
         manners, contents = map(tf.constant, zip(*python.fill_mask_texts, strict=True))
 

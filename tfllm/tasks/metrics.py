@@ -6,13 +6,14 @@ The full measures of a file (F1, AUC, entities, exact match) are tfllm.evaluatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
 from tfllm.keras_internals import set_direction
+from tfllm.layers.types import Tensor
 from tfllm.tasks.features import IGNORED
 from tfllm.tasks.losses import align_weights, at_positions, pair_cosines, registered
 from tfllm.tasks.metric_directions import direction
@@ -26,11 +27,11 @@ class TokenMean(keras.metrics.Metric):
         self.total = self.add_variable((), "zeros", name="total")
         self.count = self.add_variable((), "zeros", name="count")
 
-    def value(self, targets: Any, outputs: Any) -> Any:
+    def value(self, targets: Tensor, outputs: Tensor) -> Tensor:
         """What is averaged: targets int [...], outputs [..., C] to [...]."""
         raise NotImplementedError
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         y_true, y_pred = at_positions(y_true, y_pred)
         targets = ops.cast(y_true, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
@@ -40,7 +41,7 @@ class TokenMean(keras.metrics.Metric):
         self.total.assign_add(ops.sum(ops.cast(values, "float32") * counts))
         self.count.assign_add(ops.sum(counts))
 
-    def result(self) -> Any:
+    def result(self) -> Tensor:
         return ops.divide_no_nan(self.total, self.count)
 
 
@@ -52,7 +53,7 @@ class Accuracy(TokenMean):
         super().__init__(name, **options)
         set_direction(self, "up")  # for Keras' EarlyStopping and ModelCheckpoint
 
-    def value(self, targets: Any, outputs: Any) -> Any:
+    def value(self, targets: Tensor, outputs: Tensor) -> Tensor:
         return ops.equal(targets, ops.cast(ops.argmax(outputs, axis=-1), "int32"))
 
 
@@ -64,14 +65,14 @@ class Perplexity(TokenMean):
         super().__init__(name, **options)
         set_direction(self, "down")
 
-    def value(self, targets: Any, outputs: Any) -> Any:
+    def value(self, targets: Tensor, outputs: Tensor) -> Tensor:
         return ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
 
-    def result(self) -> Any:
+    def result(self) -> Tensor:
         return ops.exp(super().result())
 
 
-def mean_metric(name: str, function: Any) -> keras.metrics.Metric:
+def mean_metric(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> keras.metrics.Metric:
     """The mean over examples of `function(targets, outputs)`, which is a registered function."""
     metric = keras.metrics.MeanMetricWrapper(fn=function, name=name)
     set_direction(metric, "up" if direction(name) == "maximize" else "down")
@@ -79,32 +80,32 @@ def mean_metric(name: str, function: Any) -> keras.metrics.Metric:
 
 
 @registered
-def label_accuracy(targets: Any, outputs: Any) -> Any:
+def label_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
     """Multi-label: per example the share of labels on the right side of 1/2."""
     return ops.mean(ops.cast(ops.equal(targets > 0.5, outputs > 0), "float32"), axis=-1)
 
 
 @registered
-def squared_error(targets: Any, outputs: Any) -> Any:
+def squared_error(targets: Tensor, outputs: Tensor) -> Tensor:
     """Per example: targets [B] or [B, C], outputs [B, 1] or [B, C] to [B]."""
     return ops.mean(ops.square(ops.reshape(targets, ops.shape(outputs)) - outputs), axis=-1)
 
 
 @registered
-def absolute_error(targets: Any, outputs: Any) -> Any:
+def absolute_error(targets: Tensor, outputs: Tensor) -> Tensor:
     """Per example, as squared_error."""
     return ops.mean(ops.abs(ops.reshape(targets, ops.shape(outputs)) - outputs), axis=-1)
 
 
 @registered
-def span_accuracy(targets: Any, outputs: Any) -> Any:
+def span_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
     """Per row 1 where start and end both have the highest score: [B, 2], [B, T, 2] to [B]."""
     best = ops.cast(ops.argmax(outputs, axis=1), "int32")
     return ops.cast(ops.all(ops.equal(best, ops.cast(targets, "int32")), axis=-1), "float32")
 
 
 @registered
-def in_batch_accuracy(targets: Any, outputs: Any) -> Any:
+def in_batch_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
     """Per pair 1 where its own second text is the nearest in the batch: [B, 2, D] to [B]."""
     cosines, own = pair_cosines(outputs)
     nearest = ops.cast(ops.argmax(cosines, axis=-1), "int32")
@@ -112,8 +113,8 @@ def in_batch_accuracy(targets: Any, outputs: Any) -> Any:
 
 
 def metrics_of_outputs(
-    metrics: Any, targets: Any, outputs: Any
-) -> Iterator[tuple[keras.metrics.Metric, Any, Any]]:
+    metrics: Any, targets: Tensor, outputs: Tensor
+) -> Iterator[tuple[keras.metrics.Metric, Tensor, Tensor]]:
     """Every metric of `Task.metrics` with the targets and outputs that it is of.
 
     `metrics` may be {output: list}. Outputs at positions keep all of them beside their tokens.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from tfllm.tasks import label_names
-from tfllm.tasks.base import Task
+from tfllm.tasks.base import Answer, Signatures, Task
 from tfllm.tasks.classification import softmax
 from tfllm.tasks.features import (
     ClassWeights,
@@ -22,7 +22,9 @@ from tfllm.tasks.metric_directions import LABEL_METRICS
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tokenizers.base import Tokenizer
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 LABELS = ("is_next", "not_next")  # in the order of the outputs
 
@@ -56,7 +58,7 @@ class NextSentence(Task):
         """Those of classification."""
         return LABEL_METRICS
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores [B, 2]."""
         import keras
 
@@ -95,19 +97,17 @@ class NextSentence(Task):
 
         return [metrics.Accuracy()]
 
-    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
         """`{"label": "is_next" or "not_next", "scores": {label: probability}}`."""
         return [
             answer_from_probabilities(softmax(np.asarray(output, np.float32))) for output in outputs
         ]
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """From `is_next`, a probability."""
         return answer_from_probabilities(np.array([outputs["is_next"], 1 - outputs["is_next"]]))
 
-    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+    def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
         """Return `serving_default`: text, text_pair string[B] -> is_next float[B]; and `tokens`."""
         import tensorflow as tf
 
@@ -125,7 +125,7 @@ class NextSentence(Task):
         }
 
 
-def answer_from_probabilities(probabilities: np.ndarray) -> dict[str, Any]:
+def answer_from_probabilities(probabilities: np.ndarray) -> Answer:
     """The answer for the probabilities [2] of LABELS."""
     scores = {name: float(value) for name, value in zip(LABELS, probabilities, strict=True)}
     return {"label": LABELS[int(np.argmax(probabilities))], "scores": scores}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tfllm.tasks import next_sentence
+from tfllm.tasks.base import Answer
 from tfllm.tasks.classification import softmax
 from tfllm.tasks.features import (
     ClassWeights,
@@ -29,6 +30,7 @@ from tfllm.tasks.objectives.masking import MaskedFeatures, UnmaskedRow, draw_mas
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tokenizers.base import Tokenizer
 
 
@@ -54,7 +56,7 @@ class Pretraining(MaskedTokenTask):
         """Over the masked tokens, and over the pairs."""
         return (*MASKED_TOKEN_METRICS, "masked_accuracy", "next_sentence_accuracy")
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores `tokens` float32 [B, T, V] and `next_sentence` float32 [B, 2]."""
         import keras
 
@@ -143,7 +145,7 @@ class Pretraining(MaskedTokenTask):
             "next_sentence": [metrics.Accuracy("next_sentence_accuracy")],
         }
 
-    def answers(self, outputs: Sequence[Any], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[Any], features: Features) -> list[Answer]:
         """Those of masked_lm; where an example has two texts, those of next_sentence as well."""
         answers = []
         for output, detail in zip(outputs, features.details, strict=True):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tfllm.errors import DataError
 from tfllm.tasks import answer_spans, label_names
-from tfllm.tasks.base import Task
+from tfllm.tasks.base import Answer, Signatures, Task
 from tfllm.tasks.features import (
     ClassWeights,
     Example,
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 
 class QuestionAnswering(Task):
@@ -77,7 +79,7 @@ class QuestionAnswering(Task):
         length = min(cls().max_length, source.max_length)
         return cls(max_length=length, stride=min(cls().stride, length // 3))
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores [B, T, 2]: start and end."""
         import keras
 
@@ -132,7 +134,7 @@ class QuestionAnswering(Task):
 
         return [metrics.mean_metric("accuracy", metrics.span_accuracy)]
 
-    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
         """`{"answer", "start", "end", "score"}`, characters of the context, best of all windows.
 
         The best span has the highest sum of raw start and end score. `score` is its probability
@@ -152,9 +154,7 @@ class QuestionAnswering(Task):
             for rows in rows_of.values()
         ]
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """The best span."""
         return {
             "answer": outputs["answer"].decode(),  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ class QuestionAnswering(Task):
             "score": float(outputs["score"]),
         }
 
-    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+    def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
         """Return `serving_default`: question, context string[B] -> answer, start, end, score [B].
 
         start and end are int32 characters (Unicode code points, not bytes) of the context, end
@@ -207,7 +207,7 @@ class QuestionAnswering(Task):
 
         return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
-    def _answer(self, windows: list[np.ndarray], details: list[dict[str, Any]]) -> dict[str, Any]:
+    def _answer(self, windows: list[np.ndarray], details: list[dict[str, Any]]) -> Answer:
         total = answer_spans.log_normalizer(windows, [detail["inside"] for detail in details])
         ranked = answer_spans.best_spans(windows, details, self.max_answer_length, self.n_best)
         nothing = {"answer": "", "start": 0, "end": 0}

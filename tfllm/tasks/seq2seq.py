@@ -22,6 +22,7 @@ from tfllm.tasks.objectives.seq2seq_features import EpochPairs, Pair, Seq2SeqFea
 if TYPE_CHECKING:
     import keras
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tasks.huggingface import HuggingFaceHead
     from tfllm.tokenizers.base import Tokenizer
 
@@ -129,7 +130,7 @@ class Seq2Seq(NextToken):
             return self
         return self.model_copy(update={"start_id": start_id})
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores float32 [B, T, V]."""
         import keras
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from tfllm.errors import DataError
 from tfllm.tasks import entities, label_names
-from tfllm.tasks.base import Task
+from tfllm.tasks.base import Answer, Signatures, Task
 from tfllm.tasks.classification import softmax
 from tfllm.tasks.features import (
     IGNORED,
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from tfllm.layers.types import ModelConfig
     from tfllm.tokenizers.base import Encoding, Tokenizer
+    from tfllm.tokenizers.graph.base import TokenizerGraph
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class TokenClassification(Task):
         return ("accuracy", "token_accuracy", "precision", "recall", "f1", "f1_macro")
 
     @property
-    def head_key(self) -> tuple[Any, ...]:
+    def head_key(self) -> tuple[Hashable, ...]:
         """The labels."""
         return (self.kind, self.labels)
 
@@ -100,7 +102,7 @@ class TokenClassification(Task):
         order = sorted(tags, key=lambda tag: (tag != "O", entities.entity_label(tag), tag))
         return self.model_copy(update={"labels": tuple(order)})
 
-    def model(self, backbone: keras.Model, config: Any) -> keras.Model:
+    def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores [B, T, C]."""
         import keras
 
@@ -154,7 +156,7 @@ class TokenClassification(Task):
 
         return [metrics.Accuracy()]
 
-    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[dict[str, Any]]:
+    def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
         """`{"entities": [{"text", "label", "start", "end", "score"}]}` in characters.
 
         Examples that came as `words` also get `tags`, one per word; their characters are those of
@@ -165,9 +167,7 @@ class TokenClassification(Task):
             for output, detail in zip(outputs, features.details, strict=True)
         ]
 
-    def answer_from_signature(
-        self, example: Example, outputs: Mapping[str, np.ndarray]
-    ) -> dict[str, Any]:
+    def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
         """Entities of the words that the graph found, or of the example's own words.
 
         An own word has the tag of the first found word that begins in it: both are the tag of its
@@ -194,7 +194,7 @@ class TokenClassification(Task):
             "tags": tags,
         }
 
-    def signatures(self, model: keras.Model, graph_tokenizer: Any) -> dict[str, Any]:
+    def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
         """Return `serving_default`: text string[B] -> words of each text and tags, padded [B, W].
 
         labels string ("" is padding), starts and ends int32 in characters (Unicode code points, not
@@ -235,7 +235,7 @@ class TokenClassification(Task):
 
         return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
-    def _answer(self, output: np.ndarray, detail: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, output: np.ndarray, detail: dict[str, Any]) -> Answer:
         positions = detail["places"]
         seen = positions >= 0
         probabilities = softmax(output[positions[seen]])  # [words seen, C]

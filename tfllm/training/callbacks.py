@@ -149,18 +149,18 @@ class RunCallback(keras.callbacks.Callback):
             *(interval - step % interval for interval in intervals if interval),
         )
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if self.run.caller is not None:
             self.run.caller.begin(self.model, self.progress.epoch, len(self._epoch_batches))
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self.run.caller is not None:
             self.model.settle()
             if not self.run.stop.signal:  # then the epoch goes on when the run is resumed
                 self.run.caller.end_epoch()
             self.run.caller.end()
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.writer.check()
         progress = self.progress
         if self.run.caller is not None:

@@ -15,8 +15,10 @@ from tfllm.checkpoints import store
 from tfllm.checkpoints.store import Checkpoint
 from tfllm.data.lines import resolve
 from tfllm.errors import SettingError, StorageError
+from tfllm.layers.types import ModelConfig
 from tfllm.models import build_config
 from tfllm.tasks import Task
+from tfllm.tasks.features import Example
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
 from tfllm.training import directory as files
@@ -66,7 +68,7 @@ class InitialModel:
 
 
 def build_model(
-    recipe: Recipe, examples: Sequence[dict[str, Any]], tokenizer: Path | None = None
+    recipe: Recipe, examples: Sequence[Example], tokenizer: Path | None = None
 ) -> InitialModel:
     """Load or create the model of a recipe.
 
@@ -101,7 +103,7 @@ def build_model(
     return InitialModel(checkpoint, adapted, settings)
 
 
-def _refuse_corpus(task: Task, examples: Sequence[dict[str, Any]]) -> None:
+def _refuse_corpus(task: Task, examples: Sequence[Example]) -> None:
     """Refuse a corpus for a task that reads none. Raises SettingError."""
     if (corpus := getattr(examples, "corpus", None)) is not None:
         raise SettingError(
@@ -118,7 +120,7 @@ def _load(recipe: Recipe, task: Task) -> Checkpoint:
 
 
 def _from_scratch(
-    recipe: Recipe, task: Task, examples: Sequence[dict[str, Any]], trained: Path | None
+    recipe: Recipe, task: Task, examples: Sequence[Example], trained: Path | None
 ) -> Checkpoint:
     if (corpus := getattr(examples, "corpus", None)) is not None:
         return _create(recipe, _corpus_tokenizer(corpus, recipe.tokenizer), task)
@@ -147,7 +149,7 @@ def _corpus_tokenizer(corpus: Any, settings: TokenizerSettings | str | None) -> 
     return read_tokenizer(settings)
 
 
-def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> Any:
+def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> ModelConfig:
     """Create the family's Config from the recipe's shape and the tokenizer's vocabulary."""
     vocabulary = {
         "vocabulary_size": tokenizer.vocabulary_size,

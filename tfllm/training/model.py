@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfllm import keras_internals
+from tfllm.layers.types import Tensor
 from tfllm.tasks.features import IGNORED
 from tfllm.training.optimizers import WeightAverages
 
@@ -44,7 +45,7 @@ class ReplicatedModel(keras_internals.BuiltModel):
     """How many steps the next call of `fit`'s function does; None: one."""
     step_logs: Logs = {}
     """The logs of the last call's steps, each [steps], and INPUT_WAIT."""
-    train_function: Any
+    train_function: Callable[[Iterator[Any]], Logs]
     log_names: tuple[str, ...] = ("loss", "gradient_norm")
     """The keys that `train_step` returns, each a float32 scalar."""
 
@@ -54,7 +55,7 @@ class ReplicatedModel(keras_internals.BuiltModel):
         strategy = self.distribute_strategy
         local = strategy.experimental_local_results
 
-        def run_step(iterator: Any) -> list[Any]:
+        def run_step(iterator: Iterator[Any]) -> list[tf.Tensor]:
             started = tf.timestamp()
             with tf.control_dependencies([started]):
                 data = next(iterator)
@@ -67,11 +68,13 @@ class ReplicatedModel(keras_internals.BuiltModel):
             values = [local(logs[name])[0] for name in self.log_names]
             return [tf.cast(value, tf.float32) for value in (*values, waited)]
 
-        def run_one(iterator: Any) -> list[Any]:
+        def run_one(iterator: Iterator[Any]) -> list[tf.Tensor]:
             return [value[None] for value in run_step(iterator)]
 
-        def run_several(iterator: Any, count: Any) -> list[Any]:
-            def body(step: Any, results: list[Any]) -> tuple[Any, list[Any]]:
+        def run_several(iterator: Iterator[Any], count: tf.Tensor) -> list[tf.Tensor]:
+            def body(
+                step: tf.Tensor, results: list[tf.Tensor]
+            ) -> tuple[tf.Tensor, list[tf.Tensor]]:
                 values = zip(results, run_step(iterator), strict=True)
                 return step + 1, [result.write(step, value) for result, value in values]
 
@@ -86,7 +89,7 @@ class ReplicatedModel(keras_internals.BuiltModel):
             run_one = tf.function(run_one, reduce_retracing=True, autograph=False)
             run_several = tf.function(run_several, reduce_retracing=True, autograph=False)
 
-        def function(iterator: Any) -> Logs:
+        def function(iterator: Iterator[Any]) -> Logs:
             count = 1 if self.steps_per_call is None else self.steps_per_call()
             try:
                 rows = (
@@ -114,10 +117,10 @@ class TrainingModel(ReplicatedModel):
     clip_norm: float | None = None
     averages: WeightAverages | None = None
     """Moving averages of the weights (`train.ema`)."""
-    stop_flag: Any = None
+    stop_flag: tf.Variable | None = None
     """A local variable; above 0, all workers stop after the step (log "stop")."""
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    def train_step(self, data: Any) -> Logs:
         """Do one optimizer step over a global batch.
 
         Args:
@@ -159,16 +162,18 @@ class TrainingModel(ReplicatedModel):
         """Inside, the model has its averaged weights, if there are any."""
         return contextlib.nullcontext() if self.averages is None else self.averages.swapped_in()
 
-    def _target_weights(self, y: Any) -> Any:
+    def _target_weights(self, y: Tensor) -> Tensor:
         """The sums of weights that the losses over `y` are divided by: a scalar, or a structure."""
         counts = getattr(self.loss, "counts", target_weights)(y)
         return tree.map_structure(lambda each: tf.reduce_sum(tf.cast(each, tf.float32)), counts)
 
-    def _means(self, y: Any, outputs: Any) -> Any:
+    def _means(self, y: Tensor, outputs: Tensor) -> Tensor:
         """The means of the loss, in the structure of `_target_weights`."""
         return getattr(self.loss, "parts", self.loss.call)(y, outputs)
 
-    def _gradients(self, x: Any, y: Any, share: Any = None) -> tuple[Any, list[Any]]:
+    def _gradients(
+        self, x: Tensor, y: Tensor, share: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Compute the loss (its means times `share`) and dense gradients (scaled, for float16)."""
         variables = self.trainable_weights
         with tf.GradientTape() as tape:
@@ -186,7 +191,9 @@ class TrainingModel(ReplicatedModel):
         ]
         return loss, dense
 
-    def _accumulate(self, x: Any, y: Any, total: Any, real: Any) -> tuple[Any, list[Any]]:
+    def _accumulate(
+        self, x: Tensor, y: Tensor, total: tf.Tensor, real: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Accumulate loss and gradients over micro-batches, weighted by their targets.
 
         Args:
@@ -222,18 +229,18 @@ class TrainingModel(ReplicatedModel):
         return loss, gradients
 
 
-def target_weights(y: Any) -> Any:
+def target_weights(y: Tensor) -> Tensor:
     """1.0 for every target, 0.0 for ignored ones, flat."""
     flat = tf.reshape(y, [-1])
     return tf.cast(tf.not_equal(flat, tf.cast(IGNORED, flat.dtype)), tf.float32)
 
 
-def inner_optimizer(optimizer: Any) -> Any:
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The optimizer inside a LossScaleOptimizer (float16), or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def scaled_loss(optimizer: Any, value: float) -> Any:
+def scaled_loss(optimizer: keras.optimizers.Optimizer, value: float) -> tf.Tensor:
     """A loss of `value` after float16's loss scaling."""
     return (
         optimizer.scale_loss(tf.constant(value))

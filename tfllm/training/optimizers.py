@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfllm.keras_internals import AdamWBase
+from tfllm.layers.types import Tensor
 from tfllm.training.recipe import TrainSettings
 
 ROOT_STEPS = 10_000  # after which an inverse square root without warm-up is at the root of one half
@@ -26,7 +27,7 @@ ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 UNDECAYED = ("bias", "beta", "gamma", "scale")
 
 
-def is_decayed(variable: Any) -> bool:
+def is_decayed(variable: keras.Variable) -> bool:
     """Whether weight decay acts on a variable: on matrices, by shape and name."""
     return len(variable.shape) > 1 and variable.path.split("/")[-1] not in UNDECAYED
 
@@ -39,13 +40,13 @@ class AdamW(AdamWBase):
     a `gradient_factor`, a scalar tensor that is multiplied to each: the clipping.
     """
 
-    gradient_factor: Any = None
+    gradient_factor: Tensor | None = None
 
     def num_replicas(self) -> int:
         context = tf.distribute.get_replica_context()
         return context.num_replicas_in_sync if context else 1
 
-    def sum_over_replicas(self, gradients: Any) -> Any:
+    def sum_over_replicas(self, gradients: list[Tensor]) -> list[Tensor]:
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
@@ -54,7 +55,7 @@ class AdamW(AdamWBase):
         super().__init__(*arguments, **options)
         self.decay_vectors = decay_vectors
 
-    def build(self, variables: Any) -> None:
+    def build(self, variables: list[keras.Variable]) -> None:
         if not self.built and not self.decay_vectors:
             undecayed = [variable for variable in variables if not is_decayed(variable)]
             if undecayed:
@@ -64,7 +65,9 @@ class AdamW(AdamWBase):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "decay_vectors": self.decay_vectors}
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         if self.amsgrad or variable.dtype not in ("float32", tf.float32) or not ON_TENSORFLOW:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -105,7 +108,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self.peak, self.kind, self.warmup, self.steps = peak, kind, warmup, steps
         self.final = final
 
-    def __call__(self, step: Any) -> Any:
+    def __call__(self, step: Tensor) -> Tensor:
         step = ops.cast(step, "float32")
         rise = step / max(1, self.warmup)
         done = ops.clip((step - self.warmup) / max(1, self.steps - self.warmup), 0.0, 1.0)
@@ -126,7 +129,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {name: getattr(self, name) for name in names}
 
 
-def build_optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -> Any:
+def build_optimizer(settings: TrainSettings, steps: int, variables: list[keras.Variable]) -> AdamW:
     """Build AdamW (Loshchilov and Hutter 2019) over `variables`, for a run of `steps` steps."""
     result = AdamW(
         learning_rate=Schedule(
@@ -150,7 +153,7 @@ def build_optimizer(settings: TrainSettings, steps: int, variables: list[Any]) -
     return result
 
 
-def decay_at(momentum: float, step: Any) -> Any:
+def decay_at(momentum: float, step: Tensor) -> Tensor:
     """The decay of the step-th update (from 1), at first less than `momentum`:
 
     min(momentum, (1 + step) / (10 + step)), as tf.train.ExponentialMovingAverage: otherwise the
@@ -177,7 +180,7 @@ class WeightAverages:
             for index, weight in enumerate(self.weights)
         ]
 
-    def update(self, step: Any) -> None:
+    def update(self, step: Tensor) -> None:
         """Set average = decay * average + (1 - decay) * weight after step `step` (from 1).
 
         Must be called in a replica's context.
@@ -187,10 +190,10 @@ class WeightAverages:
             for average, weight in zip(self.values, self.weights, strict=True)
         ]
 
-        def update_one(average: Any, weight: Any, decay: Any) -> Any:
+        def update_one(average: tf.Variable, weight: tf.Variable, decay: Tensor) -> Any:
             return average.assign(decay * average + (1.0 - decay) * weight)
 
-        def on_each_device(strategy: Any, decay: Any) -> None:
+        def on_each_device(strategy: tf.distribute.StrategyExtended, decay: Tensor) -> None:
             for average, weight in pairs:
                 strategy.extended.update(average, update_one, args=(weight, decay), group=False)
 

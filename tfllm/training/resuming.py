@@ -20,6 +20,7 @@ import numpy as np
 from tfllm.data.corpora.corpus import Corpus, file_digest, files_of
 from tfllm.errors import DataError
 from tfllm.tasks import Features
+from tfllm.tasks.features import Example
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.training import directory as files
 from tfllm.training import state
@@ -145,7 +146,7 @@ def _broadcast_variables(model: keras.Model, devices: Devices) -> None:
             variable.assign(np.frombuffer(data, own.dtype).reshape(own.shape))
 
 
-def describe_rows(rows: np.ndarray, features: Features, examples: Sequence[dict[str, Any]]) -> str:
+def describe_rows(rows: np.ndarray, features: Features, examples: Sequence[Example]) -> str:
     """Name the examples that rows came from, as file:line where known, for a message."""
     indices = list(dict.fromkeys(int(features.example[row]) for row in rows))
     if len(indices) == 1 and len(rows) > 1:  # one long text

@@ -26,6 +26,7 @@ from tfllm.data.settings import train_examples, validation_examples
 from tfllm.errors import DataError, SettingError
 from tfllm.evaluation import metrics
 from tfllm.tasks import Features, Task
+from tfllm.tasks.features import Example
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.training import checks, jax_model, optimizers, resuming
 from tfllm.training import directory as files
@@ -166,7 +167,7 @@ def _train(
 class _Data:
     """What a run is made of, before the model is compiled."""
 
-    examples: Sequence[dict[str, Any]]
+    examples: Sequence[Example]
     initial: InitialModel
     features: Features
     validation: Validation | None
@@ -214,7 +215,7 @@ def _open_log(
     return RunLog(directory, progress.step)
 
 
-def _features(task: Task, examples: Sequence[dict[str, Any]], tokenizer: Tokenizer) -> Features:
+def _features(task: Task, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
     features = task.load_features(examples, tokenizer)
     if task.for_epoch(features).targets is None:
         raise DataError(
@@ -259,7 +260,7 @@ def _epochs(settings: TrainSettings) -> int | None:
 
 def _compile(
     initial: InitialModel, settings: TrainSettings, steps: int, features: Features
-) -> tuple[Any, dict[str, str]]:
+) -> tuple[FitModel, dict[str, str]]:
     """Compile the model with loss and optimizer; also return what `train.kernels` resolved to."""
     trained = initial.task.training_model(initial.model)
     on_jax = keras.backend.backend() == "jax"

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 STANDARD_STREAMS = (0, 1, 2)
 
@@ -39,7 +38,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         return
     before = {number: signal.getsignal(number) for number in stop_signals()}
 
-    def handle(number: int, _: Any) -> None:
+    def handle(number: int, _: object) -> None:
         stop.signal = number
         detach_lost_terminal()
         for each, handler in before.items():

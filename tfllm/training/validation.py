@@ -20,8 +20,8 @@ from tfllm.data.batching import Batches
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator, predict_targets
 from tfllm.tasks import metric_directions
-from tfllm.tasks.base import Task
-from tfllm.tasks.features import IGNORED, Features
+from tfllm.tasks.base import Answer, Task
+from tfllm.tasks.features import IGNORED, Example, Features
 from tfllm.tasks.metric_directions import Direction
 from tfllm.tasks.metrics import metrics_of_outputs
 from tfllm.tokenizers.base import Tokenizer
@@ -30,7 +30,7 @@ from tfllm.training.initial_model import InitialModel
 from tfllm.training.recipe import EvaluateSettings
 
 # From (task, answers, examples) to metrics by name; nested ones and texts are left out.
-Measure = Callable[[Task, list[dict[str, Any]], Sequence[dict[str, Any]]], dict[str, Any]]
+Measure = Callable[[Task, list[Answer], Sequence[Example]], dict[str, Any]]
 
 # Metrics by name; None where the data leaves one undefined, such as the AUC of a single class.
 Metrics = dict[str, float | None]
@@ -44,7 +44,7 @@ class Validation:
     def __init__(
         self,
         task: Task,
-        examples: Sequence[dict[str, Any]],
+        examples: Sequence[Example],
         tokenizer: Tokenizer,
         batch_size: int,
         measure: Measure | None = None,
@@ -205,7 +205,7 @@ def _mean(losses: Sequence[float], weights: Sequence[int]) -> float | None:
     return finite(sum(loss * n for loss, n in zip(losses, weights, strict=True) if n) / total)
 
 
-def _result(metric: Any) -> float | None:
+def _result(metric: keras.metrics.Metric) -> float | None:
     """The result of a Keras metric; None where it has counted nothing."""
     count = getattr(metric, "count", None)
     return None if count is not None and float(count) == 0 else finite(float(metric.result()))
@@ -219,7 +219,7 @@ class GeneratedTexts:
     """Generates texts of a seq2seq model for validation examples and measures them."""
 
     initial: InitialModel
-    examples: Sequence[dict[str, Any]]
+    examples: Sequence[Example]
     measure: Measure
     settings: EvaluateSettings
 
@@ -258,7 +258,7 @@ class GeneratedTexts:
 
 def generated_texts(
     initial: InitialModel,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
     measure: Measure | None,
     settings: EvaluateSettings,
 ) -> GeneratedTexts | None:

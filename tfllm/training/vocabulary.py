@@ -11,6 +11,7 @@ from typing import Any
 from tfllm.data.lines import read_all, resolve
 from tfllm.errors import SettingError
 from tfllm.tasks.causal_lm import lines_of, messages_of
+from tfllm.tasks.features import Example
 from tfllm.tasks.seq2seq import source_of, targets_of
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer, read_vocabulary
@@ -29,7 +30,7 @@ def is_trained(settings: TokenizerSettings | str | None) -> bool:
 
 def read_tokenizer(
     settings: TokenizerSettings | str,
-    examples: Sequence[dict[str, Any]] = (),
+    examples: Sequence[Example] = (),
     trained: Path | None = None,
     *,
     pairs: bool = False,
@@ -62,7 +63,7 @@ def read_tokenizer(
     return with_template(load_tokenizer(path), settings.chat_template)
 
 
-def train_on_examples(settings: TokenizerSettings, examples: Sequence[dict[str, Any]]) -> Tokenizer:
+def train_on_examples(settings: TokenizerSettings, examples: Sequence[Example]) -> Tokenizer:
     """Train the tokenizer of `settings.kind` on the texts of all examples."""
     return train_on_texts(settings, _Texts(examples))
 
@@ -110,7 +111,7 @@ def with_template(tokenizer: Tokenizer, chat_template: str | None) -> Tokenizer:
 class _Texts:
     """The texts of examples, from the beginning each time."""
 
-    def __init__(self, examples: Sequence[dict[str, Any]]):
+    def __init__(self, examples: Sequence[Example]):
         self._examples = examples
 
     def __iter__(self) -> Iterator[str]:

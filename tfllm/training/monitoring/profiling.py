@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ class ProfileSteps(keras.callbacks.Callback):
         self._done = done
         self._is_on = False
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         # `batch` counts the steps of this fit; with several steps a call, those before the call.
         if not self._is_on and self.first <= self._done + batch + 1 <= self.last:
             tf.profiler.experimental.start(str(self.folder))
             self._is_on = True
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._is_on and self._done + batch + 1 >= self.last:
             self._stop()
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._stop()
 
     def _stop(self) -> None:

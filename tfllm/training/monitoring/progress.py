@@ -35,7 +35,7 @@ class ProgressBar:
             self._task = self._bar.add_task("", total=self.total, completed=self.done)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None

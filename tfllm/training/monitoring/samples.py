@@ -88,7 +88,7 @@ def _token_samples(validation: Validation, model: keras.Model, count: int) -> li
     return table
 
 
-def _predict(validation: Validation, model: keras.Model, inputs: Mapping[str, Any]) -> Any:
+def _predict(validation: Validation, model: keras.Model, inputs: Mapping[str, np.ndarray]) -> Any:
     return validation.predict(model)({name: inputs[name] for name in input_names(model)})
 
 

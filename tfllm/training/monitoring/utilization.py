@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -79,7 +78,7 @@ def step_flops(model: keras.Model, target_share: float = 1.0) -> StepFlops | Non
     return StepFlops(per_token, per_row, per_pair)
 
 
-def _flops(layer: Any, name: str) -> float:
+def _flops(layer: keras.layers.Layer, name: str) -> float:
     # With LoRA, the name without underscore is a sum; the adapters' own products are small.
     stored = stored_matrix(layer, name)
     matrix = getattr(layer, name) if stored is None else stored
@@ -89,12 +88,12 @@ def _flops(layer: Any, name: str) -> float:
     return size * (FORWARD + (BACKWARD if matrix.trainable else BACKWARD_FROZEN))
 
 
-def _is_reversed(layer: Any) -> bool:
+def _is_reversed(layer: keras.layers.Layer) -> bool:
     """Whether the embeddings also give the logits."""
     return any(options.get("reverse") for options in call_options(layer))
 
 
-def _attention_width(layer: Any) -> int:
+def _attention_width(layer: keras.layers.Layer) -> int:
     """Heads times their width for an attention layer, else 0."""
     if isinstance(layer, keras.layers.MultiHeadAttention):
         return layer.num_heads * layer.key_dim

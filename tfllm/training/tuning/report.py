@@ -6,13 +6,17 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tfllm.training import directory as files
 from tfllm.training.tuning.space import Range, with_values
 from tfllm.training.tuning.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from optuna.trial import FrozenTrial
 
 JSON, TEXT, BEST = "trials.json", "trials.txt", "best.yaml"
 HISTORY, PARAMETERS = "history.png", "parameters.png"
@@ -38,7 +42,7 @@ def write_tables(study: Study, recipe: Mapping[str, Any]) -> None:
         files.write_text(study.folder / BEST, best_recipe(study, recipe, best[0], len(rows)))
 
 
-def trial_row(study: Study, trial: Any) -> dict[str, Any]:
+def trial_row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     """A trial as plain data."""
     seconds = None
     if trial.datetime_start and trial.datetime_complete:
@@ -92,7 +96,7 @@ def format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def best_recipe(study: Study, recipe: Mapping[str, Any], best: Any, count: int) -> str:
+def best_recipe(study: Study, recipe: Mapping[str, Any], best: FrozenTrial, count: int) -> str:
     """The recipe with the best trial's values, for `tfllm train`."""
     values = {key: best.params[key] for key in study.space}
     data = with_values(recipe, {**values, "name": f"{recipe['name']}-tuned"})
@@ -128,10 +132,10 @@ def write_plots(study: Study) -> list[Path]:
     return [_history(study, done), _parameters(study, done)]
 
 
-def _history(study: Study, done: list[Any]) -> Path:
+def _history(study: Study, done: list[FrozenTrial]) -> Path:
     """Every trial's value, and the best so far."""
     figure, axes = _figure(1)
-    numbers, values = [t.number for t in done], [t.value for t in done]
+    numbers, values = [t.number for t in done], [t.values[0] for t in done]
     best, so_far = None, []
     for value in values:
         better = best is None or (value > best if study.maximize else value < best)
@@ -153,7 +157,7 @@ def _history(study: Study, done: list[Any]) -> Path:
     return _save(figure, study.folder / HISTORY)
 
 
-def _parameters(study: Study, done: list[Any]) -> Path:
+def _parameters(study: Study, done: list[FrozenTrial]) -> Path:
     """A slice for every key: its values against the measure, later trials darker."""
     figure, axes = _figure(len(study.space))
     shares = importance(study) or {}
@@ -174,7 +178,7 @@ def _parameters(study: Study, done: list[Any]) -> Path:
     return _save(figure, study.folder / PARAMETERS)
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
+def _figure(columns: int) -> tuple[Figure, Any]:
     """A figure that is format_value on no screen, with its axes side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -184,7 +188,7 @@ def _figure(columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
     temporary.replace(path)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -23,6 +23,9 @@ from tfllm.training.tuning.space import Space, recipe_values, with_values
 from tfllm.training.tuning.study import Study
 from tfllm.training.tuning.trials import TrialFiles, TrialProcess, slot_environment, trial_value
 from tfllm.training.validation import direction as direction_of
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
 
 POLL_SECONDS = 0.2
 # Failures in a row that end a search: something else than the suggested values is wrong.
@@ -50,7 +53,7 @@ class TuningResult:
 class Running:
     """A trial that is being trained."""
 
-    trial: Any
+    trial: Trial
     files: TrialFiles
     lock: int
     process: TrialProcess
@@ -221,10 +224,10 @@ class _Search:
             os.close(lock)
         return None
 
-    def _copy_result(self, trial: Any, other: Any) -> None:
+    def _copy_result(self, trial: Trial, other: FrozenTrial) -> None:
         """End a trial with the result of another that had the same values, without training."""
-        for number, value in other.intermediate_values.items():
-            trial.report(value, number)
+        for number, measurement in other.intermediate_values.items():
+            trial.report(measurement, number)
         trial.set_user_attr(report.REPEATS, other.number)
         with self.study.locked():
             value = other.value if other.state.name == "COMPLETE" else None
@@ -234,7 +237,7 @@ class _Search:
             f"trial {trial.number} has the values of trial {other.number}: not trained again"
         )
 
-    def _start(self, trial: Any, trial_files: TrialFiles, lock: int, slot: int) -> Running:
+    def _start(self, trial: Trial, trial_files: TrialFiles, lock: int, slot: int) -> Running:
         values = {key: trial.params[key] for key in self.study.space}
         data = with_values(self.recipe, values)
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -246,7 +249,7 @@ class _Search:
         running.reported = max(self._frozen(trial).intermediate_values, default=-1) + 1
         return running
 
-    def _frozen(self, trial: Any) -> Any:
+    def _frozen(self, trial: Trial) -> FrozenTrial:
         return self.study.optuna.get_trials(deepcopy=False)[trial.number]
 
     def _poll(self, running: Running) -> bool:
@@ -255,9 +258,10 @@ class _Search:
         measurements = running.files.measurements(self.study.measure)
         for number in range(running.reported, len(measurements)):
             running.reported = number + 1
-            if measurements[number] is None:
+            measurement = measurements[number]
+            if measurement is None:
                 continue
-            running.trial.report(measurements[number], number)
+            running.trial.report(measurement, number)
             if status is None and not running.pruned and running.trial.should_prune():
                 running.pruned = True
                 running.process.stop()

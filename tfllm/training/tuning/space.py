@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,9 @@ from tfllm.config import Settings
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.models import FAMILIES
 from tfllm.training.recipe import ModelSettings, Recipe
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 Number = int | float
 Scalar = bool | int | float | str | None
@@ -58,7 +61,7 @@ class Range(Settings):
     def is_whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def suggest(self, trial: Any, key: str) -> Number:
+    def suggest(self, trial: Trial, key: str) -> Number:
         """Suggest a value with an `optuna.Trial`; the trial's own where it has one."""
         if self.is_whole:
             step = 1 if self.step is None else int(self.step)
@@ -87,7 +90,7 @@ class Choices(Settings):
     choices: tuple[Scalar, ...] = Field(min_length=2)
     """The values, two or more."""
 
-    def suggest(self, trial: Any, key: str) -> Scalar:
+    def suggest(self, trial: Trial, key: str) -> Scalar:
         """Suggest a value with an `optuna.Trial`; the trial's own where it has one."""
         return trial.suggest_categorical(key, list(self.choices))
 
@@ -179,7 +182,7 @@ def with_values(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     return data
 
 
-def suggest_values(trial: Any, space: Space) -> dict[str, Any]:
+def suggest_values(trial: Trial, space: Space) -> dict[str, Any]:
     """Suggest the values of an `optuna.Trial`, by key."""
     return {key: parameter.suggest(trial, key) for key, parameter in space.items()}
 

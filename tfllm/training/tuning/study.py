@@ -13,7 +13,8 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -23,6 +24,9 @@ from tfllm.tasks.metric_directions import Direction
 from tfllm.training import directory as files
 from tfllm.training.tuning.space import Space, suggest_values
 from tfllm.training.tuning.trials import TrialFiles
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
 
 DATABASE, RECIPE, SPACE, TRIALS, LOCK = "study.db", "recipe.yaml", "space.yaml", "trials", ".lock"
 NAME = "tfllm"
@@ -96,7 +100,7 @@ class Study:
             if own is not None and not self.optuna.get_trials(deepcopy=False):
                 self.optuna.enqueue_trial(own)
 
-    def claim(self, most: int) -> tuple[Any, TrialFiles, int] | None:
+    def claim(self, most: int) -> tuple[Trial, TrialFiles, int] | None:
         """Claim the next trial: itself, its files and its lock; None where all `most` are claimed.
 
         One whose process has ended without a result comes first.
@@ -119,7 +123,7 @@ class Study:
             assert lock is not None, "a new trial is not locked"
             return self._claimed(trial, lock)
 
-    def _prepare(self, optuna: Any, number: int, most: int) -> None:
+    def _prepare(self, optuna: ModuleType, number: int, most: int) -> None:
         """Seed the sampler by (seed, trial), so that a resumed search repeats nothing."""
         startup = int(min(STARTUP_MOST, max(STARTUP_LEAST, most * STARTUP_SHARE)))
         self.optuna.sampler = optuna.samplers.TPESampler(
@@ -129,7 +133,7 @@ class Study:
         )
         self.optuna.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
 
-    def _claimed(self, trial: Any, lock: int) -> tuple[Any, TrialFiles, int]:
+    def _claimed(self, trial: Trial, lock: int) -> tuple[Trial, TrialFiles, int]:
         suggest_values(trial, self.space)
         return trial, TrialFiles(self.folder / TRIALS, trial.number), lock
 
@@ -145,7 +149,7 @@ class Study:
             return None
         return descriptor
 
-    def find_duplicate(self, trial: Any) -> Any | None:
+    def find_duplicate(self, trial: Trial) -> FrozenTrial | None:
         """Find a trial with the same values and a result, or None."""
         for other in self.finished_trials():
             known = other.state.name in ("COMPLETE", "PRUNED")
@@ -153,7 +157,7 @@ class Study:
                 return other
         return None
 
-    def finished_trials(self) -> list[Any]:
+    def finished_trials(self) -> list[FrozenTrial]:
         """List the trials that have ended, in their order."""
         return [t for t in self.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
 
@@ -162,10 +166,11 @@ class Study:
         trials = self.optuna.get_trials(deepcopy=False)
         return any(trial.state.name == "RUNNING" for trial in trials)
 
-    def completed_trials(self) -> list[Any]:
+    def completed_trials(self) -> list[FrozenTrial]:
         """List the trials that have a value, the best first."""
         done = [trial for trial in self.finished_trials() if trial.state.name == "COMPLETE"]
-        return sorted(done, key=lambda t: (-t.value if self.maximize else t.value, t.number))
+        sign = -1.0 if self.maximize else 1.0
+        return sorted(done, key=lambda trial: (sign * trial.values[0], trial.number))
 
 
 def prepare_directory(path: Path) -> Path:
@@ -184,7 +189,7 @@ def prepare_directory(path: Path) -> Path:
     return path
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError:
