@@ -45,8 +45,8 @@ MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module 'tfllm' has no attribute '{name}'")
-    found = getattr(importlib.import_module(MODULES[name]), name)
-    return globals().setdefault(name, found)
+    value = getattr(importlib.import_module(MODULES[name]), name)
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:

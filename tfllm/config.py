@@ -28,6 +28,11 @@ else:
         """
 
         def __call__(cls, /, **fields):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            unknown = [name for name in fields if name not in known]
+            if unknown and cls.model_config.get("extra") == "forbid":
+                hint = did_you_mean(unknown[0], known)
+                raise SettingError(f"{cls.__name__}: unknown key '{unknown[0]}'. {hint}")
             try:
                 return super().__call__(**fields)
             except ValidationError as error:
@@ -314,15 +319,9 @@ def _user_path(path: tuple[str, ...], data: Any) -> list[str]:
 
 
 def _problem(error: ValidationError) -> Any:
-    """The first problem or, of a union, that of the branch that matched the furthest.
-
-    An unknown key comes before a missing one beside it, which it may be meant for.
-    """
+    """The first problem or, of a union, that of the branch that matched the furthest."""
     errors = error.errors()
     first = errors[0]
-    if first["type"] == "missing":
-        unknown = [each for each in errors if each["type"] == "extra_forbidden"]
-        first = next((each for each in unknown if each["loc"][:-1] == first["loc"][:-1]), first)
     branch = first["loc"][-1] if first["loc"] else ""
     if not BRANCH.search(str(branch)):
         return first

@@ -111,7 +111,8 @@ class MissingExtra(InputError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known one, or all of them.
+    """Return the end of an error message about an unknown name: the nearest known one, or all of
+    them.
 
     Args:
         word: The unknown name.

@@ -125,7 +125,7 @@ class EvaluationOptions(GenerationOptions, total=False):
     truncate: bool
 
 
-def checked_options(function: Callable[P, R]) -> Callable[P, R]:
+def check_options(function: Callable[P, R]) -> Callable[P, R]:
     """Raise SettingError with the nearest known name for an unknown keyword argument."""
     known = [name for name in inspect.signature(function).parameters if name != "self"]
 
@@ -276,12 +276,12 @@ class InferenceModel:
             SettingError: An option that does not exist or that this model does not have, a prompt
                 that is empty or too long, a model that does not generate text.
         """
-        given: dict[str, Any] = dict(options)
-        _check_names("generate", given, (*GENERATION_OPTIONS, *GENERATE_OPTIONS))
+        fields: dict[str, Any] = dict(options)
+        _check_names("generate", fields, (*GENERATION_OPTIONS, *GENERATE_OPTIONS))
         single = _is_single(prompts)
         examples = [_prompt_example(each) for each in ([prompts] if single else prompts)]
         generator = self.generator(precision)
-        settings = _settings(generator, config, given)
+        settings = _settings(generator, config, fields)
         if bad_words:
             words = (*settings.bad_words_ids, *generator.encode_bad_words(bad_words))
             settings = settings.model_copy(update={"bad_words_ids": words})
@@ -299,11 +299,11 @@ class InferenceModel:
             if not single or settings.num_return_sequences > 1:
                 raise SettingError("stream: give one prompt, and num_return_sequences 1.")
             return _stream(lambda on_text: texts(examples, on_text))
-        found: list[GeneratedText] = texts(examples, on_text)
-        results: list[Any] = found if details else [text.text for text in found]
-        each = settings.num_return_sequences
-        if each > 1:
-            results = [results[row : row + each] for row in range(0, len(results), each)]
+        generated = texts(examples, on_text)
+        results: list[Any] = list(generated) if details else [text.text for text in generated]
+        count = settings.num_return_sequences
+        if count > 1:
+            results = [results[row : row + count] for row in range(0, len(results), count)]
         return results[0] if single else results
 
     def evaluate(
@@ -409,7 +409,7 @@ class Model(InferenceModel):
         takes_pairs = len(model.input["token_ids"].shape) > len(self.keras.input["token_ids"].shape)
         return model if takes_pairs else self.keras
 
-    @checked_options
+    @check_options
     def dataset(
         self,
         data: Data,
@@ -464,8 +464,8 @@ class Model(InferenceModel):
             "labels": labels,
             "label_separator": label_separator,
         }
-        given = {name: value for name, value in options.items() if value is not None}
-        _, examples = _evaluation_data(self.source, data, limit, given)
+        reading = {name: value for name, value in options.items() if value is not None}
+        _, examples = _evaluation_data(self.source, data, limit, reading)
         task = self.task.with_start_id(self.checkpoint.decoder_start_token_id)
         features = task.load_features(examples, self.tokenizer)
         plan = Batches(
@@ -484,7 +484,7 @@ class Model(InferenceModel):
             None if sample_weight is None else [sample_weight[row] for row in features.example],
         )
 
-    @checked_options
+    @check_options
     def compile(
         self,
         learning_rate: float | keras_package.optimizers.schedules.LearningRateSchedule = 5e-5,
@@ -548,7 +548,7 @@ class Model(InferenceModel):
             steps_per_execution=steps_per_execution,
         )
 
-    @checked_options
+    @check_options
     def fit(
         self,
         x: Any,
@@ -613,7 +613,7 @@ class Model(InferenceModel):
         """
         return store.save(self.checkpoint, directory)
 
-    @checked_options
+    @check_options
     def export(
         self,
         profile: str | Path | Profile,
@@ -636,7 +636,7 @@ class Model(InferenceModel):
         )
 
 
-@checked_options
+@check_options
 def load(
     source: str | Path,
     *,
@@ -677,7 +677,7 @@ def load(
     return Model(checkpoint, source)
 
 
-@checked_options
+@check_options
 def open(source: str | Path) -> InferenceModel:
     """Open any model for `predict`, `generate` and `evaluate`.
 
@@ -699,7 +699,7 @@ def open(source: str | Path) -> InferenceModel:
     return load(source)
 
 
-@checked_options
+@check_options
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
@@ -752,7 +752,7 @@ def train(
     return run
 
 
-@checked_options
+@check_options
 def evaluate(
     model: str | Path | InferenceModel,
     data: Data,
@@ -796,7 +796,7 @@ def evaluate(
     return harness.report(measured, model=source or "model", data=name)
 
 
-@checked_options
+@check_options
 def export(
     model: str | Path | Model,
     profile: str | Path | Profile,
@@ -830,8 +830,8 @@ def export(
     source = model.source if isinstance(model, Model) else str(model)
     file = data if isinstance(data, str | Path) else settings.calibration.data
     if file and source and settings.data == ReadSettings():  # as the run's recipe says
-        given = settings_for(source, str(file)).reading
-        settings = settings.model_copy(update={"data": given})
+        reading = settings_for(source, str(file)).reading
+        settings = settings.model_copy(update={"data": reading})
     elif source and settings.data == ReadSettings() and (recorded := settings_of_run(source)):
         settings = settings.model_copy(update={"data": recorded})
     examples = [] if data is None else read_examples(data, settings.data, limit)
@@ -965,8 +965,10 @@ def _schedule(peak: float, steps: int | None, warmup: float | None, kind: str | 
 def _examples_of(inputs: Any) -> tuple[list[dict[str, Any]], bool]:
     """(examples as dicts of fields, whether it was one and no list)."""
     single = isinstance(inputs, str | Mapping)
-    given = [inputs] if single else list(inputs)
-    return [{"text": each} if isinstance(each, str) else dict(each) for each in given], single
+    examples = [inputs] if single else list(inputs)
+    return [
+        {"text": example} if isinstance(example, str) else dict(example) for example in examples
+    ], single
 
 
 def _is_single(prompts: Any) -> bool:

@@ -52,8 +52,8 @@ def benchmark(
 
     batches = _numbers(batch_sizes, "--batch-sizes")
     lengths = _numbers(length, "--length") if length else []
-    given = list(inputs.read_inputs(input, settings_for(model, input).reading)) if input else []
-    result = _measure(model, lengths, batches, given, new_tokens, seconds)
+    examples = list(inputs.read_inputs(input, settings_for(model, input).reading)) if input else []
+    result = _measure(model, lengths, batches, examples, new_tokens, seconds)
     if output or as_json:
         with result_file(output) as file:
             json.dump(result, file, ensure_ascii=False, indent=2)
@@ -66,7 +66,7 @@ def _measure(
     model: str,
     lengths: list[int],
     batches: list[int],
-    given: list[dict[str, Any]],
+    examples: list[dict[str, Any]],
     new_tokens: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def _measure(
     opened = tfllm.open(model)
     load_seconds = time.perf_counter() - start
     if not opened.task.generates:
-        rows = _rows(opened.predictor, lengths, batches, given, seconds)
-    elif given:
+        rows = _rows(opened.predictor, lengths, batches, examples, seconds)
+    elif examples:
         raise SettingError("--input: a language model's speed is measured on --length tokens.")
     else:
         rows = _language_rows(opened.generator(), lengths, batches, new_tokens, seconds)
@@ -118,33 +118,33 @@ def _rows(
     predictor: Predictor,
     lengths: list[int],
     batches: list[int],
-    given: list[dict[str, Any]],
+    examples: list[dict[str, Any]],
     seconds: float,
 ) -> list[dict[str, Any]]:
     """One row for every set of texts and batch size."""
     from tfllm.cli.output import progress_bar
     from tfllm.runtimes.benchmark import measure_speed
 
-    sets = _example_sets(predictor, lengths, given, max(batches))
+    sets = _example_sets(predictor, lengths, examples, max(batches))
     rows = []
     with progress_bar("measured", len(sets) * len(batches)) as advance:
-        for name, examples in sets.items():
+        for name, texts in sets.items():
             for size in batches:
-                rows.append({"length": name, **measure_speed(predictor, examples, size, seconds)})
+                rows.append({"length": name, **measure_speed(predictor, texts, size, seconds)})
                 advance(1)
     return rows
 
 
 def _example_sets(
-    predictor: Predictor, lengths: list[int], given: list[dict[str, Any]], largest: int
+    predictor: Predictor, lengths: list[int], examples: list[dict[str, Any]], largest: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Name of the row -> examples."""
     from tfllm.errors import SettingError
     from tfllm.runtimes import inputs
     from tfllm.runtimes.benchmark import DIFFERENT_BATCHES, sample_examples
 
-    if given:
-        return {"as given": list(inputs.check_examples(given, predictor.task))}
+    if examples:
+        return {"as given": list(inputs.check_examples(examples, predictor.task))}
     longest = predictor.task.max_length
     if lengths and max(lengths) > longest:
         raise SettingError(

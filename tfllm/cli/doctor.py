@@ -82,18 +82,18 @@ def _requirements() -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     extras = list(metadata.get_all("Provides-Extra") or ())
     for line in importlib.metadata.requires(PACKAGE) or ():
         requirement = Requirement(line)
-        found = machine.version_of(requirement.name)
-        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+        installed = machine.version_of(requirement.name)
+        fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             tested = str(requirement.specifier) or "any"
-            needed[requirement.name] = {"installed": found, "tested": tested, "fits": fits}
+            needed[requirement.name] = {"installed": installed, "tested": tested, "fits": fits}
             continue
         for extra in extras:
             if extra in DEVELOPER_EXTRAS or not requirement.marker.evaluate({"extra": extra}):
                 continue
             missing.setdefault(extra, [])
             if not fits:
-                missing[extra].append(requirement.name if found is None else line.split(";")[0])
+                missing[extra].append(requirement.name if installed is None else line.split(";")[0])
     return needed, missing
 
 
@@ -147,9 +147,9 @@ def _problems(facts: dict[str, Any]) -> list[str]:
         )
     for name, package in facts["packages"].items():
         if not package["fits"]:
-            found = f"is {package['installed']}" if package["installed"] else "is not installed"
+            status = f"is {package['installed']}" if package["installed"] else "is not installed"
             problems.append(
-                f"{name} {found}, and tfllm was tested with {package['tested']}. "
+                f"{name} {status}, and tfllm was tested with {package['tested']}. "
                 f"Install it: pip install '{name}{package['tested'].removesuffix('any')}'"
             )
     if facts["cpu"]["features"]["AVX2"] is False and platform.machine() in ("x86_64", "AMD64"):
@@ -166,7 +166,7 @@ def _problems(facts: dict[str, Any]) -> list[str]:
 def _lines(facts: dict[str, Any]) -> list[str]:
     """The screen: a name and a value a line."""
     core = {name: facts["packages"].get(name, {}) for name in ("tensorflow", "keras")}
-    versions = "  ".join(f"{name} {found.get('installed')}" for name, found in core.items())
+    versions = "  ".join(f"{name} {package.get('installed')}" for name, package in core.items())
     complete = [name for name, missing in facts["extras"].items() if not missing]
     features = facts["cpu"]["features"]
     usable, *limits = facts["threads"].items()

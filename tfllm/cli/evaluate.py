@@ -88,11 +88,11 @@ def table(result: dict[str, Any]) -> list[str]:
     width = max((len(name) for name in metrics), default=0)
     for name, value in metrics.items():
         if not isinstance(value, dict | list):
-            lines.append(f"  {name:<{width}}  {_shown(value)}")
+            lines.append(f"  {name:<{width}}  {_format_value(value)}")
     if classes := metrics.get("per_class"):
         columns = list(next(iter(classes.values())))
-        rows = [[name, *map(_shown, row.values())] for name, row in classes.items()]
-        lines += ["", *_aligned([["class", *columns], *rows])]
+        rows = [[name, *map(_format_value, row.values())] for name, row in classes.items()]
+        lines += ["", *_align_columns([["class", *columns], *rows])]
     for sample in metrics.get("samples") or []:
         targets = sample["target"] if isinstance(sample["target"], list) else [sample["target"]]
         lines += ["", f"  source  {sample['source']}"]
@@ -104,14 +104,14 @@ def table(result: dict[str, Any]) -> list[str]:
             [name, *map(str, row)]
             for name, row in zip(matrix["labels"], matrix["counts"], strict=True)
         ]
-        lines += ["", *_aligned([["gold \\ answered", *matrix["labels"]], *rows])]
+        lines += ["", *_align_columns([["gold \\ answered", *matrix["labels"]], *rows])]
     return lines
 
 
 WIDEST_MATRIX = 10  # labels; a wider one is in the JSON and in the picture
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def _align_columns(rows: list[list[str]]) -> list[str]:
     from rich.cells import cell_len  # a Chinese character takes two columns
 
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -125,7 +125,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return lines
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "undefined"
     if isinstance(value, str):

@@ -86,20 +86,20 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         SettingError: One of them is wrong for any model; it names the option. Whether they fit
             together depends on the model's own settings too.
     """
-    given = {name: value for name, value in settings.items() if value not in (None, [])}
-    if (early := given.get("early_stopping")) is not None:
+    fields = {name: value for name, value in settings.items() if value not in (None, [])}
+    if (early := fields.get("early_stopping")) is not None:
         if early not in EARLY_STOPPING:
             raise SettingError(
                 f"--early-stopping: '{early}' is not true, false or never. "
                 f"{did_you_mean(early, EARLY_STOPPING)}"
             )
-        given["early_stopping"] = EARLY_STOPPING[early]
-    if "eos_token_id" in given:
-        given["eos_token_id"] = tuple(given["eos_token_id"])
-    for name, value in given.items():
+        fields["early_stopping"] = EARLY_STOPPING[early]
+    if "eos_token_id" in fields:
+        fields["eos_token_id"] = tuple(fields["eos_token_id"])
+    for name, value in fields.items():
         if name not in CHECKED_TOGETHER:
             generation_config(**{name: value})
-    return given
+    return fields
 
 
 SAMPLING_FIELDS = (

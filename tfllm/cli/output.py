@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def result_file(path: str | None) -> Iterator[IO[str]]:
-    """A text file under a temporary name beside `path`, renamed to it when the block succeeds.
+    """Open a text file under a temporary name beside `path`, renamed to it when the block succeeds.
 
     After an error or Ctrl-C nothing is left and an older file stands as it was. None: stdout.
     Raises StorageError when the file cannot be written.
@@ -65,9 +65,9 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
     if not sys.stderr.isatty():
 
         def line(stage: str, done: int, total: int) -> None:
-            shown = rate(stage, done)
+            speed = rate(stage, done)
             if done >= total:
-                parts = [f"{stage}: {total / 1e6:,.1f} MB", shown]
+                parts = [f"{stage}: {total / 1e6:,.1f} MB", speed]
                 print(" at ".join(filter(None, parts)), file=sys.stderr, flush=True)
                 started.pop(stage)
 
@@ -85,12 +85,12 @@ def stage_bar() -> Iterator[Callable[[str, int, int], None]]:
         tasks: dict[str, Any] = {}
 
         def bar(stage: str, done: int, total: int) -> None:
-            shown = rate(stage, done)
+            speed = rate(stage, done)
             if stage not in tasks:
                 for other in tasks.values():
                     progress.update(other, visible=False)
                 tasks[stage] = progress.add_task("", total=total, stage=stage, rate="")
-            progress.update(tasks[stage], completed=done, rate=shown)
+            progress.update(tasks[stage], completed=done, rate=speed)
 
         yield bar
 

@@ -163,7 +163,7 @@ def train(
 
 
 def load(model: str, target: bool = False) -> Tokenizer:
-    """The tokenizer of any directory that has one, of its targets if so asked. Raises
+    """Return the tokenizer of any directory that has one, of its targets if so asked. Raises
     TokenizerError."""
     from tfllm.tokenizers.loading import load_tokenizer
 
@@ -231,21 +231,20 @@ def _row(name: str, reports: list[Report], width: int) -> str:
 def _print_examples(reports: list[Report], tokenizer: Tokenizer) -> None:
     for report in reports:
         for example in report.examples:
-            shown = example.text[:SHOWN_CHARACTERS]
-            print(f"{report.path}:{example.line}: {shown!r}")
+            print(f"{report.path}:{example.line}: {example.text[:SHOWN_CHARACTERS]!r}")
             for name, tokens in (("Python", example.python), ("graph", example.graph)):
-                place = next(
+                index = next(
                     (
-                        number
-                        for number, pair in enumerate(
+                        index
+                        for index, pair in enumerate(
                             zip(example.python, example.graph, strict=False)
                         )
                         if pair[0] != pair[1]
                     ),
                     min(len(example.python), len(example.graph)),
                 )
-                found = [(tokenizer.vocabulary[i], a, b) for i, a, b in tokens[place : place + 3]]
-                print(f"  {name:<6} from token {place}: {found}")
+                pieces = [(tokenizer.vocabulary[i], a, b) for i, a, b in tokens[index : index + 3]]
+                print(f"  {name:<6} from token {index}: {pieces}")
 
 
 COMMANDS = {"encode": encode, "decode": decode, "check": check, "train": train}

@@ -91,7 +91,7 @@ def measured_answers(
     truncate: bool | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Measured:
-    """As `evaluate`, with the answers and the time."""
+    """Measure as `evaluate` does, and return the answers and the time too."""
     task = predictor.task
     if not examples:
         raise DataError("There are no examples to measure on. Give a file with at least one.")
@@ -124,7 +124,8 @@ def measured_answers(
 
 
 def check_labels(examples: Sequence[Example], task: Task) -> None:
-    """Raises DataError, naming file and line, for the first example that cannot be measured."""
+    """Check that examples can be measured. Raises DataError naming the first one's file and
+    line."""
     for example in examples:
         for field in task.label_fields:
             if example.get(field) is None:
@@ -137,7 +138,7 @@ def check_labels(examples: Sequence[Example], task: Task) -> None:
 
 
 def check_generation(options: Mapping[str, Any], task: Task) -> None:
-    """Raises SettingError for options of generated texts where the task takes none."""
+    """Check options of generated texts. Raises SettingError where the task takes none."""
     if options and COLLECT[task.evaluated_on] is not _generations:
         raise SettingError(
             f"{next(iter(options))} is for models that write texts after sources, and this one is "
@@ -167,7 +168,7 @@ def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[
 
 
 def report(measured: Measured, *, model: str, data: str) -> dict[str, Any]:
-    """What `tfllm evaluate --output` writes."""
+    """Return what `tfllm evaluate --output` writes."""
     return {
         "metrics": measured.metrics,
         "examples": len(measured.examples),

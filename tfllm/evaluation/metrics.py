@@ -37,7 +37,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def measure_of(task: Task) -> Measure:
-    """The function that measures a task: one of MEASURES, or the task's own."""
+    """Return the function that measures a task: one of MEASURES, or the task's own."""
     named = task.measure
     return MEASURES[named] if isinstance(named, str) else named
 
@@ -60,7 +60,7 @@ def measure(
 
 
 def headline(task: Task, measured: dict[str, Any]) -> tuple[str, float | None]:
-    """(name, value) of the metric that stands for the task."""
+    """Return (name, value) of the metric that stands for the task."""
     name = next((name for name in task.headline_metrics if name in measured), "")
     return name, measured.get(name)
 

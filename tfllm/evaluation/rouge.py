@@ -23,13 +23,14 @@ KINDS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 
 def is_chinese(texts: Sequence[str]) -> bool:
-    """Whether at least 30 % of the letters are ideographs or kana."""
+    """Return whether at least 30 % of the letters are ideographs or kana."""
     letters = sum(len(LETTER.findall(text)) for text in texts)
     return letters > 0 and sum(map(len, map(IDEOGRAPH.findall, texts))) >= CHINESE_SHARE * letters
 
 
 def is_english(texts: Sequence[str]) -> bool:
-    """Whether the letters are those of English, so that rouge-score's own words are right."""
+    """Return whether the letters are those of English, so that rouge-score's own words are
+    right."""
     letters = [letter for text in texts for letter in LETTER.findall(text)]
     return sum(letter.isascii() for letter in letters) >= ENGLISH_SHARE * len(letters)
 
@@ -41,6 +42,7 @@ class _Tokenizer:
         self.pattern = pattern
 
     def tokenize(self, text: str) -> list[str]:
+        """Split a text into words for rouge-score."""
         return self.pattern.findall(text.lower())
 
 

@@ -64,7 +64,7 @@ def span_answers(
 
 
 def gold_texts(example: Example) -> list[str]:
-    """The gold answers of an example; none when the question has no answer."""
+    """Return the gold answers of an example; none when the question has no answer."""
     answers = example.get("answers") or {}
     texts = (answers.get("text") or []) if isinstance(answers, dict) else answers
     return [texts] if isinstance(texts, str) else [text for text in texts if text is not None]

@@ -49,6 +49,7 @@ class OffsetRMSNormalization(RMSNormalization):
         self.scale.assign(ops.zeros_like(self.scale))
 
     def gain(self, dtype: str) -> Tensor:
+        """Return the factor of each feature: the stored scale plus 1."""
         return ops.add(ops.cast(self.scale, dtype), 1.0)
 
 

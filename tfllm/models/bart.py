@@ -84,10 +84,12 @@ class Config(encoder_decoder_graph.SharedWidths):
 
     @property
     def pre_norm(self) -> bool:
+        """Whether blocks normalize their input (mBART), not their output."""
         return self.variant == "mbart"
 
     @property
     def source_vocabulary_size(self) -> int:
+        """Number of token ids of sources: those of targets."""
         return self.vocabulary_size
 
 

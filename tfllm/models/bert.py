@@ -242,12 +242,12 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
 def to_hf(config: Config) -> dict[str, Any]:
     """Return Hugging Face's `config.json`, without the keys of a head."""
     keys = KEYS[config.variant]
-    written = {key: getattr(config, field) for field, key in keys.items()}
+    hf_config = {key: getattr(config, field) for field, key in keys.items()}
     if config.variant == "distilbert" and config.classifier_dropout is None:
-        written["seq_classif_dropout"] = config.dropout  # this key may not be null
+        hf_config["seq_classif_dropout"] = config.dropout  # this key may not be null
     if config.variant in ROBERTA:
-        written["max_position_embeddings"] += config.position_offset
-    return {"model_type": config.variant, **written}
+        hf_config["max_position_embeddings"] += config.position_offset
+    return {"model_type": config.variant, **hf_config}
 
 
 def _embeddings(prefix: str) -> dict:

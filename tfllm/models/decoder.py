@@ -36,6 +36,7 @@ class CachedModel:
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.config.head_dim
 
     @property

@@ -39,6 +39,7 @@ class EncoderDecoder(CachedModel):
 
     @property
     def pad_token_id(self) -> int:
+        """Id of the padding token."""
         return self.config.pad_token_id
 
     def encode(self, source_ids: Tensor, source_padding_mask: Tensor) -> Tensor:
@@ -100,6 +101,7 @@ class CrossAttendingDecoder(Decoder):
 
     @property
     def windows(self) -> tuple[int | None, ...]:
+        """Width of each layer's sliding window: None, all attend to everything."""
         return (None,) * self.num_layers
 
     def __call__(

@@ -192,14 +192,17 @@ class SharedWidths:
 
     @property
     def num_key_value_heads(self) -> int:
+        """Number of heads of keys and values: all."""
         return self.num_heads
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head of the decoder."""
         return self.hidden_dim // self.num_heads
 
     @property
     def encoder_head_dim(self) -> int:
+        """Width of an attention head of the encoder."""
         return self.hidden_dim // self.num_encoder_heads
 
 

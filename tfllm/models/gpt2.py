@@ -61,10 +61,12 @@ class Config:
 
     @property
     def num_key_value_heads(self) -> int:
+        """Number of heads of keys and values: all."""
         return self.num_heads
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.hidden_dim // self.num_heads
 
 

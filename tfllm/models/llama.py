@@ -259,7 +259,7 @@ def _read_windows(hf_config: Mapping[str, Any], variant: str, num_layers: int) -
 
 
 def to_hf(config: Config) -> dict[str, Any]:
-    """The `config.json` of Hugging Face for this shape, without anything about a head.
+    """Return the `config.json` of Hugging Face for this shape, without anything about a head.
 
     Rotary positions are result in the forms of transformers 4 and 5.
 

@@ -88,26 +88,32 @@ class Config:
 
     @property
     def num_key_value_heads(self) -> int:
+        """Number of heads of keys and values: all."""
         return self.num_heads
 
     @property
     def num_encoder_heads(self) -> int:
+        """Number of attention heads of the encoder: as of the decoder."""
         return self.num_heads
 
     @property
     def encoder_head_dim(self) -> int:
+        """Width of an attention head of the encoder: as of the decoder."""
         return self.head_dim
 
     @property
     def encoder_intermediate_dim(self) -> int:
+        """Width of the encoder's feed-forward layers: as of the decoder."""
         return self.intermediate_dim
 
     @property
     def source_vocabulary_size(self) -> int:
+        """Number of token ids of sources: those of targets."""
         return self.vocabulary_size
 
     @property
     def logits_scale(self) -> float:
+        """Factor of the hidden states before the logits."""
         return self.hidden_dim**-0.5 if self.scale_logits else 1.0
 
     @property

@@ -45,7 +45,7 @@ METHODS = {
 
 
 def build(data: Any, source: str = "task", lines: config.Lines | None = None) -> Task:
-    """A task from plain data, `{"kind": "classification", ...}`. Raises SettingError."""
+    """Return a task from plain data, `{"kind": "classification", ...}`. Raises SettingError."""
     if not isinstance(data, Mapping):
         raise SettingError(f"{source}: expected a mapping of settings, found {data!r}.")
     problem = _problem(data)

@@ -62,7 +62,7 @@ def tokens_of_span(
 def candidate_spans(
     scores: np.ndarray, inside: np.ndarray, longest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every allowed span of one window: sum of raw scores, first token, last token.
+    """Return every allowed span of one window: sum of raw scores, first token, last token.
 
     `scores` float32 [T, 2], `inside` bool [T] without gaps, `longest` in tokens.
     """
@@ -76,7 +76,7 @@ def candidate_spans(
 
 
 def log_normalizer(windows: Sequence[np.ndarray], inside: Sequence[np.ndarray]) -> float:
-    """log of sum(e^start) * sum(e^end) over the context tokens and [CLS] of all windows."""
+    """Return log of sum(e^start) * sum(e^end) over the context tokens and [CLS] of all windows."""
     allowed = np.concatenate(
         [
             scores[np.concatenate([[True], mask[1:]])]
@@ -90,7 +90,7 @@ def log_normalizer(windows: Sequence[np.ndarray], inside: Sequence[np.ndarray]) 
 def best_spans(
     windows: Sequence[np.ndarray], details: Sequence[dict[str, Any]], longest: int, count: int
 ) -> list[dict[str, Any]]:
-    """The `count` best different spans over all windows of one example, best first.
+    """Return the `count` best different spans over all windows of one example, best first.
 
     `windows`: raw scores float32 [T, 2] each; `details`: `offsets` [T, 2], `inside` [T], `context`.
     """

@@ -10,7 +10,7 @@ NEVER = -1e30  # the score of a span that is not allowed
 def best_spans(
     raw: tf.Tensor, inside: tf.Tensor, longest: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The best span of each window: score [R], first and last token int32 [R].
+    """Return the best span of each window: score [R], first and last token int32 [R].
 
     `raw` float [R, T, 2], `inside` bool [R, T]; a score of NEVER where a window has no context.
     """
@@ -27,7 +27,7 @@ def best_spans(
 
 
 def best_rows(scores: tf.Tensor, example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each example's first window with the highest score: row int32 [B], score [B]."""
+    """Return each example's first window with the highest score: row int32 [B], score [B]."""
     highest = tf.math.segment_max(scores, example)
     number = tf.range(tf.size(scores))
     mine = scores >= tf.gather(highest, example)
@@ -35,7 +35,7 @@ def best_rows(scores: tf.Tensor, example: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
 
 
 def log_normalizer(raw: tf.Tensor, inside: tf.Tensor, example: tf.Tensor) -> tf.Tensor:
-    """`spans.log_normalizer` of each example: float [B]."""
+    """Return `spans.log_normalizer` of each example: float [B]."""
     start = tf.range(tf.shape(raw)[1])[None] == 0  # [CLS]
     allowed = (inside | start)[:, :, None]
     top = tf.math.segment_max(tf.reduce_max(tf.where(allowed, raw, NEVER), axis=1), example)

@@ -115,7 +115,7 @@ class Task(Settings):
         return (self.kind,)
 
     def check_label(self, example: Example) -> None:
-        """Raises DataError, naming file and line, for a label that the task does not know."""
+        """Check an example's label. Raises DataError naming file and line for an unknown one."""
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> Task:
@@ -136,7 +136,8 @@ class Task(Settings):
         return {}
 
     def check_hf(self, model_type: str) -> None:
-        """Raises CheckpointError for a head that Hugging Face's models of `model_type` lack."""
+        """Check the head. Raises CheckpointError where Hugging Face's models of `model_type` lack
+        it."""
 
     def infer_settings(self, examples: Sequence[Example]) -> Task:
         """Return a copy in which unset settings (labels) are those of the training examples."""

@@ -86,8 +86,8 @@ class CausalLM(NextToken):
         return cls(max_length=min(HF_WINDOW, source.positions))
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """The special tokens: without them transformers takes its own numbers, which stand for
-        other tokens here."""
+        """Return the special tokens: without them transformers takes its own numbers, which stand
+        for other tokens here."""
         if before:
             return {}
         return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -110,7 +110,7 @@ class CausalLM(NextToken):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """Rows over one stream of all tokens; targets int [T] are the next tokens.
+        """Return rows over one stream of all tokens; targets int [T] are the next tokens.
 
         A conversation is cut to its first `max_length` tokens; one that has no token of an answer
         there is left out. Raises DataError where nothing is left to learn.
@@ -127,7 +127,7 @@ class CausalLM(NextToken):
         return features if targets else replace(features, targets=None)
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
-        """Rows over a prepared corpus, as over texts; read from the disk when asked for."""
+        """Return rows over a prepared corpus, as over texts; read from the disk when asked for."""
         start, end = _specials(tokenizer) if self.documents else ([], [])
         stream = CorpusTokenStream(corpus, tuple(start), tuple(end), self.documents)
         return replace(self._of_stream(stream, tokenizer), digest=corpus.digest)
@@ -171,7 +171,7 @@ class CausalLM(NextToken):
     def _texts(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[Document]:
         """The tokens of every text, or of all as one."""
         if not self.documents:
-            yield np.concatenate(list(_joined(examples, tokenizer))), None
+            yield np.concatenate(list(_join(examples, tokenizer))), None
             return
         start, end = _specials(tokenizer)
         for group in _groups([lines_of(example) for example in examples]):
@@ -210,12 +210,12 @@ class CausalLM(NextToken):
             )  # fmt: skip
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """From `text`."""
+        """Return the answer from `text`."""
         return {"text": outputs["text"].decode()}  # type: ignore[attr-defined]
 
 
 def lines_of(example: Example) -> str:
-    """The field `text`; a list of texts (paragraphs) is joined by line ends."""
+    """Return the field `text`; a list of texts (paragraphs) is joined by line ends."""
     value = example.get("text")
     if isinstance(value, list | tuple) and all(isinstance(line, str) for line in value):
         return "\n".join(value)
@@ -223,7 +223,7 @@ def lines_of(example: Example) -> str:
 
 
 def messages_of(example: Example) -> list[dict[str, str]]:
-    """The field `messages`, checked. Raises DataError naming file and line."""
+    """Return the field `messages`, checked. Raises DataError naming file and line."""
     value = example.get("messages")
     if (
         isinstance(value, list)
@@ -248,8 +248,8 @@ def _specials(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return [] if start is None else [start], [] if end is None else [end]
 
 
-def _joined(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The tokens of all examples as one text."""
+def _join(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Tokenize all examples as one text."""
     text = "\n".join(lines_of(example) for example in examples)
     for group in _groups(list(packing.chunk_text(text))):
         yield from _ids(group, tokenizer)

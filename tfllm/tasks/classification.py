@@ -91,7 +91,7 @@ class Classification(Task):
         return (self.kind, self.labels, self.problem, self.pooling)
 
     def check_label(self, example: Example) -> None:
-        """Raises DataError for an unknown label."""
+        """Check an example's label. Raises DataError for an unknown one."""
         self.target(example)
 
     @classmethod
@@ -102,13 +102,13 @@ class Classification(Task):
         return cls(labels=labels, problem=problem, max_length=length)
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """`id2label`, `label2id`, and `problem_type` where it does not go without saying."""
+        """Return `id2label`, `label2id`, and `problem_type` where it does not go without saying."""
         labels = self.labels or ("LABEL_0",)  # a number without a name
         config = label_maps(labels, before)
         return config | huggingface.problem_type(before, labels, self.problem)
 
     def check_hf(self, model_type: str) -> None:
-        """Raises CheckpointError for a head over the mean of all tokens."""
+        """Check the head. Raises CheckpointError for one over the mean of all tokens."""
         if self.pooling == "mean":
             raise CheckpointError(
                 f"Hugging Face's classifiers for {model_type} read the first token; this one reads "
@@ -144,7 +144,7 @@ class Classification(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per example, of `text` or of `text` and `text_pair`.
+        """Return one row per example, of `text` or of `text` and `text_pair`.
 
         Targets: int [] per row; multi-label float [C] of 0 and 1; regression float [] (or [C]).
         """
@@ -156,7 +156,7 @@ class Classification(Task):
         )
 
     def target(self, example: Example) -> np.ndarray:
-        """The target of one example. Raises DataError for an unknown label."""
+        """Return the target of one example. Raises DataError for an unknown label."""
         label = example["label"]
         if self.problem == "regression":
             return label_names.numeric_label(example, self.size)
@@ -196,7 +196,7 @@ class Classification(Task):
         return [metrics.Accuracy()]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """`{"label", "scores": {label: probability}}`.
+        """Return `{"label", "scores": {label: probability}}`.
 
         Multi-label: `label` is the list of labels above 1/2. Regression: `label` is the number
         (with several named numbers: `scores` alone).
@@ -204,7 +204,7 @@ class Classification(Task):
         return [self.answer_from_logits(np.asarray(output, np.float32)) for output in outputs]
 
     def answer_from_logits(self, scores: np.ndarray) -> Answer:
-        """The answer for raw scores float32 [C]."""
+        """Return the answer for raw scores float32 [C]."""
         if self.problem == "regression":
             if self.size == 1:
                 return {"label": float(scores[0])}
@@ -214,14 +214,14 @@ class Classification(Task):
         return self.answer_from_probabilities(softmax(scores))
 
     def answer_from_probabilities(self, probabilities: np.ndarray) -> Answer:
-        """The answer for probabilities [C], for example those that a signature gave."""
+        """Return the answer for probabilities [C], for example those that a signature gave."""
         scores = _by_label(self.labels, probabilities)
         if self.problem == "multi_label":
             return {"label": [name for name, p in scores.items() if p > 0.5], "scores": scores}
         return {"label": self.labels[int(np.argmax(probabilities))], "scores": scores}
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """From `scores`, or from `score` of a number."""
+        """Return the answer from `scores`, or from `score` of a number."""
         if "score" in outputs:
             return {"label": float(outputs["score"])}
         if self.problem == "regression":

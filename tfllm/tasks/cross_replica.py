@@ -13,13 +13,14 @@ from tfllm.layers.types import Tensor
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of a scalar over all replicas."""
+    """Return the sum of a scalar over all replicas."""
     context = _context()
     return value if context is None else context.all_reduce("SUM", value)
 
 
 def all_gather_rows(rows: Tensor) -> tuple[Tensor, Tensor | int]:
-    """Rows [B, D] of all replicas, one after another, and how many stand before the own ones.
+    """Return rows [B, D] of all replicas, one after another, and how many stand before the own
+    ones.
 
     Gradients go back to the replica that a row came from.
     """

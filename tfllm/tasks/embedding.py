@@ -111,7 +111,7 @@ class Embedding(Task):
         return (self.kind, self.pooling == "pooler")
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Vectors [B, D]."""
+        """Put the pooling on a backbone: vectors [B, D]."""
         import keras
 
         from tfllm.layers import heads
@@ -124,7 +124,8 @@ class Embedding(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per text. Examples with `text_pair` give two rows each, one after the other.
+        """Return one row per text. Examples with `text_pair` give two rows each, one after the
+        other.
 
         Then `group` is 2, so that a batch has a line for every pair: inputs [B, 2, T], targets [B],
         for `training_model`. With `score_range` the target is the cosine that the label asks
@@ -180,7 +181,8 @@ class Embedding(Task):
             )
 
     def training_model(self, model: keras.Model) -> keras.Model:
-        """The same layers over pairs: inputs int32 [B, 2, T], vectors [B, 2, D]."""
+        """Build a model of the same layers over pairs: inputs int32 [B, 2, T], vectors [B, 2,
+        D]."""
         from tfllm.layers import pairs
 
         return pairs.apply_to_pairs(model)
@@ -208,14 +210,14 @@ class Embedding(Task):
         return [metrics.mean_metric("accuracy", metrics.in_batch_accuracy)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """`{"embedding": [...]}`; of pairs also `embedding_pair` and `similarity`."""
+        """Return `{"embedding": [...]}`; of pairs also `embedding_pair` and `similarity`."""
         vectors = [np.asarray(output, np.float32) for output in outputs]
         if features.group == 1:
             return [{"embedding": vector.tolist()} for vector in vectors]
         return [self.pair_answer(*vectors[row : row + 2]) for row in range(0, len(vectors), 2)]
 
     def pair_answer(self, first: np.ndarray, second: np.ndarray) -> Answer:
-        """The answer for the vectors [D] of a pair of texts."""
+        """Return the answer for the vectors [D] of a pair of texts."""
         return {
             "embedding": first.tolist(),
             "embedding_pair": second.tolist(),
@@ -223,7 +225,7 @@ class Embedding(Task):
         }
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """From `embedding`."""
+        """Return the answer from `embedding`."""
         return {"embedding": outputs["embedding"].tolist()}
 
     def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:

@@ -38,7 +38,7 @@ ASCII_PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 @functools.cache
 def character_kinds() -> np.ndarray:
-    """The kind of every code point: int8 [0x110000]."""
+    """Return the kind of every code point: int8 [0x110000]."""
     kinds = np.full(sys.maxunicode + 1, LETTER, np.int8)
     for point in range(len(kinds)):
         character = chr(point)
@@ -51,7 +51,8 @@ def character_kinds() -> np.ndarray:
 
 
 def word_numbers(text: str) -> np.ndarray:
-    """The number of the word that each character belongs to, NO_WORD for white space: int64 [C]."""
+    """Return the number of the word that each character belongs to, NO_WORD for white space: int64
+    [C]."""
     points = np.array([ord(character) for character in text], np.int64)
     padded = np.concatenate([[WHITE], character_kinds()[points], [WHITE]])
     before, kind, after = padded[:-2], padded[1:-1], padded[2:]
@@ -63,7 +64,8 @@ def word_numbers(text: str) -> np.ndarray:
 
 
 def align_pieces(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordSpans:
-    """The words of a text that have a piece in its row; `positions` count the row's tokens."""
+    """Return the words of a text that have a piece in its row; `positions` count the row's
+    tokens."""
     own = np.array([sequence is not None for sequence in encoding.sequence_ids], bool)
     marks = tokenizer.token_kinds[np.array(encoding.ids, np.int64)[own]]
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)[own]
@@ -113,7 +115,7 @@ def bio_tags(tags: Sequence[str]) -> list[str]:
 
 
 def tag_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(label, first word, word after the last) of every entity in BIO or BIOES/BMES tags.
+    """Return (label, first word, word after the last) of every entity in BIO or BIOES/BMES tags.
 
     Lenient as conlleval: an I after something else begins an entity. Tags without a prefix, as of
     parts of speech, are entities of one word.

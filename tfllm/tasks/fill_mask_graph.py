@@ -10,7 +10,8 @@ from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 def fill_masks(
     text: tf.Tensor, mask: str, tokens: tf.Tensor, manners: tf.Tensor, row: tf.Tensor
 ) -> tf.Tensor:
-    """Texts [B] with masks filled; for each seen mask [N] its token, its manner and its row."""
+    """Fill the masks of texts [B]; for each seen mask [N] its token, its manner and its
+    row."""
     parts = tf.strings.split(text, mask)  # ragged [B, None]: one more than masks
     owner = parts.value_rowids()  # [P]
     size = tf.size(text, out_type=tf.int64)

@@ -42,7 +42,7 @@ class HuggingFaceHead:
         return f"{self.directory}/config.json"
 
     def length_of_texts(self) -> int:
-        """`max_length`, said in the log: longer texts will be cut."""
+        """Return `max_length`, and log that longer texts will be cut."""
         log.info("%s: texts are cut at %d tokens.", self.directory, self.max_length)
         return self.max_length
 

@@ -45,7 +45,7 @@ def collect_labels(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
     """
     first: dict[str, Example] = {}
     for example, label in labelled:
-        first.setdefault(_checked_name(label, example), example)
+        first.setdefault(_label_text(label, example), example)
     values = {name: as_number(name) for name in first}
     missing = [name for name in first if name.lower() == "nan"]
     if missing and all(values[name] is not None for name in first if name not in missing):
@@ -59,7 +59,7 @@ def collect_labels(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
 
 
 def label_index(label: Any, labels: Sequence[str], example: Example, what: str = "label") -> int:
-    """The index of a label given by its name, or by its index where no name is a number.
+    """Return the index of a label given by its name, or by its index where no name is a number.
 
     A number is known by its value: `1.0` is the label named `1`. Raises DataError naming file and
     line, the label and the known ones.
@@ -70,15 +70,15 @@ def label_index(label: Any, labels: Sequence[str], example: Example, what: str =
     index = _index_of_number(name, tuple(labels))
     if index is not None:
         return index
-    shown = ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else "")
+    known = ", ".join(labels[:SHOWN_LABELS]) + (", ..." if len(labels) > SHOWN_LABELS else "")
     raise DataError(
-        f"{where(example)}unknown {what} '{name}'. Known: {shown}. "
+        f"{where(example)}unknown {what} '{name}'. Known: {known}. "
         "Correct the line, or add it to task.labels."
     )
 
 
 def label_indices(label: Any, labels: Sequence[str], example: Example) -> set[int]:
-    """The indices of the labels that an example has, given as one label or a list of them.
+    """Return the indices of the labels that an example has, given as one label or a list of them.
 
     Where there is one label alone, 0 and 1 say whether the example has it. Raises DataError.
     """
@@ -103,12 +103,13 @@ def label_name(label: Any, labels: Sequence[str]) -> str:
 
 
 def are_numbers(labels: Sequence[str]) -> bool:
-    """Whether every label is written as a number, so that none has a name."""
+    """Return whether every label is written as a number, so that none has a name."""
     return bool(labels) and all(as_number(label) is not None for label in labels)
 
 
 def have_field(examples: Sequence[Example], field: str) -> bool:
-    """Whether the examples have the field: all of them, or none. Raises DataError for a mix."""
+    """Return whether the examples have the field: all of them, or none. Raises DataError for a
+    mix."""
     having = [example.get(field) is not None for example in examples]
     if not any(having):
         return False
@@ -122,7 +123,7 @@ def have_field(examples: Sequence[Example], field: str) -> bool:
 
 
 def count_labels(labels: Sequence[str], what: str = "labels") -> int:
-    """How many labels there are. Raises SettingError when none are known yet."""
+    """Return how many labels there are. Raises SettingError when none are known yet."""
     if not labels:
         raise SettingError(
             f"task.labels is empty. Name the {what}, or give training data that has them."
@@ -131,7 +132,7 @@ def count_labels(labels: Sequence[str], what: str = "labels") -> int:
 
 
 def numeric_label(example: Example, size: int) -> np.ndarray:
-    """The label as float32 [], or [size] where the task has several numbers."""
+    """Return the label as float32 [], or [size] where the task has several numbers."""
     try:
         value = np.asarray(example["label"], np.float32)
     except (TypeError, ValueError):
@@ -145,7 +146,7 @@ def numeric_label(example: Example, size: int) -> np.ndarray:
     return value
 
 
-def _checked_name(label: Any, example: Example) -> str:
+def _label_text(label: Any, example: Example) -> str:
     """The label as text. Raises DataError where there is none."""
     name = str(label)
     if not name.strip() or (isinstance(label, float) and label != label):
@@ -154,9 +155,9 @@ def _checked_name(label: Any, example: Example) -> str:
 
 
 def _missing_label(example: Example, name: str) -> DataError:
-    shown = f"'{name}'" if name.strip() else "empty"
+    text = f"'{name}'" if name.strip() else "empty"
     return DataError(
-        f"{where(example)}the label is {shown}, so the example has none. Give it a label, or "
+        f"{where(example)}the label is {text}, so the example has none. Give it a label, or "
         "remove the line."
     )
 

@@ -31,24 +31,24 @@ class TaskLoss(keras.losses.Loss):
     """
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
-        """The loss of every target, float32, before `counts` weighs it."""
+        """Return the loss of every target, float32, before `counts` weighs it."""
         raise NotImplementedError
 
     def counts(self, targets: Tensor) -> Tensor:
-        """How much every target counts in the mean: float32 in the shape of `values`."""
+        """Return how much every target counts in the mean: float32 in the shape of `values`."""
         return ops.ones_like(ops.cast(targets, "float32"))
 
     def align_targets(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """The targets and outputs that `values` compares."""
+        """Return the targets and outputs that `values` compares."""
         return y_true, y_pred
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The loss of every target, 0 where it does not count: what Keras reduces."""
+        """Return the loss of every target, 0 where it does not count: what Keras reduces."""
         targets, outputs = self.align_targets(y_true, y_pred)
         return self.values(targets, outputs) * self.counts(targets)
 
     def parts(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The mean over what counts, which the training step differentiates.
+        """Return the mean over what counts, which the training step differentiates.
 
         A structure of means where the loss is a sum of several; `counts` has the same structure.
         """
@@ -97,7 +97,7 @@ class CrossEntropy(TaskLoss):
         self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
 
     def counts(self, targets: Tensor) -> Tensor:
-        """The class weight of each target, 0 where it is ignored."""
+        """Return the class weight of each target, 0 where it is ignored."""
         targets = ops.cast(targets, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
         if self.class_weights is not None:
@@ -140,11 +140,11 @@ class PretrainingLoss(CrossEntropy):
         super().__init__(name=name, **options)
 
     def counts(self, targets: Tensor) -> Tensor:
-        """What counts in each of the two means."""
+        """Return what counts in each of the two means."""
         return tree.map_structure(super().counts, targets)
 
     def parts(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
-        """Both means, of which the loss is the sum."""
+        """Return both means, of which the loss is the sum."""
         each = self._each(y_true, y_pred)
         return {name: super(PretrainingLoss, self).parts(*both) for name, both in each.items()}
 
@@ -160,7 +160,7 @@ class PretrainingLoss(CrossEntropy):
 
 
 def at_positions(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets and scores of tokens, at the positions where there are scores.
+    """Return targets and scores of tokens, at the positions where there are scores.
 
     Targets [B, T] with outputs [B, T, V], or with `tokens` [B, P, V] and `positions` [B, P]: then
     targets [B, P].
@@ -283,8 +283,8 @@ class CosineError(TaskLoss):
 
 
 def pair_cosines(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines [B, R] of every first text with every second of all replicas, and int32 [B]: which
-    of these is its own."""
+    """Return cosines [B, R] of every first text with every second of all replicas, and int32 [B]:
+    which of these is its own."""
     pairs = unit_pairs(vectors)
     seconds, before = cross_replica.all_gather_rows(pairs[:, 1])
     own = before + ops.arange(ops.shape(pairs)[0], dtype="int32")
@@ -292,7 +292,7 @@ def pair_cosines(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unit_pairs(vectors: Tensor) -> Tensor:
-    """Vectors [B, 2, D] at length 1 in float32.
+    """Scale vectors [B, 2, D] to length 1 in float32.
 
     Raises SettingError for vectors of single texts: shuffled rows would no longer be pairs.
     """
@@ -305,14 +305,14 @@ def unit_pairs(vectors: Tensor) -> Tensor:
 
 
 def to_float32(outputs: Tensor) -> Tensor:
-    """A tensor; numbers of another precision in float32."""
+    """Convert to a tensor; numbers of another precision to float32."""
     outputs = ops.convert_to_tensor(outputs)
     is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(outputs.dtype))
     return ops.cast(outputs, "float32") if is_float else outputs
 
 
 def align_weights(weights: Tensor, values: Tensor) -> Tensor:
-    """Weights [B] or in the shape of the values, with axes so that both multiply."""
+    """Return weights [B] or in the shape of the values, with axes so that both multiply."""
     weights = ops.cast(ops.convert_to_tensor(weights), "float32")
     missing = len(values.shape) - len(weights.shape)
     if missing < 0:  # Keras gives [B] weights as [B, 1] too
@@ -321,13 +321,13 @@ def align_weights(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor, axis: int | None = None) -> Tensor:
-    """sum(values * weights) / sum(weights), 0 where nothing counts."""
+    """Return sum(values * weights) / sum(weights), 0 where nothing counts."""
     total = ops.sum(weights, axis=axis)
     return ops.sum(values * weights, axis=axis) / ops.where(total > 0, total, ops.ones_like(total))
 
 
 def ordered_class_weights(class_weights: ClassWeights, labels: Sequence[str]) -> list[float] | None:
-    """Weights in the order of the labels; a mapping may leave labels out (weight 1)."""
+    """Return weights in the order of the labels; a mapping may leave labels out (weight 1)."""
     if class_weights is None:
         return None
     weights = _ordered(class_weights, labels)
@@ -363,7 +363,8 @@ def _ordered(class_weights: Mapping[str, float] | Sequence[float], labels: Seque
 
 
 def reject_options(kind: str, **options: Any) -> None:
-    """Raises SettingError for a set option that the task `kind` has no use for."""
+    """Check options of `loss`. Raises SettingError for a set one that the task `kind` does not
+    use."""
     for name, value in options.items():
         if value is not None and value != 0:
             raise SettingError(

@@ -56,13 +56,15 @@ class MaskedTokenTask(Task):
         return ("accuracy_at_1",)
 
     def training_model(self, model: keras.Model) -> keras.Model:
-        """The same layers with scores at the masked tokens only: input `positions` int32 [B, P]."""
+        """Build a model of the same layers with logits at masked tokens only: input `positions`
+        int32 [B, P]."""
         from tfllm.layers import heads
 
         return heads.masked_lm_at_positions(model)
 
     def mask_answer(self, scores: np.ndarray, detail: dict[str, Any]) -> Answer:
-        """The answer for a text with masks: scores [T, V], `detail` of `features_to_fill`."""
+        """Return the answer for a text with masks: scores [T, V], `detail` of
+        `features_to_fill`."""
         vocabulary = detail["tokenizer"].vocabulary
         masks, tokens = [], []
         for position in detail["masks"]:
@@ -112,7 +114,8 @@ class MaskedLM(MaskedTokenTask):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per text, or pair of texts, as it is, without targets: `for_epoch` draws them.
+        """Return one row per text, or pair of texts, as it is, without targets: `for_epoch` draws
+        them.
 
         With `packing` rows are full windows of the texts, each followed by the end token.
         """
@@ -157,7 +160,7 @@ class MaskedLM(MaskedTokenTask):
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
-        """The rows with masks drawn as a function of (seed, epoch, row); targets int [T].
+        """Return the rows with masks drawn as a function of (seed, epoch, row); targets int [T].
 
         Targets are the masked tokens, -100 elsewhere. Every row with a token has at least one.
         Rows are drawn when a batch asks for them.
@@ -181,7 +184,7 @@ class MaskedLM(MaskedTokenTask):
         return [metrics.Accuracy(), metrics.Perplexity()]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """`{"text", "masks": [{"token", "score", "candidates": [{"token", "score"}]}]}`.
+        """Return `{"text", "masks": [{"token", "score", "candidates": [{"token", "score"}]}]}`.
 
         Each [MASK] of the text gets its most probable token; one beyond `max_length` stays.
         """
@@ -189,7 +192,8 @@ class MaskedLM(MaskedTokenTask):
         return [self.mask_answer(np.asarray(output), detail) for output, detail in rows]
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """From `text`, and `tokens` and `scores` of its masks, padded with "" and 0."""
+        """Return the answer from `text`, and `tokens` and `scores` of its masks, padded with "" and
+        0."""
         masks = []
         for tokens, scores in zip(outputs["tokens"], outputs["scores"], strict=True):
             candidates = [
@@ -251,7 +255,7 @@ def features_to_fill(
     tokenizer: Tokenizer,
     task: MaskedTokenTask,
 ) -> MaskedFeatures:
-    """A row per text or pair of texts; `details` say where its masks are."""
+    """Return a row per text or pair of texts; `details` say where its masks are."""
     rows = features_from_encodings(encodings, tokenizer)
     details: list[dict[str, Any]] = []
     fixed: list[np.ndarray] = []
@@ -286,7 +290,7 @@ def features_to_fill(
 
 
 def fill_masks(text: str, mask: str, tokens: Sequence[tuple[int, str]]) -> str:
-    """The text with its masks replaced by tokens, each written as `word_alignment` says."""
+    """Replace the masks of a text by tokens, each written as `word_alignment` says."""
     parts = text.split(mask)
     tokens = list(tokens)[: len(parts) - 1]
     tokens += [(AS_IS, mask)] * (len(parts) - 1 - len(tokens))

@@ -48,5 +48,5 @@ DIRECTIONS: Mapping[str, Direction] = {
 
 
 def direction(name: str) -> Direction | None:
-    """Whether a metric is maximized or minimized; None where that is not known."""
+    """Return whether a metric is maximized or minimized; None where that is not known."""
     return DIRECTIONS.get(name)

@@ -28,7 +28,7 @@ class TokenMean(keras.metrics.Metric):
         self.count = self.add_variable((), "zeros", name="count")
 
     def value(self, targets: Tensor, outputs: Tensor) -> Tensor:
-        """What is averaged: targets int [...], outputs [..., C] to [...]."""
+        """Return what is averaged: targets int [...], outputs [..., C] to [...]."""
         raise NotImplementedError
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
@@ -73,7 +73,8 @@ class Perplexity(TokenMean):
 
 
 def mean_metric(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> keras.metrics.Metric:
-    """The mean over examples of `function(targets, outputs)`, which is a registered function."""
+    """Return a metric: the mean over examples of `function(targets, outputs)`, a registered
+    function."""
     metric = keras.metrics.MeanMetricWrapper(fn=function, name=name)
     set_direction(metric, "up" if direction(name) == "maximize" else "down")
     return metric
@@ -115,7 +116,7 @@ def in_batch_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
 def metrics_of_outputs(
     metrics: Any, targets: Tensor, outputs: Tensor
 ) -> Iterator[tuple[keras.metrics.Metric, Tensor, Tensor]]:
-    """Every metric of `Task.metrics` with the targets and outputs that it is of.
+    """Yield every metric of `Task.metrics` with the targets and outputs that it is of.
 
     `metrics` may be {output: list}. Outputs at positions keep all of them beside their tokens.
     """

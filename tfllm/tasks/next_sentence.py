@@ -70,7 +70,7 @@ class NextSentence(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per pair `text`, `text_pair`. `label`: is_next or 0, not_next or 1."""
+        """Return one row per pair `text`, `text_pair`. `label`: is_next or 0, not_next or 1."""
         encodings = encode_texts(examples, tokenizer, self.max_length, pair=True)
         if not (targets and label_names.have_field(examples, "label")):
             return features_from_encodings(encodings, tokenizer)
@@ -98,13 +98,13 @@ class NextSentence(Task):
         return [metrics.Accuracy()]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """`{"label": "is_next" or "not_next", "scores": {label: probability}}`."""
+        """Return `{"label": "is_next" or "not_next", "scores": {label: probability}}`."""
         return [
             answer_from_probabilities(softmax(np.asarray(output, np.float32))) for output in outputs
         ]
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """From `is_next`, a probability."""
+        """Return the answer from `is_next`, a probability."""
         return answer_from_probabilities(np.array([outputs["is_next"], 1 - outputs["is_next"]]))
 
     def signatures(self, model: keras.Model, graph_tokenizer: TokenizerGraph) -> Signatures:
@@ -126,6 +126,6 @@ class NextSentence(Task):
 
 
 def answer_from_probabilities(probabilities: np.ndarray) -> Answer:
-    """The answer for the probabilities [2] of LABELS."""
+    """Return the answer for the probabilities [2] of LABELS."""
     scores = {name: float(value) for name, value in zip(LABELS, probabilities, strict=True)}
     return {"label": LABELS[int(np.argmax(probabilities))], "scores": scores}

@@ -69,7 +69,7 @@ class Pretraining(MaskedTokenTask):
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def export_task(self) -> MaskedLM:
-        """A masked language model: the pairs' head is only there to learn by."""
+        """Return the task of a masked language model: the head over pairs is for training only."""
         return MaskedLM(**self.model_dump(exclude={"kind"}))
 
     def features(
@@ -82,7 +82,8 @@ class Pretraining(MaskedTokenTask):
         return self.corpus_features(memory_corpus.tokenize_corpus(examples, tokenizer), tokenizer)
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> MaskedFeatures:
-        """Rows over documents that are tokenized already; `for_epoch` draws what is in them."""
+        """Return rows over documents that are tokenized already; `for_epoch` draws what is in
+        them."""
         template, sentences = tokenizer.row_template, corpus
         plan = sentence_pairs.plan_pairs(
             sentences, self.max_length - template.num_pair_special_tokens
@@ -128,7 +129,7 @@ class Pretraining(MaskedTokenTask):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """The mean over the masked tokens plus the mean over the pairs."""
+        """Return the mean over the masked tokens plus the mean over the pairs."""
         from tfllm.tasks import losses
 
         losses.reject_options(
@@ -146,7 +147,8 @@ class Pretraining(MaskedTokenTask):
         }
 
     def answers(self, outputs: Sequence[Any], features: Features) -> list[Answer]:
-        """Those of masked_lm; where an example has two texts, those of next_sentence as well."""
+        """Return the answers of masked_lm; where an example has two texts, those of next_sentence
+        too."""
         answers = []
         for output, detail in zip(outputs, features.details, strict=True):
             answer = self.mask_answer(np.asarray(output["tokens"]), detail)

@@ -90,7 +90,8 @@ class QuestionAnswering(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """A row per window of the context. Targets int [2]: first and last token of the answer.
+        """Return a row per window of the context. Targets int [2]: first and last token of the
+        answer.
 
         [0, 0], the position of [CLS], where the window does not hold the whole answer.
         """
@@ -135,7 +136,8 @@ class QuestionAnswering(Task):
         return [metrics.mean_metric("accuracy", metrics.span_accuracy)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """`{"answer", "start", "end", "score"}`, characters of the context, best of all windows.
+        """Return `{"answer", "start", "end", "score"}`, characters of the context, best of all
+        windows.
 
         The best span has the highest sum of raw start and end score. `score` is its probability
         under softmaxes over the context tokens and [CLS] of all windows. No answer: "", 0, 0.
@@ -155,7 +157,7 @@ class QuestionAnswering(Task):
         ]
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """The best span."""
+        """Return the best span."""
         return {
             "answer": outputs["answer"].decode(),  # type: ignore[attr-defined]
             "start": int(outputs["start"]),

@@ -101,18 +101,18 @@ class Seq2Seq(NextToken):
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> Seq2Seq:
-        """Rows of HF_WINDOW tokens, or of all positions where there are fewer."""
+        """Return the task with rows of HF_WINDOW tokens, or of all positions if they are fewer."""
         return cls(max_length=min(HF_WINDOW, source.positions))
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """The special tokens."""
+        """Return the special tokens."""
         if before:
             return {}
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         return {**ids, "forced_eos_token_id": tokenizer.eos_token_id}
 
     def hf_generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The special tokens of `config.json`; padding is never generated."""
+        """Return the special tokens of `config.json`; padding is never generated."""
         keys = ("bos", "eos", "pad", "decoder_start", "forced_bos", "forced_eos")
         ids = {f"{key}_token_id": config.get(f"{key}_token_id") for key in keys}
         ids = {key: value for key, value in ids.items() if value is not None}
@@ -125,7 +125,7 @@ class Seq2Seq(NextToken):
         return self.max_source_length or self.max_length
 
     def with_start_id(self, start_id: int | None) -> Seq2Seq:
-        """A copy whose rows begin with this token, where the settings name none."""
+        """Return a copy whose rows begin with this token, where the settings name none."""
         if self.start_id is not None or start_id is None:
             return self
         return self.model_copy(update={"start_id": start_id})
@@ -147,7 +147,7 @@ class Seq2Seq(NextToken):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """A row for every target; without `targets` one for every source.
+        """Return a row for every target; without `targets` one for every source.
 
         Where a source or a target is empty there is nothing to learn: such examples are left out,
         and the log says how many. Raises DataError naming file and line for a target that is
@@ -296,12 +296,12 @@ class Seq2Seq(NextToken):
 
 
 def source_of(example: Example) -> str:
-    """The field `source`; sentences are joined by spaces. Raises DataError."""
+    """Return the field `source`; sentences are joined by spaces. Raises DataError."""
     return " ".join(_texts(example, "source", example.get("source")))
 
 
 def targets_of(example: Example) -> list[str]:
-    """The field `target`: one text, or several that are all right. Raises DataError."""
+    """Return the field `target`: one text, or several that are all right. Raises DataError."""
     return _texts(example, "target", example.get("target"))
 
 

@@ -19,22 +19,22 @@ ROWS_AT_ONCE = 8  # 4 to 16 are equally quick; docs/log.md
 
 
 def select_inputs(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `inputs` that the model asks for (some families have no `segment_ids`)."""
+    """Return those of `inputs` that the model asks for (some families have no `segment_ids`)."""
     return {name: inputs[name] for name in model.input}
 
 
 def text_inputs(*names: str) -> list[tf.TensorSpec]:
-    """An input signature of string [B] inputs."""
+    """Return an input signature of string [B] inputs."""
     return [tf.TensorSpec([None], tf.string, name) for name in names]
 
 
 def run_model(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """The model's output in float32 for packed rows int32 [B, T]."""
+    """Return the model's output in float32 for packed rows int32 [B, T]."""
     return tf.cast(model(select_inputs(model, packed), training=False), tf.float32)
 
 
 def run_by_length(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """`run_model` for models with one output a row [B, C], in groups of rows of like length.
+    """Run models with one output a row [B, C] in groups of rows of like length.
 
     A batch is padded to its longest row; groups of the sorted rows are padded to their own. On a
     batch of 32 sentences that saves a third of the time. Outputs are in the order of the rows.
@@ -61,7 +61,7 @@ def run_by_length(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Ten
 
 
 def tokens_signature(model: keras.Model, output: str = "logits") -> Any:
-    """The signature `tokens`: the model's own inputs, int32 [B, T], to its raw output."""
+    """Return the signature `tokens`: the model's own inputs, int32 [B, T], to its raw output."""
     ids = [tf.TensorSpec([None, None], tf.int32, name) for name in model.input]
     names = [spec.name for spec in ids]
 
@@ -75,8 +75,8 @@ def tokens_signature(model: keras.Model, output: str = "logits") -> Any:
 
 
 def require(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """The value; a call of the signature fails where it is not `right`: INVALID_ARGUMENT, with the
-    input's name. Keras takes a negative index from the end, without a word."""
+    """Return the value; a call of the signature fails where it is not `right`: INVALID_ARGUMENT,
+    with the input's name. Keras takes a negative index from the end, without a word."""
     wrong = tf.boolean_mask(value, tf.logical_not(right))
     message = f"input {name} must be {rule}; it is"  # TensorFlow escapes quotation marks
     check = tf.raw_ops.Assert(condition=tf.reduce_all(right), data=[message, wrong], summarize=1)
@@ -85,21 +85,21 @@ def require(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tens
 
 
 def replace_invalid_utf8(strings: tf.Tensor) -> tf.Tensor:
-    """string [B] with each invalid byte sequence replaced by U+FFFD."""
+    """Replace each invalid byte sequence in string [B] by U+FFFD."""
     return tf.strings.unicode_transcode(
         strings, "UTF-8", "UTF-8", errors="replace", replacement_char=REPLACEMENT
     )
 
 
 def parse_examples(serialized: tf.Tensor, names: list[str]) -> list[tf.Tensor]:
-    """The text features of serialised tf.Example protos: string [B] to a string [B] each."""
+    """Parse text features of serialized tf.Example protos: string [B] to a string [B] each."""
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in names}
     parsed = tf.io.parse_example(serialized, features)
     return [parsed[name] for name in names]
 
 
 def signature(signature: list[tf.TensorSpec]) -> Callable[[Callable], Any]:
-    """tf.function with an input signature, never compiled by XLA."""
+    """Return a decorator to a tf.function with an input signature, never compiled by XLA."""
     return tf.function(input_signature=signature, jit_compile=False, autograph=False)
 
 
@@ -126,7 +126,7 @@ def _with_input_names(forward: Callable, names: list[str], specs: list[tf.Tensor
 
 
 def over_texts(answer: Any, names: list[str]) -> Any:
-    """`answer` as a signature over `text`, or over `text` and `text_pair`."""
+    """Return `answer` as a signature over `text`, or over `text` and `text_pair`."""
     if len(names) == 1:
 
         @signature(text_inputs("text"))

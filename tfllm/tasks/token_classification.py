@@ -82,7 +82,7 @@ class TokenClassification(Task):
         return cls(labels=source.labels, max_length=length)
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """`id2label` and `label2id`."""
+        """Return `id2label` and `label2id`."""
         return label_maps(self.labels, before)
 
     def infer_settings(self, examples: Sequence[Example]) -> TokenClassification:
@@ -115,7 +115,7 @@ class TokenClassification(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """One row per example of `words`, or of `text`, whose words `tasks.entities` finds.
+        """Return one row per example of `words`, or of `text`, whose words `tasks.entities` finds.
 
         Targets int [T]: the tag's position at the first piece of each word, -100 elsewhere. A row
         longer than `max_length` is cut; words after the cut get the tag O in answers.
@@ -157,7 +157,7 @@ class TokenClassification(Task):
         return [metrics.Accuracy()]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """`{"entities": [{"text", "label", "start", "end", "score"}]}` in characters.
+        """Return `{"entities": [{"text", "label", "start", "end", "score"}]}` in characters.
 
         Examples that came as `words` also get `tags`, one per word; their characters are those of
         the words joined by one space.

@@ -342,7 +342,7 @@ class RunCallback(keras.callbacks.Callback):
 
 
 def format_metrics(metrics: Metrics, best: str | None = None) -> str:
-    """The first few metrics, and `best`, as one line of text."""
+    """Return the first few metrics, and `best`, as one line of text."""
     names = list(metrics)[:SHOWN_METRICS]
     if best is not None and best not in names:
         names.append(best)
@@ -350,7 +350,7 @@ def format_metrics(metrics: Metrics, best: str | None = None) -> str:
 
 
 def format_metric(value: float | None) -> str:
-    """A metric with four digits after the point."""
+    """Return a metric with four digits after the point."""
     return "undefined" if value is None else f"{value:.4f}"
 
 

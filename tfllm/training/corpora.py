@@ -60,8 +60,10 @@ def prepare_corpus(
     if data.validation and data.validation_share:
         raise SettingError("data: give either validation or validation_share. Remove one.")
     settings = data.prepare or PrepareSettings()
-    train = CorpusJob(_paths(data.train), data, settings, _cut(recipe, settings), data.limit,
-                data.validation_share)  # fmt: skip
+    split = _sentence_split(recipe, settings)
+    train = CorpusJob(
+        _paths(data.train), data, settings, split, data.limit, data.validation_share
+    )  # fmt: skip
     validation = validation_job(train, _paths(data.validation) if data.validation else None)
     for path in (*train.paths, *(validation.paths if validation else ())):
         if is_corpus(resolve(path)):
@@ -82,7 +84,7 @@ def prepare_corpus(
     )
 
 
-def _cut(recipe: CorpusRecipe, settings: PrepareSettings) -> SentenceSplit:
+def _sentence_split(recipe: CorpusRecipe, settings: PrepareSettings) -> SentenceSplit:
     if settings.sentences is not None:
         return settings.sentences
     return (

@@ -157,7 +157,7 @@ def check_worker(chief: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 def result_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings, by dotted key, that change the result."""
+    """Return the settings, by dotted key, that change the result."""
     flat = _flatten(json.loads(recipe.model_dump_json()))
     return {key: value for key, value in flat.items() if not _is_free(key)}
 

@@ -39,10 +39,12 @@ class InitialModel:
 
     @property
     def task(self) -> Task:
+        """The checkpoint's task."""
         return self.checkpoint.task
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer."""
         return self.checkpoint.tokenizer
 
     def save(self, directory: Path) -> None:
@@ -63,7 +65,7 @@ class InitialModel:
             ) from None
 
     def resolved(self, recipe: Recipe) -> Recipe:
-        """The recipe with what the data adds: the task's labels."""
+        """Return the recipe with what the data adds: the task's labels."""
         return recipe.model_copy(update={"task": self.task})
 
 

@@ -101,7 +101,7 @@ class JaxModel(keras.Model):
 
 
 def target_weights(y: Any) -> Any:
-    """1.0 for every target, 0.0 for ignored ones."""
+    """Return 1.0 for every target, 0.0 for ignored ones."""
     return ops.cast(ops.not_equal(y, ops.cast(IGNORED, y.dtype)), "float32")
 
 

@@ -50,6 +50,7 @@ class ReplicatedModel(keras_internals.BuiltModel):
     """The keys that `train_step` returns, each a float32 scalar."""
 
     def make_train_function(self, force: bool = False) -> None:
+        """Build the function of one call, which may run several steps, as Keras' own does."""
         if self.train_function is not None and not force:
             return
         strategy = self.distribute_strategy
@@ -230,18 +231,18 @@ class TrainingModel(ReplicatedModel):
 
 
 def target_weights(y: Tensor) -> Tensor:
-    """1.0 for every target, 0.0 for ignored ones, flat."""
+    """Return 1.0 for every target, 0.0 for ignored ones, flat."""
     flat = tf.reshape(y, [-1])
     return tf.cast(tf.not_equal(flat, tf.cast(IGNORED, flat.dtype)), tf.float32)
 
 
 def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer inside a LossScaleOptimizer (float16), or the optimizer itself."""
+    """Return the optimizer inside a LossScaleOptimizer (float16), or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def scaled_loss(optimizer: keras.optimizers.Optimizer, value: float) -> tf.Tensor:
-    """A loss of `value` after float16's loss scaling."""
+    """Return a loss of `value` after float16's loss scaling."""
     return (
         optimizer.scale_loss(tf.constant(value))
         if inner_optimizer(optimizer) is not optimizer

@@ -28,7 +28,7 @@ UNDECAYED = ("bias", "beta", "gamma", "scale")
 
 
 def is_decayed(variable: keras.Variable) -> bool:
-    """Whether weight decay acts on a variable: on matrices, by shape and name."""
+    """Return whether weight decay acts on a variable: on matrices, by shape and name."""
     return len(variable.shape) > 1 and variable.path.split("/")[-1] not in UNDECAYED
 
 
@@ -43,10 +43,12 @@ class AdamW(AdamWBase):
     gradient_factor: Tensor | None = None
 
     def num_replicas(self) -> int:
+        """Return the number of replicas in sync."""
         context = tf.distribute.get_replica_context()
         return context.num_replicas_in_sync if context else 1
 
     def sum_over_replicas(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Return the sums of the replicas' gradients."""
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
@@ -91,7 +93,7 @@ class AdamW(AdamWBase):
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """The number of steps of `train.warmup`: below 1 it is a share of all steps."""
+    """Return the number of steps of `train.warmup`: below 1 it is a share of all steps."""
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
@@ -154,7 +156,7 @@ def build_optimizer(settings: TrainSettings, steps: int, variables: list[keras.V
 
 
 def decay_at(momentum: float, step: Tensor) -> Tensor:
-    """The decay of the step-th update (from 1), at first less than `momentum`:
+    """Return the decay of the step-th update (from 1), at first less than `momentum`:
 
     min(momentum, (1 + step) / (10 + step)), as tf.train.ExponentialMovingAverage: otherwise the
     average of a short run would be mostly its random start.

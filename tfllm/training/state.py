@@ -145,7 +145,7 @@ def complete_states(directory: Path) -> list[Path]:
 
 
 def newest_state(directory: Path) -> Path | None:
-    """The newest state that was written completely, or None."""
+    """Return the newest state that was written completely, or None."""
     return next(iter(complete_states(directory)), None)
 
 
@@ -250,7 +250,7 @@ def restore(path: Path, model: keras.Model) -> None:
 
 
 def disk_error(error: Exception) -> str:
-    """What went wrong with the disk, in words."""
+    """Describe what went wrong with the disk."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return "the disk is full" if "os error 28" in str(error) else str(error)

@@ -13,7 +13,7 @@ STANDARD_STREAMS = (0, 1, 2)
 
 
 def stop_signals() -> tuple[int, ...]:
-    """The signals that ask a process to end.
+    """Return the signals that ask a process to end.
 
     SIGHUP, of a terminal that closes, stays ignored where it was, as under nohup.
     """

@@ -108,7 +108,7 @@ class Validation:
         return results
 
     def names(self, model: keras.Model) -> list[str]:
-        """The names of the metrics, found on a few examples."""
+        """Return the names of the metrics, found on a few examples."""
         names = ["loss", *(metric.name for metric in tree.flatten(self.task.metrics()))]
         if self.texts is not None and self.texts.settings.generate:
             names += self.texts.names()
@@ -138,18 +138,18 @@ class Validation:
 
 
 def by_row(outputs: Any, features: Features) -> np.ndarray:
-    """The outputs of a batch, one of each row: [B, ...], or of groups [B, group, ...]."""
+    """Return the outputs of a batch, one of each row: [B, ...], or of groups [B, group, ...]."""
     array = np.asarray(outputs)
     return array if features.group == 1 else array.reshape(-1, *array.shape[2:])
 
 
 def input_names(model: keras.Model) -> list[str]:
-    """The names of a functional model's inputs."""
+    """Return the names of a functional model's inputs."""
     return list(model.input)
 
 
 def numbers(results: Mapping[str, Any]) -> Metrics:
-    """The metrics that are one number, or would be if they were defined."""
+    """Return the metrics that are one number, or would be if they were defined."""
     return {
         name: None if value is None else finite(value)
         for name, value in results.items()
@@ -158,12 +158,12 @@ def numbers(results: Mapping[str, Any]) -> Metrics:
 
 
 def finite(value: float) -> float | None:
-    """The number; None for NaN and infinity, which are no results and no JSON."""
+    """Return the number; None for NaN and infinity, which are no results and no JSON."""
     return float(value) if math.isfinite(value) else None
 
 
 def direction(settings: EvaluateSettings, known: Sequence[str] = ()) -> Direction:
-    """Whether `evaluate.best` is maximized or minimized.
+    """Return whether `evaluate.best` is maximized or minimized.
 
     Args:
         settings: Their `direction` counts for metrics that tfllm does not know.
@@ -189,7 +189,7 @@ def direction(settings: EvaluateSettings, known: Sequence[str] = ()) -> Directio
 
 
 def is_better(direction: Direction, value: float | None, best: float | None) -> bool:
-    """Whether `value` improves on `best`. An undefined one is never better."""
+    """Return whether `value` improves on `best`. An undefined one is never better."""
     if value is None or math.isnan(value):
         return False
     if best is None:
@@ -251,7 +251,7 @@ class GeneratedTexts:
         }
 
     def names(self) -> list[str]:
-        """The names of the metrics of texts, found on a text of one letter."""
+        """Return the names of the metrics of texts, found on a text of one letter."""
         results = self.measure(self.initial.task, [{"text": "a"}], self.examples[:1])
         return [name for name, value in results.items() if isinstance(value, float)]
 

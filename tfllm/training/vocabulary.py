@@ -24,7 +24,7 @@ PAIR_TOKENS = ("<pad>", "</s>")
 
 
 def is_trained(settings: TokenizerSettings | str | None) -> bool:
-    """Whether a recipe's tokenizer is trained on its training texts."""
+    """Return whether a recipe's tokenizer is trained on its training texts."""
     return isinstance(settings, TokenizerSettings) and settings.kind is not None
 
 

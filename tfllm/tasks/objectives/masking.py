@@ -39,7 +39,8 @@ class MaskingRule:
     """bool [V]: tokens of scripts without spaces, which are masked in spans"""
 
     def count(self, length: int) -> int:
-        """How many of a row's `length` tokens are masked, special ones counted in the length."""
+        """Return how many of a row's `length` tokens are masked, special ones counted in the
+        length."""
         return max(1, round(length * self.probability))
 
 
@@ -185,7 +186,7 @@ class MaskedFeatures(Features):
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
     ) -> tuple[dict[str, np.ndarray], Any]:
-        """As Features.batch, with every row drawn once.
+        """Return a batch as `Features.batch` does, with every row drawn once.
 
         Where pairs have labels, targets are {`tokens`: [B, T], `next_sentence`: [B]}.
         """

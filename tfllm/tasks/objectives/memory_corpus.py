@@ -40,7 +40,8 @@ class MemoryCorpus:
 
 
 def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> MemoryCorpus:
-    """Every example's text (or list of texts) is a document; one without tokens is left out."""
+    """Tokenize examples: each text (or list of texts) is a document; one without tokens is left
+    out."""
     dtype = np.uint16 if tokenizer.vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
     parts: list[np.ndarray] = []
     lengths: list[int] = []
@@ -72,13 +73,13 @@ def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> Memory
 
 
 def example_indices(corpus: TokenCorpus, document: np.ndarray) -> np.ndarray:
-    """The numbers of the examples that documents are: int [rows]."""
+    """Return the numbers of the examples that documents are: int [rows]."""
     numbers = getattr(corpus, "numbers", None)
     return document if numbers is None else numbers[document]
 
 
 def example_sentences(example: Example) -> Iterator[str]:
-    """The sentences of a text; each part of a list of texts ends one."""
+    """Yield the sentences of a text; each part of a list of texts ends one."""
     value = example.get("text")
     texts = value if isinstance(value, list | tuple) else [text_field(example)]
     for text in texts:

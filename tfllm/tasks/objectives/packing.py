@@ -42,12 +42,12 @@ class TokenStream:
         return self.ids[positions % len(self)].astype(np.int32)
 
     def document_ids(self, positions: np.ndarray) -> np.ndarray:
-        """The number of each token's document within the row, from 1: int32 [T]."""
+        """Return the number of each token's document within the row, from 1: int32 [T]."""
         numbers = np.cumsum(self.first[positions % len(self)], dtype=np.int32)
         return numbers + (1 - numbers[0])
 
     def targets(self, positions: np.ndarray) -> np.ndarray:
-        """The token after each, IGNORED where that is another document's or not learned."""
+        """Return the token after each, IGNORED where that is another document's or not learned."""
         after = (positions + 1) % len(self)
         counts = ~self.first[after]
         if self.learned is not None:
@@ -86,7 +86,7 @@ class CorpusTokenStream:
         return int(self._ends[-1]) + len(self._ends) * (len(self.before) + len(self.after))
 
     def document_of(self, positions: np.ndarray) -> np.ndarray:
-        """The number of the document at each position: int [T]."""
+        """Return the number of the document at each position: int [T]."""
         return np.searchsorted(self.starts, positions % len(self), side="right") - 1
 
     def tokens(self, positions: np.ndarray) -> np.ndarray:
@@ -100,12 +100,12 @@ class CorpusTokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def document_ids(self, positions: np.ndarray) -> np.ndarray:
-        """The number of each token's document within the row, from 1: int32 [T]."""
+        """Return the number of each token's document within the row, from 1: int32 [T]."""
         numbers = self.document_of(positions) + positions // len(self) * len(self.starts)
         return (numbers - numbers[0] + 1).astype(np.int32)
 
     def targets(self, positions: np.ndarray) -> np.ndarray:
-        """The token after each, IGNORED where that is another document's."""
+        """Return the token after each, IGNORED where that is another document's."""
         after = positions + 1
         document = np.searchsorted(self.starts, after % len(self))
         begins = self.starts[np.minimum(document, len(self.starts) - 1)] == after % len(self)

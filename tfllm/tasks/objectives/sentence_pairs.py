@@ -50,7 +50,7 @@ class PairPlan:
         return len(self.begin)
 
     def pair(self, row: int, rng: np.random.Generator) -> Pair:
-        """The two parts of a row."""
+        """Return the two parts of a row."""
         begin, end, total = int(self.begin[row]), int(self.end[row]), int(self.total[row])
         cut = begin + (1 if end - begin < 2 else int(rng.integers(1, end - begin)))
         positions = self.sentences.token_starts
@@ -86,8 +86,8 @@ class PairPlan:
 def truncate_pair(
     first: tuple[int, int], second: tuple[int, int], total: int, rng: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Both ranges, together at most `total` long: the longer one loses a token at a time (the
-    second where both are equal), each at its begin or its end."""
+    """Return both ranges, together at most `total` long: the longer one loses a token at a time
+    (the second where both are equal), each at its begin or its end."""
     lengths = [first[1] - first[0], second[1] - second[0]]
     if sum(lengths) <= total:
         return first, second
@@ -103,7 +103,7 @@ def truncate_pair(
 
 
 def plan_pairs(sentences: TokenCorpus, room: int) -> PairPlan:
-    """Rows of `room` tokens at most, special ones not counted.
+    """Return rows of `room` tokens at most, special ones not counted.
 
     Raises DataError for a single document: there is no other to draw second parts from.
     """

@@ -86,7 +86,7 @@ class Seq2SeqFeatures(Features):
     def batch(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """As Features.batch, with every pair computed once."""
+        """Return a batch as `Features.batch` does, with every pair computed once."""
         pairs = [self.pairs[row] for row in rows]
         sources = [source for source, _ in pairs]
         read = [shift_right(target, self.start_id) for _, target in pairs]

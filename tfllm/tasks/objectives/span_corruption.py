@@ -31,7 +31,8 @@ SENTINEL = "<extra_id_{}>"
 
 
 def count_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """(masked tokens, spans) of a text of `length` tokens, 2 or more; at least one is kept."""
+    """Return (masked tokens, spans) of a text of `length` tokens, 2 or more; at least one is
+    kept."""
     masked = min(max(int(np.round(np.float32(length) * np.float32(density))), 1), length - 1)
     count = max(int(np.round(np.float32(masked) / np.float32(mean_span))), 1)
     return masked, count
@@ -43,16 +44,18 @@ def noise_mask(
     density: float = NOISE_DENSITY,
     mean_span: float = MEAN_SPAN,
 ) -> np.ndarray:
-    """Which tokens of a text are taken out: bool [length]. One of less than 2 tokens keeps all."""
+    """Return which tokens of a text are taken out: bool [length]. One of less than 2 tokens keeps
+    all."""
     if length < 2:
         return np.zeros(length, bool)
     masked, count = count_spans(length, density, mean_span)
     count = min(count, masked, length - masked)  # every span of both kinds has a token
-    lengths = np.stack([_cut(length - masked, count, rng), _cut(masked, count, rng)], axis=1)
+    plain = _random_lengths(length - masked, count, rng)
+    lengths = np.stack([plain, _random_lengths(masked, count, rng)], axis=1)
     return np.repeat(np.tile([False, True], count), lengths.ravel())
 
 
-def _cut(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+def _random_lengths(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
     """Lengths, 1 or more, of `parts` parts of `total`; all ways are equally likely."""
     first = np.arange(total - 1) < parts - 1
     rng.shuffle(first)
@@ -63,7 +66,7 @@ def _cut(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
 def corrupt(
     ids: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, eos_token_id: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(source, target) of a text: int32 [S] and [T].
+    """Return (source, target) of a text: int32 [S] and [T].
 
     Every masked span is one sentinel in the source; the target has the sentinel of each span before
     its tokens. `eos_token_id` ends both. Raises SettingError where there are fewer sentinels than
@@ -103,7 +106,8 @@ def sentinels(tokenizer: Tokenizer) -> np.ndarray:
 def text_length(
     inputs: int, density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN
 ) -> tuple[int, int]:
-    """(tokens of a text, of its target) that fill a source of `inputs` tokens, ends included.
+    """Return (tokens of a text, of its target) that fill a source of `inputs` tokens, ends
+    included.
 
     `random_spans_helper` of the same: no padding is needed where all texts have this length.
     """
@@ -137,7 +141,7 @@ class SpanCorruption:
         return -(-len(self.stream) // self.length)
 
     def row(self, number: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(source, target) int32 [S] and [T]: a function of (seed, epoch, number)."""
+        """Return (source, target) int32 [S] and [T]: a function of (seed, epoch, number)."""
         begin = number * self.length
         size = min(self.length, len(self.stream) - begin)
         moved = packing.epoch_shift(self.length, seed, epoch)
@@ -154,7 +158,7 @@ def corrupt_corpus(
     density: float = NOISE_DENSITY,
     mean_span: float = MEAN_SPAN,
 ) -> SpanCorruption:
-    """Rows with sources of `inputs` tokens over a prepared corpus, or a `MemoryCorpus`.
+    """Return rows with sources of `inputs` tokens over a prepared corpus, or a `MemoryCorpus`.
 
     Texts follow one another without anything between, as in T5's own data.
     """

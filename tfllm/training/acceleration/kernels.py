@@ -42,7 +42,8 @@ def _gelu_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def kernel(formula: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    """The formula itself, or compiled by XLA: once for all layers, as compilation is slow."""
+    """Return the formula itself, or compiled by XLA: once for all layers, as compilation is
+    slow."""
     if not compiled:
         return formula
     return tf.function(formula, jit_compile=True, autograph=False, reduce_retracing=True)
@@ -116,7 +117,7 @@ def normalize(
 
 
 def dropped_byte_values(rate: float) -> int:
-    """How many of the 256 values of a random byte drop an element."""
+    """Return how many of the 256 values of a random byte drop an element."""
     return round(rate * BYTE_VALUES)
 
 

@@ -45,7 +45,7 @@ def choose(precision: str, before: Mapping[str, str] | None = None) -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether the GPUs, or without one the CPU, multiply bfloat16 matrices in hardware."""
+    """Return whether the GPUs, or without one the CPU, multiply bfloat16 matrices in hardware."""
     if keras.backend.backend() == "jax":
         import jax
 

@@ -45,7 +45,7 @@ class Cluster:
         return len(self.addresses)
 
     def tf_config(self, index: int | None = None) -> str:
-        """The value of TF_CONFIG for the worker `index`, or for this process."""
+        """Return the value of TF_CONFIG for the worker `index`, or for this process."""
         task = {"type": "worker", "index": self.index if index is None else index}
         return json.dumps({"cluster": {"worker": list(self.addresses)}, "task": task})
 

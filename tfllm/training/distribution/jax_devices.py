@@ -92,6 +92,7 @@ class ModelParallelByName(keras.distribution.ModelParallel):
     """Model parallelism by the names of layers; what does not divide evenly is replicated."""
 
     def get_variable_layout(self, variable: Any) -> Any:
+        """Return which axis of a variable is sharded over the devices of one model."""
         share = self.device_mesh.shape[1]
         axes = sharded_axes(variable.path, tuple(variable.shape), share)
         return keras.distribution.TensorLayout(axes, self.device_mesh)

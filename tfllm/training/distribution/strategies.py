@@ -63,7 +63,7 @@ class Devices:
         return self.cluster is None or self.cluster.is_chief
 
     def fit_scope(self) -> contextlib.AbstractContextManager[None]:
-        """The context that `fit` must run in."""
+        """Return the context that `fit` must run in."""
         on_jax = isinstance(self.strategy, jax_devices.JaxStrategy)
         return self.strategy.scope() if on_jax else contextlib.nullcontext()
 

@@ -68,7 +68,7 @@ class ResourceMonitor:
 
 
 def target_share(task: Task) -> float:
-    """The share of tokens that a task's model scores."""
+    """Return the share of tokens that a task's model scores."""
     return getattr(task, "mask_probability", 1.0)
 
 
@@ -84,7 +84,7 @@ def memory() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes in use so far."""
+    """Return the most bytes in use so far."""
     if gpus := _gpus():
         return sum(_gpu_memory(gpu, "peak") for gpu in gpus)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -37,7 +37,8 @@ class StepFlops:
     """Of attention, for every pair of tokens of one row."""
 
     def of_batch(self, tokens: int, rows: int) -> float:
-        """The FLOPs of a batch of `rows` rows of about equal length, `tokens` tokens in all."""
+        """Return the FLOPs of a batch of `rows` rows of about equal length, `tokens` tokens in
+        all."""
         return (
             self.per_token * tokens
             + self.per_row * rows

@@ -43,7 +43,7 @@ def write_tables(study: Study, recipe: Mapping[str, Any]) -> None:
 
 
 def trial_row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    """A trial as plain data."""
+    """Return a trial as plain data."""
     seconds = None
     if trial.datetime_start and trial.datetime_complete:
         seconds = round((trial.datetime_complete - trial.datetime_start).total_seconds(), 1)
@@ -90,14 +90,14 @@ def format_table(study: Study, rows: list[dict[str, Any]]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A number with four digits; nothing for None."""
+    """Return a number with four digits; nothing for None."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def best_recipe(study: Study, recipe: Mapping[str, Any], best: FrozenTrial, count: int) -> str:
-    """The recipe with the best trial's values, for `tfllm train`."""
+    """Return the recipe with the best trial's values, for `tfllm train`."""
     values = {key: best.params[key] for key in study.space}
     data = with_values(recipe, {**values, "name": f"{recipe['name']}-tuned"})
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -109,7 +109,8 @@ def best_recipe(study: Study, recipe: Mapping[str, Any], best: FrozenTrial, coun
 
 
 def importance(study: Study) -> dict[str, float] | None:
-    """The share of each key in the spread of the values (fANOVA, Hutter et al. 2014), or None."""
+    """Return the share of each key in the spread of the values (fANOVA, Hutter et al. 2014), or
+    None."""
     if len(study.completed_trials()) < IMPORTANCE_TRIALS or len(study.space) < 2:
         return None
     import optuna

@@ -59,6 +59,7 @@ class Range(Settings):
 
     @property
     def is_whole(self) -> bool:
+        """Whether the range is of integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def suggest(self, trial: Trial, key: str) -> Number:
@@ -70,12 +71,12 @@ class Range(Settings):
             key, float(self.low), float(self.high), step=self.step, log=self.log
         )
 
-    def checked_values(self) -> list[Any]:
-        """The values with which the recipe is validated."""
+    def sample_values(self) -> list[Any]:
+        """Return the values with which the recipe is validated."""
         return [self.low, self.high] if self.is_whole else [float(self.low), float(self.high)]
 
     def contains(self, value: Any) -> bool:
-        """Whether the value can be suggested."""
+        """Return whether the value can be suggested."""
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return False
         if not self.low <= value <= self.high or (self.is_whole and not isinstance(value, int)):
@@ -94,12 +95,12 @@ class Choices(Settings):
         """Suggest a value with an `optuna.Trial`; the trial's own where it has one."""
         return trial.suggest_categorical(key, list(self.choices))
 
-    def checked_values(self) -> list[Any]:
-        """The values with which the recipe is validated."""
+    def sample_values(self) -> list[Any]:
+        """Return the values with which the recipe is validated."""
         return list(self.choices)
 
     def contains(self, value: Any) -> bool:
-        """Whether the value can be suggested."""
+        """Return whether the value can be suggested."""
         return any(value == choice and type(value) is type(choice) for choice in self.choices)
 
 
@@ -157,7 +158,7 @@ def _check(key: str, parameter: Parameter, recipe: Mapping[str, Any], source: st
             raise SettingError(
                 f"{source}: {key} decides what trials are compared by, so it cannot be tuned."
             )
-    for value in parameter.checked_values():
+    for value in parameter.sample_values():
         built = config.build(with_values(recipe, {key: value}), Recipe, source=source)
         if built.model.family in FAMILIES:
             known = _shape(built.model)
@@ -175,7 +176,7 @@ def _shape(model: ModelSettings) -> dict[str, Any]:
 
 
 def with_values(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain data with the values at their dotted keys."""
+    """Return a recipe's plain data with the values at their dotted keys."""
     data = dict(recipe)
     for key, value in values.items():
         data = config.set_value(data, tuple(key.split(".")), value, f"{key}={value}")
@@ -188,7 +189,7 @@ def suggest_values(trial: Trial, space: Space) -> dict[str, Any]:
 
 
 def recipe_values(recipe: Recipe, space: Space) -> dict[str, Any] | None:
-    """The recipe's own value of every key; None where one lies outside of the space."""
+    """Return the recipe's own value of every key; None where one lies outside of the space."""
     values = {}
     for key, parameter in space.items():
         value: Any = recipe

@@ -162,7 +162,7 @@ class Study:
         return [t for t in self.optuna.get_trials(deepcopy=False) if t.state.is_finished()]
 
     def has_running_trials(self) -> bool:
-        """Whether a trial has started and not ended, here or elsewhere."""
+        """Return whether a trial has started and not ended, here or elsewhere."""
         trials = self.optuna.get_trials(deepcopy=False)
         return any(trial.state.name == "RUNNING" for trial in trials)
 

@@ -30,7 +30,7 @@ class TrialFiles:
     number: int
 
     def path(self, ending: str = "") -> Path:
-        """The path of one of the files."""
+        """Return the path of one of the files."""
         return self.folder / f"{self.number:04d}{ending}"
 
     @property
@@ -39,13 +39,13 @@ class TrialFiles:
         return self.path()
 
     def measurements(self, measure: str) -> list[float | None]:
-        """The run's measurements so far, in order; None where undefined."""
+        """Return the run's measurements so far, in order; None where undefined."""
         lines = read_log(self.run / directory.METRICS)
         name = f"validation_{measure}"
         return [line[name] for line in lines if name in line]
 
     def last_log_line(self) -> str:
-        """The last line of the log that is not empty, such as the run's error."""
+        """Return the last line of the log that is not empty, such as the run's error."""
         try:
             text = self.path(".log").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -67,7 +67,8 @@ class TrialFiles:
 def trial_value(
     direction: Direction, measurements: list[float | None], keeps_best: bool
 ) -> float | None:
-    """The value of a trial: its best measurement, or the last where the run keeps its last weights.
+    """Return the value of a trial: its best measurement, or the last where the run keeps its last
+    weights.
 
     None without a defined measurement.
     """
@@ -130,7 +131,8 @@ def _terminate_with_parent() -> None:
 
 
 def slot_environment(slot: int, processes: int) -> dict[str, str]:
-    """The environment of one of several trials at once: its share of the cores, one of the GPUs."""
+    """Return the environment of one of several trials at once: its share of the cores, one of the
+    GPUs."""
     if processes == 1:
         return {}
     threads = str(max(1, (os.cpu_count() or 1) // processes))
