@@ -71,10 +71,10 @@ def test_names_that_belong_together(tmp_path):
     for name in ("tales260K.bin", "tales_tok300.bin", "fables1M.bin", "fables1M_tok300.bin"):
         (tmp_path / name).touch()
     for model, tokenizer in (("tales260K", "tales_tok300"), ("fables1M", "fables1M_tok300")):
-        found = llama2c.tokenizer_beside(tmp_path / f"{model}.bin", 300)
+        found = llama2c.find_tokenizer(tmp_path / f"{model}.bin", 300)
         assert found.stem == tokenizer
     with pytest.raises(CheckpointError, match="or several do"):
-        llama2c.tokenizer_beside(tmp_path / "other.bin", 300)
+        llama2c.find_tokenizer(tmp_path / "other.bin", 300)
 
 
 def test_convert_names_a_tokenizer(source, tmp_path, capsys):

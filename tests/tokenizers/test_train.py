@@ -98,7 +98,7 @@ def test_of_too_much_text_an_even_sample_is_read(corpus, monkeypatch):
 
 def test_long_lines_are_cut_and_not_left_out():
     text = "word " * 3000 + "中" * 5000
-    parts = list(module._cut([text], {}))
+    parts = list(module._split([text], {}))
     assert "".join(parts) == text and max(map(len, parts)) <= module.LONGEST_SENTENCE
     tokenizer = train_tokenizer([text, "short"], "unigram", TrainerOptions(300), "texts")
     assert any("中" in token for token in tokenizer.vocabulary)

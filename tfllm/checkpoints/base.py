@@ -1,11 +1,11 @@
-"""What a checkpoint is once it is loaded."""
+"""A checkpoint in memory: the model with its config, tokenizer and task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,51 +19,67 @@ if TYPE_CHECKING:
     from tfllm.tokenizers.base import Tokenizer
 
 
+class FamilyConfig(Protocol):
+    """The fields that the Config of every family has."""
+
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def hidden_dim(self) -> int: ...
+    @property
+    def max_sequence_length(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Origin:
-    """What a Hugging Face directory was like, so that the way back gives the same bytes.
+    """The layout of a Hugging Face directory, with which it is written back byte for byte.
 
-    All names here are canonical: prefix before the backbone's tensors, norms with weight and bias.
+    Names of tensors are canonical: the backbone's with prefix, norms with weight and bias.
     """
 
     kind: str
-    """Of the task it was for; the layout is of no use to another task's head."""
+    """The kind of its task; the layout is not used for another task's head."""
     config: Mapping[str, Any]
     """Its `config.json`."""
     prefixed: bool = True
+    """Whether the names of the backbone's tensors have a prefix."""
     old_norm_names: bool = False
-    """`LayerNorm.gamma` and `.beta`, as files made from TensorFlow have it."""
+    """Whether norms have `LayerNorm.gamma` and `.beta`, as in files converted from TensorFlow."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Tensors whose name the two flags do not explain."""
+    """Canonical name -> name in the file, where it does not follow from the two flags."""
     dtype: str = "float32"
+    """The dtype of most tensors."""
     dtypes: Mapping[str, str] = field(default_factory=dict)
-    """Tensors of another dtype than most."""
+    """Name -> dtype of the other tensors."""
     tied: tuple[str, ...] = ()
-    """Tied tensors that were written out."""
+    """Tied tensors that the file has."""
     absent: tuple[str, ...] = ()
-    """Optional tensors that it did not have."""
+    """Optional tensors that the file lacks."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with all that belongs to it."""
+    """A model with its config, tokenizer and task."""
 
     family: str
+    """A key of `tfllm.models.FAMILIES`."""
     config: Any
+    """The family's Config."""
     tokenizer: Tokenizer
     task: Task
     model: keras.Model
     path: Path | None = None
+    """The directory or file that it was loaded from."""
     unused_tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Known tensors that the task's graph has no use for, kept for the way back."""
+    """Known tensors that the task's graph does not use, kept to be written back."""
     origin: Origin | None = None
-    """The Hugging Face directory that it came from, if any."""
+    """The layout of the Hugging Face directory that it came from, if any."""
     generation_config: Mapping[str, Any] = field(default_factory=dict)
-    """Hugging Face's `generation_config.json`, if there was one."""
+    """Hugging Face's `generation_config.json`, if any."""
 
     @property
     def eos_token_id(self) -> tuple[int, ...]:
-        """Ids that end a generated text: as Hugging Face's files say, else the tokenizer's end."""
+        """Ids that end a generated text: of Hugging Face's files, else of the tokenizer."""
         if (named := self.generation_setting("eos_token_id")) is not None:
             return tuple(named) if isinstance(named, list) else (named,)
         end = self.tokenizer.target.eos_token_id
@@ -76,17 +92,28 @@ class Checkpoint:
         return getattr(self.config, "decoder_start_token_id", None) if named is None else named
 
     def generation_setting(self, key: str) -> Any:
-        """What Hugging Face's files say of generation under `key` (`forced_bos_token_id`,
-        `num_beams`, `length_penalty`, `bad_words_ids`, ...), or None."""
+        """Return a setting of generation in Hugging Face's files, or None.
+
+        Args:
+            key: For example `forced_bos_token_id`, `num_beams` or `bad_words_ids`.
+        """
         for settings in (self.generation_config, self.origin.config if self.origin else {}):
             if (named := settings.get(key)) is not None:
                 return named
         return None
 
 
-def check_sizes(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
-    """Raises TokenizerError when a table of embeddings is too small for the tokenizer's ids: of
-    targets, which all models write or have alone, and of sources."""
+def check_sizes(tokenizer: Tokenizer, config: FamilyConfig, source: str | Path) -> None:
+    """Check that the embedding tables of sources and targets have a row for each token.
+
+    Args:
+        tokenizer: The tokenizer.
+        config: The family's Config.
+        source: The checkpoint, for messages.
+
+    Raises:
+        TokenizerError: A table is too small.
+    """
     from tfllm.tokenizers.loading import check_vocabulary_size
 
     check_vocabulary_size(tokenizer.target, config.vocabulary_size, source)
@@ -94,9 +121,20 @@ def check_sizes(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
     check_vocabulary_size(tokenizer, rows, source)
 
 
-def new_model(family: str, config: Any, task: Task) -> tuple[keras.Model, keras.Model]:
-    """(backbone, whole model) of new variables. Raises SettingError for rows that are too
-    long, and for a task that the family has no head for."""
+def new_model(family: str, config: FamilyConfig, task: Task) -> tuple[keras.Model, keras.Model]:
+    """Build a backbone and the complete model with its head, with new variables.
+
+    Args:
+        family: A key of `tfllm.models.FAMILIES`.
+        config: The family's Config.
+        task: The task.
+
+    Returns:
+        The backbone and the complete model.
+
+    Raises:
+        SettingError: The task's rows are too long, or the family has no head for the task.
+    """
     if task.max_length > config.max_sequence_length:
         raise SettingError(
             f"task.max_length is {task.max_length}, and the model has positions for "

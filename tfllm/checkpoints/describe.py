@@ -1,4 +1,4 @@
-"""What a checkpoint directory is and holds, without loading its weights."""
+"""Description of a checkpoint without loading its weights."""
 
 from __future__ import annotations
 
@@ -24,24 +24,32 @@ from tfllm.checkpoints.files import read_json, read_tensors, tensor_shapes
 from tfllm.models import config_from_hf, get_weight_map
 from tfllm.models.weight_map import TensorLayout
 from tfllm.tasks.causal_lm import CausalLM
+from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """Form, family, task, shape, parameters, vocabulary and files. Raises CheckpointError."""
+    """Describe a checkpoint: form, family, task, shape, parameters, vocabulary and files.
+
+    Args:
+        directory: A checkpoint directory, or a GGUF or llama2.c file.
+
+    Raises:
+        CheckpointError: It is damaged or not supported.
+    """
     vocabulary = directory
     files = {}
     tokenizer = None
     if directory.suffix == gguf.SUFFIX:
         file = gguf.open_file(directory)
         form, (family, config, task, shapes) = "GGUF file", _gguf(file)
-        tokenizer = gguf.tokenizer_of(file)
+        tokenizer = gguf.read_tokenizer(file)
         files = {directory.name: directory.stat().st_size}
     elif directory.is_file():
         form, (family, config, task, shapes) = "llama2.c file", _llama2c(directory)
-        vocabulary = llama2c.tokenizer_beside(directory, config.vocabulary_size)
+        vocabulary = llama2c.find_tokenizer(directory, config.vocabulary_size)
         files = {file.name: file.stat().st_size for file in (directory, vocabulary)}
     elif (directory / locate.SETTINGS).is_file():
         form, (family, config, task, shapes) = "tfllm checkpoint", _own(directory)
@@ -66,62 +74,62 @@ def describe(directory: Path) -> dict[str, Any]:
     }
 
 
-def _targets(tokenizer: Any) -> dict[str, int]:
-    """What is said of targets' tokens where they have ids of their own."""
+def _targets(tokenizer: Tokenizer) -> dict[str, int]:
+    """The number of targets' tokens, where they have ids of their own."""
     same = tokenizer.target.vocabulary == tokenizer.vocabulary
     return {} if same else {"target_tokens": tokenizer.target.vocabulary_size}
 
 
 def sizes(directory: Path) -> dict[str, int]:
-    """Bytes of every file below a directory."""
+    """Return the size in bytes of every file below a directory."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     return {str(file.relative_to(directory)): file.stat().st_size for file in files}
 
 
 def _own(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
-    family, config, task, _ = store.settings_of(directory)
+    family, config, task, _ = store.read_settings(directory)
     return family, config, task.model_dump(mode="json"), tensor_shapes(directory / locate.TENSORS)
 
 
 def _llama2c(path: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
-    config = llama2c.config_of(path)
-    task = llama2c.own_task(config).model_dump(mode="json")
-    return "llama", config, task, llama2c.shapes_of(config)
+    config = llama2c.read_config(path)
+    task = llama2c.default_task(config).model_dump(mode="json")
+    return "llama", config, task, llama2c.tensor_shapes(config)
 
 
 def _gguf(file: gguf.File) -> tuple[str, Any, dict[str, Any], Shapes]:
-    family, config, _ = gguf.shape_of(file)
+    family, config, _ = gguf.read_config(file)
     task = CausalLM(max_length=config.max_sequence_length).model_dump(mode="json")
-    return family, config, task, gguf.shapes_of(file)
+    return family, config, task, gguf.tensor_shapes(file)
 
 
 def _hugging_face(directory: Path) -> tuple[str, Any, dict[str, Any], Shapes]:
-    """Parameters are counted once: tied tensors and counters are left out."""
+    """Parameters are counted once: without tied tensors and counters."""
     source = directory / "config.json"
     hf_config = read_json(source)
-    family, _ = hf_directory.model_type_of(hf_config, str(source))
-    shapes = hf_directory.shapes_of(directory)
+    family, _ = hf_directory.find_family(hf_config, str(source))
+    shapes = hf_directory.read_shapes(directory)
     table = get_weight_map(family, config_from_hf(family, hf_config))
-    kept = tensor_names.kept(shapes, table)
-    found = tied_weights.resolved(
+    weights = tensor_names.drop_ignored(shapes, table)
+    ties = tied_weights.resolve(
         config_from_hf(family, hf_config),
         table,
-        tensor_names.canonical(kept, table),
-        lambda *both: _same(directory, shapes, both),
+        tensor_names.canonical(weights, table),
+        lambda *pair: _are_equal(directory, shapes, pair),
         str(directory),
     )
-    kind = hf_tasks.kind_of(hf_config, family, table, directory)
+    kind = hf_tasks.find_kind(hf_config, family, table, directory)
     row = table.heads.get(kind, {}).get("classifier/kernel")
     size = shapes[row.name][0][0] if isinstance(row, TensorLayout) and row.name in shapes else None
-    longest = found.config.max_sequence_length
-    task = hf_tasks.task_of(kind, hf_config, directory, size, longest)
-    left_out = {*found.equal, *table.buffers}
-    counted = {name: shapes[name] for name in kept if found.canonical[name] not in left_out}
-    return family, found.config, task.model_dump(mode="json"), counted
+    longest = ties.config.max_sequence_length
+    task = hf_tasks.build_task(kind, hf_config, directory, size, longest)
+    uncounted = {*ties.equal, *table.buffers}
+    counted = {name: shapes[name] for name in weights if ties.canonical[name] not in uncounted}
+    return family, ties.config, task.model_dump(mode="json"), counted
 
 
-def _same(directory: Path, shapes: Shapes, pair: tuple[str, str]) -> bool:
-    """Whether two tensors are equal. Only these are read, and only where their shapes are."""
+def _are_equal(directory: Path, shapes: Shapes, pair: tuple[str, str]) -> bool:
+    """Whether two tensors are equal. They are read only where their shapes are equal."""
     if shapes[pair[0]] != shapes[pair[1]]:
         return False
     tensors: dict[str, np.ndarray] = {}

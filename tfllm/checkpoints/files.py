@@ -1,4 +1,4 @@
-"""Reading and writing a checkpoint's files: JSON, safetensors, and whole directories at once."""
+"""Reading and writing of a checkpoint's files: JSON, safetensors, directories written atomically."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfllm.errors import CheckpointError, StorageError
 
+if TYPE_CHECKING:
+    from safetensors import safe_open
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
-# safetensors' names of the numbers that NumPy has.
-READABLE = (
+# safetensors' names of the dtypes that NumPy has.
+READABLE_DTYPES = (
     "BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "BF16", "F32", "F64",
     "C64",
 )  # fmt: skip
@@ -27,7 +30,11 @@ FULL = "the disk is full; free some space, or give another --output"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError naming the file and line."""
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: Names the file and line of what is wrong.
+    """
     try:
         data = json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -45,23 +52,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def write_json(path: Path, data: Any) -> None:
-    """JSON as people read it."""
+def write_json(path: Path, data: object) -> None:
+    """Write indented JSON in UTF-8."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, or those of these names. Raises CheckpointError for a
-    damaged file and for numbers that NumPy has not (float8, float4), which are quantized weights.
+    """Read the tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        names: The tensors to read; None: all.
+
+    Raises:
+        CheckpointError: The file is damaged, or has a dtype that NumPy lacks (float8, float4), as
+            quantized weights have.
     """
-    import ml_dtypes  # noqa: F401  gives NumPy bfloat16
+    import ml_dtypes  # noqa: F401  registers bfloat16 in NumPy
 
     tensors = {}
-    with _opened(path) as file:
+    with _open(path) as file:
         for name in file.keys():
             if names is not None and name not in names:
                 continue
-            if (kind := file.get_slice(name).get_dtype()) not in READABLE:
+            if (kind := file.get_slice(name).get_dtype()) not in READABLE_DTYPES:
                 raise CheckpointError(
                     f"{path}: {name} is {kind}, a number of quantized weights. Use the checkpoint "
                     "from before quantization (its model card names it as the base model)."
@@ -71,25 +85,29 @@ def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, 
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """(shape, dtype) of every tensor in a safetensors file, without reading the tensors."""
-    with _opened(path) as file:
+    """Read the (shape, dtype) of every tensor in a safetensors file, without the tensors.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    with _open(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """A safetensors file, with the note that transformers looks for."""
+    """Write a safetensors file, with the metadata that transformers asks for."""
     from safetensors.numpy import save_file
 
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt"})
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)  # safetensors makes files that only their owner reads
+    path.chmod(0o666 & ~mask)  # safetensors creates files that only their owner can read
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open(path: Path) -> Iterator[safe_open]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -107,21 +125,29 @@ def _opened(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def atomic_directory(directory: str | Path, replaces: str = "") -> Iterator[Path]:
-    """A new directory under a temporary name, which takes its real name when all is written.
+    """Write a directory under a temporary name, and rename it when the block succeeds.
 
-    An existing directory is replaced only when it is empty or holds a file called `replaces`.
-    When anything fails, the disk being full included, what was there before is still there.
-    Raises StorageError.
+    When anything fails, a full disk included, what was there before is unchanged.
+
+    Args:
+        directory: The directory.
+        replaces: A file; an existing directory is replaced only where it holds it or is empty.
+
+    Yields:
+        The temporary directory.
+
+    Raises:
+        StorageError: The directory exists, or cannot be written.
     """
     target = Path(directory)
-    refuse_occupied(target, replaces)
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}"  # on a shared disk two have the same number
+    check_writable(target, replaces)
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"  # hosts that share a disk may share ids
     part = target.parent / f".{target.name}.part-{unique}"
     old = target.parent / f".{target.name}.old-{unique}"
     try:
         part.mkdir(parents=True)
         yield part
-        refuse_occupied(target, replaces)  # another process may have written there meanwhile
+        check_writable(target, replaces)  # another process may have written there meanwhile
         if target.exists():
             target.rename(old)
         part.rename(target)
@@ -138,9 +164,16 @@ def atomic_directory(directory: str | Path, replaces: str = "") -> Iterator[Path
             shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_occupied(target: str | Path, replaces: str = "") -> None:
-    """Raises StorageError unless a directory may be written at `target`: there is none, it is
-    empty, or it holds the file `replaces`."""
+def check_writable(target: str | Path, replaces: str = "") -> None:
+    """Check that a directory may be written at `target`.
+
+    Args:
+        target: The directory.
+        replaces: A file; an existing directory is replaced only where it holds it or is empty.
+
+    Raises:
+        StorageError: It exists, and may not be replaced.
+    """
     path = Path(target)
     if not path.exists():
         return
@@ -153,7 +186,7 @@ def refuse_occupied(target: str | Path, replaces: str = "") -> None:
 
 
 def _storage_problem(error: BaseException) -> str:
-    """What is wrong with the disk, where that is what an error says."""
+    """The problem with the disk that an error reports; empty for another error."""
     from safetensors import SafetensorError
 
     if isinstance(error, OSError) and error.errno in DISK_FULL:

@@ -1,6 +1,6 @@
-"""GGUF files (github.com/ggml-org/ggml, docs/gguf.md): what llama.cpp runs, read and written.
+"""GGUF files, which llama.cpp runs: reading and writing.
 
-    tensors    llama.cpp's names and order           <-> Hugging Face's, by the table of a kind
+    tensors    llama.cpp's names and order           <-> Hugging Face's, by the architecture
     metadata   ARCHITECTURE.block_count, ...         <-> config.json
     tokens     tokenizer.ggml.*                      <-> tokenizer files, by gguf_vocabulary
 
@@ -8,6 +8,8 @@ Shapes are Hugging Face's (outputs, inputs). llama.cpp's converter reorders the 
 keys of Llama so that rotary pairs are neighbours; GPT-2's matrices, (inputs, outputs) in Hugging
 Face's files, are transposed. All of the format's quantized types are read (dequantized to float32
 by the `gguf` package) and float32, float16, bfloat16, q8_0 and q4_0 are written.
+
+Source: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +35,9 @@ from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tokenizers import gguf_vocabulary
 from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, ReaderTensor
 
 log = logging.getLogger("tfllm")
 
@@ -78,7 +84,7 @@ _GPT2_TENSORS = {
     "transformer.ln_f": "output_norm",
     "lm_head.weight": "output.weight",
 }
-# Key of config.json: GGUF's key after the architecture's name.
+# Key of config.json -> GGUF's key after the architecture's name.
 _LLAMA_SHAPE = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
@@ -102,26 +108,27 @@ _GPT2_SHAPE = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp writes the models of one kind."""
+    """The layout of llama.cpp's models of one architecture."""
 
     family: str
+    """A key of `tfllm.models.FAMILIES`."""
     tensors: Mapping[str, str]
-    """Hugging Face's name, or its start, to GGUF's; `{i}` is the layer."""
+    """Hugging Face's name, or its start -> GGUF's; `{i}` is the layer."""
     shape: Mapping[str, str]
-    """Key of config.json to GGUF's key after the architecture's name."""
-    filled: Mapping[str, Any] = field(default_factory=dict)
-    """What a missing key means, as llama.cpp has it."""
+    """Key of config.json -> GGUF's key after the architecture's name."""
+    defaults: Mapping[str, float | None] = field(default_factory=dict)
+    """Key of config.json -> the value that llama.cpp uses where the key is missing."""
     neighbours: bool = False
-    """Rotary pairs of queries and keys are neighbours, not halves of a head."""
+    """Whether rotary pairs of queries and keys are neighbours, not halves of a head."""
     offset_norms: bool = False
-    """Norms are written as 1 + scale."""
+    """Whether norms are written as 1 + scale."""
     model_type: str = ""
     """Hugging Face's, where it is not the architecture's name."""
     transposed: tuple[str, ...] = ()
     """Ends of Hugging Face's names whose matrices are (inputs, outputs) there."""
 
 
-_LLAMA_FILLED = {"rope_theta": 10000.0}
+_LLAMA_DEFAULTS = {"rope_theta": 10000.0}
 # Gemma 2 and 3 normalize the output of each part too; Gemma 1 has llama's names.
 _GEMMA_TENSORS = {
     **_LLAMA_TENSORS,
@@ -137,19 +144,19 @@ _GEMMA_SHAPE = {
     "query_pre_attn_scalar": "attention.query_pre_attn_scalar",
     "rope_local_base_freq": "rope.freq_base_swa",
 }
-# Not in files of llama.cpp's converter: the same in all models but those of 27B.
-_GEMMA_FILLED = {"query_pre_attn_scalar": 256, "sliding_window": 4096}
+# Missing in files of llama.cpp's converter; the same in all models except those of 27B.
+_GEMMA_DEFAULTS = {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 ARCHITECTURES = {
-    "llama": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED, neighbours=True),
-    "qwen2": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED),
-    "qwen3": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_FILLED),
+    "llama": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_DEFAULTS, neighbours=True),
+    "qwen2": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_DEFAULTS),
+    "qwen3": Architecture("llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_DEFAULTS),
     "gemma": Architecture(
         "gemma", _LLAMA_TENSORS, _LLAMA_SHAPE, {"rope_theta": 10000.0}, offset_norms=True,
     ),
     "gemma2": Architecture(
         "gemma", _GEMMA_TENSORS, _GEMMA_SHAPE,
         {
-            **_GEMMA_FILLED, "rope_theta": 10000.0, "rope_local_base_freq": 10000.0,
+            **_GEMMA_DEFAULTS, "rope_theta": 10000.0, "rope_local_base_freq": 10000.0,
             "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
         },
         offset_norms=True,
@@ -157,7 +164,7 @@ ARCHITECTURES = {
     "gemma3": Architecture(
         "gemma", _GEMMA_TENSORS, _GEMMA_SHAPE,
         {
-            **_GEMMA_FILLED, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
+            **_GEMMA_DEFAULTS, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
             "attn_logit_softcapping": None, "final_logit_softcapping": None,
         },
         offset_norms=True, model_type="gemma3_text",
@@ -173,12 +180,12 @@ WRITTEN_AS = {"mistral": "llama", "gemma3_text": "gemma3"}
 
 @dataclass(frozen=True)
 class File:
-    """An open GGUF file: its metadata, and its tensors where they lie on the disk."""
+    """An open GGUF file: its metadata, and its memory-mapped tensors."""
 
     path: Path
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, Any]
-    """GGUF's name to the `gguf` package's tensor: data, type, shape."""
+    tensors: Mapping[str, ReaderTensor]
+    """GGUF's name -> the `gguf` package's tensor: data, type, shape."""
 
     @property
     def architecture(self) -> str:
@@ -193,21 +200,28 @@ class File:
         return str(name)
 
     def value(self, key: str) -> Any:
-        """A number of the architecture, or None. A list of equal numbers, one a layer, is one."""
-        found = self.metadata.get(f"{self.architecture}.{key}")
-        if isinstance(found, float):
-            return float(str(np.float32(found)))  # 1e-05, not 9.999999747378752e-06
-        if not isinstance(found, list):
-            return found
-        if len(set(found)) > 1:
+        """Return a value of the architecture, or None; a list of equal ones per layer is one.
+
+        Args:
+            key: GGUF's key after the architecture's name.
+
+        Raises:
+            CheckpointError: The value differs between layers.
+        """
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(value, float):
+            return float(str(np.float32(value)))  # 1e-05, not 9.999999747378752e-06
+        if not isinstance(value, list):
+            return value
+        if len(set(value)) > 1:
             raise CheckpointError(
                 f"{self.path}: {self.architecture}.{key} differs between layers, which tfllm's "
                 f"{ARCHITECTURES[self.architecture].family} has not."
             )
-        return found[0] if found else None
+        return value[0] if value else None
 
     def array(self, name: str) -> np.ndarray:
-        """A tensor in float32, (outputs, inputs), whatever it is stored in."""
+        """Read a tensor as float32 (outputs, inputs), dequantized where needed."""
         tensor = self.tensors[name]
         values = (
             _package()
@@ -224,9 +238,9 @@ def open_file(path: Path) -> File:
         CheckpointError: It is no GGUF file, is cut off, or a part of it is missing.
     """
     metadata: dict[str, Any] = {}
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, ReaderTensor] = {}
     for part in _parts(path):
-        reader = _reader(part)
+        reader = _open_reader(part)
         contents = {name: value.contents() for name, value in reader.fields.items()}
         metadata = {**contents, **metadata}
         tensors |= {tensor.name: tensor for tensor in reader.tensors}
@@ -247,7 +261,7 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _package() -> Any:
+def _package() -> ModuleType:
     """The `gguf` package. Raises MissingExtra."""
     try:
         import gguf
@@ -256,7 +270,7 @@ def _package() -> Any:
     return gguf
 
 
-def _reader(path: Path) -> Any:
+def _open_reader(path: Path) -> GGUFReader:
     gguf = _package()
     with path.open("rb") as file:
         magic = file.read(len(MAGIC))
@@ -279,16 +293,16 @@ def read(path: Path, task: Task | None = None) -> Checkpoint:
         TokenizerError: The vocabulary cannot be rebuilt exactly.
     """
     file = open_file(path)
-    family, config, hf_config = shape_of(file)
-    tokenizer = tokenizer_of(file)
+    family, config, hf_config = read_config(file)
+    tokenizer = read_tokenizer(file)
     check_sizes(tokenizer, config, path)
     own = CausalLM(max_length=config.max_sequence_length)
     table = get_weight_map(family, config)
     hf_config = {**hf_config, "architectures": list(table.architectures[own.kind][:1])}
     raw = _tensors(file, config)
     _, model = new_model(family, config, task or own)
-    tied = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
-    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
+    ties = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
+    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, ties, path, hf_config)
     return Checkpoint(
         family=family,
         config=config,
@@ -298,30 +312,37 @@ def read(path: Path, task: Task | None = None) -> Checkpoint:
         path=path,
         unused_tensors=unused_tensors,
         origin=origin,
-        generation_config=_generation(file),
+        generation_config=_generation_config(file),
     )
 
 
-def shape_of(file: File) -> tuple[str, Any, dict[str, Any]]:
-    """(family, config, config.json) of an open file."""
+def read_config(file: File) -> tuple[str, Any, dict[str, Any]]:
+    """Read the shape of the model in an open file.
+
+    Returns:
+        The family, its Config, and the contents of a config.json.
+
+    Raises:
+        CheckpointError: A key is missing, or what the file says is not supported.
+    """
     kind = ARCHITECTURES[file.architecture]
     hf_config: dict[str, Any] = {"model_type": kind.model_type or file.architecture}
-    filled = []
+    assumed = []
     for theirs, ours in kind.shape.items():
         if (value := file.value(ours)) is not None:
             hf_config[theirs] = value
-        elif theirs in kind.filled:
-            hf_config[theirs] = kind.filled[theirs]
-            if kind.filled[theirs] is not None:
-                filled.append(f"{file.architecture}.{ours} ({kind.filled[theirs]:g})")
+        elif theirs in kind.defaults:
+            hf_config[theirs] = default = kind.defaults[theirs]
+            if default is not None:
+                assumed.append(f"{file.architecture}.{ours} ({default:g})")
         elif theirs not in ("head_dim", "num_key_value_heads"):
             raise CheckpointError(
                 f"{file.path}: the key {file.architecture}.{ours} is missing. The file is damaged "
                 "or was made by another program; convert the checkpoint again."
             )
-    if filled:
+    if assumed:
         log.info("%s: not in the file, and taken as llama.cpp takes it: %s.", file.path,
-                 ", ".join(filled))  # fmt: skip
+                 ", ".join(assumed))  # fmt: skip
     windows = () if kind.family == "gemma" else ("attention.sliding_window",)
     for key in ("expert_count", *windows):
         if file.value(key):
@@ -340,8 +361,8 @@ def shape_of(file: File) -> tuple[str, Any, dict[str, Any]]:
         hf_config["activation_function"] = "gelu_new"
     for role in ("bos", "eos", "pad"):
         key = gguf_vocabulary.PREFIX + gguf_vocabulary.ROLES[f"{role}_token"]
-        if (number := file.metadata.get(key)) is not None:
-            hf_config[f"{role}_token_id"] = number
+        if (token_id := file.metadata.get(key)) is not None:
+            hf_config[f"{role}_token_id"] = token_id
     if "blk.0.attn_q.bias" in file.tensors:
         if file.architecture == "llama" and "blk.0.attn_output.bias" not in file.tensors:
             raise CheckpointError(
@@ -358,7 +379,7 @@ def _rows(file: File, name: str) -> int:
     return _shape(file.tensors[name])[0]
 
 
-def _shape(tensor: Any) -> tuple[int, ...]:
+def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
@@ -382,7 +403,7 @@ def _rope_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _llama3_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Llama 3's rule, of which a file holds the factors of each frequency alone."""
+    """Llama 3's rule, of which a file has only the factor of each frequency."""
     from tfllm.layers import rotary
 
     factors = file.array(FREQUENCIES).reshape(-1).astype(np.float64)
@@ -400,8 +421,8 @@ def _llama3_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any]:
     return scaling
 
 
-def _generation(file: File) -> dict[str, Any]:
-    """What Hugging Face's generation_config.json would say."""
+def _generation_config(file: File) -> dict[str, Any]:
+    """The contents of Hugging Face's generation_config.json."""
     generation: dict[str, Any] = {}
     bos = file.metadata.get(f"{gguf_vocabulary.PREFIX}bos_token_id")
     if bos is not None:
@@ -411,8 +432,12 @@ def _generation(file: File) -> dict[str, Any]:
     return generation
 
 
-def tokenizer_of(file: File) -> Tokenizer:
-    """The tokenizer, rebuilt from the file's vocabulary. Raises TokenizerError."""
+def read_tokenizer(file: File) -> Tokenizer:
+    """Build the tokenizer from the file's vocabulary.
+
+    Raises:
+        TokenizerError: The vocabulary is damaged or not supported.
+    """
     with tempfile.TemporaryDirectory() as folder:
         gguf_vocabulary.write_files(file.metadata, Path(folder), file.path)
         try:
@@ -449,8 +474,8 @@ def _tensors(file: File, config: Any) -> dict[str, np.ndarray]:
     return tensors
 
 
-def shapes_of(file: File) -> dict[str, tuple[tuple[int, ...], str]]:
-    """(shape, type) of every tensor by GGUF's name."""
+def tensor_shapes(file: File) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the (shape, type) of every tensor by GGUF's name."""
     return {
         name: (_shape(tensor), tensor.tensor_type.name)
         for name, tensor in file.tensors.items()
@@ -469,7 +494,7 @@ def _names(kind: Architecture, num_layers: int) -> Iterator[tuple[str, str]]:
 
 
 def _renamed(name: str, known: Mapping[str, str]) -> str | None:
-    """The other name of a tensor, by the table of whole names and of those before the last dot."""
+    """The other name of a tensor, by a table of names and of names before the last dot."""
     if name in known:
         return known[name]
     start, _, end = name.rpartition(".")
@@ -477,7 +502,7 @@ def _renamed(name: str, known: Mapping[str, str]) -> str | None:
 
 
 def _rotary_heads(name: str, config: Any) -> int:
-    """Heads of a tensor whose rows are rotated, 0 for any other."""
+    """The heads of a tensor whose rows are rotated, 0 for any other."""
     if ".q_proj." in name:
         return config.num_heads
     return config.num_key_value_heads if ".k_proj." in name else 0
@@ -498,7 +523,7 @@ def _to_neighbours(value: np.ndarray, heads: int) -> np.ndarray:
 def write(checkpoint: Checkpoint, directory: str | Path, dtype: str = "f16") -> Path:
     """Write a language model as one GGUF file into a new directory, all or nothing.
 
-    Vectors stay float32. A matrix whose rows q8_0 or q4_0 cannot cut into blocks of 32 is written
+    Vectors are float32. A matrix whose rows q8_0 or q4_0 cannot split into blocks of 32 is written
     in float16, and with q4_0 the embeddings are q8_0.
 
     Args:
@@ -508,7 +533,7 @@ def write(checkpoint: Checkpoint, directory: str | Path, dtype: str = "f16") -> 
 
     Raises:
         CheckpointError: llama.cpp has no place for this model.
-        TokenizerError: llama.cpp has no way to say what its tokenizer does.
+        TokenizerError: llama.cpp does not implement what its tokenizer does.
         SettingError: `dtype` is unknown.
     """
     if dtype not in DTYPES:
@@ -560,8 +585,8 @@ def _write(
     for key, value in metadata.items():
         _add(writer, key, value)
     for tensor_name, value in _gguf_tensors(checkpoint, architecture):
-        kind = _type_of(tensor_name, value, dtype)
-        writer.add_tensor(tensor_name, _encoded(value, kind), raw_dtype=kind)
+        kind = _tensor_type(tensor_name, value, dtype)
+        writer.add_tensor(tensor_name, _encode(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -600,22 +625,22 @@ def _shape_metadata(architecture: str, hf_config: Mapping[str, Any], config: Any
 
 
 def _end_metadata(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Ids that end a text: the first as the end of a text, a second as the end of a turn."""
+    """The keys of ids that end a text: the first the end of a text, a second that of a turn."""
     ends = list(checkpoint.eos_token_id)
     keys = ("eos_token_id", *gguf_vocabulary.OTHER_END_KEYS)
     bos = metadata.get(f"{gguf_vocabulary.PREFIX}bos_token_id")
-    ends = sorted(ends, key=lambda number: number == bos)  # a start token is no end of a turn
-    return {gguf_vocabulary.PREFIX + key: number for key, number in zip(keys, ends, strict=False)}
+    ends = sorted(ends, key=lambda token_id: token_id == bos)  # a start token ends no turn
+    return {gguf_vocabulary.PREFIX + key: end for key, end in zip(keys, ends, strict=False)}
 
 
-# How a value of metadata is written. Counts are uint32 in llama.cpp.
+# Type of a value of metadata -> method of the writer. Counts are uint32 in llama.cpp.
 _ADDERS: tuple[tuple[type, str], ...] = (
     (bool, "add_bool"), (int, "add_uint32"), (float, "add_float32"), (str, "add_string"),
     (list, "add_array"),
 )  # fmt: skip
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
+def _add(writer: GGUFWriter, key: str, value: object) -> None:
     for kind, adder in _ADDERS:
         if isinstance(value, kind):
             getattr(writer, adder)(key, value)
@@ -630,9 +655,9 @@ def _gguf_tensors(checkpoint: Checkpoint, architecture: str) -> Iterator[tuple[s
     table = get_weight_map(checkpoint.family, config)
     variables = weights.variables_of(checkpoint.model)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["causal_lm"]})
-    if homeless := [path for path in variables if path not in rows]:
+    if unmapped := [path for path in variables if path not in rows]:
         raise CheckpointError(
-            f"GGUF has no place for {weights.listed(homeless)}. Merge adapters first."
+            f"GGUF has no place for {weights.listed(unmapped)}. Merge adapters first."
         )
     known = dict(_names(kind, config.num_layers))
     for theirs, value in weights.to_tensors(rows, variables).items():
@@ -652,7 +677,7 @@ def _gguf_tensors(checkpoint: Checkpoint, architecture: str) -> Iterator[tuple[s
 
 
 def _frequency_factors(config: Any) -> np.ndarray:
-    """float32 [head_dim / 2]: what llama.cpp divides each rotary frequency by."""
+    """The divisor of each rotary frequency in llama.cpp: float32 [head_dim / 2]."""
     from tfllm.layers import rotary
 
     longest = config.max_sequence_length
@@ -661,8 +686,8 @@ def _frequency_factors(config: Any) -> np.ndarray:
     return np.asarray(np.asarray(plain, np.float64) / np.asarray(scaled, np.float64), np.float32)
 
 
-def _type_of(name: str, value: np.ndarray, dtype: str) -> Any:
-    """The type that a tensor is written in."""
+def _tensor_type(name: str, value: np.ndarray, dtype: str) -> GGMLQuantizationType:
+    """The type in which a tensor is written."""
     gguf = _package()
 
     types = gguf.GGMLQuantizationType
@@ -676,7 +701,7 @@ def _type_of(name: str, value: np.ndarray, dtype: str) -> Any:
     return types[dtype.upper()]
 
 
-def _encoded(value: np.ndarray, kind: Any) -> np.ndarray:
+def _encode(value: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     gguf = _package()
 
     plain: dict[str, Callable[[np.ndarray], np.ndarray]] = {

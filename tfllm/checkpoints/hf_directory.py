@@ -1,4 +1,4 @@
-"""Finding out what a directory is, and where its weights lie."""
+"""The files of a Hugging Face directory: its config, and the files of its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNTS = (
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "top_k",
     "no_repeat_ngram_size", "num_return_sequences",
 )  # fmt: skip
-# Weights in a form that is not read, by pattern: what it is.
+# Pattern of files with weights in a form that is not read -> what it is.
 OTHER_FORMS = {
     "pytorch_model*.bin": PICKLE,
     "pytorch_model*.bin.index.json": "a list of torch pickles, which can run any code when they "
@@ -34,11 +34,11 @@ OTHER_FORMS = {
 }
 CONVERTED = {"tf_model.h5": ", from_tf=True", "flax_model.msgpack": ", from_flax=True"}
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-# Keys of `config.json` that say that weights are quantized, and other programs' files that do.
+# Keys of `config.json`, and other programs' files, of quantized weights.
 QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 METHOD_KEYS = ("quant_method", "quant_algo", "quant_type", "format")
-# Ends of tensors' names that only quantized layers have: GPTQ and AWQ, bitsandbytes, fp8 and
+# Ends of tensor names of quantized layers only: GPTQ and AWQ, bitsandbytes, fp8 and
 # compressed-tensors, mxfp4.
 QUANTIZED_NAMES = (
     ".qweight", ".qzeros", ".g_idx", ".SCB", ".weight_format", ".absmax", ".quant_map",
@@ -52,8 +52,11 @@ BEFORE = (
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The `config.json` of a directory whose weights can be read. Raises CheckpointError for
-    quantized ones, and where adapters lie beside it."""
+    """Read the `config.json` of a directory whose weights can be read.
+
+    Raises:
+        CheckpointError: The weights are quantized, or there is an adapter beside them.
+    """
     source = directory / CONFIG
     hf_config = read_json(source)
     check_generation(hf_config, source)
@@ -76,8 +79,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
-    """Hugging Face's settings of generation, where the directory has any. Raises CheckpointError
-    for a number that is none."""
+    """Read the `generation_config.json` of a directory; empty where there is none.
+
+    Raises:
+        CheckpointError: A number in it is not valid.
+    """
     path = directory / GENERATION
     settings = read_json(path) if path.is_file() else {}
     check_generation(settings, path)
@@ -88,7 +94,15 @@ def read_generation(directory: Path) -> dict[str, Any]:
 
 
 def check_generation(settings: Mapping[str, Any], path: Path) -> None:
-    """Raises CheckpointError where token ids or counts of generation are no whole numbers."""
+    """Check the token ids and counts among the settings of generation.
+
+    Args:
+        settings: The contents of config.json or generation_config.json.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: One is not a whole number.
+    """
     for key, value in settings.items():
         many = isinstance(value, list) and key.endswith(TOKEN_ID)
         if not (key in COUNTS or key.endswith(TOKEN_ID)) or value is None:
@@ -103,15 +117,15 @@ def check_generation(settings: Mapping[str, Any], path: Path) -> None:
 
 
 def quantization_of(hf_config: Mapping[str, Any]) -> str:
-    """By which method a `config.json` says that its weights are quantized; empty: they are not."""
+    """Return the method of quantization that a `config.json` names; empty where it names none."""
     for key in QUANTIZED_KEYS:
         if settings := hf_config.get(key):
             return f"{key}: {_method(settings) or 'of an unknown method'}"
     return ""
 
 
-def _method(settings: Any) -> str:
-    """The method, with its bits, of quantization settings as any of the programs writes them."""
+def _method(settings: object) -> str:
+    """The method and bits in the settings of quantization, in the form of any program."""
     if not isinstance(settings, Mapping):
         return str(settings)
     nested = settings.get("quantization")  # ModelOpt
@@ -128,16 +142,28 @@ def _method(settings: Any) -> str:
 
 
 def refuse_quantized(names: Iterable[str], source: str) -> None:
-    """Raises CheckpointError where tensors' names are those of quantized layers."""
-    found = [name for name in names if name.endswith(QUANTIZED_NAMES)]
-    if found:
+    """Refuse names of tensors that only quantized layers have.
+
+    Raises:
+        CheckpointError: There are such names.
+    """
+    quantized = [name for name in names if name.endswith(QUANTIZED_NAMES)]
+    if quantized:
         raise CheckpointError(
-            f"{source}: the weights are quantized: there are {listed(found)}. {BEFORE}"
+            f"{source}: the weights are quantized: there are {listed(quantized)}. {BEFORE}"
         )
 
 
-def model_type_of(hf_config: Mapping[str, Any], source: str) -> tuple[str, str]:
-    """(family, model type) of a `config.json`. Raises CheckpointError naming the known ones."""
+def find_family(hf_config: Mapping[str, Any], source: str) -> tuple[str, str]:
+    """Return the (family, model type) of a `config.json`.
+
+    Args:
+        hf_config: Its contents.
+        source: The file, for messages.
+
+    Raises:
+        CheckpointError: The model type is missing or unknown.
+    """
     families = model_types()
     model_type = hf_config.get("model_type")
     if model_type is None:
@@ -156,7 +182,11 @@ def model_type_of(hf_config: Mapping[str, Any], source: str) -> tuple[str, str]:
 
 
 def tensor_files(directory: Path) -> list[Path]:
-    """The safetensors files of a directory. Raises CheckpointError where there are none."""
+    """List the safetensors files of a directory.
+
+    Raises:
+        CheckpointError: There are none, or one of several is missing.
+    """
     if (directory / TENSORS).is_file():
         return [directory / TENSORS]
     if (directory / INDEX).is_file():
@@ -175,7 +205,7 @@ def tensor_files(directory: Path) -> list[Path]:
 
 
 def other_weights(directory: Path) -> str:
-    """What is wrong where a directory has weights under no name that is read, and what to do."""
+    """Return what is wrong with a directory without weights that can be read, and what to do."""
     others = sorted(
         file.name
         for file in directory.glob("*.safetensors")
@@ -210,7 +240,7 @@ def other_weights(directory: Path) -> str:
 
 
 def _conversion(directory: Path, name: str) -> str:
-    """One line of Python that writes safetensors beside another form."""
+    """A line of Python that writes safetensors beside another form."""
     path = directory / CONFIG
     named = (read_json(path).get("architectures") if path.is_file() else None) or ["AutoModel"]
     return (
@@ -220,8 +250,8 @@ def _conversion(directory: Path, name: str) -> str:
     )
 
 
-def shapes_of(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """(shape, dtype) of every tensor, without reading them."""
+def read_shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Read the (shape, dtype) of every tensor, without the tensors."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in tensor_files(directory):
         shapes |= tensor_shapes(file)

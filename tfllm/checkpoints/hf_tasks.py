@@ -1,4 +1,4 @@
-"""Tasks as Hugging Face's `config.json` puts them, both ways; see `sentences` for vectors."""
+"""The task of a Hugging Face directory; see `sentence_transformers` for embedding models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from tfllm.tasks.embedding import Embedding
 from tfllm.tasks.huggingface import HuggingFaceHead
 
 
-def kind_of(hf_config: Mapping[str, Any], family: str, weights: WeightMap, directory: Path) -> str:
-    """The kind of task that a Hugging Face directory is for. Raises CheckpointError naming the
-    known."""
+def find_kind(hf_config: Mapping[str, Any], family: str, weights: WeightMap, directory: Path) -> str:
+    """Return the kind of task of a Hugging Face directory.
+
+    Args:
+        hf_config: Its config.json.
+        family: A key of `tfllm.models.FAMILIES`.
+        weights: The family's weight map.
+        directory: The directory.
+
+    Raises:
+        CheckpointError: Its head has no task; names the known heads.
+    """
     source = f"{directory / 'config.json'}"
     if (directory / sentence_transformers.MODULES).is_file():
         if is_encoder_decoder(family):
@@ -38,7 +47,7 @@ def kind_of(hf_config: Mapping[str, Any], family: str, weights: WeightMap, direc
     known = f"Known: {', '.join(kinds)}."
     if named:
         raise CheckpointError(
-            f"{source}: '{named[0]}' has no task in tfllm. {known} {_way_out(family)}"
+            f"{source}: '{named[0]}' has no task in tfllm. {known} {_next_step(family)}"
         )
     raise CheckpointError(
         f"{source}: the key 'architectures' is missing, which names the head. "
@@ -46,7 +55,7 @@ def kind_of(hf_config: Mapping[str, Any], family: str, weights: WeightMap, direc
     )
 
 
-def _way_out(family: str) -> str:
+def _next_step(family: str) -> str:
     """What can be done with a model whose head has no task."""
     if is_encoder_decoder(family):
         return "Use a checkpoint of one of these: the family is for seq2seq alone."
@@ -58,24 +67,34 @@ def _way_out(family: str) -> str:
     return "To use its encoder under a new head, train a recipe with model.from."
 
 
-def task_of(
+def build_task(
     kind: str, hf_config: Mapping[str, Any], directory: Path, size: int | None, positions: int
 ) -> Task:
-    """The task that a Hugging Face directory is for.
+    """Build the task of a Hugging Face directory.
 
-    `size`: rows of the classifier's weight in the file; `positions`: the longest input in tokens.
+    Args:
+        kind: Its kind.
+        hf_config: The config.json.
+        directory: The directory.
+        size: Rows of the classifier's weight in the file, if there is one.
+        positions: The longest input of the model, in tokens.
+
+    Raises:
+        CheckpointError: The config does not describe such a task.
     """
     length = longest_row(directory, positions)
     if issubclass(TASKS[kind], Embedding):
-        return sentence_transformers.task_of(directory, length)
+        return sentence_transformers.read_task(directory, length)
     return TASKS[kind].from_hf(
         HuggingFaceHead(hf_config, str(directory), positions, length, outputs=size)
     )
 
 
 def longest_row(directory: Path, positions: int) -> int:
-    """Tokens of a row, as transformers' pipelines cut it: the tokenizer's `model_max_length`, at
-    most the model's positions."""
+    """Return the longest row in tokens, to which transformers' pipelines truncate.
+
+    That is the tokenizer's `model_max_length`, at most the model's `positions`.
+    """
     path = directory / "tokenizer_config.json"
     named = read_json(path).get("model_max_length") if path.is_file() else None
     if isinstance(named, int | float) and not isinstance(named, bool) and 3 <= named < positions:

@@ -1,7 +1,7 @@
-"""Fetching checkpoints: `hf://org/name` to a local directory, once.
+"""Download of checkpoints: `hf://org/name` to a local directory, once.
 
-One well-known small encoder also comes as a package on PyPI, for machines that reach PyPI and not
-the hub; its checksum is verified.
+One well-known small encoder is also a package on PyPI, for machines that reach PyPI and not the
+hub; its checksum is verified.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger("tfllm")
 
 SCHEME = "hf://"
 NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# What a checkpoint here is made of. Pickles and other frameworks' weights are not fetched.
+# The files of a checkpoint. Pickles and other frameworks' weights are not downloaded.
 WANTED_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -55,7 +55,7 @@ WANTED_FILES = (
     "config_sentence_transformers.json",
     "[0-9]*_*/*.json",
     "[0-9]*_*/*.safetensors",
-    # Marks of weights that are refused.
+    # Files that tell weights which are refused.
     "adapter_config.json",
     "quantize_config.json",
     "quant_config.json",
@@ -85,14 +85,19 @@ WHEELS = {
 
 
 def cache_directory() -> Path:
-    """Where fetched checkpoints are kept: $TFLLM_CACHE, else ~/.cache/tfllm."""
+    """Return the directory of downloaded checkpoints: $TFLLM_CACHE, else ~/.cache/tfllm."""
     return Path(os.environ.get("TFLLM_CACHE") or Path.home() / ".cache" / "tfllm")
 
 
 def fetch(source: str) -> Path:
-    """The local directory of `hf://org/name`, downloaded when it is not there yet.
+    """Return the local directory of a checkpoint on the hub, downloaded if it is not there yet.
 
-    Raises CheckpointError naming the directory to fill by hand where the network is out of reach.
+    Args:
+        source: `hf://org/name`.
+
+    Raises:
+        CheckpointError: It cannot be downloaded; names the directory to fill by hand.
+        MissingExtra: huggingface_hub is not installed.
     """
     name = source.removeprefix(SCHEME).rstrip("/")
     if not NAME.match(name):
@@ -116,7 +121,7 @@ def fetch(source: str) -> Path:
 
 
 def _from_hub(name: str, target: Path) -> str:
-    """Downloads with huggingface_hub. Returns what is wrong where the hub is out of reach."""
+    """Download with huggingface_hub. Returns what is wrong where the hub is out of reach."""
     try:
         import huggingface_hub as hub
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -183,7 +188,7 @@ def _unwanted(files: list[str]) -> list[str]:
 
 
 def _from_wheel(wheel: Wheel, target: Path) -> str:
-    """Downloads a package with pip and unpacks its checkpoint. Returns what is wrong, if so."""
+    """Download a package with pip and unpack its checkpoint. Returns what is wrong, if anything."""
     with tempfile.TemporaryDirectory() as folder:
         # pip's progress goes to stderr: stdout belongs to results.
         done = subprocess.run(
@@ -208,9 +213,9 @@ def _from_wheel(wheel: Wheel, target: Path) -> str:
 
 def _verify(path: Path, sha256: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
         raise CheckpointError(
-            f"{path.name}: the checksum is {found} and should be {sha256}. The download was "
+            f"{path.name}: the checksum is {actual} and should be {sha256}. The download was "
             "damaged or changed; try again, and do not use this file."
         )

@@ -1,4 +1,4 @@
-"""Hugging Face directories, read and written: every head, both ways, the same bytes back."""
+"""Hugging Face directories: reading and writing, of every head, with the same bytes written back."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfllm.checkpoints import hf_tasks, sentence_transformers, tensor_names, tied_weights, weights
-from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
+from tfllm.checkpoints.base import Checkpoint, FamilyConfig, Origin, check_sizes, new_model
 from tfllm.checkpoints.files import atomic_directory, read_tensors, write_json, write_tensors
 from tfllm.checkpoints.hf_directory import (
     CONFIG,
     GENERATION,
     TENSORS,
-    model_type_of,
+    find_family,
     read_config,
     read_generation,
     refuse_quantized,
-    shapes_of,
+    read_shapes,
     tensor_files,
 )
 from tfllm.errors import CheckpointError
@@ -31,27 +31,35 @@ from tfllm.models.weight_map import WeightMap
 from tfllm.tasks import Task
 from tfllm.tasks.embedding import Embedding
 
+if TYPE_CHECKING:
+    import keras
+
 log = logging.getLogger("tfllm")
 
 
 def read(directory: Path, task: Task | None = None) -> Checkpoint:
-    """A Hugging Face directory as a checkpoint, for its own task or with a new head for `task`."""
+    """Read a Hugging Face directory, for its own task or with a new head for `task`.
+
+    Raises:
+        CheckpointError: The directory is damaged or not supported.
+        TokenizerError: The tokenizer is not usable.
+    """
     from tfllm.tokenizers.loading import load_tokenizer
 
     hf_config = read_config(directory)
-    family, _ = model_type_of(hf_config, str(directory / CONFIG))
+    family, _ = find_family(hf_config, str(directory / CONFIG))
     config = config_from_hf(family, hf_config)
     table = get_weight_map(family, config)
-    refuse_quantized(shapes_of(directory), str(directory))
+    refuse_quantized(read_shapes(directory), str(directory))
     raw = _all_tensors(directory, table)
-    tied = _ties(config, table, raw, str(directory))
-    config = tied.config
+    ties = _resolve_ties(config, table, raw, str(directory))
+    config = ties.config
     own = _own_task(hf_config, family, table, raw, directory, config, needed=task is None)
-    tokenizer = sentence_transformers.lowered(load_tokenizer(directory), directory)
+    tokenizer = sentence_transformers.apply_lowercase(load_tokenizer(directory), directory)
     check_sizes(tokenizer, config, directory)
 
     _, model = new_model(family, config, task or own)
-    loaded = fill(model, table, task, own, raw, tied, directory, hf_config)
+    unused_tensors, origin = fill(model, table, task, own, raw, ties, directory, hf_config)
     return Checkpoint(
         family=family,
         config=config,
@@ -59,31 +67,31 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
         task=task or own,
         model=model,
         path=directory,
-        unused_tensors=loaded[0],
-        origin=loaded[1],
+        unused_tensors=unused_tensors,
+        origin=origin,
         generation_config=read_generation(directory),
     )
 
 
-def _ties(
-    config: Any, table: WeightMap, raw: Mapping[str, np.ndarray], source: str
+def _resolve_ties(
+    config: FamilyConfig, table: WeightMap, raw: Mapping[str, np.ndarray], source: str
 ) -> tied_weights.Ties:
     canonical = tensor_names.canonical(raw, table)
     if len(set(canonical.values())) < len(canonical):
         twice = [name for name, count in Counter(canonical.values()).items() if count > 1]
-        raise CheckpointError(f"{source}: {weights.listed(twice)} stands there under two names.")
+        raise CheckpointError(f"{source}: {weights.listed(twice)} is there under two names.")
 
     def same(one: str, other: str) -> bool:
         return np.array_equal(raw[one], raw[other], equal_nan=True)
 
-    return tied_weights.resolved(config, table, canonical, same, source)
+    return tied_weights.resolve(config, table, canonical, same, source)
 
 
 def _all_tensors(directory: Path, table: WeightMap) -> dict[str, np.ndarray]:
     raw: dict[str, np.ndarray] = {}
     for file in tensor_files(directory):
         raw.update(read_tensors(file))
-    return {name: raw[name] for name in tensor_names.kept(raw, table)}
+    return {name: raw[name] for name in tensor_names.drop_ignored(raw, table)}
 
 
 def _own_task(
@@ -92,16 +100,16 @@ def _own_task(
     table: WeightMap,
     raw: Mapping[str, np.ndarray],
     directory: Path,
-    config: Any,
+    config: FamilyConfig,
     needed: bool,
 ) -> Any:
-    """The task of the directory itself; None for a head that tfllm has not, unless `needed`."""
+    """The task of the directory itself; None for a head without a task, unless `needed`."""
     try:
-        kind = hf_tasks.kind_of(hf_config, family, table, directory)
+        kind = hf_tasks.find_kind(hf_config, family, table, directory)
         row = table.heads.get(kind, {}).get("classifier/kernel")
         tensor = raw.get(row.name) if row is not None and not isinstance(row, str) else None
         size = None if tensor is None else len(tensor)
-        return hf_tasks.task_of(kind, hf_config, directory, size, config.max_sequence_length)
+        return hf_tasks.build_task(kind, hf_config, directory, size, config.max_sequence_length)
     except CheckpointError:
         if needed:
             raise
@@ -109,36 +117,54 @@ def _own_task(
 
 
 def fill(
-    model: Any,
+    model: keras.Model,
     table: WeightMap,
     task: Task | None,
     own: Task | None,
     raw: Mapping[str, np.ndarray],
-    found: tied_weights.Ties,
+    ties: tied_weights.Ties,
     directory: Path,
     hf_config: Mapping[str, Any],
 ) -> tuple[dict[str, np.ndarray], Origin | None]:
-    """Puts the tensors into the model. Returns the unused tensors and the layout of the source."""
+    """Assign the tensors to the variables of a model.
+
+    Args:
+        model: The model.
+        table: The family's weight map.
+        task: The task of the model; None: the source's own.
+        own: The source's own task, if it has one.
+        raw: The tensors by their names in the source.
+        ties: The tied tensors among them.
+        directory: The source, for messages.
+        hf_config: Its config.json.
+
+    Returns:
+        The unused tensors; the layout of the source, None where the head has changed.
+
+    Raises:
+        CheckpointError: Tensors are missing, not used, or of a wrong shape or dtype.
+    """
     source = str(directory)
-    canonical = found.canonical
+    canonical = ties.canonical
     tensors = {canonical[name]: tensor for name, tensor in raw.items()}
     variables = weights.variables_of(model)
     kind = (task or own).kind  # type: ignore[union-attr]
     rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
-    known = {name for name in tensors if name in tensor_names.unused(table)}
+    known = {name for name in tensors if name in tensor_names.unused_names(table)}
     if changed := task is not None and not same_head(task, own):
         known |= {name for name in tensors if own is None and not name.startswith(table.prefix)}
         backbone = weights.rows_of(variables, table.backbone)
-        kept = kept_head(set(rows) - set(backbone), task, own)
-        head = {path for path in kept if rows[path].name in tensors}
+        reusable = reusable_head(set(rows) - set(backbone), task, own)
+        head = {path for path in reusable if rows[path].name in tensors}
         rows = {path: row for path, row in rows.items() if path in backbone or path in head}
     elif len(rows) < len(variables):
-        fresh = [path for path in variables if path not in rows]
-        raise CheckpointError(f"{source}: a {kind} model has {weights.listed(fresh)}, which "
+        new = [path for path in variables if path not in rows]
+        raise CheckpointError(f"{source}: a {kind} model has {weights.listed(new)}, which "
                               f"files of {hf_config['model_type']} have not.")  # fmt: skip
 
     if tied_weights.LOGITS in rows and rows[tied_weights.LOGITS].name not in tensors:
-        raise CheckpointError(_no_logits(rows[tied_weights.LOGITS].name, table, kind, source))
+        name = rows[tied_weights.LOGITS].name
+        raise CheckpointError(_missing_logits(name, table, kind, source))
     absent = {row.name for row in rows.values()} & set(table.optional) - set(tensors)
     rows = {path: row for path, row in rows.items() if row.name not in absent}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -147,10 +173,10 @@ def fill(
     _check_dtypes({name: tensors[name] for name in used}, source)
     weights.to_variables(rows, variables, tensors)
     if changed:
-        say_changed(source, [path for path in variables if path not in rows],
+        log_head_changes(source, [path for path in variables if path not in rows],
                     [name for name in known - used if name not in table.buffers])  # fmt: skip
         return {name: tensors[name] for name in known if name in table.buffers}, None
-    tied = [name for name in found.equal if table.tied[name] in used]
+    tied = [name for name in ties.equal if table.tied[name] in used]
     unused_tensors = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
                if name not in used and name not in tied}  # fmt: skip
     origin = _origin(kind, table, raw, canonical, used, tied, hf_config)
@@ -158,26 +184,44 @@ def fill(
 
 
 def same_head(task: Task, own: Task | None) -> bool:
-    """Whether a source's own head is the one that `task` needs: same variables, same meaning."""
+    """Return whether a source's own head is the one that `task` needs, in variables and meaning."""
     return own is not None and task.head_key == own.head_key
 
 
-def kept_head(paths: set[str], task: Task, own: Task | None) -> set[str]:
-    """Those variables of a new task's head that another head may give: all but a classifier,
-    whose outputs would stand for other labels."""
+def reusable_head(paths: set[str], task: Task, own: Task | None) -> set[str]:
+    """Return the variables of a new task's head that may be taken from another head.
+
+    These are all except a classifier, whose outputs would mean other labels.
+
+    Args:
+        paths: The variables of the new head.
+        task: The new task.
+        own: The source's own task, if it has one.
+    """
     same_labels = own is not None and (own.kind, getattr(own, "labels", None)) == (
         task.kind, getattr(task, "labels", None))  # fmt: skip
     return {path for path in paths if same_labels or not path.startswith("classifier/")}
 
 
 def fill_from_unused(
-    variables: Mapping[str, Any],
+    variables: Mapping[str, keras.Variable],
     unused_tensors: Mapping[str, np.ndarray],
     family: str,
-    config: Any,
+    config: FamilyConfig,
     kind: str,
 ) -> set[str]:
-    """Fills a new head from unused tensors (a pooler). Returns the paths that were filled."""
+    """Assign unused tensors (of a pooler) to a new head.
+
+    Args:
+        variables: The variables of the head by path.
+        unused_tensors: The unused tensors of a checkpoint.
+        family: A key of `tfllm.models.FAMILIES`.
+        config: The family's Config.
+        kind: The kind of the new task.
+
+    Returns:
+        The paths of the variables that were assigned.
+    """
     table = get_weight_map(family, config)
     canonical = tensor_names.canonical(unused_tensors, table)
     tensors = {canonical[name]: tensor for name, tensor in unused_tensors.items()}
@@ -191,11 +235,17 @@ def fill_from_unused(
     return set(rows)
 
 
-def say_changed(source: str, fresh: Iterable[str], dropped: Iterable[str]) -> None:
-    """One line about a head that was exchanged."""
+def log_head_changes(source: str, new: Iterable[str], dropped: Iterable[str]) -> None:
+    """Log which variables of a head are new, and which tensors are dropped.
+
+    Args:
+        source: The checkpoint.
+        new: Paths of variables.
+        dropped: Names of tensors.
+    """
     parts = []
-    if fresh:
-        parts.append(f"new, to be trained: {weights.listed(sorted(fresh))}")
+    if new:
+        parts.append(f"new, to be trained: {weights.listed(sorted(new))}")
     if dropped:
         parts.append(f"left behind: {weights.listed(sorted(dropped))}")
     if parts:
@@ -213,8 +263,8 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray], source: str) -> None:
         log.warning("%s: float64 weights are rounded to float32.", source)
 
 
-def _no_logits(name: str, table: WeightMap, kind: str, source: str) -> str:
-    """What is wrong with a file that holds a backbone alone, and what to do."""
+def _missing_logits(name: str, table: WeightMap, kind: str, source: str) -> str:
+    """What is wrong with a file that has only a backbone, and what to do."""
     head = table.architectures[kind][0]
     return (
         f"{source}: there is no {name}, which gives the logits, and config.json does not tie them "
@@ -257,10 +307,18 @@ def _origin(
 
 
 def write(checkpoint: Checkpoint, directory: str | Path) -> Path:
-    """Writes a checkpoint as a Hugging Face directory, new or empty before; all or nothing.
+    """Write a checkpoint as a Hugging Face directory, all or nothing.
 
-    A checkpoint that came from one gives its tensors back under their names and in their dtypes,
-    where those hold the values. Raises CheckpointError for what Hugging Face has no place for.
+    A checkpoint that was read from such a directory is written with the same names of tensors, and
+    in the same dtypes where those hold the values.
+
+    Args:
+        checkpoint: The checkpoint.
+        directory: New or empty.
+
+    Raises:
+        CheckpointError: Hugging Face's format has no place for a part of it.
+        StorageError: The directory exists, or cannot be written.
     """
     with atomic_directory(directory) as part:
         _write(checkpoint, part)
@@ -278,10 +336,10 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         origin = Origin(kind=kind, config={}, prefixed=checkpoint.task.hf_prefixed)
     variables = weights.variables_of(checkpoint.model)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
-    if homeless := [path for path in variables if path not in rows]:
+    if unmapped := [path for path in variables if path not in rows]:
         raise CheckpointError(
-            f"Hugging Face's {shape['model_type']} has no place for {weights.listed(homeless)} of "
-            f"a {kind} model. " + ("Merge the low-rank updates first." if "lora" in homeless[0]
+            f"Hugging Face's {shape['model_type']} has no place for {weights.listed(unmapped)} of "
+            f"a {kind} model. " + ("Merge the low-rank updates first." if "lora" in unmapped[0]
                                    else "Keep this one in tfllm's own format.")
         )  # fmt: skip
 
@@ -307,7 +365,7 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def _untied(table: WeightMap, checkpoint: Checkpoint) -> list[str]:
-    """Tensors to write out because transformers ties none of them where the logits stand alone."""
+    """Tied tensors to write: transformers ties none of them where the logits are not tied."""
     if getattr(checkpoint.config, "tie_embeddings", True) or table.always_tied:
         return []
     return [name for name in table.tied if name not in tied_weights.logits_names(table)]
@@ -316,7 +374,7 @@ def _untied(table: WeightMap, checkpoint: Checkpoint) -> list[str]:
 def _in_source_dtype(
     tensors: dict[str, np.ndarray], origin: Origin
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors in the dtype they came in, where that loses nothing; else all in float32."""
+    """The tensors in the dtypes of the source, where that loses nothing; else all in float32."""
     import ml_dtypes
 
     kinds = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -333,9 +391,9 @@ def _in_source_dtype(
 def _config(
     checkpoint: Checkpoint, origin: Origin, shape: dict[str, Any], dtype: str
 ) -> dict[str, Any]:
-    """`config.json`: the source's, with what has changed since."""
+    """`config.json`: that of the source, with what has changed since."""
     config = dict(origin.config)
-    if not config or not _of_shape(config, checkpoint):
+    if not config or not _has_shape(config, checkpoint):
         config |= shape
     table = get_weight_map(checkpoint.family, checkpoint.config)
     if not config.get("architectures") or not origin.config:
@@ -350,9 +408,10 @@ def _config(
     return {**config, **head}
 
 
-def _of_shape(config: dict[str, Any], checkpoint: Checkpoint) -> bool:
-    """Whether a `config.json` says the checkpoint's shape. A decoder's `tie_word_embeddings` is set
-    to what the tensors have; in other families transformers ties more by it than the logits."""
+def _has_shape(config: dict[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether a `config.json` has the checkpoint's shape."""
+    # A decoder's `tie_word_embeddings` is set to what the tensors have; in other families
+    # transformers ties more by it than the logits.
     ours = checkpoint.config
     theirs = config_from_hf(checkpoint.family, config)
     if getattr(theirs, "tie_embeddings", None) != getattr(ours, "tie_embeddings", None):

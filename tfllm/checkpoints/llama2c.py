@@ -38,12 +38,12 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
     """
     from tfllm.tokenizers.loading import check_vocabulary_size, load_tokenizer
 
-    config = config_of(path)
-    vocabulary = Path(tokenizer) if tokenizer else tokenizer_beside(path, config.vocabulary_size)
+    config = read_config(path)
+    vocabulary = Path(tokenizer) if tokenizer else find_tokenizer(path, config.vocabulary_size)
     read_tokenizer = load_tokenizer(vocabulary)
     check_vocabulary_size(read_tokenizer, config.vocabulary_size, vocabulary)
 
-    own = own_task(config)
+    own = default_task(config)
     table = llama.WEIGHTS[config.variant]
     hf_config = {
         **llama.to_hf(config),
@@ -51,7 +51,7 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
         **TOKENS,
     }
     _, model = new_model("llama", config, task or own)
-    raw = tensors_of(path, config)
+    raw = read_weights(path, config)
     tied = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
     unused_tensors, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
     return Checkpoint(
@@ -67,11 +67,11 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
     )
 
 
-def own_task(config: Any) -> CausalLM:
+def default_task(config: Any) -> CausalLM:
     return CausalLM(max_length=config.max_sequence_length)
 
 
-def config_of(path: Path) -> llama.Config:
+def read_config(path: Path) -> llama.Config:
     """The shape that a file's first bytes give. Raises CheckpointError where there is none."""
     try:
         with path.open("rb") as file:
@@ -144,7 +144,7 @@ def blocks(config: llama.Config) -> list[tuple[str, tuple[int, ...]]]:
     ]
 
 
-def shapes_of(config: llama.Config) -> dict[str, tuple[tuple[int, ...], str]]:
+def tensor_shapes(config: llama.Config) -> dict[str, tuple[tuple[int, ...], str]]:
     """(shape, dtype) of every tensor by Hugging Face's name."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for name, shape in blocks(config):
@@ -155,7 +155,7 @@ def shapes_of(config: llama.Config) -> dict[str, tuple[tuple[int, ...], str]]:
     return shapes
 
 
-def tensors_of(path: Path, config: llama.Config) -> dict[str, np.ndarray]:
+def read_weights(path: Path, config: llama.Config) -> dict[str, np.ndarray]:
     """The weights as Hugging Face's files have them."""
     numbers = np.fromfile(path, "<f4", offset=HEADER.size)
     tensors: dict[str, np.ndarray] = {}
@@ -179,7 +179,7 @@ def _halves(block: np.ndarray, head_dim: int) -> np.ndarray:
     return pairs.swapaxes(2, 3).reshape(block.shape)
 
 
-def tokenizer_beside(path: Path, vocabulary_size: int) -> Path:
+def find_tokenizer(path: Path, vocabulary_size: int) -> Path:
     """The tokenizer file that belongs to a model, by its name. Raises CheckpointError."""
     name = path.stem.rstrip("0123456789KM")  # stories260K goes with stories_tok512.bin too
     for pattern in (f"{path.stem}_tok*.bin", f"{name}*tok*.bin", "tokenizer.bin",

@@ -36,7 +36,7 @@ POOLINGS = {
 }
 
 
-def task_of(directory: Path, longest: int) -> Embedding:
+def read_task(directory: Path, longest: int) -> Embedding:
     """Pooling, normalisation, length and prompt from the files, where there are any. `longest`:
     tokens that the model and its tokenizer take."""
     path = directory / MODULES
@@ -66,7 +66,7 @@ def task_of(directory: Path, longest: int) -> Embedding:
     )
 
 
-def lowered(tokenizer: Any, directory: Path) -> Any:
+def apply_lowercase(tokenizer: Any, directory: Path) -> Any:
     """The tokenizer as the files want it: after lowering, where they say `do_lower_case`. Raises
     CheckpointError for one that cannot lower."""
     path = directory / SETTINGS

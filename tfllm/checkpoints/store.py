@@ -28,7 +28,7 @@ from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import build_config
 from tfllm.models.weight_map import TensorLayout
 
-__all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "settings_of"]
+__all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "read_settings"]
 
 FORMAT = 1  # rises when older versions could not read the directory
 UNUSED = "unused_tensors.safetensors"
@@ -118,7 +118,7 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
     return settings
 
 
-def settings_of(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]:
+def read_settings(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]:
     """(family, config, task, origin) that `tfllm.json` names. Raises CheckpointError."""
     path = directory / SETTINGS
     data = read_json(path)
@@ -144,7 +144,7 @@ def settings_of(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]:
 def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
     from tfllm.tokenizers.loading import load_tokenizer
 
-    family, config, own, origin = settings_of(directory)
+    family, config, own, origin = read_settings(directory)
     tensors = read_tensors(directory / TENSORS)
     tokenizer = load_tokenizer(directory)
     check_sizes(tokenizer, config, directory)
@@ -154,7 +154,7 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
     changed = task is not None and not huggingface.same_head(task, own)
     if task is not None and changed:
         encoder = set(weights.variables_of(backbone))
-        kept = huggingface.kept_head(set(variables) - encoder, task, own)
+        kept = huggingface.reusable_head(set(variables) - encoder, task, own)
         wanted = {path for path in variables if path in encoder or path in kept & set(tensors)}
     rows = {
         path: TensorLayout(path, inputs=-1) for path in wanted
@@ -173,7 +173,7 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
             config,
             (task or own).kind,
         )
-        huggingface.say_changed(str(directory), fresh, dropped)
+        huggingface.log_head_changes(str(directory), fresh, dropped)
     return Checkpoint(
         family=family,
         config=config,

@@ -47,12 +47,12 @@ def hf_name(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str
     return name
 
 
-def unused(weights: WeightMap) -> set[str]:
+def unused_names(weights: WeightMap) -> set[str]:
     """Canonical names that any file of the type may hold besides its backbone."""
     return _templates(*weights.heads.values()) | set(weights.tied) | set(weights.buffers)
 
 
-def kept(names: Iterable[str], weights: WeightMap) -> list[str]:
+def drop_ignored(names: Iterable[str], weights: WeightMap) -> list[str]:
     """Those names of a file that do not stand for ignored constants."""
     return [
         raw

@@ -33,7 +33,7 @@ class Ties:
     """Names in the table of tensors that are those they are tied to."""
 
 
-def resolved(
+def resolve(
     config: Any,
     table: WeightMap,
     canonical: Mapping[str, str],

@@ -36,10 +36,10 @@ def convert(
     ] = None,
 ) -> None:
     """Write a checkpoint in another format: weights, head, labels and tokenizer."""
-    from tfllm.checkpoints.files import refuse_occupied
+    from tfllm.checkpoints.files import check_writable
     from tfllm.checkpoints.locate import find
 
-    refuse_occupied(output)
+    check_writable(output)
     path = find(source)  # a wrong path is an error before Keras is loaded
 
     from tfllm.checkpoints import gguf, huggingface, store
