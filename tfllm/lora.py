@@ -1,14 +1,16 @@
-"""Low-rank adapters (Hu et al. 2021): a few trained numbers beside frozen matrices.
+"""Low-rank adapters (LoRA): small trained matrices beside frozen ones.
 
 Built on Keras' `enable_lora`: the layer computes x (W + B A * alpha / rank). Heads are trained in
-full. Adapters are saved alone (a few hundred kB), and merged into a plain model of the same shape.
+full. Adapters are saved on their own (a few hundred kB), and merged into a model without adapters.
+
+Source: Hu et al. 2021, "LoRA: Low-rank adaptation of large language models".
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tfllm.checkpoints.files import (
     atomic_directory,
@@ -21,21 +23,34 @@ from tfllm.errors import CheckpointError, SettingError, did_you_mean
 from tfllm.keras_internals import all_layers, stored_matrix
 from tfllm.tasks import TASKS
 
+if TYPE_CHECKING:
+    import keras
+
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter.json"
 ADAPTED = ("lora_kernel_a", "lora_kernel_b", "lora_embeddings_a", "lora_embeddings_b")
-# The layers after the backbone, which start untrained and so are trained whole.
+# The layers after the backbone, which start untrained and so are trained in full.
 HEADS = frozenset(layer for task in TASKS.values() for layer in task.head_layers)
 
 
 def enable(
-    model: Any,
+    model: keras.Model,
     rank: int = 8,
     targets: Sequence[str] = ("query", "value"),
     alpha: float | None = None,
 ) -> list[str]:
-    """Adds adapters to the layers named in `targets`, and freezes all but them and the heads.
+    """Add adapters to layers, and freeze all variables except those of adapters and heads.
 
-    Returns the paths of the adapted layers. Raises SettingError for a name that no layer has.
+    Args:
+        model: The model, which is changed.
+        rank: The rank of the adapters.
+        targets: Names of the layers.
+        alpha: Scales the product by alpha / rank; None: by 1.
+
+    Returns:
+        The paths of the adapted layers.
+
+    Raises:
+        SettingError: No layer has a name in `targets`.
     """
     able = [layer for layer in all_layers(model) if hasattr(layer, "enable_lora")]
     names = {layer.name for layer in able}
@@ -54,8 +69,13 @@ def enable(
     return [layer.path for layer in chosen]
 
 
-def merge(adapted: Any, plain: Any) -> None:
-    """Sets the weights of `plain`, a model of the same shape without adapters, to the sum."""
+def merge(adapted: keras.Model, plain: keras.Model) -> None:
+    """Set the weights of a model without adapters to those of an adapted one.
+
+    Args:
+        adapted: A model with adapters.
+        plain: A model of the same shape without adapters, which is changed.
+    """
     layers = {layer.path: layer for layer in all_layers(plain) if layer.variables}
     for layer in all_layers(adapted):
         if not getattr(layer, "lora_enabled", False):
@@ -74,10 +94,15 @@ def merge(adapted: Any, plain: Any) -> None:
             others[variable.path].assign(variable)
 
 
-def save(model: Any, directory: str | Path) -> Path:
-    """Writes adapters and heads alone (adapter.safetensors, adapter.json), whole or not at all.
+def save(model: keras.Model, directory: str | Path) -> Path:
+    """Write only adapters and heads (adapter.safetensors, adapter.json), all or nothing.
 
-    An older adapter there is replaced. Raises StorageError.
+    Args:
+        model: A model with adapters.
+        directory: New or empty, or an older adapter, which is replaced.
+
+    Raises:
+        StorageError: The directory cannot be written.
     """
     adapted = [layer for layer in all_layers(model) if getattr(layer, "lora_enabled", False)]
     settings = {
@@ -95,10 +120,15 @@ def save(model: Any, directory: str | Path) -> Path:
     return Path(directory)
 
 
-def load(model: Any, directory: str | Path) -> None:
-    """Adds the adapters of a directory to a plain model and sets them and the heads.
+def load(model: keras.Model, directory: str | Path) -> None:
+    """Add the adapters of a directory to a model, and set their weights and those of the heads.
 
-    Raises CheckpointError when they belong to another model.
+    Args:
+        model: A model without adapters, which is changed.
+        directory: What `save` wrote.
+
+    Raises:
+        CheckpointError: They belong to another model.
     """
     folder = Path(directory)
     settings = read_json(folder / SETTINGS)
@@ -110,11 +140,11 @@ def load(model: Any, directory: str | Path) -> None:
             f"'{folder / SETTINGS}' lacks the key {error}. Give the adapter/ of a run."
         ) from None
     enable(model, rank, targets, alpha)
-    wanted = {variable.path: variable for variable in model.trainable_variables}
-    if set(wanted) != set(arrays):
-        odd = sorted(set(wanted) ^ set(arrays))[0]
-        raise CheckpointError(f"'{folder}' belongs to another model (first difference: {odd}).")
-    for path, variable in wanted.items():
+    variables = {variable.path: variable for variable in model.trainable_variables}
+    if set(variables) != set(arrays):
+        first = sorted(set(variables) ^ set(arrays))[0]
+        raise CheckpointError(f"'{folder}' belongs to another model (first difference: {first}).")
+    for path, variable in variables.items():
         if tuple(variable.shape) != arrays[path].shape:
             raise CheckpointError(
                 f"'{folder}': {path} is {arrays[path].shape}, the model has {variable.shape}."

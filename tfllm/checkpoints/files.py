@@ -1,4 +1,4 @@
-"""Reading and writing of a checkpoint's files: JSON, safetensors, directories written atomically."""
+"""Reading and writing of a checkpoint's files: JSON, safetensors, whole directories."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from tfllm.tasks.embedding import Embedding
 from tfllm.tasks.huggingface import HuggingFaceHead
 
 
-def find_kind(hf_config: Mapping[str, Any], family: str, weights: WeightMap, directory: Path) -> str:
+def find_kind(
+    hf_config: Mapping[str, Any], family: str, weights: WeightMap, directory: Path
+) -> str:
     """Return the kind of task of a Hugging Face directory.
 
     Args:

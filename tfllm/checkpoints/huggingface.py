@@ -1,4 +1,4 @@
-"""Hugging Face directories: reading and writing, of every head, with the same bytes written back."""
+"""Hugging Face directories: reading and writing of every head, byte for byte."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tfllm.checkpoints.hf_directory import (
     find_family,
     read_config,
     read_generation,
-    refuse_quantized,
     read_shapes,
+    refuse_quantized,
     tensor_files,
 )
 from tfllm.errors import CheckpointError

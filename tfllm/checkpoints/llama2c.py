@@ -1,8 +1,11 @@
-"""llama2.c's files (github.com/karpathy/llama2.c): a small Llama in one `.bin`, read only.
+"""llama2.c's files, a small Llama in one `.bin`: reading.
 
-Seven int32 (width, feed-forward width, layers, heads, heads of keys and values, vocabulary, and
-positions), then float32 matrices, each for all layers. A vocabulary below 0 says that the logits
-have a matrix of their own. Rotary pairs are neighbours here and halves in Hugging Face's files.
+A file has seven int32 (width, feed-forward width, layers, heads, heads of keys and values,
+vocabulary, and positions), then float32 matrices, each for all layers. A negative vocabulary means
+that the logits have a matrix of their own. Rotary pairs are neighbours here and halves in Hugging
+Face's files.
+
+Source: github.com/karpathy/llama2.c.
 """
 
 from __future__ import annotations
@@ -11,12 +14,11 @@ import logging
 import math
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tfllm.checkpoints import huggingface, tensor_names, tied_weights
-from tfllm.checkpoints.base import Checkpoint, new_model
+from tfllm.checkpoints.base import Checkpoint, FamilyConfig, new_model
 from tfllm.errors import CheckpointError
 from tfllm.models import llama
 from tfllm.tasks import Task
@@ -32,16 +34,23 @@ TOKENS = {"bos_token_id": 1, "eos_token_id": [1, 2]}
 
 
 def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = None) -> Checkpoint:
-    """A llama2.c model as a checkpoint, with its tokenizer file or the one that lies beside it.
+    """Read a llama2.c model as a checkpoint.
 
-    Raises CheckpointError and TokenizerError naming the file.
+    Args:
+        path: The model's file.
+        tokenizer: The tokenizer's file; None: the one beside the model.
+        task: The task; None: language modeling.
+
+    Raises:
+        CheckpointError: It is no llama2.c model, or there is no tokenizer.
+        TokenizerError: The tokenizer is not usable.
     """
     from tfllm.tokenizers.loading import check_vocabulary_size, load_tokenizer
 
     config = read_config(path)
     vocabulary = Path(tokenizer) if tokenizer else find_tokenizer(path, config.vocabulary_size)
-    read_tokenizer = load_tokenizer(vocabulary)
-    check_vocabulary_size(read_tokenizer, config.vocabulary_size, vocabulary)
+    loaded_tokenizer = load_tokenizer(vocabulary)
+    check_vocabulary_size(loaded_tokenizer, config.vocabulary_size, vocabulary)
 
     own = default_task(config)
     table = llama.WEIGHTS[config.variant]
@@ -52,12 +61,12 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
     }
     _, model = new_model("llama", config, task or own)
     raw = read_weights(path, config)
-    tied = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
-    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, tied, path, hf_config)
+    ties = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
+    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, ties, path, hf_config)
     return Checkpoint(
         family="llama",
         config=config,
-        tokenizer=read_tokenizer,
+        tokenizer=loaded_tokenizer,
         task=task or own,
         model=model,
         path=path,
@@ -67,12 +76,17 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
     )
 
 
-def default_task(config: Any) -> CausalLM:
+def default_task(config: FamilyConfig) -> CausalLM:
+    """Return the task of a llama2.c model: language modeling."""
     return CausalLM(max_length=config.max_sequence_length)
 
 
 def read_config(path: Path) -> llama.Config:
-    """The shape that a file's first bytes give. Raises CheckpointError where there is none."""
+    """Read the shape of a model from the header of its file.
+
+    Raises:
+        CheckpointError: It is no llama2.c model, of another version, or cut off.
+    """
     try:
         with path.open("rb") as file:
             numbers = HEADER.unpack(file.read(HEADER.size))
@@ -117,9 +131,9 @@ def read_config(path: Path) -> llama.Config:
 
 
 def blocks(config: llama.Config) -> list[tuple[str, tuple[int, ...]]]:
-    """What follows the header, in order: Hugging Face's name and the shape, `{i}` for all layers.
+    """List what follows the header, in order: Hugging Face's name, `{i}` for all layers, and shape.
 
-    The two tables of rotary angles have no name: they are computed.
+    The two tables of rotary angles have no name, since they are computed.
     """
     width, inner, count = config.hidden_dim, config.intermediate_dim, config.num_layers
     queries = config.num_heads * config.head_dim
@@ -145,7 +159,7 @@ def blocks(config: llama.Config) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def tensor_shapes(config: llama.Config) -> dict[str, tuple[tuple[int, ...], str]]:
-    """(shape, dtype) of every tensor by Hugging Face's name."""
+    """Return the (shape, dtype) of every tensor by Hugging Face's name."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for name, shape in blocks(config):
         if "{i}" in name:
@@ -156,13 +170,13 @@ def tensor_shapes(config: llama.Config) -> dict[str, tuple[tuple[int, ...], str]
 
 
 def read_weights(path: Path, config: llama.Config) -> dict[str, np.ndarray]:
-    """The weights as Hugging Face's files have them."""
+    """Read the weights under Hugging Face's names and in its order of rows."""
     numbers = np.fromfile(path, "<f4", offset=HEADER.size)
     tensors: dict[str, np.ndarray] = {}
-    place = 0
+    offset = 0
     for name, shape in blocks(config):
-        block = numbers[place : place + math.prod(shape)].reshape(shape)
-        place += block.size
+        block = numbers[offset : offset + math.prod(shape)].reshape(shape)
+        offset += block.size
         if "q_proj" in name or "k_proj" in name:
             block = _halves(block, config.head_dim)
         if "{i}" in name:
@@ -180,14 +194,18 @@ def _halves(block: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def find_tokenizer(path: Path, vocabulary_size: int) -> Path:
-    """The tokenizer file that belongs to a model, by its name. Raises CheckpointError."""
+    """Find the tokenizer file beside a model by its name.
+
+    Raises:
+        CheckpointError: There is none, or there are several.
+    """
     name = path.stem.rstrip("0123456789KM")  # stories260K goes with stories_tok512.bin too
     for pattern in (f"{path.stem}_tok*.bin", f"{name}*tok*.bin", "tokenizer.bin",
                     f"tok{vocabulary_size}.bin", "*tok*.bin"):  # fmt: skip
-        found = [file for file in sorted(path.parent.glob(pattern)) if file != path]
-        if len(found) == 1:
-            log.info("%s: with the tokenizer %s.", path, found[0])
-            return found[0]
+        files = [file for file in sorted(path.parent.glob(pattern)) if file != path]
+        if len(files) == 1:
+            log.info("%s: with the tokenizer %s.", path, files[0])
+            return files[0]
     raise CheckpointError(
         f"{path}: no tokenizer lies beside it, or several do. Name it: --tokenizer "
         f"{path.parent / 'tokenizer.bin'}."

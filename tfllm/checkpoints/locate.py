@@ -1,4 +1,4 @@
-"""Which checkpoint a name means. Nothing heavy is imported: a wrong path is told at once."""
+"""The checkpoint that a name refers to. Imports nothing heavy: a wrong path fails at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TENSORS = "model.safetensors"
 LLAMA2C = ".bin"
 GGUF = ".gguf"
 PICKLE = "a torch pickle, which can run any code when it is opened"
-# Weights that another program reads: what they are, and what to do.
+# Pattern of files that other programs read -> what they are, and what to do.
 FOREIGN_FORMS = {
     "consolidated*.safetensors": "holds the weights under the names of Mistral's own code. Copy "
     "the files model*.safetensors of the same repository beside it",
@@ -31,9 +31,13 @@ FILES = {
 
 
 def find(source: str | Path) -> Path:
-    """The checkpoint directory, or GGUF or llama2.c file, that `source` means.
+    """Return the checkpoint directory, or GGUF or llama2.c file, that `source` refers to.
 
-    It is fetched from the hub where `source` says so. Raises CheckpointError.
+    Args:
+        source: A checkpoint or run directory, a file, or `hf://org/name`, which is downloaded.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be downloaded.
     """
     if str(source).startswith(hub.SCHEME):
         return hub.fetch(str(source))
@@ -57,11 +61,11 @@ def find(source: str | Path) -> Path:
             return directory
     if (path / "config.json").is_file():
         return path
-    raise CheckpointError(f"'{source}' is not a checkpoint: {_what_it_lacks(path)}")
+    raise CheckpointError(f"'{source}' is not a checkpoint: {_problem(path)}")
 
 
-def _nested(path: Path) -> str:
-    """A sentence-transformers directory of the old form, whose model has a folder of its own."""
+def _nested_model(path: Path) -> str:
+    """The problem of a sentence-transformers directory of the old form: the model's own folder."""
     folders = sorted(file.parent.name for file in path.glob("*_Transformer/config.json"))
     inside = f"'{folders[0]}'" if folders else "the folder that modules.json names"
     return (
@@ -70,7 +74,8 @@ def _nested(path: Path) -> str:
     )
 
 
-def _what_it_lacks(path: Path) -> str:
+def _problem(path: Path) -> str:
+    """Why a directory is not a checkpoint, and what to do."""
     if any(path.glob("saved_model.pb")) or any(path.glob("*/saved_model.pb")):
         return (
             "it is an exported SavedModel, which can be predicted, evaluated and served. "
@@ -83,7 +88,7 @@ def _what_it_lacks(path: Path) -> str:
     if (path / "adapter_config.json").is_file():
         return "it holds only adapters. Merge them into their base model, and load that."
     if (path / "modules.json").is_file():
-        return _nested(path)
+        return _nested_model(path)
     for pattern, meaning in FOREIGN_FORMS.items():
         if files := sorted(path.glob(pattern)):
             return f"it has no config.json, and '{files[0].name}' {meaning}."

@@ -1,12 +1,12 @@
-"""The files of sentence-transformers: which vector a model gives of a text. Read and written.
+"""The files of sentence-transformers, which describe an embedding model: reading and writing.
 
     modules.json                         Transformer, Pooling and, where vectors have length 1,
                                          Normalize, in this order
-    1_Pooling/config.json                by what the vectors of tokens become one
-    sentence_bert_config.json            the longest text in tokens, and whether it is lowered
+    1_Pooling/config.json                how the vectors of the tokens are pooled
+    sentence_bert_config.json            the longest text in tokens, and whether it is lowercased
     config_sentence_transformers.json    prompts before texts, and how vectors are compared
 
-What they say is done, or refused by name.
+What is not supported is refused by name.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 from tfllm.checkpoints.files import read_json, write_json
 from tfllm.errors import CheckpointError
 from tfllm.tasks.embedding import SIMILARITIES, Embedding
+from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.wordpiece import WordPiece
 
 MODULES = "modules.json"
 SETTINGS = "sentence_bert_config.json"
 PROMPTS = "config_sentence_transformers.json"
 KINDS = ("Transformer", "Pooling", "Normalize")
-# Ours: their mode, and its key in the older form of Pooling's config.json. Both forms are read.
+# Our pooling -> their mode, and its key in the older form of Pooling's config.json.
 POOLINGS = {
     "first": ("cls", "pooling_mode_cls_token"),
     "mean": ("mean", "pooling_mode_mean_tokens"),
@@ -37,8 +38,15 @@ POOLINGS = {
 
 
 def read_task(directory: Path, longest: int) -> Embedding:
-    """Pooling, normalisation, length and prompt from the files, where there are any. `longest`:
-    tokens that the model and its tokenizer take."""
+    """Read pooling, normalization, length and prompts; the defaults where there are no files.
+
+    Args:
+        directory: A Hugging Face directory.
+        longest: The longest input of the model and its tokenizer, in tokens.
+
+    Raises:
+        CheckpointError: The files are damaged, or ask for what is not supported.
+    """
     path = directory / MODULES
     if not path.is_file():
         return Embedding(max_length=longest)
@@ -66,9 +74,16 @@ def read_task(directory: Path, longest: int) -> Embedding:
     )
 
 
-def apply_lowercase(tokenizer: Any, directory: Path) -> Any:
-    """The tokenizer as the files want it: after lowering, where they say `do_lower_case`. Raises
-    CheckpointError for one that cannot lower."""
+def apply_lowercase(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
+    """Return the tokenizer, with lowercasing where the files have `do_lower_case`.
+
+    Args:
+        tokenizer: The tokenizer of the directory.
+        directory: A Hugging Face directory.
+
+    Raises:
+        CheckpointError: The tokenizer cannot lowercase.
+    """
     path = directory / SETTINGS
     if not (directory / MODULES).is_file() or not _settings(path).get("do_lower_case"):
         return tokenizer
@@ -79,13 +94,13 @@ def apply_lowercase(tokenizer: Any, directory: Path) -> Any:
             f"{path}: do_lower_case is true, and the tokenizer keeps capital letters; tfllm lowers "
             "texts for WordPiece vocabularies only. Set it to false and give lowered texts."
         )
-    plain = tokenizer.normalization
+    normalization = tokenizer.normalization
     return WordPiece.from_vocabulary(
         tokenizer.vocabulary,
         lowercase=True,
-        strip_accents=bool(plain.strip_accents),
-        chinese_characters=plain.chinese_characters,
-        clean_text=plain.clean_text,
+        strip_accents=bool(normalization.strip_accents),
+        chinese_characters=normalization.chinese_characters,
+        clean_text=normalization.clean_text,
         special_tokens=tokenizer.special_tokens,
         added=tokenizer.added,
         max_word_characters=tokenizer.max_word_characters,
@@ -115,17 +130,17 @@ def _modules(path: Path) -> list[tuple[str, str]]:
                 f"{path}: the module Transformer lies in '{folder}'. Copy the files of '{folder}' "
                 f"beside {path.name}, and set its path to the empty text."
             )
-    found = [kind for kind, _ in modules]
-    if found != [kind for kind in KINDS if kind in found]:
+    kinds = [kind for kind, _ in modules]
+    if kinds != [kind for kind in KINDS if kind in kinds]:
         raise CheckpointError(
-            f"{path}: the modules are {', '.join(found)}; tfllm runs {', '.join(KINDS)}, each once "
+            f"{path}: the modules are {', '.join(kinds)}; tfllm runs {', '.join(KINDS)}, each once "
             "and in this order. Use a model that does."
         )
     return modules
 
 
 def _pooling(path: Path, settings: Mapping[str, Any]) -> Any:
-    """Ours. Raises CheckpointError for none, several or one that tfllm has not."""
+    """Our pooling. Raises CheckpointError for none, several or an unknown one."""
     ours = {mode: pooling for pooling, (mode, _) in POOLINGS.items()}
     keys = {key: mode for mode, key in POOLINGS.values()}
     named = settings.get("pooling_mode")
@@ -158,7 +173,7 @@ def _length(path: Path, longest: int) -> int:
 
 
 def _prompts(path: Path) -> tuple[dict[str, str], str | None, Any]:
-    """(prompts by name, the one before every text, how vectors are compared)."""
+    """(prompts by name, the name of the one before every text, how vectors are compared)."""
     settings = _settings(path)
     prompts, name = settings.get("prompts") or {}, settings.get("default_prompt_name")
     if not isinstance(prompts, Mapping) or not all(isinstance(p, str) for p in prompts.values()):
@@ -177,9 +192,15 @@ def _prompts(path: Path) -> tuple[dict[str, str], str | None, Any]:
 
 
 def write(task: Embedding, width: int, directory: Path) -> None:
-    """The files, so that sentence-transformers gives the vectors that we do."""
+    """Write the files with which sentence-transformers gives the same vectors.
+
+    Args:
+        task: The task of the embedding model.
+        width: The size of its vectors.
+        directory: A Hugging Face directory.
+    """
     if task.pooling not in POOLINGS:
-        return  # it has no module for the family's own pooler
+        return  # there is no module for the family's own pooler
     kinds = KINDS if task.normalize else KINDS[:2]
     folders = ["", "1_Pooling", "2_Normalize"][: len(kinds)]
     modules = [

@@ -1,4 +1,4 @@
-"""Checkpoints: loading any kind, saving tfllm's own, making new ones.
+"""Checkpoints: loading of any format, saving in tfllm's own, creating new ones.
 
 A tfllm checkpoint is a directory of `tfllm.json` (format, family, config, task), the weights in
 `model.safetensors` by Keras variable path, source tensors that the model does not use in
@@ -27,10 +27,11 @@ from tfllm.checkpoints.locate import SETTINGS, TENSORS, find
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.models import build_config
 from tfllm.models.weight_map import TensorLayout
+from tfllm.tokenizers.base import Tokenizer
 
 __all__ = ["FORMAT", "Checkpoint", "create", "find", "load", "save", "read_settings"]
 
-FORMAT = 1  # rises when older versions could not read the directory
+FORMAT = 1  # incremented when older versions cannot read the directory
 UNUSED = "unused_tensors.safetensors"
 
 
@@ -41,12 +42,21 @@ def load(
     seed: int | None = None,
     tokenizer: str | Path | None = None,
 ) -> Checkpoint:
-    """The checkpoint in `source`: a tfllm or Hugging Face directory, a run, `hf://org/name`, a
-    GGUF file, or a llama2.c file, to which `tokenizer` may name the tokenizer's file.
+    """Load a checkpoint.
 
-    With `task`, the backbone must be whole, and a head that the task has no use for is left behind;
-    what the task needs and the source has not is new, drawn with `seed`. Variables are made under
-    Keras' current dtype policy, so set `mixed_bfloat16` before. Raises CheckpointError.
+    With `task`, the backbone must be complete; a head that the task does not use is dropped, and
+    variables that the source lacks are initialized with `seed`. Variables are created under Keras'
+    current dtype policy, so set `mixed_bfloat16` before.
+
+    Args:
+        source: A tfllm or Hugging Face directory, a run, `hf://org/name`, a GGUF or llama2.c file.
+        task: The task; None: the source's own.
+        seed: Of new variables.
+        tokenizer: The tokenizer's file of a llama2.c model; None: the one beside it.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged or not supported.
+        SettingError: `tokenizer` does not go with the source, or `task` not with the family.
     """
     directory = find(source)
     _set_seed(seed)
@@ -66,12 +76,23 @@ def load(
 def create(
     family: str,
     config: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     task: tasks.Task,
     *,
     seed: int | None = None,
 ) -> Checkpoint:
-    """A new checkpoint with random weights. `config`: the family's Config or its plain fields."""
+    """Create a checkpoint with random weights.
+
+    Args:
+        family: A key of `tfllm.models.FAMILIES`.
+        config: The family's Config, or its fields.
+        tokenizer: The tokenizer.
+        task: The task.
+        seed: Of the weights.
+
+    Raises:
+        SettingError: The config has fewer embeddings than the tokenizer tokens, or a wrong field.
+    """
     config = build_config(family, config) if isinstance(config, Mapping) else config
     sides = [("vocabulary_size", tokenizer.target)]
     if hasattr(config, "source_vocabulary_size"):
@@ -88,9 +109,10 @@ def create(
 
 
 def save(checkpoint: Checkpoint, directory: str | Path) -> Path:
-    """Writes a tfllm directory, all or nothing; an older checkpoint there is replaced.
+    """Write a tfllm directory, all or nothing; an older checkpoint there is replaced.
 
-    Raises StorageError, a full disk included, and then the older one is as it was.
+    Raises:
+        StorageError: The directory cannot be written; an older checkpoint there is unchanged.
     """
     with atomic_directory(directory, replaces=SETTINGS) as part:
         values = weights.variables_of(checkpoint.model)
@@ -119,7 +141,11 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def read_settings(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]:
-    """(family, config, task, origin) that `tfllm.json` names. Raises CheckpointError."""
+    """Read the (family, config, task, origin) in the `tfllm.json` of a directory.
+
+    Raises:
+        CheckpointError: The file is damaged, or of a newer version.
+    """
     path = directory / SETTINGS
     data = read_json(path)
     number = data.get("format")
@@ -150,30 +176,30 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
     check_sizes(tokenizer, config, directory)
     backbone, model = new_model(family, config, task or own)
     variables = weights.variables_of(model)
-    wanted = set(variables)
+    assigned = set(variables)
     changed = task is not None and not huggingface.same_head(task, own)
     if task is not None and changed:
         encoder = set(weights.variables_of(backbone))
-        kept = huggingface.reusable_head(set(variables) - encoder, task, own)
-        wanted = {path for path in variables if path in encoder or path in kept & set(tensors)}
-    rows = {
-        path: TensorLayout(path, inputs=-1) for path in wanted
-    }  # the names and shapes are our own
+        reusable = huggingface.reusable_head(set(variables) - encoder, task, own)
+        assigned = {
+            path for path in variables if path in encoder or path in reusable & set(tensors)
+        }
+    rows = {path: TensorLayout(path, inputs=-1) for path in assigned}  # names are variable paths
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    dropped = set(tensors) - wanted if changed else set()
+    dropped = set(tensors) - assigned if changed else set()
     weights.check(rows, variables, shapes, dropped, str(directory / TENSORS))
     weights.to_variables(rows, variables, tensors)
     unused_tensors = read_tensors(directory / UNUSED) if (directory / UNUSED).is_file() else {}
     if changed:
-        fresh = set(variables) - wanted
-        fresh -= huggingface.fill_from_unused(
-            {path: variables[path] for path in fresh},
+        new = set(variables) - assigned
+        new -= huggingface.fill_from_unused(
+            {path: variables[path] for path in new},
             unused_tensors,
             family,
             config,
             (task or own).kind,
         )
-        huggingface.log_head_changes(str(directory), fresh, dropped)
+        huggingface.log_head_changes(str(directory), new, dropped)
     return Checkpoint(
         family=family,
         config=config,

@@ -1,4 +1,4 @@
-"""Tensor names as files have them, to the canonical names of weight tables and back."""
+"""Conversion of tensor names in files to the canonical names of weight maps, and back."""
 
 from __future__ import annotations
 
@@ -8,37 +8,44 @@ from collections.abc import Iterable
 from tfllm.models.weight_map import TensorLayout, TensorMap, WeightMap
 
 NUMBER = re.compile(r"\.\d+\.")
-# What files may hold in any family although no weights are in it: counters and constants that a
-# model makes by itself, marks of a version, and the loss's weights, which training alone uses.
-# transformers leaves them out too (`_keys_to_ignore_on_load_unexpected`, buffers).
+# Tensors in files of any family that are no weights: counters and constants that a model computes
+# itself, marks of a version, and the weights of a loss, which only training uses. transformers
+# ignores them too (`_keys_to_ignore_on_load_unexpected`, buffers).
 NO_WEIGHTS = re.compile(
     r"(^|\.)rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)$"
     r"|(^|\.)(position_ids|token_type_ids|num_batches_tracked)$"
     r"|(^|\.)embed_positions\._float_tensor$|^(model\.)?(encoder|decoder)\.version$"
     r"|(^|\.)(loss|loss_fct|loss_fn|loss_function|criterion)\.(pos_)?weight$"
 )
-# Files made from TensorFlow's checkpoints: old ending, today's ending.
+# Files converted from TensorFlow's checkpoints: (old ending, current ending).
 OLD_NORM_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
 def canonical(names: Iterable[str], weights: WeightMap) -> dict[str, str]:
-    """The canonical name of every name in a file: with prefix, norms with weight and bias."""
+    """Return name -> canonical name: the backbone's with prefix, norms with weight and bias."""
     prefixed = _templates(weights.backbone, *weights.heads.values()) | set(weights.buffers)
     prefixed |= {*weights.ignored, *weights.tied}
     prefixed = {name for name in prefixed if name.startswith(weights.prefix)}
-    result = {}
+    canonical_names = {}
     for raw in names:
         name = raw
         for old, new in OLD_NORM_NAMES:
             name = name.removesuffix(old) + new if name.endswith(old) else name
         if _template(weights.prefix + name) in prefixed:
             name = weights.prefix + name
-        result[raw] = name
-    return result
+        canonical_names[raw] = name
+    return canonical_names
 
 
 def hf_name(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str:
-    """The name in a file of this layout for a canonical name."""
+    """Return the name in a file for a canonical name.
+
+    Args:
+        name: The canonical name.
+        prefix: The prefix of the backbone's tensors.
+        prefixed: Whether names in the file have it.
+        old_norm_names: Whether norms in the file have gamma and beta.
+    """
     if not prefixed:
         name = name.removeprefix(prefix)
     if old_norm_names:
@@ -48,12 +55,12 @@ def hf_name(name: str, prefix: str, prefixed: bool, old_norm_names: bool) -> str
 
 
 def unused_names(weights: WeightMap) -> set[str]:
-    """Canonical names that any file of the type may hold besides its backbone."""
+    """Return the canonical names that a file may have besides its backbone and its own head."""
     return _templates(*weights.heads.values()) | set(weights.tied) | set(weights.buffers)
 
 
 def drop_ignored(names: Iterable[str], weights: WeightMap) -> list[str]:
-    """Those names of a file that do not stand for ignored constants."""
+    """Return the names of a file without those of ignored constants."""
     return [
         raw
         for raw, name in canonical(names, weights).items()

@@ -1,8 +1,9 @@
-"""Tensors that are one weight under two names: which of them a file holds, and which of them count.
+"""Tied tensors, which are one weight under two names: which of them a file has, and which are used.
 
-As transformers 5 loads them (`PreTrainedModel.tie_weights`): equal tensors are one weight, a tensor
-that is there under its other name alone is taken from there, and two different ones are two
-weights, whatever `config.json` says.
+Equal tensors are one weight, a tensor that the file has only under its other name is read from
+there, and two different ones are two weights, whatever `config.json` says.
+
+Source: transformers 5 (`PreTrainedModel.tie_weights`).
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ LOGITS = "logits/kernel"
 
 @dataclass(frozen=True)
 class Ties:
-    """What the names of a file come to."""
+    """The tied tensors of a file."""
 
     config: Any
-    """The config, its `tie_embeddings` as the tensors have it."""
+    """The family's Config, with the `tie_embeddings` of the tensors."""
     canonical: Mapping[str, str]
-    """Name in the file: the name in the weight table of what is read from it."""
+    """Name in the file -> name in the weight map of what is read from it."""
     equal: tuple[str, ...]
-    """Names in the table of tensors that are those they are tied to."""
+    """Names in the weight map of tensors that equal those they are tied to."""
 
 
 def resolve(
@@ -40,9 +41,18 @@ def resolve(
     same: Callable[[str, str], bool],
     source: str,
 ) -> Ties:
-    """The ties of a file. `canonical`: name in the file to name in the table; `same` tells whether
-    two tensors, by their names in the file, are equal. Raises CheckpointError for two tables of
-    embeddings where the model has one."""
+    """Find the tied tensors of a file.
+
+    Args:
+        config: The family's Config.
+        table: The family's weight map.
+        canonical: Name in the file -> name in the weight map.
+        same: Whether two tensors, by their names in the file, are equal.
+        source: The file, for messages.
+
+    Raises:
+        CheckpointError: There are two embedding tables where the model has one.
+    """
     raw = {name: raw for raw, name in canonical.items()}
     changed = dict(canonical)
     equal: list[str] = []
@@ -80,6 +90,6 @@ def resolve(
 
 
 def logits_names(table: WeightMap) -> Collection[str]:
-    """Names of the tensors that give the logits, where they are not the embeddings."""
+    """Return the names of the tensors that give the logits, where these are not the embeddings."""
     rows = (head[LOGITS] for head in table.heads.values() if LOGITS in head)
     return {row.name if isinstance(row, TensorLayout) else row for row in rows}

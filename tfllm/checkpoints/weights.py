@@ -1,7 +1,7 @@
-"""A table of weights, applied in both directions: tensors to Keras variables and back.
+"""A weight map applied in both directions: tensors to Keras variables and back.
 
-Nothing is guessed: a variable without a tensor, a tensor without a use and a wrong shape are
-errors that name the tensors.
+Nothing is guessed: a missing tensor, an unknown tensor and a wrong shape are errors that name the
+tensors.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfllm.errors import CheckpointError
 from tfllm.models.weight_map import TensorLayout, TensorMap
+
+if TYPE_CHECKING:
+    import keras
 
 SHOWN_NAMES = 5
 LAYER_NUMBER = re.compile(r"_(\d+)/")
@@ -23,15 +26,20 @@ LAYER_NUMBER = re.compile(r"_(\d+)/")
 Tensors = Mapping[str, np.ndarray]
 
 
-def variables_of(model: Any) -> dict[str, Any]:
-    """The weights of a model by their path: what a checkpoint keeps."""
+def variables_of(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return the weights of a model by their path: what a checkpoint saves."""
     return {variable.path: variable for variable in model.weights}
 
 
 def rows_of(paths: Iterable[str], table: TensorMap) -> dict[str, TensorLayout]:
-    """The rows of those variable paths that the table knows, with the layer's number put in.
+    """Return the rows of a weight map for variables, with the number of the layer in the names.
 
-    `inputs` is -1 where the tensor has the variable's own shape.
+    Args:
+        paths: Paths of variables; those that the table lacks have no row.
+        table: A part of a weight map.
+
+    Returns:
+        Path -> row; `inputs` is -1 where the tensor has the shape of the variable.
     """
     rows = {}
     for path in paths:
@@ -46,10 +54,10 @@ def rows_of(paths: Iterable[str], table: TensorMap) -> dict[str, TensorLayout]:
 
 
 def tensor_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the tensor for a variable of `shape`, its other parts included."""
-    whole = list(_part_shape(row, shape))
-    whole[row.part_axis] *= row.parts
-    return tuple(whole)
+    """Return the shape of the complete tensor for a variable of `shape`."""
+    complete = list(_part_shape(row, shape))
+    complete[row.part_axis] *= row.parts
+    return tuple(complete)
 
 
 def _part_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -61,9 +69,9 @@ def _part_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_variables(
-    rows: Mapping[str, TensorLayout], variables: Mapping[str, Any], tensors: Tensors
+    rows: Mapping[str, TensorLayout], variables: Mapping[str, keras.Variable], tensors: Tensors
 ) -> None:
-    """Puts the tensors into the variables. Shapes were checked before."""
+    """Assign tensors to variables. Their shapes were checked before."""
     for path, row in rows.items():
         value = tensors[row.name]
         if row.parts > 1:
@@ -74,9 +82,9 @@ def to_variables(
 
 
 def to_tensors(
-    rows: Mapping[str, TensorLayout], variables: Mapping[str, Any]
+    rows: Mapping[str, TensorLayout], variables: Mapping[str, keras.Variable]
 ) -> dict[str, np.ndarray]:
-    """The tensors that hold what the variables hold, float32."""
+    """Convert variables to tensors, float32."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     axes = {}
     for path, row in rows.items():
@@ -89,16 +97,16 @@ def to_tensors(
         axes[row.name] = row.part_axis
     return {
         name: np.ascontiguousarray(
-            np.concatenate([found[i] for i in sorted(found)], axes[name])
-            if len(found) > 1
-            else found[0]
+            np.concatenate([by_part[i] for i in sorted(by_part)], axes[name])
+            if len(by_part) > 1
+            else by_part[0]
         )
-        for name, found in parts.items()
+        for name, by_part in parts.items()
     }
 
 
-def array_of(variable: Any) -> np.ndarray:
-    """A variable's value, float32 whatever the backend keeps."""
+def array_of(variable: keras.Variable) -> np.ndarray:
+    """Return the value of a variable as float32, whatever its dtype."""
     import keras
 
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
@@ -106,21 +114,29 @@ def array_of(variable: Any) -> np.ndarray:
 
 def check(
     rows: Mapping[str, TensorLayout],
-    variables: Mapping[str, Any],
+    variables: Mapping[str, keras.Variable],
     shapes: Mapping[str, tuple[int, ...]],
     known: Iterable[str],
     source: str,
 ) -> None:
-    """Refuses gaps, leftovers and wrong shapes, all named in one CheckpointError.
+    """Check that tensors fit variables.
 
-    `shapes`: of the tensors that are there; `known`: names that may be there without a use.
+    Args:
+        rows: Path of a variable -> its row of the weight map.
+        variables: The variables by path.
+        shapes: The shapes of the tensors in the file, by name.
+        known: Names of tensors that may be in the file without a variable.
+        source: The file, for messages.
+
+    Raises:
+        CheckpointError: Names all missing and unknown tensors and those of the wrong shape.
     """
-    wanted = {row.name: path for path, row in rows.items()}  # of several parts any one
-    missing = [name for name in wanted if name not in shapes]
+    expected_names = {row.name: path for path, row in rows.items()}  # any one of several parts
+    missing = [name for name in expected_names if name not in shapes]
     known = set(known)
-    leftover = [name for name in shapes if name not in wanted and name not in known]
+    leftover = [name for name in shapes if name not in expected_names and name not in known]
     wrong = []
-    for name, path in wanted.items():
+    for name, path in expected_names.items():
         expected = tensor_shape(rows[path], tuple(variables[path].shape))
         if name in shapes and tuple(shapes[name]) != expected:
             wrong.append(f"{name} is {list(shapes[name])} and should be {list(expected)}")
@@ -141,7 +157,7 @@ def check(
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a message: the first few, and how many more."""
+    """Return names for a message: the first few, and how many more there are."""
     names = list(names)
     more = len(names) - SHOWN_NAMES
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
