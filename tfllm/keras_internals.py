@@ -1,7 +1,7 @@
-"""Every private part of Keras that tfllm touches, each behind a small named function or class.
+"""Every private part of Keras that tfllm uses, each behind a small named function or class.
 
 Written for and tested with the Keras versions of `KERAS`; `tests/test_keras_internals.py` names a
-part that another version has changed. Imports Keras alone, because layers and models, which run on
+part that another version has changed. Imports only Keras, because layers and models, which run on
 every backend, build on it.
 """
 
@@ -18,12 +18,12 @@ from keras import ops
 KERAS = ("3.15", "3.17")
 
 
-def all_layers(model: keras.Layer, include_self: bool = True) -> list[Any]:
+def all_layers(model: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
     """List a model's or layer's layers at every depth, each once, itself included by default."""
     return list(model._flatten_layers(include_self=include_self))
 
 
-def seed_generators(model: keras.Layer) -> list[Any]:
+def seed_generators(model: keras.Layer) -> list[keras.random.SeedGenerator]:
     """List the seed generators of all dropout layers in a model, each once."""
     generators = [getattr(layer, "seed_generator", None) for layer in all_layers(model)]
     return list({id(each): each for each in generators if each is not None}.values())
@@ -35,7 +35,7 @@ def override_call(layer: keras.Layer, call: Callable[..., Any]) -> None:
 
 
 def restore_call(layer: keras.Layer) -> None:
-    """Undo `override_call`; nothing happens where the layer computes its own."""
+    """Undo `override_call`; do nothing where it was not overridden."""
     layer.__dict__.pop("call", None)
 
 
@@ -45,8 +45,15 @@ def override_next(generator: keras.random.SeedGenerator, draw: Callable[..., Any
 
 
 @contextlib.contextmanager
-def fixed_seeds(generators: Sequence[Any], seeds: Sequence[Any]) -> Iterator[None]:
-    """Inside, every generator gives its one seed; after it, what it gave before."""
+def fixed_seeds(
+    generators: Sequence[keras.random.SeedGenerator], seeds: Sequence[Any]
+) -> Iterator[None]:
+    """Make every generator draw one seed inside the block.
+
+    Args:
+        generators: The generators.
+        seeds: The seed of each, an int [2].
+    """
     before = [vars(generator).get("next") for generator in generators]
     for generator, seed in zip(generators, seeds, strict=True):
         override_next(generator, lambda ordered=True, seed=seed: seed)
@@ -60,31 +67,38 @@ def fixed_seeds(generators: Sequence[Any], seeds: Sequence[Any]) -> Iterator[Non
 
 
 def backend_variable(variable: keras.Variable) -> Any:
-    """The backend's own variable: of TensorFlow, the `tf.Variable` that a `tf.Module` tracks."""
+    """Return the variable of the backend: of TensorFlow, the `tf.Variable`."""
     return variable._value
 
 
-def stored_matrix(layer: keras.Layer, name: str) -> Any:
-    """The variable of a layer's matrix, named "kernel" or "embeddings"; None where it has none.
+def stored_matrix(layer: keras.Layer, name: str) -> keras.Variable | None:
+    """Return the variable of a layer's matrix, without its LoRA adapter.
 
-    The public property of this name is a tensor where the layer has a LoRA adapter: their sum.
+    The public property of this name is a tensor where the layer has an adapter: their sum.
+
+    Args:
+        layer: The layer.
+        name: "kernel" or "embeddings".
+
+    Returns:
+        The variable; None where the layer has no such matrix.
     """
     return getattr(layer, f"_{name}", None)
 
 
 def release_kernel(layer: keras.Layer) -> None:
-    """Give up the kernel of a Dense layer, so that its memory is freed with the last reference."""
+    """Remove the kernel of a Dense layer, so that its memory is freed with the last reference."""
     layer._untrack_variable(layer._kernel)
     layer._kernel = None
 
 
 def call_options(layer: keras.Layer) -> list[dict[str, Any]]:
-    """The keyword arguments of every symbolic call of a layer in a functional model."""
+    """Return the keyword arguments of every symbolic call of a layer in a functional model."""
     return [node.arguments.kwargs for node in layer._inbound_nodes]
 
 
 def set_direction(metric: keras.metrics.Metric, direction: Literal["up", "down"]) -> None:
-    """Declare which values of a metric are better, as Keras' callbacks and tuners ask for it."""
+    """Set which values of a metric are better, for Keras' callbacks and tuners."""
     metric._direction = direction
 
 
@@ -125,21 +139,21 @@ class MultiHeadAttentionBase(keras.layers.MultiHeadAttention):
 
 
 class AdamWBase(keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` with access to its moments; it clips the sum of the gradients over
-    all devices, where Keras clips each device's part.
+    """`keras.optimizers.AdamW` with access to its moments, and clipping of summed gradients.
 
-    A training step that sums the gradients over all devices itself sets `gradients_reduced`.
+    It clips the sum of the gradients over all devices, where Keras clips each device's part.
     """
 
     gradients_reduced = False
+    """Whether the training step itself sums the gradients over all devices."""
 
     def moments(self, variable: keras.Variable) -> tuple[Any, Any]:
-        """The moving averages of a variable's gradient and of its square."""
+        """Return the moving averages of a variable's gradient and of its square."""
         index = self._get_variable_index(variable)
         return self._momentums[index], self._velocities[index]
 
     def num_replicas(self) -> int:
-        """Return how many devices compute the step, each a part of the gradients."""
+        """Return the number of devices that each compute a part of the gradients."""
         return 1
 
     def sum_over_replicas(self, gradients: Any) -> Any:

@@ -82,7 +82,9 @@ def merge(adapted: keras.Model, plain: keras.Model) -> None:
             continue
         name = "embeddings" if hasattr(layer, "lora_embeddings_a") else "kernel"
         # The property of this name is the frozen matrix plus the scaled product.
-        stored_matrix(layers[layer.path], name).assign(getattr(layer, name))
+        matrix = stored_matrix(layers[layer.path], name)
+        assert matrix is not None, "a layer with an adapter has a matrix"
+        matrix.assign(getattr(layer, name))
     others = {variable.path: variable for variable in plain.variables}
     merged = {
         f"{layer.path}/{'embeddings' if hasattr(layer, 'lora_embeddings_a') else 'kernel'}"

@@ -37,82 +37,86 @@ def bucket_length(longest: int) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Row numbers of one batch and the length that they are padded to."""
+    """The rows of one batch and the length to which they are padded."""
 
     rows: np.ndarray
+    """Indices of the rows, int [B]."""
     length: int
+    """The padded length of the tokens."""
     tokens: int
     """Tokens that are not padding, of sources too."""
     source_length: int = 0
-    """What sources are padded to, where rows have them."""
+    """The padded length of the sources, where rows have them."""
     group: int = 1
-    """Rows that make one example."""
+    """Rows of one example."""
 
     @property
     def examples(self) -> int:
+        """The number of examples."""
         return len(self.rows) // self.group
 
     @property
     def slots(self) -> int:
-        """Tokens with padding."""
+        """Tokens with padding, of sources too."""
         return len(self.rows) * (self.length + self.source_length)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of every epoch. `lengths` [rows]; `units` [units, group]: rows kept together.
-
-    A batch has `batch_size` units, the last of an epoch what is left. With `batch_tokens` a batch
-    instead has as many units as fit into that number of padded tokens, at most `batch_size`.
-    `smallest`: batches with fewer units are left out. `source_lengths` [rows]: of rows that have a
-    source beside their tokens; both count as tokens.
-    """
+    """The batches of every epoch."""
 
     lengths: np.ndarray
+    """Tokens of each row, int [rows]."""
     units: np.ndarray
+    """The rows of each unit, which are in one batch, int [units, group]."""
     batch_size: int
+    """Units of a batch; the last batch of an epoch has the remaining ones."""
     batch_tokens: int | None = None
+    """Padded tokens of a batch at most; then `batch_size` is the most units."""
     seed: int = 0
     shuffle: bool = True
     smallest: int = 1
+    """Batches with fewer units are dropped."""
     source_lengths: np.ndarray | None = None
+    """Tokens of each row's source, int [rows], where rows have one; both count as tokens."""
 
     @cached_property
     def unit_lengths(self) -> np.ndarray:
+        """Tokens of the longest row of each unit, int [units]."""
         return self.lengths[self.units].max(axis=1)
 
     @cached_property
-    def steps(self) -> np.ndarray:
-        """The padded length of every unit, of its bucket."""
+    def padded_lengths(self) -> np.ndarray:
+        """The bucket length of each unit, int [units]."""
         return _to_buckets(self.unit_lengths)
 
     @cached_property
-    def source_steps(self) -> np.ndarray:
-        """The padded length of every unit's sources; 0 where there are none."""
+    def padded_source_lengths(self) -> np.ndarray:
+        """The bucket length of each unit's sources, int [units]; 0 where there are none."""
         if self.source_lengths is None:
-            return np.zeros_like(self.steps)
+            return np.zeros_like(self.padded_lengths)
         return _to_buckets(self.source_lengths[self.units].max(axis=1))
 
     def epoch(self, number: int) -> list[Batch]:
-        """The batches of one epoch, counted from 0."""
+        """Return the batches of one epoch, counted from 0."""
         generator = np.random.default_rng([self.seed, number])
         order = np.arange(len(self.units))
         if self.shuffle:
             generator.shuffle(order)
-        batches = [batch for window in self._windows(order) for batch in self._cut(window)]
+        batches = [batch for window in self._windows(order) for batch in self._split(window)]
         if self.shuffle:
             generator.shuffle(batches)
         return [self._batch(units) for units in batches if len(units) >= self.smallest]
 
     def in_order(self) -> list[Batch]:
-        """The batches of units as they come, without regard to their lengths."""
+        """Return batches of units in order, without regard to their lengths."""
         order = np.arange(len(self.units))
         starts = range(0, len(order), self.batch_size)
-        cut = [order[start : start + self.batch_size] for start in starts]
-        return [self._batch(units) for units in cut if len(units) >= self.smallest]
+        parts = [order[start : start + self.batch_size] for start in starts]
+        return [self._batch(units) for units in parts if len(units) >= self.smallest]
 
     def from_step(self, epoch: int, step: int) -> Iterator[Batch]:
-        """Batches without end, from a step of an epoch on."""
+        """Yield endless batches, from a step of an epoch on."""
         while True:
             yield from self.epoch(epoch)[step:]
             epoch, step = epoch + 1, 0
@@ -123,21 +127,22 @@ class Batches:
         return [window[self._sorted(window)] for window in windows]
 
     def _sorted(self, window: np.ndarray) -> np.ndarray:
-        """By target, then by source: upwards and downwards by turns, so that neighbours are alike.
+        """Sort by target, then by source, ascending and descending alternately (stable)."""
+        targets, sources = self.padded_lengths[window], self.padded_source_lengths[window]
+        descending = np.unique(targets, return_inverse=True)[1] % 2
+        return np.lexsort((np.where(descending, -sources, sources), targets))
 
-        The sort is stable: it keeps the shuffled order among equals.
-        """
-        targets, sources = self.steps[window], self.source_steps[window]
-        turns = np.unique(targets, return_inverse=True)[1] % 2
-        return np.lexsort((np.where(turns, -sources, sources), targets))
-
-    def _cut(self, window: np.ndarray) -> list[np.ndarray]:
+    def _split(self, window: np.ndarray) -> list[np.ndarray]:
         if self.batch_tokens is None:
             starts = range(0, len(window), self.batch_size)
             return [window[start : start + self.batch_size] for start in starts]
         batches = []
         start = longest = longest_source = 0
-        sizes = zip(self.steps[window].tolist(), self.source_steps[window].tolist(), strict=True)
+        sizes = zip(
+            self.padded_lengths[window].tolist(),
+            self.padded_source_lengths[window].tolist(),
+            strict=True,
+        )
         for end, (length, source) in enumerate(sizes):
             longest, longest_source = max(longest, length), max(longest_source, source)
             count = (end + 1 - start) * self.units.shape[1]
@@ -153,8 +158,9 @@ class Batches:
         tokens = int(self.lengths[rows].sum())
         if self.source_lengths is not None:
             tokens += int(self.source_lengths[rows].sum())
-        lengths = int(self.steps[units].max()), int(self.source_steps[units].max())
-        return Batch(rows, lengths[0], tokens, lengths[1], self.units.shape[1])
+        length = int(self.padded_lengths[units].max())
+        source_length = int(self.padded_source_lengths[units].max())
+        return Batch(rows, length, tokens, source_length, self.units.shape[1])
 
 
 def _to_buckets(lengths: np.ndarray) -> np.ndarray:
@@ -163,6 +169,6 @@ def _to_buckets(lengths: np.ndarray) -> np.ndarray:
 
 
 def padding_share(batches: list[Batch]) -> float:
-    """The part of all token slots that is padding, 0 to 1."""
+    """Return the share of all tokens that is padding, 0 to 1."""
     slots = sum(batch.slots for batch in batches)
     return 1 - sum(batch.tokens for batch in batches) / slots if slots else 0.0

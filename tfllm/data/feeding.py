@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tfllm.data.batching import Batch, Batches
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 PREFETCH = 4  # batches
 
@@ -19,21 +22,29 @@ class RowBatcher(Protocol):
 
     def batch(
         self, rows: np.ndarray, length: int | None = None
-    ) -> tuple[dict[str, np.ndarray], Any]: ...
+    ) -> tuple[dict[str, np.ndarray], Any]:
+        """Pad rows to `length` tokens.
+
+        Returns:
+            Inputs {name: [B, ..., T]}; targets, an array [B, ...], several of them, or None.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """How a batch is split over replicas, of which this process feeds those of `own`."""
+    """How a batch is split over replicas."""
 
     replicas: int = 1
+    """The number of replicas."""
     own: range = range(1)
+    """The replicas that this process feeds."""
 
     def rows(self, batch: Batch, group: int) -> Iterator[tuple[np.ndarray, bool]]:
         """Yield the rows of every part that is fed here, and whether they belong to the batch.
 
-        Sizes of parts differ by one unit of `group` rows at most. A replica for which no unit is
-        left gets the batch's first one, with sample weight 0.
+        The sizes of the parts differ by one unit of `group` rows at most. A replica for which no
+        unit remains gets the first one of the batch, with sample weight 0.
         """
         units = batch.rows.reshape(-1, group)
         for replica in self.own:
@@ -49,7 +60,7 @@ def dataset(
     epoch: int = 0,
     step: int = 0,
     split: Split = Split(),
-) -> Any:
+) -> tf.data.Dataset:
     """Build an endless dataset of batches for `keras.Model.fit`.
 
     Args:
@@ -63,31 +74,31 @@ def dataset(
     Returns:
         A `tf.data.Dataset` of (inputs {name: [B, ..., T]}, targets [B, ...]); B and T differ from
         batch to batch. With several replicas there is one element for each that is fed here, in
-        order, with a third part: sample weights float32 [B], 1, or 0 for rows that do not count.
+        order, with a third part: sample weights float32 [B], 1, or 0 for rows that are ignored.
     """
     import tensorflow as tf
 
     group = batches.units.shape[1]
 
-    def chosen(
-        rows: RowBatcher, numbers: np.ndarray, length: int
+    def pad(
+        rows: RowBatcher, indices: np.ndarray, length: int
     ) -> tuple[dict[str, np.ndarray], Any]:
-        arrays, targets = rows.batch(numbers, length)
+        arrays, targets = rows.batch(indices, length)
         assert targets is not None, "training rows have targets"
         return {name: arrays[name] for name in inputs}, targets
 
     def generate() -> Iterator[tuple[Any, ...]]:
-        now, first = epoch, step
+        current, first = epoch, step
         while True:
-            rows = features(now)
-            for batch in batches.epoch(now)[first:]:
-                for numbers, real in split.rows(batch, group):
-                    element = chosen(rows, numbers, batch.length)
+            rows = features(current)
+            for batch in batches.epoch(current)[first:]:
+                for indices, counts in split.rows(batch, group):
+                    element = pad(rows, indices, batch.length)
                     if split.replicas > 1:
-                        yield *element, np.full(len(numbers) // group, real, np.float32)
+                        yield *element, np.full(len(indices) // group, counts, np.float32)
                     else:
                         yield element
-            now, first = now + 1, 0
+            current, first = current + 1, 0
 
     signature = element_spec(features(epoch), batches.units[0], inputs)
     if split.replicas > 1:
@@ -101,13 +112,13 @@ def epochs(
     batches: Batches,
     inputs: list[str],
     sample_weight: Sequence[float] | None = None,
-) -> Any:
+) -> tf.data.Dataset:
     """Return the batches of one epoch as a dataset; each further iteration is the next epoch.
 
     Args:
         features: The rows of an epoch, counted from 0.
-        batches: Which rows make which batch. Without `shuffle` they stay in order.
-        inputs: What the model asks for.
+        batches: Which rows make which batch. Without `shuffle` they are in order.
+        inputs: Names of the model's inputs.
         sample_weight: A weight for each row, or None.
 
     Returns:
@@ -118,13 +129,13 @@ def epochs(
 
     group = batches.units.shape[1]
     weights = None if sample_weight is None else np.asarray(sample_weight, np.float32)
-    numbers = itertools.count()
+    epoch_numbers = itertools.count()
 
     def plan(epoch: int) -> list[Batch]:
         return batches.epoch(epoch) if batches.shuffle else batches.in_order()
 
     def generate() -> Iterator[Any]:
-        epoch = next(numbers)
+        epoch = next(epoch_numbers)
         rows = features(epoch)
         for batch in plan(epoch):
             arrays, targets = rows.batch(batch.rows, batch.length)
@@ -145,21 +156,29 @@ def epochs(
 
 
 def element_spec(rows: RowBatcher, unit: np.ndarray, inputs: list[str]) -> Any:
-    """TensorSpecs of (inputs, targets) for batches of any size and length; of inputs alone where
-    the rows have no targets."""
+    """Return the TensorSpecs of batches of any size and length.
+
+    Args:
+        rows: The rows.
+        unit: The indices of the rows of one unit.
+        inputs: Names of the model's inputs.
+
+    Returns:
+        Specs of (inputs, targets), or of inputs where the rows have no targets.
+    """
     import tensorflow as tf
 
-    def of_inputs(array: np.ndarray) -> Any:
+    def input_spec(array: np.ndarray) -> tf.TensorSpec:
         return tf.TensorSpec((None, *array.shape[1:-1], None), tf.as_dtype(array.dtype))
 
-    def of_targets(short: np.ndarray, long: np.ndarray) -> Any:
-        """What follows the length has no fixed size; a target per class has."""
+    def target_spec(short: np.ndarray, long: np.ndarray) -> tf.TensorSpec:
+        """An axis that depends on the length has no fixed size; one of classes has."""
         shape = [None if a != b else a for a, b in zip(short.shape, long.shape, strict=True)]
         return tf.TensorSpec((None, *shape[1:]), tf.as_dtype(short.dtype))
 
     arrays, short = rows.batch(unit, 8)
     _, long = rows.batch(unit, 16)
-    x = {name: of_inputs(arrays[name]) for name in inputs}
+    x = {name: input_spec(arrays[name]) for name in inputs}
     if short is None:
         return x
-    return x, tf.nest.map_structure(of_targets, short, long)
+    return x, tf.nest.map_structure(target_spec, short, long)

@@ -23,10 +23,10 @@ LONGEST_LINE_BYTES = 8 * 2**20
 STANDARD_INPUT = "-"
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-GUESSED_BYTES = 2**16  # of a file's beginning, for guessing its encoding
+GUESSED_BYTES = 2**16  # of a file's beginning, from which its encoding is guessed
 
-# Encodings that data files which are not UTF-8 are in, by Python's names, and iconv's names of
-# them. Others are never guessed: of short texts the guesses are wrong.
+# Common encodings of data files that are not UTF-8: Python's name -> iconv's name. Others are never
+# guessed: for short texts the guesses would be wrong.
 ENCODINGS = {
     "gb18030": "GB18030", "big5": "BIG5", "cp1252": "WINDOWS-1252", "cp932": "CP932",
     "euc_jp": "EUC-JP", "cp949": "CP949", "cp1251": "WINDOWS-1251", "koi8_r": "KOI8-R",
@@ -56,7 +56,11 @@ RAISE_ERRORS = ReadErrorPolicy()
 
 
 def resolve(path: str | Path) -> Path:
-    """Replace `${NAME}` from the environment, and `~`. Raises DataError for an unset variable."""
+    """Replace `${NAME}` by the environment variable, and `~` by the home directory.
+
+    Raises:
+        DataError: A variable is not set.
+    """
 
     def value(match: re.Match[str]) -> str:
         text = os.environ.get(match[1])
@@ -71,7 +75,15 @@ def resolve(path: str | Path) -> Path:
 
 
 def open_file(path: str | Path, errors: ReadErrorPolicy = RAISE_ERRORS) -> BinaryIO:
-    """Open a file for reading bytes; `.gz` is decompressed, "-" is standard input."""
+    """Open a file for reading bytes.
+
+    Args:
+        path: The file; `.gz` is decompressed, "-" is standard input.
+        errors: Its `on_open` is called with the file.
+
+    Raises:
+        DataError: The file is missing, empty or not readable.
+    """
     if str(path) == STANDARD_INPUT:
         return sys.stdin.buffer
     file_path = resolve(path)
@@ -118,7 +130,7 @@ def read_lines(
                 continue
             errors.report(fault)
             while len(raw) > LONGEST_LINE_BYTES and not raw.endswith(b"\n"):
-                raw = _next_line(file, path)  # what is left of the line
+                raw = _next_line(file, path)  # the remaining part of the line
     if number == 0:
         errors.report(
             DataError(f"{path}: the file is empty. Give a file with at least one example.")
@@ -126,7 +138,11 @@ def read_lines(
 
 
 def read_all(path: str | Path) -> str:
-    """Read the whole text of a file, for formats that are one document."""
+    """Read the complete text of a file, for formats that are one document.
+
+    Raises:
+        DataError: The file is missing, not readable, or not UTF-8.
+    """
     with open_file(path) as file:
         try:
             raw = file.read()
@@ -136,7 +152,16 @@ def read_all(path: str | Path) -> str:
 
 
 def decode(raw: bytes, path: str | Path, number: int) -> str:
-    """Decode UTF-8 bytes. Raises DataError that names the likely encoding."""
+    """Decode UTF-8 bytes.
+
+    Args:
+        raw: A line, or a complete file.
+        path: The file, for messages.
+        number: The number of the line, from 1.
+
+    Raises:
+        DataError: They are not UTF-8; names the likely encoding.
+    """
     if number == 1 and raw.startswith(UTF16_MARKS):
         raise DataError(
             f"{path}: the file is UTF-16. {_convert('UTF-16')} Spreadsheets write UTF-8 as "
@@ -159,10 +184,11 @@ def decode(raw: bytes, path: str | Path, number: int) -> str:
 
 
 def likely_encodings(raw: bytes) -> list[str]:
-    """Return the encodings that text which is not UTF-8 is likely in, by iconv's names.
+    """Return the likely encodings of text that is not UTF-8, by iconv's names.
 
-    Several, the more common ones first, where the bytes make equally good text in them; none where
-    they make text in no encoding.
+    Returns:
+        Several, the more common ones first, where the bytes are equally plausible text in them;
+        none where they are no text in any encoding.
     """
     import charset_normalizer
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from tfllm.errors import DataError, SettingError
 
 Paths = str | tuple[str, ...]
 
-# Where `tfllm prepare` puts what is held out, inside the corpus.
+# The directory of held-out documents that `tfllm prepare` writes inside a corpus.
 VALIDATION = "validation"
 
 HELD_OUT = ("validation", "validation_share", "validation_tail")
@@ -62,8 +62,10 @@ class DataSettings(ReadSettings):
 
 
 class CorpusDocuments(Sequence[dict]):
-    """The documents of a prepared corpus as examples that have a name only: tasks that learn from
-    texts read the tokens of `corpus` (`Task.load_features`)."""
+    """The documents of a prepared corpus as examples that have only a name.
+
+    Tasks that learn from texts read the tokens of `corpus` (`Task.load_features`).
+    """
 
     def __init__(self, corpus: Corpus):
         self.corpus = corpus
@@ -71,16 +73,25 @@ class CorpusDocuments(Sequence[dict]):
     def __len__(self) -> int:
         return len(self.corpus.document_starts) - 1
 
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        return {"_where": f"{self.corpus.directory}: document {number % len(self) + 1}"}
+    @overload
+    def __getitem__(self, index: int) -> dict: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict]: ...
+    def __getitem__(self, index: int | slice) -> dict | list[dict]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return {"_where": f"{self.corpus.directory}: document {index % len(self) + 1}"}
 
 
 def find_corpus(paths: Paths) -> CorpusDocuments | None:
-    """Open the prepared corpus at `paths`; None if they are other files. Raises DataError."""
+    """Open the prepared corpus at `paths`; return None where they are other files.
+
+    Raises:
+        DataError: The corpus is damaged.
+        SettingError: A corpus is named among other files.
+    """
     names = [paths] if isinstance(paths, str) else list(paths)
     corpora = [path for path in names if is_corpus(resolve(path))]
     if not corpora:
@@ -94,7 +105,7 @@ def find_corpus(paths: Paths) -> CorpusDocuments | None:
 
 
 def _check_for_corpus(settings: DataSettings, documents: CorpusDocuments) -> None:
-    """Raises SettingError for keys that a corpus cannot follow."""
+    """Refuse keys that do not apply to a prepared corpus."""
     for name in ("validation_tail", "both_orders", "label_separator", "more"):
         if getattr(settings, name):
             raise SettingError(f"data.{name} is not for a prepared corpus. Remove the key.")
@@ -106,7 +117,12 @@ def _check_for_corpus(settings: DataSettings, documents: CorpusDocuments) -> Non
 
 
 def train_examples(settings: DataSettings) -> Sequence[dict]:
-    """Read the training examples, without those held out."""
+    """Read the training examples, without those held out.
+
+    Raises:
+        DataError: A file cannot be read, or no example is left.
+        SettingError: The settings do not go together.
+    """
     documents = find_corpus(settings.train)
     if documents is not None:
         _check_for_corpus(settings, documents)
@@ -117,7 +133,7 @@ def train_examples(settings: DataSettings) -> Sequence[dict]:
             example for example in examples if not held_out(example, settings.validation_share)
         )
     if settings.validation_tail:
-        examples = iter(_divided(list(examples), settings.validation_tail)[0])
+        examples = iter(_split_tail(list(examples), settings.validation_tail)[0])
     chosen: list[dict] = []
     for example in examples:
         if settings.limit is not None and len(chosen) == settings.limit:
@@ -139,7 +155,11 @@ def _more_examples(settings: MoreData) -> Iterator[dict]:
 
 
 def swap_pair(example: dict) -> dict:
-    """Return the example with its two texts swapped. Raises DataError where there are not two."""
+    """Return the example with its two texts swapped.
+
+    Raises:
+        DataError: It has no two texts.
+    """
     if "text" not in example or "text_pair" not in example:
         raise DataError(
             f"{example.get('_where', '')}: data.both_orders needs text and text_pair. "
@@ -151,21 +171,25 @@ def swap_pair(example: dict) -> dict:
 def validation_examples(settings: DataSettings) -> Sequence[dict]:
     """Read the validation examples; empty where the recipe has none.
 
-    If training uses a prepared corpus: what was held out when it was prepared.
+    Of a prepared corpus they are what was held out when it was prepared.
+
+    Raises:
+        DataError: A file cannot be read, or nothing is held out.
+        SettingError: The settings do not go together.
     """
-    given = [name for name in HELD_OUT if getattr(settings, name) is not None]
-    if len(given) > 1:
+    keys = [name for name in HELD_OUT if getattr(settings, name) is not None]
+    if len(keys) > 1:
         raise SettingError(
-            f"data: give either {given[0]} or {given[1]}. Remove one; "
-            f"{given[-1]} holds out a part of the training files."
+            f"data: give either {keys[0]} or {keys[1]}. Remove one; "
+            f"{keys[-1]} holds out a part of the training files."
         )
     if settings.validation:
-        found = find_corpus(settings.validation)
-        return found if found is not None else list(_read_all(settings, settings.validation))
+        corpus = find_corpus(settings.validation)
+        return corpus if corpus is not None else list(_read_all(settings, settings.validation))
     if (documents := find_corpus(settings.train)) is not None:
         return _held_out_documents(settings, documents.corpus.directory / VALIDATION)
     if settings.validation_tail:
-        tail = _divided(list(_read_all(settings, settings.train)), settings.validation_tail)[1]
+        tail = _split_tail(list(_read_all(settings, settings.train)), settings.validation_tail)[1]
         if not tail:
             raise DataError(f"{settings.train}: nothing is held out. Raise data.validation_tail.")
         return tail
@@ -189,8 +213,8 @@ def _held_out_documents(settings: DataSettings, directory: Path) -> Sequence[dic
     return []
 
 
-def _divided(examples: list[dict], share: float) -> tuple[list[dict], list[dict]]:
-    """All but the last examples, and these; a single text is cut after its (1 - share) part."""
+def _split_tail(examples: list[dict], share: float) -> tuple[list[dict], list[dict]]:
+    """All but the last examples, and these; a single text is split by its characters."""
     if len(examples) == 1 and isinstance(examples[0].get("text"), str):
         text = examples[0]["text"]
         cut = int(len(text) * (1 - share))

@@ -23,7 +23,7 @@ FIELDS = (
 
 MISSING = object()  # a column that a row does not have; None is a value
 
-# Each reader yields (place, raw columns), by column name or, without a header, by index.
+# Each reader yields (line number, raw columns), by column name or, without a header, by index.
 FORMATS = {
     "text": text_formats.read_text,
     "paragraphs": text_formats.read_paragraphs,
@@ -38,7 +38,7 @@ FORMATS = {
     "parallel": parallel_text.read_parallel,
 }
 
-# The format of a file that the recipe does not name one for, by the ending before `.gz`.
+# The format of a file where the recipe names none, by the suffix before `.gz`.
 ENDINGS = {
     ".txt": "text", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet", ".json": "squad", ".conll": "conll", ".bio": "conll",
@@ -71,11 +71,11 @@ def read(
         raise SettingError("data.header is true or false.")
     format = settings.format or format_of(path)
     count, faults = 0, errors.error_count
-    for place, row in FORMATS[format](path, settings, errors):
+    for location, row in FORMATS[format](path, settings, errors):
         count += 1
-        where = f"{path}:{place}"
+        where = f"{path}:{location}"
         try:
-            example = _named(row, settings.columns, where)
+            example = _rename_columns(row, settings.columns, where)
             _name_labels(example, settings, where)
             if "answers" in example:
                 example["answers"] = text_formats.answers_of(example["answers"])
@@ -91,13 +91,18 @@ def read(
 
 
 def named(rows: Iterable[Mapping[str, Any]], settings: ReadSettings) -> Iterator[dict[str, Any]]:
-    """Examples that are in memory, under canonical names. Raises DataError naming their number.
+    """Yield examples that are in memory under canonical names.
 
-    Without `settings.columns` all fields stay as they are.
+    Args:
+        rows: The examples.
+        settings: How they are read; without `columns` all fields keep their names.
+
+    Raises:
+        DataError: An example lacks a column, or has an unknown label; names its number.
     """
     for number, row in enumerate(rows, 1):
         where = row.get("_where", f"example {number}")
-        example = _named(row, settings.columns, where) if settings.columns else dict(row)
+        example = _rename_columns(row, settings.columns, where) if settings.columns else dict(row)
         _name_labels(example, settings, where)
         if "answers" in example:
             example["answers"] = text_formats.answers_of(example["answers"])
@@ -105,7 +110,11 @@ def named(rows: Iterable[Mapping[str, Any]], settings: ReadSettings) -> Iterator
 
 
 def format_of(path: str | Path) -> str:
-    """Return the format by the file's name. Raises DataError where that is unknown."""
+    """Return the format by the file's name.
+
+    Raises:
+        DataError: The suffix is unknown.
+    """
     format = known_format(path)
     if format is None:
         ending = Path(str(path).removesuffix(".gz")).suffix
@@ -124,7 +133,9 @@ def known_format(path: str | Path) -> Format | None:
     return cast(Format | None, ENDINGS.get(ending))
 
 
-def _named(row: Mapping[Any, Any], columns: Mapping[str, str | int], where: str) -> dict[str, Any]:
+def _rename_columns(
+    row: Mapping[Any, Any], columns: Mapping[str, str | int], where: str
+) -> dict[str, Any]:
     """Raw columns under their canonical names."""
     if not columns:
         example = {field: row[field] for field in FIELDS if field in row}
@@ -136,14 +147,14 @@ def _named(row: Mapping[Any, Any], columns: Mapping[str, str | int], where: str)
         return example
     example = {}
     for field, column in columns.items():
-        found = _column(row, column)
-        if found is MISSING:
+        value = _column(row, column)
+        if value is MISSING:
             raise DataError(
                 f"{where}: no column '{column}' for data.columns.{field}. "
                 f"{did_you_mean(str(column), [str(key) for key in row])} "
                 f"The line has: {', '.join(str(key) for key in row)}."
             )
-        example[field] = found
+        example[field] = value
     return example
 
 
@@ -156,7 +167,7 @@ def _column(row: Mapping[Any, Any], column: str | int) -> Any:
 
 
 def _name_labels(example: dict[str, Any], settings: ReadSettings, where: str) -> None:
-    """Splits several labels and gives them the names of `data.labels`."""
+    """Split several labels, and replace them by the names of `data.labels`."""
     label = example.get("label")
     if label is None:
         return

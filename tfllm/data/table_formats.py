@@ -1,4 +1,4 @@
-"""TSV, CSV and Parquet files: rows of columns."""
+"""Reading of TSV, CSV and Parquet files: rows of columns."""
 
 from __future__ import annotations
 
@@ -29,21 +29,26 @@ PARQUET_ROWS = 1024  # read at once
 def read_tsv(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """Columns between tabs; quote characters are text unless `data.quoting` is true."""
+    """Yield the rows of a TSV file; quotes are text unless `data.quoting` is true."""
     return _read_table(path, settings, "\t", bool(settings.quoting), errors)
 
 
 def read_csv(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """Columns between commas, in double quotes where needed (RFC 4180)."""
+    """Yield the rows of a CSV file, with double quotes where needed (RFC 4180)."""
     return _read_table(path, settings, ",", settings.quoting is not False, errors)
 
 
 def read_parquet(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """Rows of a Parquet file, of needed columns, some at a time; the place is "row N"."""
+    """Yield the rows of a Parquet file with the needed columns, numbered as "row N".
+
+    Raises:
+        DataError: The file is not readable.
+        MissingExtra: pyarrow is not installed.
+    """
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -66,10 +71,10 @@ def read_parquet(
 def _read_table(
     path: str | Path, settings: ReadSettings, delimiter: str, quoting: bool, errors: ReadErrorPolicy
 ) -> Iterator[Row]:
-    """Rows without content, as spreadsheets leave at a table's end, are skipped and counted.
+    """The rows of a table. Rows without content, which spreadsheets leave at the end, are skipped.
 
-    Fields are stripped of blanks where the header's names have blanks around them. A column
-    without a name is no column.
+    Fields are stripped where the names in the header have spaces around them. A column without a
+    name is dropped.
     """
     split = functools.partial(_quoted_rows, header=settings.header) if quoting else _plain_rows
     names: list[str] | None = None
@@ -115,7 +120,7 @@ def _header(fields: list[str], path: str | Path, number: int, settings: ReadSett
 
 
 def _check_repeated(names: Sequence[str], where: str) -> None:
-    """Raise DataError for a column name that stands twice."""
+    """Refuse a column name that occurs twice."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Plain text by line, paragraph or file, dialogues, JSON lines, SQuAD's JSON, CoNLL columns."""
+"""Reading of plain text, dialogues, JSON lines, SQuAD and CoNLL files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROLES = ("user", "assistant")
 def read_text(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """One text a line; blank lines are skipped."""
+    """Yield one text for each line; blank lines are skipped."""
     for number, line in read_lines(path, errors):
         if line.strip():
             yield number, {"text": line}
@@ -29,7 +29,7 @@ def read_text(
 def read_paragraphs(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """One text between blank lines, its line ends kept; the place is its first line."""
+    """Yield the texts between blank lines with their line ends, numbered by the first line."""
     start, lines = 0, list[str]()
     for number, line in read_lines(path, errors):
         if line.strip():
@@ -45,36 +45,33 @@ def read_paragraphs(
 def read_document(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """The whole file as one text, as it is."""
+    """Yield the complete file as one text, unchanged."""
     yield 1, {"text": read_all(path)}
 
 
 def read_dialogues(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """A conversation a line, `__eou__` after each utterance (Li et al. 2017, DailyDialog).
+    """Yield a conversation for each line, with `__eou__` after each utterance.
 
-    The first speaker is the user, the second the assistant. What follows a tab is left out.
+    The first speaker is the user, the second the assistant. Text after a tab is ignored.
+
+    Source: Li et al. 2017, "DailyDialog".
     """
     for number, line in read_lines(path, errors):
-        said = [part.strip() for part in line.split("\t")[0].split(END_OF_UTTERANCE)]
-        said = [text for text in said if text]
-        if said:
-            yield (
-                number,
-                {
-                    "messages": [
-                        {"role": ROLES[place % 2], "content": text}
-                        for place, text in enumerate(said)
-                    ]
-                },
-            )
+        parts = [part.strip() for part in line.split("\t")[0].split(END_OF_UTTERANCE)]
+        messages = [
+            {"role": ROLES[index % 2], "content": text}
+            for index, text in enumerate(filter(None, parts))
+        ]
+        if messages:
+            yield number, {"messages": messages}
 
 
 def read_jsonl(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped."""
+    """Yield one JSON object for each line; blank lines are skipped."""
     for number, line in read_lines(path, errors):
         if not line.strip():
             continue
@@ -87,11 +84,12 @@ def read_jsonl(
 
 
 def answers_of(answers: Any) -> Any:
-    """Return answers as `{"text": [...], "start": [...]}`, from any layout that SQuAD is given in.
+    """Convert answers to `{"text": [...], "start": [...]}`, from any of SQuAD's layouts.
 
-    Hugging Face's `{"text": [...], "answer_start": [...]}`, SQuAD's own list of
-    `{"text", "answer_start"}`, and one answer that is not in a list. Anything else is returned as
-    it is, for the task to refuse.
+    Args:
+        answers: Hugging Face's `{"text": [...], "answer_start": [...]}`, SQuAD's own list of
+            `{"text", "answer_start"}`, or one answer without a list. Anything else is returned
+            unchanged, for the task to refuse.
     """
     if isinstance(answers, list) and all(isinstance(answer, dict) for answer in answers):
         if not all("text" in answer for answer in answers):
@@ -109,9 +107,12 @@ def answers_of(answers: Any) -> Any:
 def read_squad(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): data > paragraphs > qas > answers.
+    """Yield the questions of a SQuAD 1.1 or 2.0 file, numbered by their ids.
 
-    The place of an example is its question's id.
+    Source: Rajpurkar et al. 2016, "SQuAD"; 2018, "Know what you don't know".
+
+    Raises:
+        DataError: The file is not SQuAD's JSON (data > paragraphs > qas > answers).
     """
     document = _parse(read_all(path), f"{path}:1")
     try:
@@ -129,10 +130,18 @@ def read_squad(
 def read_conll(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """One word and its columns a line, a blank line after each sentence.
+    """Yield the sentences of a CoNLL file, numbered by their first lines.
 
-    `data.columns` gives the indices of words and tags; the first and the last where unset. A file
-    of one column has words and no tags. The place is the sentence's first line.
+    Each line has a word and its columns; a blank line follows each sentence. A file of one column
+    has words and no tags.
+
+    Args:
+        path: The file.
+        settings: `columns` has the indices of words and tags; unset: the first and the last.
+        errors: What happens to unusable lines.
+
+    Raises:
+        DataError: A line has another number of columns.
     """
     columns: dict[str, str | int] = {"words": 0, "tags": -1, **settings.columns}
     start, width = 0, 0
@@ -209,13 +218,13 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """The object of these pairs. Raises DataError for a key that stands in it twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """The object of these pairs. Raises DataError for a key that occurs twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{where}: the key '{twice}' stands twice in one object. Remove one.")
-    return found
+    return entries
 
 
 def _missing(error: Exception) -> str:

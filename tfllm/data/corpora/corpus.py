@@ -1,12 +1,12 @@
-"""A prepared corpus: a directory of token ids, read where they lie on the disk.
+"""A prepared corpus: a directory of token ids, which are memory-mapped.
 
-    manifest.json                       counts, settings, checksums of everything below
-    shard-00000-of-00012.tfrecord ...   tf.train.Example, one a document (see data/records.py)
+    manifest.json                       counts, settings, checksums of all other files
+    shard-00000-of-00012.tfrecord ...   a tf.train.Example for each document (see tfrecords.py)
     index/                              NumPy arrays over all shards, so that nothing is scanned
-    tokenizer/                          the vocabulary that the ids belong to
+    tokenizer/                          the tokenizer of the ids
 
-Tokens are numbered through all shards, documents and sentences in order; no special tokens stand
-between them. `tfllm prepare` writes such a directory.
+Tokens are numbered through all shards, documents and sentences in order, without special tokens.
+`tfllm prepare` writes such a directory.
 """
 
 from __future__ import annotations
@@ -27,17 +27,14 @@ MANIFEST, INDEX, TOKENIZER = "manifest.json", "index", "tokenizer"
 SENTENCE_LENGTHS = "sentence_lengths.npy"  # int32 [N]
 TOKEN_STARTS = "token_starts.npy"  # int64 [N+1]
 DOCUMENT_STARTS = "document_starts.npy"  # int64 [M+1]
-PAYLOADS = "payloads.npy"  # int64 [M]: the byte of its shard where a document's tokens begin
-WORD_STARTS = "word_starts.npy"  # bool [vocabulary]; not there where a vocabulary marks no words
+PAYLOADS = "payloads.npy"  # int64 [M]: the byte of the shard where a document's tokens begin
+WORD_STARTS = "word_starts.npy"  # bool [vocabulary]; missing where a vocabulary marks no words
 
 HASHED_BYTES = 1 << 20
 
 
 class Corpus:
-    """The N sentences of M documents. Arrays are memory-mapped; nothing is read until asked for.
-
-    Make one with `open_corpus`.
-    """
+    """The N sentences of M documents, memory-mapped. Created by `open_corpus`."""
 
     def __init__(self, directory: Path, manifest: dict[str, Any]):
         self.directory = directory
@@ -50,15 +47,17 @@ class Corpus:
 
     @property
     def tokens_total(self) -> int:
+        """The number of all tokens."""
         return self.manifest["tokens"]
 
     @property
     def tokenizer_directory(self) -> Path:
+        """The directory of the tokenizer's files."""
         return self.directory / TOKENIZER
 
     @cached_property
     def sentence_lengths(self) -> np.ndarray:
-        """int32 [N]: tokens of every sentence; at least 1."""
+        """int32 [N]: the tokens of every sentence; at least 1."""
         return self._index(SENTENCE_LENGTHS)
 
     @cached_property
@@ -68,28 +67,34 @@ class Corpus:
 
     @cached_property
     def token_starts(self) -> np.ndarray:
-        """int64 [N+1]: the place of every sentence's first token; the last entry is all tokens."""
+        """int64 [N+1]: the index of every sentence's first token; the last entry is all tokens."""
         return self._index(TOKEN_STARTS)
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
-        """int32 [end - begin]: the ids of places begin to end, through documents and shards."""
+        """Read the ids of the tokens from `begin` to `end`: int32 [end - begin].
+
+        Raises:
+            IndexError: The range is not inside the corpus.
+        """
         if not 0 <= begin <= end <= self.tokens_total:
             raise IndexError(f"tokens {begin} to {end} of {self.tokens_total}")
         ids = np.empty(end - begin, np.int32)
-        place = begin
+        index = begin
         document = int(np.searchsorted(self._document_tokens, begin, side="right")) - 1
-        while place < end:
+        while index < end:
             start, stop = map(int, self._document_tokens[document : document + 2])
             stop = min(stop, end)
-            ids[place - begin : stop - begin] = self._stored(document, place - start, stop - place)
-            place, document = stop, document + 1
+            part = self._document_ids(document, index - start, stop - index)
+            ids[index - begin : stop - begin] = part
+            index, document = stop, document + 1
         return ids
 
     def word_starts(self, begin: int, end: int) -> np.ndarray | None:
-        """bool [end - begin]: whether a token begins a word; None where that is not known.
+        """Return whether each token from `begin` to `end` begins a word: bool [end - begin].
 
-        By the vocabulary's marks (`##`, `▁`, `Ġ`), as BERT's and fairseq's whole-word masking have
-        it; the first token of a sentence always does, and so does a CJK character.
+        By the marks of the vocabulary (`##`, `▁`, `Ġ`), as in BERT's and fairseq's whole-word
+        masking; the first token of a sentence always does, and so does a CJK character. None where
+        the vocabulary marks no words.
         """
         if self._word_table is None:
             return None
@@ -99,7 +104,11 @@ class Corpus:
         return starts
 
     def verify(self) -> None:
-        """Reads every file and compares its checksum. Raises DataError naming one that differs."""
+        """Read every file and compare its checksum.
+
+        Raises:
+            DataError: A checksum differs; names the file.
+        """
         for name, entry in files_of(self.manifest).items():
             if file_digest(self.directory / name) != entry["sha256"]:
                 raise DataError(
@@ -113,15 +122,15 @@ class Corpus:
 
     @cached_property
     def _document_tokens(self) -> np.ndarray:
-        """int64 [M+1]: the place of every document's first token."""
+        """int64 [M+1]: the index of every document's first token."""
         return np.asarray(self.token_starts[self.document_starts])
 
     @cached_property
     def _word_table(self) -> np.ndarray | None:
         return self._index(WORD_STARTS) if WORD_STARTS in self.manifest["index"] else None
 
-    def _stored(self, document: int, skip: int, count: int) -> np.ndarray:
-        """Ids of one document where they lie on the disk: a view that need not be aligned."""
+    def _document_ids(self, document: int, skip: int, count: int) -> np.ndarray:
+        """Ids of one document as a view of the memory-mapped file, which need not be aligned."""
         shard = int(np.searchsorted(self._shard_ends, document, side="right"))
         mapped = self._shards[shard]
         if mapped is None:
@@ -135,7 +144,7 @@ class Corpus:
 
 
 def is_corpus(path: str | Path) -> bool:
-    """Whether a path is a prepared corpus, rather than a data file."""
+    """Return whether a path is a prepared corpus, rather than a data file."""
     try:
         return json.loads((Path(path) / MANIFEST).read_bytes()).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
@@ -143,25 +152,26 @@ def is_corpus(path: str | Path) -> bool:
 
 
 def open_corpus(directory: str | Path) -> Corpus:
-    """The corpus in a directory. Raises DataError for one that is foreign, newer or damaged.
+    """Open the corpus in a directory, and compare the sizes of files with the manifest.
 
-    Sizes of files are compared with the manifest; `Corpus.verify` reads everything.
+    Raises:
+        DataError: It is no corpus, of another version, or damaged.
     """
     folder = Path(directory)
     path = folder / MANIFEST
-    make = "Make one with: tfllm prepare RECIPE --output DIR"
+    hint = "Make one with: tfllm prepare RECIPE --output DIR"
     try:
         manifest = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"'{folder}' is not a prepared corpus: there is no {MANIFEST}. {make}"
+            f"'{folder}' is not a prepared corpus: there is no {MANIFEST}. {hint}"
         ) from None
     except ValueError:
         raise DataError(f"{path}: not JSON; the corpus is damaged. Prepare it again.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: not the manifest of a prepared corpus. {make}")
+        raise DataError(f"{path}: not the manifest of a prepared corpus. {hint}")
     if manifest.get("version") != VERSION:
         raise DataError(
             f"{path}: version {manifest.get('version')} of the format, and this tfllm reads "
@@ -173,7 +183,7 @@ def open_corpus(directory: str | Path) -> Corpus:
 
 
 def files_of(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every file that a manifest lists, by its path inside the corpus: {"bytes", "sha256"}."""
+    """Return {"bytes", "sha256"} of every file in a manifest, by its path inside the corpus."""
     shards = {shard["file"]: shard for shard in manifest["shards"]}
     index = {f"{INDEX}/{name}": entry for name, entry in manifest["index"].items()}
     tokenizer = {
@@ -183,7 +193,7 @@ def files_of(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in constant memory."""
+    """Return the SHA-256 of a file, in constant memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(HASHED_BYTES):
@@ -193,14 +203,14 @@ def file_digest(path: Path) -> str:
 
 def _check_size(path: Path, expected: int) -> None:
     try:
-        found = path.stat().st_size
+        actual = path.stat().st_size
     except FileNotFoundError:
         raise DataError(
             f"{path}: the file is missing from the corpus. Copy it again, or prepare the corpus "
             "again."
         ) from None
-    if found != expected:
+    if actual != expected:
         raise DataError(
-            f"{path}: {found} bytes, and the manifest says {expected}: the file is damaged. Copy "
+            f"{path}: {actual} bytes, and the manifest says {expected}: the file is damaged. Copy "
             "it again, or prepare the corpus again."
         )

@@ -1,23 +1,26 @@
-"""Files to the documents of a corpus, streaming: one a record, between blank lines, or a file."""
+"""Reading of the documents of a corpus: records, texts between blank lines, or files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from tfllm.data.corpora.read_stats import ReadStats
 from tfllm.data.corpora.settings import PrepareSettings
 from tfllm.data.lines import ReadErrorPolicy, open_file, read_lines, resolve
+from tfllm.data.read_settings import Format
 from tfllm.data.sources import ENDINGS, ReadSettings, format_of, read
 from tfllm.errors import DataError, SettingError
 
-TOLD_EVERY = 1000  # lines or records
-GROUPED = ("text", "paragraphs", "document")  # formats that are lines of plain text
+REPORT_EVERY = 1000  # lines or records
+GROUPED = ("text", "paragraphs", "document")  # formats of plain text in lines
 
 
 class Document(NamedTuple):
+    """One text of a corpus."""
+
     where: str
     """"file:line" of its beginning."""
     text: str
@@ -26,10 +29,19 @@ class Document(NamedTuple):
 def documents(
     paths: Sequence[str], reading: ReadSettings, settings: PrepareSettings, errors: ReadErrorPolicy
 ) -> Iterator[Document]:
-    """The documents of all files in order; the same every time.
+    """Yield the documents of all files in order.
 
-    One of more than `longest_characters` is divided at a line end, or else at a space. What cannot
-    be used goes to `errors`. Raises DataError for a file that is missing or a broken archive.
+    A document of more than `longest_characters` is split at a line end, or else at a space.
+
+    Args:
+        paths: The files.
+        reading: How they are read.
+        settings: What a document is.
+        errors: What happens to unusable lines and records.
+
+    Raises:
+        DataError: A file is missing or damaged.
+        SettingError: The settings do not go with the format of a file.
     """
     for path in paths:
         format = reading.format or format_of(path)
@@ -42,14 +54,14 @@ def documents(
             errors.report(DataError(f"{path}: the file is empty."))
             continue
         if format in GROUPED and (settings.document_start or format != "text"):
-            found = _grouped(path, format, settings, errors)
+            texts = _grouped(path, format, settings, errors)
         else:
-            found = _records(path, reading, errors)
-        for where, text in found:
+            texts = _records(path, reading, errors)
+        for where, text in texts:
             if len(text) <= settings.longest_characters:
                 yield Document(where, text)
             else:
-                for part in _divided(text, settings.longest_characters):
+                for part in _split(text, settings.longest_characters):
                     yield Document(where, part)
 
 
@@ -76,7 +88,7 @@ def _grouped(
 ) -> Iterator[tuple[str, str]]:
     """Lines up to a blank one, to one that begins a document, or to the end of the file.
 
-    A document that grows over `longest_characters` is given out in parts, so memory stays flat.
+    A document of more than `longest_characters` is yielded in parts, in constant memory.
     """
     begins = re.compile(settings.document_start) if settings.document_start else None
     start, size = 0, 0
@@ -96,7 +108,7 @@ def _grouped(
         yield f"{path}:{start}", "\n".join(lines)
 
 
-def _divided(text: str, longest: int) -> Iterator[str]:
+def _split(text: str, longest: int) -> Iterator[str]:
     start = 0
     while len(text) - start > longest:
         half = start + longest // 2
@@ -109,26 +121,33 @@ def _divided(text: str, longest: int) -> Iterator[str]:
 
 
 class TextLines:
-    """The lines of text of several files, from the beginning each time; the first fault raises.
+    """The lines of several files; may be iterated several times, and raises the first error.
 
-    `column`: of JSON lines and tables, whose format the file's name says; None: every line is text.
-    `told` is given the bytes read and the bytes in all.
+    Args:
+        paths: The files.
+        column: The column of JSON lines and tables; None: every line is text.
+        progress: Called with the bytes read and the total bytes.
+
+    Raises:
+        DataError: A file is missing.
     """
 
-    def __init__(self, paths: Sequence[str], column: str | None, told: Callable[[int, int], None]):
+    def __init__(
+        self, paths: Sequence[str], column: str | None, progress: Callable[[int, int], None]
+    ):
         check_files(paths)
-        self.paths, self.column, self.told = paths, column, told
+        self.paths, self.column, self.progress = paths, column, progress
 
     def __iter__(self) -> Iterator[str]:
         stats = ReadStats(self.paths, most=0)
         for path in self.paths:
-            for number, lines in enumerate(self._of(path, stats)):
+            for number, lines in enumerate(self._read(path, stats)):
                 yield from lines
-                if number % TOLD_EVERY == 0:
-                    self.told(min(stats.bytes_read, stats.total_bytes - 1), stats.total_bytes)
-        self.told(stats.total_bytes, stats.total_bytes)
+                if number % REPORT_EVERY == 0:
+                    self.progress(min(stats.bytes_read, stats.total_bytes - 1), stats.total_bytes)
+        self.progress(stats.total_bytes, stats.total_bytes)
 
-    def _of(self, path: str, stats: ReadStats) -> Iterator[list[str]]:
+    def _read(self, path: str, stats: ReadStats) -> Iterator[list[str]]:
         if self.column is None:
             yield from ([line] for _, line in read_lines(path, stats))
             return
@@ -136,18 +155,23 @@ class TextLines:
         yield from (text.split("\n") for _, text in _records(path, reading, stats))
 
 
-def _record_format(path: str) -> Any:
-    """The format of a file of records by its name; JSON lines where that says nothing."""
+def _record_format(path: str) -> Format:
+    """The format of a file of records by its name; JSON lines where the suffix is unknown."""
     ending = Path(path.removesuffix(".gz")).suffix.lower()
-    return format if (format := ENDINGS.get(ending)) in ("tsv", "csv", "parquet") else "jsonl"
+    format = ENDINGS.get(ending)
+    return cast(Format, format if format in ("tsv", "csv", "parquet") else "jsonl")
 
 
 def check_files(paths: Sequence[str]) -> list[Path]:
-    """The files of a recipe, each looked for now, before hours of work. Raises DataError."""
-    found = []
+    """Return the resolved paths of files, after checking that each can be opened.
+
+    Raises:
+        DataError: One cannot be opened.
+    """
+    resolved = []
     for path in paths:
-        place = resolve(path)
-        if not place.is_file() or place.stat().st_size:
+        file = resolve(path)
+        if not file.is_file() or file.stat().st_size:
             open_file(path).close()  # its errors name what is wrong
-        found.append(place)
-    return found
+        resolved.append(file)
+    return resolved

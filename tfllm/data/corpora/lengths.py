@@ -1,4 +1,4 @@
-"""How long the sentences and documents of a corpus are: numbers as JSON, and a picture."""
+"""Statistics of the lengths of sentences and documents of a corpus, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ COUNTED_AT_ONCE = 1 << 20  # sentences
 
 
 def write_lengths(corpus: Corpus, directory: Path) -> dict[str, Any]:
-    """Writes lengths.json and lengths.png; returns what the first holds."""
+    """Write lengths.json and lengths.png, and return the contents of the former."""
     starts = corpus.document_starts
-    counted = {
+    counts_by_name = {
         "sentence_tokens": _counts(corpus.sentence_lengths),
         "document_sentences": _counts(starts, difference=True),
         "document_tokens": _counts(starts, difference=True, of=corpus.token_starts),
     }
-    numbers = {name: _summary(counts) for name, counts in counted.items()}
+    numbers = {name: _summary(counts) for name, counts in counts_by_name.items()}
     write_json(directory / NUMBERS, numbers)
-    draw(counted, directory / PICTURE)
+    draw(counts_by_name, directory / PICTURE)
     return numbers
 
 
 def _counts(
     array: np.ndarray, difference: bool = False, of: np.ndarray | None = None
 ) -> dict[int, int]:
-    """How often each value comes, or each difference of neighbours; some rows in memory at a time.
+    """How often each value occurs, or each difference of neighbours, in constant memory.
 
-    `of`: the array that the values are places in.
+    `of`: an array of which the values are indices.
     """
-    found: dict[int, int] = {}
+    totals: dict[int, int] = {}
     rows = len(array) - difference
     for start in range(0, rows, COUNTED_AT_ONCE):
         part = array[start : min(start + COUNTED_AT_ONCE, rows) + difference]
         part = part if of is None else of[part]
         values, counts = np.unique(np.diff(part) if difference else part, return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            found[value] = found.get(value, 0) + count
-    return dict(sorted(found.items()))
+            totals[value] = totals.get(value, 0) + count
+    return dict(sorted(totals.items()))
 
 
 def _summary(counts: dict[int, int]) -> dict[str, Any]:
-    """Count, mean, extremes, percentiles, and a histogram whose bins double."""
+    """Count, mean, extremes, percentiles, and a histogram whose bins double in width."""
     values = np.fromiter(counts, np.int64)
     numbers = np.fromiter(counts.values(), np.int64)
     ends = numbers.cumsum()
@@ -59,7 +59,7 @@ def _summary(counts: dict[int, int]) -> dict[str, Any]:
         low = 1 << max(value.bit_length() - 1, 0)
         name = f"{low}-{2 * low - 1}"
         bins[name] = bins.get(name, 0) + count
-    at = {
+    percentiles = {
         str(share): int(values[np.searchsorted(ends, total * share / 100)]) for share in PERCENTILES
     }
     return {
@@ -67,13 +67,18 @@ def _summary(counts: dict[int, int]) -> dict[str, Any]:
         "mean": round(float((values * numbers).sum() / total), 2),
         "smallest": int(values[0]),
         "largest": int(values[-1]),
-        "percentiles": at,
+        "percentiles": percentiles,
         "histogram": bins,
     }
 
 
-def draw(counted: dict[str, dict[int, int]], path: Path) -> None:
-    """A histogram of each kind of length, the median marked; lengths on a logarithmic axis."""
+def draw(counts_by_name: dict[str, dict[int, int]], path: Path) -> None:
+    """Plot a histogram of each kind of length with its median, on a logarithmic axis.
+
+    Args:
+        counts_by_name: Name such as "sentence_tokens" -> length -> how often it occurs.
+        path: A PNG file.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -82,7 +87,7 @@ def draw(counted: dict[str, dict[int, int]], path: Path) -> None:
         figure = Figure(figsize=(6, 7), layout="constrained")
         FigureCanvasAgg(figure)
         for axes, (name, counts) in zip(
-            figure.subplots(len(counted), 1), counted.items(), strict=True
+            figure.subplots(len(counts_by_name), 1), counts_by_name.items(), strict=True
         ):
             values = np.fromiter(counts, float)
             weights = np.fromiter(counts.values(), float)
@@ -99,6 +104,6 @@ def draw(counted: dict[str, dict[int, int]], path: Path) -> None:
 
 
 def _edges(largest: float) -> np.ndarray:
-    """Bins a quarter of a doubling wide where whole numbers allow, from 1 to the largest value."""
+    """The edges of bins, each 2 ** 0.25 times as wide as the last where whole numbers allow."""
     steps = np.arange(0, 4 * np.log2(largest + 1) + 1)
     return np.unique(np.round(2 ** (steps / 4))) - 0.5 if largest > 1 else np.array([0.5, 1.5])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -42,7 +42,7 @@ VALIDATION = "validation"
 
 ProgressCallback = Callable[[str, int, int], None]
 """(stage, bytes read, bytes in all)"""
-MakeTokenizer = Callable[[Iterable[str]], Tokenizer]
+TokenizerFactory = Callable[[Iterable[str]], Tokenizer]
 Batch = tuple[list[int], list[str]]
 
 
@@ -87,7 +87,7 @@ def build_corpus(
     train: CorpusJob,
     validation: CorpusJob | None,
     output: Path,
-    make_tokenizer: MakeTokenizer,
+    make_tokenizer: TokenizerFactory,
     identity: dict[str, Any],
     *,
     workers: int,
@@ -104,7 +104,7 @@ def build_corpus(
         validation: Of the validation corpus, if any.
         output: A new folder.
         make_tokenizer: (lines of the training documents) -> Tokenizer.
-        identity: What `make_tokenizer` makes; a resumed call must have the same.
+        identity: Describes that tokenizer; a resumed call must have the same.
         workers: Processes.
         progress: Called with stage, bytes read and total bytes.
         notice: Called with messages for the user.
@@ -141,7 +141,7 @@ def build_corpus(
 def _prepare_one(
     job: CorpusJob,
     work: Path,
-    make_tokenizer: MakeTokenizer,
+    make_tokenizer: TokenizerFactory,
     *,
     workers: int,
     progress: ProgressCallback,
@@ -193,16 +193,16 @@ def _find_duplicates(
 def _tokenizer(
     job: CorpusJob,
     work: Path,
-    make_tokenizer: MakeTokenizer,
+    make_tokenizer: TokenizerFactory,
     duplicates: np.ndarray | None,
     progress: ProgressCallback,
 ) -> Tokenizer:
     """The tokenizer in tokenizer/, created once."""
     if not (work / TOKENIZER).is_dir():
-        made = make_tokenizer(_Lines(job, duplicates, partial(progress, "vocabulary")))
+        tokenizer = make_tokenizer(_Lines(job, duplicates, partial(progress, "vocabulary")))
         part = work / f".{TOKENIZER}.part"
         shutil.rmtree(part, ignore_errors=True)
-        made.save(part)
+        tokenizer.save(part)
         part.rename(work / TOKENIZER)
     return load_tokenizer(work / TOKENIZER)
 
@@ -281,22 +281,22 @@ def _chosen(
     count: DocumentCounts,
     duplicates: np.ndarray | None,
     report: Callable[[int, int], None],
-    repeated: Any = None,
+    repeated: TextIO | None = None,
 ) -> Iterator[tuple[int, Document]]:
     """Choose the documents of this corpus: held out or not, without duplicates."""
     for ordinal, document in _numbered(job, stats, count, report):
         if job.share and held_out({"text": document.text}, job.share) != job.held_out:
             count.held_out += 1
             continue
-        why = UNIQUE if duplicates is None else duplicates[ordinal]
-        if why == UNIQUE:
+        label = UNIQUE if duplicates is None else duplicates[ordinal]
+        if label == UNIQUE:
             count.chosen += 1
             yield ordinal, document
             continue
-        count.exact += int(why == EXACT)
-        count.near += int(why == NEAR)
+        count.exact += int(label == EXACT)
+        count.near += int(label == NEAR)
         if repeated is not None:
-            kind = "exact" if why == EXACT else "near"
+            kind = "exact" if label == EXACT else "near"
             line = {"where": document.where, "document": ordinal, "repeats": kind}
             repeated.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -332,11 +332,11 @@ def _nothing_left(job: CorpusJob, count: DocumentCounts, stats: ReadStats) -> st
         "bad lines": stats.error_count, "too short": count.short, "held out": count.held_out,
         "duplicates": count.exact + count.near, "without a token": count.chosen,
     }  # fmt: skip
-    said = ", ".join(f"{number} {name}" for name, number in parts.items() if number)
+    reasons = ", ".join(f"{number} {name}" for name, number in parts.items() if number)
     first = f" The first bad line: {stats.first_error}" if stats.first_error else ""
     return (
-        f"{names}: no documents are left ({said or 'no text'}). Check the files, data.columns and "
-        f"data.prepare.{first}"
+        f"{names}: no documents are left ({reasons or 'no text'}). Check the files, data.columns "
+        f"and data.prepare.{first}"
     )
 
 

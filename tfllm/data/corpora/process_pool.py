@@ -31,7 +31,7 @@ def worker_pool(
 ) -> Iterator[OrderedMap]:
     """Start worker processes, and yield a function that maps over items in order.
 
-    At most a few items are in flight at a time. Functions and items are pickled. With one process
+    At most a few items are processed at a time. Functions and items are pickled. With one process
     everything runs in the calling one.
 
     Args:

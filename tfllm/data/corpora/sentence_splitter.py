@@ -1,8 +1,8 @@
-"""Texts to sentences by their punctuation: Latin, Chinese, Japanese, Arabic, Indic and others.
+"""Splitting of texts into sentences by punctuation: Latin, Chinese, Arabic, Indic and others.
 
-A full stop ends a sentence where white space and no small letter follow it, and no abbreviation or
-initial stands before it; 。！？ end one wherever they stand. Closing quotes and brackets go with
-the sentence before them.
+A full stop ends a sentence where white space and no lowercase letter follow it, and no abbreviation
+or initial precedes it; 。！？ always end one. Closing quotes and brackets belong to the sentence
+before them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CANDIDATE = re.compile(
 LAST_WORD = re.compile(r"([^\W\d_]+(?:\.[^\W\d_]+)*)\.$")
 NEXT = re.compile(r"[^\S\n]*[\"'“‘«(\[{「『（]*\s*(\S)?")
 
-# Lower-cased and without the last full stop.
+# Lowercased and without the last full stop.
 ABBREVIATIONS = frozenset(
     """mr mrs ms mx dr prof st ste sr jr rev hon gen col lt capt cpt sgt maj cmdr adm gov
     sen rep pres vs etc cf al ca approx dept univ inc ltd corp co bros est fig figs eq eqs
@@ -33,31 +33,34 @@ LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 
 def split_sentences(text: str, *, join_lines: bool = False, keep_spaces: bool = False) -> list[str]:
-    """The sentences of a text; a line end is one's end, too, unless the lines are to be joined.
+    """Split a text into sentences.
 
-    `keep_spaces`: white space stays, before the sentence that follows it, so that the sentences
-    put together are the text again. Otherwise they are stripped, and blank ones left out.
+    Args:
+        text: The text.
+        join_lines: Whether a line end is a space; else it ends a sentence.
+        keep_spaces: Whether white space is kept, before the sentence that follows it, so that the
+            joined sentences are the text; else sentences are stripped and blank ones dropped.
     """
     ends = _ends(text)
     if not join_lines:
         ends = sorted({*ends, *(match.start() for match in LINE_ENDS.finditer(text))})
-    places = [0, *ends, len(text)]
-    parts = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    borders = [0, *ends, len(text)]
+    parts = [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
     if not keep_spaces:
         return [stripped for part in parts if (stripped := part.strip())]
-    found, before = list[str](), ""
+    sentences, pending = list[str](), ""
     for part in parts:
-        before += part
-        if before and not before.isspace():
-            found.append(before)
-            before = ""
-    if before and found:
-        found[-1] += before
-    return found
+        pending += part
+        if pending and not pending.isspace():
+            sentences.append(pending)
+            pending = ""
+    if pending and sentences:
+        sentences[-1] += pending
+    return sentences
 
 
 def _ends(text: str) -> list[int]:
-    """The places where sentences end inside a text."""
+    """The indices where sentences end inside a text."""
     return [
         match.end() for match in CANDIDATE.finditer(text) if _is_end(text, match.start(), match)
     ]

@@ -11,7 +11,7 @@ from tfllm.config import Settings
 
 
 class PrepareSettings(Settings):
-    """How `tfllm prepare` makes a corpus of the training files.
+    """How `tfllm prepare` builds a corpus from the training files.
 
     A document is a record of a table or of JSON lines; in plain text it depends on `data.format`:
     a line (text), a paragraph (paragraphs) or a file (document)."""

@@ -1,8 +1,8 @@
-"""Writes a prepared corpus: shard after shard, each whole or not at all, then the index.
+"""Writing of a prepared corpus: shard after shard, each atomically, then the index.
 
 While shards are written, each has three files: `shard-00000.tfrecord`, `.npz` with its part of the
-index, and `.json`, which comes last and says that the shard is finished and where the source goes
-on. `finish` joins the parts, names the shards by their number, and writes the manifest.
+index, and `.json`, which is written last and marks the shard as finished, with the next document.
+`finish` joins the parts, renames the shards with their number, and writes the manifest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,10 +31,14 @@ COUNTS = ("documents", "sentences", "tokens", "characters", "unknown_tokens")
 
 
 class ShardWriter:
-    """Appends encoded documents to shards of about `shard_bytes`, in order.
+    """Appends encoded documents to shards, in order.
 
-    Where a shard ends depends on the documents alone, not on the batches they come in. In a
-    directory with finished shards it goes on after them; `next_ordinal` says with which document.
+    Where a shard ends depends only on the documents, not on their batches. In a directory with
+    finished shards it continues after them, with the document `next_ordinal`.
+
+    Args:
+        directory: Where the shards go.
+        shard_bytes: The approximate size of a shard.
     """
 
     def __init__(self, directory: Path, shard_bytes: int = SHARD_BYTES):
@@ -49,7 +54,7 @@ class ShardWriter:
         self._unknown = 0
 
     def add(self, batch: Encoded) -> None:
-        """Writes a batch, in as many shards as it needs."""
+        """Write a batch, in as many shards as it needs."""
         ends = np.cumsum(batch.sizes)
         sentence_ends = np.cumsum(batch.sentence_counts)
         first = 0
@@ -79,7 +84,7 @@ class ShardWriter:
             first = last
 
     def close(self) -> None:
-        """Finishes the shard that is being written."""
+        """Finish the shard that is being written."""
         if self._file is None:
             return
         self._file.flush()
@@ -106,9 +111,9 @@ class ShardWriter:
         self._hash, self._bytes, self._parts, self._unknown = hashlib.sha256(), 0, [], 0
 
     def abandon(self) -> None:
-        """Removes the shard that is being written; the finished ones stay."""
+        """Remove the shard that is being written; finished ones are kept."""
         if self._file is not None:
-            with suppress(OSError):  # a full disk refuses what is still buffered
+            with suppress(OSError):  # on a full disk the buffer cannot be written
                 self._file.close()
             self._file = None
         for path in self.directory.glob(".*.part"):
@@ -125,12 +130,19 @@ class ShardWriter:
 def finish(
     directory: Path, tokenizer: Tokenizer, settings: Mapping[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """Joins the finished shards to a corpus; returns its manifest, to which `more` is added.
+    """Join the finished shards to a corpus. May be called again after a kill.
 
-    The directory has the tokenizer's files in tokenizer/. May be called again after a kill.
+    Args:
+        directory: With finished shards, and the tokenizer's files in tokenizer/.
+        tokenizer: The tokenizer.
+        settings: Recorded in the manifest.
+        more: Further entries of the manifest.
+
+    Returns:
+        The manifest.
     """
     shards = finished_shards(directory)
-    if (directory / MANIFEST).is_file():  # only the clearing up is left
+    if (directory / MANIFEST).is_file():  # only files are to be removed
         manifest = json.loads((directory / MANIFEST).read_bytes())
     else:
         index = _write_index(directory, shards, tokenizer)
@@ -168,9 +180,14 @@ def write_corpus(
     settings: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Corpus:
-    """A corpus of documents that are ids already, each a list of sentences of at least one token.
+    """Write a corpus of documents that are ids already, in one process: for small corpora.
 
-    Writes in one process, for small corpora; `tfllm prepare` uses all cores.
+    Args:
+        directory: A new directory.
+        documents: Each a list of sentences of at least one token.
+        tokenizer: The tokenizer of the ids.
+        settings: Recorded in the manifest.
+        shard_bytes: The approximate size of a shard.
     """
     folder = Path(directory)
     writer = ShardWriter(folder, shard_bytes)
@@ -187,7 +204,7 @@ def write_corpus(
 
 
 def finished_shards(directory: Path) -> list[dict[str, Any]]:
-    """What is known of every finished shard, in order."""
+    """Read the description of every finished shard, in order."""
     shards: list[dict[str, Any]] = []
     while (path := directory / f"{shard_name(len(shards))}.json").is_file():
         shards.append(json.loads(path.read_bytes()))
@@ -195,11 +212,12 @@ def finished_shards(directory: Path) -> list[dict[str, Any]]:
 
 
 def shard_name(number: int) -> str:
+    """Return the name of the files of a shard, without suffix."""
     return f"shard-{number:05d}"
 
 
 def tokenizer_entry(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The manifest's part about the tokenizer: its files and one digest for all of them."""
+    """Return the manifest's entry of the tokenizer: its files, and one digest of all of them."""
     files = {path.name: file_entry(path) for path in sorted(directory.iterdir())}
     joined = "".join(f"{name} {entry['sha256']}\n" for name, entry in files.items())
     return {
@@ -210,18 +228,19 @@ def tokenizer_entry(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, int | str]:
+    """Return the manifest's entry of a file: its size and checksum."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A small file, whole or not at all."""
+def write_json(path: Path, value: object) -> None:
+    """Write a small JSON file atomically."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 class replacing:
-    """A binary file under a temporary name, renamed to `path` when the block succeeds."""
+    """Opens a binary file under a temporary name, renamed to `path` when the block succeeds."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -230,7 +249,12 @@ class replacing:
         self.file = _part(self.path).open("w+b")
         return self.file
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -248,7 +272,7 @@ def _part(path: Path) -> Path:
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """Of the tokens, their sentences and documents, and the vocabulary; not of settings."""
+    """The digest of tokens, sentences, documents and vocabulary, without the settings."""
     parts = [str(corpus.VERSION), manifest["tokenizer"]["digest"]]
     parts += [shard["sha256"] for shard in manifest["shards"]]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

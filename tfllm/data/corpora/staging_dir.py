@@ -1,7 +1,7 @@
-"""The directory that a corpus is made in: OUTPUT.unfinished, renamed to OUTPUT in the end.
+"""The directory in which a corpus is prepared: OUTPUT.unfinished, renamed to OUTPUT at the end.
 
-It outlives a kill, and the same command goes on in it. `plan.json` says what it was begun with, so
-that nothing else goes on in it; a lock keeps a second process out.
+It is kept after a kill, and the same command resumes in it. `plan.json` has the settings with which
+it was begun, so that no other command resumes in it; a lock excludes a second process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tfllm.data.corpora.corpus import is_corpus
 from tfllm.data.corpora.shards import write_json
@@ -24,11 +24,20 @@ PLAN, LOCK = "plan.json", "lock"
 
 @contextmanager
 def staging_directory(output: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
-    """The directory to work in; after the block it is `output`.
+    """Create or reopen a directory to work in, and rename it to `output` after the block.
 
-    It is kept after Ctrl-C, a kill or a full disk, and removed where the input was wrong. Raises
-    StorageError when `output` exists or cannot be written, or when the directory was
-    begun with another plan.
+    It is kept after Ctrl-C, a kill or a full disk, and removed where the input was wrong.
+
+    Args:
+        output: The final directory.
+        plan: The settings, as JSON.
+
+    Yields:
+        The directory to work in.
+
+    Raises:
+        StorageError: `output` exists or cannot be written, another process is working there, or
+            the directory was begun with another plan.
     """
     if is_corpus(output):
         raise StorageError(f"--output: '{output}' is a prepared corpus already. Name another.")
@@ -38,12 +47,12 @@ def staging_directory(output: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
     try:
         work.mkdir(parents=True, exist_ok=True)
         with (work / LOCK).open("w") as lock:
-            _hold(lock, work)
+            _acquire(lock, work)
             _check_plan(work, plan)
             yield work
             for name in (PLAN, LOCK):
                 (work / name).unlink(missing_ok=True)
-            os.replace(work, output)  # an empty directory may stand there
+            os.replace(work, output)  # which may be an empty directory
     except StorageError:
         raise
     except InputError:
@@ -56,8 +65,8 @@ def staging_directory(output: Path, plan: Mapping[str, Any]) -> Iterator[Path]:
         ) from None
 
 
-def _hold(lock: Any, work: Path) -> None:
-    """Raises StorageError when another process works there. The system frees a dead one's lock."""
+def _acquire(lock: TextIO, work: Path) -> None:
+    """Raise StorageError when another process works there. The system frees a dead one's lock."""
     try:
         import fcntl
     except ImportError:  # not on every system
@@ -73,23 +82,24 @@ def _hold(lock: Any, work: Path) -> None:
 
 def _check_plan(work: Path, plan: Mapping[str, Any]) -> None:
     path = work / PLAN
-    now = _flat(json.loads(json.dumps(plan)))
+    current = _flatten(json.loads(json.dumps(plan)))
     if not path.is_file():
         write_json(path, plan)
         return
-    before = _flat(json.loads(path.read_bytes()))
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
+    before = _flatten(json.loads(path.read_bytes()))
+    for key in sorted({*before, *current}):
+        if before.get(key) != current.get(key):
             raise StorageError(
-                f"{key} is {now.get(key)!r}, but '{work}' was begun with {before.get(key)!r}. "
+                f"{key} is {current.get(key)!r}, but '{work}' was begun with {before.get(key)!r}. "
                 "Remove that directory to begin anew, or give another --output."
             )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    """Nested dicts as one with dotted keys."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
     return flat

@@ -1,8 +1,8 @@
-"""Documents as TFRecord files of tf.train.Example, written without TensorFlow.
+"""Writing of documents as TFRecord files of tf.train.Example, without TensorFlow.
 
 A record has two features: `tokens`, the ids as one string of little-endian uint16 or uint32, and
-`sentence_lengths`, one integer a sentence. The tokens stand in one piece, so that a reader who
-knows their place in the file needs no parsing:
+`sentence_lengths`, one integer for each sentence. The tokens are contiguous, so that a reader who
+knows their offset in the file needs no parsing:
 
     tf.io.parse_single_example(record, {
         "tokens": tf.io.FixedLenFeature((), tf.string),
@@ -27,7 +27,7 @@ MASK_DELTA = 0xA282EAD8
 
 
 class Encoded(NamedTuple):
-    """D documents of S sentences in all, as they go into a file, and where everything stands."""
+    """D documents of S sentences in all, as records of a file, with the offsets of their parts."""
 
     records: bytes
     """D framed records."""
@@ -48,7 +48,7 @@ class Encoded(NamedTuple):
 
 
 def token_type(vocabulary_size: int) -> np.dtype:
-    """How an id is stored: little-endian uint16 where that holds every id, else uint32."""
+    """Return the dtype of stored ids: little-endian uint16 where it holds every id, else uint32."""
     return np.dtype("<u2" if vocabulary_size <= 2**16 else "<u4")
 
 
@@ -59,7 +59,15 @@ def encoded(
     characters: Sequence[int] | None = None,
     unk_token_id: int | None = None,
 ) -> Encoded:
-    """Records of documents, each a list of sentences of ids. Every sentence has a token."""
+    """Build the records of documents.
+
+    Args:
+        documents: Each a list of sentences of ids; every sentence has a token.
+        dtype: See `token_type`.
+        ordinals: The documents' numbers in the source; None: from 0.
+        characters: The characters of the documents' texts; None: 0.
+        unk_token_id: The id of the unknown token, which is counted.
+    """
     return joined(
         [[np.array(sentence, dtype).tobytes() for sentence in document] for document in documents],
         dtype,
@@ -76,21 +84,23 @@ def joined(
     characters: Sequence[int] | None = None,
     unk_token_id: int | None = None,
 ) -> Encoded:
-    """`encoded` for sentences whose ids are the bytes of `dtype` already."""
+    """Build the records of documents whose sentences are bytes of `dtype`; see `encoded`."""
     records: list[bytes] = []
     sizes, payloads, counts, unknown = list[int](), list[int](), list[int](), list[int]()
     lengths: list[int] = []
     for sentences in documents:
         ids = b"".join(sentences)
-        here = [len(sentence) // dtype.itemsize for sentence in sentences]
-        frame, payload = record(ids, here)
+        sentence_lengths = [len(sentence) // dtype.itemsize for sentence in sentences]
+        frame, payload = record(ids, sentence_lengths)
         records.append(frame)
         sizes.append(len(frame))
         payloads.append(payload)
-        counts.append(len(here))
-        lengths.extend(here)
-        found = 0 if unk_token_id is None else (np.frombuffer(ids, dtype) == unk_token_id).sum()
-        unknown.append(int(found))
+        counts.append(len(sentence_lengths))
+        lengths.extend(sentence_lengths)
+        if unk_token_id is None:
+            unknown.append(0)
+        else:
+            unknown.append(int((np.frombuffer(ids, dtype) == unk_token_id).sum()))
     count = len(records)
     return Encoded(
         b"".join(records),
@@ -105,11 +115,19 @@ def joined(
 
 
 def record(ids: bytes, sentence_lengths: Sequence[int]) -> tuple[bytes, int]:
-    """One framed record, and where its tokens begin. `ids`: T little-endian numbers."""
+    """Build one framed record.
+
+    Args:
+        ids: T little-endian numbers.
+        sentence_lengths: Tokens of each sentence.
+
+    Returns:
+        The record, and the byte where its tokens begin.
+    """
     packed = _varints(sentence_lengths)
     numbers = _field(FIELD_3, _field(FIELD_1, packed))  # Feature.int64_list.value, packed
     texts = _field(FIELD_1, _field(FIELD_1, ids))  # Feature.bytes_list.value
-    # The map's entries: key and value. What stands last ends where the example ends.
+    # The entries of the map: key and value. The last one ends where the example ends.
     entries = _field(
         FIELD_1, _field(FIELD_1, b"sentence_lengths") + _field(FIELD_2, numbers)
     ) + _field(FIELD_1, _field(FIELD_1, b"tokens") + _field(FIELD_2, texts))
@@ -140,7 +158,7 @@ def _varints(numbers: Sequence[int]) -> bytes:
 
 
 def _masked_checksum(data: bytes) -> bytes:
-    """CRC-32C, turned and moved as TFRecord files want it."""
+    """CRC-32C, rotated and shifted as the TFRecord format requires."""
     import google_crc32c
 
     checksum = google_crc32c.value(data)

@@ -1,4 +1,4 @@
-"""Which tokens of a vocabulary begin a word, by the vocabulary's own marks.
+"""The tokens of a vocabulary that begin a word, by the vocabulary's own marks.
 
 Source: BERT's create_pretraining_data.py (`##`), fairseq's get_whole_word_mask (a leading space).
 """
@@ -11,7 +11,7 @@ from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.bytepair import BytePair
 from tfllm.tokenizers.wordpiece import PREFIX
 
-SPACE_MARK = "\u2581"  # SentencePiece's sign for a space
+SPACE_MARK = "\u2581"  # SentencePiece's mark of a space
 BLANKS = (" ", "\t", "\n", "\r")
 
 # Han, with its extensions and compatibility forms, and kana: written without spaces.
@@ -21,10 +21,9 @@ IDEOGRAPHS = (
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray | None:
-    """bool [vocabulary]: the token begins a word. None where the vocabulary does not mark words.
+    """Return whether each token begins a word: bool [vocabulary]; None without marks of words.
 
-    Special tokens begin words, and so does a token that begins with an ideograph, which no space
-    stands before.
+    Special tokens begin words, and so do tokens that begin with an ideograph.
     """
     special = tokenizer.all_special_ids
     if tokenizer.kind == "wordpiece":
@@ -40,7 +39,7 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray | None:
 
 
 def ideographs(tokenizer: Tokenizer) -> np.ndarray:
-    """bool [vocabulary]: the token is made of ideographs alone, behind its vocabulary's marks."""
+    """Return whether each token has only ideographs besides its marks: bool [vocabulary]."""
     return np.array(
         [all(map(is_ideograph, bare)) and bare != "" for bare in _bare(tokenizer)], dtype=bool
     )
@@ -59,5 +58,5 @@ def _begins(token: str, marks: tuple[str, ...]) -> bool:
 
 
 def is_ideograph(character: str) -> bool:
-    """Whether a character belongs to a script without spaces: Han or kana."""
+    """Return whether a character belongs to a script without spaces: Han or kana."""
     return bool(character) and any(low <= ord(character) <= high for low, high in IDEOGRAPHS)
