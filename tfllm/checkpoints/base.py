@@ -23,11 +23,19 @@ class FamilyConfig(Protocol):
     """The fields that the Config of every family has."""
 
     @property
-    def vocabulary_size(self) -> int: ...
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding table, of targets where a family has two."""
+        ...
+
     @property
-    def hidden_dim(self) -> int: ...
+    def hidden_dim(self) -> int:
+        """The size of the hidden states."""
+        ...
+
     @property
-    def max_sequence_length(self) -> int: ...
+    def max_sequence_length(self) -> int:
+        """Tokens of a row at most."""
+        ...
 
 
 @dataclass(frozen=True)

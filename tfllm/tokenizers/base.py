@@ -136,11 +136,20 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def vocabulary_size(self) -> int: ...
+    def vocabulary_size(self) -> int:
+        """The number of tokens."""
+        ...
+
     @property
-    def pad_token_id(self) -> int | None: ...
+    def pad_token_id(self) -> int | None:
+        """The id of the padding token."""
+        ...
+
     @property
-    def unk_token_id(self) -> int | None: ...
+    def unk_token_id(self) -> int | None:
+        """The id of the unknown token."""
+        ...
+
     @property
     def bos_token_id(self) -> int | None:
         """The token that begins a row or a document: [CLS], <s>."""
@@ -152,7 +161,10 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def mask_token_id(self) -> int | None: ...
+    def mask_token_id(self) -> int | None:
+        """The id of the mask token."""
+        ...
+
     @property
     def all_special_ids(self) -> frozenset[int]:
         """The ids of all special tokens, which `decode` skips."""

@@ -214,6 +214,7 @@ class NamedTokenizer(RowTokenizer):
 
     @property
     def vocabulary_size(self) -> int:
+        """The number of tokens."""
         return len(self.vocabulary)
 
     @property
@@ -223,22 +224,27 @@ class NamedTokenizer(RowTokenizer):
 
     @property
     def pad_token_id(self) -> int | None:
+        """The id of the padding token."""
         return self.token_id(self.special_tokens.pad_token)
 
     @property
     def unk_token_id(self) -> int | None:
+        """The id of the unknown token."""
         return self.token_id(self.special_tokens.unk_token)
 
     @property
     def bos_token_id(self) -> int | None:
+        """The id of the token that begins a row."""
         return self.token_id(self.special_tokens.bos_token)
 
     @property
     def eos_token_id(self) -> int | None:
+        """The id of the token that ends a row."""
         return self.token_id(self.special_tokens.eos_token)
 
     @property
     def mask_token_id(self) -> int | None:
+        """The id of the mask token."""
         return self.token_id(self.special_tokens.mask_token)
 
     def token_id(self, token: str | None) -> int | None:

@@ -148,30 +148,37 @@ class WordPiece(RowTokenizer):
 
     @property
     def vocabulary_size(self) -> int:
+        """The number of tokens."""
         return len(self.vocabulary)
 
     @property
     def lowercase(self) -> bool:
+        """Whether texts are lowercased."""
         return self.normalization.lowercase
 
     @property
     def pad_token_id(self) -> int:
+        """The id of the padding token."""
         return self._ids[self.special_tokens.pad_token]
 
     @property
     def unk_token_id(self) -> int:
+        """The id of the unknown token."""
         return self._ids[self.special_tokens.unk_token]
 
     @property
     def bos_token_id(self) -> int:
+        """The id of the token that begins a row."""
         return self._ids[self.special_tokens.cls_token]
 
     @property
     def eos_token_id(self) -> int:
+        """The id of the token that ends a row."""
         return self._ids[self.special_tokens.sep_token]
 
     @property
     def mask_token_id(self) -> int:
+        """The id of the mask token."""
         return self._ids[self.special_tokens.mask_token]
 
     @property
@@ -190,6 +197,7 @@ class WordPiece(RowTokenizer):
 
     @property
     def all_special_ids(self) -> frozenset[int]:
+        """The ids of all special tokens."""
         return frozenset(self._ids[token.content] for token in self.added if token.special)
 
     @property

@@ -51,7 +51,9 @@ class BertSpecialTokens(Protocol):
     """The special tokens of a BERT vocabulary."""
 
     @property
-    def unk_token(self) -> str: ...
+    def unk_token(self) -> str:
+        """The unknown token."""
+        ...
 
 
 class WordPieceVocabulary(MatchesAddedTokens, Protocol):
@@ -68,9 +70,14 @@ class WordPieceVocabulary(MatchesAddedTokens, Protocol):
         ...
 
     @property
-    def normalization(self) -> BertNormalization: ...
+    def normalization(self) -> BertNormalization:
+        """The settings of the normalizer."""
+        ...
+
     @property
-    def special_tokens(self) -> BertSpecialTokens: ...
+    def special_tokens(self) -> BertSpecialTokens:
+        """The special tokens by role."""
+        ...
 
 
 class WordPieceGraph(TokenizerGraph):
