@@ -68,7 +68,7 @@ class CheckFailed(TfllmError):
 
 
 class TrainingFailed(TfllmError):
-    """Training cannot go on; the message names the last good checkpoint."""
+    """Training cannot continue; the message names the last good checkpoint."""
 
 
 class InputError(TfllmError):

@@ -442,8 +442,8 @@ class Model(InferenceModel):
             seed: Of the order and of masked tokens.
             format: The file's format; by its ending where unset.
             header: Whether the first line of a table names the columns: yes where unset.
-            quoting: Whether fields may stand in double quotes. Unset: yes in CSV, no in TSV.
-            labels: Names for labels as they stand in the data, such as `{"0": "negative"}`.
+            quoting: Whether fields may be in double quotes. Unset: yes in CSV, no in TSV.
+            labels: Names for labels as they are in the data, such as `{"0": "negative"}`.
             label_separator: What separates several labels in one field.
             limit: Only so many examples, from the start.
             sample_weight: A weight for each example; then batches have it as third part.
@@ -594,7 +594,7 @@ class Model(InferenceModel):
     def generator(self, precision: str = "float32") -> Any:
         """Return what generates text with the current weights; see InferenceModel.generator."""
         generator = super().generator()
-        if precision != "float32":  # of copies, made anew: the weights may have been trained
+        if precision != "float32":  # of new copies: the weights may have been trained
             return type(generator)(self.checkpoint, precision=precision)
         decoder = generator.engine.decoder
         if decoder.head is not None:  # a copy of the embeddings
@@ -743,7 +743,7 @@ def train(
             settings, directory, resume, progress=progress, callbacks=callbacks, locked=True
         )
         for name in settings.export if run.signal is None else ():
-            # A profile's own file is named by its path: its artifact lies under the file's name.
+            # A profile's own file is named by its path: its artifact is under the file's name.
             folder = Path(name).stem if name.endswith((".yaml", ".yml")) else name
             target = run.directory / "export" / folder
             artifact = export(run.directory, name, target, on_check=on_check)

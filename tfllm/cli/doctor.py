@@ -129,7 +129,7 @@ def _tensorflow() -> dict[str, Any]:
             for gpu in tf.config.list_physical_devices("GPU")
         ]
         chosen, backend = precision.choose("auto"), keras.backend.backend()
-    except Exception as error:  # a broken installation fails in many ways; all are told alike
+    except Exception as error:  # a broken installation fails in many ways; all are reported alike
         return {"backend": None, "gpus": [], "precision_auto": None, "import_error": _line(error)}
     return {"backend": backend, "gpus": gpus, "precision_auto": chosen, "import_error": None}
 

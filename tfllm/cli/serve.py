@@ -224,7 +224,7 @@ def _run(entries: list[ModelEntry], options: ServerOptions, config: Path | None)
     import asyncio
     import importlib.util
 
-    # gRPC's C library writes plain lines, and tells nothing that our own errors do not.
+    # gRPC's C library writes plain lines, and says nothing that our own errors do not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from tfllm.serving.observe import configure_logging
     from tfllm.serving.server import Server, bracketed

@@ -146,7 +146,7 @@ def _without_punctuation(text: str) -> str:
 
 
 def _longest_common_run(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest run of elements that stands in both."""
+    """Length of the longest run of elements that is in both."""
     longest = 0
     row = [0] * (len(second) + 1)  # row[j]: length of the common run that ends at second[j - 1]
     for left in first:

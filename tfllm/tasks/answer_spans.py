@@ -97,7 +97,7 @@ def best_spans(
     spans: dict[tuple[int, int], float] = {}
     for scores, detail in zip(windows, details, strict=True):
         sums, first, last = candidate_spans(scores, detail["inside"], longest)
-        # A span stands in several windows at most, so that a few more candidates are enough.
+        # A span is in several windows at most, so that a few more candidates are enough.
         for position in np.argsort(-sums, kind="stable")[: count + len(windows)]:
             span = (
                 int(detail["offsets"][first[position], 0]),

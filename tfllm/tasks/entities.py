@@ -121,7 +121,7 @@ def tag_spans(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     parts of speech, are entities of one word.
     """
     result: list[tuple[str, int, int]] = []
-    previous = ("", "")  # prefix and label of the word before, if its entity may go on
+    previous = ("", "")  # prefix and label of the word before, if its entity may continue
     for position, tag in enumerate(tags):
         match = PREFIXED.fullmatch(tag)
         if match is None:

@@ -156,7 +156,7 @@ class Features:
     """int32 [T_i] per row: the number of each token's document in the row, from 1, which is then
     the padding mask; None: all 1"""
     shift: int = 0
-    """windows may be moved along their text by less than this, anew in every epoch"""
+    """windows may be moved along their text by less than this, differently in every epoch"""
     row_lengths: np.ndarray | None = None
     """int [rows], where counting tokens would compute the rows"""
     digest: str | None = None

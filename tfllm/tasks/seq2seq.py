@@ -204,7 +204,7 @@ class Seq2Seq(NextToken):
         return source_ids
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
-        """Return sources and targets that the objective makes of texts, anew in every epoch."""
+        """Return sources and targets that the objective draws from texts, new ones every epoch."""
         if not self.objective:
             directory = getattr(corpus, "directory", "")
             raise SettingError(

@@ -42,7 +42,7 @@ class CallerCallbacks:
 
     They get `on_epoch_begin` and `on_epoch_end` of each epoch of the run, with its number, and with
     `val_` logs where the validation data was measured in it; batches are numbered within the epoch,
-    and `stop_training` ends the run. After `--resume` the numbers go on.
+    and `stop_training` ends the run. After `--resume` the numbers continue.
     """
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback], epochs: int | None):
@@ -126,7 +126,7 @@ class RunContext:
 
 
 class RunCallback(keras.callbacks.Callback):
-    """Keeps the progress and the files of a run up to date while `model.fit` goes on."""
+    """Keeps the progress and the files of a run up to date while `model.fit` runs."""
 
     def __init__(self, run: RunContext):
         super().__init__()
@@ -156,7 +156,7 @@ class RunCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self.run.caller is not None:
             self.model.settle()
-            if not self.run.stop.signal:  # then the epoch goes on when the run is resumed
+            if not self.run.stop.signal:  # then the epoch continues when the run is resumed
                 self.run.caller.end_epoch()
             self.run.caller.end()
 

@@ -168,7 +168,7 @@ def decay_at(momentum: float, step: Tensor) -> Tensor:
 class WeightAverages:
     """Exponential moving averages of the weights (`train.ema`), float32, beside the weights.
 
-    The averages are what is measured and saved as a checkpoint; training goes on with the weights.
+    The averages are measured and saved as the checkpoint; training continues with the weights.
     The same values under every strategy: each device keeps the averages of its own copy. Create
     them in the strategy's scope.
     """

@@ -1,8 +1,8 @@
-"""All that a run needs to go on as if it had not stopped: weights, moments, seeds and progress.
+"""All that a run needs to continue as if it had not stopped: weights, moments, seeds and progress.
 
 `state/step-00000120/` holds variables.safetensors, progress.json and checksums.json. It is written
 under a temporary name and renamed; older ones are removed after it. `StateWriter` writes while
-training goes on: a step only waits for copies of the variables. The seeds of dropout are among
+training continues: a step only waits for copies of the variables. The seeds of dropout are among
 the model's variables, which is why neither Keras' weights file nor tf.train.Checkpoint would do.
 """
 

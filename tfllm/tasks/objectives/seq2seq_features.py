@@ -24,7 +24,7 @@ Pair = tuple[np.ndarray, np.ndarray]  # source int32 [S], target int32 [T]
 
 @dataclass(frozen=True)
 class EpochPairs(Sequence[Pair]):
-    """Sources and targets that an objective makes of plain texts, anew in every epoch."""
+    """Sources and targets that an objective draws from plain texts, new ones every epoch."""
 
     draw: tuple[int, int] = field(default=(0, 0), kw_only=True)
     """(seed, epoch): pair i is a function of (seed, epoch, i) alone"""

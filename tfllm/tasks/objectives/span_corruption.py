@@ -127,7 +127,7 @@ def text_length(
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """Windows of a stream of texts, corrupted anew in every epoch."""
+    """Windows of a stream of texts, corrupted differently in every epoch."""
 
     stream: TokenStream | CorpusTokenStream
     length: int

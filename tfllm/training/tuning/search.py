@@ -73,7 +73,7 @@ def tune(
 ) -> TuningResult:
     """Train variants of a recipe and find the best one.
 
-    A search that is in the directory already goes on; other processes may work on it too.
+    A search that is in the directory already is continued; other processes may work on it too.
 
     Args:
         recipe: The recipe's plain data.

@@ -189,7 +189,7 @@ def suggest_values(trial: Trial, space: Space) -> dict[str, Any]:
 
 
 def recipe_values(recipe: Recipe, space: Space) -> dict[str, Any] | None:
-    """Return the recipe's own value of every key; None where one lies outside of the space."""
+    """Return the recipe's own value of every key; None where one is outside of the space."""
     values = {}
     for key, parameter in space.items():
         value: Any = recipe
