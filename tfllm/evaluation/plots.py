@@ -35,7 +35,16 @@ def write_plots(
 ) -> list[Path]:
     """Write the plots that fit the metrics: confusion_matrix.png and calibration.png.
 
-    Only answers with one label out of several give any. Returns the files written.
+    Only answers with one label out of several give any.
+
+    Args:
+        measured: The metrics by name.
+        answers: One dict per example, as `tfllm predict` writes them.
+        examples: Dicts with the field `label`.
+        directory: Where to write; it is created.
+
+    Returns:
+        The files written.
     """
     matrix = measured.get("confusion_matrix")
     if matrix is None:

@@ -59,8 +59,17 @@ class EvaluationSettings(ReadSettings, GenerationOverrides):
 def settings_for(
     model: str, path: str, overrides: Sequence[str] = (), options: Mapping[str, Any] = {}
 ) -> EvaluationSettings:
-    """Return the settings for `path`: what the model's run or export says, then `options`, then
-    `overrides`. Raises SettingError for an unknown key among them."""
+    """Return the settings of evaluating a model on a file.
+
+    Args:
+        model: The model's path; "" where it has none. What its run or export says comes first.
+        path: The file; "" where the examples are no file.
+        overrides: `key=value` texts, which come last.
+        options: Values by key, which come between.
+
+    Raises:
+        SettingError: A key is unknown, or its value wrong.
+    """
     data: dict[str, Any] = dict(_recorded(Path(model), path)) if model else {}
     renamed = any(
         config.parse_override(text)[0] in (("columns",), ("format",)) for text in overrides

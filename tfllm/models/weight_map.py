@@ -48,7 +48,14 @@ def linear(variable: str, tensor: str, inputs: int = 1) -> dict[str, str | Tenso
 
 
 def fused(tensor: str, part: int, parts: int, inputs: int = -1) -> TensorLayout:
-    """Describe a variable that is one of several parts (from 0) of a tensor."""
+    """Describe a variable that is one of several parts of a tensor.
+
+    Args:
+        tensor: The tensor's name.
+        part: Which part, from 0.
+        parts: Number of parts.
+        inputs: As of `TensorLayout`.
+    """
     return TensorLayout(tensor, inputs, part, parts)
 
 

@@ -92,7 +92,11 @@ def best_spans(
 ) -> list[dict[str, Any]]:
     """Return the `count` best different spans over all windows of one example, best first.
 
-    `windows`: raw scores float32 [T, 2] each; `details`: `offsets` [T, 2], `inside` [T], `context`.
+    Args:
+        windows: Logits float32 [T, 2] of each window.
+        details: `offsets` [T, 2], `inside` [T] and `context` of each window.
+        longest: Most tokens of a span.
+        count: Number of spans.
     """
     spans: dict[tuple[int, int], float] = {}
     for scores, detail in zip(windows, details, strict=True):

@@ -80,10 +80,17 @@ def join_entities(
     ends: Sequence[int] | np.ndarray,
     scores: Sequence[float] | np.ndarray,
 ) -> list[dict[str, Any]]:
-    """Entities of a text from the tags of its words.
+    """Join the tags of a text's words to entities.
 
-    `starts` and `ends` are characters of `text`, one pair per word; an entity's score is the mean
-    of its words'. Padding (an empty tag) is skipped.
+    Args:
+        text: The text.
+        tags: The tag of each word [W]; an empty one is padding and skipped.
+        starts: The first character of each word [W].
+        ends: The character after the last of each word [W].
+        scores: The probability of each tag [W]; an entity's score is the mean of its words'.
+
+    Returns:
+        Dicts of `text`, `label`, `start`, `end` and `score`.
     """
     result = []
     for label, first, stop in tag_spans(tags):

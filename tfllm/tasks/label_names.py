@@ -61,8 +61,16 @@ def collect_labels(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
 def label_index(label: Any, labels: Sequence[str], example: Example, what: str = "label") -> int:
     """Return the index of a label given by its name, or by its index where no name is a number.
 
-    A number is known by its value: `1.0` is the label named `1`. Raises DataError naming file and
-    line, the label and the known ones.
+    A number is known by its value: `1.0` is the label named `1`.
+
+    Args:
+        label: The name or index.
+        labels: The known names.
+        example: The example that it is of, which errors name.
+        what: What errors call it.
+
+    Raises:
+        DataError: There is no such label; it names file and line, and the known ones.
     """
     name = str(label)
     if name in labels:

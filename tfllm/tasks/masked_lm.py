@@ -255,7 +255,17 @@ def features_to_fill(
     tokenizer: Tokenizer,
     task: MaskedTokenTask,
 ) -> MaskedFeatures:
-    """Return a row per text or pair of texts; `details` say where its masks are."""
+    """Build the features of texts with masks to fill: a row per text or pair of texts.
+
+    Args:
+        examples: Dicts with `text`, and `text_pair` where they are pairs.
+        encodings: Their encodings.
+        tokenizer: The model's tokenizer.
+        task: The task, for its settings.
+
+    Returns:
+        Features whose `details` say where the masks are.
+    """
     rows = features_from_encodings(encodings, tokenizer)
     details: list[dict[str, Any]] = []
     fixed: list[np.ndarray] = []

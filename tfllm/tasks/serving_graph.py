@@ -75,8 +75,16 @@ def tokens_signature(model: keras.Model, output: str = "logits") -> Any:
 
 
 def require(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """Return the value; a call of the signature fails where it is not `right`: INVALID_ARGUMENT,
-    with the input's name. Keras would silently take a negative index from the end."""
+    """Return a value whose check fails the signature's call (INVALID_ARGUMENT) where it is wrong.
+
+    Keras would silently take a negative index from the end.
+
+    Args:
+        name: The input's name, for the message.
+        rule: What it must be, for the message.
+        value: The input.
+        right: Where it is as it must be: bool, in the shape of `value`.
+    """
     wrong = tf.boolean_mask(value, tf.logical_not(right))
     message = f"input {name} must be {rule}; it is"  # TensorFlow escapes quotation marks
     check = tf.raw_ops.Assert(condition=tf.reduce_all(right), data=[message, wrong], summarize=1)

@@ -97,7 +97,14 @@ def snapshot(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def save(directory: Path, model: keras.Model, progress: TrainingProgress, keep: int = KEEP) -> Path:
-    """Write `directory/step-N`, then remove all but the newest `keep` states."""
+    """Write `directory/step-N`, then remove all but the newest `keep` states.
+
+    Args:
+        directory: The run's `state/`.
+        model: The compiled model, with its optimizer.
+        progress: The position in the run.
+        keep: Number of states that stay.
+    """
     return write(directory, snapshot(model), progress, keep)
 
 

@@ -262,7 +262,14 @@ def generated_texts(
     measure: Measure | None,
     settings: EvaluateSettings,
 ) -> GeneratedTexts | None:
-    """Prepare generated texts; None where the task has none or the recipe wants none."""
+    """Prepare generated texts; None where the task has none or the recipe wants none.
+
+    Args:
+        initial: The model that is trained.
+        examples: The validation examples.
+        measure: Measures texts; None: no texts are generated.
+        settings: `evaluate` of the recipe.
+    """
     if (
         initial.task.generates != "target"
         or getattr(initial.task, "objective", None)

@@ -124,7 +124,13 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens with those at `positions` masked, and the targets: int32 [T], -100 elsewhere.
 
-    80 % become [MASK], 10 % any token of the vocabulary, 10 % stay.
+    80 % become [MASK], 10 % any token of the vocabulary, 10 % stay (Devlin et al. 2019).
+
+    Args:
+        ids: Token ids int [T].
+        positions: Positions of the tokens to predict int [M].
+        rule: How tokens are masked.
+        rng: The random numbers.
     """
     target = np.full(len(ids), IGNORED, np.int32)
     target[positions] = ids[positions]

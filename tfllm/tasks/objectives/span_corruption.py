@@ -69,8 +69,16 @@ def corrupt(
     """Return (source, target) of a text: int32 [S] and [T].
 
     Every masked span is one sentinel in the source; the target has the sentinel of each span before
-    its tokens. `eos_token_id` ends both. Raises SettingError where there are fewer sentinels than
-    spans.
+    its tokens (Raffel et al. 2020).
+
+    Args:
+        ids: Token ids int [T].
+        noise: Which tokens are masked: bool [T].
+        sentinels: Ids of the sentinels, in the order of their use.
+        eos_token_id: Ends source and target; None: nothing does.
+
+    Raises:
+        SettingError: There are fewer sentinels than spans.
     """
     source, target = (_replace_runs(ids, mask, sentinels) for mask in (noise, ~noise))
     end = [] if eos_token_id is None else [eos_token_id]
@@ -161,6 +169,13 @@ def corrupt_corpus(
     """Return rows with sources of `inputs` tokens over a prepared corpus, or a `MemoryCorpus`.
 
     Texts follow one another without anything between, as in T5's own data.
+
+    Args:
+        corpus: The tokenized texts.
+        tokenizer: Has the sentinels.
+        inputs: Tokens of a source, end of sequence included.
+        density: Share of tokens that are masked.
+        mean_span: Mean tokens of a masked span.
     """
     length, _ = text_length(inputs, density, mean_span)
     stream = CorpusTokenStream(corpus, documents=False)

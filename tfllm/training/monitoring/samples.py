@@ -31,6 +31,13 @@ def write_samples(
     """Write the predictions for the first `count` validation examples to TensorBoard.
 
     An error here ends no run: it is logged, and named in the table's place.
+
+    Args:
+        log: The run's log.
+        step: The optimizer step.
+        validation: Has the examples.
+        model: The model as it is now.
+        count: Number of examples; 0 writes nothing.
     """
     if not count:
         return
