@@ -466,7 +466,7 @@ class Model(InferenceModel):
         }
         reading = {name: value for name, value in options.items() if value is not None}
         _, examples = _evaluation_data(self.source, data, limit, reading)
-        task = self.task.with_start_id(self.checkpoint.decoder_start_token_id)
+        task = self.task.with_decoder_start_token_id(self.checkpoint.decoder_start_token_id)
         features = task.load_features(examples, self.tokenizer)
         plan = Batches(
             features.lengths,

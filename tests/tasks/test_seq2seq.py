@@ -52,10 +52,11 @@ def test_the_decoder_reads_the_target_one_token_late(tokenizer):
 
 
 def test_the_first_token_is_the_checkpoints(tokenizer):
-    started = task().with_start_id(UNKNOWN)
+    started = task().with_decoder_start_token_id(UNKNOWN)
     inputs, _ = started.features([example()], tokenizer).batch([0])
     assert inputs["token_ids"][0, 0] == UNKNOWN
-    assert task(start_id=END).with_start_id(UNKNOWN).start_id == END, "what the recipe says counts"
+    of_recipe = task(decoder_start_token_id=END).with_decoder_start_token_id(UNKNOWN)
+    assert of_recipe.decoder_start_token_id == END, "what the recipe says counts"
 
 
 def test_every_right_target_is_a_row_and_sentences_are_one_source(tokenizer):
@@ -118,7 +119,7 @@ def test_long_texts_are_cut_on_demand(tokenizer):
 
 def test_vocabularies_that_cannot_pad_or_end():
     without = from_characters("ab", ("</s>",))
-    with pytest.raises(SettingError, match="start_id"):
+    with pytest.raises(SettingError, match="decoder_start_token_id"):
         task().features([example("a", "b")], without)
     with pytest.raises(SettingError, match="special tokens"):
         task().features([example("a", "b")], from_characters("ab", ("<pad>",)))

@@ -94,7 +94,7 @@ def test_samples_show_the_source(straight, folder):
 
 def test_a_checkpoint_that_writes(straight):
     checkpoint = store.load(straight.directory)
-    assert checkpoint.task.start_id == checkpoint.tokenizer.pad_token_id == 0
+    assert checkpoint.task.decoder_start_token_id == checkpoint.tokenizer.pad_token_id == 0
     assert checkpoint.eos_token_id == (checkpoint.tokenizer.eos_token_id,)
     assert checkpoint.tokenizer.encode_ids(["one"])[0][-1] == checkpoint.tokenizer.eos_token_id
 
@@ -155,10 +155,10 @@ def test_from_a_hugging_face_directory(straight, folder, tmp_path):
     del data["tokenizer"]
     run = train(config.build(data, Recipe), tmp_path / "run", progress=False)
     trained = store.load(run.directory)
-    assert trained.task.start_id == trained.decoder_start_token_id == 1
+    assert trained.task.decoder_start_token_id == trained.decoder_start_token_id == 1
     assert trained.generation["num_beams"] == 3 and trained.generation["length_penalty"] == 0.6
     text = (run.directory / "recipe.yaml").read_text()
-    assert "start_id: 1" in text, "what the run has learned with is told"
+    assert "decoder_start_token_id: 1" in text, "what the run has learned with is told"
 
 
 @pytest.mark.slow

@@ -169,9 +169,10 @@ def default_num_beams(checkpoint: Checkpoint, profile: Profile) -> int:
     return beam_width(checkpoint, profile) if checkpoint_config(checkpoint).num_beams > 1 else 1
 
 
-def decoder_start_id(checkpoint: Checkpoint) -> int:
+def get_decoder_start_token_id(checkpoint: Checkpoint) -> int:
     """Return the first token id of an encoder-decoder's targets."""
-    return checkpoint.task.with_start_id(checkpoint.decoder_start_token_id).start_id  # type: ignore[attr-defined]
+    task = checkpoint.task.with_decoder_start_token_id(checkpoint.decoder_start_token_id)
+    return task.decoder_start_token_id  # type: ignore[attr-defined]
 
 
 def artifact_metadata(
@@ -183,7 +184,7 @@ def artifact_metadata(
         generation["context"] = context_length(checkpoint, profile)
         generation["eos_token_id"] = list(checkpoint.eos_token_id)
     if is_seq2seq(checkpoint):
-        generation["start_id"] = decoder_start_id(checkpoint)
+        generation["decoder_start_token_id"] = get_decoder_start_token_id(checkpoint)
         generation["num_beams"] = beam_width(checkpoint, profile)
         own: dict[str, Any] = {"num_beams": default_num_beams(checkpoint, profile)}
         if profile.target == "tflite":

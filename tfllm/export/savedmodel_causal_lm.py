@@ -137,7 +137,7 @@ class GraphGenerator:
         limit = profile.generation.max_new_tokens_limit or self.context
         self.max_new_tokens = min(limit, self.context)
         self.eos_token_id = tuple(checkpoint.eos_token_id)
-        self.start_id = checkpoint.tokenizer.bos_token_id
+        self.bos_token_id = checkpoint.tokenizer.bos_token_id
         self.known = valid_id_ranges(checkpoint.tokenizer, decoder.vocabulary_size)
         self.xla = profile.xla
         # One function, so that the file holds the loop once for all signatures.
@@ -245,10 +245,10 @@ class GraphGenerator:
         positions = row_starts[:, None] + (lengths - cut_lengths)[:, None] + column
         values = tf.concat([ids.flat_values, [0]], 0)  # for positions after the end
         token_ids = tf.gather(values, tf.minimum(positions, tf.size(values) - 1))
-        if self.start_id is not None:
+        if self.bos_token_id is not None:
             first = tf.gather(values, row_starts)
-            lost = (cut_lengths < lengths) & (cut_lengths > 1) & (first == self.start_id)
-            token_ids = tf.where(lost[:, None] & (column == 0), self.start_id, token_ids)
+            lost = (cut_lengths < lengths) & (cut_lengths > 1) & (first == self.bos_token_id)
+            token_ids = tf.where(lost[:, None] & (column == 0), self.bos_token_id, token_ids)
         empty = (lengths == 0)[:, None]
         token_ids = tf.where(empty, self._first_id, token_ids)
         lengths = tf.maximum(cut_lengths, 1)
@@ -257,7 +257,9 @@ class GraphGenerator:
     @property
     def _first_id(self) -> int:
         """The id that an empty prompt starts with."""
-        return self.start_id if self.start_id is not None else (self.eos_token_id or (0,))[0]
+        return (
+            self.bos_token_id if self.bos_token_id is not None else (self.eos_token_id or (0,))[0]
+        )
 
     def score_texts(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return (sum of the tokens' log-probabilities float32 [B], scored tokens int32 [B]).
@@ -266,8 +268,8 @@ class GraphGenerator:
         the first token is not scored. Of a text longer than the context the beginning is scored.
         """
         ids = self.tokenizer.tokenize(serving_graph.replace_invalid_utf8(texts))
-        if self.start_id is not None:
-            start = tf.fill([ids.nrows(), 1], self.start_id)
+        if self.bos_token_id is not None:
+            start = tf.fill([ids.nrows(), 1], self.bos_token_id)
             ids = tf.concat([tf.RaggedTensor.from_tensor(start), ids], axis=1)
         ids = ids[:, : self.context]
         lengths = tf.cast(ids.row_lengths(), tf.int32)

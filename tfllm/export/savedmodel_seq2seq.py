@@ -32,7 +32,12 @@ import tensorflow as tf
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.export import request_settings
-from tfllm.export.artifact import beam_width, context_length, decoder_start_id, default_num_beams
+from tfllm.export.artifact import (
+    beam_width,
+    context_length,
+    default_num_beams,
+    get_decoder_start_token_id,
+)
 from tfllm.export.profile import Profile
 from tfllm.export.request_settings import BEAM_SETTINGS, SAMPLING_SETTINGS
 from tfllm.generation import beam_decoding, loop
@@ -199,7 +204,7 @@ class GraphSeq2SeqGenerator:
         self.prefix = getattr(checkpoint.task, "prefix", "")
         self.context = context_length(checkpoint, profile)
         self.max_source_length = min(self.context, checkpoint.task.source_length)  # type: ignore[attr-defined]
-        self.start_id = decoder_start_id(checkpoint)
+        self.decoder_start_token_id = get_decoder_start_token_id(checkpoint)
         self.config = checkpoint_config(checkpoint).model_copy(
             update={
                 "eos_token_id": tuple(checkpoint.eos_token_id),
@@ -250,7 +255,7 @@ class GraphSeq2SeqGenerator:
         # With beams the flags are exactly what the settings need.
         flags = graph_flags(self.config.model_copy(update={"num_beams": 2}))
         flags |= replace(graph_flags(generation_config(temperature=1.0)), token_ranges=self.known)
-        start = tf.fill([tf.shape(requested)[0], 1], self.start_id)
+        start = tf.fill([tf.shape(requested)[0], 1], self.decoder_start_token_id)
         result = loop.generate(
             self.model, start, tf.ones_like(requested), batched, flags, most_new,
             source=self._encode(token_ids, lengths),
@@ -272,7 +277,7 @@ class GraphSeq2SeqGenerator:
         """Return the best of the beams, with BEAM_SETTINGS, each [B]."""
         config = self.config.model_copy(update={"num_beams": self.num_beams, "temperature": 0.0})
         batched, most_new, requested = self._batched_config(settings, config)
-        start = tf.fill([tf.shape(requested)[0], 1], self.start_id)
+        start = tf.fill([tf.shape(requested)[0], 1], self.decoder_start_token_id)
         has_coverage = config.coverage_penalty > 0
         beams = beam_decoding.generate(
             self.model, start, tf.ones_like(requested), batched,

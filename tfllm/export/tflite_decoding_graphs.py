@@ -237,7 +237,7 @@ def loop_function(
     most_new: int,
     config: GenerationConfig,
     known: tuple[tuple[int, int], ...],
-    start_id: int = 0,
+    decoder_start_token_id: int = 0,
 ) -> Any:
     """Return the concrete function `generate`.
 
@@ -253,7 +253,7 @@ def loop_function(
         most_new: N.
         config: The settings that are not LOOP_SETTINGS, eos tokens among them.
         known: Ranges of ids that may be generated.
-        start_id: First target token of encoder-decoders.
+        decoder_start_token_id: First target token of encoder-decoders.
     """
     types = batched_config_specs()._asdict()
     specs = {
@@ -274,7 +274,10 @@ def loop_function(
         source: encoder_outputs.MaybeEncoderOutput = encoder_outputs.NO_SOURCE
         if encoder_outputs.reads_source(decoder):
             source = encoder_outputs.encode(decoder, token_ids, lengths)
-            token_ids, lengths = tf.fill([batch_size, 1], start_id), tf.ones([batch_size], tf.int32)
+            token_ids, lengths = (
+                tf.fill([batch_size, 1], decoder_start_token_id),
+                tf.ones([batch_size], tf.int32),
+            )
         limit = lengths + tf.minimum(max_new_tokens, most_new)
         settings = tf.nest.map_structure(tf.constant, batched)._replace(max_length=limit, **rows)
         result = loop.generate(

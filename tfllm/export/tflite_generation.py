@@ -26,7 +26,7 @@ from tfllm.export import (
 from tfllm.export.artifact import (
     Check,
     context_length,
-    decoder_start_id,
+    get_decoder_start_token_id,
     is_seq2seq,
     variables_module,
     weight_bytes_check,
@@ -143,8 +143,8 @@ def _seq2seq_functions(checkpoint: Checkpoint, profile: Profile) -> dict[str, An
     most_new = min(own.max_new_tokens, context - 1)
     known = valid_id_ranges(checkpoint.tokenizer.target, model.vocabulary_size)
     length = min(profile.prompt_length, source_length)
-    start_id = decoder_start_id(checkpoint)
-    return _loop_functions(profile, model, length, most_new, config, known, start_id)
+    start_token_id = get_decoder_start_token_id(checkpoint)
+    return _loop_functions(profile, model, length, most_new, config, known, start_token_id)
 
 
 def _loop_functions(
@@ -154,13 +154,13 @@ def _loop_functions(
     most_new: int,
     config: GenerationConfig,
     known: TokenRanges,
-    start_id: int = 0,
+    decoder_start_token_id: int = 0,
 ) -> dict[str, Any]:
     """Return a whole-loop signature for each batch size."""
     name = tflite_decoding_graphs.GENERATE
     return {
         name if size == 1 else f"{name}_batch_{size}": tflite_decoding_graphs.loop_function(
-            model, size, prompt_length, most_new, config, known, start_id
+            model, size, prompt_length, most_new, config, known, decoder_start_token_id
         )
         for size in sorted(set(profile.batch_sizes))
     }

@@ -117,9 +117,9 @@ class Seq2SeqGenerator(TextGenerator):
         return min(window, getattr(self.checkpoint.task, "source_length", window))
 
     @property
-    def start_id(self) -> int:
+    def decoder_start_token_id(self) -> int:
         """The decoder's first token: as the task was trained, else as the checkpoint says."""
-        task_start = getattr(self.checkpoint.task, "start_id", None)
+        task_start = getattr(self.checkpoint.task, "decoder_start_token_id", None)
         start = self.checkpoint.decoder_start_token_id if task_start is None else task_start
         assert start is not None
         return start
@@ -142,7 +142,7 @@ class Seq2SeqGenerator(TextGenerator):
         assert isinstance(self.engine.decoder, EncoderDecoder)
         targets = [text.token_ids for text in texts]
         sources = [self.encode_prompt(text.prompt, None, truncate) for text in texts]
-        return alignments(self.engine.decoder, self.start_id, sources, targets)
+        return alignments(self.engine.decoder, self.decoder_start_token_id, sources, targets)
 
     def _decoder(self, checkpoint: Checkpoint) -> EncoderDecoder:
         return get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
@@ -153,11 +153,14 @@ class Seq2SeqGenerator(TextGenerator):
     def _prompts_and_sources(
         self, ids: Sequence[Ids]
     ) -> tuple[Sequence[Ids], Sequence[Ids] | None]:
-        return [[self.start_id] for _ in ids], ids
+        return [[self.decoder_start_token_id] for _ in ids], ids
 
 
 def alignments(
-    model: EncoderDecoder, start_id: int, sources: Sequence[Ids], targets: Sequence[Ids]
+    model: EncoderDecoder,
+    decoder_start_token_id: int,
+    sources: Sequence[Ids],
+    targets: Sequence[Ids],
 ) -> list[np.ndarray]:
     """`Seq2SeqGenerator.alignments` for token ids of sources and targets."""
     results = []
@@ -169,7 +172,7 @@ def alignments(
         source = encoder_outputs.encode(
             model, tf.constant([list(source_ids)]), tf.constant([len(source_ids)])
         )
-        token_ids = tf.constant([[start_id, *target_ids[:-1]]])
+        token_ids = tf.constant([[decoder_start_token_id, *target_ids[:-1]]])
         positions = tf.range(token_ids.shape[1])[None]
         decoder = encoder_outputs.with_encoder_output(model, source, weights)
         decoder(token_ids, positions, positions[:, None] <= positions[:, :, None])

@@ -93,6 +93,6 @@ def exported_generator(
         tokenizer=load_tokenizer(folder),
         config=config,
         eos_token_id=tuple(description.get("eos_token_id", ())),
-        decoder_start_token_id=description.get("start_id"),
+        decoder_start_token_id=description.get("decoder_start_token_id"),
         generation_config=description.get("generation", {}),
     )

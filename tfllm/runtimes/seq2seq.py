@@ -111,7 +111,9 @@ class ScoringSeq2SeqPredictor(Seq2SeqPredictor):
         """
         assert self.log_probs is not None
         assert isinstance(self.checkpoint.task, Seq2Seq)
-        task = self.checkpoint.task.with_start_id(self.checkpoint.decoder_start_token_id)
+        task = self.checkpoint.task.with_decoder_start_token_id(
+            self.checkpoint.decoder_start_token_id
+        )
         first = [{**example, "target": targets_of(example)[0]} for example in examples]
         scores = [{"log_probability": 0.0, "token_count": 0, "correct": 0} for _ in examples]
         if not any(source_of(e).strip() and e["target"].strip() for e in first):

@@ -143,7 +143,7 @@ class Task(Settings):
         """Return a copy in which unset settings (labels) are those of the training examples."""
         return self
 
-    def with_start_id(self, start_id: int | None) -> Task:
+    def with_decoder_start_token_id(self, decoder_start_token_id: int | None) -> Task:
         """Return a copy whose decoder starts with this token, where the settings name none."""
         return self
 

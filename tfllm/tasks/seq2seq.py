@@ -67,7 +67,7 @@ class Seq2Seq(NextToken):
     tag. An example's own field `prefix` replaces it."""
     profile: Literal["translate", "summarize"] | None = None
     """The name that exported signatures have beside the usual ones."""
-    start_id: int | None = None
+    decoder_start_token_id: int | None = None
     """The decoder's first token; unset: what the checkpoint says."""
     objective: ObjectiveName | None = None
     """Learns from plain texts, a prepared corpus or a file: `span_corruption`, to fill in what is
@@ -124,11 +124,11 @@ class Seq2Seq(NextToken):
         """Tokens of a source at most."""
         return self.max_source_length or self.max_length
 
-    def with_start_id(self, start_id: int | None) -> Seq2Seq:
+    def with_decoder_start_token_id(self, decoder_start_token_id: int | None) -> Seq2Seq:
         """Return a copy whose rows begin with this token, where the settings name none."""
-        if self.start_id is not None or start_id is None:
+        if self.decoder_start_token_id is not None or decoder_start_token_id is None:
             return self
-        return self.model_copy(update={"start_id": start_id})
+        return self.model_copy(update={"decoder_start_token_id": decoder_start_token_id})
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
         """Raw scores float32 [B, T, V]."""
@@ -222,13 +222,15 @@ class Seq2Seq(NextToken):
         return seq2seq_features.with_pairs(features, replace(pairs, draw=(seed, epoch)))
 
     def _start(self, tokenizer: Tokenizer) -> int:
-        start_id = tokenizer.target.pad_token_id if self.start_id is None else self.start_id
-        if start_id is None:
+        start = self.decoder_start_token_id
+        if start is None:
+            start = tokenizer.target.pad_token_id
+        if start is None:
             raise SettingError(
-                "task.start_id: the vocabulary has no padding token, which targets usually begin "
-                "with. Give the id of a token that a target begins with."
+                "task.decoder_start_token_id: the vocabulary has no padding token, which targets "
+                "usually begin with. Give the id of a token that a target begins with."
             )
-        return start_id
+        return start
 
     def _targets(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
         """Ids of every target, int32 [T_i], end token included. Where `truncate` cuts one, the last

@@ -91,7 +91,7 @@ def build_model(
         if recipe.model.family
         else _load(recipe, task)
     )
-    task = checkpoint.task.with_start_id(checkpoint.decoder_start_token_id)
+    task = checkpoint.task.with_decoder_start_token_id(checkpoint.decoder_start_token_id)
     generation = {**checkpoint.generation_config, **recipe.evaluate.generation.to_huggingface()}
     checkpoint = dataclasses.replace(checkpoint, task=task, generation_config=generation)
     if recipe.model.lora is None:

@@ -249,7 +249,7 @@ def scored_rows(
     checkpoint: Checkpoint, profile: Profile, texts: TextsByLanguage
 ) -> dict[str, TokenRows]:
     """Return rows of at least two token ids of texts, each with the start token if there is one."""
-    start = _start_ids(checkpoint)
+    start = _bos_ids(checkpoint)
     width = min(SCORED_ROW, context_length(checkpoint, profile)) - len(start)
     rows_of: dict[str, TokenRows] = {}
     for name, some in texts.items():
@@ -279,20 +279,20 @@ def prompts_of_lengths(checkpoint: Checkpoint, profile: Profile, texts: Sequence
     joined = " ".join([*texts[:50], *ASCII_SENTENCES, CONTEXT])
     longest = profile.prompt_length or context_length(checkpoint, profile)
     ids = checkpoint.tokenizer.encode_ids([joined], add_special_tokens=False)[0]
-    ids = [*_start_ids(checkpoint), *ids * -(-longest // max(1, len(ids)))]
+    ids = [*_bos_ids(checkpoint), *ids * -(-longest // max(1, len(ids)))]
     lengths = (2, 5, 23, 90, longest - 3)
     return [ids[:length] for length in sorted({n for n in lengths if 1 <= n < longest})]
 
 
-def _start_ids(checkpoint: Checkpoint) -> list[int]:
-    start_id = checkpoint.tokenizer.bos_token_id
-    return [] if start_id is None else [start_id]
+def _bos_ids(checkpoint: Checkpoint) -> list[int]:
+    bos_token_id = checkpoint.tokenizer.bos_token_id
+    return [] if bos_token_id is None else [bos_token_id]
 
 
 def _encode_with_start(checkpoint: Checkpoint, text: str) -> list[int]:
     """Return a text's token ids, the start token first where there is one."""
     ids = checkpoint.tokenizer.encode_ids([text], add_special_tokens=False)[0]
-    return [*_start_ids(checkpoint), *ids]
+    return [*_bos_ids(checkpoint), *ids]
 
 
 def _fit_context(checkpoint: Checkpoint, profile: Profile, text: str) -> str:

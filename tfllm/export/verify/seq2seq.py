@@ -18,8 +18,8 @@ from tfllm.export.artifact import (
     at_least,
     at_most,
     beam_width,
-    decoder_start_id,
     default_num_beams,
+    get_decoder_start_token_id,
 )
 from tfllm.export.profile import Profile
 from tfllm.export.verify import divergence
@@ -228,7 +228,7 @@ def check_scores(
 ) -> Iterator[Check]:
     """Check perplexity, KL divergence and the most likely next tokens of given targets."""
     file, target_tokenizer = predictor.generator, generator.tokenizer.target
-    start_id = decoder_start_id(checkpoint)
+    start_token_id = get_decoder_start_token_id(checkpoint)
     longest = min(SCORED_ROW, file.engine.limits.max_sequence_length - 1)
     vocabulary_size = checkpoint.config.vocabulary_size
     vocabulary = divergence.Vocabulary(target_tokenizer, vocabulary_size)
@@ -243,7 +243,7 @@ def check_scores(
             if not ids:
                 continue
             source_ids = generator.tokenizer.encode(source, max_length=file.max_source_length).ids
-            inputs = [start_id, *ids[:-1]]
+            inputs = [start_token_id, *ids[:-1]]
             expected = _logits(checkpoint, source_ids, inputs)
             score.add(expected, predictor.logits(source_ids, inputs), ids, vocabulary)
     yield from divergence.check_token_scores(profile, scores, vocabulary_size)
@@ -257,7 +257,7 @@ def check_samples(
     pairs: PairsByLanguage,
 ) -> Check:
     """Check the KL divergence of a file that gives no logits, by the texts that it samples."""
-    start_id = decoder_start_id(checkpoint)
+    start_token_id = get_decoder_start_token_id(checkpoint)
     room = min(SAMPLED_NEW_TOKENS, file.engine.limits.max_sequence_length - 1)
     sources = [
         generator.tokenizer.encode(source, max_length=file.max_source_length).ids
@@ -271,10 +271,10 @@ def check_samples(
         config = file.generation_config(
             max_new_tokens=room, num_beams=1, num_return_sequences=1, temperature=1.0, seed=seed
         )
-        (text,) = file.engine.generate([[start_id]], config, sources=[source])
+        (text,) = file.engine.generate([[start_token_id]], config, sources=[source])
         if text.ids:
             log_probs = vocabulary.log_softmax(
-                _logits(checkpoint, source, [start_id, *text.ids[:-1]])
+                _logits(checkpoint, source, [start_token_id, *text.ids[:-1]])
             )
             expected.append(log_probs[np.arange(len(text.ids)), text.ids])
             actual.append(text.log_probabilities)

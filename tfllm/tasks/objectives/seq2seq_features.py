@@ -75,7 +75,7 @@ class Seq2SeqFeatures(Features):
     `token_ids` and `padding_mask` int32 [B, T]; S is the next length of `data.batching.ladder`."""
 
     pairs: Sequence[Pair] = ()
-    start_id: int = 0
+    decoder_start_token_id: int = 0
     source_pad_id: int | None = None
 
     @property
@@ -89,7 +89,7 @@ class Seq2SeqFeatures(Features):
         """Return a batch as `Features.batch` does, with every pair computed once."""
         pairs = [self.pairs[row] for row in rows]
         sources = [source for source, _ in pairs]
-        read = [shift_right(target, self.start_id) for _, target in pairs]
+        read = [shift_right(target, self.decoder_start_token_id) for _, target in pairs]
         source_length = bucket_length(max(map(len, sources)))
         if length is None:
             length = max(map(len, read))
@@ -106,16 +106,16 @@ class Seq2SeqFeatures(Features):
         return inputs, pad_arrays([target for _, target in pairs], length, IGNORED)
 
 
-def shift_right(target: np.ndarray, start_id: int) -> np.ndarray:
+def shift_right(target: np.ndarray, decoder_start_token_id: int) -> np.ndarray:
     """Return the decoder's input for a target: int32 [T], or [1] of an empty target."""
-    return np.concatenate([[start_id], target[:-1]]).astype(np.int32)
+    return np.concatenate([[decoder_start_token_id], target[:-1]]).astype(np.int32)
 
 
 def build_features(
     pairs: Sequence[Pair],
     lengths: np.ndarray,
     source_lengths: np.ndarray,
-    start_id: int,
+    decoder_start_token_id: int,
     tokenizer: Tokenizer,
     *,
     example: np.ndarray | None = None,
@@ -128,7 +128,7 @@ def build_features(
         pairs: Sources and targets, end tokens included.
         lengths: Tokens of the targets: int [rows].
         source_lengths: Tokens of the sources: int [rows].
-        start_id: The decoder's first token.
+        decoder_start_token_id: The decoder's first token.
         tokenizer: The model's tokenizer.
         example: The index of the example that each row came from: int [rows].
         targets: Whether the targets are given.
@@ -146,7 +146,7 @@ def build_features(
         row_lengths=np.maximum(lengths, 1),
         source_lengths=source_lengths,
         digest=digest,
-        start_id=start_id,
+        decoder_start_token_id=decoder_start_token_id,
         source_pad_id=tokenizer.pad_token_id,
     )
     return with_pairs(features, pairs)
@@ -154,10 +154,10 @@ def build_features(
 
 def with_pairs(features: Seq2SeqFeatures, pairs: Sequence[Pair]) -> Seq2SeqFeatures:
     """Return the features with other pairs of the same lengths."""
-    count, start_id = len(pairs), features.start_id
+    count, decoder_start_token_id = len(pairs), features.decoder_start_token_id
     return replace(
         features,
         pairs=pairs,
-        token_ids=LazyArrays(count, lambda row: shift_right(pairs[row][1], start_id)),
+        token_ids=LazyArrays(count, lambda row: shift_right(pairs[row][1], decoder_start_token_id)),
         targets=None if features.targets is None else LazyArrays(count, lambda row: pairs[row][1]),
     )
