@@ -14,7 +14,6 @@ import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfllm.checkpoints.base import Checkpoint
-from tfllm.export import warmup_requests
 from tfllm.export.artifact import Check, at_least, at_most, context_length, report
 from tfllm.export.profile import Profile
 from tfllm.export.verify import divergence
@@ -26,11 +25,12 @@ from tfllm.export.verify.common import (
     SCORED_ROW,
     SCORED_TOKENS,
     SINGLE_REQUESTS,
-    as_json,
     check_imports,
-    equal_items,
+    compare_texts,
     equal_or_reported,
+    generate_request,
     run_savedmodel,
+    warmup_as_json,
 )
 from tfllm.export.verify.divergence import TokenScores
 from tfllm.export.verify.sample_texts import (
@@ -68,30 +68,27 @@ def check_savedmodel(
     texts, scored_texts = texts_to_compare(examples)
     prompts = sample_prompts(texts)
     greedy = [
-        _generate_request(prompts[start : start + BATCH_SIZE])
+        generate_request(prompts[start : start + BATCH_SIZE])
         for start in range(0, len(prompts), BATCH_SIZE)
     ]
     few = prompts[:SINGLE_REQUESTS]
-    sampled = [_generate_request(few, sampled=True)]
-    sampled += [_generate_request([text], sampled=True, seed=i) for i, text in enumerate(few)]
+    sampled = [generate_request(few, sampled=True)]
+    sampled += [generate_request([text], sampled=True, seed=i) for i, text in enumerate(few)]
     short_texts = [_fit_context(checkpoint, profile, text) for text in texts[:BATCH_SIZE]]
     score = {"signature": "score", "inputs": {"text": short_texts}}
-    warmup = list(warmup_requests.build_requests(signatures, profile.warmup_batch_sizes))
-    warmup_inputs = [{"signature": r.signature, "inputs": as_json(r.inputs)} for r in warmup]
-    requests = [*greedy, *sampled, score, *warmup_inputs]
-    result = run_savedmodel(directory, requests, xla=profile.xla)
+    warmup = warmup_as_json(signatures, profile)
+    result = run_savedmodel(directory, [*greedy, *sampled, score, *warmup], xla=profile.xla)
     yield check_imports(result, profile.xla)
     outputs = iter(result["outputs"])
 
     actual = [text for _ in greedy for text in next(outputs)["text"]]
-    equal = equal_items(actual, _greedy_texts(generator, prompts))
-    yield equal_or_reported(f"equal greedy texts of {len(prompts)} prompts", equal, profile)
+    name = f"equal greedy texts of {len(prompts)} prompts"
+    yield compare_texts(name, actual, _greedy_texts(generator, prompts), profile)
     batched = next(outputs)["text"]
     single = [next(outputs)["text"][0] for _ in few]
-    equal = equal_items(batched, single)
-    yield equal_or_reported("equal sampled texts, single and batched", equal, profile)
-    equal = equal_items(batched, _sampled_texts(generator, sampled[0]))
-    yield equal_or_reported("equal sampled texts to the checkpoint", equal, profile)
+    yield compare_texts("equal sampled texts, single and batched", batched, single, profile)
+    own = _sampled_texts(generator, sampled[0])
+    yield compare_texts("equal sampled texts to the checkpoint", batched, own, profile)
     scores = next(outputs)
     yield at_least("warm-up requests answered", len(list(outputs)), len(warmup))
 
@@ -156,8 +153,7 @@ def check_tflite(
         [text.ids for text in which.generate(rows[:2], sampling)]
         for which in (generator.engine, engine)
     )
-    equal = equal_items(expected_ids, actual_ids)
-    yield equal_or_reported("equal sampled tokens", equal, profile)
+    yield compare_texts("equal sampled tokens", actual_ids, expected_ids, profile)
     yield report_speed(engine, (1,), min(SPEED_PROMPT, profile.prompt_length or SPEED_PROMPT))
 
 
@@ -202,8 +198,7 @@ def check_samples(
     for prompt, text in zip(prompts, engine.generate(prompts, configs), strict=True):
         if text.ids:
             logits = _logits(checkpoint, np.array([[*prompt, *text.ids[:-1]]], np.int32))[0]
-            log_probs = vocabulary.log_softmax(logits[len(prompt) - 1 :])
-            expected.append(log_probs[np.arange(len(text.ids)), text.ids])
+            expected.append(vocabulary.token_log_probs(logits[len(prompt) - 1 :], text.ids))
             actual.append(text.log_probabilities)
     return divergence.check_sampled_tokens(profile, actual, expected)
 
@@ -307,23 +302,6 @@ def _logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
     model = checkpoint.model
     return np.asarray(model({name: inputs[name] for name in model.input}, training=False))
-
-
-def _generate_request(
-    prompts: Sequence[str], sampled: bool = False, seed: int = 0
-) -> dict[str, Any]:
-    """Return a request of `generate`; row n of a sampled one has the seed `seed` + n."""
-    rows = len(prompts)
-    settings = SAMPLING if sampled else {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    return {
-        "signature": "generate",
-        "inputs": {
-            "prompt": list(prompts),
-            "max_new_tokens": [NEW_TOKENS] * rows,
-            **{name: [value] * rows for name, value in settings.items()},
-            "seed": [seed + row if sampled else 0 for row in range(rows)],
-        },
-    }
 
 
 def _config(generator: TextGenerator, **fields: Any) -> GenerationConfig:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import CheckFailed
+from tfllm.export import warmup_requests
 from tfllm.export.artifact import Check, at_least, report
 from tfllm.export.profile import Profile
 
@@ -140,9 +141,41 @@ def equal_or_reported(
     return report(name, f"{fraction:.4g}")
 
 
+def compare_texts(
+    name: str, actual: Sequence[Any], expected: Sequence[Any], profile: Profile
+) -> Check:
+    """Check that texts, or rows of token ids, are equal; see `equal_or_reported`."""
+    return equal_or_reported(name, equal_items(actual, expected), profile)
+
+
 def equal_items(a: Sequence[Any], b: Sequence[Any]) -> list[bool]:
     """Return whether the items at each position are equal; the lengths must be."""
     return [x == y for x, y in zip(a, b, strict=True)]
+
+
+def generate_request(
+    prompts: Sequence[str], sampled: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """Return a request of `generate`; row n of a sampled one has the seed `seed` + n."""
+    rows = len(prompts)
+    settings = SAMPLING if sampled else {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+    return {
+        "signature": "generate",
+        "inputs": {
+            "prompt": list(prompts),
+            "max_new_tokens": [NEW_TOKENS] * rows,
+            **{name: [value] * rows for name, value in settings.items()},
+            "seed": [seed + row if sampled else 0 for row in range(rows)],
+        },
+    }
+
+
+def warmup_as_json(
+    signatures: warmup_requests.SignatureDefs, profile: Profile
+) -> list[dict[str, Any]]:
+    """Return the warm-up requests as `run_savedmodel` takes them."""
+    requests = warmup_requests.build_requests(signatures, profile.warmup_batch_sizes)
+    return [{"signature": r.signature, "inputs": as_json(r.inputs)} for r in requests]
 
 
 def max_abs_difference(expected: Sequence[np.ndarray], actual: Sequence[Any]) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tfllm.errors import CheckFailed
 from tfllm.export.artifact import Check, at_least, at_most, report
@@ -39,6 +40,10 @@ class Vocabulary:
     def log_softmax(self, logits: np.ndarray) -> np.ndarray:
         """Return log-probabilities float64 [..., V] over the ids that have a token."""
         return log_softmax(np.where(self.known, logits, MASKED))
+
+    def token_log_probs(self, logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+        """Return the log-probability float64 [N] of each id under its row of logits [N, V]."""
+        return self.log_softmax(logits)[np.arange(len(ids)), ids]
 
 
 @dataclass
@@ -177,7 +182,7 @@ def _describe(score: TokenScores) -> str:
 
 
 def check_sampled_tokens(
-    profile: Profile, actual: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]
+    profile: Profile, actual: Sequence[ArrayLike], expected: Sequence[ArrayLike]
 ) -> Check:
     """Check the estimated KL divergence of a file that only generates.
 

@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.evaluation.harness import evaluate, headline
-from tfllm.export import tflite_text_input, warmup_requests
+from tfllm.export import tflite_text_input
 from tfllm.export.artifact import Check, at_least, at_most
 from tfllm.export.profile import Profile
 from tfllm.export.verify import divergence
@@ -29,6 +29,7 @@ from tfllm.export.verify.common import (
     check_imports,
     max_abs_difference,
     run_savedmodel,
+    warmup_as_json,
 )
 from tfllm.export.verify.sample_texts import passage_examples, sentence_examples
 from tfllm.runtimes.checkpoint import open_checkpoint
@@ -58,13 +59,12 @@ def check_savedmodel(
     texts = {name: [_text(example, name) for example in compared] for name in names}
     inputs, counted = zip(*_token_batches(reference, compared), strict=True)
     token_names = list(signatures["tokens"].inputs)  # some families have no segment_ids
-    warmup = list(warmup_requests.build_requests(signatures, profile.warmup_batch_sizes))
+    warmup = warmup_as_json(signatures, profile)
     requests = [{"signature": "serving_default", "inputs": texts}]
     for batch in inputs:
         given = as_json({name: batch[name] for name in token_names})
         requests.append({"signature": "tokens", "inputs": given})
-    requests += [{"signature": r.signature, "inputs": as_json(r.inputs)} for r in warmup]
-    result = run_savedmodel(directory, requests)
+    result = run_savedmodel(directory, [*requests, *warmup])
     yield check_imports(result)
     outputs = [as_arrays(output) for output in result["outputs"]]
     answers = [

@@ -12,7 +12,6 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.evaluation.harness import evaluate
-from tfllm.export import warmup_requests
 from tfllm.export.artifact import (
     Check,
     at_least,
@@ -32,11 +31,13 @@ from tfllm.export.verify.common import (
     SCORED_ROW,
     SCORED_TOKENS,
     SINGLE_REQUESTS,
-    as_json,
     check_imports,
+    compare_texts,
     equal_items,
     equal_or_reported,
+    generate_request,
     run_savedmodel,
+    warmup_as_json,
 )
 from tfllm.export.verify.sample_texts import PASSAGES, SENTENCES
 from tfllm.generation.config import GenerationConfig
@@ -66,24 +67,25 @@ def check_savedmodel(
     texts = sources_of(examples)
     batches = [texts[start : start + BATCH_SIZE] for start in range(0, len(texts), BATCH_SIZE)]
     few = texts[:SINGLE_REQUESTS]
-    warmup = list(warmup_requests.build_requests(signatures, profile.warmup_batch_sizes))
+    warmup = warmup_as_json(signatures, profile)
     result = run_savedmodel(
         directory,
         [
             *(_request("serving_default", batch) for batch in batches),
             *(_request("serving_default", [text]) for text in few),
-            _sampled_request(few),
-            *(_sampled_request([text], seed) for seed, text in enumerate(few)),
+            generate_request(few, sampled=True),
+            *(generate_request([text], sampled=True, seed=i) for i, text in enumerate(few)),
             _beam_request(few),
-            *({"signature": r.signature, "inputs": as_json(r.inputs)} for r in warmup),
+            *warmup,
         ],
     )
     yield check_imports(result)
     outputs = iter(result["outputs"])
     default = _join_outputs(outputs, len(batches))
     yield from _check_default_texts(checkpoint, generator, profile, texts, default)
-    equal = equal_items(_join_outputs(outputs, len(few))["text"], default["text"][: len(few)])
-    yield equal_or_reported("equal texts, single and batched", equal, profile)
+    single = _join_outputs(outputs, len(few))["text"]
+    batched = default["text"][: len(few)]
+    yield compare_texts("equal texts, single and batched", single, batched, profile)
     batched, single = next(outputs)["text"], _join_outputs(outputs, len(few))["text"]
     yield from _check_sampled_texts(generator, profile, few, batched, single)
     beams = beam_width(checkpoint, profile)
@@ -91,8 +93,8 @@ def check_savedmodel(
         _text(generator, text, num_beams=beams, length_penalty=_length_penalty(row))
         for row, text in enumerate(few)
     ]
-    equal = equal_items(next(outputs)["text"], searched)
-    yield equal_or_reported(f"equal texts with {beams} beams", equal, profile)
+    name = f"equal texts with {beams} beams"
+    yield compare_texts(name, next(outputs)["text"], searched, profile)
     yield at_least("warm-up requests answered", len(list(outputs)), len(warmup))
     yield from check_scores(
         checkpoint, generator, profile, open_model(directory), pairs_of(examples)
@@ -135,11 +137,9 @@ def _check_sampled_texts(
     single: Sequence[str],
 ) -> Iterator[Check]:
     """Check sampled texts of one batch against those of single requests and the checkpoint's."""
-    equal = equal_items(batched, single)
-    yield equal_or_reported("equal sampled texts, single and batched", equal, profile)
+    yield compare_texts("equal sampled texts, single and batched", batched, single, profile)
     own = [_text(generator, text, seed=seed, **SAMPLING) for seed, text in enumerate(sources)]
-    equal = equal_items(batched, own)
-    yield equal_or_reported("equal sampled texts to the checkpoint", equal, profile)
+    yield compare_texts("equal sampled texts to the checkpoint", batched, own, profile)
 
 
 def check_tflite(
@@ -168,8 +168,8 @@ def check_tflite(
             [text.text for text in which.generate_from_ids(ids, config)]
             for which in (file, generator)
         )
-        equal = equal_items(actual, expected)
-        yield equal_or_reported(f"equal {name} texts of {len(ids)} sources", equal, profile)
+        label = f"equal {name} texts of {len(ids)} sources"
+        yield compare_texts(label, actual, expected, profile)
     if examples:
         yield check_bleu(checkpoint, profile, directory, examples)
 
@@ -273,10 +273,8 @@ def check_samples(
         )
         (text,) = file.engine.generate([[start_token_id]], config, sources=[source])
         if text.ids:
-            log_probs = vocabulary.log_softmax(
-                _logits(checkpoint, source, [start_token_id, *text.ids[:-1]])
-            )
-            expected.append(log_probs[np.arange(len(text.ids)), text.ids])
+            logits = _logits(checkpoint, source, [start_token_id, *text.ids[:-1]])
+            expected.append(vocabulary.token_log_probs(logits, text.ids))
             actual.append(text.log_probabilities)
     return divergence.check_sampled_tokens(profile, actual, expected)
 
@@ -305,14 +303,6 @@ def _text(generator: Seq2SeqGenerator, source: str, **settings: Any) -> str:
 
 def _request(signature: str, prompts: Sequence[str], **settings: list[Any]) -> dict[str, Any]:
     return {"signature": signature, "inputs": {"prompt": list(prompts), **settings}}
-
-
-def _sampled_request(prompts: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Return a request of `generate`, in which row n has the seed `seed` + n."""
-    rows = len(prompts)
-    settings: dict[str, list[Any]] = {name: [value] * rows for name, value in SAMPLING.items()}
-    settings["seed"] = [seed + row for row in range(rows)]
-    return _request("generate", prompts, max_new_tokens=[NEW_TOKENS] * rows, **settings)
 
 
 def _beam_request(prompts: Sequence[str]) -> dict[str, Any]:
