@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tfllm import config
 from tfllm.checkpoints.base import Checkpoint
@@ -18,6 +17,7 @@ from tfllm.evaluation.harness import check_labels
 from tfllm.export import litertlm, mediapipe, savedmodel, tflite
 from tfllm.export.artifact import Artifact, Check, Target, file_sizes
 from tfllm.export.profile import Profile, profile_names, profile_path
+from tfllm.runtimes.protocols import Example
 
 __all__ = ["TARGETS", "Artifact", "Check", "Profile", "export", "load_profile", "profile_names"]
 
@@ -48,7 +48,7 @@ def export(
     checkpoint: Checkpoint,
     profile: Profile,
     output: str | Path,
-    examples: Sequence[dict[str, Any]] = (),
+    examples: Sequence[Example] = (),
     on_check: Callable[[Check], None] | None = None,
 ) -> Artifact:
     """Write an artifact, check it, and move it to `output` only when every check has passed.
@@ -101,7 +101,7 @@ def _run_checks(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Yield the checks of the files, and, where those passed, of the artifact's outputs."""
     file_checks = target.check_files(checkpoint, profile, directory)

@@ -16,6 +16,12 @@ from tfllm.errors import SettingError
 from tfllm.export.profile import DEFAULT_NUM_BEAMS, MAX_DEFAULT_CONTEXT, Profile
 from tfllm.generation.checkpoint_config import checkpoint_config, huggingface_settings
 from tfllm.keras_internals import backend_variable
+from tfllm.runtimes.protocols import Example
+
+Signatures = dict[str, tf.types.experimental.PolymorphicFunction]
+"""Signature name -> a tf.function."""
+ConcreteFunctions = dict[str, tf.types.experimental.ConcreteFunction]
+"""Signature name -> a function of fixed shapes."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Target(Protocol):
         checkpoint: Checkpoint,
         profile: Profile,
         directory: Path,
-        examples: Sequence[dict[str, Any]],
+        examples: Sequence[Example],
     ) -> Iterator[Check]:
         """Run the artifact in the runtime it is for, and yield comparisons with the checkpoint.
 

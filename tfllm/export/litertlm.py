@@ -24,6 +24,7 @@ from tfllm.export.profile import Profile
 from tfllm.export.verify import causal_lm, litertlm_package
 from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
 from tfllm.tokenizers import sentencepiece_proto as proto
+from tfllm.runtimes.protocols import Example
 
 TOKENIZERS = ("bytepair", "sentencepiece", "characters")
 DEFAULT_TOP_K = 64  # of the sampler, where the profile samples without top_k
@@ -145,7 +146,7 @@ def check_outputs(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run the model inside, and the bundle in the litert-lm package where that is installed."""
     yield from causal_lm.check_tflite(checkpoint, profile, directory, examples)

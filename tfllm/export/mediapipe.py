@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import tensorflow as tf
 
@@ -24,6 +23,7 @@ from tfllm.export.profile import Profile
 from tfllm.export.tflite_activation_scaling import ScaledChannels
 from tfllm.export.verify import encoder, mediapipe_package
 from tfllm.export.verify.sample_texts import UNICODE_SENTENCES
+from tfllm.runtimes.protocols import Example
 from tfllm.tasks import TASKS
 
 INPUTS = ("token_ids", "padding_mask", "segment_ids")  # MediaPipe always feeds all three
@@ -92,7 +92,7 @@ def check_outputs(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run the file in ai-edge-litert, and in MediaPipe's own package where that is installed."""
     yield from encoder.check_tflite(checkpoint, profile, directory, examples)
@@ -112,7 +112,9 @@ def report_token_differences(checkpoint: Checkpoint) -> Check:
     )
 
 
-def _concrete_function(checkpoint: Checkpoint, length: int, scaled: ScaledChannels | None) -> Any:
+def _concrete_function(
+    checkpoint: Checkpoint, length: int, scaled: ScaledChannels | None
+) -> tf.types.experimental.ConcreteFunction:
     """Return the graph: INPUTS int32 [1, T] to probabilities [1, C] or an embedding [1, D]."""
     model, task = checkpoint.model, checkpoint.task
     multi_label = getattr(task, "problem", "") == "multi_label"

@@ -160,7 +160,7 @@ class Profile(Settings):
 
     @field_validator("oldest_runtime", mode="before")
     @classmethod
-    def _version_text(cls, value: Any) -> Any:
+    def _version_text(cls, value: object) -> object:
         """YAML reads 2.16 as a number, and 2.20 as the number 2.2."""
         if isinstance(value, float):
             if str(value) in AMBIGUOUS_VERSIONS:

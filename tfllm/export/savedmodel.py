@@ -30,6 +30,7 @@ from tfllm.export import (
 )
 from tfllm.export.artifact import (
     Check,
+    Signatures,
     context_length,
     generates,
     is_causal_lm,
@@ -41,6 +42,7 @@ from tfllm.export.artifact import (
 )
 from tfllm.export.profile import Profile
 from tfllm.export.verify import causal_lm, encoder, seq2seq
+from tfllm.runtimes.protocols import Example
 from tfllm.tasks import METHODS
 from tfllm.tokenizers.base import Tokenizer
 
@@ -122,7 +124,7 @@ def _target_tokenizer(tokenizer: Tokenizer, source_graph: Any) -> Any:
 
 def build_signatures(
     checkpoint: Checkpoint, model: keras.Model, module: tf.Module, profile: Profile
-) -> dict[str, Any]:
+) -> Signatures:
     """Return signature name -> tf.function. Keep `module`, with its tokenizers, alive."""
     tokenizer = module.tokenizer
     if is_seq2seq(checkpoint):
@@ -169,7 +171,7 @@ def check_outputs(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run all signatures in a fresh process, and compare them with the checkpoint."""
     signatures = signature_defs(directory)

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.export import request_settings
-from tfllm.export.artifact import context_length
+from tfllm.export.artifact import Signatures, context_length
 from tfllm.export.profile import Profile
 from tfllm.export.request_settings import SAMPLING_SETTINGS
 from tfllm.generation import cache as caches
@@ -45,7 +45,7 @@ XLA_BUCKET = 64
 
 def build_signatures(
     checkpoint: Checkpoint, model: keras.Model, graph_tokenizer: Any, profile: Profile
-) -> dict[str, Any]:
+) -> Signatures:
     """Return signature name -> tf.function.
 
     Args:
@@ -92,7 +92,7 @@ def build_signatures(
     }
 
 
-def _id_signature(generator: GraphGenerator) -> Any:
+def _id_signature(generator: GraphGenerator) -> tf.types.experimental.PolymorphicFunction:
     """Return the signature from token ids to token ids."""
     ids = [
         tf.TensorSpec([None, None], tf.int32, "token_ids"),

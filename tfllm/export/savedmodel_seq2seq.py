@@ -33,6 +33,7 @@ import tensorflow as tf
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.export import request_settings
 from tfllm.export.artifact import (
+    Signatures,
     beam_width,
     context_length,
     default_num_beams,
@@ -72,7 +73,7 @@ Generate = Callable[..., GeneratedIds]  # of token_ids, lengths and settings
 
 def build_signatures(
     checkpoint: Checkpoint, model: keras.Model, tokenizers: tuple[Any, Any], profile: Profile
-) -> dict[str, Any]:
+) -> Signatures:
     """Return signature name -> tf.function.
 
     Args:
@@ -92,7 +93,7 @@ def build_signatures(
     return signatures
 
 
-def _text_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
+def _text_signatures(generator: GraphSeq2SeqGenerator) -> Signatures:
     """Return the signatures from texts to texts."""
     prompt = serving_graph.text_inputs("prompt")
 
@@ -126,7 +127,7 @@ def _text_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
     return {"serving_default": serve, "generate": generate, "beam": beam}
 
 
-def _id_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
+def _id_signatures(generator: GraphSeq2SeqGenerator) -> Signatures:
     """Return the signatures from token ids to token ids."""
     ids = [
         tf.TensorSpec([None, None], tf.int32, "token_ids"),
@@ -163,7 +164,7 @@ def _id_signatures(generator: GraphSeq2SeqGenerator) -> dict[str, Any]:
     return {"generate_tokens": generate_tokens, "beam_tokens": beam_tokens}
 
 
-def tokens_signature(model: keras.Model) -> Any:
+def tokens_signature(model: keras.Model) -> tf.types.experimental.PolymorphicFunction:
     """Return the signature `tokens`: ids of sources and targets to logits."""
     names = ("source_ids", "source_padding_mask", "token_ids", "padding_mask")
 
@@ -328,7 +329,7 @@ class GraphSeq2SeqGenerator:
         return batched._replace(max_length=limit, **fields), most_new, requested
 
 
-def _as_function(generate: Any, settings: dict[str, np.dtype]) -> Generate:
+def _as_function(generate: Callable[..., GeneratedIds], settings: dict[str, np.dtype]) -> Generate:
     """Return `generate` as one graph function of token_ids, lengths and each setting's tensor."""
 
     @serving_graph.signature(

@@ -14,7 +14,6 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -45,6 +44,7 @@ from tfllm.export.tflite_activation_scaling import ScaledChannels
 from tfllm.export.verify import causal_lm, encoder, seq2seq
 from tfllm.export.verify.sample_texts import sentence_examples
 from tfllm.layers.attention import EXACT_MASK
+from tfllm.runtimes.protocols import Example
 
 # Masked scores share one int8 scale with all others: a large constant would make all of them equal.
 INT8_MASK_VALUE = -30.0
@@ -158,7 +158,7 @@ def calibration_inputs(
     """Return inputs int32 [B, T] of the calibration examples; none where nothing is calibrated."""
     if profile.quantization not in tflite_converter.CALIBRATED:
         return []
-    source: Iterable[dict[str, Any]] = sentence_examples(checkpoint.task)
+    source: Iterable[Example] = sentence_examples(checkpoint.task)
     if profile.calibration.data:
         source = read(profile.calibration.data, profile.data)
     examples = list(islice(source, profile.calibration.examples))
@@ -217,7 +217,7 @@ def check_outputs(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run the file in ai-edge-litert, and compare it with the checkpoint."""
     if is_causal_lm(checkpoint):

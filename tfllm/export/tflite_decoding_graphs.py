@@ -23,11 +23,12 @@ encoder-decoders the token ids are the source.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 from keras import ops
 
+from tfllm.export.artifact import ConcreteFunctions
 from tfllm.generation import cache as caches
 from tfllm.generation import encoder_output as encoder_outputs
 from tfllm.generation import loop, penalties
@@ -62,8 +63,9 @@ class _ScaledLogits:
     It would multiply a constant into the weights, which makes a second matrix of a tied one.
     """
 
-    def logits(self, hidden: Any) -> Any:
-        model: Any = self
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """Return the logits float32 [..., V] of hidden states [..., D]."""
+        model: Any = self  # the Decoder that this is a part of
         zero = tf.minimum(tf.abs(hidden[..., :1]), 0)
         scale = model.config.logits_scale + zero
         return heads.token_logits(hidden, model.config, model.layers, scale)
@@ -76,7 +78,9 @@ class ScaledCrossAttendingDecoder(_ScaledLogits, CrossAttendingDecoder):
 class ScaledEncoderDecoder(_ScaledLogits, EncoderDecoder):
     """An EncoderDecoder whose decoder has scaled logits."""
 
-    def with_encoder_output(self, cross_kv: Any, source_padding_mask: Any) -> Decoder:
+    def with_encoder_output(
+        self, cross_kv: caches.Cache, source_padding_mask: tf.Tensor
+    ) -> Decoder:
         """Return the decoder that attends to these keys and values."""
         return ScaledCrossAttendingDecoder(
             self.family, self.config, self.layers, cross_kv, source_padding_mask
@@ -108,7 +112,7 @@ def step_functions(
     context: int,
     lengths: Sequence[int],
     known: tuple[tuple[int, int], ...] = (),
-) -> dict[str, Any]:
+) -> ConcreteFunctions:
     """Return signature name -> concrete function: a `prefill_N` per length, and `decode`.
 
     Args:
@@ -127,7 +131,7 @@ def step_functions(
 
 def seq2seq_step_functions(
     model: EncoderDecoder, context: int, source_length: int
-) -> dict[str, Any]:
+) -> ConcreteFunctions:
     """Return signature name -> concrete function: `encode` and `decode`."""
     names = source_names(model)
     encode_specs = {
@@ -155,10 +159,10 @@ def source_names(model: EncoderDecoder) -> list[str]:
     return [f"source_{part}_{i}" for i in range(model.num_layers) for part in "kv"]
 
 
-def _with_source(model: Any, inputs: Tensors) -> Decoder:
+def _with_source(model: Decoder | EncoderDecoder, inputs: Tensors) -> Decoder:
     """Return the decoder, attending to the source among the inputs if the model has an encoder."""
     if not encoder_outputs.reads_source(model):
-        return model
+        return cast(Decoder, model)
     flat = [inputs[name] for name in source_names(model)]
     cross_kv = tuple(zip(flat[::2], flat[1::2], strict=True))
     return encoder_outputs.with_encoder_output(
@@ -167,14 +171,14 @@ def _with_source(model: Any, inputs: Tensors) -> Decoder:
 
 
 def _step_function(
-    decoder: Any,
+    decoder: Decoder | EncoderDecoder,
     context: int,
     length: int,
     *,
     with_logits: bool,
     source_specs: Mapping[str, tf.TensorSpec] = {},
     known: tuple[tuple[int, int], ...] = (),
-) -> Any:
+) -> tf.types.experimental.ConcreteFunction:
     """Return the concrete function that reads `length` tokens."""
     shape = [1, decoder.num_key_value_heads, context, decoder.head_dim]
     specs = {
@@ -206,7 +210,7 @@ def _step_function(
 
 
 def _cache_updates(
-    decoder: Decoder, cache: Tensors, new_cache: Tensors, start: tf.Tensor
+    decoder: Decoder | EncoderDecoder, cache: Tensors, new_cache: Tensors, start: tf.Tensor
 ) -> Iterator[KeyValueUpdate]:
     """Yield what attention takes as each layer's cache: a function of new keys and values
     [1, H, N, hd] to those of the whole context, which are stored in `new_cache`. The update is one
@@ -231,14 +235,14 @@ LOOP_SETTINGS = fields_in("sampling")
 
 
 def loop_function(
-    decoder: Any,
+    decoder: Decoder | EncoderDecoder,
     batch_size: int,
     prompt_length: int,
     most_new: int,
     config: GenerationConfig,
     known: tuple[tuple[int, int], ...],
     decoder_start_token_id: int = 0,
-) -> Any:
+) -> tf.types.experimental.ConcreteFunction:
     """Return the concrete function `generate`.
 
     token_ids int32 [B, P] padded on the right, lengths int32 [B], max_new_tokens int32 [B] of at

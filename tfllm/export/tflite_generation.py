@@ -10,8 +10,6 @@ All signatures share one copy of the weights. Only built-in operations.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
@@ -25,6 +23,7 @@ from tfllm.export import (
 )
 from tfllm.export.artifact import (
     Check,
+    ConcreteFunctions,
     context_length,
     get_decoder_start_token_id,
     is_seq2seq,
@@ -108,7 +107,7 @@ def convert(checkpoint: Checkpoint, profile: Profile) -> bytes:
     return content
 
 
-def build_functions(checkpoint: Checkpoint, profile: Profile) -> dict[str, Any]:
+def build_functions(checkpoint: Checkpoint, profile: Profile) -> ConcreteFunctions:
     """Return signature name -> concrete function."""
     if is_seq2seq(checkpoint):
         return _seq2seq_functions(checkpoint, profile)
@@ -126,7 +125,7 @@ def build_functions(checkpoint: Checkpoint, profile: Profile) -> dict[str, Any]:
     return _loop_functions(profile, decoder, profile.prompt_length, most_new, config, known)
 
 
-def _seq2seq_functions(checkpoint: Checkpoint, profile: Profile) -> dict[str, Any]:
+def _seq2seq_functions(checkpoint: Checkpoint, profile: Profile) -> ConcreteFunctions:
     """The functions of an encoder-decoder; its loop has the checkpoint's own generation settings,
     but neither beam search nor sampling unless a call asks for it."""
     model = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
@@ -155,7 +154,7 @@ def _loop_functions(
     config: GenerationConfig,
     known: TokenRanges,
     decoder_start_token_id: int = 0,
-) -> dict[str, Any]:
+) -> ConcreteFunctions:
     """Return a whole-loop signature for each batch size."""
     name = tflite_decoding_graphs.GENERATE
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +31,9 @@ from tfllm.generation.scheduler import pad_batch
 from tfllm.generation.token_generator import GenerationResult, Ids, ModelLimits
 from tfllm.models.decoder import Decoder
 from tfllm.models.encoder_decoder import EncoderDecoder
+
+State = tuple[caches.Cache, tf.Tensor | tuple[()]]
+"""The cache and, with a coverage penalty, the attention to the source so far: float32 [R, S]."""
 
 MIN_COVERAGE = 1e-9  # in place of 0 attention, of which there is no logarithm
 
@@ -108,7 +111,7 @@ class _Steps(NamedTuple):
     renormalize_logits: bool
     attention: list[tf.Tensor]
 
-    def step(self, newest: tf.Tensor, count: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+    def step(self, newest: tf.Tensor, count: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:
         """See `beam_search.StepFunction`; the state is (cache, coverage float32 [R, S] or ())."""
         cache, coverage = state
         cache = caches.grow_cache(cache, self._width + count + 1)
@@ -147,7 +150,7 @@ def _take_attention(attention: list[tf.Tensor], lengths: tf.Tensor | None = None
 
 def _coverage_bonus(
     source: encoder_outputs.MaybeEncoderOutput, penalty: tf.Tensor | float | None, num_beams: int
-) -> beam_search.ScoreBonus | None:
+) -> beam_search.ScoreBonus[State] | None:
     """The penalty times the sum over the source's tokens of log(min(attention, 1)), as in Wu et al.
     2016; None without a penalty."""
     if penalty is None:
@@ -155,7 +158,7 @@ def _coverage_bonus(
     assert isinstance(source, encoder_outputs.EncoderOutput)
     mask = source.padding_mask
 
-    def bonus(state: Any) -> tf.Tensor:
+    def bonus(state: State) -> tf.Tensor:
         logs = tf.math.log(tf.clip_by_value(state[1], MIN_COVERAGE, 1.0))
         is_token = tf.repeat(mask, num_beams, axis=0) > 0
         return penalty * tf.reduce_sum(tf.where(is_token, logs, 0.0), axis=1)
@@ -163,7 +166,7 @@ def _coverage_bonus(
     return bonus
 
 
-def _state_shapes(state: Any) -> Any:
+def _state_shapes(state: State) -> State:
     """The shapes of a state whose cache grows."""
     cache, coverage = state
     shapes = caches.map_cache(

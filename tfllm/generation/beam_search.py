@@ -16,7 +16,7 @@ sum over the source's tokens of log(min(attention that they got, 1)). When the s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import tensorflow as tf
 
@@ -26,13 +26,14 @@ EarlyStopping = bool | Literal["never"]
 
 IMPOSSIBLE = -1e9  # lower than every real score
 
-StepFunction = Callable[[tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
+State = TypeVar("State")  # a nest of tensors [B * K, ...]
+StepFunction = Callable[[tf.Tensor, tf.Tensor, State], tuple[tf.Tensor, State]]
 """step(token ids int32 [B * K], how many new tokens precede them, state) -> (logits float32
 [B * K, V], state)."""
 LogitsProcessor = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 """process(log-probabilities [B * K, V], new ids [B * K, N], how many count) ->
 log-probabilities."""
-ScoreBonus = Callable[[Any], tf.Tensor]
+ScoreBonus = Callable[[State], tf.Tensor]
 """bonus(state) -> what is added to the score of a text that ends now, float32 [B * K], at
 most 0."""
 
@@ -55,8 +56,8 @@ class Hypotheses(NamedTuple):
 
 
 def search(
-    step: StepFunction,
-    state: Any,
+    step: StepFunction[State],
+    state: State,
     logits: tf.Tensor,
     *,
     num_beams: int,
@@ -66,8 +67,8 @@ def search(
     length_penalty: tf.Tensor | float = 1.0,
     early_stopping: EarlyStopping = False,
     process_logits: LogitsProcessor = lambda values, ids, count: values,
-    bonus: ScoreBonus | None = None,
-    state_shapes: Any = None,
+    bonus: ScoreBonus[State] | None = None,
+    state_shapes: State | None = None,
 ) -> Hypotheses:
     """Find the K best texts of each of B rows.
 
@@ -94,7 +95,7 @@ def search(
         process_logits, bonus,
     )  # fmt: skip
 
-    def body(beams: _Beams, state: Any) -> tuple[_Beams, Any]:
+    def body(beams: _Beams, state: State) -> tuple[_Beams, State]:
         state = tf.nest.map_structure(lambda tensor: tf.gather(tensor, beams.parents), state)
         newest = tf.reshape(tf.gather(beams.running.ids, beams.count - 1, axis=2), [-1])
         logits, state = step(newest, beams.count - 1, state)
@@ -171,7 +172,7 @@ def _no_beams(settings: _Settings, max_new_tokens: tf.Tensor | int) -> _Beams:
     )
 
 
-def _advance(settings: _Settings, beams: _Beams, state: Any, logits: tf.Tensor) -> _Beams:
+def _advance(settings: _Settings, beams: _Beams, state: State, logits: tf.Tensor) -> _Beams:
     """Choose one more token for every beam."""
     candidates = _candidates(settings, beams, logits)
     ended, stopped = _ended(settings, beams.count, candidates)
@@ -229,7 +230,7 @@ def _ended(
 
 
 def _final_scores(
-    settings: _Settings, count: tf.Tensor, candidates: _Candidates, state: Any
+    settings: _Settings, count: tf.Tensor, candidates: _Candidates, state: State
 ) -> tf.Tensor:
     """Scores of the continuations as texts that end now, float32 [B, M]."""
     length = tf.cast(count + 1, tf.float32)
@@ -244,7 +245,7 @@ def _merge_finished(
     settings: _Settings,
     beams: _Beams,
     candidates: _Candidates,
-    state: Any,
+    state: State,
     ended: tf.Tensor,
     stopped: tf.Tensor,
 ) -> Hypotheses:

@@ -7,7 +7,6 @@ layer writes to a cache; the generation loop does, by `scatter` or `select`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
@@ -117,7 +116,7 @@ def grow_cache(cache: Cache, length: tf.Tensor) -> Cache:
     return tf.cond(length > room, lambda: pad_cache(cache, length - 1 + GROWTH), lambda: cache)
 
 
-def map_cache(function: Callable[..., Any], cache: Cache) -> Cache:
+def map_cache(function: Callable[[tf.Tensor], tf.Tensor], cache: Cache) -> Cache:
     """Apply `function` to every keys tensor and every values tensor."""
     return tuple((function(keys), function(values)) for keys, values in cache)
 

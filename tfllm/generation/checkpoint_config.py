@@ -25,7 +25,7 @@ converted."""
 SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
 """What transformers takes where `do_sample` is true and a key is not there."""
 # Keys that change texts, with the value that does not.
-UNSUPPORTED: dict[str, Any] = {
+UNSUPPORTED: dict[str, object] = {
     "num_beam_groups": 1, "penalty_alpha": None, "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0, "typical_p": 1.0, "suppress_tokens": None,
     "begin_suppress_tokens": None, "exponential_decay_length_penalty": None,
@@ -136,7 +136,7 @@ def _lengths(checkpoint: GenerationSource) -> Mapping[str, int]:
     return {"max_new_tokens": min(max_new_tokens, window), "min_new_tokens": min_new_tokens}
 
 
-def _single(value: Any) -> Any:
+def _single(value: object) -> object:
     """The first of a list: files may name several ids where one is meant."""
     return value[0] if isinstance(value, list) else value
 

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfllm.errors import SettingError
+from tfllm.generation.cache import Cache
 from tfllm.layers.heads import bound_logits
 from tfllm.models.decoder import Decoder
 from tfllm.models.encoder_decoder import CrossAttendingDecoder, EncoderDecoder
@@ -33,7 +34,7 @@ class _TiedLogits:
     head: tf.Variable | None = field(default=None, kw_only=True)
     """A copy (D, V) of tied embeddings for the logits, the fastest layout of all."""
 
-    def logits(self, hidden: Any) -> Any:
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
         """Logits of the next token: (B, D) to float32 (B, vocabulary_size)."""
         config: Any = self.config  # type: ignore[attr-defined]
         layers: Any = self.layers  # type: ignore[attr-defined]
@@ -67,7 +68,7 @@ class CpuCrossAttendingDecoder(_TiedLogits, CrossAttendingDecoder):
 class CpuEncoderDecoder(_TiedLogits, EncoderDecoder):
     """The same encoder-decoder."""
 
-    def with_encoder_output(self, cross_kv: Any, source_padding_mask: Any) -> Decoder:
+    def with_encoder_output(self, cross_kv: Cache, source_padding_mask: tf.Tensor) -> Decoder:
         return CpuCrossAttendingDecoder(
             self.family, self.config, self.layers, cross_kv, source_padding_mask, head=self.head
         )

@@ -7,7 +7,7 @@ function here leaves as it is.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard, cast
 
 import tensorflow as tf
 
@@ -29,9 +29,9 @@ NO_SOURCE: tuple[()] = ()
 MaybeEncoderOutput = EncoderOutput | tuple[()]
 
 
-def reads_source(decoder: Any) -> bool:
+def reads_source(decoder: Decoder | EncoderDecoder) -> TypeGuard[EncoderDecoder]:
     """Whether the model reads a source: an EncoderDecoder, not a Decoder."""
-    return hasattr(decoder, "encode")
+    return isinstance(decoder, EncoderDecoder)
 
 
 def encode(model: EncoderDecoder, source_ids: tf.Tensor, lengths: tf.Tensor) -> EncoderOutput:
@@ -47,13 +47,20 @@ def encode(model: EncoderDecoder, source_ids: tf.Tensor, lengths: tf.Tensor) -> 
     return EncoderOutput(mask, model.cross_kv(model.encode(source_ids * mask, mask)))
 
 
-def encode_if_any(model: Any, source: tuple[tf.Tensor, ...]) -> MaybeEncoderOutput:
+def encode_if_any(
+    model: Decoder | EncoderDecoder, source: tuple[tf.Tensor, ...]
+) -> MaybeEncoderOutput:
     """Run the encoder on (source_ids, lengths); NO_SOURCE for ()."""
-    return encode(model, *source) if source else NO_SOURCE
+    if not source:
+        return NO_SOURCE
+    assert reads_source(model)
+    return encode(model, *source)
 
 
 def with_encoder_output(
-    model: Any, source: MaybeEncoderOutput, alignments: list[tf.Tensor] | None = None
+    model: Decoder | EncoderDecoder,
+    source: MaybeEncoderOutput,
+    alignments: list[tf.Tensor] | None = None,
 ) -> Decoder:
     """The decoder that attends to these sources; a decoder-only model itself.
 
@@ -64,7 +71,8 @@ def with_encoder_output(
             each layer, float [R, H, T, S].
     """
     if not isinstance(source, EncoderOutput):
-        return model
+        return cast(Decoder, model)
+    assert reads_source(model)
     decoder = model.with_encoder_output(source.cross_kv, source.padding_mask)
     if alignments is None:
         return decoder
@@ -72,7 +80,7 @@ def with_encoder_output(
     return replace(decoder, alignments=alignments)
 
 
-def encoder_output_specs(model: Any, dtype: tf.DType) -> MaybeEncoderOutput:
+def encoder_output_specs(model: Decoder | EncoderDecoder, dtype: tf.DType) -> MaybeEncoderOutput:
     """The TensorSpecs of an encoder output for any number of sources of any length."""
     if not reads_source(model):
         return NO_SOURCE
@@ -80,7 +88,7 @@ def encoder_output_specs(model: Any, dtype: tf.DType) -> MaybeEncoderOutput:
     return EncoderOutput(mask, caches.cache_specs(model, dtype))
 
 
-def source_specs(model: Any) -> tuple[tf.TensorSpec, ...]:
+def source_specs(model: Decoder | EncoderDecoder) -> tuple[tf.TensorSpec, ...]:
     """The TensorSpecs of the ids and lengths that `encode` takes."""
     if not reads_source(model):
         return NO_SOURCE

@@ -7,7 +7,7 @@ for text in generator.generate(["Ein Haus am See."]):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from tfllm.generation.engine import Engine
 from tfllm.generation.text_generator import GeneratedText, OnText, TextGenerator, Truncate
 from tfllm.generation.token_generator import Ids
 from tfllm.models.encoder_decoder import EncoderDecoder, get_encoder_decoder
+from tfllm.tasks.features import Example
 from tfllm.tasks.seq2seq import Seq2Seq, source_of
+from tfllm.tokenizers.chat import Message
 
 BATCHES_AT_ONCE = 8  # given to the engine at once: rows that end make room for others
 
@@ -34,7 +36,7 @@ class Seq2SeqGenerator(TextGenerator):
     purpose = "after sources"
     advice = "Give an encoder-decoder (transformer, t5, bart), or use tfllm predict."
 
-    def generation_config(self, **overrides: Any) -> GenerationConfig:
+    def generation_config(self, **overrides: object) -> GenerationConfig:
         """The checkpoint's own settings with overrides; see `checkpoint_config`."""
         return checkpoint_config(self.checkpoint, **overrides)
 
@@ -94,7 +96,7 @@ class Seq2SeqGenerator(TextGenerator):
 
     def encode_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Message],
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
@@ -182,7 +184,7 @@ def alignments(
 
 def predict_targets(
     generator: Seq2SeqGenerator,
-    examples: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
     config: GenerationConfig,
     *,
     truncate: bool | None = None,

@@ -6,7 +6,7 @@ generator.generate(["Once upon a time"], GenerationConfig(max_new_tokens=50))[0]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,9 @@ from tfllm.generation.token_generator import (
 )
 from tfllm.models.decoder import Decoder, get_decoder
 from tfllm.models.encoder_decoder import EncoderDecoder
+from tfllm.tasks.features import Example
 from tfllm.tokenizers.base import valid_id_ranges
+from tfllm.tokenizers.chat import Message
 from tfllm.tokenizers.streaming import TextStream
 
 OnText = Callable[[int, str], None]
@@ -125,7 +127,7 @@ class TextGenerator:
 
     def generate_examples(
         self,
-        examples: Sequence[Mapping[str, Any]],
+        examples: Sequence[Example],
         config: GenerationConfig,
         *,
         stop: Sequence[str] = (),
@@ -207,7 +209,7 @@ class TextGenerator:
 
     def encode_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Message],
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
@@ -228,7 +230,7 @@ class TextGenerator:
         """Raises SettingError for tokens that cannot be continued."""
         self.engine.limits.check_prompt(ids)
 
-    def generation_config(self, **overrides: Any) -> GenerationConfig:
+    def generation_config(self, **overrides: object) -> GenerationConfig:
         """A config of the overrides that are not None. Raises SettingError."""
         fields = {name: value for name, value in overrides.items() if value is not None}
         return generation_config(**fields)
@@ -248,7 +250,7 @@ class TextGenerator:
 
     def encode_example(
         self,
-        example: Mapping[str, Any],
+        example: Example,
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ from tfllm.generation.config import GenerationConfig
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.generation.token_generator import TokenGenerator
 from tfllm.runtimes import token_log_probs
-from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Facts, Prediction, Progress
 from tfllm.runtimes.token_log_probs import LogProbs
 from tfllm.runtimes.token_predictor import check_finite
 from tfllm.tasks import Task
@@ -33,7 +32,7 @@ class CausalLMPredictor:
 
     checkpoint: GenerationSource
     """A checkpoint, or the description of an exported file."""
-    facts: dict[str, Any]
+    facts: Facts
     """What `describe` returns."""
     log_probs: LogProbs
     engine: TokenGenerator | None = None
@@ -53,7 +52,7 @@ class CausalLMPredictor:
     def vocabulary(self) -> Sequence[str]:
         return self.tokenizer.vocabulary
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         return self.facts
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ from tfllm.checkpoints import store
 from tfllm.checkpoints.store import Checkpoint
 from tfllm.runtimes import causal_lm, seq2seq
 from tfllm.runtimes.causal_lm import CausalLMPredictor
+from tfllm.runtimes.protocols import Facts
 from tfllm.runtimes.seq2seq import ScoringSeq2SeqPredictor
 from tfllm.runtimes.token_predictor import Inputs, Outputs, TokenPredictor
 
@@ -39,7 +40,7 @@ def open_checkpoint(
     )
 
 
-def _compiled(model: keras.Model) -> Any:
+def _compiled(model: keras.Model) -> Callable[[Inputs], Outputs]:
     """The model as a graph, from NumPy arrays to NumPy arrays."""
     names = list(model.input)
     forward = tf.function(
@@ -54,12 +55,12 @@ def _compiled(model: keras.Model) -> Any:
     return call
 
 
-def values_per_row(shape: Any, length: int) -> int:
+def values_per_row(shape: Sequence[int | None], length: int) -> int:
     """How many numbers a model outputs for a row of `length` tokens; `shape` is [B, (T,) C]."""
     return int(np.prod([length if size is None else size for size in shape[1:]]))
 
 
-def _facts(source: str | Checkpoint, checkpoint: Checkpoint) -> dict[str, Any]:
+def _facts(source: str | Checkpoint, checkpoint: Checkpoint) -> Facts:
     model = checkpoint.model
     path = checkpoint.path or (None if isinstance(source, Checkpoint) else source)
     return {

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from tfllm.data import sources
 from tfllm.data.lines import STANDARD_INPUT, open_file, read_lines
 from tfllm.data.read_settings import Format, ReadSettings
 from tfllm.errors import DataError
+from tfllm.runtimes.protocols import Example
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import messages_of
 
@@ -26,7 +26,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GOLD = ("label", "tags", "answers", "target")
 
 
-def read_inputs(path: str, settings: ReadSettings | None = None) -> Iterator[dict[str, Any]]:
+def read_inputs(path: str, settings: ReadSettings | None = None) -> Iterator[Example]:
     """Read the inputs of a file, or of standard input for "-".
 
     Args:
@@ -53,7 +53,7 @@ def read_inputs(path: str, settings: ReadSettings | None = None) -> Iterator[dic
         yield {name: value for name, value in example.items() if name not in GOLD}
 
 
-def parse_texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+def parse_texts(texts: Iterable[str]) -> Iterator[Example]:
     """Parse inputs of the command line: plain text, or JSON objects with the fields of a line."""
     for number, text in enumerate(texts, 1):
         where = f"argument {number}"
@@ -65,7 +65,7 @@ def parse_texts(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield {**fields, "_where": where}
 
 
-def check_examples(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:
+def check_examples(examples: Iterable[Example], task: Task) -> Iterator[Example]:
     """Check that examples have the fields that the task reads.
 
     Yields:
@@ -82,7 +82,7 @@ def check_examples(examples: Iterable[dict[str, Any]], task: Task) -> Iterator[d
         yield example
 
 
-def _check_field(example: dict[str, Any], name: str, task: Task) -> None:
+def _check_field(example: Example, name: str, task: Task) -> None:
     value = example.get(name)
     where = example.get("_where", "input")
     if name == "messages":

@@ -17,6 +17,8 @@ BATCH_SIZE = 32
 
 Example = dict[str, Any]
 Prediction = dict[str, Any]
+Facts = dict[str, Any]
+"""What `Predictor.describe` returns: kind, path, family, task, size_bytes."""
 Progress = Callable[[float], None]
 """Called with the number of examples done since the last call."""
 
@@ -39,7 +41,7 @@ class Predictor(Protocol):
         """The tokens by id."""
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """What it is: kind, path, family, task, size_bytes."""
         ...
 
@@ -68,7 +70,7 @@ class Generator(Protocol):
 
     engine: TokenGenerator
 
-    def generation_config(self, **overrides: Any) -> GenerationConfig:
+    def generation_config(self, **overrides: object) -> GenerationConfig:
         """The model's own settings with overrides."""
         ...
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the tokenizer's operations
 
 from tfllm.errors import ArtifactError, SettingError
-from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Facts, Prediction, Progress
 from tfllm.runtimes.token_predictor import TokenPredictor, check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.features import text_field
@@ -51,7 +51,7 @@ class SavedModelPredictor:
     """A Predictor with a SavedModel whose signature takes texts."""
 
     task: Task
-    facts: dict[str, Any]
+    facts: Facts
     folder: Path
     module: Any
 
@@ -63,7 +63,7 @@ class SavedModelPredictor:
     def vocabulary(self) -> Sequence[str]:
         return self.tokenizer.vocabulary
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         return self.facts
 
     def predict(

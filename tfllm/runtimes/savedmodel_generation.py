@@ -30,6 +30,7 @@ from tfllm.generation.token_generator import (
 )
 from tfllm.runtimes.causal_lm import CausalLMPredictor
 from tfllm.runtimes.description import ExportedConfig, exported_generator
+from tfllm.runtimes.protocols import Facts
 from tfllm.runtimes.seq2seq import Seq2SeqPredictor
 from tfllm.runtimes.token_log_probs import target_log_probs
 from tfllm.tasks import Task
@@ -42,7 +43,7 @@ Signature = Callable[..., Mapping[str, tf.Tensor]]
 
 
 def open_causal_lm(
-    folder: Path, module: Any, description: Mapping[str, Any], task: Task, facts: dict[str, Any]
+    folder: Path, module: Any, description: Mapping[str, Any], task: Task, facts: Facts
 ) -> CausalLMPredictor:
     """Open a loaded SavedModel of a causal language model."""
     signature = module.signatures["tokens"]
@@ -67,7 +68,7 @@ def open_causal_lm(
 
 
 def open_seq2seq(
-    folder: Path, module: Any, description: Mapping[str, Any], task: Task, facts: dict[str, Any]
+    folder: Path, module: Any, description: Mapping[str, Any], task: Task, facts: Facts
 ) -> Seq2SeqPredictor:
     """Open a loaded SavedModel of an encoder-decoder."""
     config = ExportedConfig(description["context"], description["config"]["vocabulary_size"])

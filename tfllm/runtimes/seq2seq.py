@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ from tfllm.generation.checkpoint_config import GenerationSource
 from tfllm.generation.config import GenerationConfig
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator, predict_targets
 from tfllm.generation.token_generator import TokenGenerator
-from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Facts, Prediction, Progress
 from tfllm.runtimes.token_predictor import check_finite
 from tfllm.tasks import Task
 from tfllm.tasks.features import IGNORED
@@ -37,7 +36,7 @@ class Seq2SeqPredictor:
 
     checkpoint: GenerationSource
     """A checkpoint, or the description of an exported file."""
-    facts: dict[str, Any]
+    facts: Facts
     """What `describe` returns."""
     engine: TokenGenerator | None = None
     """Of an exported file; None of a checkpoint."""
@@ -56,7 +55,7 @@ class Seq2SeqPredictor:
     def vocabulary(self) -> Sequence[str]:
         return self.tokenizer.target.vocabulary
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         return self.facts
 
     @cached_property
@@ -64,7 +63,7 @@ class Seq2SeqPredictor:
         """Generates texts with the model."""
         return Seq2SeqGenerator(self.checkpoint, engine=self.engine)
 
-    def generation_config(self, **overrides: Any) -> GenerationConfig:
+    def generation_config(self, **overrides: object) -> GenerationConfig:
         """The config that `predict` uses: the checkpoint's own with overrides."""
         return self.generator.generation_config(**overrides)
 
@@ -75,7 +74,7 @@ class Seq2SeqPredictor:
         progress: Progress | None = None,
         *,
         truncate: bool | None = None,
-        **overrides: Any,
+        **overrides: object,
     ) -> list[Prediction]:
         """Predict the target of each `source` (or `text`).
 

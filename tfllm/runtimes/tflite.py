@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfllm.errors import ArtifactError
-from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Facts, Prediction, Progress
 from tfllm.runtimes.tflite_interpreter import open_interpreter
 from tfllm.runtimes.token_predictor import Inputs, TokenPredictor
 from tfllm.tasks import Task
@@ -43,7 +43,7 @@ class Signature:
 
 
 def open_predictor(
-    path: Path, description: Mapping[str, Any], task: Task, facts: dict[str, Any]
+    path: Path, description: Mapping[str, Any], task: Task, facts: Facts
 ) -> TokenPredictor | TFLiteTextPredictor:
     """Open a .tflite file for prediction.
 
@@ -77,7 +77,7 @@ class TFLiteTextPredictor:
     """A Predictor with a file that takes text: its graph has TensorFlow Text's operations."""
 
     task: Task
-    facts: dict[str, Any]
+    facts: Facts
     signature: Signature
     tokenizer: Tokenizer
 
@@ -85,7 +85,7 @@ class TFLiteTextPredictor:
     def vocabulary(self) -> Sequence[str]:
         return self.tokenizer.vocabulary
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         return self.facts
 
     def predict(

@@ -39,6 +39,7 @@ from tfllm.generation.token_generator import (
 from tfllm.runtimes import causal_lm, seq2seq
 from tfllm.runtimes.causal_lm import CausalLMPredictor
 from tfllm.runtimes.description import ExportedConfig, exported_generator
+from tfllm.runtimes.protocols import Facts
 from tfllm.runtimes.savedmodel_generation import check_settings, results_of
 from tfllm.runtimes.seq2seq import Seq2SeqPredictor
 from tfllm.runtimes.tflite_interpreter import open_interpreter
@@ -56,7 +57,7 @@ def open_causal_lm(
     path: Path,
     description: Mapping[str, Any],
     task: Task,
-    facts: dict[str, Any],
+    facts: Facts,
     content: bytes | None = None,
 ) -> CausalLMPredictor:
     """Open a .tflite file of a causal language model.
@@ -88,7 +89,7 @@ def open_causal_lm(
 
 
 def open_seq2seq(
-    path: Path, description: Mapping[str, Any], task: Task, facts: dict[str, Any]
+    path: Path, description: Mapping[str, Any], task: Task, facts: Facts
 ) -> Seq2SeqPredictor:
     """Open a .tflite file of an encoder-decoder. Raises ArtifactError."""
     vocabulary_size = description["config"]["vocabulary_size"]
@@ -161,7 +162,9 @@ class TFLiteStepEngine(TokenGenerator):
 
 
 @functools.cache
-def _choose_graph(flags: GraphFlags, vocabulary_size: int) -> Callable[..., Any]:
+def _choose_graph(
+    flags: GraphFlags, vocabulary_size: int
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     """A graph: logits float32 [1, V], ids int32 [1, C], lengths and prompt lengths [1], config ->
     the next token and its log-probability, each [1]."""
     integers = tf.TensorSpec([None], tf.int32)

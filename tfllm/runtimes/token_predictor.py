@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar, cast
 
 import numpy as np
 
 from tfllm.errors import CheckpointError
-from tfllm.runtimes.protocols import BATCH_SIZE, Example, Prediction, Progress
+from tfllm.runtimes.protocols import BATCH_SIZE, Example, Facts, Prediction, Progress
 from tfllm.tasks import Features, Task
 from tfllm.tasks.features import IGNORED
 from tfllm.tokenizers.base import Tokenizer
@@ -19,6 +19,7 @@ from tfllm.tokenizers.base import Tokenizer
 CHUNK_BYTES = 256 * 2**20
 MAX_CHUNK_BATCHES = 32
 
+R = TypeVar("R")
 Inputs = dict[str, np.ndarray]
 """token_ids, segment_ids, padding_mask: int32 [B, T]."""
 Outputs = np.ndarray | dict[str, np.ndarray]
@@ -31,7 +32,7 @@ class TokenPredictor:
 
     task: Task
     tokenizer: Tokenizer
-    facts: dict[str, Any]
+    facts: Facts
     """What `describe` returns."""
     row_values: int
     """Numbers that the model outputs for the longest row."""
@@ -42,7 +43,7 @@ class TokenPredictor:
     def vocabulary(self) -> Sequence[str]:
         return self.tokenizer.vocabulary
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         return self.facts
 
     def predict(
@@ -55,7 +56,7 @@ class TokenPredictor:
         predictions: list[Prediction] = []
         for features in self._chunks(examples, batch_size):
             outputs = map_rows(features, self._checked_call, _output, batch_size, progress)
-            predictions += self.task.answers(outputs, features)
+            predictions += self.task.answers(cast(list[np.ndarray], outputs), features)
         return predictions
 
     def masked_token_log_probs(
@@ -100,7 +101,7 @@ class TokenPredictor:
             yield self.task.features(chunk, self.tokenizer, targets=False)
 
 
-def check_finite(values: np.ndarray, path: Any) -> None:
+def check_finite(values: np.ndarray, path: object) -> None:
     """Raises CheckpointError where a model's outputs are NaN or infinite."""
     if not np.isfinite(values).all():
         raise CheckpointError(
@@ -112,10 +113,10 @@ def check_finite(values: np.ndarray, path: Any) -> None:
 def map_rows(
     features: Features,
     call: Callable[[Inputs], Outputs],
-    function: Callable[[int, Any], Any],
+    function: Callable[[int, Outputs], R],
     batch_size: int,
     progress: Progress | None = None,
-) -> list[Any]:
+) -> list[R]:
     """Apply `function` to the index and output of each row, in the rows' order.
 
     Rows of like length share a batch, so that little of it is padding.
@@ -123,7 +124,7 @@ def map_rows(
     examples = len(np.unique(features.example))
     features = replace(features, targets=None)
     order = np.argsort(-features.lengths, kind="stable")
-    results: list[Any] = [None] * len(features)
+    results: list[R | None] = [None] * len(features)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         inputs = features.inputs(rows)
@@ -131,21 +132,21 @@ def map_rows(
             results[row] = function(row, output)
         if progress:
             progress(examples * len(rows) / len(features))
-    return results
+    return cast(list[R], results)
 
 
-def _rows_of(outputs: Outputs) -> Iterable[Any]:
+def _rows_of(outputs: Outputs) -> Iterable[Outputs]:
     """The outputs of a batch, row by row."""
     if not isinstance(outputs, dict):
         return outputs
     return (dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True))
 
 
-def _output(row: int, output: Any) -> Any:
+def _output(row: int, output: Outputs) -> Outputs:
     return output
 
 
-def _score_row(output: Any, target: np.ndarray) -> Prediction:
+def _score_row(output: Outputs, target: np.ndarray) -> Prediction:
     """One row's masked tokens and, where the model has it, whether its next sentence is right."""
     if not isinstance(output, dict):
         return _score_tokens(output, target)

@@ -154,7 +154,7 @@ def _check_digits(leaves: list[Any], type_name: str) -> None:
             )
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value for an error message: JSON, cut short."""
     try:
         text = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
@@ -163,7 +163,7 @@ def shown(value: Any) -> str:
     return text[:SHOWN_CHARACTERS]
 
 
-def is_base64(value: Any) -> bool:
+def is_base64(value: object) -> bool:
     """Return whether a value is `{"b64": "..."}`, a string given as bytes."""
     return type(value) is dict and len(value) == 1 and type(value.get(BASE64_KEY)) is str
 
@@ -277,14 +277,14 @@ def _string(leaf: Any) -> bytes:
     raise _type_error(leaf, "string")
 
 
-def _type_error(value: Any, type_name: str) -> RequestError:
+def _type_error(value: object, type_name: str) -> RequestError:
     kind = JSON_TYPES.get(type(value), "Unknown")
     if type(value) is bool:
         kind = "True" if value else "False"
     return invalid(f"JSON Value: {shown(value)} Type: {kind} is not of expected type: {type_name}")
 
 
-def _is_object(value: Any) -> bool:
+def _is_object(value: object) -> bool:
     return type(value) is dict and not is_base64(value)
 
 

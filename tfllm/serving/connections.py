@@ -18,6 +18,7 @@ import http
 from typing import Any
 
 import httptools
+from starlette.types import Receive, Scope, Send
 
 from tfllm.serving.answers import write_error
 from tfllm.serving.internals import HttpToolsProtocol
@@ -195,7 +196,7 @@ class _Connection(HttpToolsProtocol):
 
     # ---- parts
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, in a task that is cancelled when the client is gone."""
         self._task = asyncio.current_task()
         try:

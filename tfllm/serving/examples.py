@@ -55,7 +55,7 @@ def regression_signature(servable: Servable, name: str) -> Signature:
     return signature
 
 
-def serialized(input_proto: Any) -> np.ndarray:
+def serialized(input_proto: input_pb2.Input) -> np.ndarray:
     """Return an Input proto as serialized Examples, bytes [B]. Raises INVALID_ARGUMENT if empty."""
     kind = input_proto.WhichOneof("kind")
     if kind == "example_list":
@@ -73,7 +73,7 @@ def serialized(input_proto: Any) -> np.ndarray:
     return array
 
 
-def classification(outputs: Arrays, rows: int) -> Any:
+def classification(outputs: Arrays, rows: int) -> classification_pb2.ClassificationResult:
     """Return the ClassificationResult of `classes` string [B, C] and/or `scores` float [B, C]."""
     classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
     for name, array, kind in ((CLASSES, classes, "O"), (SCORES, scores, "f")):
@@ -107,7 +107,7 @@ def classification(outputs: Arrays, rows: int) -> Any:
     return result
 
 
-def regression(outputs: Arrays, rows: int) -> Any:
+def regression(outputs: Arrays, rows: int) -> regression_pb2.RegressionResult:
     """Return the RegressionResult of `outputs` float [B] or [B, 1]."""
     values = outputs[OUTPUTS]
     if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
@@ -127,7 +127,7 @@ def regression(outputs: Arrays, rows: int) -> Any:
     return result
 
 
-def read_examples(document: Mapping[str, Any]) -> Any:
+def read_examples(document: Mapping[str, Any]) -> input_pb2.Input:
     """Return the Input proto of a REST body: `examples`, and `context` that all of them share."""
     proto = input_pb2.Input()
     has_context = "context" in document
@@ -164,7 +164,7 @@ def _one_examples_input(signature: Signature, kind: str) -> None:
         raise invalid(f"No {kind} inputs found in SignatureDef: {signature.definition}")
 
 
-def _fill_example(value: Any, example: example_pb2.Example) -> None:
+def _fill_example(value: object, example: example_pb2.Example) -> None:
     if type(value) is not dict:
         kind = {list: "Array", str: "String", bool: "Bool", type(None): "Null"}
         raise invalid(f"Example must be JSON object but got JSON {kind.get(type(value), 'Number')}")

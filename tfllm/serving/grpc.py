@@ -22,6 +22,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
     regression_pb2,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
 from tfllm.serving.rest import authorized
 from tfllm.serving.schema import Code, RequestError, invalid
@@ -32,7 +33,7 @@ log = logging.getLogger("tfllm.serving")
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 MESSAGE_CHARACTERS = 2000  # a status travels in a header
 
-Fill = Callable[[], Any]
+Fill = Callable[[], object]
 
 
 class Calls:
@@ -40,10 +41,10 @@ class Calls:
 
     def __init__(self) -> None:
         self.finishing = False
-        self._begun: set[Any] = set()
+        self._begun: set[grpc.aio.ServicerContext] = set()
         self._changed = asyncio.Event()
 
-    def begin(self, context: Any) -> None:
+    def begin(self, context: grpc.aio.ServicerContext) -> None:
         """Begin a call, which ends with its answer's last byte. Raises UNAVAILABLE."""
         if self.finishing:
             raise RequestError(Code.UNAVAILABLE, "The server is shutting down.")
@@ -59,7 +60,7 @@ class Calls:
                     self._changed.clear()
                     await self._changed.wait()
 
-    def _end(self, context: Any) -> None:
+    def _end(self, context: grpc.aio.ServicerContext) -> None:
         self._begun.discard(context)
         self._changed.set()
 
@@ -73,7 +74,12 @@ class Answering:
         self.calls = calls
 
     async def answer(
-        self, context: Any, method: str, model: str, response: Message, fill: Fill
+        self,
+        context: grpc.aio.ServicerContext,
+        method: str,
+        model: str,
+        response: Message,
+        fill: Fill,
     ) -> Any:
         """Return `response`, filled by `fill`, or end the call with the right status."""
         try:
@@ -162,7 +168,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
         service: Service,
         token: str | None,
         calls: Calls,
-        reload: Callable[[Any], Awaitable[None]] | None,
+        reload: Callable[[model_server_config_pb2.ModelServerConfig], Awaitable[None]] | None,
     ):
         super().__init__(service, token, calls)
         self.reload = reload
@@ -200,7 +206,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer, Answering):
         return await self.answer(context, "reload", "", response, fill)
 
 
-def _authorization(context: Any) -> str | None:
+def _authorization(context: grpc.aio.ServicerContext) -> str | None:
     for key, value in context.invocation_metadata() or ():
         if key == "authorization":
             return value if isinstance(value, str) else value.decode("latin-1")

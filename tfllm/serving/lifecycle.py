@@ -13,17 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tfllm.serving import versions
+from tfllm.serving.batcher import Batcher
 from tfllm.serving.schema import Code, ModelEntry, RequestError, invalid
-from tfllm.serving.servable import cause, code_of
+from tfllm.serving.servable import Servable, cause, code_of
 from tfllm.serving.versions import Fingerprint
 
 log = logging.getLogger("tfllm.serving")
@@ -33,7 +34,9 @@ DISK_THREADS = 4
 UNLOAD_THREADS = 2
 SETTLE_POLL_SECONDS = 0.05  # between looks while somebody waits for a new list of models
 
-Load = Callable[[str, int, Path], Any]
+T = TypeVar("T")
+Load = Callable[[str, int, Path], Servable]
+"""Loads a version: model, number, directory."""
 
 
 class State(IntEnum):
@@ -62,7 +65,7 @@ class Version:
     unwanted: bool = False
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event)
-    batchers: dict[str, Any] = field(default_factory=dict)
+    batchers: dict[str, Batcher] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -124,7 +127,7 @@ class Models:
         load: Load,
         settle_seconds: float = 1.0,
         changed: Callable[[], None] = lambda: None,
-        warm: Callable[[Any], Any] = lambda servable: None,
+        warm: Callable[[Servable], object] = lambda servable: None,
         load_threads: int = 4,
     ):
         self._load = load
@@ -460,12 +463,12 @@ def _check(model: Model) -> None:
             )
 
 
-def _start(tasks: set[asyncio.Task], work: Any) -> None:
+def _start(tasks: set[asyncio.Task], work: Coroutine[object, object, None]) -> None:
     task = asyncio.get_running_loop().create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
 
 
-async def in_thread(pool: ThreadPoolExecutor, function: Callable, *arguments: Any) -> Any:
+async def in_thread(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: object) -> T:
     """Return the function's result, computed in the pool."""
     return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)

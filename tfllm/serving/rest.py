@@ -18,13 +18,14 @@ import traceback
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import anyio
 from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from tfllm.serving import observe
@@ -112,7 +113,7 @@ class Application:
             "/monitoring/prometheus/metrics": self._metrics,
         }
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; if cancelled, say that the server stops."""
         request = Request(scope, receive)
         try:
@@ -243,11 +244,11 @@ def _refusal(error: RequestError) -> Response:
     return response
 
 
-def _pretty(message: Any) -> str:
+def _pretty(message: Message) -> str:
     return MessageToJson(message, always_print_fields_with_no_presence=True, indent=1)
 
 
-def _metadata_json(response: Any) -> bytes:
+def _metadata_json(response: get_model_metadata_pb2.GetModelMetadataResponse) -> bytes:
     """Return `{"model_spec", "metadata": {"signature_def": {"signature_def": {...}}}}`."""
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata[METADATA_FIELD].Unpack(signatures)

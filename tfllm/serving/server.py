@@ -12,15 +12,15 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from tensorflow_serving.config import model_server_config_pb2
 
 from tfllm.errors import SettingError, TfllmError
 from tfllm.serving import rest, sockets, tfserving, warmup
@@ -68,7 +68,9 @@ class Server:
         self.rest_port = self.grpc_port = 0
         self._load = load or partial(Servable, threads=self.options.batching.num_batch_threads)
         self._config_text: bytes | None = None
-        self._refused: tuple[list[ModelEntry], Any] | None = None
+        self._refused: tuple[list[ModelEntry], model_server_config_pb2.ModelServerConfig] | None = (
+            None
+        )
 
     @property
     def ready(self) -> bool:
@@ -140,7 +142,7 @@ class Server:
         log.info("draining")
         await self.stop(self.options.lame_duck_seconds)
 
-    async def reload(self, config: Any) -> None:
+    async def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
         """Replace the models by a ModelServerConfig; return when they are available."""
         await self.use(tfserving.entries(config))
 
@@ -157,7 +159,7 @@ class Server:
         await self.models.change(entries)
         self.entries, self._refused = entries, None
 
-    def _warm(self, servable: Any) -> None:
+    def _warm(self, servable: Servable) -> None:
         """Replay warm-up requests, in a thread. They get a multiple of a client's time limit."""
         started, code = time.monotonic(), Code.OK
         count = 1
@@ -225,7 +227,7 @@ class Server:
         self.metrics.versions(states)
         self._spawn(self._publish_health())
 
-    def _spawn(self, work: Any) -> asyncio.Task:
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task:
         task = asyncio.get_running_loop().create_task(work)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
@@ -258,7 +260,7 @@ class Server:
                 connection.shutdown(socket.SHUT_RDWR)
         await self._grpc.stop(None)
 
-    def _grpc_server(self) -> Any:
+    def _grpc_server(self) -> grpc.aio.Server:
         options = self.options
         server = grpc.aio.server(
             options=[
@@ -381,7 +383,7 @@ def _check_tls(options: ServerOptions) -> None:
         ) from None
 
 
-def _grpc_credentials(options: ServerOptions) -> Any:
+def _grpc_credentials(options: ServerOptions) -> grpc.ServerCredentials:
     key = Path(str(options.key)).read_bytes()
     certificate = Path(str(options.certificate)).read_bytes()
     client_ca = Path(options.client_ca).read_bytes() if options.client_ca else None

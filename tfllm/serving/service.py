@@ -10,14 +10,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     inference_pb2,
+    input_pb2,
     model_pb2,
+    predict_pb2,
+    regression_pb2,
 )
 
 from tfllm.serving import answers, codec, examples
@@ -45,12 +49,15 @@ class Target:
     signature: str = ""
 
     @classmethod
-    def of(cls, request: Any, spec: Any | None = None) -> Target:
+    def of(cls, request: Message) -> Target:
         """Read a gRPC request's ModelSpec. Raises INVALID_ARGUMENT where there is none."""
-        if spec is None:
-            if not request.HasField("model_spec"):
-                raise invalid("Missing ModelSpec")
-            spec = request.model_spec
+        if not request.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        return cls.from_spec(request.model_spec)
+
+    @classmethod
+    def from_spec(cls, spec: model_pb2.ModelSpec) -> Target:
+        """Read a ModelSpec."""
         choice = spec.WhichOneof("version_choice")
         return cls(
             model=spec.name,
@@ -71,7 +78,9 @@ class Service:
 
     # ---- gRPC's side: protos in, protos out
 
-    async def predict(self, request: Any, response: Any) -> None:
+    async def predict(
+        self, request: predict_pb2.PredictRequest, response: predict_pb2.PredictResponse
+    ) -> None:
         """Answer a PredictRequest into a PredictResponse."""
         target = Target.of(request)
         with self.models.use(target.model, target.version, target.label) as version:
@@ -89,22 +98,36 @@ class Service:
             for key in names:
                 response.outputs[key].CopyFrom(to_proto(outputs[key]))
 
-    async def classify(self, target: Target, input_proto: Any, response: Any) -> None:
+    async def classify(
+        self,
+        target: Target,
+        input_proto: input_pb2.Input,
+        response: classification_pb2.ClassificationResponse,
+    ) -> None:
         """Answer an Input proto into a ClassificationResponse."""
         with self.models.use(target.model, target.version, target.label) as version:
             await self._classify(version, target, input_proto, response.result)
             self._spec(response, target, version)
 
-    async def regress(self, target: Target, input_proto: Any, response: Any) -> None:
+    async def regress(
+        self,
+        target: Target,
+        input_proto: input_pb2.Input,
+        response: regression_pb2.RegressionResponse,
+    ) -> None:
         """Answer an Input proto into a RegressionResponse."""
         with self.models.use(target.model, target.version, target.label) as version:
             await self._regress(version, target, input_proto, response.result)
             self._spec(response, target, version)
 
-    async def multi_inference(self, request: Any, response: Any) -> None:
+    async def multi_inference(
+        self,
+        request: inference_pb2.MultiInferenceRequest,
+        response: inference_pb2.MultiInferenceResponse,
+    ) -> None:
         """Answer a MultiInferenceRequest: one version answers all tasks."""
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
-        first = Target.of(None, spec)
+        first = Target.from_spec(spec)
         with self.models.use(first.model, first.version, first.label) as version:
             for target, method in _tasks(request):
                 result = response.results.add()
@@ -118,7 +141,12 @@ class Service:
                     await self._regress(version, target, request.input, result.regression_result)
                 self._spec(result, target, version)
 
-    def metadata(self, target: Target, fields: list[str], response: Any) -> None:
+    def metadata(
+        self,
+        target: Target,
+        fields: list[str],
+        response: get_model_metadata_pb2.GetModelMetadataResponse,
+    ) -> None:
         """Fill a GetModelMetadataResponse: the signatures of an available version."""
         if not fields:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
@@ -132,7 +160,7 @@ class Service:
             _fill_spec(response.model_spec, target.model, "", version.number)
             response.metadata[METADATA_FIELD].Pack(signatures)
 
-    def status(self, target: Target, response: Any) -> None:
+    def status(self, target: Target, response: get_model_status_pb2.GetModelStatusResponse) -> None:
         """Fill a GetModelStatusResponse: the states of one or all versions."""
         for version in self.models.statuses(target.model, target.version):
             status = response.model_version_status.add()
@@ -252,7 +280,11 @@ class Service:
             )
 
     async def _classify(
-        self, version: Version, target: Target, input_proto: Any, result: Any
+        self,
+        version: Version,
+        target: Target,
+        input_proto: input_pb2.Input,
+        result: classification_pb2.ClassificationResult,
     ) -> None:
         signature = examples.classification_signature(version.servable, target.signature)
         rows = examples.serialized(input_proto)
@@ -261,7 +293,11 @@ class Service:
         self.metrics.examples(version.model, len(rows))
 
     async def _regress(
-        self, version: Version, target: Target, input_proto: Any, result: Any
+        self,
+        version: Version,
+        target: Target,
+        input_proto: input_pb2.Input,
+        result: regression_pb2.RegressionResult,
     ) -> None:
         signature = examples.regression_signature(version.servable, target.signature)
         rows = examples.serialized(input_proto)
@@ -269,12 +305,12 @@ class Service:
         result.CopyFrom(examples.regression(outputs, len(rows)))
         self.metrics.examples(version.model, len(rows))
 
-    def _spec(self, response: Any, target: Target, version: Version) -> None:
+    def _spec(self, response: Message, target: Target, version: Version) -> None:
         name = target.signature or DEFAULT_SIGNATURE
         _fill_spec(response.model_spec, target.model, name, version.number)
 
 
-def _fill_spec(spec: Any, model: str, signature: str, version: int) -> None:
+def _fill_spec(spec: model_pb2.ModelSpec, model: str, signature: str, version: int) -> None:
     spec.name, spec.signature_name, spec.version.value = model, signature, version
 
 
@@ -291,11 +327,11 @@ def _output_names(signature: Signature, output_filter: list[str]) -> list[str]:
     return output_filter or signature.output_names
 
 
-def _tasks(request: Any) -> Iterator[tuple[Target, str]]:
+def _tasks(request: inference_pb2.MultiInferenceRequest) -> Iterator[tuple[Target, str]]:
     """Return the tasks of a MultiInferenceRequest, all checked before the first is run."""
     tasks: list[tuple[Target, str]] = []
     for task in request.tasks:
-        target = Target.of(None, task.model_spec)
+        target = Target.from_spec(task.model_spec)
         if not target.model:
             raise invalid("Found ModelSpec with an empty model name.")
         if tasks and target.model != tasks[0][0].model:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfllm.serving.schema import invalid
 
@@ -59,7 +60,7 @@ class TensorSpec:
     dtype: np.dtype
 
     @classmethod
-    def of(cls, info: Any) -> TensorSpec:
+    def of(cls, info: meta_graph_pb2.TensorInfo) -> TensorSpec:
         """Read a TensorInfo proto."""
         if kind := info.WhichOneof("encoding"):
             if kind != "name":  # coo_sparse, composite_tensor: several tensors with one name
@@ -91,7 +92,7 @@ class TensorSpec:
             )
 
 
-def from_proto(proto: Any, most_elements: int = MAX_ELEMENTS) -> np.ndarray:
+def from_proto(proto: tensor_pb2.TensorProto, most_elements: int = MAX_ELEMENTS) -> np.ndarray:
     """Return a TensorProto as an array (strings as bytes objects). Raises INVALID_ARGUMENT."""
     try:
         dtype = tf.dtypes.as_dtype(proto.dtype)
@@ -131,7 +132,7 @@ def from_proto(proto: Any, most_elements: int = MAX_ELEMENTS) -> np.ndarray:
     return flat.reshape(shape)
 
 
-def to_proto(array: np.ndarray) -> Any:
+def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
     """Return an array as a TensorProto with typed fields, as TF Serving answers."""
     from tensorflow.core.framework import tensor_pb2
 

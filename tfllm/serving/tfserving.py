@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import (
     descriptor_pb2,
@@ -18,6 +18,7 @@ from google.protobuf import (
     text_format,
     wrappers_pb2,
 )
+from google.protobuf.message import Message
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfllm.config import build_from_fields
@@ -71,6 +72,9 @@ FLAGS = frozenset(
 )
 
 
+M = TypeVar("M", bound=Message)
+
+
 def read_models(path: str | Path) -> list[ModelEntry]:
     """Return the models of a `models.config` file. Raises SettingError naming file and line."""
     config = read_text_proto(path, model_server_config_pb2.ModelServerConfig())
@@ -82,7 +86,7 @@ def read_models(path: str | Path) -> list[ModelEntry]:
         raise SettingError(f"{path}: {error.message}.") from None
 
 
-def entries(config: Any) -> list[ModelEntry]:
+def entries(config: model_server_config_pb2.ModelServerConfig) -> list[ModelEntry]:
     """Return a ModelServerConfig as plain settings. Raises INVALID_ARGUMENT as TF Serving does."""
     models: list[ModelEntry] = []
     for model in config.model_config_list.config:
@@ -133,7 +137,7 @@ def read_batching(path: str | Path) -> Batching:
                 allowed_batch_sizes=sizes, **fields)  # fmt: skip
 
 
-def read_text_proto(path: str | Path, message: Any) -> Any:
+def read_text_proto(path: str | Path, message: M) -> M:
     """Read a text proto file into `message`. Raises SettingError naming file and line."""
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -7,12 +7,14 @@ A request that fails makes the load fail: a version that cannot answer its own e
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import input_pb2, prediction_log_pb2
 
 from tfllm.serving import examples
 from tfllm.serving.schema import Code, RequestError, invalid
@@ -49,7 +51,7 @@ def replay(servable: Servable, seconds: float = math.inf) -> int:
     return count
 
 
-def _run(servable: Servable, log: Any, seconds: float) -> None:
+def _run(servable: Servable, log: prediction_log_pb2.PredictionLog, seconds: float) -> None:
     kind = log.WhichOneof("log_type")
     if kind is None:
         return
@@ -76,7 +78,9 @@ def _run(servable: Servable, log: Any, seconds: float) -> None:
         raise RequestError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
 
 
-def _predict(servable: Servable, name: str, inputs: Any, seconds: float) -> None:
+def _predict(
+    servable: Servable, name: str, inputs: Mapping[str, tensor_pb2.TensorProto], seconds: float
+) -> None:
     name = name or DEFAULT_SIGNATURE
     signature = servable.signatures.get(name)
     if signature is None:
@@ -85,6 +89,11 @@ def _predict(servable: Servable, name: str, inputs: Any, seconds: float) -> None
     signature.run(arrays, seconds)
 
 
-def _examples(signature: Signature, input_proto: Any, finish: Any, seconds: float) -> None:
+def _examples(
+    signature: Signature,
+    input_proto: input_pb2.Input,
+    finish: Callable[[dict[str, np.ndarray], int], object],
+    seconds: float,
+) -> None:
     rows = examples.serialized(input_proto)
     finish(signature.run({examples.INPUTS: rows}, seconds), len(rows))

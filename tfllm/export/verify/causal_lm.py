@@ -42,8 +42,11 @@ from tfllm.export.verify.sample_texts import (
 )
 from tfllm.generation.config import GenerationConfig, generation_config
 from tfllm.generation.text_generator import GeneratedText, TextGenerator
+from tfllm.generation.token_generator import TokenGenerator
 from tfllm.runtimes.benchmark import measure_generation
+from tfllm.runtimes.causal_lm import CausalLMPredictor
 from tfllm.runtimes.opening import open_model
+from tfllm.runtimes.protocols import Example
 from tfllm.runtimes.token_log_probs import target_log_probs
 
 NUM_PROMPTS = 100
@@ -61,7 +64,7 @@ def check_savedmodel(
     profile: Profile,
     directory: Path,
     signatures: Mapping[str, meta_graph_pb2.SignatureDef],
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run all signatures in a fresh process, then score texts and measure the speed."""
     generator = TextGenerator(checkpoint)
@@ -92,7 +95,8 @@ def check_savedmodel(
     scores = next(outputs)
     yield at_least("warm-up requests answered", len(list(outputs)), len(warmup))
 
-    predictor: Any = open_model(directory)
+    predictor = open_model(directory)
+    assert isinstance(predictor, CausalLMPredictor)
     yield from check_scores(checkpoint, profile, predictor, scored_texts)
     yield _check_score_signature(
         checkpoint, profile, short_texts, scores["log_probability"], scores["token_count"]
@@ -125,12 +129,13 @@ def check_tflite(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run a .tflite file, or the one inside a .litertlm bundle, in ai-edge-litert."""
     generator = TextGenerator(checkpoint)
     texts, scored_texts = texts_to_compare(examples)
-    predictor: Any = open_model(directory)
+    predictor = open_model(directory)
+    assert isinstance(predictor, CausalLMPredictor)
     engine = predictor.generator.engine
     if predictor.logits is not None:
         yield from check_scores(checkpoint, profile, predictor, scored_texts)
@@ -158,7 +163,7 @@ def check_tflite(
 
 
 def texts_to_compare(
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> tuple[list[str], TextsByLanguage]:
     """Return (texts that prompts are taken from, texts that are scored): the examples', or sample
     texts where there are none."""
@@ -169,9 +174,10 @@ def texts_to_compare(
 
 
 def check_scores(
-    checkpoint: Checkpoint, profile: Profile, predictor: Any, texts: TextsByLanguage
+    checkpoint: Checkpoint, profile: Profile, predictor: CausalLMPredictor, texts: TextsByLanguage
 ) -> Iterator[Check]:
     """Check perplexity, KL divergence and the most likely next tokens on given texts."""
+    assert predictor.logits is not None
     vocabulary_size = checkpoint.config.vocabulary_size
     vocabulary = divergence.Vocabulary(checkpoint.tokenizer, vocabulary_size)
     scores = {name: TokenScores() for name in texts}
@@ -187,7 +193,7 @@ def check_samples(
     checkpoint: Checkpoint,
     generator: TextGenerator,
     profile: Profile,
-    engine: Any,
+    engine: TokenGenerator,
     texts: TextsByLanguage,
 ) -> Check:
     """Check the KL divergence of a file that gives no logits, by the texts that it samples."""
@@ -203,7 +209,9 @@ def check_samples(
     return divergence.check_sampled_tokens(profile, actual, expected)
 
 
-def report_speed(engine: Any, batch_sizes: Sequence[int], length: int = SPEED_PROMPT) -> Check:
+def report_speed(
+    engine: TokenGenerator, batch_sizes: Sequence[int], length: int = SPEED_PROMPT
+) -> Check:
     """Report the generated tokens per second on this machine."""
     speeds = {
         size: measure_generation(engine, length, SPEED_NEW_TOKENS, size, 0.0)
@@ -216,7 +224,7 @@ def report_speed(engine: Any, batch_sizes: Sequence[int], length: int = SPEED_PR
     return report("generated tokens per second, this machine", text)
 
 
-def texts_of(examples: Sequence[dict[str, Any]]) -> list[str]:
+def texts_of(examples: Sequence[Example]) -> list[str]:
     """Return the texts of examples: their messages, text or prompt."""
     texts = []
     for example in examples:
@@ -304,7 +312,7 @@ def _logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     return np.asarray(model({name: inputs[name] for name in model.input}, training=False))
 
 
-def _config(generator: TextGenerator, **fields: Any) -> GenerationConfig:
+def _config(generator: TextGenerator, **fields: object) -> GenerationConfig:
     config = generation_config(max_new_tokens=NEW_TOKENS, **fields)
     return generator.with_eos_token_id(config)
 

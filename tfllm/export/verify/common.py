@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tfllm.errors import CheckFailed
 from tfllm.export import warmup_requests
@@ -38,7 +39,7 @@ Inputs = dict[str, np.ndarray]
 def run_script(
     script: str,
     arguments: Sequence[str],
-    request: Any,
+    request: object,
     *,
     python: str = sys.executable,
     options: Sequence[str] = (),
@@ -80,7 +81,7 @@ def run_script(
 
 def run_savedmodel(
     directory: Path,
-    requests: Sequence[Mapping[str, Any]],
+    requests: Sequence[Mapping[str, object]],
     python: str = sys.executable,
     xla: bool = False,
 ) -> dict[str, Any]:
@@ -142,13 +143,13 @@ def equal_or_reported(
 
 
 def compare_texts(
-    name: str, actual: Sequence[Any], expected: Sequence[Any], profile: Profile
+    name: str, actual: Sequence[object], expected: Sequence[object], profile: Profile
 ) -> Check:
     """Check that texts, or rows of token ids, are equal; see `equal_or_reported`."""
     return equal_or_reported(name, equal_items(actual, expected), profile)
 
 
-def equal_items(a: Sequence[Any], b: Sequence[Any]) -> list[bool]:
+def equal_items(a: Sequence[object], b: Sequence[object]) -> list[bool]:
     """Return whether the items at each position are equal; the lengths must be."""
     return [x == y for x, y in zip(a, b, strict=True)]
 
@@ -178,7 +179,7 @@ def warmup_as_json(
     return [{"signature": r.signature, "inputs": as_json(r.inputs)} for r in requests]
 
 
-def max_abs_difference(expected: Sequence[np.ndarray], actual: Sequence[Any]) -> float:
+def max_abs_difference(expected: Sequence[np.ndarray], actual: Sequence[ArrayLike]) -> float:
     """Return the largest difference of raw outputs; infinite where shapes differ or for NaN."""
     largest = 0.0
     for a, b in zip(expected, map(np.asarray, actual), strict=True):
@@ -188,18 +189,18 @@ def max_abs_difference(expected: Sequence[np.ndarray], actual: Sequence[Any]) ->
     return largest
 
 
-def as_json(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def as_json(inputs: Mapping[str, np.ndarray]) -> dict[str, object]:
     """Return arrays as nested lists; bytes as TF Serving's JSON has them, {"b64": ...}."""
     return {name: _as_json(value.tolist()) for name, value in inputs.items()}
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     if isinstance(value, list):
         return [_as_json(item) for item in value]
     return {"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
-def as_arrays(output: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def as_arrays(output: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     """Return nested lists as the arrays that a SavedModel gives: texts are bytes."""
     arrays = {name: np.array(value) for name, value in output.items()}
     return {

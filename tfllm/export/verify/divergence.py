@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike
 from tfllm.errors import CheckFailed
 from tfllm.export.artifact import Check, at_least, at_most, report
 from tfllm.export.profile import Profile
+from tfllm.runtimes.token_predictor import Outputs
 from tfllm.tasks import Task
 from tfllm.tokenizers.base import Tokenizer, valid_id_ranges
 
@@ -235,7 +235,7 @@ def check_predictions(
     yield at_most(f"KL divergence (nats), mean of {count:,}", mean, profile.limits.kl_divergence)
 
 
-def _distributions(task: Task, positions: np.ndarray, outputs: Any) -> np.ndarray | None:
+def _distributions(task: Task, positions: np.ndarray, outputs: Outputs) -> np.ndarray | None:
     """Return raw outputs as logits [N, C], a distribution per row; None where there is none."""
     if not task.softmax_over or isinstance(outputs, dict):
         return None

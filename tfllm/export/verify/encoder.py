@@ -34,6 +34,8 @@ from tfllm.export.verify.common import (
 from tfllm.export.verify.sample_texts import passage_examples, sentence_examples
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
+from tfllm.runtimes.protocols import Example
+from tfllm.runtimes.tflite import TFLiteTextPredictor
 from tfllm.runtimes.token_predictor import TokenPredictor
 from tfllm.tasks.features import IGNORED
 
@@ -42,7 +44,7 @@ MAX_COMPARED = 64
 SAME_COSINE = 0.95  # embeddings at least this similar are the same prediction
 
 Answer = Mapping[str, Any]
-Examples = Sequence[dict[str, Any]]
+Examples = Sequence[Example]
 
 
 def check_savedmodel(
@@ -91,17 +93,20 @@ def check_tflite(
     equally."""
     reference = open_reference(checkpoint, profile)
     compared = examples_to_compare(reference, examples)
-    predictor: Any = open_model(directory)
+    predictor = open_model(directory)
     expected: list[Any]
+    actual: list[Any]
     if profile.text_input:
         equal = _tokenized_equally(reference, compared)
         yield from compare_predictions(reference.predict(equal), predictor.predict(equal), profile)
+        assert isinstance(predictor, TFLiteTextPredictor)
         batches = [_token_batches(reference, [example])[0] for example in equal]
         inputs, counted = zip(*batches, strict=True)
         expected = [reference.call(batch) for batch in inputs]
         actual = [predictor.scores(example)[None] for example in equal]
         yield from divergence.check_predictions(profile, reference.task, counted, expected, actual)
     else:
+        assert isinstance(predictor, TokenPredictor)
         inputs, counted = zip(*_token_batches(reference, compared), strict=True)
         expected = [reference.call(batch) for batch in inputs]
         actual = [predictor.call(batch) for batch in inputs]
@@ -116,14 +121,15 @@ def check_tflite(
 
 def open_reference(checkpoint: Checkpoint, profile: Profile) -> TokenPredictor:
     """Return the checkpoint's predictor, with the profile's row length."""
-    reference: Any = open_checkpoint(checkpoint)
+    reference = open_checkpoint(checkpoint)
+    assert isinstance(reference, TokenPredictor)
     if profile.max_length:
         task = checkpoint.task.model_copy(update={"max_length": profile.max_length})
         reference = replace(reference, task=task)
     return reference
 
 
-def examples_to_compare(reference: TokenPredictor, examples: Examples) -> list[dict[str, Any]]:
+def examples_to_compare(reference: TokenPredictor, examples: Examples) -> list[Example]:
     """Return the first examples, or sample texts where there are none."""
     task = reference.task
     return list(examples[:MAX_COMPARED]) or [*sentence_examples(task), *passage_examples(task)]
@@ -165,7 +171,7 @@ def compare_predictions(
     yield at_most("largest difference of scores", difference, profile.limits.abs_difference)
 
 
-def same_prediction(a: Any, b: Any) -> bool:
+def same_prediction(a: object, b: object) -> bool:
     """Return whether two predictions agree, their scores aside. Vectors: by cosine similarity."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(same_prediction(a[key], b[key]) for key in a)
@@ -219,7 +225,7 @@ def _token_batches(
     return batches
 
 
-def _tokenized_equally(reference: TokenPredictor, examples: Examples) -> list[dict[str, Any]]:
+def _tokenized_equally(reference: TokenPredictor, examples: Examples) -> list[Example]:
     """Return the examples of which every text gets the same ids from TensorFlow Text's
     tokenizer."""
     selected = [True] * len(examples)
@@ -230,7 +236,7 @@ def _tokenized_equally(reference: TokenPredictor, examples: Examples) -> list[di
     return [example for example, same in zip(examples, selected, strict=True) if same]
 
 
-def _text(example: Mapping[str, Any], name: str) -> str:
+def _text(example: Example, name: str) -> str:
     """Return the text input of an example; words are joined as answers count them."""
     if name == "text" and "words" in example:
         return " ".join(example["words"])

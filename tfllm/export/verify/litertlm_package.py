@@ -18,6 +18,7 @@ from tfllm.export.verify.sample_texts import ASCII_SENTENCES, CONTEXT
 from tfllm.generation.config import generation_config
 from tfllm.generation.text_generator import TextGenerator
 from tfllm.runtimes.litertlm import FILE_NAME
+from tfllm.runtimes.protocols import Example
 from tfllm.tokenizers import chat
 
 PACKAGE = "litert_lm"
@@ -31,7 +32,7 @@ def check_outputs(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run the package in a process of its own."""
     if importlib.util.find_spec(PACKAGE) is None:
@@ -82,7 +83,7 @@ def prompts_of_lengths(checkpoint: Checkpoint, context: int, texts: Sequence[str
 
 
 def run(
-    path: Path, context: int, texts: Sequence[dict[str, Any]], chats: Sequence[dict[str, Any]]
+    path: Path, context: int, texts: Sequence[Example], chats: Sequence[Example]
 ) -> dict[str, Any]:
     """Return what run_litertlm.py answers. Raises CheckFailed with the process's error."""
     request = {"model": str(path), "context": context, "texts": texts, "chats": chats}

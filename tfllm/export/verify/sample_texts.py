@@ -8,8 +8,7 @@ All were written for this project.
 
 from __future__ import annotations
 
-from typing import Any
-
+from tfllm.runtimes.protocols import Example
 from tfllm.tasks.base import Task
 
 ASCII_SENTENCES = (
@@ -145,7 +144,7 @@ PASSAGES = {"English": ENGLISH, "Chinese": CHINESE}
 PASSAGE_QUESTIONS = {"English": "What is this text about?", "Chinese": "这段话讲的是什么？"}
 
 
-def sentence_examples(task: Task, ascii_only: bool = False) -> list[dict[str, Any]]:
+def sentence_examples(task: Task, ascii_only: bool = False) -> list[Example]:
     """Return the sentences as examples of a task."""
     sentences = ASCII_SENTENCES if ascii_only else SENTENCES
     if task.required_fields[0] == ("question", "context"):
@@ -158,7 +157,7 @@ def sentence_examples(task: Task, ascii_only: bool = False) -> list[dict[str, An
     return [{"text": text} for text in sentences]
 
 
-def passage_examples(task: Task) -> list[dict[str, Any]]:
+def passage_examples(task: Task) -> list[Example]:
     """Return the passages as examples of a task."""
     pairs = [(PASSAGE_QUESTIONS[name], text) for name, texts in PASSAGES.items() for text in texts]
     if task.required_fields[0] == ("question", "context"):

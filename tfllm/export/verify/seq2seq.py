@@ -44,6 +44,8 @@ from tfllm.generation.config import GenerationConfig
 from tfllm.generation.seq2seq_generator import Seq2SeqGenerator
 from tfllm.runtimes.checkpoint import open_checkpoint
 from tfllm.runtimes.opening import open_model
+from tfllm.runtimes.protocols import Example
+from tfllm.runtimes.seq2seq import Seq2SeqPredictor
 from tfllm.tasks.seq2seq import source_of, targets_of
 
 MAX_SOURCES = 200
@@ -60,7 +62,7 @@ def check_savedmodel(
     profile: Profile,
     directory: Path,
     signatures: Mapping[str, meta_graph_pb2.SignatureDef],
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run all signatures in a fresh process."""
     generator = Seq2SeqGenerator(checkpoint)
@@ -96,9 +98,9 @@ def check_savedmodel(
     name = f"equal texts with {beams} beams"
     yield compare_texts(name, next(outputs)["text"], searched, profile)
     yield at_least("warm-up requests answered", len(list(outputs)), len(warmup))
-    yield from check_scores(
-        checkpoint, generator, profile, open_model(directory), pairs_of(examples)
-    )
+    predictor = open_model(directory)
+    assert isinstance(predictor, Seq2SeqPredictor)
+    yield from check_scores(checkpoint, generator, profile, predictor, pairs_of(examples))
     if examples:
         yield check_bleu(checkpoint, profile, directory, examples)
 
@@ -146,12 +148,13 @@ def check_tflite(
     checkpoint: Checkpoint,
     profile: Profile,
     directory: Path,
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Example],
 ) -> Iterator[Check]:
     """Run a .tflite file in ai-edge-litert: scores of given texts, greedy and sampled texts."""
     generator = Seq2SeqGenerator(checkpoint)
     sources, pairs = sources_of(examples), pairs_of(examples)
-    predictor: Any = open_model(directory)
+    predictor = open_model(directory)
+    assert isinstance(predictor, Seq2SeqPredictor)
     file = predictor.generator
     if predictor.logits is not None:
         yield from check_scores(checkpoint, generator, profile, predictor, pairs)
@@ -175,7 +178,7 @@ def check_tflite(
 
 
 def check_bleu(
-    checkpoint: Checkpoint, profile: Profile, directory: Path, examples: Sequence[dict[str, Any]]
+    checkpoint: Checkpoint, profile: Profile, directory: Path, examples: Sequence[Example]
 ) -> Check:
     """Check BLEU on given pairs against the checkpoint's, both with the file's default settings."""
     generation = {"num_beams": _default_width(checkpoint, profile)}
@@ -197,7 +200,7 @@ def _default_width(checkpoint: Checkpoint, profile: Profile) -> int:
     return 1 if profile.target == "tflite" else default_num_beams(checkpoint, profile)
 
 
-def sources_of(examples: Sequence[dict[str, Any]]) -> list[str]:
+def sources_of(examples: Sequence[Example]) -> list[str]:
     """Return the examples' sources; sample sentences where there are none."""
     texts = [
         source_of(example) if "source" in example else str(example.get("text", ""))
@@ -207,7 +210,7 @@ def sources_of(examples: Sequence[dict[str, Any]]) -> list[str]:
     return texts[:MAX_SOURCES] or [text for text in SENTENCES if text.strip()]
 
 
-def pairs_of(examples: Sequence[dict[str, Any]]) -> PairsByLanguage:
+def pairs_of(examples: Sequence[Example]) -> PairsByLanguage:
     """Return sources with the targets that are scored; sample passages are their own targets."""
     pairs = [
         (source_of(example), targets_of(example)[0])
@@ -223,10 +226,11 @@ def check_scores(
     checkpoint: Checkpoint,
     generator: Seq2SeqGenerator,
     profile: Profile,
-    predictor: Any,
+    predictor: Seq2SeqPredictor,
     pairs: PairsByLanguage,
 ) -> Iterator[Check]:
     """Check perplexity, KL divergence and the most likely next tokens of given targets."""
+    assert predictor.logits is not None
     file, target_tokenizer = predictor.generator, generator.tokenizer.target
     start_token_id = get_decoder_start_token_id(checkpoint)
     longest = min(SCORED_ROW, file.engine.limits.max_sequence_length - 1)
@@ -253,7 +257,7 @@ def check_samples(
     checkpoint: Checkpoint,
     generator: Seq2SeqGenerator,
     profile: Profile,
-    file: Any,
+    file: Seq2SeqGenerator,
     pairs: PairsByLanguage,
 ) -> Check:
     """Check the KL divergence of a file that gives no logits, by the texts that it samples."""
@@ -293,7 +297,7 @@ def _logits(checkpoint: Checkpoint, source: Sequence[int], target: Sequence[int]
     return np.asarray(model({name: inputs[name] for name in model.input}, training=False))[0]
 
 
-def _text(generator: Seq2SeqGenerator, source: str, **settings: Any) -> str:
+def _text(generator: Seq2SeqGenerator, source: str, **settings: object) -> str:
     """Return the checkpoint's text for one source."""
     config: GenerationConfig = generator.generation_config(
         max_new_tokens=NEW_TOKENS, num_return_sequences=1, **settings
