@@ -23,8 +23,8 @@ from tfllm.export.litertlm_prompt import prompt_template, render_sample_chat, st
 from tfllm.export.profile import Profile
 from tfllm.export.verify import causal_lm, litertlm_package
 from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
-from tfllm.tokenizers import sentencepiece_proto as proto
 from tfllm.runtimes.protocols import Example
+from tfllm.tokenizers import sentencepiece_proto as proto
 
 TOKENIZERS = ("bytepair", "sentencepiece", "characters")
 DEFAULT_TOP_K = 64  # of the sampler, where the profile samples without top_k

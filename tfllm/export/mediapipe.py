@@ -66,7 +66,7 @@ def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
     """Write model.tflite with its metadata, and the files beside it."""
     length = profile.max_length or checkpoint.task.max_length
     rows = tflite.calibration_inputs(checkpoint, profile, 1, length)
-    with tflite.prepared_for_int8(checkpoint.model, profile, rows) as scaled:
+    with tflite.prepare_for_int8(checkpoint.model, profile, rows) as scaled:
         content = tflite_converter.convert(
             {"serving_default": _concrete_function(checkpoint, length, scaled)},
             variables_module(checkpoint.model),

@@ -29,7 +29,7 @@ Operations = dict[str, list[str]]
 
 
 def listed() -> Iterator[str]:
-    """`name attribute attribute…` of every operation with a CPU kernel in this process."""
+    """Return `name attribute attribute…` of every operation with a CPU kernel in this process."""
     import tensorflow as tf  # noqa: F401
 
     try:
@@ -53,13 +53,13 @@ def listed() -> Iterator[str]:
 
 
 def read(path: str) -> Operations:
-    """The lines of `listed` as a dict from operation to attributes."""
+    """Parse the lines of `listed` as a dict from operation to attributes."""
     rows = (line.split() for line in Path(path).read_text().splitlines())
     return {row[0]: row[1:] for row in rows if row}
 
 
 def table(oldest: Operations, middle: Operations, newest: Operations) -> Iterator[str]:
-    """One line per operation of the newest server, with the first version that has it."""
+    """Return one line per operation of the newest server, with the first version that has it."""
     for name, attributes in sorted(newest.items()):
         versions = [("2.12", oldest.get(name)), ("2.19", middle.get(name)), ("2.20", attributes)]
         since = next(version for version, known in versions if known is not None)
@@ -71,7 +71,7 @@ def table(oldest: Operations, middle: Operations, newest: Operations) -> Iterato
 
 
 def main(command: str, *paths: str) -> None:
-    """Prints one environment's list, or the table of three lists."""
+    """Print one environment's list, or the table of three lists."""
     if command == "list":
         print("\n".join(listed()))
     else:

@@ -114,7 +114,7 @@ def convert(checkpoint: Checkpoint, profile: Profile) -> bytes:
     lengths = fixed_lengths(checkpoint, profile)
     shapes = [(size, length) for length in lengths for size in profile.batch_sizes]
     inputs = calibration_inputs(checkpoint, profile, *shapes[0])
-    with prepared_for_int8(model, profile, inputs) as scaled:
+    with prepare_for_int8(model, profile, inputs) as scaled:
         functions = {
             signature_name(index, *shape): tflite_converter.concrete_function(
                 model, *shape, output, scaled
@@ -132,10 +132,10 @@ def convert(checkpoint: Checkpoint, profile: Profile) -> bytes:
 
 
 @contextlib.contextmanager
-def prepared_for_int8(
+def prepare_for_int8(
     model: keras.Model, profile: Profile, inputs: Sequence[Inputs]
 ) -> Iterator[ScaledChannels | None]:
-    """Within the block, graphs of the model are traced with the mask constant of the profile's
+    """Trace graphs of the model inside the block with the mask constant of the profile's
     quantization and, in full int8, with scaled channels."""
     full_int8 = profile.quantization in tflite_converter.CALIBRATED
     constant = profile.mask_value or (INT8_MASK_VALUE if full_int8 else EXACT_MASK)

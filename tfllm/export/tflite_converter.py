@@ -27,7 +27,7 @@ Inputs = Mapping[str, np.ndarray]
 
 @contextlib.contextmanager
 def mask_constant(model: keras.Model, constant: float) -> Iterator[None]:
-    """Within the block, graphs of `model` are traced with another number at masked scores."""
+    """Trace graphs of `model` inside the block with another number at masked scores."""
     set_mask_constant(model, constant)
     try:
         yield

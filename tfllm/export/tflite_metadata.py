@@ -43,7 +43,7 @@ def text_model(
     labels: bool,
     vocabulary: bool = True,
 ) -> bytes:
-    """Metadata of a model on token ids.
+    """Build the metadata of a model on token ids.
 
     `inputs` in the order of the file's inputs: names of INPUT_NAMES are written as MediaPipe knows
     them. `output` is the output's name. With `vocabulary` a BERT tokenizer stands before the model,

@@ -204,7 +204,7 @@ class BeamSearcher:
         config: GenerationConfig,
         flags: GraphFlags,
     ) -> list[list[GenerationResult]]:
-        """The texts of each prompt with its source (empty ones for a decoder), best first."""
+        """Search the texts of each prompt with its source (empty for a decoder), best first."""
         max_lengths = [self.limits.max_length(prompt, config) for prompt in prompts]
         token_ids, lengths = pad_batch(prompts)
         key = _GraphKey(

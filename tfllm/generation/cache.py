@@ -22,7 +22,7 @@ GROWTH = 16  # positions added at once where every step copies the whole cache, 
 
 
 def capacity(length: int) -> int:
-    """The cache capacity for rows of up to `length` tokens: 64, 128, 192, …"""
+    """Return the cache capacity for rows of up to `length` tokens: 64, 128, 192, …"""
     return -(-length // BUCKET) * BUCKET
 
 
@@ -79,7 +79,7 @@ class CacheUpdate:
         self._after: list[tuple[tf.Tensor, tf.Tensor]] = []
 
     def layers(self) -> tuple[Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]], ...]:
-        """What a decoder takes as `cache`; its layers must be called in order."""
+        """Return what a decoder takes as `cache`; its layers must be called in order."""
         return (self._store,) * len(self._before)
 
     def _store(self, keys: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -92,7 +92,7 @@ class CacheUpdate:
         return updated
 
     def cache(self) -> Cache:
-        """The updated cache, once all layers have been called."""
+        """Return the updated cache, once all layers have been called."""
         return tuple(self._after)
 
 
@@ -122,7 +122,7 @@ def map_cache(function: Callable[[tf.Tensor], tf.Tensor], cache: Cache) -> Cache
 
 
 def cache_specs(decoder: Decoder | EncoderDecoder, dtype: tf.DType) -> Cache:
-    """The TensorSpecs of a decoder's cache for any number of rows and any capacity."""
+    """Return the TensorSpecs of a cache for any number of rows and any capacity."""
     shape = [None, decoder.num_key_value_heads, None, decoder.head_dim]
     return tuple(
         (tf.TensorSpec(shape, dtype, f"keys_{i}"), tf.TensorSpec(shape, dtype, f"values_{i}"))

@@ -36,29 +36,43 @@ class ModelSize(Protocol):
     """The part of a model's config that generation reads."""
 
     @property
-    def max_sequence_length(self) -> int: ...
+    def max_sequence_length(self) -> int:
+        """Tokens of prompt and text together."""
+        ...
 
     @property
-    def vocabulary_size(self) -> int: ...
+    def vocabulary_size(self) -> int:
+        """Ids that the model has logits for."""
+        ...
 
 
 class GenerationSource(Protocol):
     """What generation asks of a checkpoint, or of the description of an exported file."""
 
     @property
-    def path(self) -> Path | None: ...
+    def path(self) -> Path | None:
+        """Where it was loaded from."""
+        ...
 
     @property
-    def task(self) -> Task: ...
+    def task(self) -> Task:
+        """What the model is for."""
+        ...
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, of sources where it has an encoder."""
+        ...
 
     @property
-    def config(self) -> ModelSize: ...
+    def config(self) -> ModelSize:
+        """The model's size."""
+        ...
 
     @property
-    def eos_token_id(self) -> tuple[int, ...]: ...
+    def eos_token_id(self) -> tuple[int, ...]:
+        """Token ids that end a text."""
+        ...
 
     @property
     def decoder_start_token_id(self) -> int | None:
@@ -66,12 +80,12 @@ class GenerationSource(Protocol):
         ...
 
     def generation_setting(self, key: str) -> Any:
-        """The value of a key of generation_config.json, or None."""
+        """Return the value of a key of generation_config.json, or None."""
         ...
 
 
 def checkpoint_config(checkpoint: GenerationSource, **overrides: Any) -> GenerationConfig:
-    """The settings of an encoder-decoder's checkpoint with overrides.
+    """Return the settings of an encoder-decoder's checkpoint with overrides.
 
     A temperature turns beam search off, and beam search sampling, where only one of them is given.
 
@@ -93,7 +107,7 @@ def checkpoint_config(checkpoint: GenerationSource, **overrides: Any) -> Generat
 
 
 def huggingface_settings(checkpoint: GenerationSource) -> dict[str, Any]:
-    """All that `checkpoint_config` reads, under Hugging Face's names: for an exported file."""
+    """Return what `checkpoint_config` reads, under Hugging Face's names: for an exported file."""
     keys = [name for name, use in FIELDS.items() if use.in_checkpoint and name != "eos_token_id"]
     keys += ["max_length", "min_length", "do_sample"]
     values = {key: checkpoint.generation_setting(key) for key in keys}

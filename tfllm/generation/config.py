@@ -176,17 +176,17 @@ FIELDS: dict[str, Use] = {
 
 
 def fields_in(*groups: Group) -> tuple[str, ...]:
-    """The names of the fields in these groups, in the order of `FIELDS`."""
+    """Return the names of the fields in these groups, in the order of `FIELDS`."""
     return tuple(name for name, use in FIELDS.items() if use.group in groups)
 
 
 def signature_fields(signature: str) -> dict[str, np.dtype]:
-    """The settings that an exported signature takes, "generate" or "beam", with their types."""
+    """Return the settings that an exported signature ("generate", "beam") takes: name -> dtype."""
     return {name: dtype_of(name) for name, use in FIELDS.items() if signature in use.signatures}
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The type of a field in a tensor: float32, or int32 for numbers and ids."""
+    """Return the type of a field in a tensor: float32, or int32 for numbers and ids."""
     import numpy as np  # not for `tfllm generate --help`
 
     return np.dtype(
@@ -195,12 +195,12 @@ def dtype_of(name: str) -> np.dtype:
 
 
 def description_of(name: str) -> str:
-    """The description of a field on one line, as help texts show it."""
+    """Return the description of a field on one line, as help texts show it."""
     return " ".join((GenerationConfig.model_fields[name].description or "").split())
 
 
 def option_fields(names: Iterable[str] = tuple(FIELDS), *, optional: bool = True) -> dict[str, Any]:
-    """Fields of GenerationConfig for another class of settings: see `pydantic.create_model`.
+    """Return fields of GenerationConfig for another class: see `pydantic.create_model`.
 
     Args:
         names: Which fields.
@@ -334,7 +334,7 @@ class GraphFlags:
 
 
 def graph_flags(config: GenerationConfig) -> GraphFlags:
-    """The flags of the graph that serves a config.
+    """Return the flags of the graph that serves a config.
 
     There are few kinds, so that few graphs are traced: greedy, sampling, and everything; sizes are
     rounded up. With beam search, forced tokens or a minimum length the flags are exact: these are
@@ -423,7 +423,7 @@ ID_ROWS = {"bad_words_ids": 3, "eos_token_id": 2}
 
 
 def batched_config_specs() -> BatchedConfig:
-    """The TensorSpecs of a BatchedConfig for any number of rows."""
+    """Return the TensorSpecs of a BatchedConfig for any number of rows."""
     import tensorflow as tf
 
     def spec(name: str) -> tf.TensorSpec:

@@ -35,7 +35,7 @@ class _TiedLogits:
     """A copy (D, V) of tied embeddings for the logits, the fastest layout of all."""
 
     def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """Logits of the next token: (B, D) to float32 (B, vocabulary_size)."""
+        """Compute logits of the next token: (B, D) to float32 (B, vocabulary_size)."""
         config: Any = self.config  # type: ignore[attr-defined]
         layers: Any = self.layers  # type: ignore[attr-defined]
         if not config.tie_embeddings:
@@ -69,6 +69,7 @@ class CpuEncoderDecoder(_TiedLogits, EncoderDecoder):
     """The same encoder-decoder."""
 
     def with_encoder_output(self, cross_kv: Cache, source_padding_mask: tf.Tensor) -> Decoder:
+        """Return the decoder that attends to these keys and values."""
         return CpuCrossAttendingDecoder(
             self.family, self.config, self.layers, cross_kv, source_padding_mask, head=self.head
         )
@@ -77,7 +78,7 @@ class CpuEncoderDecoder(_TiedLogits, EncoderDecoder):
 def optimize_for_cpu(
     model: Decoder | EncoderDecoder, precision: str = "float32"
 ) -> CpuDecoder | CpuEncoderDecoder:
-    """The fastest decoder, or encoder-decoder, with the weights of a model.
+    """Return the fastest decoder, or encoder-decoder, with the weights of a model.
 
     The model does not change. Its weights must not change any more while the result is used: tied
     embeddings are copied for the logits, kernels are for "bfloat16".
@@ -103,14 +104,14 @@ def use_cpu_layout(model: Decoder) -> CpuDecoder: ...
 @overload
 def use_cpu_layout(model: EncoderDecoder) -> CpuEncoderDecoder: ...
 def use_cpu_layout(model: Decoder | EncoderDecoder) -> CpuDecoder | CpuEncoderDecoder:
-    """The decoder, or encoder-decoder, on the same weights; only rounding differs."""
+    """Return the decoder, or encoder-decoder, on the same weights; only rounding differs."""
     if isinstance(model, EncoderDecoder):
         return CpuEncoderDecoder(model.family, model.config, model.layers)
     return CpuDecoder(model.family, model.config, model.layers)
 
 
 def use_bfloat16(model: Decoder | EncoderDecoder) -> CpuDecoder | CpuEncoderDecoder:
-    """The decoder, or encoder-decoder, with bfloat16 copies of the kernels in its blocks.
+    """Return the model with bfloat16 copies of the kernels in its blocks.
 
     All other weights are the model's own. Embeddings, logits, norms, biases and softmax stay
     float32; products are summed in float32 and rounded to bfloat16. Raises SettingError for a model

@@ -103,9 +103,10 @@ def prefill_cache(
     position = tf.range(width)
     positions = tf.broadcast_to(position[None], [batch, width])
     is_token = position[None] < lengths[:, None]
-    allowed = tf.logical_and((position[None] <= position[:, None])[None], is_token[:, None])
-    allowed = decoder.layer_masks(allowed, positions, positions)
-    hidden, cache = decoder(token_ids, positions, allowed)
+    attention_mask = (position[None] <= position[:, None])[None]
+    attention_mask = tf.logical_and(attention_mask, is_token[:, None])
+    attention_mask = decoder.layer_masks(attention_mask, positions, positions)
+    hidden, cache = decoder(token_ids, positions, attention_mask)
     logits = decoder.logits(tf.gather(hidden, lengths - 1, batch_dims=1))
     return logits, caches.pad_cache(caches.clear_padding(cache, is_token), size)
 
@@ -135,7 +136,7 @@ def next_logits(
     Args:
         decoder: The model.
         token_ids: int32 [B].
-        positions: int32 [B], where each token stands in its row.
+        positions: int32 [B], the position of each token in its row.
         cache: The cache of the tokens before.
         write: How the cache is written.
 
@@ -144,14 +145,15 @@ def next_logits(
     """
     position = positions[:, None]
     key_positions = tf.range(_shape(cache[0][0])[2])[None] + tf.zeros_like(position)
-    allowed = decoder.layer_masks((key_positions <= position)[:, None], position, key_positions)
+    attention_mask = (key_positions <= position)[:, None]
+    attention_mask = decoder.layer_masks(attention_mask, position, key_positions)
     update = caches.CacheUpdate(cache, positions, write)
-    hidden, _ = decoder(token_ids[:, None], position, allowed, update.layers())
+    hidden, _ = decoder(token_ids[:, None], position, attention_mask, update.layers())
     return decoder.logits(hidden[:, 0]), update.cache()
 
 
 def last_tokens(state: DecodeState) -> tf.Tensor:
-    """The last token of each row: int32 [B]."""
+    """Return the last token of each row: int32 [B]."""
     return tf.gather(state.ids, state.lengths - 1, batch_dims=1)
 
 
@@ -188,7 +190,7 @@ def _shape(tensor: tf.Tensor) -> list[tf.Tensor | int]:
 
 
 def state_specs(decoder: Decoder | EncoderDecoder, dtype: tf.DType) -> DecodeState:
-    """The TensorSpecs of a state for any number of rows and any capacity."""
+    """Return the TensorSpecs of a state for any number of rows and any capacity."""
     return DecodeState(
         ids=tf.TensorSpec([None, None], tf.int32, "ids"),
         log_probabilities=tf.TensorSpec([None, None], tf.float32, "log_probabilities"),
@@ -209,7 +211,7 @@ def concat_rows(first: DecodeState, second: DecodeState) -> DecodeState:
 
 
 def gather_rows(state: DecodeState, rows: tf.Tensor) -> DecodeState:
-    """The rows with the indices `rows`, int32, in that order."""
+    """Pick the rows with the indices `rows`, int32, in that order."""
     return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), state)
 
 

@@ -30,7 +30,7 @@ MaybeEncoderOutput = EncoderOutput | tuple[()]
 
 
 def reads_source(decoder: Decoder | EncoderDecoder) -> TypeGuard[EncoderDecoder]:
-    """Whether the model reads a source: an EncoderDecoder, not a Decoder."""
+    """Return whether the model reads a source: an EncoderDecoder, not a Decoder."""
     return isinstance(decoder, EncoderDecoder)
 
 
@@ -62,7 +62,7 @@ def with_encoder_output(
     source: MaybeEncoderOutput,
     alignments: list[tf.Tensor] | None = None,
 ) -> Decoder:
-    """The decoder that attends to these sources; a decoder-only model itself.
+    """Return the decoder that attends to these sources; a decoder-only model itself.
 
     Args:
         model: An EncoderDecoder, or a Decoder with NO_SOURCE.
@@ -81,7 +81,7 @@ def with_encoder_output(
 
 
 def encoder_output_specs(model: Decoder | EncoderDecoder, dtype: tf.DType) -> MaybeEncoderOutput:
-    """The TensorSpecs of an encoder output for any number of sources of any length."""
+    """Return the TensorSpecs of an encoder output for any number of sources of any length."""
     if not reads_source(model):
         return NO_SOURCE
     mask = tf.TensorSpec([None, None], tf.int32, "source")
@@ -89,7 +89,7 @@ def encoder_output_specs(model: Decoder | EncoderDecoder, dtype: tf.DType) -> Ma
 
 
 def source_specs(model: Decoder | EncoderDecoder) -> tuple[tf.TensorSpec, ...]:
-    """The TensorSpecs of the ids and lengths that `encode` takes."""
+    """Return the TensorSpecs of the ids and lengths that `encode` takes."""
     if not reads_source(model):
         return NO_SOURCE
     return (
@@ -108,7 +108,7 @@ def concat_rows(first: MaybeEncoderOutput, second: MaybeEncoderOutput) -> MaybeE
 
 
 def mean_alignment(alignments: list[tf.Tensor]) -> tf.Tensor:
-    """The last layer's cross-attention weights, averaged over heads: float32 [R, T, S]."""
+    """Average the last layer's cross-attention weights over heads: float32 [R, T, S]."""
     return tf.reduce_mean(tf.cast(alignments[-1], tf.float32), axis=1)
 
 

@@ -83,7 +83,7 @@ class Engine(TokenGenerator):
         return results
 
     def flags(self, config: GenerationConfig) -> GraphFlags:
-        """What a graph for this config has to support."""
+        """Return what a graph for this config has to support."""
         return replace(graph_flags(config), token_ranges=self.token_ranges)
 
     def prefill(
@@ -96,7 +96,7 @@ class Engine(TokenGenerator):
         prompt_of_row: np.ndarray,
         source: tuple[np.ndarray, ...] = (),
     ) -> DecodeState:
-        """`decode_state.prefill` as a graph; `source` has ids int32 [U, S] and lengths [U]."""
+        """Run `decode_state.prefill` as a graph; `source`: ids int32 [U, S] and lengths [U]."""
         if flags not in self._prefill_graphs:
             self._prefill_graphs[flags] = self._prefill_graph(flags)
         graph = self._prefill_graphs[flags]
@@ -105,7 +105,7 @@ class Engine(TokenGenerator):
     def decode(
         self, state: DecodeState, config: BatchedConfig, flags: GraphFlags, steps: int
     ) -> DecodeState:
-        """`loop.run` as a graph."""
+        """Run `loop.run` as a graph."""
         if flags not in self._decode_graphs:
             self._decode_graphs[flags] = self._decode_graph(flags, state.cache[0][0].dtype)
         return self._decode_graphs[flags](state, config, steps)
@@ -212,7 +212,7 @@ class Engine(TokenGenerator):
 
 
 def limits_of(decoder: Decoder | EncoderDecoder) -> ModelLimits:
-    """What ids a model takes."""
+    """Return what ids a model takes."""
     window = decoder.max_sequence_length
     if not isinstance(decoder, EncoderDecoder):
         return ModelLimits(window, decoder.vocabulary_size)

@@ -98,7 +98,7 @@ def generate(
 
 
 def generated_tokens(state: DecodeState, max_new_tokens: tf.Tensor | int) -> GeneratedBatch:
-    """The new tokens of a state, those of each row from the first column on."""
+    """Return the new tokens of a state, those of each row from the first column on."""
     counts = state.lengths - state.prompt_lengths
     counts = counts - tf.cast(tf.equal(state.finished, STOPPED), tf.int32)
     column = tf.range(max_new_tokens)[None]

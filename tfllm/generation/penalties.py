@@ -71,15 +71,15 @@ def apply_penalties(
 def token_counts(
     ids: tf.Tensor, start: tf.Tensor, end: tf.Tensor, vocabulary_size: int
 ) -> tf.Tensor:
-    """How often each token occurs in ids[start:end] of its row: int32 [B, V]."""
+    """Count how often each token occurs in ids[start:end] of its row: int32 [B, V]."""
     position = tf.range(tf.shape(ids)[1])[None]
     inside = tf.logical_and(position >= start[:, None], position < end[:, None])
     return _scatter_sum(ids, tf.cast(inside, tf.int32), vocabulary_size)
 
 
 def penalize_repetition(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor) -> tf.Tensor:
-    """The repetition penalty of Keskar et al. 2019 (CTRL), with transformers' rule for negative
-    logits.
+    """Apply the repetition penalty of Keskar et al. 2019 (CTRL), with transformers' rule for
+    negative logits.
 
     Args:
         logits: float32 [B, V].
@@ -94,7 +94,7 @@ def penalize_repetition(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor) 
 def penalize_presence_and_frequency(
     logits: tf.Tensor, counts: tf.Tensor, presence: tf.Tensor, frequency: tf.Tensor
 ) -> tf.Tensor:
-    """The two penalties of OpenAI's API, over the text without the prompt.
+    """Apply the two penalties of OpenAI's API, over the text without the prompt.
 
     Args:
         logits: float32 [B, V].

@@ -33,7 +33,7 @@ def uniform(seed: tf.Tensor, row: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
 
 
 def bits(seed: tf.Tensor, row: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """Random uint32 bits, one for each entry of the int32 arguments, which broadcast."""
+    """Draw random uint32 bits, one for each entry of the int32 arguments, which broadcast."""
     value = _mix(_xor(_unsigned(seed), tf.constant(SALT, tf.uint32)))
     value = _mix(_xor(value, _unsigned(row)))
     return _mix(_xor(value, _unsigned(position)))

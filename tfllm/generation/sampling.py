@@ -54,7 +54,7 @@ def choose_token(
 def filtered_probabilities(
     logits: tf.Tensor, config: BatchedConfig, flags: GraphFlags
 ) -> tf.Tensor:
-    """Probabilities after temperature, top-k, top-p and min-p, not normalized.
+    """Compute probabilities after temperature, top-k, top-p and min-p, not normalized.
 
     Args:
         logits: float32 [B, V].
@@ -73,7 +73,7 @@ def filtered_probabilities(
 
 
 def draw_token(probabilities: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-    """The token that a random number points at.
+    """Draw the token that a random number points at.
 
     Args:
         probabilities: float32 [B, V], not normalized. A token below 2^-29 of the sum is never
@@ -90,7 +90,7 @@ def draw_token(probabilities: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
 
 
 def filter_threshold(scaled: tf.Tensor, config: BatchedConfig) -> tf.Tensor:
-    """The logit that a token must reach to be kept, float32 [B].
+    """Compute the logit that a token must reach to be kept, float32 [B].
 
     Args:
         scaled: Logits over temperature, float32 [B, V], 0 for the most likely token of a row.

@@ -32,7 +32,9 @@ class ModelGraphs(Protocol):
 
     limits: ModelLimits
 
-    def flags(self, config: GenerationConfig) -> GraphFlags: ...
+    def flags(self, config: GenerationConfig) -> GraphFlags:
+        """Return what a graph for this config has to support."""
+        ...
 
     def prefill(
         self,
@@ -43,11 +45,15 @@ class ModelGraphs(Protocol):
         size: int,
         prompt_of_row: np.ndarray,
         source: tuple[np.ndarray, ...] = (),
-    ) -> DecodeState: ...
+    ) -> DecodeState:
+        """Read prompts; see `decode_state.prefill`."""
+        ...
 
     def decode(
         self, state: DecodeState, config: BatchedConfig, flags: GraphFlags, steps: int
-    ) -> DecodeState: ...
+    ) -> DecodeState:
+        """Generate up to `steps` tokens of each row; see `loop.run`."""
+        ...
 
 
 @dataclass(eq=False)

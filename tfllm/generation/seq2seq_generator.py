@@ -37,7 +37,7 @@ class Seq2SeqGenerator(TextGenerator):
     advice = "Give an encoder-decoder (transformer, t5, bart), or use tfllm predict."
 
     def generation_config(self, **overrides: object) -> GenerationConfig:
-        """The checkpoint's own settings with overrides; see `checkpoint_config`."""
+        """Return the checkpoint's own settings with overrides; see `checkpoint_config`."""
         return checkpoint_config(self.checkpoint, **overrides)
 
     def generate(
@@ -74,7 +74,7 @@ class Seq2SeqGenerator(TextGenerator):
         config: GenerationConfig | None = None,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """A source's token ids, the task's prefix before it. Raises SettingError."""
+        """Encode a source with the task's prefix before it. Raises SettingError."""
         if truncate == "left":
             raise SettingError(
                 "--truncate left: a source is cut at its end, so that its beginning and the token "
@@ -104,7 +104,7 @@ class Seq2SeqGenerator(TextGenerator):
         raise SettingError("this model answers a source and holds no conversation. Give 'source'.")
 
     def truncate(self, ids: list[int], config: GenerationConfig) -> list[int]:
-        """Sources are truncated as they are encoded."""
+        """Return the ids as they are: sources are truncated as they are encoded."""
         return ids
 
     def check_prompt(self, ids: Ids) -> None:
@@ -129,7 +129,7 @@ class Seq2SeqGenerator(TextGenerator):
     def alignments(
         self, texts: Sequence[GeneratedText], truncate: Truncate | None = None
     ) -> list[np.ndarray]:
-        """The attention of each text's tokens to its source.
+        """Compute the attention of each text's tokens to its source.
 
         Args:
             texts: Texts that this generator has generated.
@@ -164,7 +164,7 @@ def alignments(
     sources: Sequence[Ids],
     targets: Sequence[Ids],
 ) -> list[np.ndarray]:
-    """`Seq2SeqGenerator.alignments` for token ids of sources and targets."""
+    """Compute `Seq2SeqGenerator.alignments` for token ids of sources and targets."""
     results = []
     for source_ids, target_ids in zip(sources, targets, strict=True):
         if not target_ids:

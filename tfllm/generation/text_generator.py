@@ -191,7 +191,7 @@ class TextGenerator:
     def encode_prompt(
         self, prompt: str, config: GenerationConfig, truncate: Truncate | None = None
     ) -> list[int]:
-        """A prompt's token ids. Raises SettingError where they cannot be continued."""
+        """Encode a prompt. Raises SettingError where it cannot be continued."""
         ids = self.tokenizer.encode_ids([prompt])[0]
         if not ids:
             if self.tokenizer.bos_token_id is None:
@@ -213,12 +213,12 @@ class TextGenerator:
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """A conversation's token ids, as the chat template writes it. Raises TokenizerError."""
+        """Encode a conversation with the chat template. Raises TokenizerError."""
         ids = self.tokenizer.apply_chat_template(messages)
         return self.truncate(ids, config) if truncate == "left" else ids
 
     def truncate(self, ids: list[int], config: GenerationConfig) -> list[int]:
-        """The last tokens, so many that `max_new_tokens` fit; a start token stays in front."""
+        """Keep the last tokens, so many that `max_new_tokens` fit; a start token stays in front."""
         room = max(self.engine.limits.max_sequence_length - config.max_new_tokens, 1)
         if len(ids) <= room:
             return ids
@@ -231,17 +231,17 @@ class TextGenerator:
         self.engine.limits.check_prompt(ids)
 
     def generation_config(self, **overrides: object) -> GenerationConfig:
-        """A config of the overrides that are not None. Raises SettingError."""
+        """Build a config of the overrides that are not None. Raises SettingError."""
         fields = {name: value for name, value in overrides.items() if value is not None}
         return generation_config(**fields)
 
     def with_eos_token_id(self, config: GenerationConfig) -> GenerationConfig:
-        """The config with the model's own end-of-sequence tokens added."""
+        """Return the config with the model's own end-of-sequence tokens added."""
         ids = dict.fromkeys((*config.eos_token_id, *self.checkpoint.eos_token_id))
         return config.model_copy(update={"eos_token_id": tuple(ids)})
 
     def encode_bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """`bad_words_ids` of words, alone and after a space."""
+        """Return the `bad_words_ids` of words, alone and after a space."""
         forms = [form for word in words for form in (word, f" {word}")]
         if not forms:
             return ()
@@ -254,7 +254,7 @@ class TextGenerator:
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """The token ids of an example's `prompt`, or of its `messages`.
+        """Encode an example's `prompt`, or of its `messages`.
 
         Raises SettingError, which begins with the example's `_where`, where they cannot be
         continued.
@@ -317,12 +317,12 @@ class StopStringStream:
         return self._text[: self._released]
 
     def push(self, token: int) -> str:
-        """Add a token; the text that is certain now, often empty."""
+        """Add a token, and return the text that is certain now, often empty."""
         self.token_count += 1
         return self._release(self._stream.push(token))
 
     def finish(self) -> str:
-        """The text held back, at the end."""
+        """Release the text held back, at the end."""
         if self.stopped:
             return ""
         piece = self._release(self._stream.finish())

@@ -55,7 +55,7 @@ class ModelLimits:
     """Tokens of a prompt, where a file has a fixed shape; None: one less than the window."""
 
     def max_length(self, prompt: Ids, config: GenerationConfig) -> int:
-        """Maximum number of tokens of prompt and text together."""
+        """Return the maximum number of tokens of prompt and text together."""
         return min(len(prompt) + config.max_new_tokens, self.max_sequence_length)
 
     def check_prompt(self, prompt: Ids, name: str = "the prompt") -> None:

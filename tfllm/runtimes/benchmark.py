@@ -139,7 +139,7 @@ def sample_examples(
 
 
 def peak_memory_bytes() -> int:
-    """The peak resident set size of this process."""
+    """Return the peak resident set size of this process."""
     import resource
     import sys
 

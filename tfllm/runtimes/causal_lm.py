@@ -42,17 +42,21 @@ class CausalLMPredictor:
 
     @property
     def task(self) -> Task:
+        """What the model is for."""
         return self.checkpoint.task
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """See Predictor.tokenizer."""
         return self.checkpoint.tokenizer
 
     @property
     def vocabulary(self) -> Sequence[str]:
+        """The tokens by id."""
         return self.tokenizer.vocabulary
 
     def describe(self) -> Facts:
+        """See Predictor.describe."""
         return self.facts
 
     @cached_property
@@ -119,7 +123,7 @@ class CausalLMPredictor:
 
 
 def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
-    """The LogProbs of a Keras model; errors name its `path`."""
+    """Return the LogProbs of a Keras model; errors name its `path`."""
     names = list(model.input)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)

@@ -56,7 +56,7 @@ def _compiled(model: keras.Model) -> Callable[[Inputs], Outputs]:
 
 
 def values_per_row(shape: Sequence[int | None], length: int) -> int:
-    """How many numbers a model outputs for a row of `length` tokens; `shape` is [B, (T,) C]."""
+    """Count the numbers that a model outputs for `length` tokens; `shape` is [B, (T,) C]."""
     return int(np.prod([length if size is None else size for size in shape[1:]]))
 
 

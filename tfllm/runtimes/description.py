@@ -71,14 +71,14 @@ class ExportedGenerator:
     """Settings under Hugging Face's names."""
 
     def generation_setting(self, key: str) -> Any:
-        """The value of a key of generation_config.json, or None."""
+        """Return the value of a key of generation_config.json, or None."""
         return self.generation_config.get(key)
 
 
 def exported_generator(
     folder: Path, description: Mapping[str, Any], task: Task, config: ExportedConfig
 ) -> ExportedGenerator:
-    """The model that a description describes.
+    """Return the model that a description describes.
 
     Args:
         folder: Where its tokenizer's files are.

@@ -41,7 +41,7 @@ class Bundle:
     sections: tuple[Section, ...]
 
     def read(self, kind: str) -> bytes:
-        """The first section of that kind. Raises ArtifactError where there is none."""
+        """Read the first section of that kind. Raises ArtifactError where there is none."""
         for section in self.sections:
             if section.kind == kind:
                 with self.path.open("rb") as file:
@@ -50,7 +50,7 @@ class Bundle:
         raise ArtifactError(f"'{self.path}' holds no {kind}. Export the model again.")
 
     def metadata(self) -> Any:
-        """The LlmMetadata message: start and stop tokens, template, sampler."""
+        """Read the LlmMetadata message: start and stop tokens, template, sampler."""
         from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
         return llm_metadata_pb2.LlmMetadata.FromString(self.read(METADATA))

@@ -87,7 +87,7 @@ def open_savedmodel(folder: Path) -> Predictor:
 
 
 def version_folder(path: Path) -> Path | None:
-    """The folder with `saved_model.pb`: `path` itself, or its highest version; else None."""
+    """Return the folder with `saved_model.pb`: `path` or its highest version; None without one."""
     if (path / "saved_model.pb").is_file():
         return path
     versions = [

@@ -42,7 +42,7 @@ class Predictor(Protocol):
         ...
 
     def describe(self) -> Facts:
-        """What it is: kind, path, family, task, size_bytes."""
+        """Return kind, path, family, task, size_bytes."""
         ...
 
     def predict(
@@ -71,7 +71,7 @@ class Generator(Protocol):
     engine: TokenGenerator
 
     def generation_config(self, **overrides: object) -> GenerationConfig:
-        """The model's own settings with overrides."""
+        """Return the model's own settings with overrides."""
         ...
 
     def generate(

@@ -57,13 +57,16 @@ class SavedModelPredictor:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """See Predictor.tokenizer."""
         return load_tokenizer(self.folder / "assets")
 
     @property
     def vocabulary(self) -> Sequence[str]:
+        """The tokens by id."""
         return self.tokenizer.vocabulary
 
     def describe(self) -> Facts:
+        """See Predictor.describe."""
         return self.facts
 
     def predict(
@@ -109,7 +112,7 @@ class SavedModelPredictor:
         stride: int | None = None,
         measure: str = "all",
     ) -> list[Prediction]:
-        """Language models: see CausalLMPredictor.score; through the signature `score`.
+        """Score texts of a language model through the signature `score`; see CausalLMPredictor.
 
         A text is scored as the signature does it, in one window. Raises ArtifactError without one.
         """

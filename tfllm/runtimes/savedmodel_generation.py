@@ -212,7 +212,7 @@ def check_settings(config: GenerationConfig, own_config: GenerationConfig | None
 
 
 def results_of(outputs: Mapping[str, np.ndarray]) -> list[GenerationResult]:
-    """The results in the outputs of a signature that generates token ids."""
+    """Return the results in the outputs of a signature that generates token ids."""
     return [
         GenerationResult(
             ids[:count].tolist(), logs[:count].tolist(), "stop" if reason == STOPPED else "length"

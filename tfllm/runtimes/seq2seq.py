@@ -45,17 +45,21 @@ class Seq2SeqPredictor:
 
     @property
     def task(self) -> Task:
+        """What the model is for."""
         return self.checkpoint.task
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """See Predictor.tokenizer."""
         return self.checkpoint.tokenizer
 
     @property
     def vocabulary(self) -> Sequence[str]:
+        """The tokens by id."""
         return self.tokenizer.target.vocabulary
 
     def describe(self) -> Facts:
+        """See Predictor.describe."""
         return self.facts
 
     @cached_property
@@ -64,7 +68,7 @@ class Seq2SeqPredictor:
         return Seq2SeqGenerator(self.checkpoint, engine=self.engine)
 
     def generation_config(self, **overrides: object) -> GenerationConfig:
-        """The config that `predict` uses: the checkpoint's own with overrides."""
+        """Return the config that `predict` uses: the checkpoint's own with overrides."""
         return self.generator.generation_config(**overrides)
 
     def predict(
@@ -138,7 +142,7 @@ class ScoringSeq2SeqPredictor(Seq2SeqPredictor):
 
 
 def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
-    """The LogProbs of a Keras model; errors name its `path`."""
+    """Return the LogProbs of a Keras model; errors name its `path`."""
     ids = tf.TensorSpec([None, None], tf.int32)
     names = list(model.input)
 

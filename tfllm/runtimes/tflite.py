@@ -83,9 +83,11 @@ class TFLiteTextPredictor:
 
     @property
     def vocabulary(self) -> Sequence[str]:
+        """The tokens by id."""
         return self.tokenizer.vocabulary
 
     def describe(self) -> Facts:
+        """See Predictor.describe."""
         return self.facts
 
     def predict(
@@ -112,7 +114,7 @@ class TFLiteTextPredictor:
         return self.task.pair_answer(vector, self.scores({"text": example["text_pair"]}))
 
     def scores(self, example: Example) -> np.ndarray:
-        """float32 [C] or [D]."""
+        """Compute the output for one example: float32 [C] or [D]."""
         names = self.signature.inputs
         return self.signature({name: np.array([example[name].encode()]) for name in names})[0]
 

@@ -40,7 +40,7 @@ def open_interpreter(path: Path, takes_text: bool = False) -> Any:
 
 
 def cannot_run(path: Path, error: Exception) -> ArtifactError:
-    """The error of a file that ai-edge-litert refuses."""
+    """Return the error of a file that ai-edge-litert refuses."""
     first = str(error).strip().splitlines()[0]
     return ArtifactError(
         f"'{path}' is not a TFLite file that ai-edge-litert can run ({first}). Export it again."

@@ -102,7 +102,7 @@ def last_words(
 def windows(
     texts: Sequence[ScoredText], size: int, stride: int, last_only: bool = False
 ) -> Iterator[Window]:
-    """The windows of all texts; `last_only`: of a text that is too long only the last one."""
+    """Yield the windows of texts; `last_only`: of a text that is too long only the last one."""
     for index, text in enumerate(texts):
         last = len(text.ids) - 1  # inputs are all but the last token
         if last_only:
@@ -174,7 +174,7 @@ def score_texts(
 
 
 def target_log_probs(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probabilities of targets, and whether each is the most likely token.
+    """Compute the log-probabilities of targets, and whether each is the most likely token.
 
     Args:
         logits: [B, T, V].
@@ -191,7 +191,7 @@ def target_log_probs(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarra
 
 
 def check_stride(stride: int | None, window: int) -> int:
-    """The stride; half the window where it is None. Raises SettingError."""
+    """Return the stride; half the window where it is None. Raises SettingError."""
     if stride is None:
         return max(1, window // 2)
     if not 1 <= stride <= window:

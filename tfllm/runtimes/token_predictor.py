@@ -41,9 +41,11 @@ class TokenPredictor:
 
     @property
     def vocabulary(self) -> Sequence[str]:
+        """The tokens by id."""
         return self.tokenizer.vocabulary
 
     def describe(self) -> Facts:
+        """See Predictor.describe."""
         return self.facts
 
     def predict(
@@ -65,7 +67,7 @@ class TokenPredictor:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """How well a masked language model predicts masked tokens.
+        """Measure how well a masked language model predicts masked tokens.
 
         Args:
             examples: Texts. `task.for_epoch` (epoch 0, seed 0) masks the same positions for every
