@@ -18,7 +18,7 @@ from tensorflow_serving.apis import (
 from tests.helpers.servers import entries_of, serving
 from tfllm.errors import SettingError
 from tfllm.serving.rest import authorized
-from tfllm.serving.server import bracketed
+from tfllm.serving.server import url_host
 
 TOKEN = "correct-horse-battery"
 ASK = {"instances": [1]}
@@ -219,7 +219,7 @@ def test_ipv6(models_root):
     except OSError:
         pytest.skip("there is no IPv6 here")
     with serving(entries_of(models_root), host="::1") as running:
-        assert bracketed("::1") == "[::1]" and bracketed("127.0.0.1") == "127.0.0.1"
+        assert url_host("::1") == "[::1]" and url_host("127.0.0.1") == "127.0.0.1"
         url = f"http://[::1]:{running.server.rest_port}{PATH}"
         assert httpx.post(url, json=ASK).json() == {"predictions": [0.5]}
         with grpc.insecure_channel(f"[::1]:{running.server.grpc_port}") as channel:

@@ -388,4 +388,4 @@ def test_two_queues_take_turns():
     ("count", "padded"), [(1, 1), (5, 6), (7, 8), (13, 16), (32, 32), (40, 40)]
 )
 def test_sizes(count, padded):
-    assert Batching().padded(count) == padded
+    assert Batching().padded_size(count) == padded

@@ -59,7 +59,7 @@ def test_any_document_is_read_or_refused(key, value, specs):
     try:
         document = codec.parse(body, 64)
         if key == "examples":
-            assert len(examples.serialized(examples.read_examples(document)))
+            assert len(examples.serialize_input(examples.read_examples(document)))
             return
         arrays, rows = codec.read_inputs(document, specs)
         assert rows == (key == "instances")
@@ -167,33 +167,33 @@ def test_ten_thousand_mutations():
 
 
 def test_gzip_is_read_up_to_the_limit():
-    from tfllm.serving.rest import decompressed
+    from tfllm.serving.rest import decompress
 
-    assert decompressed(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
+    assert decompress(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
     with pytest.raises(RequestError) as error:
-        decompressed(gzip.compress(b"\0" * (100 << 20)), 1 << 20)
+        decompress(gzip.compress(b"\0" * (100 << 20)), 1 << 20)
     assert error.value.status == 413
     for wrong in (b"not gzip", gzip.compress(b"x" * 1000)[:-9]):
         with pytest.raises(RequestError) as error:
-            decompressed(wrong, 10_000)
+            decompress(wrong, 10_000)
         assert error.value.status == 400
 
 
 def test_gzip_of_several_members():
     """RFC 1952: members follow one another; what is no member is refused."""
-    from tfllm.serving.rest import decompressed
+    from tfllm.serving.rest import decompress
 
     two = gzip.compress(b"a" * 5000) + gzip.compress(b"b")
-    assert decompressed(two, 5001) == b"a" * 5000 + b"b"
-    assert decompressed(two + gzip.compress(b""), 5001) == b"a" * 5000 + b"b"
+    assert decompress(two, 5001) == b"a" * 5000 + b"b"
+    assert decompress(two + gzip.compress(b""), 5001) == b"a" * 5000 + b"b"
     many = gzip.compress(b"x") * 20_000
-    assert decompressed(many, 20_000) == b"x" * 20_000
+    assert decompress(many, 20_000) == b"x" * 20_000
     for wrong in (two + b"garbage", two + two[:20], two[:-1], b"", two + b"\0" * 8):
         with pytest.raises(RequestError) as error:
-            decompressed(wrong, 100_000)
+            decompress(wrong, 100_000)
         assert error.value.status == 400
     with pytest.raises(RequestError) as error:
-        decompressed(two, 5000)
+        decompress(two, 5000)
     assert error.value.status == 413
 
 

@@ -227,7 +227,7 @@ def _run(entries: list[ModelEntry], options: ServerOptions, config: Path | None)
     # gRPC's C library writes plain lines, and says nothing that our own errors do not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from tfllm.serving.observe import configure_logging
-    from tfllm.serving.server import Server, bracketed
+    from tfllm.serving.server import Server, url_host
 
     new_event_loop: Any = asyncio.new_event_loop
     if importlib.util.find_spec("uvloop"):  # faster, and not made for every system
@@ -240,8 +240,8 @@ def _run(entries: list[ModelEntry], options: ServerOptions, config: Path | None)
     def started(server: Server) -> None:
         scheme = "https" if options.certificate else "http"
         typer.echo(
-            f"rest={scheme}://{bracketed(options.host)}:{server.rest_port} "
-            f"grpc={bracketed(options.host)}:{server.grpc_port} "
+            f"rest={scheme}://{url_host(options.host)}:{server.rest_port} "
+            f"grpc={url_host(options.host)}:{server.grpc_port} "
             f"models={','.join(entry.name for entry in entries)}"
         )
         sys.stdout.flush()

@@ -138,7 +138,7 @@ class GraphGenerator:
         self.max_new_tokens = min(limit, self.context)
         self.eos_token_id = tuple(checkpoint.eos_token_id)
         self.bos_token_id = checkpoint.tokenizer.bos_token_id
-        self.known = valid_id_ranges(checkpoint.tokenizer, decoder.vocabulary_size)
+        self.token_ranges = valid_id_ranges(checkpoint.tokenizer, decoder.vocabulary_size)
         self.xla = profile.xla
         # One function, so that the file holds the loop once for all signatures.
         self._loop = tf.function(
@@ -223,7 +223,7 @@ class GraphGenerator:
             sequence_index=zeros,
             max_length=tf.minimum(lengths + tf.maximum(max_new_tokens, 1), self.context),
         )
-        flags = GraphFlags(sampling=True, filters=True, token_ranges=self.known)
+        flags = GraphFlags(sampling=True, filters=True, token_ranges=self.token_ranges)
         # XLA has no kernel for what TensorFlow's optimizer makes of a scatter.
         writer = caches.select if self.xla else caches.scatter
         return tuple(loop.generate(self.decoder, token_ids, lengths, rows, flags, most_new, writer))

@@ -201,7 +201,7 @@ class GraphSeq2SeqGenerator:
             get_encoder_decoder(model, checkpoint.family, checkpoint.config)
         )
         self.source_tokenizer, self.target_tokenizer = tokenizers
-        self.known = valid_id_ranges(checkpoint.tokenizer.target, self.model.vocabulary_size)
+        self.token_ranges = valid_id_ranges(checkpoint.tokenizer.target, self.model.vocabulary_size)
         self.prefix = getattr(checkpoint.task, "prefix", "")
         self.context = context_length(checkpoint, profile)
         self.max_source_length = min(self.context, checkpoint.task.source_length)  # type: ignore[attr-defined]
@@ -255,7 +255,9 @@ class GraphSeq2SeqGenerator:
         batched, most_new, requested = self._batched_config(settings, self.config)
         # With beams the flags are exactly what the settings need.
         flags = graph_flags(self.config.model_copy(update={"num_beams": 2}))
-        flags |= replace(graph_flags(generation_config(temperature=1.0)), token_ranges=self.known)
+        flags |= replace(
+            graph_flags(generation_config(temperature=1.0)), token_ranges=self.token_ranges
+        )
         start = tf.fill([tf.shape(requested)[0], 1], self.decoder_start_token_id)
         result = loop.generate(
             self.model, start, tf.ones_like(requested), batched, flags, most_new,
@@ -282,7 +284,7 @@ class GraphSeq2SeqGenerator:
         has_coverage = config.coverage_penalty > 0
         beams = beam_decoding.generate(
             self.model, start, tf.ones_like(requested), batched,
-            replace(graph_flags(config), token_ranges=self.known), most_new,
+            replace(graph_flags(config), token_ranges=self.token_ranges), most_new,
             num_beams=config.num_beams,
             length_penalty=settings["length_penalty"][:, None],
             early_stopping=config.early_stopping,

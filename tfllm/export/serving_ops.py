@@ -28,7 +28,7 @@ HEADER = """\
 Operations = dict[str, list[str]]
 
 
-def listed() -> Iterator[str]:
+def list_operations() -> Iterator[str]:
     """Return `name attribute attribute…` of every operation with a CPU kernel in this process."""
     import tensorflow as tf  # noqa: F401
 
@@ -53,7 +53,7 @@ def listed() -> Iterator[str]:
 
 
 def read(path: str) -> Operations:
-    """Parse the lines of `listed` as a dict from operation to attributes."""
+    """Parse the lines of `list_operations` as a dict from operation to attributes."""
     rows = (line.split() for line in Path(path).read_text().splitlines())
     return {row[0]: row[1:] for row in rows if row}
 
@@ -73,7 +73,7 @@ def table(oldest: Operations, middle: Operations, newest: Operations) -> Iterato
 def main(command: str, *paths: str) -> None:
     """Print one environment's list, or the table of three lists."""
     if command == "list":
-        print("\n".join(listed()))
+        print("\n".join(list_operations()))
     else:
         print(HEADER + "\n".join(table(*map(read, paths))))
 

@@ -111,7 +111,7 @@ def step_functions(
     decoder: Decoder,
     context: int,
     lengths: Sequence[int],
-    known: tuple[tuple[int, int], ...] = (),
+    token_ranges: tuple[tuple[int, int], ...] = (),
 ) -> ConcreteFunctions:
     """Return signature name -> concrete function: a `prefill_N` per length, and `decode`.
 
@@ -119,14 +119,17 @@ def step_functions(
         decoder: The model.
         context: Capacity of the caches in tokens.
         lengths: Token counts of the prefill signatures.
-        known: Ranges of ids that may be generated, where the caller cannot exclude others itself:
-            LiteRT-LM samples from the logits as they are.
+        token_ranges: Ranges of ids that may be generated, where the caller cannot exclude others
+            itself: LiteRT-LM samples from the logits as they are.
     """
     prefill = {
         prefill_name(length): _step_function(decoder, context, length, with_logits=False)
         for length in lengths
     }
-    return {**prefill, DECODE: _step_function(decoder, context, 1, with_logits=True, known=known)}
+    return {
+        **prefill,
+        DECODE: _step_function(decoder, context, 1, with_logits=True, token_ranges=token_ranges),
+    }
 
 
 def seq2seq_step_functions(
@@ -177,7 +180,7 @@ def _step_function(
     *,
     with_logits: bool,
     source_specs: Mapping[str, tf.TensorSpec] = {},
-    known: tuple[tuple[int, int], ...] = (),
+    token_ranges: tuple[tuple[int, int], ...] = (),
 ) -> tf.types.experimental.ConcreteFunction:
     """Return the concrete function that reads `length` tokens."""
     shape = [1, decoder.num_key_value_heads, context, decoder.head_dim]
@@ -202,8 +205,8 @@ def _step_function(
         if not with_logits:
             return new_cache
         logits = model.logits(hidden)
-        if known:
-            logits = penalties.keep_token_ranges(logits[:, 0], known)[:, None]
+        if token_ranges:
+            logits = penalties.keep_token_ranges(logits[:, 0], token_ranges)[:, None]
         return {**new_cache, "logits": logits}
 
     return tf.function(step, autograph=False).get_concrete_function(**specs)
@@ -240,7 +243,7 @@ def loop_function(
     prompt_length: int,
     most_new: int,
     config: GenerationConfig,
-    known: tuple[tuple[int, int], ...],
+    token_ranges: tuple[tuple[int, int], ...],
     decoder_start_token_id: int = 0,
 ) -> tf.types.experimental.ConcreteFunction:
     """Return the concrete function `generate`.
@@ -256,7 +259,7 @@ def loop_function(
         prompt_length: P; for encoder-decoders of the source.
         most_new: N.
         config: The settings that are not LOOP_SETTINGS, eos tokens among them.
-        known: Ranges of ids that may be generated.
+        token_ranges: Ranges of ids that may be generated.
         decoder_start_token_id: First target token of encoder-decoders.
     """
     types = batched_config_specs()._asdict()
@@ -266,7 +269,7 @@ def loop_function(
         "max_new_tokens": tf.TensorSpec([batch_size], tf.int32, "max_new_tokens"),
         **{name: tf.TensorSpec([batch_size], types[name].dtype, name) for name in LOOP_SETTINGS},
     }
-    flags = GraphFlags(sampling=True, filters=True, token_ranges=known)
+    flags = GraphFlags(sampling=True, filters=True, token_ranges=token_ranges)
     if encoder_outputs.reads_source(decoder):
         # With beams the flags are exactly what the settings need.
         flags |= graph_flags(config.model_copy(update={"num_beams": 2}))

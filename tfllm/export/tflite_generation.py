@@ -114,15 +114,15 @@ def build_functions(checkpoint: Checkpoint, profile: Profile) -> ConcreteFunctio
     decoder = get_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
     context = context_length(checkpoint, profile)
     config = generation_config(eos_token_id=tuple(checkpoint.eos_token_id))
-    known = valid_id_ranges(checkpoint.tokenizer, decoder.vocabulary_size)
+    token_ranges = valid_id_ranges(checkpoint.tokenizer, decoder.vocabulary_size)
     if profile.prompt_length is None:
         lengths = profile.prefill_lengths or tflite_decoding_graphs.prefill_lengths(context)
-        allowed = known if profile.target == "litertlm" else ()
+        allowed = token_ranges if profile.target == "litertlm" else ()
         return tflite_decoding_graphs.step_functions(
             decoder, context, sorted(set(lengths)), allowed
         )
     most_new = context - profile.prompt_length
-    return _loop_functions(profile, decoder, profile.prompt_length, most_new, config, known)
+    return _loop_functions(profile, decoder, profile.prompt_length, most_new, config, token_ranges)
 
 
 def _seq2seq_functions(checkpoint: Checkpoint, profile: Profile) -> ConcreteFunctions:
@@ -140,10 +140,10 @@ def _seq2seq_functions(checkpoint: Checkpoint, profile: Profile) -> ConcreteFunc
     own = checkpoint_config(checkpoint)
     config = own.model_copy(update={"eos_token_id": tuple(checkpoint.eos_token_id)})
     most_new = min(own.max_new_tokens, context - 1)
-    known = valid_id_ranges(checkpoint.tokenizer.target, model.vocabulary_size)
+    token_ranges = valid_id_ranges(checkpoint.tokenizer.target, model.vocabulary_size)
     length = min(profile.prompt_length, source_length)
     start_token_id = get_decoder_start_token_id(checkpoint)
-    return _loop_functions(profile, model, length, most_new, config, known, start_token_id)
+    return _loop_functions(profile, model, length, most_new, config, token_ranges, start_token_id)
 
 
 def _loop_functions(
@@ -152,14 +152,14 @@ def _loop_functions(
     prompt_length: int,
     most_new: int,
     config: GenerationConfig,
-    known: TokenRanges,
+    token_ranges: TokenRanges,
     decoder_start_token_id: int = 0,
 ) -> ConcreteFunctions:
     """Return a whole-loop signature for each batch size."""
     name = tflite_decoding_graphs.GENERATE
     return {
         name if size == 1 else f"{name}_batch_{size}": tflite_decoding_graphs.loop_function(
-            model, size, prompt_length, most_new, config, known, decoder_start_token_id
+            model, size, prompt_length, most_new, config, token_ranges, decoder_start_token_id
         )
         for size in sorted(set(profile.batch_sizes))
     }

@@ -97,11 +97,11 @@ def checkpoint_config(checkpoint: GenerationSource, **overrides: Any) -> Generat
         SettingError: Settings do not fit together.
         CheckpointError: The files ask for what tfllm cannot do.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    fields = {**_fields(checkpoint), **given}
-    if given.get("temperature") and "num_beams" not in given:
+    set_overrides = {name: value for name, value in overrides.items() if value is not None}
+    fields = {**_fields(checkpoint), **set_overrides}
+    if set_overrides.get("temperature") and "num_beams" not in set_overrides:
         fields |= {"num_beams": 1, "coverage_penalty": 0.0}
-    if given.get("num_beams", 1) > 1 and "temperature" not in given:
+    if set_overrides.get("num_beams", 1) > 1 and "temperature" not in set_overrides:
         fields["temperature"] = 0.0
     return generation_config(**fields)
 

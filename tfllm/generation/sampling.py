@@ -123,8 +123,8 @@ def _top_threshold(
     last = tf.clip_by_value(config.top_k - 1, 0, size - 1)
     threshold = tf.where(has_top_k, tf.gather(best, last, batch_dims=1), LOWEST)
 
-    kept = scaled >= threshold[:, None]
-    total = tf.reduce_sum(tf.where(kept, tf.exp(scaled), 0.0), axis=-1, keepdims=True)
+    is_kept = scaled >= threshold[:, None]
+    total = tf.reduce_sum(tf.where(is_kept, tf.exp(scaled), 0.0), axis=-1, keepdims=True)
     probabilities = tf.where(best >= threshold[:, None], tf.exp(best), 0.0) / total
     before = tf.cumsum(probabilities, axis=-1, exclusive=True)
     inside = tf.logical_and(before < config.top_p[:, None], best >= threshold[:, None])

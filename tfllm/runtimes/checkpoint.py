@@ -36,11 +36,11 @@ def open_checkpoint(
         tokenizer=checkpoint.tokenizer,
         facts=facts,
         row_values=sum(values_per_row(output.shape, task.max_length) for output in model.outputs),
-        call=_compiled(model),
+        call=_compile(model),
     )
 
 
-def _compiled(model: keras.Model) -> Callable[[Inputs], Outputs]:
+def _compile(model: keras.Model) -> Callable[[Inputs], Outputs]:
     """The model as a graph, from NumPy arrays to NumPy arrays."""
     names = list(model.input)
     forward = tf.function(

@@ -152,8 +152,8 @@ class SavedModelPredictor:
         results: list[Outputs] = [{}] * len(texts)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            fed = {name: tf.constant([texts[row][name] for row in rows]) for name in texts[0]}
-            outputs = {name: value.numpy() for name, value in signature(**fed).items()}
+            feeds = {name: tf.constant([texts[row][name] for row in rows]) for name in texts[0]}
+            outputs = {name: value.numpy() for name, value in signature(**feeds).items()}
             for value in outputs.values():
                 if value.dtype.kind == "f":
                     check_finite(value, self.folder)

@@ -38,8 +38,8 @@ class Signature:
 
     def __call__(self, inputs: Inputs) -> np.ndarray:
         """The output float32 [B, ...] for inputs of this signature's batch size and length."""
-        fed = {name: to_stored(inputs[name], details) for name, details in self.inputs.items()}
-        return from_stored(self.run(**fed)[self.output], self.output_details)
+        feeds = {name: to_stored(inputs[name], details) for name, details in self.inputs.items()}
+        return from_stored(self.run(**feeds)[self.output], self.output_details)
 
 
 def open_predictor(
@@ -137,11 +137,11 @@ def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarr
         left = count - done
         chosen = next((s for s in fitting if s.batch <= left), fitting[-1])
         rows = np.minimum(np.arange(done, done + chosen.batch), count - 1)
-        fed = {
+        feeds = {
             name: np.pad(value[rows], ((0, 0), (0, length - width)), constant_values=0)
             for name, value in inputs.items()
         }
-        outputs.append(chosen(fed)[: min(left, chosen.batch)])
+        outputs.append(chosen(feeds)[: min(left, chosen.batch)])
         done += chosen.batch
     result = np.concatenate(outputs)
     return result[:, :width] if result.ndim == 3 else result  # scores of the tokens asked for

@@ -257,11 +257,11 @@ class TFLiteLoopEngine(TokenGenerator):
         rows = [*inputs, *[inputs[-1]] * (size - len(inputs))]
         ids = [each.prompt if self._own_config is None else each.source for each in rows]
         token_ids, lengths = pad_batch(ids, self._width)
-        fed = {"token_ids": token_ids, "lengths": lengths}
+        feeds = {"token_ids": token_ids, "lengths": lengths}
         for name, dtype in self._dtypes.items():
-            if name not in fed:
-                fed[name] = np.array([getattr(each.config, name) for each in rows], dtype)
-        outputs = self._runners[size](**fed)
+            if name not in feeds:
+                feeds[name] = np.array([getattr(each.config, name) for each in rows], dtype)
+        outputs = self._runners[size](**feeds)
         named = {OUTPUT_NAMES.get(name, name): value for name, value in outputs.items()}
         return results_of(named)[: len(inputs)]
 

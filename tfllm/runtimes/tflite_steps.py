@@ -42,7 +42,7 @@ class TFLiteSteps:
             self._open(path, content)
 
     def _open(self, path: Path, content: bytes | None) -> None:
-        environment, self._model = _compiled(path, content)
+        environment, self._model = _compile(path, content)
         weakref.finalize(self, _close, self._model, environment)
         signatures = self._model.get_signature_list()
         if DECODE not in signatures:
@@ -133,7 +133,7 @@ class TFLiteSteps:
         return self._model.create_output_buffer_by_name(signature, name)
 
 
-def _compiled(path: Path, content: bytes | None) -> tuple[Any, Any]:
+def _compile(path: Path, content: bytes | None) -> tuple[Any, Any]:
     """(environment, model) of LiteRT, on all cores."""
     try:
         from ai_edge_litert.compiled_model import CompiledModel

@@ -45,7 +45,7 @@ def write_classifications(results: Sequence[Sequence[tuple[str, float]]]) -> byt
         scores = float_texts(np.array([score for _, score in classes], np.float32))
         pairs = zip(classes, scores, strict=True)
         rows.append(
-            "[" + ",".join(f"[{quoted(label)},{score}]" for (label, _), score in pairs) + "]"
+            "[" + ",".join(f"[{quote(label)},{score}]" for (label, _), score in pairs) + "]"
         )
     return ('{"results":[' + ",".join(rows) + "]}").encode()
 
@@ -67,7 +67,7 @@ def float_texts(array: np.ndarray) -> list[str]:
     return [_pointed(text) for text in texts]
 
 
-def quoted(text: str | bytes) -> str:
+def quote(text: str | bytes) -> str:
     """Return a JSON string; bytes that are not UTF-8 become U+FFFD."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
@@ -109,7 +109,7 @@ def _bool_texts(array: np.ndarray) -> list[str]:
 
 
 def _string_texts(array: np.ndarray) -> list[str]:
-    return [quoted(value) for value in array.ravel().tolist()]
+    return [quote(value) for value in array.ravel().tolist()]
 
 
 def _base64_texts(array: np.ndarray) -> list[str]:
@@ -155,7 +155,7 @@ def _write_rows(outputs: Arrays) -> str:
     columns = [_items(name, array, 1) for name, array in outputs.items()]
     if len(outputs) == 1:
         return '{"predictions":[' + ",".join(columns[0]) + "]}"
-    keys = [quoted(name) + ":" for name in outputs]
+    keys = [quote(name) + ":" for name in outputs]
     rows = (
         "{" + ",".join(key + value for key, value in zip(keys, row, strict=True)) + "}"
         for row in zip(*columns, strict=True)
@@ -167,4 +167,4 @@ def _write_columns(outputs: Arrays) -> str:
     columns = {name: _items(name, array, 0)[0] for name, array in outputs.items()}
     if len(columns) == 1:
         return f'{{"outputs":{next(iter(columns.values()))}}}'
-    return '{"outputs":{' + ",".join(f"{quoted(k)}:{v}" for k, v in columns.items()) + "}}"
+    return '{"outputs":{' + ",".join(f"{quote(k)}:{v}" for k, v in columns.items()) + "}}"

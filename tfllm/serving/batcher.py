@@ -222,7 +222,7 @@ class Batcher:
         rows = sum(item.rows for item in items)
         report = BatchReport(
             rows=rows,
-            padding=self.pool.batching.padded(rows) - rows if items[0].key else 0,
+            padding=self.pool.batching.padded_size(rows) - rows if items[0].key else 0,
             requests=len(items),
             run_seconds=tuple(runs),
             queue_seconds=tuple(started - item.arrived for item in items),
@@ -268,7 +268,7 @@ class Batcher:
         if items[0].key is None:
             return [self.signature.run(items[0].inputs, seconds)]
         rows = sum(item.rows for item in items)
-        padded = self.pool.batching.padded(rows)
+        padded = self.pool.batching.padded_size(rows)
         inputs = {}
         for name in items[0].inputs:
             arrays = [item.inputs[name] for item in items]

@@ -74,18 +74,18 @@ def parse(body: bytes, depth: int) -> dict[str, Any]:
         raise invalid("JSON Parse error: The document is empty")
     try:
         document = orjson.loads(body)
-        deep, keys = _measured(document, depth)
+        deep, keys = _measure_document(document, depth)
         # A colon follows every key. Those inside of strings are only taken out where it matters.
         repeated = body.count(b":") > keys and STRINGS.sub(b"", body).count(b":") > keys
         if repeated and not deep:
             document = _parse_leniently(body, None)
     except orjson.JSONDecodeError as error:
         document = _parse_leniently(body, error)
-        deep, _ = _measured(document, depth)
+        deep, _ = _measure_document(document, depth)
     if deep:
         raise invalid(f"JSON Parse error: nested deeper than {depth} levels")
     if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {shown(document)} Is not object")
+        raise invalid(f"JSON Value: {excerpt(document)} Is not object")
     return document
 
 
@@ -94,7 +94,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
-            f"JSON Value: {shown(document)} not formatted correctly. "
+            f"JSON Value: {excerpt(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
     return name
@@ -104,7 +104,7 @@ def read_inputs(document: Mapping[str, Any], specs: Specs) -> tuple[Arrays, bool
     """Return the request's tensors, and whether it was in row form (`instances`)."""
     if "instances" in document and "inputs" in document:
         raise invalid(
-            f"JSON Value: {shown(document)} Not formatted correctly expecting only one of "
+            f"JSON Value: {excerpt(document)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist "
         )
     if "instances" in document:
@@ -118,7 +118,8 @@ def read_tensor(value: Any, type_name: str, dtype: np.dtype) -> np.ndarray:
     """Return a JSON value, nested evenly, as an array. Raises INVALID_ARGUMENT."""
     if type_name not in ACCEPTED:
         raise RequestError(
-            Code.UNIMPLEMENTED, f"Conversion of JSON Value: {shown(value)} to type: {type_name}"
+            Code.UNIMPLEMENTED,
+            f"Conversion of JSON Value: {excerpt(value)} to type: {type_name}",
         )
     shape, leaves = _flatten(value)
     if type_name == "string":
@@ -149,12 +150,12 @@ def _check_digits(leaves: list[Any], type_name: str) -> None:
             lossy = abs(value) > most
         if lossy:
             raise invalid(
-                f"Cannot convert JSON value: {shown(value)} to {type_name} without loss of "
+                f"Cannot convert JSON value: {excerpt(value)} to {type_name} without loss of "
                 "precision."
             )
 
 
-def shown(value: object) -> str:
+def excerpt(value: object) -> str:
     """Return a value for an error message: JSON, cut short."""
     try:
         text = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
@@ -227,7 +228,7 @@ def _whole(text: str) -> int | float:
     return value if -(2**63) <= value < 2**64 else _finite(text)
 
 
-def _measured(document: Any, depth: int) -> tuple[bool, int]:
+def _measure_document(document: Any, depth: int) -> tuple[bool, int]:
     """Return whether a document is nested deeper than `depth`, and its keys down to there."""
     level, keys = [document], 0
     for _ in range(depth + 1):
@@ -250,7 +251,7 @@ def _flatten(value: Any) -> tuple[tuple[int, ...], list[Any]]:
         if any(type(item) is not list for item in value):
             wrong = next(item for item in value if type(item) is not list)
             raise invalid(
-                f"JSON Value: {shown(wrong)} found at incorrect level: {len(shape) + 1} "
+                f"JSON Value: {excerpt(wrong)} found at incorrect level: {len(shape) + 1} "
                 f"in the JSON DOM. Expected at level: {len(shape) + 1}"
             )
         size = len(value[0])
@@ -273,7 +274,7 @@ def _string(leaf: Any) -> bytes:
     if is_base64(leaf):
         return decode_base64(leaf)
     if type(leaf) is dict:
-        raise invalid(f"JSON Value: {shown(leaf)} not formatted correctly for base64 data")
+        raise invalid(f"JSON Value: {excerpt(leaf)} not formatted correctly for base64 data")
     raise _type_error(leaf, "string")
 
 
@@ -281,7 +282,9 @@ def _type_error(value: object, type_name: str) -> RequestError:
     kind = JSON_TYPES.get(type(value), "Unknown")
     if type(value) is bool:
         kind = "True" if value else "False"
-    return invalid(f"JSON Value: {shown(value)} Type: {kind} is not of expected type: {type_name}")
+    return invalid(
+        f"JSON Value: {excerpt(value)} Type: {kind} is not of expected type: {type_name}"
+    )
 
 
 def _is_object(value: object) -> bool:
@@ -290,9 +293,9 @@ def _is_object(value: object) -> bool:
 
 def _rows(instances: Any, document: Mapping[str, Any], specs: Specs) -> Arrays:
     if type(instances) is not list:
-        raise invalid(f"JSON Value: {shown(document)} Expecting 'instances' to be an list/array")
+        raise invalid(f"JSON Value: {excerpt(document)} Expecting 'instances' to be an list/array")
     if not instances:
-        raise invalid(f"JSON Value: {shown(document)} No values in 'instances' array")
+        raise invalid(f"JSON Value: {excerpt(document)} No values in 'instances' array")
     if type(instances[0]) is not dict and len(specs) > 1:
         raise invalid(
             "instances is a plain list, but expecting list of objects as multiple "
@@ -339,7 +342,7 @@ def _row_error(instances: list[Any], named: bool, specs: Specs) -> RequestError 
                 )
         if named and row.keys() != specs.keys():
             return invalid(
-                f"{start}of 'instances' list. JSON object: {shown(row)} keys must be equal to: "
+                f"{start}of 'instances' list. JSON object: {excerpt(row)} keys must be equal to: "
                 + ",".join(sorted(specs))
             )
     return None

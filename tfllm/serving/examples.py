@@ -13,7 +13,7 @@ import numpy as np
 from tensorflow.core.example import example_pb2, feature_pb2
 from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
 
-from tfllm.serving.codec import decode_base64, encode_text, is_base64, shown
+from tfllm.serving.codec import decode_base64, encode_text, excerpt, is_base64
 from tfllm.serving.schema import invalid
 from tfllm.serving.servable import DEFAULT_SIGNATURE, Servable, Signature
 from tfllm.serving.tensors import shape_text
@@ -55,7 +55,7 @@ def regression_signature(servable: Servable, name: str) -> Signature:
     return signature
 
 
-def serialized(input_proto: input_pb2.Input) -> np.ndarray:
+def serialize_input(input_proto: input_pb2.Input) -> np.ndarray:
     """Return an Input proto as serialized Examples, bytes [B]. Raises INVALID_ARGUMENT if empty."""
     kind = input_proto.WhichOneof("kind")
     if kind == "example_list":
@@ -133,7 +133,7 @@ def read_examples(document: Mapping[str, Any]) -> input_pb2.Input:
     has_context = "context" in document
     if has_context:
         _fill_example(document["context"], proto.example_list_with_context.context)
-    start = f"JSON Value: {shown(document)} "
+    start = f"JSON Value: {excerpt(document)} "
     if "examples" not in document:
         raise invalid(
             f"{start}When method is classify, key 'examples' is expected and was not found"

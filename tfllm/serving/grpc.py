@@ -85,7 +85,7 @@ class Answering:
         try:
             seconds = context.time_remaining()
             self.calls.begin(context)
-            async with self.service.answering(model, method, "GRPC", seconds):
+            async with self.service.track_request(model, method, "GRPC", seconds):
                 if not authorized(_authorization(context), self.token):
                     raise RequestError(Code.UNAUTHENTICATED, "A bearer token is needed.")
                 result = fill()

@@ -153,7 +153,7 @@ class Metrics:
         lines = [f"# TYPE {REQUEST_COUNT} counter"]
         for (model, status), value in list(self._served.items()):
             lines.append(
-                f'{REQUEST_COUNT}{{model_name="{_escaped(model)}",status="{status}"}} {value}'
+                f'{REQUEST_COUNT}{{model_name="{_escape(model)}",status="{status}"}} {value}'
             )
         for name, value in self._runs.items():
             lines += [f"# TYPE {name} counter", f"{name} {value}"]
@@ -166,7 +166,7 @@ class Metrics:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
 
-def _escaped(value: str) -> str:
+def _escape(value: str) -> str:
     """Return a label's value as the text format has it."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 

@@ -170,7 +170,7 @@ async def _answer(
     model, method = "", "other"
     try:
         if not authorized(request.headers.get("authorization"), token):
-            async with service.answering("", method, "REST", None):
+            async with service.track_request("", method, "REST", None):
                 raise RequestError(Code.UNAUTHENTICATED, "A bearer token is needed.")
         call: Call | RequestError
         try:
@@ -178,7 +178,7 @@ async def _answer(
             model, method = call.target.model, call.method
         except RequestError as error:
             call = error
-        async with service.answering(model, method, "REST", None):
+        async with service.track_request(model, method, "REST", None):
             if isinstance(call, RequestError):
                 raise call
             response = Response(await _call(service, call, request), media_type=JSON)
@@ -290,7 +290,7 @@ async def _read_body(request: Request, limit: int, seconds: float) -> bytes:
         raise RequestError(Code.CANCELLED, "The client went away.") from None
     request.scope["state"][BODY_READ] = True
     body = b"".join(chunks)
-    return decompressed(body, limit) if codings else body
+    return decompress(body, limit) if codings else body
 
 
 def _content_codings(request: Request) -> list[str]:
@@ -307,7 +307,7 @@ def _content_codings(request: Request) -> list[str]:
     return codings
 
 
-def decompressed(body: bytes, limit: int) -> bytes:
+def decompress(body: bytes, limit: int) -> bytes:
     """Return the content of a gzip body: one member or several, one after the other (RFC 1952)."""
     parts: list[bytes] = []
     view, start, size, members = memoryview(body), 0, 0, 0

@@ -123,7 +123,7 @@ class Batching(Settings):
     max_enqueued_batches: Count | None = None
     """Batches that may wait for one signature; unset: `Limits.queue_rows` rows."""
 
-    def padded(self, rows: int) -> int:
+    def padded_size(self, rows: int) -> int:
         """Return the smallest allowed batch size for `rows`; `rows` itself above them all."""
         return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 

@@ -82,7 +82,7 @@ class Runner:
             RequestError: UNAVAILABLE, the session is closed.
         """
         if self.closed:
-            raise unloaded()
+            raise unloaded_error()
         thread = self._threads.get()
         options = config_pb2.RunOptions(inter_op_thread_pool=thread)
         if seconds < MAX_SECONDS:
@@ -172,12 +172,12 @@ class Signature:
         except RuntimeError:
             if not self._runner.closed:
                 raise
-            raise unloaded() from None
+            raise unloaded_error() from None
         return dict(zip(self.output_names, map(as_array, results), strict=True))
 
     def _failure(self, error: Any, seconds: float) -> RequestError:
         if self._runner.closed:
-            return unloaded()
+            return unloaded_error()
         if isinstance(error, tf.errors.DeadlineExceededError) and seconds < MAX_SECONDS:
             return RequestError(Code.DEADLINE_EXCEEDED, f"Not done after {seconds:.3g} s.")
         return RequestError(code_of(error), cause(error.message))
@@ -211,7 +211,7 @@ def cause(message: str) -> str:
     return plain[0][:CAUSE_CHARACTERS] + (f" (node {node[1]})" if node else "")
 
 
-def unloaded() -> RequestError:
+def unloaded_error() -> RequestError:
     """Return the error of a run whose version is closed meanwhile."""
     return RequestError(Code.UNAVAILABLE, "The model was unloaded before the answer was ready.")
 

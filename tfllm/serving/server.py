@@ -251,11 +251,11 @@ class Server:
         UNAVAILABLE. So nobody may be connected any more when it is called.
         """
         await self._calls.finish(self.options.drain_seconds)
-        listening = list(sockets.bound_to(self.grpc_port, listening=True))
+        listening = list(sockets.sockets_on_port(self.grpc_port, listening=True))
         await refuse_connections(listening)
         for listener in listening:
             listener.close()
-        for connection in sockets.bound_to(self.grpc_port, listening=False):
+        for connection in sockets.sockets_on_port(self.grpc_port, listening=False):
             with contextlib.suppress(OSError), connection:
                 connection.shutdown(socket.SHUT_RDWR)
         await self._grpc.stop(None)
@@ -279,7 +279,7 @@ class Server:
             server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        address = f"{bracketed(options.host)}:{options.grpc_port}"
+        address = f"{url_host(options.host)}:{options.grpc_port}"
         try:
             if options.certificate and options.key:
                 self.grpc_port = server.add_secure_port(address, _grpc_credentials(options))
@@ -356,12 +356,12 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _port_taken(host: str, port: int, option: str, reason: str | None = None) -> SettingError:
     return SettingError(
-        f"Cannot listen on {bracketed(host)}:{port}: {(reason or 'it is taken').lower()}. "
+        f"Cannot listen on {url_host(host)}:{port}: {(reason or 'it is taken').lower()}. "
         f"Choose another {option}."
     )
 
 
-def bracketed(host: str) -> str:
+def url_host(host: str) -> str:
     """Return a host as it is written in an address: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 

@@ -222,7 +222,7 @@ class Service:
         return await batcher.submit(inputs, DEADLINE.get())
 
     @contextlib.asynccontextmanager
-    async def answering(
+    async def track_request(
         self, model: str, method: str, entrypoint: str, seconds: float | None
     ) -> AsyncIterator[None]:
         """Time and count a request, and end it at its deadline."""
@@ -287,7 +287,7 @@ class Service:
         result: classification_pb2.ClassificationResult,
     ) -> None:
         signature = examples.classification_signature(version.servable, target.signature)
-        rows = examples.serialized(input_proto)
+        rows = examples.serialize_input(input_proto)
         outputs = await self.run(version, signature, {examples.INPUTS: rows})
         result.CopyFrom(examples.classification(outputs, len(rows)))
         self.metrics.examples(version.model, len(rows))
@@ -300,7 +300,7 @@ class Service:
         result: regression_pb2.RegressionResult,
     ) -> None:
         signature = examples.regression_signature(version.servable, target.signature)
-        rows = examples.serialized(input_proto)
+        rows = examples.serialize_input(input_proto)
         outputs = await self.run(version, signature, {examples.INPUTS: rows})
         result.CopyFrom(examples.regression(outputs, len(rows)))
         self.metrics.examples(version.model, len(rows))

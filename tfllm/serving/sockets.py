@@ -56,7 +56,7 @@ def _waiting(listening: socket.socket) -> int:
         return 0
 
 
-def bound_to(port: int, listening: bool) -> Iterator[socket.socket]:
+def sockets_on_port(port: int, listening: bool) -> Iterator[socket.socket]:
     """Yield copies of this process's TCP sockets with this local port.
 
     `listening`: those that wait for connections, else the connections. None without /proc.

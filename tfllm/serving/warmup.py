@@ -95,5 +95,5 @@ def _examples(
     finish: Callable[[dict[str, np.ndarray], int], object],
     seconds: float,
 ) -> None:
-    rows = examples.serialized(input_proto)
+    rows = examples.serialize_input(input_proto)
     finish(signature.run({examples.INPUTS: rows}, seconds), len(rows))
