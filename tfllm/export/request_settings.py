@@ -6,7 +6,7 @@ Each is an input of a signature with one value per row. A call fails where a val
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import annotated_types
 import numpy as np
@@ -17,6 +17,12 @@ from tfllm.tasks import serving_graph
 
 SAMPLING_SETTINGS = signature_fields("generate")
 BEAM_SETTINGS = signature_fields("beam")
+
+TOKEN_INPUTS = (
+    tf.TensorSpec([None, None], tf.int32, "token_ids"),
+    tf.TensorSpec([None], tf.int32, "lengths"),
+)
+"""Rows of token ids int32 [B, T], padded on the right, and their lengths [B]."""
 
 # Unlike GenerationConfig, a request may ask for no token at all.
 LOWER_BOUNDS = {"max_new_tokens": 0}
@@ -54,6 +60,59 @@ def check_token_ids(
     valid = (token_ids >= 0) & (token_ids < vocabulary_size) | padding
     rule = f"between 0 and {vocabulary_size - 1}"
     return serving_graph.require("token_ids", rule, token_ids, valid), lengths
+
+
+def generate_signature(
+    answer: Callable[..., dict[str, tf.Tensor]],
+) -> tf.types.experimental.PolymorphicFunction:
+    """Build the signature `generate`, with the inputs `prompt` and SAMPLING_SETTINGS.
+
+    Args:
+        answer: Called with the prompts string [B] and the checked settings, each [B], in the order
+            of SAMPLING_SETTINGS.
+    """
+
+    @serving_graph.signature(serving_graph.text_inputs("prompt") + tensor_specs(SAMPLING_SETTINGS))
+    def generate(
+        prompt: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        settings = (max_new_tokens, temperature, top_k, top_p, seed)
+        return answer(prompt, *check_settings(SAMPLING_SETTINGS, settings))
+
+    return generate
+
+
+def generate_tokens_signature(
+    answer: Callable[..., dict[str, tf.Tensor]], vocabulary_size: int
+) -> tf.types.experimental.PolymorphicFunction:
+    """Build the signature `generate_tokens`, with the inputs TOKEN_INPUTS and SAMPLING_SETTINGS.
+
+    Args:
+        answer: Called with the checked ids int32 [B, T], their lengths [B] and the settings, each
+            [B], in the order of SAMPLING_SETTINGS.
+        vocabulary_size: The ids are below it.
+    """
+
+    @serving_graph.signature([*TOKEN_INPUTS, *tensor_specs(SAMPLING_SETTINGS)])
+    def generate_tokens(
+        token_ids: tf.Tensor,
+        lengths: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        temperature: tf.Tensor,
+        top_k: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        settings = (max_new_tokens, temperature, top_k, top_p, seed)
+        values = check_settings(SAMPLING_SETTINGS, settings)
+        return answer(*check_token_ids(token_ids, lengths, vocabulary_size), *values)
+
+    return generate_tokens
 
 
 def _check(name: str, value: tf.Tensor) -> tf.Tensor:

@@ -62,21 +62,21 @@ def build_signatures(
         values = request_settings.constants(profile.generation, SAMPLING_SETTINGS, prompt)
         return {"text": generator.generate_texts(prompt, *values)[0]}
 
-    @serving_graph.signature(
-        serving_graph.text_inputs("prompt") + request_settings.tensor_specs(SAMPLING_SETTINGS)
-    )
-    def generate(
-        prompt: tf.Tensor,
-        max_new_tokens: tf.Tensor,
-        temperature: tf.Tensor,
-        top_k: tf.Tensor,
-        top_p: tf.Tensor,
-        seed: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        settings = (max_new_tokens, temperature, top_k, top_p, seed)
-        values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
-        text, count = generator.generate_texts(prompt, *values)
+    def generate(prompt: tf.Tensor, *settings: tf.Tensor) -> dict[str, tf.Tensor]:
+        text, count = generator.generate_texts(prompt, *settings)
         return {"text": text, "token_count": count}
+
+    def generate_tokens(
+        token_ids: tf.Tensor, lengths: tf.Tensor, *settings: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        ids = tf.RaggedTensor.from_tensor(token_ids, lengths=lengths)
+        result = generator.generate_ids(ids, *settings)[2]
+        return {
+            "token_ids": result.ids,
+            "token_count": result.counts,
+            "log_probabilities": result.log_probabilities,
+            "finished": result.finished,
+        }
 
     @serving_graph.signature(serving_graph.text_inputs("text"))
     def score(text: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -85,44 +85,13 @@ def build_signatures(
 
     return {
         "serving_default": serve,
-        "generate": generate,
-        "generate_tokens": _id_signature(generator),
+        "generate": request_settings.generate_signature(generate),
+        "generate_tokens": request_settings.generate_tokens_signature(
+            generate_tokens, exported.vocabulary_size
+        ),
         "score": score,
         "tokens": serving_graph.tokens_signature(model),
     }
-
-
-def _id_signature(generator: GraphGenerator) -> tf.types.experimental.PolymorphicFunction:
-    """Return the signature from token ids to token ids."""
-    ids = [
-        tf.TensorSpec([None, None], tf.int32, "token_ids"),
-        tf.TensorSpec([None], tf.int32, "lengths"),
-    ]
-    size = generator.decoder.vocabulary_size
-
-    @serving_graph.signature(ids + request_settings.tensor_specs(SAMPLING_SETTINGS))
-    def generate_tokens(
-        token_ids: tf.Tensor,
-        lengths: tf.Tensor,
-        max_new_tokens: tf.Tensor,
-        temperature: tf.Tensor,
-        top_k: tf.Tensor,
-        top_p: tf.Tensor,
-        seed: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        settings = (max_new_tokens, temperature, top_k, top_p, seed)
-        values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
-        token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
-        ragged = tf.RaggedTensor.from_tensor(token_ids, lengths=lengths)
-        result = generator.generate_ids(ragged, *values)[2]
-        return {
-            "token_ids": result.ids,
-            "token_count": result.counts,
-            "log_probabilities": result.log_probabilities,
-            "finished": result.finished,
-        }
-
-    return generate_tokens
 
 
 class GraphGenerator:

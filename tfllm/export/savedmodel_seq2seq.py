@@ -102,18 +102,8 @@ def _text_signatures(generator: GraphSeq2SeqGenerator) -> Signatures:
         text, result = generator.generate_texts(prompt, generator.with_own_settings)
         return {"text": text, "score": result.scores}
 
-    @serving_graph.signature(prompt + request_settings.tensor_specs(SAMPLING_SETTINGS))
-    def generate(
-        prompt: tf.Tensor,
-        max_new_tokens: tf.Tensor,
-        temperature: tf.Tensor,
-        top_k: tf.Tensor,
-        top_p: tf.Tensor,
-        seed: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        settings = (max_new_tokens, temperature, top_k, top_p, seed)
-        values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
-        text, result = generator.generate_texts(prompt, generator.sample, *values)
+    def generate(prompt: tf.Tensor, *settings: tf.Tensor) -> dict[str, tf.Tensor]:
+        text, result = generator.generate_texts(prompt, generator.sample, *settings)
         return {"text": text, "token_count": result.counts}
 
     @serving_graph.signature(prompt + request_settings.tensor_specs(BEAM_SETTINGS))
@@ -124,33 +114,25 @@ def _text_signatures(generator: GraphSeq2SeqGenerator) -> Signatures:
         text, result = generator.generate_texts(prompt, generator.beam_search, *values)
         return {"text": text, "token_count": result.counts, "score": result.scores}
 
-    return {"serving_default": serve, "generate": generate, "beam": beam}
+    return {
+        "serving_default": serve,
+        "generate": request_settings.generate_signature(generate),
+        "beam": beam,
+    }
 
 
 def _id_signatures(generator: GraphSeq2SeqGenerator) -> Signatures:
     """Return the signatures from token ids to token ids."""
-    ids = [
-        tf.TensorSpec([None, None], tf.int32, "token_ids"),
-        tf.TensorSpec([None], tf.int32, "lengths"),
-    ]
     size = generator.model.source_vocabulary_size
 
-    @serving_graph.signature(ids + request_settings.tensor_specs(SAMPLING_SETTINGS))
     def generate_tokens(
-        token_ids: tf.Tensor,
-        lengths: tf.Tensor,
-        max_new_tokens: tf.Tensor,
-        temperature: tf.Tensor,
-        top_k: tf.Tensor,
-        top_p: tf.Tensor,
-        seed: tf.Tensor,
+        token_ids: tf.Tensor, lengths: tf.Tensor, *settings: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        settings = (max_new_tokens, temperature, top_k, top_p, seed)
-        values = request_settings.check_settings(SAMPLING_SETTINGS, settings)
-        token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
-        return _as_outputs(generator.sample(token_ids, lengths, *values))
+        return _as_outputs(generator.sample(token_ids, lengths, *settings))
 
-    @serving_graph.signature(ids + request_settings.tensor_specs(BEAM_SETTINGS))
+    @serving_graph.signature(
+        [*request_settings.TOKEN_INPUTS, *request_settings.tensor_specs(BEAM_SETTINGS)]
+    )
     def beam_tokens(
         token_ids: tf.Tensor,
         lengths: tf.Tensor,
@@ -161,7 +143,8 @@ def _id_signatures(generator: GraphSeq2SeqGenerator) -> Signatures:
         token_ids, lengths = request_settings.check_token_ids(token_ids, lengths, size)
         return _as_outputs(generator.beam_search(token_ids, lengths, *values))
 
-    return {"generate_tokens": generate_tokens, "beam_tokens": beam_tokens}
+    signature = request_settings.generate_tokens_signature(generate_tokens, size)
+    return {"generate_tokens": signature, "beam_tokens": beam_tokens}
 
 
 def tokens_signature(model: keras.Model) -> tf.types.experimental.PolymorphicFunction:
