@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfllm.checkpoints.base import Checkpoint
 from tfllm.errors import MissingExtra, SettingError
@@ -25,6 +25,9 @@ from tfllm.export.verify import causal_lm, litertlm_package
 from tfllm.runtimes.litertlm import FILE_NAME, MODEL, open_bundle
 from tfllm.runtimes.protocols import Example
 from tfllm.tokenizers import sentencepiece_proto as proto
+
+if TYPE_CHECKING:
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
 TOKENIZERS = ("bytepair", "sentencepiece", "characters")
 DEFAULT_TOP_K = 64  # of the sampler, where the profile samples without top_k
@@ -80,7 +83,7 @@ def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
     write_assets(checkpoint, directory)
 
 
-def llm_metadata(checkpoint: Checkpoint, profile: Profile) -> Any:
+def llm_metadata(checkpoint: Checkpoint, profile: Profile) -> llm_metadata_pb2.LlmMetadata:
     """Return the LlmMetadata message."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 

@@ -69,7 +69,7 @@ class ScaledChannels:
     def _scaled_call(
         self, layer: keras.layers.Dense, scales: np.ndarray
     ) -> Callable[..., tf.Tensor]:
-        def call(x: Any, training: bool | None = None) -> Any:
+        def call(x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
             kernel = ops.convert_to_tensor(layer.kernel) / scales
             bias = ops.convert_to_tensor(layer.bias) / scales
             return (ops.matmul(x, kernel) + bias) * (scales + self._zero)
@@ -83,7 +83,7 @@ def channel_ranges(model: keras.Model, inputs: Iterable[Mapping[str, np.ndarray]
     layers = _linear_dense_layers(model)
 
     def recording_call(layer: keras.layers.Dense) -> Callable[..., tf.Tensor]:
-        def call(x: Any, training: bool | None = None) -> Any:
+        def call(x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
             y = type(layer).call(layer, x)
             largest = np.abs(np.asarray(y)).reshape(-1, y.shape[-1]).max(axis=0)
             ranges[layer.path] = np.maximum(ranges.get(layer.path, 0), largest)

@@ -8,7 +8,10 @@ below are slots and enumeration values of that schema.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import flatbuffers
 
 # metadata_schema.fbs: table -> field -> slot
 FIELDS = {
@@ -82,7 +85,7 @@ def text_model(
     return bytes(builder.Output())
 
 
-def _table(builder: Any, table: str, **values: int) -> int:
+def _table(builder: flatbuffers.Builder, table: str, **values: int) -> int:
     """One table. A field whose name ends in `type` holds a byte, all others an offset."""
     slots = FIELDS[table]
     builder.StartObject(len(slots))
@@ -94,18 +97,18 @@ def _table(builder: Any, table: str, **values: int) -> int:
     return builder.EndObject()
 
 
-def _vector(builder: Any, offsets: Sequence[int]) -> int:
+def _vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
     return builder.EndVector()
 
 
-def _file(builder: Any, name: str, kind: int) -> int:
+def _file(builder: flatbuffers.Builder, name: str, kind: int) -> int:
     return _table(builder, "AssociatedFile", name=builder.CreateString(name), type=kind)
 
 
-def _tensor(builder: Any, name: str, files: Sequence[int] = ()) -> int:
+def _tensor(builder: flatbuffers.Builder, name: str, files: Sequence[int] = ()) -> int:
     """A tensor of plain numbers."""
     properties = _table(builder, "FeatureProperties")
     content = _table(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,9 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfllm.errors import MissingExtra
 from tfllm.export.verify.sample_texts import SENTENCES
+
+if TYPE_CHECKING:
+    from tensorflow_serving.apis import prediction_log_pb2
 
 REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_RECORDS = 1000
@@ -101,7 +104,7 @@ def _input(name: str, info: meta_graph_pb2.TensorInfo, batch_size: int) -> np.nd
     return np.full([batch_size, *shape[1:]], FILL_VALUES.get(name, 1), dtype.as_numpy_dtype)
 
 
-def _prediction_log(request: Request) -> Any:
+def _prediction_log(request: Request) -> prediction_log_pb2.PredictionLog:
     """Return the PredictionLog of a request."""
     try:
         from tensorflow_serving.apis import prediction_log_pb2

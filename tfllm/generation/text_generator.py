@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tfllm.checkpoints import store
 from tfllm.checkpoints.base import Checkpoint
@@ -381,14 +381,16 @@ def _finish_text(
     )
 
 
-def load_generator(model: str, **options: Any) -> TextGenerator:
+def load_generator(
+    model: str, *, max_batch_size: int = MAX_BATCH_SIZE, precision: str = "float32"
+) -> TextGenerator:
     """Load a checkpoint, run or llama2.c file for generation.
 
     Args:
         model: Its path.
-        **options: Those of TextGenerator.
+        max_batch_size, precision: See TextGenerator.
 
     Raises:
         CheckpointError: It cannot be read.
     """
-    return TextGenerator(store.load(model), **options)
+    return TextGenerator(store.load(model), max_batch_size=max_batch_size, precision=precision)

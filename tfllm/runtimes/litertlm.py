@@ -9,12 +9,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tfllm.errors import ArtifactError, MissingExtra
 from tfllm.runtimes import tflite_generation
 from tfllm.runtimes.causal_lm import CausalLMPredictor
 from tfllm.runtimes.description import read_description
+
+if TYPE_CHECKING:
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
 FILE_NAME = "model.litertlm"
 MAGIC = b"LITERTLM"
@@ -49,7 +52,7 @@ class Bundle:
                     return file.read(section.end - section.begin)
         raise ArtifactError(f"'{self.path}' holds no {kind}. Export the model again.")
 
-    def metadata(self) -> Any:
+    def metadata(self) -> llm_metadata_pb2.LlmMetadata:
         """Read the LlmMetadata message: start and stop tokens, template, sampler."""
         from litert_lm_builder.runtime.proto import llm_metadata_pb2
 

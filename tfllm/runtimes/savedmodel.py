@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +29,16 @@ Outputs = Mapping[str, Any]
 """Name -> one example's part of an output, a NumPy value."""
 
 
-def load_savedmodel(folder: Path) -> Any:
+class LoadedSavedModel(Protocol):
+    """What `tf.saved_model.load` returns."""
+
+    @property
+    def signatures(self) -> Mapping[str, tf.types.experimental.ConcreteFunction]:
+        """The signatures by name."""
+        ...
+
+
+def load_savedmodel(folder: Path) -> LoadedSavedModel:
     """Load the SavedModel in a version's folder. Raises ArtifactError."""
     try:
         module = tf.saved_model.load(str(folder))
@@ -53,7 +62,7 @@ class SavedModelPredictor:
     task: Task
     facts: Facts
     folder: Path
-    module: Any
+    module: LoadedSavedModel
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

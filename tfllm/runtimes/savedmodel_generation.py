@@ -31,6 +31,7 @@ from tfllm.generation.token_generator import (
 from tfllm.runtimes.causal_lm import CausalLMPredictor
 from tfllm.runtimes.description import ExportedConfig, exported_generator
 from tfllm.runtimes.protocols import Facts
+from tfllm.runtimes.savedmodel import LoadedSavedModel
 from tfllm.runtimes.seq2seq import Seq2SeqPredictor
 from tfllm.runtimes.token_log_probs import target_log_probs
 from tfllm.tasks import Task
@@ -43,7 +44,11 @@ Signature = Callable[..., Mapping[str, tf.Tensor]]
 
 
 def open_causal_lm(
-    folder: Path, module: Any, description: Mapping[str, Any], task: Task, facts: Facts
+    folder: Path,
+    module: LoadedSavedModel,
+    description: Mapping[str, Any],
+    task: Task,
+    facts: Facts,
 ) -> CausalLMPredictor:
     """Open a loaded SavedModel of a causal language model."""
     signature = module.signatures["tokens"]
@@ -68,7 +73,11 @@ def open_causal_lm(
 
 
 def open_seq2seq(
-    folder: Path, module: Any, description: Mapping[str, Any], task: Task, facts: Facts
+    folder: Path,
+    module: LoadedSavedModel,
+    description: Mapping[str, Any],
+    task: Task,
+    facts: Facts,
 ) -> Seq2SeqPredictor:
     """Open a loaded SavedModel of an encoder-decoder."""
     config = ExportedConfig(description["context"], description["config"]["vocabulary_size"])

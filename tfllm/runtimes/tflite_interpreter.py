@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tfllm.errors import ArtifactError, MissingExtra
 
+if TYPE_CHECKING:
+    from ai_edge_litert.interpreter import Interpreter
 
-def open_interpreter(path: Path, takes_text: bool = False) -> Any:
+
+def open_interpreter(path: Path, takes_text: bool = False) -> Interpreter:
     """Open a .tflite file on all cores.
 
     Args:

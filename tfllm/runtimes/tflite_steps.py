@@ -11,12 +11,17 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfllm.errors import ArtifactError, MissingExtra
 from tfllm.runtimes.quiet import quiet, silence
+
+if TYPE_CHECKING:
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.environment import Environment
+    from ai_edge_litert.tensor_buffer import TensorBuffer
 
 DECODE = "decode"
 ENCODE = "encode"
@@ -68,7 +73,7 @@ class TFLiteSteps:
         """Maximum number of tokens of a source; 0: the model reads none."""
         if ENCODE in signatures:
             self._open_source()
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, dict[str, TensorBuffer]] = {}
 
     def _open_source(self) -> None:
         details = self._model.get_input_tensor_details(ENCODE)
@@ -126,14 +131,14 @@ class TFLiteSteps:
         caches = {cache: self._inputs[cache] for cache in self._names}
         self._inputs, self._outputs = {**self._inputs, **self._outputs}, caches
 
-    def _input(self, signature: str, name: str) -> Any:
+    def _input(self, signature: str, name: str) -> TensorBuffer:
         return self._model.create_input_buffer_by_name(signature, name)
 
-    def _output(self, signature: str, name: str) -> Any:
+    def _output(self, signature: str, name: str) -> TensorBuffer:
         return self._model.create_output_buffer_by_name(signature, name)
 
 
-def _compile(path: Path, content: bytes | None) -> tuple[Any, Any]:
+def _compile(path: Path, content: bytes | None) -> tuple[Environment, CompiledModel]:
     """(environment, model) of LiteRT, on all cores."""
     try:
         from ai_edge_litert.compiled_model import CompiledModel
@@ -163,7 +168,7 @@ def _compile(path: Path, content: bytes | None) -> tuple[Any, Any]:
         ) from None
 
 
-def _close(model: Any, environment: Any) -> None:
+def _close(model: CompiledModel, environment: Environment) -> None:
     with quiet():
         model.close()
         environment.close()
