@@ -15,18 +15,18 @@ from tfllm.layers import (
     blocks,
     causal,
     cross,
+    embeddings,
     heads,
     normalization,
     pairs,
     positions,
     relative,
 )
-from tfllm.models import gemma
 from tfllm.tasks import losses, metrics
 from tfllm.training import jax_model, model, optimizers
 
 MODULES = (
-    activations, attention, blocks, causal, cross, heads, normalization, pairs, positions, relative,
-    gemma, losses, metrics, jax_model, model, optimizers,
+    activations, attention, blocks, causal, cross, embeddings, heads, normalization, pairs,
+    positions, relative, losses, metrics, jax_model, model, optimizers,
 )  # fmt: skip
 """Where registered classes and functions are defined."""

@@ -7,7 +7,7 @@ weights have lost what they were scaled down for. So the weights themselves are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,9 +126,9 @@ def _steps(model: Any, graph: Any, tensor: Any, stored: np.ndarray) -> np.ndarra
     return np.broadcast_to(scale.reshape(along), stored.shape)
 
 
-def kernels(model: Any, query_scale: float = 1.0) -> dict[str, np.ndarray]:
-    """Path -> [outputs, inputs] of every matrix that the model multiplies by, those of queries
-    times `query_scale`."""
+def kernels(model: Any, scales: Mapping[str, float] | None = None) -> dict[str, np.ndarray]:
+    """Path -> [outputs, inputs] of every matrix that the model multiplies by, times the number of
+    its layer's name in `scales`."""
     found = {}
     for layer in all_layers(model):
         kernel = getattr(layer, "kernel", None)
@@ -138,7 +138,7 @@ def kernels(model: Any, query_scale: float = 1.0) -> dict[str, np.ndarray]:
         if values.ndim == 3:  # Keras' attention: (D, N, H) into heads, (N, H, D) out of them
             split = 2 if "attention_output" in kernel.path else 1
             values = values.reshape(int(np.prod(values.shape[:split])), -1)
-        scale = query_scale if kernel.path.endswith("/query/kernel") else 1.0
+        scale = (scales or {}).get(kernel.path.split("/")[-2], 1.0)
         found[kernel.path] = values.T * np.float32(scale)
     return found
 
@@ -152,13 +152,15 @@ def tables(model: Any) -> dict[str, np.ndarray]:
     }
 
 
-def differing(content: bytes, model: Any, tied: bool, query_scale: float = 1.0) -> list[str]:
+def differing(
+    content: bytes, model: Any, tied: bool, scales: Mapping[str, float] | None = None
+) -> list[str]:
     """What is a product's weights in one of file and model and not in the other.
 
-    `tied`: the table of tokens is one of them. `query_scale`: the one number that kernels of
-    queries may be multiplied by, all of them or none; it changes nothing when rows are rounded.
+    `tied`: the table of tokens is one of them. `scales`: the one number that kernels of a layer's
+    name may be multiplied by as a whole; it changes nothing when rows are rounded.
     """
-    plain, scaled = kernels(model), kernels(model, query_scale)
+    plain, scaled = kernels(model), kernels(model, scales)
     if tied:
         table = tables(model)["token_embedding/embeddings"]
         plain["token_embedding/embeddings"] = scaled["token_embedding/embeddings"] = table

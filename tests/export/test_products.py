@@ -39,6 +39,19 @@ DECODERS = {
     "llama mistral": {"variant": "mistral", "num_key_value_heads": 2, "sliding_window": 3},
     "llama qwen2": {"variant": "qwen2", "qkv_bias": True},
     "llama qwen3": {"variant": "qwen3", "query_key_norm": True, "head_dim": 32},
+    "llama smollm3": {
+        "variant": "smollm3",
+        "num_layers": 2,
+        "rotary_layers": (True, False),
+    },
+    "llama granite": {
+        "variant": "granite",
+        "embedding_scale": 12.0,
+        "query_scale": 0.02,
+        "residual_scale": 0.22,
+        "logits_scale": 0.125,
+    },
+    "llama olmo2": {"variant": "olmo2", "query_key_norm": True},
     "gemma": {"variant": "gemma", "num_key_value_heads": 2, "head_dim": 32},
     "gemma 2": {
         "variant": "gemma2",
@@ -99,14 +112,17 @@ def checkpoint_of(name, folder):
     return of_wide_norms(store.create(family, shape, made, task, seed=3))
 
 
-def query_scale(checkpoint):
-    """What the converter multiplies into queries: the same number everywhere, so that rounding
-    rows or groups keeps as much as without. Rotary positions stand between, and T5 has none."""
+def scales(checkpoint):
+    """What the converter multiplies into kernels: one number for the whole of a kernel, so that
+    rounding rows or groups keeps as much as without. Rotary positions stand behind queries."""
     config = checkpoint.config
-    if checkpoint.family in ("llama", "gemma", "t5"):
-        return 1.0
+    residual = getattr(config, "residual_scale", 1.0)
+    factors = {"attention_output": residual, "down": residual}
+    rotates = getattr(config, "rope_theta", 0) and not getattr(config, "rotary_layers", ())
+    if rotates or checkpoint.family == "t5":
+        return factors
     width = getattr(config, "head_dim", config.hidden_dim // config.num_heads)
-    return width**-0.5
+    return {**factors, "query": width**-0.5}
 
 
 def is_tied(checkpoint):
@@ -129,14 +145,14 @@ def llama(tmp_path_factory):
 
 def test_a_float32_file_holds_the_kernels(llama):
     checkpoint, content = llama
-    assert differing(content, checkpoint.model, True, query_scale(checkpoint)) == []
+    assert differing(content, checkpoint.model, True, scales(checkpoint)) == []
 
 
 def check(name, profile_name, overrides, folder, converted=tflite.convert):
     checkpoint = checkpoint_of(name, folder)
     content = converted(checkpoint, load_profile(profile_name, overrides))
-    scale = query_scale(checkpoint)
-    assert differing(content, checkpoint.model, is_tied(checkpoint), scale) == []
+    factors = scales(checkpoint)
+    assert differing(content, checkpoint.model, is_tied(checkpoint), factors) == []
 
 
 ALL = [
@@ -195,7 +211,7 @@ def test_what_the_test_looks_for_is_found(folded, llama):
     gains = np.asarray(block.feedforward_norm.scale)[:, None] if folded == "gains" else 1.001
     try:
         block.up.kernel.assign(kernel * gains)
-        found = differing(content, checkpoint.model, True, query_scale(checkpoint))
+        found = differing(content, checkpoint.model, True, scales(checkpoint))
     finally:
         block.up.kernel.assign(kernel)
     assert len(found) == 2 and "layer_0/up/kernel is not in the file" in found
@@ -207,7 +223,7 @@ def test_a_table_written_twice_is_found(llama):
     values = np.asarray(table)
     try:
         table.assign(values * 0.125)
-        found = differing(content, checkpoint.model, True, query_scale(checkpoint))
+        found = differing(content, checkpoint.model, True, scales(checkpoint))
     finally:
         table.assign(values)
     assert "token_embedding/embeddings is not in the file" in found

@@ -37,6 +37,7 @@ LLAMA3 = {
 YARN = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8,
 }  # fmt: skip
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 GEMMA = {**LLAMA, "head_dim": 6, "pad_token_id": 0, "num_hidden_layers": 3}
 GEMMA3_ROPE = {
@@ -68,6 +69,17 @@ VARIANTS = {
         {**GEMMA, "sliding_window": 4, "query_pre_attn_scalar": 9, "num_hidden_layers": 7,
          "rope_parameters": GEMMA3_ROPE},
     ),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {**LLAMA, **TOKENS, "num_hidden_layers": 3, "no_rope_layer_interval": 2,
+         "use_sliding_window": True, "sliding_window": 4},
+    ),
+    "granite": (
+        "GraniteForCausalLM",
+        {**LLAMA, "embedding_multiplier": 1.5, "attention_multiplier": 0.3,
+         "residual_multiplier": 0.7, "logits_scaling": 3.0},
+    ),
+    "olmo2": ("Olmo2ForCausalLM", {**LLAMA, **TOKENS}),
 }  # fmt: skip
 
 

@@ -40,6 +40,17 @@ CONFIGS = {
         rope_scaling={"rope_type": "linear", "factor": 2.0},
         **SHAPE,
     ),
+    "llama smollm3": llama.Config(
+        variant="smollm3", num_key_value_heads=2, rotary_layers=(True, False), sliding_window=3,
+        layer_types=("full_attention", "sliding_attention"), **SHAPE,
+    ),
+    "llama granite": llama.Config(
+        variant="granite", num_key_value_heads=2, embedding_scale=1.5, query_scale=0.3,
+        residual_scale=0.7, logits_scale=0.4, tie_embeddings=False, **SHAPE,
+    ),
+    "llama olmo2": llama.Config(
+        variant="olmo2", num_key_value_heads=2, query_key_norm=True, tie_embeddings=False, **SHAPE
+    ),
     "gemma": gemma.Config(variant="gemma", num_key_value_heads=2, head_dim=6, **SHAPE),
     "gemma 2": gemma.Config(
         variant="gemma2", num_key_value_heads=2, head_dim=6, query_scalar=9.0, sliding_window=4,

@@ -46,6 +46,7 @@ class CausalAttention(keras.layers.Layer):
         query_scale: Multiplies queries in place of the inverse root of `head_dim`; 0: that root.
         softcap: Above 0, scores are bounded to it (Gemma 2).
         norm: Of queries and keys: "rms" or "rms_offset".
+        norm_whole: Whether all heads of a token are normalized as one vector (OLMo 2).
         options: Of `keras.layers.Layer`.
     """
 
@@ -67,6 +68,7 @@ class CausalAttention(keras.layers.Layer):
         query_scale: float = 0.0,
         softcap: float = 0.0,
         norm: str = "rms",
+        norm_whole: bool = False,
         **options: Any,
     ):
         super().__init__(**options)
@@ -86,6 +88,7 @@ class CausalAttention(keras.layers.Layer):
         self.query_scale = query_scale
         self.softcap = softcap
         self.norm = norm
+        self.norm_whole = norm_whole
         self.rope_frequencies = (
             rotary.frequencies(head_dim, rope_theta, rope_scaling, max_sequence_length)
             if rope_theta
@@ -110,9 +113,10 @@ class CausalAttention(keras.layers.Layer):
         )
         self.attention_output.build((*x_shape[:-1], heads * self.head_dim))
         if self.norm_epsilon:
-            for name in ("query_norm", "key_norm"):
+            for name, count in (("query_norm", heads), ("key_norm", groups)):
                 norm = normalization_layer(self.norm, name, self.norm_epsilon, policy)
-                norm.build((None, None, None, self.head_dim))
+                norm_width = count * self.head_dim if self.norm_whole else self.head_dim
+                norm.build((None, None, norm_width))
                 setattr(self, name, norm)
         self.weights_dropout = keras.layers.Dropout(self.dropout, dtype=policy, name="dropout")
 
@@ -139,10 +143,13 @@ class CausalAttention(keras.layers.Layer):
         Returns:
             (B, S, D), and the new keys and values, each (B, num_key_value_heads, S, head_dim).
         """
-        query = self._split_heads(self.query(x), self.num_heads)
-        key = self._split_heads(self.key(x), self.num_key_value_heads)
+        query, key = self.query(x), self.key(x)
+        if self.norm_epsilon and self.norm_whole:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = self._split_heads(query, self.num_heads)
+        key = self._split_heads(key, self.num_key_value_heads)
         value = self._split_heads(self.value(x), self.num_key_value_heads)
-        if self.norm_epsilon:
+        if self.norm_epsilon and not self.norm_whole:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rope_frequencies is not None:
             cos, sin = rotary.cos_sin(positions, *self.rope_frequencies)
@@ -203,7 +210,7 @@ class CausalAttention(keras.layers.Layer):
 ATTENTION_ARGUMENTS = (
     "num_heads", "num_key_value_heads", "head_dim", "dropout", "qkv_bias", "output_bias",
     "norm_epsilon", "rope_theta", "rope_scaling", "max_sequence_length", "initializer_range",
-    "residual_range", "scaled", "query_scale", "softcap", "norm",
+    "residual_range", "scaled", "query_scale", "softcap", "norm", "norm_whole",
 )  # fmt: skip
 
 
@@ -223,6 +230,8 @@ class CausalBlock(keras.layers.Layer):
         pre_norm: Whether the input of each part is normalized; if not, the sum of input and output.
         inner_dropout: Rate, inside the feed-forward network, after the activation.
         output_norms: Whether the output of each part is normalized too, before the sum (Gemma 2).
+        input_norms: Whether a pre-norm block normalizes the input of each part (OLMo 2 does not).
+        residual_scale: Multiplies the output of each part before the sum (Granite).
         options: Of `keras.layers.Layer`.
     """
 
@@ -239,6 +248,8 @@ class CausalBlock(keras.layers.Layer):
         pre_norm: bool = True,
         inner_dropout: float = 0.0,
         output_norms: bool = False,
+        input_norms: bool = True,
+        residual_scale: float = 1.0,
         **options: Any,
     ):
         super().__init__(**options)
@@ -253,24 +264,20 @@ class CausalBlock(keras.layers.Layer):
         self.pre_norm = pre_norm
         self.inner_dropout = inner_dropout
         self.output_norms = output_norms
+        self.input_norms = input_norms
+        self.residual_scale = residual_scale
 
     def build(self, x_shape: Shape, *_: Any, **__: Any) -> None:
         policy = self.dtype_policy
-        self.attention_norm = normalization_layer(
-            self.norm, "attention_norm", self.norm_epsilon, policy
-        )
-        self.attention_norm.build(x_shape)
+        if self.input_norms:
+            self._add_norm("attention_norm", x_shape)
         self.attention = CausalAttention(**self.attention_options, dtype=policy, name="attention")
         self.attention.build(x_shape)
-        self.feedforward_norm = normalization_layer(
-            self.norm, "feedforward_norm", self.norm_epsilon, policy
-        )
-        self.feedforward_norm.build(x_shape)
+        if self.input_norms:
+            self._add_norm("feedforward_norm", x_shape)
         if self.output_norms:
-            for name in ("attention_output_norm", "feedforward_output_norm"):
-                layer = normalization_layer(self.norm, name, self.norm_epsilon, policy)
-                layer.build(x_shape)
-                setattr(self, name, layer)
+            self._add_norm("attention_output_norm", x_shape)
+            self._add_norm("feedforward_output_norm", x_shape)
 
         inner_range, output_range = self.attention.initializer_range, self.attention.residual_range
         function = get_activation(self.activation)
@@ -302,6 +309,11 @@ class CausalBlock(keras.layers.Layer):
             for name, rate in rates.items()
         )
 
+    def _add_norm(self, name: str, shape: Shape) -> None:
+        layer = normalization_layer(self.norm, name, self.norm_epsilon, self.dtype_policy)
+        layer.build(shape)
+        setattr(self, name, layer)
+
     def call(
         self,
         x: Tensor,
@@ -325,7 +337,7 @@ class CausalBlock(keras.layers.Layer):
         training: bool | None,
     ) -> tuple[Tensor, KeysAndValues]:
         """Run the first part of the block, self-attention; see `CausalAttention.call`."""
-        inner = self.attention_norm(x) if self.pre_norm else x
+        inner = self.attention_norm(x) if self.pre_norm and self.input_norms else x
         output, new = self.attention(
             inner,
             attention_mask,
@@ -337,22 +349,24 @@ class CausalBlock(keras.layers.Layer):
         if self.output_norms:
             output = self.attention_output_norm(output)
         output = self.attention_output_dropout(output, training=training)
-        return self.add_residual(x, output, self.attention_norm), new
+        return self.add_residual(x, output, "attention_norm"), new
 
     def feed_forward(self, x: Tensor, training: bool | None) -> Tensor:
         """Run the last part of the block: (B, S, D) to (B, S, D)."""
-        inner = self.feedforward_norm(x) if self.pre_norm else x
+        inner = self.feedforward_norm(x) if self.pre_norm and self.input_norms else x
         inner = ops.multiply(self.gate(inner), self.up(inner)) if self.gated else self.up(inner)
         output = self.down(self.intermediate_dropout(inner, training=training))
         if self.output_norms:
             output = self.feedforward_output_norm(output)
         output = self.feedforward_dropout(output, training=training)
-        return self.add_residual(x, output, self.feedforward_norm)
+        return self.add_residual(x, output, "feedforward_norm")
 
-    def add_residual(self, x: Tensor, output: Tensor, norm: keras.layers.Layer) -> Tensor:
+    def add_residual(self, x: Tensor, output: Tensor, norm: str) -> Tensor:
         """Add a part's output to its input, and normalize the sum in a post-norm block."""
+        if self.residual_scale != 1.0:
+            output = ops.multiply(output, ops.cast(self.residual_scale, output.dtype))
         x = ops.add(x, output)
-        return x if self.pre_norm else norm(x)
+        return x if self.pre_norm else getattr(self, norm)(x)
 
     def compute_output_spec(
         self,
@@ -378,7 +392,7 @@ class CausalBlock(keras.layers.Layer):
 
 BLOCK_ARGUMENTS = (
     "intermediate_dim", "activation", "norm", "norm_epsilon", "gated", "bias", "dropout",
-    "pre_norm", "inner_dropout", "output_norms",
+    "pre_norm", "inner_dropout", "output_norms", "input_norms", "residual_scale",
 )  # fmt: skip
 
 

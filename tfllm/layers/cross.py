@@ -230,7 +230,7 @@ class CrossBlock(CausalBlock):
         inner = self.cross_norm(x) if self.pre_norm else x
         output, weights = self.cross_attention(inner, cross_kv, source_mask, training=training)
         output = self.cross_output_dropout(output, training=training)
-        x = self.add_residual(x, output, self.cross_norm)
+        x = self.add_residual(x, output, "cross_norm")
         return self.feed_forward(x, training), new, weights
 
     def compute_output_spec(  # type: ignore[override]

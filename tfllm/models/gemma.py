@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import keras
-from keras import ops
 
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
 from tfllm.layers import rotary
 from tfllm.layers.causal import CausalBlock
+from tfllm.layers.embeddings import ScaledEmbedding
 from tfllm.layers.normalization import normalization_layer
 from tfllm.layers.projections import truncated_normal
-from tfllm.layers.types import Tensor
 from tfllm.models import hf_config as hf
 from tfllm.models.decoder_graph import (
     FULL,
@@ -107,18 +106,6 @@ def windows(config: Config) -> tuple[int | None, ...]:
     return tuple(config.sliding_window if k == SLIDING else None for k in config.layer_types)
 
 
-@keras.saving.register_keras_serializable(package="tfllm")
-class ScaledEmbedding(keras.layers.ReversibleEmbedding):
-    """Token embeddings, multiplied by the root of their width on the way in, as stored on the way
-    out (the logits). The factor is rounded to the table's dtype, as in transformers."""
-
-    def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
-        outputs = super().call(inputs, reverse=reverse)
-        if reverse:
-            return outputs
-        return ops.multiply(outputs, ops.cast(self.output_dim**0.5, outputs.dtype))
-
-
 def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
     """Create the layers, by name."""
     initializer_range, epsilon = config.initializer_range, config.layer_norm_epsilon
@@ -142,6 +129,7 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
     embedding = ScaledEmbedding(
         config.vocabulary_size,
         config.hidden_dim,
+        scale=config.hidden_dim**0.5,
         embeddings_initializer=truncated_normal(initializer_range),
         name="token_embedding",
     )

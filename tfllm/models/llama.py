@@ -2,7 +2,9 @@
 
 Llama 2 and 3, SmolLM2 and TinyLlama are one graph. Mistral (Jiang et al. 2023) has a sliding
 window; Qwen2 (Yang et al. 2024) has biases on queries, keys and values; Qwen3 (2025) normalizes
-queries and keys instead.
+queries and keys instead. SmolLM3 (2025) does not rotate in every fourth layer. Granite 3 (IBM 2024)
+scales embeddings, scores, residual connections and logits. OLMo 2 (2024) normalizes the output of
+each part of a block, not its input, and all queries and all keys of a token at once.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import keras
 from tfllm.errors import CheckpointError, SettingError, did_you_mean
 from tfllm.layers import rotary
 from tfllm.layers.causal import CausalBlock
+from tfllm.layers.embeddings import ScaledEmbedding
 from tfllm.layers.normalization import normalization_layer
 from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
@@ -31,7 +34,7 @@ from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
-Variant = Literal["llama", "mistral", "qwen2", "qwen3"]
+Variant = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,21 @@ class Config:
     """How many tokens a layer attends to, the query included; 0: to the start."""
     layer_types: tuple[str, ...] = ()
     """`full_attention` or `sliding_attention` for each layer; empty: all use `sliding_window`."""
+    rotary_layers: tuple[bool, ...] = ()
+    """Whether each layer has rotary positions; empty: all have. SmolLM3: all but every fourth."""
     activation: str = "silu"
     layer_norm_epsilon: float = 1e-5
     attention_dropout: float = 0.0
     qkv_bias: bool = False
     output_bias: bool = False
     query_key_norm: bool = False
+    embedding_scale: float = 1.0
+    """Multiplies the token embeddings, as the three below multiply what they name (Granite)."""
+    query_scale: float = 0.0
+    """Of the scores; 0: 1 / sqrt(head_dim)."""
+    residual_scale: float = 1.0
+    """Of the output of each part of a block."""
+    logits_scale: float = 1.0
     tie_embeddings: bool = True
     """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
@@ -88,6 +100,13 @@ class Config:
         object.__setattr__(self, "sliding_window", window)
         object.__setattr__(self, "layer_types", kinds if len(set(kinds)) > 1 else ())
         object.__setattr__(self, "rope_scaling", rotary.normalize_scaling(self.rope_scaling))
+        rotates = tuple(map(bool, self.rotary_layers))
+        if len(rotates) not in (0, self.num_layers):
+            raise SettingError(
+                f"rotary_layers names {len(rotates)} layers, and num_layers is {self.num_layers}. "
+                "Name every layer, or none."
+            )
+        object.__setattr__(self, "rotary_layers", () if all(rotates) else rotates)
         check_rotary_config(self)
 
 
@@ -108,26 +127,32 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
         "qkv_bias": config.qkv_bias,
         "output_bias": config.output_bias,
         "norm_epsilon": epsilon if config.query_key_norm else 0.0,
-        "rope_theta": config.rope_theta,
+        "norm_whole": config.variant == "olmo2",
+        "query_scale": config.query_scale,
         "rope_scaling": config.rope_scaling,
         "max_sequence_length": config.max_sequence_length,
         "initializer_range": initializer_range,
         "residual_range": initializer_range,
     }
-    embedding = keras.layers.ReversibleEmbedding(
+    embedding = ScaledEmbedding(
         config.vocabulary_size,
         config.hidden_dim,
+        scale=config.embedding_scale,
         embeddings_initializer=truncated_normal(initializer_range),
         name="token_embedding",
     )
+    rotates = config.rotary_layers or (True,) * config.num_layers
     blocks = [
         CausalBlock(
-            attention,
+            {**attention, "rope_theta": config.rope_theta if rotates[i] else 0.0},
             config.intermediate_dim,
             config.activation,
             "rms",
             epsilon,
             gated=True,
+            input_norms=config.variant != "olmo2",
+            output_norms=config.variant == "olmo2",
+            residual_scale=config.residual_scale,
             name=f"layer_{i}",
         )
         for i in range(config.num_layers)
@@ -159,6 +184,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "qwen2": {**QWEN, "qkv_bias": True},
     "qwen3": {**QWEN, "head_dim": 128, "query_key_norm": True},
+    "smollm3": {
+        **SEVEN_BILLION, "vocabulary_size": 128256, "num_layers": 36, "num_heads": 16,
+        "num_key_value_heads": 4, "hidden_dim": 2048, "max_sequence_length": 32768,
+        "tie_embeddings": True,
+    },
+    "granite": {**SEVEN_BILLION, "query_scale": 1.0},
+    "olmo2": {
+        **SEVEN_BILLION, "vocabulary_size": 50304, "layer_norm_epsilon": 1e-5,
+        "query_key_norm": True,
+    },
 }  # fmt: skip
 MODEL_TYPES = tuple(VARIANTS)
 """Hugging Face's model types that this family builds."""
@@ -180,6 +215,16 @@ KEYS = {
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
+GRANITE_KEYS = {
+    "embedding_scale": "embedding_multiplier",
+    "query_scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logits_scale": "logits_scaling",  # its inverse
+}
+BIASES = ("llama", "qwen3", "smollm3", "granite", "olmo2")
+"""Variants where `attention_bias` decides about all four biases of the attention."""
+THETA = {"smollm3": 2e6}  # of transformers, where it is not 10,000
+NO_ROPE_INTERVAL = 4
 UNSUPPORTED: hf.Unsupported = (
     ("mlp_bias", False, "biases in the feed-forward network"),
     ("partial_rotary_factor", 1.0, "partly rotated heads"),
@@ -192,16 +237,21 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     rope = _rope(hf_config)
     for table in (rope, hf_config):
         hf.check_supported(table, variant, UNSUPPORTED)
-    fields = hf.config_fields(hf_config, KEYS, VARIANTS[variant])
+    keys = {**KEYS, **GRANITE_KEYS} if variant == "granite" else KEYS
+    fields = hf.config_fields(hf_config, keys, VARIANTS[variant])
+    if fields.get("logits_scale"):
+        fields["logits_scale"] = 1.0 / fields["logits_scale"]
     hf.check_number("qkv_bias", hf_config.get("attention_bias"), "attention_bias")
-    if hf_config.get("attention_bias") and variant in ("llama", "qwen3"):
+    if hf_config.get("attention_bias") and variant in BIASES:
         fields |= {"qkv_bias": True, "output_bias": True}
     if rotary.rope_type(rope) == "yarn" and "factor" in rope and rope["factor"] is None:
         longest = fields["max_sequence_length"]
         rope["factor"] = longest / (rope.get("original_max_position_embeddings") or longest)
-    fields["rope_theta"] = rope.pop("rope_theta", None) or 10000.0
+    fields["rope_theta"] = rope.pop("rope_theta", None) or THETA.get(variant, 10000.0)
     fields["rope_scaling"] = rope
     fields |= _read_windows(hf_config, variant, fields["num_layers"])
+    if variant == "smollm3":
+        fields["rotary_layers"] = _read_rotary_layers(hf_config, fields["num_layers"])
     return hf.build(Config, {"variant": variant, **fields})
 
 
@@ -233,6 +283,18 @@ def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(rope)
 
 
+def _read_rotary_layers(hf_config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
+    """Read which layers of SmolLM3 have rotary positions."""
+    rotates = hf_config.get("no_rope_layers")
+    interval = hf_config.get("no_rope_layer_interval", NO_ROPE_INTERVAL)
+    hf.check_number("no_rope_layer_interval", interval, "no_rope_layer_interval")
+    if rotates is None:
+        rotates = [(i + 1) % interval != 0 for i in range(num_layers)]
+    if not isinstance(rotates, list):
+        raise CheckpointError(f"config.json: no_rope_layers is {rotates!r}; it must be a list.")
+    return tuple(map(bool, rotates[:num_layers]))
+
+
 def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
@@ -241,21 +303,29 @@ def _read_windows(hf_config: Mapping[str, Any], variant: str, num_layers: int) -
     """Read `sliding_window` and `layer_types`, which differ between variants."""
     for key in ("sliding_window", "max_window_layers", "use_sliding_window"):
         hf.check_number(key, hf_config.get(key), key)
-    if variant == "llama":
+    if variant in ("llama", "granite", "olmo2"):
         return {}
     window = hf_config.get("sliding_window", 4096) or 0
     if variant == "mistral" or not window:
         return {"sliding_window": window}
     if not hf_config.get("use_sliding_window"):
         return {}
+    if variant == "smollm3":
+        rotates = _read_rotary_layers(hf_config, num_layers)
+        default = [FULL if rotary_layer else SLIDING for rotary_layer in rotates]
+        return {"sliding_window": window, "layer_types": _kinds(hf_config, default)}
     full = hf_config.get("max_window_layers")
     full = 28 if full is None else full
-    kinds = hf_config.get("layer_types") or [
-        FULL if i < full else SLIDING for i in range(num_layers)
-    ]
+    default = [FULL if i < full else SLIDING for i in range(num_layers)]
+    return {"sliding_window": window, "layer_types": _kinds(hf_config, default)}
+
+
+def _kinds(hf_config: Mapping[str, Any], default: list[str]) -> tuple[str, ...]:
+    """Read `layer_types`."""
+    kinds = hf_config.get("layer_types") or default
     if not isinstance(kinds, list):
         raise CheckpointError(f"config.json: layer_types is {kinds!r}; it must be a list of names.")
-    return {"sliding_window": window, "layer_types": tuple(map(str, kinds))}
+    return tuple(map(str, kinds))
 
 
 def to_hf(config: Config) -> dict[str, Any]:
@@ -274,29 +344,42 @@ def to_hf(config: Config) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         **scaling,
     }
+    kinds = [FULL if window is None else SLIDING for window in windows(config)]
+    window = config.sliding_window or None
     if config.variant == "mistral":
-        result["sliding_window"] = config.sliding_window or None
-    elif config.variant in ("qwen2", "qwen3"):
-        kinds = [FULL if window is None else SLIDING for window in windows(config)]
+        result["sliding_window"] = window
+    elif config.variant in ("qwen2", "qwen3", "smollm3"):
         result |= {
-            "use_sliding_window": SLIDING in kinds,
-            "sliding_window": config.sliding_window or None,
-            "max_window_layers": kinds.index(SLIDING) if SLIDING in kinds else config.num_layers,
-            "layer_types": kinds,
-        }
-    if config.variant in ("llama", "qwen3"):
+            "use_sliding_window": SLIDING in kinds, "sliding_window": window, "layer_types": kinds,
+        }  # fmt: skip
+    if config.variant in ("qwen2", "qwen3"):
+        first = kinds.index(SLIDING) if SLIDING in kinds else config.num_layers
+        result["max_window_layers"] = first
+    elif config.variant == "smollm3":
+        rotates = config.rotary_layers or (True,) * config.num_layers
+        result["no_rope_layers"] = list(map(int, rotates))
+    elif config.variant == "granite":
+        result |= {key: getattr(config, field) for field, key in GRANITE_KEYS.items()}
+        result["logits_scaling"] = 1.0 / config.logits_scale
+        result["attention_multiplier"] = config.query_scale or config.head_dim**-0.5
+    if config.variant in BIASES:
         result["attention_bias"] = config.qkv_bias
     result = {"model_type": config.variant, **result}
     if from_hf(result) != config:
         raise CheckpointError(
             f"Hugging Face's {config.variant} does not support these biases, norms of "
-            "queries and keys, and windows. Keep the model in tfllm's own format."
+            "queries and keys, scales and windows. Keep the model in tfllm's own format."
         )
     return result
 
 
-def _weights(*architectures: str) -> WeightMap:
-    """One map for all: a model has no variables for the entries that its variant lacks."""
+def _weights(*architectures: str, **names: str) -> WeightMap:
+    """One map for all: a model has no variables for the entries that its variant lacks.
+
+    Args:
+        architectures: As in `config.json`.
+        names: Hugging Face's names of norms by ours, where they are not Llama's.
+    """
     layer = "model.layers.{i}"
     return WeightMap(
         prefix="model.",
@@ -310,6 +393,10 @@ def _weights(*architectures: str) -> WeightMap:
             **rms_norm("layer_{i}/attention/query_norm", f"{layer}.self_attn.q_norm"),
             **rms_norm("layer_{i}/attention/key_norm", f"{layer}.self_attn.k_norm"),
             **rms_norm("layer_{i}/feedforward_norm", f"{layer}.post_attention_layernorm"),
+            **{
+                f"layer_{{i}}/{norm}/scale": f"{layer}.{name}.weight"
+                for norm, name in names.items()
+            },
             **linear("layer_{i}/gate", f"{layer}.mlp.gate_proj"),
             **linear("layer_{i}/up", f"{layer}.mlp.up_proj"),
             **linear("layer_{i}/down", f"{layer}.mlp.down_proj"),
@@ -326,4 +413,12 @@ WEIGHTS = {
     "mistral": _weights("MistralForCausalLM", "MistralModel"),
     "qwen2": _weights("Qwen2ForCausalLM", "Qwen2Model"),
     "qwen3": _weights("Qwen3ForCausalLM", "Qwen3Model"),
+    "smollm3": _weights("SmolLM3ForCausalLM", "SmolLM3Model"),
+    "granite": _weights("GraniteForCausalLM", "GraniteModel"),
+    "olmo2": _weights(
+        "Olmo2ForCausalLM",
+        "Olmo2Model",
+        attention_output_norm="post_attention_layernorm",
+        feedforward_output_norm="post_feedforward_layernorm",
+    ),
 }
