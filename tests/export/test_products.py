@@ -1,5 +1,7 @@
 """The weights of every product in a .tflite file are the kernels of the Keras model."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,9 @@ SMALLEST_GAIN, LARGEST_GAIN = -1.0, 200.0
 WIDTH = 64  # whole groups of int4, and no kernel too small for the converter to quantize
 SHAPE = {"num_layers": 1, "num_heads": 4, "hidden_dim": WIDTH, "intermediate_dim": 96}
 LENGTH = 16
+# A loop's first step knows its token: up to the first cross-attention all is a constant, which the
+# converter computes. Its query is a factor and no weight.
+FIRST_QUERY = re.compile(r"BATCH_MATMUL layer_0\w*/cross_attention\w*/transpose\S* \([48], 16\) ")
 
 ENCODERS = {
     "bert classification": {},
@@ -151,8 +156,8 @@ def test_a_float32_file_holds_the_kernels(llama):
 def check(name, profile_name, overrides, folder, converted=tflite.convert):
     checkpoint = checkpoint_of(name, folder)
     content = converted(checkpoint, load_profile(profile_name, overrides))
-    factors = scales(checkpoint)
-    assert differing(content, checkpoint.model, is_tied(checkpoint), factors) == []
+    wrong = differing(content, checkpoint.model, is_tied(checkpoint), scales(checkpoint))
+    assert [line for line in wrong if not FIRST_QUERY.match(line)] == []
 
 
 ALL = [

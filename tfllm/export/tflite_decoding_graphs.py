@@ -40,9 +40,8 @@ from tfllm.generation.config import (
     fields_in,
     graph_flags,
 )
-from tfllm.layers import heads
 from tfllm.models.decoder import Decoder
-from tfllm.models.encoder_decoder import CrossAttendingDecoder, EncoderDecoder
+from tfllm.models.encoder_decoder import EncoderDecoder
 
 DECODE = "decode"
 ENCODE = "encode"
@@ -55,36 +54,6 @@ LONGEST_PREFILL = 1024
 Tensors = dict[str, tf.Tensor]
 KeyValueUpdate = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]
 """New keys and values of a layer [1, H, N, hd] -> those of the whole context [1, H, C, hd]."""
-
-
-class _ScaledLogits:
-    """Scales the logits by what the converter cannot recognize as a constant.
-
-    It would multiply a constant into the weights, which makes a second matrix of a tied one.
-    """
-
-    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
-        """Return the logits float32 [..., V] of hidden states [..., D]."""
-        model: Any = self  # the Decoder that this is a part of
-        zero = tf.minimum(tf.abs(hidden[..., :1]), 0)
-        scale = model.config.logits_scale + zero
-        return heads.token_logits(hidden, model.config, model.layers, scale)
-
-
-class ScaledCrossAttendingDecoder(_ScaledLogits, CrossAttendingDecoder):
-    """A CrossAttendingDecoder with scaled logits."""
-
-
-class ScaledEncoderDecoder(_ScaledLogits, EncoderDecoder):
-    """An EncoderDecoder whose decoder has scaled logits."""
-
-    def with_encoder_output(
-        self, cross_kv: caches.Cache, source_padding_mask: tf.Tensor
-    ) -> Decoder:
-        """Return the decoder that attends to these keys and values."""
-        return ScaledCrossAttendingDecoder(
-            self.family, self.config, self.layers, cross_kv, source_padding_mask
-        )
 
 
 def prefill_name(length: int) -> str:

@@ -129,10 +129,6 @@ def _seq2seq_functions(checkpoint: Checkpoint, profile: Profile) -> ConcreteFunc
     """The functions of an encoder-decoder; its loop has the checkpoint's own generation settings,
     but neither beam search nor sampling unless a call asks for it."""
     model = get_encoder_decoder(checkpoint.model, checkpoint.family, checkpoint.config)
-    if getattr(checkpoint.config, "logits_scale", 1.0) != 1.0:
-        model = tflite_decoding_graphs.ScaledEncoderDecoder(
-            model.family, model.config, model.layers
-        )
     context = context_length(checkpoint, profile)
     source_length = min(context, checkpoint.task.source_length)  # type: ignore[attr-defined]
     if profile.prompt_length is None:

@@ -217,7 +217,6 @@ def token_logits(
     hidden: Tensor,
     config: ModelConfig,
     layers: Mapping[str, keras.layers.Layer],
-    scale: Tensor | float | None = None,
 ) -> Tensor:
     """Compute `lm_head` with existing layers.
 
@@ -225,14 +224,12 @@ def token_logits(
         hidden: Hidden states (..., D).
         config: The family's config.
         layers: Layers by name.
-        scale: Multiplies the hidden states; None is the config's `logits_scale`.
 
     Returns:
         Logits, float32 (..., vocabulary_size).
     """
-    scale = _field(config, "logits_scale") if scale is None else scale
-    if not isinstance(scale, float) or scale != 1.0:
-        hidden = ops.multiply(hidden, ops.cast(scale, hidden.dtype))
+    if (scale := _field(config, "logits_scale")) != 1.0:
+        hidden = ops.multiply(hidden, ops.add(_hidden_zero(hidden), scale))
     if _field(config, "tie_embeddings"):
         logits = layers["token_embedding"](hidden, reverse=True)
     else:
@@ -243,15 +240,19 @@ def token_logits(
 
 
 def bound_logits(logits: Tensor, cap: float) -> Tensor:
-    """Bound logits (..., V) smoothly to (-cap, cap), as Gemma 2 does; a cap of 0 changes nothing.
-
-    The divisor is a constant that TensorFlow Lite's converter cannot see: it would fold it into the
-    weights of the product before, and a tied table of embeddings would be stored twice.
-    """
+    """Bound logits (..., V) smoothly to (-cap, cap), as Gemma 2 does; a cap of 0 is none."""
     if not cap:
         return logits
-    zero = ops.minimum(ops.abs(logits[..., :1]), 0.0)
-    return ops.multiply(ops.tanh(ops.divide(logits, ops.add(zero, cap))), cap)
+    return ops.multiply(ops.tanh(ops.divide(logits, ops.add(_hidden_zero(logits), cap))), cap)
+
+
+def _hidden_zero(x: Tensor) -> Tensor:
+    """Return 0 of shape (..., 1), for x of shape (..., D), that a converter cannot recognize.
+
+    TensorFlow Lite's folds a constant factor of logits into the weights of their product, and a
+    tied table of embeddings is stored twice then.
+    """
+    return ops.minimum(ops.abs(x[..., :1]), 0.0)
 
 
 def next_sentence_head(hidden: Tensor, config: ModelConfig) -> Tensor:

@@ -71,12 +71,13 @@ class Config:
     output_bias: bool = False
     query_key_norm: bool = False
     embedding_scale: float = 1.0
-    """Multiplies the token embeddings, as the three below multiply what they name (Granite)."""
+    """Multiplies the token embeddings (Granite)."""
     query_scale: float = 0.0
-    """Of the scores; 0: 1 / sqrt(head_dim)."""
+    """Multiplies the scores of the attention; 0: 1 / sqrt(head_dim)."""
     residual_scale: float = 1.0
-    """Of the output of each part of a block."""
+    """Multiplies the output of each part of a block before the sum."""
     logits_scale: float = 1.0
+    """Multiplies the logits."""
     tie_embeddings: bool = True
     """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
