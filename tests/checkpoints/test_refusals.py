@@ -213,6 +213,14 @@ NUMBERS = {
         "attention_dropout", "initializer_range", "rope_theta",
     ],
     ("decoders", "mistral"): ["sliding_window"],
+    ("decoders", "gemma3"): [
+        "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings", "rms_norm_eps",
+        "query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window",
+    ],
+    ("decoders", "granite"): [
+        "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling",
+    ],
     ("decoders", "qwen2_untied"): ["max_window_layers", "sliding_window"],
     ("decoders", "gpt2"): [
         "vocab_size", "n_layer", "n_head", "n_embd", "n_positions", "n_inner",
@@ -250,6 +258,25 @@ def test_numbers_out_of_their_range(golden, model, key):
     for value in BAD:
         change(directory, **{key: value})
         refused(directory, rf"config.json: {key} .*must be")
+
+
+ZEROS = [
+    ("smollm2", "intermediate_size"), ("gemma3", "intermediate_size"),
+    ("gemma3", "num_key_value_heads"), ("gemma3", "head_dim"), ("granite", "logits_scaling"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "key"), ZEROS)
+def test_zeros_that_no_layer_can_have(golden, model, key):
+    directory, _, _ = golden("decoders", model)
+    change(directory, **{key: 0})
+    refused(directory, "config.json: .*must be")
+
+
+def test_one_table_of_rotary_positions_for_gemma_3(golden):
+    directory, _, _ = golden("decoders", "gemma3")
+    change(directory, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    refused(directory, "rope_parameters is one table.*full_attention.*sliding_attention")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -2.0, 0, "x", [1]])
@@ -317,6 +344,10 @@ CONSTANTS = {
     ("decoders", "smollm2"): [
         "model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq",
         "model.layers.1.self_attn.rotary_emb.cos_cached", "rotary_emb.inv_freq",
+    ],
+    ("decoders", "gemma3"): [
+        "model.rotary_emb_local.inv_freq", "model.rotary_emb.sliding_attention_inv_freq",
+        "model.rotary_emb.full_attention_original_inv_freq",
     ],
     ("decoders", "gpt2"): ["transformer.h.0.attn.bias", "h.1.attn.masked_bias"],
     ("bert", "classification"): [

@@ -13,6 +13,7 @@ from tfllm.errors import CheckpointError
 # Golden file and head: its embeddings, and the name that its logits have in a file.
 MODELS = {
     ("decoders", "smollm2"): ("model.embed_tokens.weight", "lm_head.weight"),
+    ("decoders", "gemma3"): ("model.embed_tokens.weight", "lm_head.weight"),
     ("decoders", "gpt2"): ("transformer.wte.weight", "lm_head.weight"),
     ("decoders", "qwen2"): ("model.embed_tokens.weight", "lm_head.weight"),
     ("bert", "masked_lm"): (

@@ -41,6 +41,7 @@ def test_rows_of_a_group_stay_together_in_order():
     for batch in batches(group=2).epoch(0):
         pairs = batch.rows.reshape(-1, 2)
         assert (pairs[:, 0] % 2 == 0).all() and (pairs[:, 1] == pairs[:, 0] + 1).all()
+        assert batch.examples == len(pairs)  # what examples a second are counted from
 
 
 def test_lengths_hold_the_rows_and_are_on_the_ladder():

@@ -12,7 +12,8 @@ NUMBER = re.compile(r"\.\d+\.")
 # itself, marks of a version, and the weights of a loss, which only training uses. transformers
 # ignores them too (`_keys_to_ignore_on_load_unexpected`, buffers).
 NO_WEIGHTS = re.compile(
-    r"(^|\.)rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)$"
+    r"(^|\.)rotary_emb(_local)?\.((full|sliding)_attention_)?(original_)?"
+    r"(inv_freq|cos_cached|sin_cached)$"
     r"|(^|\.)(position_ids|token_type_ids|num_batches_tracked)$"
     r"|(^|\.)embed_positions\._float_tensor$|^(model\.)?(encoder|decoder)\.version$"
     r"|(^|\.)(loss|loss_fct|loss_fn|loss_function|criterion)\.(pos_)?weight$"

@@ -49,6 +49,10 @@ REAL: dict[str, tuple[float, float, bool]] = {
     "query_scalar": (0.0, 1e6, True),
     "attention_softcap": (0.0, 1e6, False),
     "logits_softcap": (0.0, 1e6, False),
+    "embedding_scale": (0.0, 1e6, True),
+    "query_scale": (0.0, 1e6, False),
+    "residual_scale": (0.0, 1e6, True),
+    "logits_scale": (0.0, 1e6, True),
 }
 FLAGS = (
     "tie_embeddings", "share_embeddings", "scale_embeddings", "scale_logits", "pre_norm",

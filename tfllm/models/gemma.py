@@ -37,6 +37,12 @@ Variant = Literal["gemma", "gemma2", "gemma3_text"]
 PATTERN = {"gemma": 1, "gemma2": 2, "gemma3_text": 6}
 
 
+SIZES = (
+    "vocabulary_size", "num_layers", "num_heads", "num_key_value_heads", "hidden_dim",
+    "intermediate_dim", "head_dim",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Config:
     """Configuration of a decoder; the defaults are Gemma 3 with 270M parameters."""
@@ -82,6 +88,9 @@ class Config:
         if self.variant not in PATTERN:
             known = did_you_mean(self.variant, PATTERN)
             raise SettingError(f"There is no variant '{self.variant}' of gemma. {known}")
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         if self.variant == "gemma":
             object.__setattr__(self, "query_scalar", float(self.head_dim))
         if self.variant != "gemma3_text":
@@ -244,6 +253,11 @@ def _read_rope(hf_config: Mapping[str, Any], variant: str) -> dict[str, Any]:
     table = hf_config.get("rope_parameters") or {}
     if not isinstance(table, Mapping):
         raise CheckpointError(f"config.json: rope_parameters is {table!r}; it must be a table.")
+    if variant == "gemma3_text" and table and FULL not in table:
+        raise CheckpointError(
+            "config.json: rope_parameters is one table for all layers; Gemma 3 has one for "
+            f"'{FULL}' and one for '{SLIDING}'. Write both, or copy the file again."
+        )
     full = dict(table.get(FULL, table))
     local = dict(table.get(SLIDING) or {})
     theta = hf_config.get("rope_theta", full.pop("rope_theta", None)) or THETA[variant]

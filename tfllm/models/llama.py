@@ -87,7 +87,8 @@ class Config:
         if self.variant not in VARIANTS:
             known = did_you_mean(self.variant, VARIANTS)
             raise SettingError(f"There is no variant '{self.variant}' of llama. {known}")
-        for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"):
+        sizes = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
         for name, value in (
