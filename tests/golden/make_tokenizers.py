@@ -178,6 +178,19 @@ albert = model_file(
 llama = model_file(
     "tokenizer__model", "bpe", normalization_rule_name="identity", remove_extra_whitespaces=False
 )
+
+
+def gemma():
+    """Gemma's own model: real special tokens, no space before the text."""
+    files, config = model_file(
+        "tokenizer__model", "bpe", normalization_rule_name="identity", pad_id=0, eos_id=1,
+        bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+        add_dummy_prefix=False, remove_extra_whitespaces=False,
+        user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "\n\n", "\u2581\u2581"],
+    )(add_bos_token=True)()  # fmt: skip
+    return files, config
+
+
 # Name -> class, files and settings.
 TOKENIZERS = {
     "bert uncased": ("BertTokenizerFast", bert()),
@@ -215,6 +228,7 @@ TOKENIZERS = {
     "llama, not legacy": ("LlamaTokenizerFast", llama(legacy=False)),
     "llama, no space": ("LlamaTokenizerFast", llama(add_prefix_space=False)),
     "mistral": ("LlamaTokenizerFast", llama(legacy=False, add_eos_token=False)),
+    "gemma": ("GemmaTokenizerFast", gemma),
     "llama slow": ("LlamaTokenizer", llama()),
     "t5 slow": ("T5Tokenizer", t5()),
     "xlm-roberta slow": ("XLMRobertaTokenizer", fairseq()),

@@ -61,9 +61,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
                 for token in normalized
             ]
         )
-        self._pre_tokenizers = [
-            _pre_tokenizer(part) for part in _flatten(definition.get("pre_tokenizer"))
-        ]
+        self._pre_tokenizers = [_pre_tokenizer(part) for part in _pre_tokenizers(definition)]
         model = definition["model"]
         if model.get("type") == "Unigram":
             self._model: UnigramModel | _BpeModel = UnigramModel(model)
@@ -288,6 +286,24 @@ def _normalizer(part: Mapping[str, Any]) -> Callable[[NormalizedStrings], Normal
             count = len(text)
             return lambda texts: ns.replace_all(texts, text[0], count, content)
     return _refuse("normalizer", part)
+
+
+def _pre_tokenizers(definition: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a file's pre-tokenizers, without Gemma's: it splits at spaces, and its only normalizer
+    leaves none."""
+    parts = _flatten(definition.get("pre_tokenizer"))
+    spaces = {"pattern": {"String": " "}, "content": proto.SPACE}
+    normalizers = [
+        {"pattern": part.get("pattern"), "content": part.get("content")}
+        for part in _flatten(definition.get("normalizer"))
+    ]
+    if normalizers != [spaces]:
+        return parts
+    return [
+        part
+        for part in parts
+        if (part.get("type"), part.get("pattern")) != ("Split", {"String": " "})
+    ]
 
 
 def _pre_tokenizer(part: Mapping[str, Any]) -> Callable[[_Split], _Split]:
