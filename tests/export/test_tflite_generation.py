@@ -146,6 +146,21 @@ def test_weights_in_fewer_bits_tell_nearly_the_same(checkpoint, opened, bits, ri
     ).passed
 
 
+def test_scales_are_written_once_for_all_signatures(checkpoint, content):
+    """A table of 262,144 tokens has 3 MB of them."""
+    size = checkpoint.config.vocabulary_size
+    data = tflite_quantization.quantize_weights(content, 8, size)
+    named, written = 0, set()
+    for graph in flatbuffer.parse(data).subgraphs:
+        for tensor in graph.tensors:
+            scale = tensor.quantization.scale if tensor.quantization else None
+            if scale is not None and len(scale) == size:
+                named += 1
+                written.add(scale.tobytes())
+    (scales,) = written
+    assert named >= 3 and data.count(scales) == 1
+
+
 def test_rows_and_groups_round_to_the_nearest():
     weights = np.random.default_rng(0).normal(size=(6, 64)).astype(np.float32)
     rows, groups = (

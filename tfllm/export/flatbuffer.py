@@ -43,9 +43,29 @@ def parse(content: bytes, name: str = TFLITE_FILE) -> schema.ModelT:
     return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(bytearray(content), 0))
 
 
+class _SharingBuilder(flatbuffers.Builder):
+    """Write equal vectors of numbers once: every signature names the scales of the same weights.
+
+    The weights themselves, bytes, are left as they are: the schema has one buffer for all.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._vectors: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:
+        """Write a vector, or return the offset of an equal one."""
+        if x.dtype == np.uint8:
+            return super().CreateNumpyVector(x)
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._vectors:
+            self._vectors[key] = super().CreateNumpyVector(x)
+        return self._vectors[key]
+
+
 def serialize(model: schema.ModelT, size: int = 1024) -> bytes:
     """Return the bytes of a ModelT; `size` is a first guess of how many."""
-    builder = flatbuffers.Builder(size)
+    builder = _SharingBuilder(size)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 
