@@ -157,13 +157,13 @@ def test_prompts_that_cannot_be_continued(prompt, words):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"temperature": -1.0}, "--temperature"),
-        ({"top_p": 0.0}, "--top-p"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
         ({"num_beams": 3, "temperature": 1.0}, "samples"),
         ({"num_beams": 2, "num_return_sequences": 3}, "raise num_beams"),
         ({"num_return_sequences": 2}, "same text 2 times"),
-        ({"max_new_tokens": 0}, "--max-new-tokens"),
-        ({"seed": 2**31}, "--seed"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"seed": 2**31}, "seed"),
         ({"bad_words_ids": ((),)}, "bad_words_ids"),
     ],
 )

@@ -202,7 +202,7 @@ def test_addresses_that_cannot_be_had(models_root):
     def said(**options):
         with pytest.raises(SettingError) as error, serving(entries, **options):
             pass
-        return str(error.value)
+        return error.value.cli_message
 
     with serving(entries) as running:
         taken = running.server.rest_port, running.server.grpc_port

@@ -175,7 +175,7 @@ LOST = {
 @pytest.mark.parametrize("case", LOST)
 def test_a_lost_worker_is_told_with_the_way_to_go_on(tmp_path, case):
     devices = strategies.Devices(None, Cluster(("a:1", "b:2"), 1))
-    message = "Worker 1 of 2 stops: another worker has gone .*(reset by peer|gone).*--resume"
+    message = "Worker 1 of 2 stops: another worker has gone .*(reset by peer|gone).*resume=True"
     with pytest.raises(TrainingFailed, match=message):
         with strategies.report_lost_workers(devices, tmp_path):
             raise LOST[case]
