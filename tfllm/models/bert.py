@@ -22,6 +22,7 @@ from tfllm.layers.blocks import EncoderBlock
 from tfllm.layers.positions import PositionEmbedding
 from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
+from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import TensorLayout, TensorMap, WeightMap, layer_norm, linear
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "from_hf", "to_hf"]
@@ -71,9 +72,7 @@ class Config:
         if self.variant not in SUMMARY_ACTIVATION:
             known = did_you_mean(self.variant, SUMMARY_ACTIVATION)
             raise SettingError(f"There is no variant '{self.variant}' of bert. {known}")
-        for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        check_positive(self, ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"))
         if self.hidden_dim % self.num_heads:
             raise SettingError(
                 f"hidden_dim {self.hidden_dim} cannot be split into {self.num_heads} equal heads; "

@@ -30,6 +30,7 @@ from tfllm.layers.cross import CrossBlock, CrossKeysAndValues
 from tfllm.layers.normalization import normalization_layer
 from tfllm.layers.projections import InitializerRange, kernel_initializer
 from tfllm.layers.types import Cache, KeysAndValues, Tensor
+from tfllm.models.field_limits import check_positive
 
 Layers = Mapping[str, keras.layers.Layer]
 ENCODER, DECODER = "encoder_", ""
@@ -226,9 +227,7 @@ def fill_defaults(config: Any, **defaults: Any) -> None:
     for name, value in defaults.items():
         if getattr(config, name) in (0, None) and value is not None:
             object.__setattr__(config, name, value)
-    for name in POSITIVE_FIELDS:
-        if getattr(config, name, 1) < 1:
-            raise SettingError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
+    check_positive(config, POSITIVE_FIELDS)
     get_activation(config.activation)
 
 

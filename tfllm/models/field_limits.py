@@ -7,7 +7,10 @@ checked before a layer is created from it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
+
+from tfllm.errors import SettingError
 
 MOST = 2**31 - 1
 LAYERS, HEADS, WIDTH, TOKENS = 4096, 2**16, 2**20, 2**24
@@ -58,6 +61,13 @@ FLAGS = (
     "tie_embeddings", "share_embeddings", "scale_embeddings", "scale_logits", "pre_norm",
     "logits_bias", "qkv_bias", "output_bias", "query_key_norm", "gated", "use_sliding_window",
 )  # fmt: skip
+
+
+def check_positive(config: Any, fields: Iterable[str]) -> None:
+    """Raise SettingError where one of a Config's sizes is below 1; fields it has not are passed."""
+    for name in fields:
+        if getattr(config, name, 1) < 1:
+            raise SettingError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
 
 
 def expected(field: str, value: Any) -> str:

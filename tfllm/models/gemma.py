@@ -28,6 +28,7 @@ from tfllm.models.decoder_graph import (
     check_rotary_config,
     forward,
 )
+from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
@@ -88,9 +89,7 @@ class Config:
         if self.variant not in PATTERN:
             known = did_you_mean(self.variant, PATTERN)
             raise SettingError(f"There is no variant '{self.variant}' of gemma. {known}")
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        check_positive(self, SIZES)
         if self.variant == "gemma":
             object.__setattr__(self, "query_scalar", float(self.head_dim))
         if self.variant != "gemma3_text":

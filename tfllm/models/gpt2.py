@@ -19,6 +19,7 @@ from tfllm.layers.projections import truncated_normal
 from tfllm.layers.types import Cache, KeysAndValues, Tensor
 from tfllm.models import hf_config as hf
 from tfllm.models.decoder_graph import build_backbone
+from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import TensorLayout, WeightMap, fused, layer_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
@@ -47,9 +48,7 @@ class Config:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        check_positive(self, ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"))
         if self.hidden_dim % self.num_heads:
             raise SettingError(
                 f"hidden_dim {self.hidden_dim} cannot be split into {self.num_heads} equal heads; "

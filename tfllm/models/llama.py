@@ -30,11 +30,15 @@ from tfllm.models.decoder_graph import (
     check_rotary_config,
     forward,
 )
+from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
 Variant = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2"]
+
+
+SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,7 @@ class Config:
         if self.variant not in VARIANTS:
             known = did_you_mean(self.variant, VARIANTS)
             raise SettingError(f"There is no variant '{self.variant}' of llama. {known}")
-        sizes = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}; it must be 1 or more.")
+        check_positive(self, SIZES)
         for name, value in (
             ("num_key_value_heads", self.num_heads),
             ("head_dim", self.hidden_dim // self.num_heads),

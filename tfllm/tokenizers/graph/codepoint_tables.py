@@ -92,8 +92,8 @@ def reference_table(normalization: BertNormalization) -> Table:
     outputs = normalize_code_points(points, normalization.build())
     decomposes = normalization.strip_accents
     decomposes = normalization.lowercase if decomposes is None else decomposes
-    classes = combining_classes(points) if decomposes else {}
-    decompositions = _decompositions(points, classes) if decomposes else {}
+    classes = combining_classes() if decomposes else {}
+    decompositions = _decompositions_with_marks() if decomposes else {}
     kinds = _word_kinds(outputs)
     kinds[list(classes)] = MARK
     entries = np.full(CODE_POINTS, DELTA_ZERO, np.int64)
@@ -204,14 +204,21 @@ def _hangul_letters(syllable: int) -> list[int]:
     return letters + ([0x11A7 + index % 28] if index % 28 else [])
 
 
-def combining_classes(points: list[int]) -> dict[int, int]:
+@functools.cache
+def _canonical_decompositions() -> dict[int, str]:
+    """What the reference decomposes each code point to, where marks may be among the parts."""
+    from tokenizers import normalizers
+
+    points = [point for point in representative_code_points() if 0x80 <= point < LAST_MARK]
+    return dict(zip(points, normalize_code_points(points, normalizers.NFD()), strict=True))
+
+
+@functools.cache
+def combining_classes() -> dict[int, int]:
     """Return the rank of the combining class (1..) in the reference, for classes above 0.
 
     Deduced from what the reference does: a mark moves before another exactly when its class is
     lower.
-
-    Args:
-        points: Code points to test.
 
     Returns:
         Code point -> rank.
@@ -224,9 +231,8 @@ def combining_classes(points: list[int]) -> dict[int, int]:
         text = "".join(SEPARATOR + first + second for second in seconds)
         return [part[:1] != first for part in decompose.normalize_str(text).split(SEPARATOR)[1:]]
 
-    points = [point for point in points if 0x80 <= point < LAST_MARK]
-    decomposed = dict(zip(map(chr, points), normalize_code_points(points, decompose), strict=True))
-    single = [c for c, parts in decomposed.items() if c == parts]
+    decompositions = _canonical_decompositions().items()
+    single = [parts for point, parts in decompositions if chr(point) == parts]
     marks = [c for c, moved in zip(single, swapped(HIGHEST_MARK, single), strict=True) if moved]
     of_class = {unicodedata.combining(mark): mark for mark in marks}
     references = [of_class[number] for number in sorted(of_class) if number] + [HIGHEST_MARK]
@@ -237,17 +243,15 @@ def combining_classes(points: list[int]) -> dict[int, int]:
     return {ord(mark): rank for mark, rank in ranked.items()}
 
 
-def _decompositions(points: list[int], classes: dict[int, int]) -> dict[int, list[int]]:
+def _decompositions_with_marks() -> dict[int, list[int]]:
     """Code point -> its canonical decomposition in the reference, for those that have marks."""
-    from tokenizers import normalizers
-
-    points = [p for p in points if 0x80 <= p < LAST_MARK and p not in HANGUL_SYLLABLES]
-    outputs = normalize_code_points(points, normalizers.NFD())
-    decompositions = {p: list(map(ord, parts)) for p, parts in zip(points, outputs, strict=True)}
+    classes = combining_classes()
     return {
-        point: parts
-        for point, parts in decompositions.items()
-        if parts != [point] and any(part in classes for part in parts)
+        point: [ord(part) for part in parts]
+        for point, parts in _canonical_decompositions().items()
+        if parts != chr(point)
+        and point not in HANGUL_SYLLABLES
+        and any(ord(part) in classes for part in parts)
     }
 
 

@@ -74,7 +74,7 @@ def tables() -> Tables:
     entries = np.full((CODE_POINTS, 2), 0, np.int32)
     entries[:, 0] = NONE
     entries[list(decomposed), 0] = np.arange(len(decomposed))
-    for point, rank in combining_classes(points).items():
+    for point, rank in combining_classes().items():
         entries[point, 1] = rank
     for pair in pairs:
         second = pair & (1 << POINT_BITS) - 1
