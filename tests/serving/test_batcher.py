@@ -353,35 +353,48 @@ def test_a_signature_of_which_nothing_runs_never_waits():
     asyncio.run(inside())
 
 
-def test_two_queues_take_turns():
-    """With one thread to share, each queue also has its own: nobody is passed over."""
+def test_a_queue_with_work_always_has_a_run_of_its_own():
+    """With one thread to share, the end of a run starts the next one of its own queue."""
     order = []
 
-    class Noted(Double):
+    class Stepwise(Double):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+            self.steps = threading.Semaphore(0)
+
         def run(self, inputs, seconds):
             order.append(self.name)
+            assert self.steps.acquire(timeout=SECONDS)
             return super().run(inputs, seconds)
+
+    async def started(count):
+        while len(order) < count:
+            await asyncio.sleep(0.001)
 
     async def inside():
         lanes = ExecutorPool(Batching(num_batch_threads=1, max_batch_size=1))
-        made = []
-        for name in ("a", "b"):
-            signature = Noted(open=False)
-            signature.name = name
-            made.append(Batcher(signature, lanes, Limits(), lambda report: None))
-        waiting = [asyncio.ensure_future(made[0].submit(rows(i))) for i in range(4)]
-        waiting += [asyncio.ensure_future(made[1].submit(rows(i))) for i in range(4)]
-        while len(order) < 2:
-            await asyncio.sleep(0.001)
+        signatures = {name: Stepwise(name) for name in "ab"}
+        batchers = {
+            name: Batcher(signature, lanes, Limits(), lambda report: None)
+            for name, signature in signatures.items()
+        }
+        waiting = [
+            asyncio.ensure_future(batchers[name].submit(rows(i))) for name in "ab" for i in range(4)
+        ]
+        await asyncio.wait_for(started(2), SECONDS)
         assert sorted(order) == ["a", "b"]
-        for batcher in made:
-            batcher.signature.gate.set()
-        await asyncio.gather(*waiting)
+        for count, name in enumerate("bbabaa", start=3):
+            signatures[name].steps.release()
+            await asyncio.wait_for(started(count), SECONDS)
+            assert order[-1] == name
+        for signature in signatures.values():
+            signature.steps.release()
+        answers = await asyncio.gather(*waiting)
+        assert [answer["y"].tolist() for answer in answers] == [[2 * i] for i in range(4)] * 2
         await lanes.close()
 
     asyncio.run(inside())
-    assert sorted(order) == ["a"] * 4 + ["b"] * 4
-    assert "aaa" not in "".join(order[:6]) and "bbb" not in "".join(order[:6])
 
 
 @pytest.mark.parametrize(
