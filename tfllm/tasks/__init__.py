@@ -45,7 +45,16 @@ METHODS = {
 
 
 def build(data: Any, source: str = "task", lines: config.Lines | None = None) -> Task:
-    """Return a task from plain data, `{"kind": "classification", ...}`. Raises SettingError."""
+    """Build a task from plain data, `{"kind": "classification", ...}`.
+
+    Args:
+        data: Settings by name; `kind` is a key of TASKS.
+        source: Where the data is from, for messages.
+        lines: The line of every key, for messages.
+
+    Raises:
+        SettingError: There is no such task or setting, or a value is not valid.
+    """
     if not isinstance(data, Mapping):
         raise SettingError(f"{source}: expected a mapping of settings, found {data!r}.")
     problem = _problem(data)

@@ -16,8 +16,10 @@ def gold_span(example: Example) -> tuple[int, int] | None:
     """Return the first gold answer as characters (start, end) of the context; None for none.
 
     Where the answer's text is not at its start, its nearest occurrence is taken; the first one
-    where no start is given (null). Raises DataError when the context does not hold
-    it, or a start is no whole number.
+    where no start is given (null).
+
+    Raises:
+        DataError: The context does not hold the answer, or a start is no whole number.
     """
     answers = example["answers"]
     texts = answers.get("text") if isinstance(answers, dict) else None
@@ -44,9 +46,12 @@ def gold_span(example: Example) -> tuple[int, int] | None:
 def tokens_of_span(
     span: tuple[int, int], offsets: np.ndarray, inside: np.ndarray
 ) -> tuple[int, int]:
-    """First and last token of the characters `span`; (0, 0) where they are not all in the window.
+    """Return the first and last token of a span; (0, 0) where it is not whole in the window.
 
-    `offsets` int [T, 2], `inside` bool [T]: tokens of the context.
+    Args:
+        span: Characters (start, end) of the context.
+        offsets: Characters of each token: int [T, 2].
+        inside: Which tokens are of the context: bool [T].
     """
     positions = np.flatnonzero(inside)
     if (
@@ -62,9 +67,15 @@ def tokens_of_span(
 def candidate_spans(
     scores: np.ndarray, inside: np.ndarray, longest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return every allowed span of one window: sum of raw scores, first token, last token.
+    """List every allowed span of one window.
 
-    `scores` float32 [T, 2], `inside` bool [T] without gaps, `longest` in tokens.
+    Args:
+        scores: Logits of start and end: float32 [T, 2].
+        inside: Which tokens are of the context: bool [T], without gaps.
+        longest: Most tokens of a span.
+
+    Returns:
+        Sum of both logits, first token and last token of each span: [N] each.
     """
     positions = np.flatnonzero(inside)
     start, end = scores[positions, 0], scores[positions, 1]
@@ -76,7 +87,12 @@ def candidate_spans(
 
 
 def log_normalizer(windows: Sequence[np.ndarray], inside: Sequence[np.ndarray]) -> float:
-    """Return log of sum(e^start) * sum(e^end) over the context tokens and [CLS] of all windows."""
+    """Compute log(sum(e^start) * sum(e^end)) over the context tokens and [CLS] of all windows.
+
+    Args:
+        windows: Logits float32 [T, 2] of each window.
+        inside: Which tokens are of the context: bool [T] of each window.
+    """
     allowed = np.concatenate(
         [
             scores[np.concatenate([[True], mask[1:]])]
@@ -90,13 +106,16 @@ def log_normalizer(windows: Sequence[np.ndarray], inside: Sequence[np.ndarray]) 
 def best_spans(
     windows: Sequence[np.ndarray], details: Sequence[dict[str, Any]], longest: int, count: int
 ) -> list[dict[str, Any]]:
-    """Return the `count` best different spans over all windows of one example, best first.
+    """Find the `count` best different spans over all windows of one example.
 
     Args:
         windows: Logits float32 [T, 2] of each window.
         details: `offsets` [T, 2], `inside` [T] and `context` of each window.
         longest: Most tokens of a span.
         count: Number of spans.
+
+    Returns:
+        Answers as `QuestionAnswering.answers` has them, best first.
     """
     spans: dict[tuple[int, int], float] = {}
     for scores, detail in zip(windows, details, strict=True):

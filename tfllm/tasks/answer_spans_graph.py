@@ -10,9 +10,15 @@ NEVER = -1e30  # the score of a span that is not allowed
 def best_spans(
     raw: tf.Tensor, inside: tf.Tensor, longest: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return the best span of each window: score [R], first and last token int32 [R].
+    """Find the best span of each window, as `answer_spans.best_spans` does.
 
-    `raw` float [R, T, 2], `inside` bool [R, T]; a score of NEVER where a window has no context.
+    Args:
+        raw: Logits float [R, T, 2].
+        inside: Which tokens are of the context: bool [R, T].
+        longest: Most tokens of a span.
+
+    Returns:
+        Score [R], NEVER where a window has no context, and first and last token int32 [R].
     """
     width = tf.shape(raw)[1]
     ends = tf.range(width)[:, None] + tf.range(longest)[None]  # [T, L]
@@ -27,7 +33,15 @@ def best_spans(
 
 
 def best_rows(scores: tf.Tensor, example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return each example's first window with the highest score: row int32 [B], score [B]."""
+    """Find each example's first window with the highest score.
+
+    Args:
+        scores: The best score of each window: [R].
+        example: The example of each window, ascending: int [R].
+
+    Returns:
+        The window int32 [B], and its score [B].
+    """
     highest = tf.math.segment_max(scores, example)
     number = tf.range(tf.size(scores))
     mine = scores >= tf.gather(highest, example)
@@ -35,7 +49,13 @@ def best_rows(scores: tf.Tensor, example: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
 
 
 def log_normalizer(raw: tf.Tensor, inside: tf.Tensor, example: tf.Tensor) -> tf.Tensor:
-    """Return `spans.log_normalizer` of each example: float [B]."""
+    """Compute `answer_spans.log_normalizer` of each example: float [B].
+
+    Args:
+        raw: Logits float [R, T, 2].
+        inside: Which tokens are of the context: bool [R, T].
+        example: The example of each window, ascending: int [R].
+    """
     start = tf.range(tf.shape(raw)[1])[None] == 0  # [CLS]
     allowed = (inside | start)[:, :, None]
     top = tf.math.segment_max(tf.reduce_max(tf.where(allowed, raw, NEVER), axis=1), example)

@@ -89,8 +89,11 @@ class Task(Settings):
 
     @property
     def measure(self) -> str | Measure:
-        """What `tfllm evaluate` computes: a name in `evaluation.metrics.MEASURES`, or a function of
-        the task's own, `measure(answers, examples) -> {name: value}`."""
+        """What `tfllm evaluate` computes.
+
+        A name in `evaluation.metrics.MEASURES`, or a function of the task's own,
+        `measure(answers, examples) -> {name: value}`.
+        """
         raise NotImplementedError
 
     @property
@@ -100,8 +103,10 @@ class Task(Settings):
 
     @property
     def headline_metrics(self) -> tuple[str, ...]:
-        """The metric that stands for the task where only one can: the first of these that was
-        measured. Higher is better."""
+        """The metrics that stand for the task where only one can; higher is better.
+
+        The first of them that was measured is taken.
+        """
         return ()
 
     @property
@@ -115,15 +120,23 @@ class Task(Settings):
         return (self.kind,)
 
     def check_label(self, example: Example) -> None:
-        """Check an example's label. Raises DataError naming file and line for an unknown one."""
+        """Check an example's label.
+
+        Raises:
+            DataError: The label is not known; the message names file and line.
+        """
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> Task:
-        """Return the task of a Hugging Face directory with this head. Raises CheckpointError."""
+        """Return the task of a Hugging Face directory with this head.
+
+        Raises:
+            CheckpointError: The directory's settings are not those of such a head.
+        """
         return cls(max_length=source.length_of_texts())
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """Return what the head adds to Hugging Face's `config.json`.
+        """Return what the head adds to Hugging Face's `config.json`, by key.
 
         Args:
             before: The `config.json` that the checkpoint came from, empty where it came from none.
@@ -136,8 +149,11 @@ class Task(Settings):
         return {}
 
     def check_hf(self, model_type: str) -> None:
-        """Check the head. Raises CheckpointError where Hugging Face's models of `model_type` lack
-        it."""
+        """Check that Hugging Face's models of `model_type` have this head.
+
+        Raises:
+            CheckpointError: They lack it.
+        """
 
     def infer_settings(self, examples: Sequence[Example]) -> Task:
         """Return a copy in which unset settings (labels) are those of the training examples."""
@@ -194,7 +210,13 @@ class Task(Settings):
     def load_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
         """Return `features` of examples, or of the prepared corpus that they stand for.
 
-        Raises SettingError for a corpus of another vocabulary's tokens.
+        Args:
+            examples: Dicts of fields, or a sequence with the attribute `corpus`.
+            tokenizer: The model's tokenizer.
+
+        Raises:
+            SettingError: The corpus has the tokens of another vocabulary.
+            DataError: An example cannot be used.
         """
         from tfllm.tokenizers.loading import load_tokenizer
 
@@ -209,14 +231,24 @@ class Task(Settings):
         return self.corpus_features(corpus, tokenizer)
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
-        """Return rows over tokenized documents, read when asked for. Not of every task."""
+        """Return rows over tokenized documents, read when a batch needs them. Not of every task.
+
+        Args:
+            corpus: The tokenized documents.
+            tokenizer: The tokenizer that they were tokenized with.
+        """
         raise NotImplementedError
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
-        """Return the features as training (and validation, with epoch 0) sees them in one epoch.
+        """Return the features as training sees them in one epoch; validation takes epoch 0.
 
         The same object for most tasks. Where chance takes part (masked_lm), a function of
-        (seed, epoch, row) alone, so that a resumed run sees what an unbroken one would.
+        (seed, epoch, row) alone, so that a resumed run sees what an uninterrupted one would.
+
+        Args:
+            features: Of `features` or `corpus_features`.
+            seed: The run's seed.
+            epoch: The epoch, from 0.
         """
         return features
 
@@ -251,7 +283,12 @@ class Task(Settings):
         raise NotImplementedError
 
     def pair_answer(self, first: np.ndarray, second: np.ndarray) -> Answer:
-        """Return the answer for the outputs [D] of a pair's texts, where `encodes_pairs_apart`."""
+        """Return the answer for a pair, where `encodes_pairs_apart`.
+
+        Args:
+            first: The output [D] for the first text.
+            second: The output [D] for the second text.
+        """
         raise NotImplementedError
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
@@ -268,6 +305,10 @@ class Task(Settings):
 
         The functions capture the model's variables and the tokenizer's tables; keep both alive.
         `METHODS` in tfllm.tasks names each signature's method for TF Serving.
+
+        Args:
+            model: The task's model, as `model` returns it.
+            graph_tokenizer: The in-graph tokenizer.
         """
         raise NotImplementedError
 
@@ -280,7 +321,7 @@ class NextToken(Task):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Softmax cross entropy over the learned tokens of the batch."""
+        """Return softmax cross entropy over the tokens of the batch that have targets."""
         from tfllm.tasks import losses
 
         losses.reject_options(self.kind, class_weights=class_weights)

@@ -82,18 +82,24 @@ class CausalLM(NextToken):
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> CausalLM:
-        """Windows of HF_WINDOW tokens, or of all positions where there are fewer."""
+        """Return the task with windows of HF_WINDOW tokens, or of all positions if fewer."""
         return cls(max_length=min(HF_WINDOW, source.positions))
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """Return the special tokens: without them transformers takes its own numbers, which stand
-        for other tokens here."""
+        """Return the special tokens, where the model came from no `config.json`.
+
+        Without them transformers takes its own defaults, which are other tokens here.
+        """
         if before:
             return {}
         return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores float32 [B, T, V]."""
+        """Put the language modeling head on a backbone: logits float32 [B, T, V].
+
+        Raises:
+            SettingError: The backbone is no decoder.
+        """
         import keras
 
         from tfllm.layers import heads
@@ -112,8 +118,11 @@ class CausalLM(NextToken):
     ) -> Features:
         """Return rows over one stream of all tokens; targets int [T] are the next tokens.
 
-        A conversation is cut to its first `max_length` tokens; one that has no token of an answer
-        there is left out. Raises DataError where nothing is left to learn.
+        A conversation is truncated to its first `max_length` tokens; one that has no token of an
+        answer there is left out.
+
+        Raises:
+            DataError: There is no token to predict.
         """
         chat = bool(examples) and "messages" in examples[0]
         documents = self._chats(examples, tokenizer) if chat else self._texts(examples, tokenizer)
@@ -127,7 +136,7 @@ class CausalLM(NextToken):
         return features if targets else replace(features, targets=None)
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
-        """Return rows over a prepared corpus, as over texts; read from the disk when asked for."""
+        """Return rows over a prepared corpus, read from the disk when a batch needs them."""
         start, end = _specials(tokenizer) if self.documents else ([], [])
         stream = CorpusTokenStream(corpus, tuple(start), tuple(end), self.documents)
         return replace(self._of_stream(stream, tokenizer), digest=corpus.digest)
@@ -158,7 +167,10 @@ class CausalLM(NextToken):
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
-        """Windows begin elsewhere in every epoch but the first: a function of (seed, epoch)."""
+        """Move the windows: they begin elsewhere in every epoch but the first.
+
+        By how much is a function of (seed, epoch) alone.
+        """
         moved = packing.epoch_shift(features.shift, seed, epoch) if features.shift else 0
         if not moved:
             return features
@@ -223,7 +235,11 @@ def lines_of(example: Example) -> str:
 
 
 def messages_of(example: Example) -> list[dict[str, str]]:
-    """Return the field `messages`, checked. Raises DataError naming file and line."""
+    """Return the field `messages`, checked.
+
+    Raises:
+        DataError: It is no list of messages; the message names file and line.
+    """
     value = example.get("messages")
     if (
         isinstance(value, list)

@@ -96,19 +96,23 @@ class Classification(Task):
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> Classification:
-        """Labels from `id2label`, the problem from `problem_type`."""
+        """Return the task with the labels of `id2label` and the problem of `problem_type`."""
         length, labels = source.length_of_texts(), source.labels
         problem = problem_of(source.config, labels, source.source)
         return cls(labels=labels, problem=problem, max_length=length)
 
     def hf_config(self, before: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-        """Return `id2label`, `label2id`, and `problem_type` where it does not go without saying."""
+        """Return `id2label`, `label2id`, and `problem_type` if transformers would infer another."""
         labels = self.labels or ("LABEL_0",)  # a number without a name
         config = label_maps(labels, before)
         return config | huggingface.problem_type(before, labels, self.problem)
 
     def check_hf(self, model_type: str) -> None:
-        """Check the head. Raises CheckpointError for one over the mean of all tokens."""
+        """Check that Hugging Face's classifiers have this head.
+
+        Raises:
+            CheckpointError: It reads the mean over all tokens.
+        """
         if self.pooling == "mean":
             raise CheckpointError(
                 f"Hugging Face's classifiers for {model_type} read the first token; this one reads "
@@ -117,7 +121,7 @@ class Classification(Task):
             )
 
     def infer_settings(self, examples: Sequence[Example]) -> Classification:
-        """Labels from the examples where none are named; `pair` where all have `text_pair`."""
+        """Take labels from the examples if none are named; set `pair` if all have `text_pair`."""
         changes: dict[str, Any] = {}
         if (
             not self.labels
@@ -132,7 +136,7 @@ class Classification(Task):
         return self.model_copy(update=changes)
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores [B, C]; regression: values [B, 1]."""
+        """Put the classifier on a backbone: logits [B, C]; regression: values [B, 1] or [B, C]."""
         import keras
 
         from tfllm.layers import heads
@@ -169,7 +173,7 @@ class Classification(Task):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Softmax or sigmoid cross entropy, or squared error."""
+        """Return softmax or sigmoid cross entropy, or squared error, as `problem` says."""
         from tfllm.tasks import losses
 
         if self.problem == "regression":
@@ -285,7 +289,7 @@ class Classification(Task):
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities float32 [..., C] of raw scores."""
+    """Return the probabilities float32 [..., C] of logits float32 [..., C]."""
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 

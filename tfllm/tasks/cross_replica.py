@@ -19,10 +19,13 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor) -> tuple[Tensor, Tensor | int]:
-    """Return rows [B, D] of all replicas, one after another, and how many stand before the own
-    ones.
+    """Gather the rows of all replicas. Gradients go back to the replica that a row came from.
 
-    Gradients go back to the replica that a row came from.
+    Args:
+        rows: This replica's rows [B, D].
+
+    Returns:
+        The rows of all replicas, one after another, and the index of this replica's first one.
     """
     context = _context()
     if context is None:

@@ -124,11 +124,10 @@ class Embedding(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """Return one row per text. Examples with `text_pair` give two rows each, one after the
-        other.
+        """Return one row per text, or two rows, one after the other, per example with `text_pair`.
 
-        Then `group` is 2, so that a batch has a line for every pair: inputs [B, 2, T], targets [B],
-        for `training_model`. With `score_range` the target is the cosine that the label asks
+        With pairs `group` is 2, so that a batch has one entry per pair: inputs [B, 2, T], targets
+        [B], for `training_model`. With `score_range` the target is the cosine that the label asks
         for; without, it is a zero that the loss does not read: a pair is the positive example,
         all other second texts of the batch are negatives.
         """
@@ -181,8 +180,7 @@ class Embedding(Task):
             )
 
     def training_model(self, model: keras.Model) -> keras.Model:
-        """Build a model of the same layers over pairs: inputs int32 [B, 2, T], vectors [B, 2,
-        D]."""
+        """Build a model of the same layers over pairs: int32 [B, 2, T] to vectors [B, 2, D]."""
         from tfllm.layers import pairs
 
         return pairs.apply_to_pairs(model)
@@ -190,8 +188,10 @@ class Embedding(Task):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Cross entropy of each text's partner among the batch's second texts; with `score_range`
-        the squared distance of the pair's cosine from the one asked for."""
+        """Return cross entropy of each text's partner among the batch's second texts.
+
+        With `score_range` it is the squared difference of the pair's cosine and its target.
+        """
         from tfllm.tasks import losses
 
         losses.reject_options(

@@ -51,8 +51,7 @@ def character_kinds() -> np.ndarray:
 
 
 def word_numbers(text: str) -> np.ndarray:
-    """Return the number of the word that each character belongs to, NO_WORD for white space: int64
-    [C]."""
+    """Number the words of a text by character: int64 [C], NO_WORD for white space."""
     points = np.array([ord(character) for character in text], np.int64)
     padded = np.concatenate([[WHITE], character_kinds()[points], [WHITE]])
     before, kind, after = padded[:-2], padded[1:-1], padded[2:]
@@ -64,8 +63,16 @@ def word_numbers(text: str) -> np.ndarray:
 
 
 def align_pieces(text: str, encoding: Encoding, tokenizer: Tokenizer) -> WordSpans:
-    """Return the words of a text that have a piece in its row; `positions` count the row's
-    tokens."""
+    """Return the words of a text that have a piece in its row.
+
+    Args:
+        text: The text.
+        encoding: Its row, special tokens included.
+        tokenizer: The tokenizer that encoded it.
+
+    Returns:
+        Spans of words, whose `positions` are indices of the row's tokens.
+    """
     own = np.array([sequence is not None for sequence in encoding.sequence_ids], bool)
     marks = tokenizer.token_kinds[np.array(encoding.ids, np.int64)[own]]
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)[own]

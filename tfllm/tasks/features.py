@@ -47,7 +47,7 @@ class TokenCorpus(Protocol):
         ...
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
-        """Ids at the positions begin ... end: int32."""
+        """Return the ids at the positions from `begin` to `end`: int32 [end - begin]."""
         ...
 
 
@@ -57,7 +57,15 @@ def where(example: Example) -> str:
 
 
 def text_field(example: Example, name: str = "text") -> str:
-    """Return the text in the field `name`. Raises DataError when there is none."""
+    """Return the text in a field of an example.
+
+    Args:
+        example: The example.
+        name: The field.
+
+    Raises:
+        DataError: There is no text; the message names file and line.
+    """
     value = example.get(name)
     if isinstance(value, str):
         return value
@@ -78,6 +86,9 @@ def encode_texts(
         tokenizer: The model's tokenizer.
         max_length: Tokens of a row at most, special tokens included.
         pair: Whether every example must have `text_pair`.
+
+    Returns:
+        An encoding of each example.
 
     Raises:
         DataError: A field is missing.
@@ -218,7 +229,15 @@ class Features:
     def inputs(
         self, rows: Sequence[int] | np.ndarray, length: int | None = None
     ) -> dict[str, np.ndarray]:
-        """Return the inputs of any rows, each on its own, for a model that predicts: [B, T]."""
+        """Return the inputs of any rows, each on its own, for a model that predicts.
+
+        Args:
+            rows: Indices of rows.
+            length: Tokens that rows are padded to; None: as `batch` has them.
+
+        Returns:
+            Inputs by name: int32 [B, T].
+        """
         return self.batch(rows, length)[0] if self.group == 1 else self._arrays(rows, length)
 
     def _arrays(
@@ -245,7 +264,13 @@ class Features:
 def features_from_encodings(
     encodings: Sequence[Encoding], tokenizer: Tokenizer, **fields: Any
 ) -> Features:
-    """Return features of encodings, one row each; `fields` are those of Features that differ."""
+    """Return features of encodings, one row each.
+
+    Args:
+        encodings: A row each.
+        tokenizer: The model's tokenizer.
+        **fields: Fields of Features that differ from the defaults, such as `targets`.
+    """
     defaults: dict[str, Any] = {
         "example": np.arange(len(encodings)),
         "targets": None,
@@ -260,7 +285,13 @@ def features_from_encodings(
 
 
 def pad_arrays(arrays: Sequence[np.ndarray], length: int, value: int) -> np.ndarray:
-    """Return arrays [T_i], cut to `length` or padded with `value`, as one int32 [B, length]."""
+    """Truncate or pad arrays to one length: int32 [B, length].
+
+    Args:
+        arrays: Of any lengths: [T_i].
+        length: The length.
+        value: Fills the end of shorter arrays.
+    """
     result = np.full((len(arrays), length), value, np.int32)
     for row, array in zip(result, arrays, strict=True):
         row[: len(array)] = array[:length]

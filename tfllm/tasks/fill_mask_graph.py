@@ -10,8 +10,18 @@ from tfllm.tokenizers.word_alignment import AS_IS, NO_SPACE, SPACE_BEFORE
 def fill_masks(
     text: tf.Tensor, mask: str, tokens: tf.Tensor, manners: tf.Tensor, row: tf.Tensor
 ) -> tf.Tensor:
-    """Fill the masks of texts [B]; for each seen mask [N] its token, its manner and its
-    row."""
+    """Replace the mask tokens of texts, as `masked_lm.fill_masks` does.
+
+    Args:
+        text: string [B].
+        mask: The mask token.
+        tokens: What replaces each mask: string [N].
+        manners: How each is written, as `word_alignment` numbers it: int [N].
+        row: The text that each mask is in, ascending: int64 [N].
+
+    Returns:
+        string [B]; masks without a token, beyond the longest row, stay.
+    """
     parts = tf.strings.split(text, mask)  # ragged [B, None]: one more than masks
     owner = parts.value_rowids()  # [P]
     size = tf.size(text, out_type=tf.int64)

@@ -50,7 +50,8 @@ class HuggingFaceHead:
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the outputs; LABEL_0, LABEL_1 where they have no names.
 
-        Raises CheckpointError for names that cannot be those of the outputs.
+        Raises:
+            CheckpointError: The names cannot be those of the outputs.
         """
         named = self.config.get("id2label")
         if not named:
@@ -83,10 +84,17 @@ class HuggingFaceHead:
 
 
 def problem_of(config: Mapping[str, Any], labels: tuple[str, ...], source: str) -> Problem:
-    """Return the problem as transformers' pipelines judge it.
+    """Return the problem that transformers' pipelines infer from a `config.json`.
 
-    One label alone is yes or no, a sigmoid, unless it is said to be a number. Raises
-    CheckpointError for an unknown `problem_type`.
+    One label alone is yes or no, a sigmoid, unless `problem_type` is regression.
+
+    Args:
+        config: The `config.json`.
+        labels: The labels' names.
+        source: The file's name, for messages.
+
+    Raises:
+        CheckpointError: The `problem_type` is not known.
     """
     named = config.get("problem_type")
     if named is None:
@@ -101,7 +109,12 @@ def problem_of(config: Mapping[str, Any], labels: tuple[str, ...], source: str) 
 
 
 def label_maps(labels: tuple[str, ...], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `id2label` and `label2id`, and `num_labels` where the file `before` has it."""
+    """Return `id2label` and `label2id`, and `num_labels` where `config.json` had it.
+
+    Args:
+        labels: The labels' names in the order of the outputs.
+        before: The `config.json` that the checkpoint came from.
+    """
     maps: dict[str, Any] = {
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
@@ -112,7 +125,13 @@ def label_maps(labels: tuple[str, ...], before: Mapping[str, Any]) -> dict[str, 
 
 
 def problem_type(before: Mapping[str, Any], labels: tuple[str, ...], problem: str) -> dict:
-    """Return `problem_type` where `config.json` would be read as another problem without it."""
+    """Return `problem_type` where transformers would infer another problem without it.
+
+    Args:
+        before: The `config.json` that the checkpoint came from.
+        labels: The labels' names.
+        problem: The task's problem.
+    """
     if problem_of(before, labels, "config.json") == problem:
         return {}
     return {"problem_type": PROBLEM_TYPES[cast(Problem, problem)]}

@@ -61,7 +61,7 @@ def collect_labels(labelled: Iterable[tuple[Example, Any]]) -> tuple[str, ...]:
 def label_index(label: Any, labels: Sequence[str], example: Example, what: str = "label") -> int:
     """Return the index of a label given by its name, or by its index where no name is a number.
 
-    A number is known by its value: `1.0` is the label named `1`.
+    Numbers are compared by value: `1.0` is the label named `1`.
 
     Args:
         label: The name or index.
@@ -86,9 +86,16 @@ def label_index(label: Any, labels: Sequence[str], example: Example, what: str =
 
 
 def label_indices(label: Any, labels: Sequence[str], example: Example) -> set[int]:
-    """Return the indices of the labels that an example has, given as one label or a list of them.
+    """Return the indices of the labels that an example has.
 
-    Where there is one label alone, 0 and 1 say whether the example has it. Raises DataError.
+    Args:
+        label: One label or a list of them. Where the task has one label alone, 0 and 1 say
+            whether the example has it.
+        labels: The known names.
+        example: The example, which errors name.
+
+    Raises:
+        DataError: There is no such label.
     """
     if len(labels) == 1 and not isinstance(label, list | tuple) and str(label) not in labels:
         yes = as_number(int(label) if isinstance(label, bool) else label)
@@ -104,7 +111,12 @@ def label_indices(label: Any, labels: Sequence[str], example: Example) -> set[in
 
 
 def label_name(label: Any, labels: Sequence[str]) -> str:
-    """Return the name of a label that may be given by its index; an unknown one as it is."""
+    """Return the name of a label that may be given by its index.
+
+    Args:
+        label: The name or index; an unknown one is returned as text.
+        labels: The known names.
+    """
     name = str(label)
     index = None if name in labels else _index_of_number(name, tuple(labels))
     return name if index is None else labels[index]
@@ -116,8 +128,15 @@ def are_numbers(labels: Sequence[str]) -> bool:
 
 
 def have_field(examples: Sequence[Example], field: str) -> bool:
-    """Return whether the examples have the field: all of them, or none. Raises DataError for a
-    mix."""
+    """Return whether the examples have a field.
+
+    Args:
+        examples: The examples.
+        field: The field's name.
+
+    Raises:
+        DataError: Some have it and some lack it; the message names the first that lacks it.
+    """
     having = [example.get(field) is not None for example in examples]
     if not any(having):
         return False
@@ -131,7 +150,15 @@ def have_field(examples: Sequence[Example], field: str) -> bool:
 
 
 def count_labels(labels: Sequence[str], what: str = "labels") -> int:
-    """Return how many labels there are. Raises SettingError when none are known yet."""
+    """Return the number of labels.
+
+    Args:
+        labels: The names.
+        what: What errors call them.
+
+    Raises:
+        SettingError: There are none.
+    """
     if not labels:
         raise SettingError(
             f"task.labels is empty. Name the {what}, or give training data that has them."
@@ -140,7 +167,15 @@ def count_labels(labels: Sequence[str], what: str = "labels") -> int:
 
 
 def numeric_label(example: Example, size: int) -> np.ndarray:
-    """Return the label as float32 [], or [size] where the task has several numbers."""
+    """Return the label of a regression example: float32 [], or [size] of several numbers.
+
+    Args:
+        example: The example.
+        size: How many numbers the task predicts.
+
+    Raises:
+        DataError: It is no such number; the message names file and line.
+    """
     try:
         value = np.asarray(example["label"], np.float32)
     except (TypeError, ValueError):

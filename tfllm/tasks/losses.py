@@ -31,26 +31,45 @@ class TaskLoss(keras.losses.Loss):
     """
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
-        """Return the loss of every target, float32, before `counts` weighs it."""
+        """Return the loss of every target, float32, not yet weighted by `counts`.
+
+        Args:
+            targets: Of `align_targets`, in the shape that the class names.
+            outputs: The model's outputs, float32, in the shape that the class names.
+        """
         raise NotImplementedError
 
     def counts(self, targets: Tensor) -> Tensor:
-        """Return how much every target counts in the mean: float32 in the shape of `values`."""
+        """Return the weight of every target in the mean: float32 in the shape of `values`."""
         return ops.ones_like(ops.cast(targets, "float32"))
 
     def align_targets(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the targets and outputs that `values` compares."""
+        """Return the targets and outputs that `values` compares.
+
+        Args:
+            y_true: The batch's targets.
+            y_pred: The model's outputs.
+        """
         return y_true, y_pred
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the loss of every target, 0 where it does not count: what Keras reduces."""
+        """Return the weighted loss of every target, which Keras reduces.
+
+        Args:
+            y_true: The batch's targets.
+            y_pred: The model's outputs.
+        """
         targets, outputs = self.align_targets(y_true, y_pred)
         return self.values(targets, outputs) * self.counts(targets)
 
     def parts(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the mean over what counts, which the training step differentiates.
+        """Return the weighted mean, which the training step differentiates.
 
         A structure of means where the loss is a sum of several; `counts` has the same structure.
+
+        Args:
+            y_true: The batch's targets.
+            y_pred: The model's outputs.
         """
         targets, outputs = self.align_targets(y_true, y_pred)
         return weighted_mean(self.values(targets, outputs), self.counts(targets))
@@ -106,6 +125,7 @@ class CrossEntropy(TaskLoss):
         return counts
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return the cross entropy of targets int [...] and logits [..., C]: [...]."""
         targets = ops.maximum(ops.cast(targets, "int32"), 0)
         losses = ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
         if self.label_smoothing:
@@ -114,6 +134,7 @@ class CrossEntropy(TaskLoss):
         return losses
 
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, from which Keras builds the loss again."""
         weights = None if self.class_weights is None else list(self.class_weights)
         own = {"label_smoothing": self.label_smoothing, "class_weights": weights}
         return {**super().get_config(), **own}
@@ -125,6 +146,7 @@ class MaskedCrossEntropy(CrossEntropy):
     that gives scores at some positions only (`tfllm.layers.heads.masked_lm_at_positions`)."""
 
     def align_targets(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the targets and logits at masked tokens. See `at_positions`."""
         return at_positions(y_true, y_pred)
 
 
@@ -144,7 +166,7 @@ class PretrainingLoss(CrossEntropy):
         return tree.map_structure(super().counts, targets)
 
     def parts(self, y_true: Tensor, y_pred: Tensor) -> dict[str, Tensor]:
-        """Return both means, of which the loss is the sum."""
+        """Return the means over `tokens` and over `next_sentence`; the loss is their sum."""
         each = self._each(y_true, y_pred)
         return {name: super(PretrainingLoss, self).parts(*both) for name, both in each.items()}
 
@@ -160,10 +182,14 @@ class PretrainingLoss(CrossEntropy):
 
 
 def at_positions(y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-    """Return targets and scores of tokens, at the positions where there are scores.
+    """Return targets and logits of tokens, at the positions that have logits.
 
-    Targets [B, T] with outputs [B, T, V], or with `tokens` [B, P, V] and `positions` [B, P]: then
-    targets [B, P].
+    Args:
+        y_true: Targets int [B, T].
+        y_pred: Logits [B, T, V], or a dict of `tokens` [B, P, V] and `positions` int [B, P].
+
+    Returns:
+        Targets [B, T] or [B, P], and logits [B, T, V] or [B, P, V].
     """
     if not isinstance(y_pred, dict):
         return y_true, y_pred
@@ -192,9 +218,11 @@ class SigmoidCrossEntropy(TaskLoss):
         self.class_weights = None if class_weights is None else tuple(map(float, class_weights))
 
     def counts(self, targets: Tensor) -> Tensor:
+        """Return 1 for every example: float32 [B]."""
         return ops.ones_like(ops.cast(targets[..., 0], "float32"))
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return the weighted mean over labels of targets [B, C] and logits [B, C]: float32 [B]."""
         targets = ops.cast(targets, "float32")
         targets = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
         losses = ops.binary_crossentropy(targets, outputs, from_logits=True)
@@ -204,6 +232,7 @@ class SigmoidCrossEntropy(TaskLoss):
         return weighted_mean(losses, weights, axis=-1)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, from which Keras builds the loss again."""
         weights = None if self.class_weights is None else list(self.class_weights)
         own = {"label_smoothing": self.label_smoothing, "class_weights": weights}
         return {**super().get_config(), **own}
@@ -217,10 +246,12 @@ class SquaredError(TaskLoss):
         super().__init__(name=name, **options)
 
     def counts(self, targets: Tensor) -> Tensor:
+        """Return 1 for every example: float32 [B]."""
         targets = ops.cast(targets, "float32")
         return ops.ones_like(targets if len(targets.shape) == 1 else targets[..., 0])
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return the mean over C of targets [B] or [B, C] and outputs [B, 1] or [B, C]: [B]."""
         targets = ops.reshape(ops.cast(targets, outputs.dtype), ops.shape(outputs))
         return ops.mean(ops.square(targets - outputs), axis=-1)
 
@@ -236,9 +267,11 @@ class SpanCrossEntropy(TaskLoss):
         super().__init__(name=name, **options)
 
     def counts(self, targets: Tensor) -> Tensor:
+        """Return 1 for every row: float32 [B]."""
         return ops.ones_like(ops.cast(targets[..., 0], "float32"))
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return half the sum of both cross entropies: int [B, 2] and logits [B, T, 2] to [B]."""
         scores = ops.transpose(outputs, (0, 2, 1))  # [B, 2, T]
         targets = ops.cast(targets, "int32")
         both = ops.sparse_categorical_crossentropy(targets, scores, from_logits=True)  # [B, 2]
@@ -259,10 +292,12 @@ class InBatchNegatives(TaskLoss):
         self.scale = scale
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return the cross entropy of each pair's own second text: outputs [B, 2, D] to [B]."""
         cosines, partner = pair_cosines(outputs)
         return ops.sparse_categorical_crossentropy(partner, self.scale * cosines, from_logits=True)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, from which Keras builds the loss again."""
         return {**super().get_config(), "scale": self.scale}
 
 
@@ -277,6 +312,7 @@ class CosineError(TaskLoss):
         super().__init__(name=name, **options)
 
     def values(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return the squared error of cosines: targets float [B], outputs [B, 2, D] to [B]."""
         pairs = unit_pairs(outputs)
         cosines = ops.sum(pairs[:, 0] * pairs[:, 1], axis=-1)
         return ops.square(cosines - ops.cast(targets, "float32"))
@@ -294,7 +330,8 @@ def pair_cosines(vectors: Tensor) -> tuple[Tensor, Tensor]:
 def unit_pairs(vectors: Tensor) -> Tensor:
     """Scale vectors [B, 2, D] to length 1 in float32.
 
-    Raises SettingError for vectors of single texts: shuffled rows would no longer be pairs.
+    Raises:
+        SettingError: The vectors are of single texts, whose shuffled rows are no pairs.
     """
     if len(vectors.shape) != 3 or vectors.shape[1] != 2:
         raise SettingError(
@@ -312,7 +349,12 @@ def to_float32(outputs: Tensor) -> Tensor:
 
 
 def align_weights(weights: Tensor, values: Tensor) -> Tensor:
-    """Return weights [B] or in the shape of the values, with axes so that both multiply."""
+    """Return weights with axes so that they multiply values.
+
+    Args:
+        weights: Per example [B], or in the shape of the values.
+        values: [B, ...].
+    """
     weights = ops.cast(ops.convert_to_tensor(weights), "float32")
     missing = len(values.shape) - len(weights.shape)
     if missing < 0:  # Keras gives [B] weights as [B, 1] too
@@ -321,13 +363,27 @@ def align_weights(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor, axis: int | None = None) -> Tensor:
-    """Return sum(values * weights) / sum(weights), 0 where nothing counts."""
+    """Compute sum(values * weights) / sum(weights), 0 where all weights are 0.
+
+    Args:
+        values: Of any shape.
+        weights: In the same shape.
+        axis: The axis to reduce; None: all.
+    """
     total = ops.sum(weights, axis=axis)
     return ops.sum(values * weights, axis=axis) / ops.where(total > 0, total, ops.ones_like(total))
 
 
 def ordered_class_weights(class_weights: ClassWeights, labels: Sequence[str]) -> list[float] | None:
-    """Return weights in the order of the labels; a mapping may leave labels out (weight 1)."""
+    """Return class weights in the order of the labels; None where there are none.
+
+    Args:
+        class_weights: A number per label, or {label: number}; a label left out has 1.
+        labels: The labels' names.
+
+    Raises:
+        SettingError: A label is not known, or a weight is negative or not finite.
+    """
     if class_weights is None:
         return None
     weights = _ordered(class_weights, labels)
@@ -363,8 +419,15 @@ def _ordered(class_weights: Mapping[str, float] | Sequence[float], labels: Seque
 
 
 def reject_options(kind: str, **options: Any) -> None:
-    """Check options of `loss`. Raises SettingError for a set one that the task `kind` does not
-    use."""
+    """Check that options of `loss` are not set.
+
+    Args:
+        kind: The task that does not use them.
+        **options: Values by name; None and 0 are not set.
+
+    Raises:
+        SettingError: One is set.
+    """
     for name, value in options.items():
         if value is not None and value != 0:
             raise SettingError(

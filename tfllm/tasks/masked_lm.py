@@ -56,15 +56,21 @@ class MaskedTokenTask(Task):
         return ("accuracy_at_1",)
 
     def training_model(self, model: keras.Model) -> keras.Model:
-        """Build a model of the same layers with logits at masked tokens only: input `positions`
-        int32 [B, P]."""
+        """Build a model with the same layers and logits at masked tokens only.
+
+        It has one more input, `positions` int32 [B, P].
+        """
         from tfllm.layers import heads
 
         return heads.masked_lm_at_positions(model)
 
     def mask_answer(self, scores: np.ndarray, detail: dict[str, Any]) -> Answer:
-        """Return the answer for a text with masks: scores [T, V], `detail` of
-        `features_to_fill`."""
+        """Return the answer for a text with masks. See `MaskedLM.answers`.
+
+        Args:
+            scores: Logits [T, V].
+            detail: The row's detail of `features_to_fill`.
+        """
         vocabulary = detail["tokenizer"].vocabulary
         masks, tokens = [], []
         for position in detail["masks"]:
@@ -103,7 +109,7 @@ class MaskedLM(MaskedTokenTask):
         return MASKED_TOKEN_METRICS
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores [B, T, V]."""
+        """Put the masked-LM head on a backbone: logits [B, T, V]."""
         import keras
 
         from tfllm.layers import heads
@@ -114,8 +120,7 @@ class MaskedLM(MaskedTokenTask):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """Return one row per text, or pair of texts, as it is, without targets: `for_epoch` draws
-        them.
+        """Return one row per text, or pair of texts, without targets, which `for_epoch` draws.
 
         With `packing` rows are full windows of the texts, each followed by the end token.
         """
@@ -127,7 +132,7 @@ class MaskedLM(MaskedTokenTask):
         return features_to_fill(examples, encodings, tokenizer, self)
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> MaskedFeatures:
-        """Full windows of documents one after another (Liu et al. 2019, 4.2: full sentences)."""
+        """Return full windows of concatenated documents (Liu et al. 2019, 4.2: full sentences)."""
         template = tokenizer.row_template
         start, end = np.asarray(template.prefix, np.int32), np.asarray(template.suffix, np.int32)
         stream = CorpusTokenStream(corpus, after=template.suffix)
@@ -171,7 +176,7 @@ class MaskedLM(MaskedTokenTask):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Softmax cross entropy over the masked tokens of the batch."""
+        """Return softmax cross entropy over the masked tokens of the batch."""
         from tfllm.tasks import losses
 
         losses.reject_options(self.kind, class_weights=class_weights)
@@ -192,8 +197,10 @@ class MaskedLM(MaskedTokenTask):
         return [self.mask_answer(np.asarray(output), detail) for output, detail in rows]
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """Return the answer from `text`, and `tokens` and `scores` of its masks, padded with "" and
-        0."""
+        """Return the answer from `text`, and `tokens` and `scores` [M, K] of its masks.
+
+        Both are padded, with "" and 0.
+        """
         masks = []
         for tokens, scores in zip(outputs["tokens"], outputs["scores"], strict=True):
             candidates = [
@@ -300,7 +307,13 @@ def features_to_fill(
 
 
 def fill_masks(text: str, mask: str, tokens: Sequence[tuple[int, str]]) -> str:
-    """Replace the masks of a text by tokens, each written as `word_alignment` says."""
+    """Replace the masks of a text by tokens; masks beyond the last token stay.
+
+    Args:
+        text: The text.
+        mask: The mask token.
+        tokens: (manner, token) of each mask; `word_alignment` says how each manner is written.
+    """
     parts = text.split(mask)
     tokens = list(tokens)[: len(parts) - 1]
     tokens += [(AS_IS, mask)] * (len(parts) - 1 - len(tokens))

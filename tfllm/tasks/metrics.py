@@ -32,6 +32,13 @@ class TokenMean(keras.metrics.Metric):
         raise NotImplementedError
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
+        """Add a batch.
+
+        Args:
+            y_true: Targets int [...], -100 where there is none.
+            y_pred: Logits [..., C], or those at positions (see `losses.at_positions`).
+            sample_weight: One per example [B] or per target; None: 1.
+        """
         y_true, y_pred = at_positions(y_true, y_pred)
         targets = ops.cast(y_true, "int32")
         counts = ops.cast(ops.not_equal(targets, IGNORED), "float32")
@@ -42,6 +49,7 @@ class TokenMean(keras.metrics.Metric):
         self.count.assign_add(ops.sum(counts))
 
     def result(self) -> Tensor:
+        """Return the mean; 0 before the first target."""
         return ops.divide_no_nan(self.total, self.count)
 
 
@@ -54,6 +62,7 @@ class Accuracy(TokenMean):
         set_direction(self, "up")  # for Keras' EarlyStopping and ModelCheckpoint
 
     def value(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return whether each target has the highest logit."""
         return ops.equal(targets, ops.cast(ops.argmax(outputs, axis=-1), "int32"))
 
 
@@ -66,15 +75,21 @@ class Perplexity(TokenMean):
         set_direction(self, "down")
 
     def value(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """Return the negative log-probability of each target."""
         return ops.sparse_categorical_crossentropy(targets, outputs, from_logits=True)
 
     def result(self) -> Tensor:
+        """Return e to the mean."""
         return ops.exp(super().result())
 
 
 def mean_metric(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> keras.metrics.Metric:
-    """Return a metric: the mean over examples of `function(targets, outputs)`, a registered
-    function."""
+    """Return a metric that is the mean over examples of a function.
+
+    Args:
+        name: The metric's name, which `metric_directions` knows.
+        function: (targets, outputs) -> [B]; registered with Keras, so that models can be saved.
+    """
     metric = keras.metrics.MeanMetricWrapper(fn=function, name=name)
     set_direction(metric, "up" if direction(name) == "maximize" else "down")
     return metric
@@ -82,32 +97,32 @@ def mean_metric(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> kera
 
 @registered
 def label_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Multi-label: per example the share of labels on the right side of 1/2."""
+    """Return the share of labels that are predicted right: [B, C], logits [B, C] to [B]."""
     return ops.mean(ops.cast(ops.equal(targets > 0.5, outputs > 0), "float32"), axis=-1)
 
 
 @registered
 def squared_error(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Per example: targets [B] or [B, C], outputs [B, 1] or [B, C] to [B]."""
+    """Return the squared error: targets [B] or [B, C], outputs [B, 1] or [B, C] to [B]."""
     return ops.mean(ops.square(ops.reshape(targets, ops.shape(outputs)) - outputs), axis=-1)
 
 
 @registered
 def absolute_error(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Per example, as squared_error."""
+    """Return the absolute error, in the shapes of `squared_error`."""
     return ops.mean(ops.abs(ops.reshape(targets, ops.shape(outputs)) - outputs), axis=-1)
 
 
 @registered
 def span_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Per row 1 where start and end both have the highest score: [B, 2], [B, T, 2] to [B]."""
+    """Return 1 where start and end both have the highest logit: [B, 2], [B, T, 2] to [B]."""
     best = ops.cast(ops.argmax(outputs, axis=1), "int32")
     return ops.cast(ops.all(ops.equal(best, ops.cast(targets, "int32")), axis=-1), "float32")
 
 
 @registered
 def in_batch_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Per pair 1 where its own second text is the nearest in the batch: [B, 2, D] to [B]."""
+    """Return 1 where a pair's own second text is the nearest in the batch: [B, 2, D] to [B]."""
     cosines, own = pair_cosines(outputs)
     nearest = ops.cast(ops.argmax(cosines, axis=-1), "int32")
     return ops.cast(ops.equal(nearest, own), "float32")
@@ -116,9 +131,14 @@ def in_batch_accuracy(targets: Tensor, outputs: Tensor) -> Tensor:
 def metrics_of_outputs(
     metrics: Any, targets: Tensor, outputs: Tensor
 ) -> Iterator[tuple[keras.metrics.Metric, Tensor, Tensor]]:
-    """Yield every metric of `Task.metrics` with the targets and outputs that it is of.
+    """Yield every metric of `Task.metrics` with the targets and outputs that it measures.
 
-    `metrics` may be {output: list}. Outputs at positions keep all of them beside their tokens.
+    Outputs at positions keep all of them beside their tokens.
+
+    Args:
+        metrics: A list, or {output: list}.
+        targets: Of the batch, by output where `metrics` is so.
+        outputs: Of the model, likewise.
     """
     if not isinstance(metrics, dict):
         yield from ((metric, targets, outputs) for metric in metrics)

@@ -59,7 +59,7 @@ class NextSentence(Task):
         return LABEL_METRICS
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores [B, 2]."""
+        """Put the next-sentence head on a backbone: logits [B, 2]."""
         import keras
 
         from tfllm.layers import heads
@@ -84,7 +84,7 @@ class NextSentence(Task):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Softmax cross entropy."""
+        """Return softmax cross entropy."""
         from tfllm.tasks import losses
 
         return losses.CrossEntropy(

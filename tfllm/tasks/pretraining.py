@@ -57,7 +57,7 @@ class Pretraining(MaskedTokenTask):
         return (*MASKED_TOKEN_METRICS, "masked_accuracy", "next_sentence_accuracy")
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores `tokens` float32 [B, T, V] and `next_sentence` float32 [B, 2]."""
+        """Put both heads on a backbone: logits `tokens` [B, T, V] and `next_sentence` [B, 2]."""
         import keras
 
         from tfllm.layers import heads
@@ -82,8 +82,7 @@ class Pretraining(MaskedTokenTask):
         return self.corpus_features(memory_corpus.tokenize_corpus(examples, tokenizer), tokenizer)
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> MaskedFeatures:
-        """Return rows over documents that are tokenized already; `for_epoch` draws what is in
-        them."""
+        """Return rows of sentence pairs over tokenized documents, which `for_epoch` draws."""
         template, sentences = tokenizer.row_template, corpus
         plan = sentence_pairs.plan_pairs(
             sentences, self.max_length - template.num_pair_special_tokens
@@ -119,7 +118,7 @@ class Pretraining(MaskedTokenTask):
         )
 
     def for_epoch(self, features: Features, seed: int = 0, epoch: int = 0) -> Features:
-        """Pairs and masks drawn as a function of (seed, epoch, row).
+        """Draw pairs and masks as a function of (seed, epoch, row).
 
         Targets of a batch: `tokens` int [B, T], and `next_sentence` int [B], 0 follows, 1 does not.
         """
@@ -147,8 +146,7 @@ class Pretraining(MaskedTokenTask):
         }
 
     def answers(self, outputs: Sequence[Any], features: Features) -> list[Answer]:
-        """Return the answers of masked_lm; where an example has two texts, those of next_sentence
-        too."""
+        """Return the answers of masked_lm; if an example has two texts, also of next_sentence."""
         answers = []
         for output, detail in zip(outputs, features.details, strict=True):
             answer = self.mask_answer(np.asarray(output["tokens"]), detail)

@@ -75,12 +75,12 @@ class QuestionAnswering(Task):
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> QuestionAnswering:
-        """Windows of the usual length, or shorter where the model asks for it."""
+        """Return the task with windows of the default length, or the model's if it is shorter."""
         length = min(cls().max_length, source.max_length)
         return cls(max_length=length, stride=min(cls().stride, length // 3))
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores [B, T, 2]: start and end."""
+        """Put the span head on a backbone: logits [B, T, 2] of start and end."""
         import keras
 
         from tfllm.layers import heads
@@ -90,10 +90,10 @@ class QuestionAnswering(Task):
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, *, targets: bool = True
     ) -> Features:
-        """Return a row per window of the context. Targets int [2]: first and last token of the
-        answer.
+        """Return a row per window of the context.
 
-        [0, 0], the position of [CLS], where the window does not hold the whole answer.
+        Targets int [2] are the first and last token of the answer; [0, 0], the position of [CLS],
+        where the window does not hold the whole answer.
         """
         learn = targets and label_names.have_field(examples, "answers")
         encodings, owners, details, rows = [], [], [], []
@@ -121,7 +121,7 @@ class QuestionAnswering(Task):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Half the sum of the start's and the end's cross entropy."""
+        """Return half the sum of the start's and the end's cross entropy."""
         from tfllm.tasks import losses
 
         losses.reject_options(
@@ -136,11 +136,11 @@ class QuestionAnswering(Task):
         return [metrics.mean_metric("accuracy", metrics.span_accuracy)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """Return `{"answer", "start", "end", "score"}`, characters of the context, best of all
-        windows.
+        """Return `{"answer", "start", "end", "score"}` of each example, in the context's characters.
 
-        The best span has the highest sum of raw start and end score. `score` is its probability
-        under softmaxes over the context tokens and [CLS] of all windows. No answer: "", 0, 0.
+        The best span of all windows has the highest sum of raw start and end score. `score` is its
+        probability under softmaxes over the context tokens and [CLS] of all windows. No answer: "",
+        0, 0.
         """
         rows_of: dict[int, list[int]] = {}
         for row, owner in enumerate(features.example):

@@ -131,7 +131,11 @@ class Seq2Seq(NextToken):
         return self.model_copy(update={"decoder_start_token_id": decoder_start_token_id})
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores float32 [B, T, V]."""
+        """Put the language modeling head on a backbone: logits float32 [B, T, V].
+
+        Raises:
+            SettingError: The model has fewer positions than the task's rows.
+        """
         import keras
 
         from tfllm.layers import heads
@@ -149,9 +153,11 @@ class Seq2Seq(NextToken):
     ) -> Features:
         """Return a row for every target; without `targets` one for every source.
 
-        Where a source or a target is empty there is nothing to learn: such examples are left out,
-        and the log says how many. Raises DataError naming file and line for a target that is
-        missing, and for texts that are too long.
+        An example with an empty source or target has nothing to learn: it is left out, and the log
+        says how many were.
+
+        Raises:
+            DataError: A target is missing, or a text is too long; the message names file and line.
         """
         if self.objective:
             return self._objective_features(tokenize_corpus(examples, tokenizer), tokenizer)
@@ -186,9 +192,15 @@ class Seq2Seq(NextToken):
     def encode_sources(
         self, examples: Sequence[Example], tokenizer: Tokenizer, truncate: bool | None = None
     ) -> list[np.ndarray]:
-        """Ids of every source, int32 [S_i], prefix and special tokens included.
+        """Tokenize every source, prefix and special tokens included: int32 [S_i] each.
 
-        `truncate` stands for the setting of that name. Raises DataError naming file and line.
+        Args:
+            examples: Dicts with the source's fields.
+            tokenizer: The model's tokenizer.
+            truncate: Replaces the task's setting of that name; None: does not.
+
+        Raises:
+            DataError: A source is missing or too long; the message names file and line.
         """
         texts = [example.get("prefix", self.prefix) + source_of(example) for example in examples]
         template = tokenizer.row_template
@@ -204,7 +216,11 @@ class Seq2Seq(NextToken):
         return source_ids
 
     def corpus_features(self, corpus: TokenCorpus, tokenizer: Tokenizer) -> Features:
-        """Return sources and targets that the objective draws from texts, new ones every epoch."""
+        """Return sources and targets that the objective draws from texts, new ones every epoch.
+
+        Raises:
+            SettingError: The task has no objective.
+        """
         if not self.objective:
             directory = getattr(corpus, "directory", "")
             raise SettingError(

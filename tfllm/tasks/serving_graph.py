@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 8  # 4 to 16 are equally quick; docs/log.md
 
 
 def select_inputs(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `inputs` that the model asks for (some families have no `segment_ids`)."""
+    """Return the inputs that the model has; some families have no `segment_ids`."""
     return {name: inputs[name] for name in model.input}
 
 
@@ -34,10 +34,17 @@ def run_model(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
 
 
 def run_by_length(model: keras.Model, packed: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Run models with one output a row [B, C] in groups of rows of like length.
+    """Run a model with one output per row in groups of rows of similar length.
 
     A batch is padded to its longest row; groups of the sorted rows are padded to their own. On a
-    batch of 32 sentences that saves a third of the time. Outputs are in the order of the rows.
+    batch of 32 sentences that saves a third of the time.
+
+    Args:
+        model: Inputs int32 [B, T] to outputs [B, C].
+        packed: Inputs by name: int32 [B, T].
+
+    Returns:
+        Outputs float32 [B, C] in the order of the rows.
     """
     lengths = tf.reduce_sum(packed["padding_mask"], axis=1)
     order = tf.argsort(lengths, direction="DESCENDING", stable=True)
@@ -77,7 +84,7 @@ def tokens_signature(model: keras.Model, output: str = "logits") -> Any:
 def require(name: str, rule: str, value: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """Return a value whose check fails the signature's call (INVALID_ARGUMENT) where it is wrong.
 
-    Keras would silently take a negative index from the end.
+    Keras would silently count a negative index from the end.
 
     Args:
         name: The input's name, for the message.
@@ -100,7 +107,15 @@ def replace_invalid_utf8(strings: tf.Tensor) -> tf.Tensor:
 
 
 def parse_examples(serialized: tf.Tensor, names: list[str]) -> list[tf.Tensor]:
-    """Parse text features of serialized tf.Example protos: string [B] to a string [B] each."""
+    """Parse text features of serialized tf.Example protos.
+
+    Args:
+        serialized: string [B].
+        names: The features.
+
+    Returns:
+        string [B] for each name.
+    """
     features = {name: tf.io.FixedLenFeature([], tf.string) for name in names}
     parsed = tf.io.parse_example(serialized, features)
     return [parsed[name] for name in names]
@@ -134,7 +149,12 @@ def _with_input_names(forward: Callable, names: list[str], specs: list[tf.Tensor
 
 
 def over_texts(answer: Any, names: list[str]) -> Any:
-    """Return `answer` as a signature over `text`, or over `text` and `text_pair`."""
+    """Return a function as a signature over `text`, or over `text` and `text_pair`.
+
+    Args:
+        answer: One or two string [B] to outputs by name.
+        names: The inputs' names.
+    """
     if len(names) == 1:
 
         @signature(text_inputs("text"))

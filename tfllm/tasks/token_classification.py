@@ -77,7 +77,7 @@ class TokenClassification(Task):
 
     @classmethod
     def from_hf(cls, source: HuggingFaceHead) -> TokenClassification:
-        """Labels from `id2label`."""
+        """Return the task with the labels of `id2label`."""
         length = source.length_of_texts()
         return cls(labels=source.labels, max_length=length)
 
@@ -86,7 +86,7 @@ class TokenClassification(Task):
         return label_maps(self.labels, before)
 
     def infer_settings(self, examples: Sequence[Example]) -> TokenClassification:
-        """Labels from the examples where none are named: O first, then B and I of each kind."""
+        """Take labels from the examples if none are named: O first, then B and I of each kind."""
         if self.labels or not label_names.have_field(examples, "tags"):
             return self
         tags = label_names.collect_labels(
@@ -103,7 +103,7 @@ class TokenClassification(Task):
         return self.model_copy(update={"labels": tuple(order)})
 
     def model(self, backbone: keras.Model, config: ModelConfig) -> keras.Model:
-        """Raw scores [B, T, C]."""
+        """Put the classifier of tokens on a backbone: logits [B, T, C]."""
         import keras
 
         from tfllm.layers import heads
@@ -143,7 +143,7 @@ class TokenClassification(Task):
     def loss(
         self, label_smoothing: float = 0.0, class_weights: ClassWeights = None
     ) -> keras.losses.Loss:
-        """Softmax cross entropy over the words of the batch."""
+        """Return softmax cross entropy over the words of the batch."""
         from tfllm.tasks import losses
 
         return losses.CrossEntropy(
@@ -168,10 +168,10 @@ class TokenClassification(Task):
         ]
 
     def answer_from_signature(self, example: Example, outputs: Mapping[str, np.ndarray]) -> Answer:
-        """Entities of the words that the graph found, or of the example's own words.
+        """Return the entities of the words that the graph split, or of the example's own words.
 
-        An own word has the tag of the first found word that begins in it: both are the tag of its
-        first piece.
+        An own word has the tag of the first word of the graph that begins in it: both are the tag
+        of its first piece.
         """
         labels = [label.decode() for label in outputs["labels"]]
         columns = (outputs["starts"], outputs["ends"], outputs["scores"])
@@ -199,7 +199,7 @@ class TokenClassification(Task):
 
         labels string ("" is padding), starts and ends int32 in characters (Unicode code points, not
         bytes) of the text, end exclusive, scores float: the tag's probability. `tokens`: logits
-        [B, T, C]. `tfllm.tasks.entities.entities` joins words to entities.
+        [B, T, C]. `tfllm.tasks.entities.join_entities` joins words to entities.
         """
         import tensorflow as tf
 

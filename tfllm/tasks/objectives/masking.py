@@ -39,13 +39,21 @@ class MaskingRule:
     """bool [V]: tokens of scripts without spaces, which are masked in spans"""
 
     def count(self, length: int) -> int:
-        """Return how many of a row's `length` tokens are masked, special ones counted in the
-        length."""
+        """Return how many tokens of a row are masked, of `length` with special tokens."""
         return max(1, round(length * self.probability))
 
 
 def masking_rule(tokenizer: Tokenizer, probability: float, whole_word: bool = False) -> MaskingRule:
-    """Return the rule for a vocabulary. Raises SettingError where it cannot be followed."""
+    """Return the rule for a vocabulary.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        probability: Share of tokens that are masked.
+        whole_word: Whether all pieces of a word are masked together.
+
+    Raises:
+        SettingError: The vocabulary has no mask token, or does not say where words begin.
+    """
     if tokenizer.mask_token_id is None:
         raise SettingError(
             "The vocabulary has no mask token, such as [MASK]. Use one that has, or learn one: "
@@ -122,15 +130,16 @@ def _starts(
 def mask_tokens(
     ids: np.ndarray, positions: np.ndarray, rule: MaskingRule, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens with those at `positions` masked, and the targets: int32 [T], -100 elsewhere.
-
-    80 % become [MASK], 10 % any token of the vocabulary, 10 % stay (Devlin et al. 2019).
+    """Mask tokens: 80 % become [MASK], 10 % any token, 10 % stay (Devlin et al. 2019).
 
     Args:
         ids: Token ids int [T].
         positions: Positions of the tokens to predict int [M].
         rule: How tokens are masked.
         rng: The random numbers.
+
+    Returns:
+        The masked ids, and the targets, -100 where there is none: int32 [T] each.
     """
     target = np.full(len(ids), IGNORED, np.int32)
     target[positions] = ids[positions]
@@ -220,7 +229,7 @@ class MaskedFeatures(Features):
 
 
 def draw_masks(features: MaskedFeatures, seed: int, epoch: int) -> MaskedFeatures:
-    """Return the features with masks drawn by (seed, epoch, row)."""
+    """Return the features with masks that are a function of (seed, epoch, row)."""
     count = len(features)
     changed = replace(
         features,

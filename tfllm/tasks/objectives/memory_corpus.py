@@ -35,13 +35,20 @@ class MemoryCorpus:
     """int [M]: which example each document is; those without tokens are none"""
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
-        """Ids at the positions begin ... end: int32."""
+        """Return the ids at the positions from `begin` to `end`: int32 [end - begin]."""
         return self.ids[begin:end].astype(np.int32)
 
 
 def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> MemoryCorpus:
-    """Tokenize examples: each text (or list of texts) is a document; one without tokens is left
-    out."""
+    """Tokenize examples: each text, or list of texts, is a document; empty ones are left out.
+
+    Args:
+        examples: With `text`, a text or a list of sentences.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        DataError: An example has no text, or no document has a token.
+    """
     dtype = np.uint16 if tokenizer.vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
     parts: list[np.ndarray] = []
     lengths: list[int] = []
@@ -73,7 +80,12 @@ def tokenize_corpus(examples: Sequence[Example], tokenizer: Tokenizer) -> Memory
 
 
 def example_indices(corpus: TokenCorpus, document: np.ndarray) -> np.ndarray:
-    """Return the numbers of the examples that documents are: int [rows]."""
+    """Return the index of the example of each document: int [rows].
+
+    Args:
+        corpus: The documents.
+        document: Indices of documents: int [rows].
+    """
     numbers = getattr(corpus, "numbers", None)
     return document if numbers is None else numbers[document]
 

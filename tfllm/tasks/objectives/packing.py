@@ -38,7 +38,7 @@ class TokenStream:
         return np.flatnonzero(self.first)
 
     def tokens(self, positions: np.ndarray) -> np.ndarray:
-        """Ids at consecutive positions of the ring: int32 [T]."""
+        """Return the ids at consecutive positions, which wrap around at the end: int32 [T]."""
         return self.ids[positions % len(self)].astype(np.int32)
 
     def document_ids(self, positions: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ class CorpusTokenStream:
         return np.searchsorted(self.starts, positions % len(self), side="right") - 1
 
     def tokens(self, positions: np.ndarray) -> np.ndarray:
-        """Ids at consecutive positions of the ring: int32 [T]."""
+        """Return the ids at consecutive positions, which wrap around at the end: int32 [T]."""
         begin, count = int(positions[0]) % len(self), len(positions)
         parts = []
         while count:
@@ -136,7 +136,12 @@ class CorpusTokenStream:
 def build_stream(
     documents: Iterable[tuple[np.ndarray, np.ndarray | None]], vocabulary_size: int
 ) -> TokenStream:
-    """Concatenate (ids [n], learned bool [n] or None) of documents; empty ones are left out."""
+    """Concatenate documents; empty ones are left out.
+
+    Args:
+        documents: Ids int [n], and which of them are targets, bool [n] or None for all.
+        vocabulary_size: Decides the type in which ids are stored.
+    """
     dtype = np.uint16 if vocabulary_size <= np.iinfo(np.uint16).max + 1 else np.int32
     ids, learned = [], []
     for tokens, targets in documents:
@@ -162,18 +167,30 @@ def build_stream(
 
 
 def windows(size: int, length: int, shift: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return (begins, lengths) of windows that together hold every position of the ring once.
+    """Divide a stream, which wraps around, into windows that hold every position once.
 
-    All begin `shift` positions later; how many there are and how long they are stays the same.
+    Args:
+        size: Tokens of the stream.
+        length: Tokens of a window; the last may be shorter.
+        shift: By how much all windows begin later.
+
+    Returns:
+        First position and length of each window: int [rows] each.
     """
     begins = np.arange(0, size, length)
     return begins + shift, np.minimum(length, size - begins)
 
 
 def pack_documents(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (begins, lengths) of rows of whole documents, as many as fit, in their order.
+    """Pack as many whole documents as fit into each row, in their order.
 
-    `starts` [documents]; `size`: of the stream. No document may be longer than `length`.
+    Args:
+        starts: First position of each document, ascending: int [documents].
+        size: Tokens of the stream.
+        length: Tokens of a row at most; no document may be longer.
+
+    Returns:
+        First position and length of each row: int [rows] each.
     """
     ends = np.append(starts[1:], size)
     begins, begin = [0], 0
@@ -188,7 +205,16 @@ def pack_documents(starts: np.ndarray, size: int, length: int) -> tuple[np.ndarr
 def one_document_per_row(
     starts: np.ndarray, size: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (begins, lengths) of rows that hold one document or, of a longer one, a part."""
+    """Put one document into each row; one that is longer than a row takes several.
+
+    Args:
+        starts: First position of each document, ascending: int [documents].
+        size: Tokens of the stream.
+        length: Tokens of a row at most.
+
+    Returns:
+        First position and length of each row: int [rows] each.
+    """
     ends = np.append(starts[1:], size)
     begins = np.concatenate(
         [np.arange(start, end, length) for start, end in zip(starts, ends, strict=True)]
@@ -198,14 +224,18 @@ def one_document_per_row(
 
 
 def epoch_shift(length: int, seed: int, epoch: int) -> int:
-    """Return by how much windows are moved in an epoch, below `length`: 0 in the first."""
+    """Draw by how many tokens windows move in an epoch: 0 in the first, else below `length`."""
     return int(np.random.default_rng((seed, epoch)).integers(length)) if epoch else 0
 
 
 def chunk_text(text: str, size: int = 2**16) -> Iterator[str]:
-    """Split a long text into parts of at most `size` characters, whose tokens need little memory.
+    """Split a long text into parts whose tokens need little memory.
 
-    Parts end before the white space at a line's end, where byte-level tokenizers cut anyway.
+    Parts end before the white space at a line's end, where byte-level tokenizers split anyway.
+
+    Args:
+        text: The text; the parts joined are equal to it.
+        size: Characters of a part at most.
     """
     start = 0
     while len(text) - start > size:

@@ -50,7 +50,12 @@ class PairPlan:
         return len(self.begin)
 
     def pair(self, row: int, rng: np.random.Generator) -> Pair:
-        """Return the two parts of a row."""
+        """Draw the two parts of a row.
+
+        Args:
+            row: The row.
+            rng: The random numbers.
+        """
         begin, end, total = int(self.begin[row]), int(self.end[row]), int(self.total[row])
         cut = begin + (1 if end - begin < 2 else int(rng.integers(1, end - begin)))
         positions = self.sentences.token_starts
@@ -86,8 +91,17 @@ class PairPlan:
 def truncate_pair(
     first: tuple[int, int], second: tuple[int, int], total: int, rng: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return both ranges, together at most `total` long: the longer one loses a token at a time
-    (the second where both are equal), each at its begin or its end."""
+    """Truncate two ranges of tokens to `total` tokens together (Devlin et al. 2019).
+
+    The longer one loses a token at a time, the second where both are equal, each at its begin or
+    its end.
+
+    Args:
+        first: Positions (begin, end).
+        second: Positions (begin, end).
+        total: Tokens at most.
+        rng: The random numbers.
+    """
     lengths = [first[1] - first[0], second[1] - second[0]]
     if sum(lengths) <= total:
         return first, second
@@ -103,9 +117,14 @@ def truncate_pair(
 
 
 def plan_pairs(sentences: TokenCorpus, room: int) -> PairPlan:
-    """Return rows of `room` tokens at most, special ones not counted.
+    """Divide sentences into rows.
 
-    Raises DataError for a single document: there is no other to draw second parts from.
+    Args:
+        sentences: Documents with their sentences.
+        room: Tokens of a row at most, special tokens not counted.
+
+    Raises:
+        DataError: There is one document alone, and no other to draw second parts from.
     """
     starts, positions = map(np.asarray, (sentences.document_starts, sentences.token_starts))
     sizes = np.diff(positions[starts])

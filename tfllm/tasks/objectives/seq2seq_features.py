@@ -107,7 +107,12 @@ class Seq2SeqFeatures(Features):
 
 
 def shift_right(target: np.ndarray, decoder_start_token_id: int) -> np.ndarray:
-    """Return the decoder's input for a target: int32 [T], or [1] of an empty target."""
+    """Return the decoder's input for a target: int32 [T], or [1] of an empty target.
+
+    Args:
+        target: Token ids int [T].
+        decoder_start_token_id: The decoder's first token.
+    """
     return np.concatenate([[decoder_start_token_id], target[:-1]]).astype(np.int32)
 
 
@@ -122,7 +127,7 @@ def build_features(
     targets: bool = True,
     digest: str | None = None,
 ) -> Seq2SeqFeatures:
-    """Return features of pairs, which may be computed when asked for.
+    """Return features of pairs, which may be computed when a batch needs them.
 
     Args:
         pairs: Sources and targets, end tokens included.
@@ -131,7 +136,7 @@ def build_features(
         decoder_start_token_id: The decoder's first token.
         tokenizer: The model's tokenizer.
         example: The index of the example that each row came from: int [rows].
-        targets: Whether the targets are given.
+        targets: Whether batches have targets.
         digest: Identifies the data.
     """
     none = LazyArrays(0, lambda row: np.zeros(0, np.int32))

@@ -31,8 +31,13 @@ SENTINEL = "<extra_id_{}>"
 
 
 def count_spans(length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """Return (masked tokens, spans) of a text of `length` tokens, 2 or more; at least one is
-    kept."""
+    """Return the number of masked tokens and of spans in a text.
+
+    Args:
+        length: Tokens of the text, 2 or more; at least one is not masked.
+        density: Share of tokens that are masked.
+        mean_span: Mean tokens of a masked span.
+    """
     masked = min(max(int(np.round(np.float32(length) * np.float32(density))), 1), length - 1)
     count = max(int(np.round(np.float32(masked) / np.float32(mean_span))), 1)
     return masked, count
@@ -44,8 +49,14 @@ def noise_mask(
     density: float = NOISE_DENSITY,
     mean_span: float = MEAN_SPAN,
 ) -> np.ndarray:
-    """Return which tokens of a text are taken out: bool [length]. One of less than 2 tokens keeps
-    all."""
+    """Draw which tokens of a text are masked: bool [length]; none of a text of less than 2 tokens.
+
+    Args:
+        length: Tokens of the text.
+        rng: The random numbers.
+        density: Share of tokens that are masked.
+        mean_span: Mean tokens of a masked span.
+    """
     if length < 2:
         return np.zeros(length, bool)
     masked, count = count_spans(length, density, mean_span)
@@ -99,7 +110,11 @@ def _replace_runs(ids: np.ndarray, mask: np.ndarray, sentinels: np.ndarray) -> n
 
 
 def sentinels(tokenizer: Tokenizer) -> np.ndarray:
-    """Ids of <extra_id_0>, <extra_id_1>, ... as far as the vocabulary has them: int32 [N]."""
+    """Return the ids of <extra_id_0>, <extra_id_1>, ... that the vocabulary has: int32 [N].
+
+    Raises:
+        SettingError: It has none.
+    """
     sentinel_ids: list[int] = []
     while (number := tokenizer.token_id(SENTINEL.format(len(sentinel_ids)))) is not None:
         sentinel_ids.append(number)
@@ -114,10 +129,14 @@ def sentinels(tokenizer: Tokenizer) -> np.ndarray:
 def text_length(
     inputs: int, density: float = NOISE_DENSITY, mean_span: float = MEAN_SPAN
 ) -> tuple[int, int]:
-    """Return (tokens of a text, of its target) that fill a source of `inputs` tokens, ends
-    included.
+    """Return the tokens of a text, and of its target, that fill a source.
 
-    `random_spans_helper` of the same: no padding is needed where all texts have this length.
+    `random_spans_helper` of T5: no padding is needed where all texts have this length.
+
+    Args:
+        inputs: Tokens of the source, end of sequence included.
+        density: Share of tokens that are masked.
+        mean_span: Mean tokens of a masked span.
     """
 
     def sizes(length: int) -> tuple[int, int]:
@@ -149,7 +168,7 @@ class SpanCorruption:
         return -(-len(self.stream) // self.length)
 
     def row(self, number: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (source, target) int32 [S] and [T]: a function of (seed, epoch, number)."""
+        """Draw source and target of a row, by (seed, epoch, number): int32 [S] and [T]."""
         begin = number * self.length
         size = min(self.length, len(self.stream) - begin)
         moved = packing.epoch_shift(self.length, seed, epoch)
@@ -194,10 +213,12 @@ class CorruptedPairs(EpochPairs):
         return len(self.rows)
 
     def pair(self, row: int) -> Pair:
+        """Return source and target of a row: int32 [S] and [T]."""
         return self.rows.row(row, *self.draw)
 
     @property
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens of all sources, and of all targets: int64 [rows] each."""
         full, count = self.rows.length, len(self)
         sizes = [full, len(self.rows.stream) - full * (count - 1)]
         either = np.array([self._lengths(size) for size in sizes], np.int64)
@@ -222,7 +243,15 @@ def corrupted_pairs(
     noise_density: float,
     mean_span: float,
 ) -> CorruptedPairs:
-    """Return texts with spans taken out, and the spans. See `seq2seq_features.Objective`."""
+    """Return sources with masked spans, and the spans as targets.
+
+    Args:
+        corpus: The tokenized texts.
+        tokenizer: Has the sentinels.
+        source_length: Tokens of a source, end of sequence included.
+        noise_density: Share of tokens that are masked.
+        mean_span: Mean tokens of a masked span.
+    """
     return CorruptedPairs(
         corrupt_corpus(corpus, tokenizer, source_length, noise_density, mean_span)
     )
