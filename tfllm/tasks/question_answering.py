@@ -136,11 +136,11 @@ class QuestionAnswering(Task):
         return [metrics.mean_metric("accuracy", metrics.span_accuracy)]
 
     def answers(self, outputs: Sequence[np.ndarray], features: Features) -> list[Answer]:
-        """Return `{"answer", "start", "end", "score"}` of each example, in the context's characters.
+        """Return `{"answer", "start", "end", "score"}` of each example, in characters.
 
-        The best span of all windows has the highest sum of raw start and end score. `score` is its
-        probability under softmaxes over the context tokens and [CLS] of all windows. No answer: "",
-        0, 0.
+        The best span of all windows has the highest sum of raw start and end score. `start` and
+        `end` are characters of the context. `score` is the span's probability under softmaxes over
+        the context tokens and [CLS] of all windows. No answer: "", 0, 0.
         """
         rows_of: dict[int, list[int]] = {}
         for row, owner in enumerate(features.example):

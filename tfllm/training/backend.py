@@ -13,7 +13,12 @@ JAX_STRATEGIES = ("data_parallel", "model_parallel")
 
 
 def choose_backend(recipe: Path, overrides: list[str]) -> None:
-    """Chooses JAX for a recipe whose `train.strategy` is one of its, where the user has not."""
+    """Choose JAX for a recipe with one of its strategies, unless KERAS_BACKEND is set.
+
+    Args:
+        recipe: Path of the recipe.
+        overrides: `key=value` texts.
+    """
     data = apply_overrides(read_yaml(recipe)[0], overrides)
     train = data.get("train")
     if isinstance(train, dict) and train.get("strategy") in JAX_STRATEGIES:

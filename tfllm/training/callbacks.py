@@ -54,7 +54,13 @@ class CallerCallbacks:
         self._validation_logs: dict[str, float] = {}
 
     def begin(self, model: keras.Model, epoch: int, steps: int) -> None:
-        """Begin before the first step, in `epoch` of `steps` batches."""
+        """Begin before the first step.
+
+        Args:
+            model: The trained model.
+            epoch: The epoch, from 0, that training begins or resumes in.
+            steps: Batches of an epoch.
+        """
         self._list = keras.callbacks.CallbackList(
             self.callbacks, model=model, epochs=self.epochs, steps=steps, verbose=0
         )
@@ -62,13 +68,25 @@ class CallerCallbacks:
         self._begin_epoch(epoch, steps)
 
     def begin_batch(self, epoch: int, batch: int, steps: int) -> None:
-        """Begin a batch of an epoch of `steps` batches."""
+        """Begin a batch, and its epoch if it is the first.
+
+        Args:
+            epoch: The epoch, from 0.
+            batch: The batch of the epoch, from 0.
+            steps: Batches of an epoch.
+        """
         if self._open is None:
             self._begin_epoch(epoch, steps)
         self._list.on_train_batch_begin(batch)
 
     def end_batch(self, batch: int, logs: Mapping[str, Any], all_steps: Mapping[str, Any]) -> None:
-        """End a batch, or the last of several; `all_steps`: the logs of each, [steps]."""
+        """End a batch, or several that one call computed.
+
+        Args:
+            batch: The last batch of the epoch, from 0.
+            logs: Its logs.
+            all_steps: The logs of each batch: [steps] by name.
+        """
         for name in logs:
             self._values.setdefault(name, []).extend(np.ravel(all_steps[name]).tolist())
         self._list.on_train_batch_end(batch, dict(logs))
@@ -150,10 +168,12 @@ class RunCallback(keras.callbacks.Callback):
         )
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Begin the caller's callbacks."""
         if self.run.caller is not None:
             self.run.caller.begin(self.model, self.progress.epoch, len(self._epoch_batches))
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """End the caller's callbacks."""
         if self.run.caller is not None:
             self.model.settle()
             if not self.run.stop.signal:  # then the epoch continues when the run is resumed
@@ -161,6 +181,7 @@ class RunCallback(keras.callbacks.Callback):
             self.run.caller.end()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Prepare the next step."""
         self.writer.check()
         progress = self.progress
         if self.run.caller is not None:
@@ -171,6 +192,7 @@ class RunCallback(keras.callbacks.Callback):
             flag.assign(1.0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Log the steps, validate and save state where they are due, and stop where asked."""
         assert logs is not None
         run, progress, recipe = self.run, self.progress, self.run.recipe
         step_logs = self.model.step_logs or {name: [value] for name, value in logs.items()}
@@ -342,7 +364,12 @@ class RunCallback(keras.callbacks.Callback):
 
 
 def format_metrics(metrics: Metrics, best: str | None = None) -> str:
-    """Return the first few metrics, and `best`, as one line of text."""
+    """Format the first few metrics, and `best`, as one line of text.
+
+    Args:
+        metrics: Values by name.
+        best: The metric of `evaluate.best`.
+    """
     names = list(metrics)[:SHOWN_METRICS]
     if best is not None and best not in names:
         names.append(best)
@@ -358,6 +385,11 @@ def check_best(
     settings: EvaluateSettings, validation: Validation | None, model: keras.Model
 ) -> None:
     """Check `evaluate.best` before training.
+
+    Args:
+        settings: `evaluate` of the recipe.
+        validation: The validation data, or None.
+        model: The compiled model.
 
     Raises:
         SettingError: It names no metric of the task, or one without a direction.
@@ -386,7 +418,7 @@ class LogWindow:
         self.loss = self.norm = 0.0
 
     def add(self, logs: Mapping[str, float], batch: Batch) -> None:
-        """Add one step."""
+        """Add one step: its logs (loss, gradient_norm) and its batch."""
         self.steps += 1
         self.tokens += batch.tokens
         self.slots += batch.slots
@@ -399,7 +431,11 @@ class LogWindow:
         self.started += seconds
 
     def values(self, now: float) -> dict[str, float]:
-        """Means over the steps: loss, gradient norm, speed, share of padding."""
+        """Return the means over the steps: loss, gradient norm, speed, share of padding.
+
+        Args:
+            now: The time of `time.monotonic`, in seconds.
+        """
         seconds = max(now - self.started, 1e-9)
         return {
             "loss": self.loss / self.steps,

@@ -19,7 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def warn_of_warmup(settings: TrainSettings, steps: int) -> None:
-    """Warn of a warm-up that does not end before the run does."""
+    """Warn of a warm-up that does not end before the run does.
+
+    Args:
+        settings: `train` of the recipe.
+        steps: Steps of the run.
+    """
     rise = warmup_steps(settings.warmup, steps)
     if rise >= steps:
         highest = settings.learning_rate * (steps - 1) / rise
@@ -37,6 +42,11 @@ def check_targets(
     class_weights: Literal["balanced"] | ClassWeights = None,
 ) -> None:
     """Warn of training targets that are all the same.
+
+    Args:
+        task: The task.
+        features: The training rows.
+        class_weights: `train.class_weights`.
 
     Raises:
         DataError: The task has one label only: with a single output nothing is learned.

@@ -39,6 +39,10 @@ def check_free(directory: Path, resume: bool) -> None:
 
     Files of a process that was killed before it wrote the recipe are overwritten.
 
+    Args:
+        directory: The run's directory.
+        resume: Whether the run is resumed.
+
     Raises:
         StorageError: It is not.
     """
@@ -120,6 +124,11 @@ def _lock(path: Path) -> int | None:
 def check_same(directory: Path, recipe: Recipe, finished: bool = False) -> None:
     """Compare a recipe with the one that the run was started with, by keys that change the result.
 
+    Args:
+        directory: The run's directory.
+        recipe: The recipe.
+        finished: Whether the run has ended, for the message.
+
     Raises:
         SettingError: A key differs.
     """
@@ -142,7 +151,11 @@ def check_same(directory: Path, recipe: Recipe, finished: bool = False) -> None:
 def check_worker(chief: dict[str, Any], own: dict[str, Any]) -> None:
     """Compare a worker's recipe (`result_settings`) with the chief's.
 
-    Files may have other names on its machine; their content is compared by `training.resuming`.
+    Files may have other names on its machine; `training.resuming` compares their content.
+
+    Args:
+        chief: The chief's keys and values.
+        own: This worker's.
 
     Raises:
         SettingError: A key differs.
@@ -163,7 +176,11 @@ def result_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: under a temporary name, then renamed. Raises StorageError."""
+    """Write a small file atomically: under a temporary name, then renamed.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +193,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit, which are needed to reproduce a run."""
+    """Return versions, machine and commit, which are needed to reproduce a run."""
     return {
         "versions": machine.versions(),
         "git_commit": _commit(),

@@ -79,6 +79,9 @@ def build_model(
         examples: The training examples, which give the labels where the recipe names none.
         tokenizer: The directory of the tokenizer that a run to resume has trained.
 
+    Returns:
+        The checkpoint, and what it is trained with.
+
     Raises:
         SettingError: The recipe and the data do not fit together.
         CheckpointError: `model.from` names no usable checkpoint.
@@ -152,7 +155,16 @@ def _corpus_tokenizer(corpus: Any, settings: TokenizerSettings | str | None) -> 
 
 
 def family_config(settings: ModelSettings, tokenizer: Tokenizer, task: Task) -> ModelConfig:
-    """Create the family's Config from the recipe's shape and the tokenizer's vocabulary."""
+    """Create the family's Config from the recipe's shape and the tokenizer's vocabulary.
+
+    Args:
+        settings: `model` of the recipe.
+        tokenizer: The tokenizer.
+        task: The task, whose rows need positions.
+
+    Raises:
+        SettingError: The shape is not valid, or does not fit the task or the tokenizer.
+    """
     vocabulary = {
         "vocabulary_size": tokenizer.vocabulary_size,
         "pad_token_id": tokenizer.pad_token_id,

@@ -27,7 +27,15 @@ class JaxModel(keras.Model):
     averages = None
 
     def train_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
-        """Do one optimizer step; return the logs (loss, gradient_norm) and the new state."""
+        """Do one optimizer step.
+
+        Args:
+            state: Trainable, other, optimizer's and metrics' variables.
+            data: Inputs, targets and the shape of `jax_devices.pad_batches`.
+
+        Returns:
+            The logs (loss, gradient_norm) and the new state.
+        """
         trainable, fixed, optimizer_variables, metrics = state
         x, y, real = keras.utils.unpack_x_y_sample_weight(data)
         x, y = tree.map_structure(lambda array: array[: real.shape[1]], (x, y))
@@ -116,7 +124,11 @@ SUPPORTED_VALUES = {
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Refuse settings that only the TensorFlow backend has. Raises SettingError."""
+    """Check that no setting is one that only the TensorFlow backend has.
+
+    Raises:
+        SettingError: One is.
+    """
     for name, allowed in SUPPORTED_VALUES.items():
         if getattr(settings, name) not in allowed:
             raise SettingError(

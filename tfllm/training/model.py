@@ -242,7 +242,12 @@ def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
 
 
 def scaled_loss(optimizer: keras.optimizers.Optimizer, value: float) -> tf.Tensor:
-    """Return a loss of `value` after float16's loss scaling."""
+    """Return a loss of `value` after the loss scaling of float16.
+
+    Args:
+        optimizer: The optimizer, which scales losses if it is a LossScaleOptimizer.
+        value: The loss.
+    """
     return (
         optimizer.scale_loss(tf.constant(value))
         if inner_optimizer(optimizer) is not optimizer

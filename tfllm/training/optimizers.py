@@ -58,6 +58,7 @@ class AdamW(AdamWBase):
         self.decay_vectors = decay_vectors
 
     def build(self, variables: list[keras.Variable]) -> None:
+        """Create the moments; biases and norms are left out of weight decay."""
         if not self.built and not self.decay_vectors:
             undecayed = [variable for variable in variables if not is_decayed(variable)]
             if undecayed:
@@ -65,11 +66,19 @@ class AdamW(AdamWBase):
         super().build(variables)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, from which Keras builds the optimizer again."""
         return {**super().get_config(), "decay_vectors": self.decay_vectors}
 
     def update_step(
         self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
     ) -> None:
+        """Update one variable and its moments.
+
+        Args:
+            gradient: Of the variable's shape; tf.IndexedSlices of embeddings.
+            variable: The variable.
+            learning_rate: The learning rate of this step.
+        """
         if self.amsgrad or variable.dtype not in ("float32", tf.float32) or not ON_TENSORFLOW:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -93,7 +102,12 @@ class AdamW(AdamWBase):
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """Return the number of steps of `train.warmup`: below 1 it is a share of all steps."""
+    """Return the number of warm-up steps.
+
+    Args:
+        warmup: `train.warmup`: a share of all steps if below 1, else steps.
+        steps: Steps of the run.
+    """
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
@@ -127,12 +141,19 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(step < self.warmup, self.peak * rise, decayed)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, from which Keras builds the schedule again."""
         names = ("peak", "kind", "warmup", "steps", "final")
         return {name: getattr(self, name) for name in names}
 
 
 def build_optimizer(settings: TrainSettings, steps: int, variables: list[keras.Variable]) -> AdamW:
-    """Build AdamW (Loshchilov and Hutter 2019) over `variables`, for a run of `steps` steps."""
+    """Build AdamW (Loshchilov and Hutter 2019) with the recipe's schedule.
+
+    Args:
+        settings: `train` of the recipe.
+        steps: Steps of the run.
+        variables: The variables to train.
+    """
     result = AdamW(
         learning_rate=Schedule(
             settings.learning_rate,
@@ -156,10 +177,14 @@ def build_optimizer(settings: TrainSettings, steps: int, variables: list[keras.V
 
 
 def decay_at(momentum: float, step: Tensor) -> Tensor:
-    """Return the decay of the step-th update (from 1), at first less than `momentum`:
+    """Return the decay of an average of weights: min(momentum, (1 + step) / (10 + step)).
 
-    min(momentum, (1 + step) / (10 + step)), as tf.train.ExponentialMovingAverage: otherwise the
-    average of a short run would be mostly its random start.
+    As tf.train.ExponentialMovingAverage: otherwise the average of a short run would be mostly its
+    random start.
+
+    Args:
+        momentum: The decay of a long run.
+        step: The update, from 1: int [].
     """
     step = tf.cast(step, tf.float32)
     return tf.minimum(momentum, (1.0 + step) / (10.0 + step))

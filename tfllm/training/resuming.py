@@ -57,6 +57,12 @@ def read_previous_run(
 ) -> PreviousRun:
     """Read the run's directory on the chief and return the result on every worker.
 
+    Args:
+        recipe: The recipe.
+        directory: The run's directory.
+        resume: Whether a run in it is resumed.
+        devices: The devices of the run.
+
     Raises:
         StorageError: The directory is not free.
     """
@@ -82,6 +88,12 @@ def check_inputs(
 ) -> None:
     """Compare this worker's recipe and files with the chief's, and a resumed run's with its start.
 
+    Args:
+        previous: The run to resume.
+        recipe: The recipe.
+        digests: Of `input_digests`.
+        devices: The devices of the run.
+
     Raises:
         SettingError: This worker has another recipe than the chief.
         DataError: It has other files, or the run was started with other ones.
@@ -96,7 +108,7 @@ def check_inputs(
 def restore_or_start(
     directory: Path | None, model: keras.Model, start: TrainingProgress, devices: Devices
 ) -> TrainingProgress:
-    """Restore model and progress from the newest state of a run, or return `start`.
+    """Restore model and progress from the newest state of a run.
 
     The chief reads the state; the other workers get its variables from it and need not see the
     directory.
@@ -106,6 +118,9 @@ def restore_or_start(
         model: The compiled model, whose variables are set.
         start: The progress of a new run.
         devices: The devices of the run.
+
+    Returns:
+        The restored progress, or `start` where there is no state.
     """
     newest = None
     if directory is not None and devices.is_chief:
@@ -147,7 +162,13 @@ def _broadcast_variables(model: keras.Model, devices: Devices) -> None:
 
 
 def describe_rows(rows: np.ndarray, features: Features, examples: Sequence[Example]) -> str:
-    """Name the examples that rows came from, as file:line where known, for a message."""
+    """Name the examples that rows came from, as file:line where known, for a message.
+
+    Args:
+        rows: Indices of rows: int [B].
+        features: The rows.
+        examples: What they were made from.
+    """
     indices = list(dict.fromkeys(int(features.example[row]) for row in rows))
     if len(indices) == 1 and len(rows) > 1:  # one long text
         names = [f"row {row}" for row in rows]
@@ -175,7 +196,13 @@ DIGITS = 16
 def input_digests(
     features: Features, validation: Validation | None, initial: InitialModel
 ) -> dict[str, str]:
-    """Digests of a run's inputs by the keys of INPUTS; "" for what the run does not have."""
+    """Return digests of a run's inputs by the keys of INPUTS; "" for what the run does not have.
+
+    Args:
+        features: The training rows.
+        validation: The validation data, or None.
+        initial: The model that the run starts from.
+    """
     return {
         "checkpoint": _checkpoint_digest(initial.checkpoint.path),
         "tokenizer": _vocabulary_digest(initial.tokenizer),
@@ -188,7 +215,9 @@ def input_digests(
 def check_resumed(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Compare a resumed run's inputs with those that it was started with.
 
-    `before` may lack keys: a state of an older version does not have all.
+    Args:
+        before: Digests at the start. A state of an older version does not have all keys.
+        now: Digests of `input_digests`.
 
     Raises:
         DataError: An input has changed.
@@ -204,6 +233,10 @@ def check_resumed(before: Mapping[str, str], now: Mapping[str, str]) -> None:
 def check_worker(chief: Mapping[str, str], own: Mapping[str, str]) -> None:
     """Compare a worker's inputs with the chief's.
 
+    Args:
+        chief: The chief's digests.
+        own: This worker's.
+
     Raises:
         DataError: An input differs.
     """
@@ -216,10 +249,14 @@ def check_worker(chief: Mapping[str, str], own: Mapping[str, str]) -> None:
 
 
 def check_shards(examples: Sequence[Any], since: float) -> None:
-    """Verify all of a prepared corpus where a file of it was changed after the time `since`.
+    """Verify all of a prepared corpus if a file of it was changed.
+
+    Args:
+        examples: The training data; anything but a corpus is not checked.
+        since: A time in seconds since the epoch.
 
     Raises:
-        DataError: It is no longer what its manifest says.
+        DataError: The corpus is no longer what its manifest says.
     """
     corpus: Corpus | None = getattr(examples, "corpus", None)
     if corpus is None:

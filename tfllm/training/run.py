@@ -301,7 +301,18 @@ def _accelerate(model: FitModel, initial: InitialModel, settings: TrainSettings)
 
 
 def balanced_weights(task: Task, features: Features) -> tuple[float, ...]:
-    """Compute examples / (labels * examples of the label), as scikit-learn's "balanced"."""
+    """Compute examples / (labels * examples of the label), as scikit-learn's "balanced".
+
+    Args:
+        task: A task with labels.
+        features: The training rows.
+
+    Returns:
+        A weight for each label.
+
+    Raises:
+        SettingError: The task has no labels.
+    """
     labels = getattr(task, "labels", ())
     if not labels or features.targets is None:
         raise SettingError("train.class_weights: balanced needs a task with labels.")

@@ -104,6 +104,12 @@ def save(directory: Path, model: keras.Model, progress: TrainingProgress, keep: 
         model: The compiled model, with its optimizer.
         progress: The position in the run.
         keep: Number of states that stay.
+
+    Returns:
+        The state's directory.
+
+    Raises:
+        StorageError: It cannot be written; the state before it is intact.
     """
     return write(directory, snapshot(model), progress, keep)
 
@@ -112,6 +118,15 @@ def write(
     directory: Path, arrays: dict[str, np.ndarray], progress: TrainingProgress, keep: int = KEEP
 ) -> Path:
     """Write copies of variables as `save` does.
+
+    Args:
+        directory: The run's `state/`.
+        arrays: Variables by path.
+        progress: The position in the run.
+        keep: Number of states that stay.
+
+    Returns:
+        The state's directory.
 
     Raises:
         StorageError: It cannot be written; the state before it is intact.
@@ -202,7 +217,7 @@ def verify(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -234,6 +249,10 @@ def read_progress(path: Path) -> TrainingProgress:
 
 def restore(path: Path, model: keras.Model) -> None:
     """Set every variable of model and optimizer.
+
+    Args:
+        path: A state's directory.
+        model: The compiled model.
 
     Raises:
         CheckpointError: The state is of another model, or cannot be read.
@@ -284,7 +303,12 @@ class StateWriter:
         self._error: BaseException | None = None
 
     def save(self, model: keras.Model, progress: TrainingProgress) -> None:
-        """Copy the model's variables and start to write them, after those before."""
+        """Copy the model's variables and start to write them, after those before.
+
+        Args:
+            model: The compiled model, with its optimizer.
+            progress: The position in the run.
+        """
         self.wait()
         arrays, progress = snapshot(model), copy.deepcopy(progress)
         self._start(lambda: write(self.directory, arrays, progress, self.keep))

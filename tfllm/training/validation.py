@@ -138,7 +138,15 @@ class Validation:
 
 
 def by_row(outputs: Any, features: Features) -> np.ndarray:
-    """Return the outputs of a batch, one of each row: [B, ...], or of groups [B, group, ...]."""
+    """Return the outputs of a batch, one of each row.
+
+    Args:
+        outputs: [B, ...], or [B, group, ...].
+        features: The rows, which may come in groups.
+
+    Returns:
+        [B * group, ...].
+    """
     array = np.asarray(outputs)
     return array if features.group == 1 else array.reshape(-1, *array.shape[2:])
 
@@ -169,6 +177,9 @@ def direction(settings: EvaluateSettings, known: Sequence[str] = ()) -> Directio
         settings: Their `direction` counts for metrics that tfllm does not know.
         known: Metrics that are suggested for an unknown name.
 
+    Returns:
+        "maximize" or "minimize".
+
     Raises:
         SettingError: The metric has no direction, or another than the recipe says.
     """
@@ -189,7 +200,13 @@ def direction(settings: EvaluateSettings, known: Sequence[str] = ()) -> Directio
 
 
 def is_better(direction: Direction, value: float | None, best: float | None) -> bool:
-    """Return whether `value` improves on `best`. An undefined one is never better."""
+    """Return whether a value improves on the best one; an undefined one never does.
+
+    Args:
+        direction: "maximize" or "minimize".
+        value: The value.
+        best: The best value so far; None: there is none.
+    """
     if value is None or math.isnan(value):
         return False
     if best is None:
@@ -224,7 +241,15 @@ class GeneratedTexts:
     settings: EvaluateSettings
 
     def generate(self, checkpoint: Checkpoint, count: int) -> dict[str, Any]:
-        """Generate and measure texts for `count` examples, evenly spread: files may be sorted."""
+        """Generate and measure texts for some of the examples, evenly spread: files may be sorted.
+
+        Args:
+            checkpoint: The model in its present state.
+            count: How many examples.
+
+        Returns:
+            Metrics by name.
+        """
         count = min(count, len(self.examples))
         examples = [self.examples[index * len(self.examples) // count] for index in range(count)]
         generator = Seq2SeqGenerator(checkpoint)  # a new one: it copies weights

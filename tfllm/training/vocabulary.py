@@ -42,6 +42,12 @@ def read_tokenizer(
         examples: The examples that one is trained on.
         trained: The directory of one that was trained before, which is loaded.
         pairs: Whether it is for sources and targets.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        SettingError: The key's value cannot be used.
     """
     if isinstance(settings, str):
         settings = TokenizerSettings(path=settings)
@@ -71,8 +77,11 @@ def train_on_examples(settings: TokenizerSettings, examples: Sequence[Example]) 
 def train_for_pairs(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
     """Train one vocabulary over sources and targets, whose rows end in `</s>`.
 
-    It has PAIR_TOKENS first, where it is of a kind that has no special tokens of its own. `texts`
-    are iterated more than once.
+    It has PAIR_TOKENS first, where it is of a kind that has no special tokens of its own.
+
+    Args:
+        settings: `tokenizer` of the recipe.
+        texts: Sources and targets, iterated more than once.
     """
     if settings.kind in ("bpe", "characters"):
         tokens = tuple(dict.fromkeys([*PAIR_TOKENS, *settings.special_tokens]))
@@ -81,7 +90,15 @@ def train_for_pairs(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeni
 
 
 def train_on_texts(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer of `settings.kind` on texts, which are iterated more than once."""
+    """Train the tokenizer of `settings.kind`.
+
+    Args:
+        settings: `tokenizer` of the recipe.
+        texts: Iterated more than once.
+
+    Raises:
+        SettingError: A vocabulary of that size cannot be trained.
+    """
     assert settings.kind is not None  # else there is a path
     options = TrainerOptions(
         vocabulary_size=settings.vocabulary_size or sys.maxsize,
@@ -99,7 +116,15 @@ def train_on_texts(settings: TokenizerSettings, texts: Iterable[str]) -> Tokeniz
 
 
 def with_template(tokenizer: Tokenizer, chat_template: str | None) -> Tokenizer:
-    """Give a tokenizer the chat template of a file."""
+    """Return a tokenizer with the chat template of a file.
+
+    Args:
+        tokenizer: The tokenizer.
+        chat_template: The file's path; None: the tokenizer stays as it is.
+
+    Raises:
+        SettingError: A tokenizer of its kind has no chat template.
+    """
     if chat_template is None:
         return tokenizer
     if not hasattr(tokenizer, "config"):

@@ -42,15 +42,24 @@ def _gelu_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def kernel(formula: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    """Return the formula itself, or compiled by XLA: once for all layers, as compilation is
-    slow."""
+    """Return a formula, compiled by XLA if asked; once for all layers, as compilation is slow.
+
+    Args:
+        formula: A function of tensors.
+        compiled: Whether XLA compiles it.
+    """
     if not compiled:
         return formula
     return tf.function(formula, jit_compile=True, autograph=False, reduce_retracing=True)
 
 
 def gelu(x: tf.Tensor, compiled: bool = False) -> tf.Tensor:
-    """Compute exact GELU in float32, as `tfllm.layers.activations.exact_gelu`."""
+    """Compute exact GELU in float32, as `tfllm.layers.activations.exact_gelu`.
+
+    Args:
+        x: The inputs, of any shape.
+        compiled: Whether XLA compiles it.
+    """
 
     @tf.custom_gradient
     def apply(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
@@ -95,7 +104,18 @@ def _normalize_gradient(
 def normalize(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float, compiled: bool = False
 ) -> tf.Tensor:
-    """Compute layer normalization over the last axis in float32: [..., D] to [..., D]."""
+    """Compute layer normalization over the last axis in float32.
+
+    Args:
+        x: [..., D].
+        gamma: Scale [D].
+        beta: Offset [D].
+        epsilon: Added to the variance.
+        compiled: Whether XLA compiles it.
+
+    Returns:
+        [..., D] in the type of `x`.
+    """
 
     @tf.custom_gradient
     def apply(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple[tf.Tensor, Callable]:
@@ -169,7 +189,15 @@ def _mask(x: tf.Tensor, seed: tf.Tensor, threshold: tf.Tensor, scale: tf.Tensor)
 
 
 def choose(kernels: str, parameters: int) -> str:
-    """Resolve "auto" of `train.kernels` by the devices and the number of trained parameters."""
+    """Resolve "auto" of `train.kernels`.
+
+    Args:
+        kernels: The setting.
+        parameters: Number of trained parameters.
+
+    Returns:
+        "plain", "fused" or "compiled".
+    """
     if kernels != "auto":
         return kernels
     if tf.config.list_physical_devices("GPU"):
@@ -178,7 +206,15 @@ def choose(kernels: str, parameters: int) -> str:
 
 
 def install(model: keras.Model, compiled: bool = False) -> int:
-    """Install the kernels into every layer of a model that they fit; return how many."""
+    """Install the kernels into every layer of a model that they fit.
+
+    Args:
+        model: The model, whose layers are changed.
+        compiled: Whether XLA compiles the kernels.
+
+    Returns:
+        Number of changed layers.
+    """
     count = 0
     for layer in all_layers(model):
         if isinstance(layer, keras.layers.Dense) and layer.activation is exact_gelu:

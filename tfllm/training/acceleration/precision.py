@@ -29,8 +29,11 @@ def choose(precision: str, before: Mapping[str, str] | None = None) -> str:
 
     Args:
         precision: The setting.
-        before: What "auto" stood for where a resumed run was started ("precision"): it stays that.
-            TensorFlow computes in bfloat16 everywhere, only slower without hardware for it.
+        before: Resolved settings of the run to resume ("precision"), which stay. TensorFlow
+            computes in bfloat16 everywhere, only slower without hardware for it.
+
+    Returns:
+        A key of POLICIES.
     """
     if precision != "auto":
         return precision
@@ -61,7 +64,11 @@ def has_bfloat16() -> bool:
 
 @contextlib.contextmanager
 def policy(precision: str) -> Iterator[None]:
-    """Layers created inside compute in this precision; the previous policy is restored after."""
+    """Set the dtype policy for layers created inside the block; restore it after.
+
+    Args:
+        precision: A key of POLICIES.
+    """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(POLICIES[precision])
     try:

@@ -37,7 +37,7 @@ def install(model: keras.Model) -> int:
 
 
 def remove(model: keras.Model) -> None:
-    """Undoes `install`."""
+    """Undo `install`."""
     for layer in all_layers(model):
         if isinstance(layer, BLOCKS):
             restore_call(layer)
@@ -72,7 +72,15 @@ def _call(block: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def recompute(compute: Callable[..., list[Any]], tensors: Sequence[Any]) -> list[Any]:
-    """Return `compute(*tensors)`, recomputed for its gradient; both results must be the same."""
+    """Compute tensors, and compute them again for the gradient instead of keeping activations.
+
+    Args:
+        compute: A function of the tensors, with the same results both times.
+        tensors: Its arguments.
+
+    Returns:
+        Its results.
+    """
 
     @tf.custom_gradient
     def run(*tensors: Any) -> Any:

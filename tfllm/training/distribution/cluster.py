@@ -64,7 +64,11 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
 
 
 def from_tf_config(text: str) -> Cluster | None:
-    """Parse a TF_CONFIG; None where it names no workers. Raises SettingError."""
+    """Parse a TF_CONFIG; None where it names no workers.
+
+    Raises:
+        SettingError: It is not valid.
+    """
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -101,7 +105,15 @@ def from_tf_config(text: str) -> Cluster | None:
 
 
 def host_and_port(address: str, source: str = VARIABLE) -> tuple[str, int]:
-    """Split `host:port` or `[IPv6]:port`. Raises SettingError."""
+    """Split `host:port` or `[IPv6]:port`.
+
+    Args:
+        address: The address.
+        source: Where it is from, for messages.
+
+    Raises:
+        SettingError: It is no such address.
+    """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
     if not (host and colon and port.isdecimal() and 0 < int(port) <= LAST_PORT):
@@ -155,7 +167,12 @@ def _task(data: dict[str, Any], alone: bool) -> tuple[str, int]:
 def from_slurm(environment: Mapping[str, str]) -> Cluster | None:
     """Find the cluster of a Slurm job step (`srun`), one worker per task; None outside of one.
 
-    Reads SLURM_STEP_NODELIST, SLURM_STEP_TASKS_PER_NODE, SLURM_PROCID and SLURM_JOB_ID.
+    Args:
+        environment: SLURM_STEP_NODELIST, SLURM_STEP_TASKS_PER_NODE, SLURM_PROCID and SLURM_JOB_ID
+            are read.
+
+    Raises:
+        SettingError: A variable is not readable.
     """
     required = ("SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID", "SLURM_JOB_ID")
     if any(not environment.get(name) for name in required):

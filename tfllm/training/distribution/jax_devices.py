@@ -45,7 +45,7 @@ class JaxStrategy:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Variables created, and steps run, inside are divided over the devices."""
+        """Divide variables created, and steps run, inside the block over the devices."""
         before = keras.distribution.distribution()
         keras.distribution.set_distribution(self.distribution)
         try:
@@ -55,7 +55,11 @@ class JaxStrategy:
 
 
 def choose(name: str, model_devices: int | None) -> JaxStrategy:
-    """Choose the devices of `train.strategy` on JAX: auto, one, data_parallel, model_parallel.
+    """Choose the devices of `train.strategy` on JAX.
+
+    Args:
+        name: auto, one, data_parallel or model_parallel.
+        model_devices: With model_parallel, the devices that share one copy of the model.
 
     Raises:
         SettingError: The strategy is TensorFlow's, or the devices cannot be divided so.
@@ -99,7 +103,13 @@ class ModelParallelByName(keras.distribution.ModelParallel):
 
 
 def sharded_axes(path: str, shape: tuple[int, ...], share: int) -> list[str | None]:
-    """Mark the axis of a weight that is split over the model's devices: all None where none is."""
+    """Name the mesh axis of each axis of a weight: "model" where it is split, else None.
+
+    Args:
+        path: The variable's path.
+        shape: Its shape.
+        share: Number of devices that share one copy of the model.
+    """
     layer, name = ([""] + path.split("/"))[-2:]
     axis = None
     if layer in BY_OUTPUTS:
@@ -113,10 +123,15 @@ def sharded_axes(path: str, shape: tuple[int, ...], share: int) -> list[str | No
 
 
 def pad_batches(elements: Iterator[tuple[Any, Any]], parts: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Pad batches so that their rows divide by `parts`: inputs, targets, and the rows as a shape.
+    """Pad batches so that their rows divide by the number of devices.
 
-    Padding rows must not count in the loss; the third array, uint8 [rows with them, rows without],
-    gives their number by its shape, which a compiled step knows.
+    Args:
+        elements: (inputs, targets) of each batch.
+        parts: What the number of rows must divide by.
+
+    Yields:
+        Inputs, targets, and a uint8 array whose shape, which a compiled step knows, is (rows, rows
+        without padding). Padding rows must not count in the loss.
     """
     for x, y in elements:
         rows = len(tree.flatten(y)[0])

@@ -71,10 +71,14 @@ def wait_for_workers(cluster: Cluster, seconds: float) -> None:
 
 @contextlib.contextmanager
 def default_signals(cluster: Cluster, seconds: float) -> Iterator[None]:
-    """Around a wait in C++ that runs no signal handlers: signals end the process at once.
+    """Let signals end the process inside the block, a wait in C++ that runs no signal handlers.
 
     So does the timeout, which a child process enforces, since no thread of this one may run
     meanwhile.
+
+    Args:
+        cluster: The workers that are waited for.
+        seconds: The timeout.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -129,6 +129,9 @@ def choose(
         model_devices: With "model_parallel", the devices that share one copy of the model.
         worker_timeout: Seconds to wait for the other workers of a run.
 
+    Returns:
+        The devices, connected.
+
     Raises:
         SettingError: The machine has no such devices, or other workers have not connected in time.
     """
@@ -158,7 +161,11 @@ def choose(
 
 
 def check(name: str) -> None:
-    """Check a strategy's name against the Keras backend. Raises SettingError."""
+    """Check a strategy's name against the Keras backend.
+
+    Raises:
+        SettingError: It is a strategy of another backend.
+    """
     backend = keras.backend.backend()
     if name in JAX_STRATEGIES and backend != "jax":
         raise SettingError(
@@ -183,7 +190,15 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
 
 @contextlib.contextmanager
 def report_lost_workers(devices: Devices, directory: Path) -> Iterator[None]:
-    """Inside, the loss of another worker is raised as TrainingFailed, with how to resume."""
+    """Raise the loss of another worker inside the block as TrainingFailed.
+
+    Args:
+        devices: The devices of the run.
+        directory: Its directory, which the message names.
+
+    Raises:
+        TrainingFailed: A worker was lost; the message says how to resume.
+    """
     if devices.cluster is None:
         yield
         return

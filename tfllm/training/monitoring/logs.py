@@ -21,9 +21,14 @@ class RunLog:
         self._writer = tf.summary.create_file_writer(str(directory / "logs"))
 
     def write(self, step: int, epoch: float, values: Mapping[str, float | None]) -> None:
-        """Write one line (step, epoch, then the values), and each value to TensorBoard.
+        """Write one line, and each value to TensorBoard.
 
         A value that is None or not finite is null, and no point of TensorBoard's curve.
+
+        Args:
+            step: The step of the run, from 1.
+            epoch: The epochs trained so far.
+            values: By name.
         """
         values = {
             name: None if value is None or not math.isfinite(value) else value
@@ -39,7 +44,13 @@ class RunLog:
                 tf.summary.scalar(name.replace("validation_", "validation/"), value, step=step)
 
     def write_text(self, step: int, name: str, markdown: str) -> None:
-        """Write a text to TensorBoard alone."""
+        """Write a text to TensorBoard alone.
+
+        Args:
+            step: The step of the run, from 1.
+            name: What TensorBoard calls it.
+            markdown: The text.
+        """
         with self._writer.as_default():
             tf.summary.text(name, markdown, step=step)
 

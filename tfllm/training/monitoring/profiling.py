@@ -27,16 +27,19 @@ class ProfileSteps(keras.callbacks.Callback):
         self._is_on = False
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Start the profiler at the first step to profile."""
         # `batch` counts the steps of this fit; with several steps a call, those before the call.
         if not self._is_on and self.first <= self._done + batch + 1 <= self.last:
             tf.profiler.experimental.start(str(self.folder))
             self._is_on = True
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Stop the profiler after the last step to profile."""
         if self._is_on and self._done + batch + 1 >= self.last:
             self._stop()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Stop the profiler."""
         self._stop()
 
     def _stop(self) -> None:

@@ -38,7 +38,12 @@ class ResourceMonitor:
         self._total_flops = self._total_waited = self._total_seconds = 0.0
 
     def add(self, batch: Batch, waited: float) -> None:
-        """Add one step: its batch, and the seconds that it waited for it."""
+        """Add one step.
+
+        Args:
+            batch: Its batch.
+            waited: Seconds that it waited for the batch.
+        """
         if self.step_flops is not None:
             self._flops += self.step_flops.of_batch(batch.tokens, len(batch.rows))
         self._waited += float(waited)
@@ -73,7 +78,7 @@ def target_share(task: Task) -> float:
 
 
 def memory() -> int:
-    """Bytes in use: of the GPUs where there are any, else resident in this process."""
+    """Return the bytes in use: of the GPUs if there are any, else resident in this process."""
     if gpus := _gpus():
         return sum(_gpu_memory(gpu, "current") for gpu in gpus)
     try:

@@ -50,7 +50,16 @@ def write_samples(
 
 
 def samples(validation: Validation, model: keras.Model, count: int) -> list[Row]:
-    """Predict the first `count` validation examples: (example, expected, answer)."""
+    """Predict the first validation examples.
+
+    Args:
+        validation: The validation data.
+        model: The trained model.
+        count: How many examples.
+
+    Returns:
+        (example, expected, answer) of each, as text.
+    """
     if validation.task.vocabulary_outputs:
         return _token_samples(validation, model, count)
     task, examples = validation.task, validation.examples[:count]

@@ -37,8 +37,12 @@ class StepFlops:
     """Of attention, for every pair of tokens of one row."""
 
     def of_batch(self, tokens: int, rows: int) -> float:
-        """Return the FLOPs of a batch of `rows` rows of about equal length, `tokens` tokens in
-        all."""
+        """Return the floating-point operations of a step on a batch.
+
+        Args:
+            tokens: Tokens of the batch.
+            rows: Rows of the batch, of about equal length.
+        """
         return (
             self.per_token * tokens
             + self.per_row * rows
@@ -105,7 +109,12 @@ def _attention_width(layer: keras.layers.Layer) -> int:
 
 @functools.cache
 def matrix_rate(precision: str, on_gpu: bool = False) -> float:
-    """Measure the FLOP/s of one large matrix product in `precision`: the best in 0.3 seconds."""
+    """Measure how fast one large matrix product is: FLOP/s, the best in 0.3 seconds.
+
+    Args:
+        precision: The type of its operands.
+        on_gpu: Whether it is computed on a GPU, where it is larger.
+    """
     rows, inner, columns = GPU_PRODUCT if on_gpu else CPU_PRODUCT
     left = tf.cast(tf.random.stateless_normal((rows, inner), [1, 1]), precision)
     right = tf.cast(tf.random.stateless_normal((inner, columns), [1, 2]), precision)

@@ -27,7 +27,12 @@ IMPORTANCE_TRIALS = 5  # with fewer, the importance of settings is chance
 
 
 def write_tables(study: Study, recipe: Mapping[str, Any]) -> None:
-    """Write the tables, and the best recipe where there is one."""
+    """Write the tables, and the best recipe where there is one.
+
+    Args:
+        study: The search.
+        recipe: The plain data of the recipe that is tuned.
+    """
     rows = [trial_row(study, trial) for trial in study.optuna.get_trials(deepcopy=False)]
     rows = [row for row in rows if row["state"] in STATES.values()]
     data = {
@@ -65,7 +70,12 @@ def _in_order(measured: Mapping[int, float]) -> list[float | None]:
 
 
 def format_table(study: Study, rows: list[dict[str, Any]]) -> str:
-    """Format the trials as a text, the best first, those without a value last."""
+    """Format the trials as a text, the best first, those without a value last.
+
+    Args:
+        study: The search.
+        rows: Of `trial_row`.
+    """
     sign = -1 if study.maximize else 1
     order = sorted(
         rows, key=lambda r: (r["value"] is None, sign * (r["value"] or 0.0), r["number"])
@@ -97,7 +107,14 @@ def format_value(value: Any) -> str:
 
 
 def best_recipe(study: Study, recipe: Mapping[str, Any], best: FrozenTrial, count: int) -> str:
-    """Return the recipe with the best trial's values, for `tfllm train`."""
+    """Return the YAML of the recipe with the best trial's values.
+
+    Args:
+        study: The search.
+        recipe: The plain data of the recipe that is tuned.
+        best: The best trial.
+        count: Number of trials that have a value.
+    """
     values = {key: best.params[key] for key in study.space}
     data = with_values(recipe, {**values, "name": f"{recipe['name']}-tuned"})
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -109,8 +126,10 @@ def best_recipe(study: Study, recipe: Mapping[str, Any], best: FrozenTrial, coun
 
 
 def importance(study: Study) -> dict[str, float] | None:
-    """Return the share of each key in the spread of the values (fANOVA, Hutter et al. 2014), or
-    None."""
+    """Compute the share of each key in the variance of the values (fANOVA, Hutter et al. 2014).
+
+    None for a search of few trials or one key.
+    """
     if len(study.completed_trials()) < IMPORTANCE_TRIALS or len(study.space) < 2:
         return None
     import optuna

@@ -83,6 +83,9 @@ def tune(
         processes: Trials that run at once.
         notify: Called with lines for people.
 
+    Returns:
+        The best trial, its value and its recipe.
+
     Raises:
         InputError: Before anything is written; or no trial succeeds, with the last one's message.
         TrainingFailed: No trial has a value.

@@ -109,9 +109,13 @@ Space = dict[str, Parameter]
 
 
 def read_space(path: str | Path, recipe: Mapping[str, Any]) -> Space:
-    """Read the space of a YAML file and check it against the plain data of a recipe.
+    """Read the space of a YAML file and check it against a recipe.
 
     Every bound and every choice must give a valid recipe.
+
+    Args:
+        path: The file.
+        recipe: The recipe's plain data.
 
     Raises:
         SettingError: One does not; it names the file's line.

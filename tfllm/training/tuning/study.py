@@ -174,7 +174,11 @@ class Study:
 
 
 def prepare_directory(path: Path) -> Path:
-    """Create the directory of a study, or check that one is in it. Raises StorageError."""
+    """Create the directory of a study, or check that one is in it.
+
+    Raises:
+        StorageError: It is a file, has other files, or cannot be created.
+    """
     if path.exists() and not path.is_dir():
         raise StorageError(f"'{path}' is a file. Give another --output.")
     if path.is_dir() and any(path.iterdir()) and not (path / DATABASE).exists():

@@ -67,10 +67,13 @@ class TrialFiles:
 def trial_value(
     direction: Direction, measurements: list[float | None], keeps_best: bool
 ) -> float | None:
-    """Return the value of a trial: its best measurement, or the last where the run keeps its last
-    weights.
+    """Return the value of a trial; None without a defined measurement.
 
-    None without a defined measurement.
+    Args:
+        direction: Whether a higher or a lower value is better.
+        measurements: In their order.
+        keeps_best: Whether the run keeps its best weights, and so its best measurement, or its
+            last.
     """
     if not keeps_best:
         return measurements[-1] if measurements else None
@@ -131,8 +134,14 @@ def _terminate_with_parent() -> None:
 
 
 def slot_environment(slot: int, processes: int) -> dict[str, str]:
-    """Return the environment of one of several trials at once: its share of the cores, one of the
-    GPUs."""
+    """Return the environment variables of one of several trials that run at once.
+
+    Each has its share of the cores, and one of the GPUs.
+
+    Args:
+        slot: The trial's number among them, from 0.
+        processes: How many run at once.
+    """
     if processes == 1:
         return {}
     threads = str(max(1, (os.cpu_count() or 1) // processes))
