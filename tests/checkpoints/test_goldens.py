@@ -20,7 +20,11 @@ HEADS = ("embedding", "classification", "token_classification", "question_answer
 CASES = [
     *((family, head) for family in ("bert", "distilbert", "electra", "roberta") for head in HEADS),
     *(("bert", head) for head in ("regression", "multi_label", "next_sentence", "pretraining")),
-    *(("xlm-roberta", head) for head in ("embedding", "classification", "masked_lm")),
+    *(
+        (family, head)
+        for family in ("xlm-roberta", "camembert")
+        for head in ("embedding", "classification", "masked_lm")
+    ),
 ]
 KINDS = {
     "regression": "classification",

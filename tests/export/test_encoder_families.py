@@ -16,8 +16,8 @@ from tfllm.models.bert import SUMMARY_ACTIVATION
 from tfllm.runtimes.opening import open_model
 from tfllm.tokenizers.wordpiece import WordPiece
 
-TYPES = {"bert": 2, "electra": 2, "distilbert": 0, "roberta": 1, "xlm-roberta": 1}
-TOKENIZERS = {"roberta": "roberta", "xlm-roberta": "xlm-r"}
+TYPES = {"bert": 2, "electra": 2, "distilbert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}
+TOKENIZERS = {"roberta": "roberta", "xlm-roberta": "xlm-r", "camembert": "camembert"}
 KINDS = [
     "classification", "token_classification", "question_answering", "embedding", "masked_lm",
     "next_sentence",

@@ -4,8 +4,8 @@ Run with transformers and torch installed (the extra [parity]):
 
     python tests/golden/make_encoders.py
 
-`{bert,distilbert,electra,roberta,xlm-roberta}.npz` hold for each head: `config` (config.json as
-bytes), `tensors` (the safetensors file as bytes), `inputs/*` (with padding), `logits`.
+A file of each of SHAPES holds for each head: `config` (config.json as bytes), `tensors` (the
+safetensors file as bytes), `inputs/*` (with padding), `logits`.
 `--minilm DIR` makes `minilm.npz` from a directory of all-MiniLM-L6-v2: sentences and their
 embeddings.
 """
@@ -41,9 +41,14 @@ SHAPES = {
     "electra": ("Electra", transformers.ElectraConfig, {**BERT, "embedding_size": 6}),
     "roberta": ("Roberta", transformers.RobertaConfig, {**BERT, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", transformers.XLMRobertaConfig, BERT),
+    "camembert": ("Camembert", transformers.CamembertConfig, {**BERT, "type_vocab_size": 1}),
 }
-PADS = {"roberta": 1, "xlm-roberta": 1}
-ONLY = {"xlm-roberta": ("embedding", "classification", "masked_lm")}
+PADS = {"roberta": 1, "xlm-roberta": 1, "camembert": 1}
+NO_SEGMENTS = ("distilbert", "roberta", "camembert")
+ONLY = {
+    "xlm-roberta": ("embedding", "classification", "masked_lm"),
+    "camembert": ("embedding", "classification", "masked_lm"),
+}
 THREE = {
     "id2label": {0: "low", 1: "middle", 2: "high"},
     "label2id": {"low": 0, "middle": 1, "high": 2},
@@ -83,7 +88,7 @@ def inputs(family: str) -> dict[str, np.ndarray]:
     pad = PADS.get(family, 0)
     ids = generator.integers(pad + 1, VOCABULARY, (3, LENGTH)).astype("int32")
     given = {"token_ids": np.where(mask, ids, np.int32(pad)), "padding_mask": mask}
-    if family not in ("distilbert", "roberta"):
+    if family not in NO_SEGMENTS:
         given["segment_ids"] = (np.arange(LENGTH) >= 3).astype("int32") * mask
     return given
 

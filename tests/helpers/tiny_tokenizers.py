@@ -216,6 +216,7 @@ OTHERS = {
     "unigram": lambda: from_proto(trained("unigram")),
     "t5": lambda: from_proto(trained("unigram"), of_class("T5Tokenizer")),
     "xlm-r": lambda: from_proto(trained("unigram", pad_id=-1), of_class("XLMRobertaTokenizer")),
+    "camembert": lambda: from_proto(trained("unigram", pad_id=-1), of_class("CamembertTokenizer")),
     "bpe": lambda: from_proto(trained("bpe", "identity", False)),
     "llama.json": llama_json,
     "llama.json, first": lambda: llama_json("first"),

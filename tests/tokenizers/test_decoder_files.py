@@ -73,6 +73,20 @@ def test_xlm_r_numbers():
     assert python.encode("the cat").ids == [0, *(i + 1 for i in ids), 2]
 
 
+def test_camembert_numbers():
+    python, model = tokenizer("camembert"), trained("unigram", pad_id=-1)
+    assert python.vocabulary[:7] == [
+        "<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"
+    ]  # fmt: skip
+    assert python.vocabulary[-1] == "<mask>"
+    assert python.vocabulary_size == len(model.pieces) + 5
+    ids = from_proto(model).encode_ids(["the cat"], add_special_tokens=False)[0]
+    assert python.encode("the cat", "the cat").ids == [
+        5, *(i + 4 for i in ids), 6, 6, *(i + 4 for i in ids), 6
+    ]  # fmt: skip
+    assert (python.pad_token_id, python.unk_token_id) == (1, 3)
+
+
 def test_t5_sentinels_count_down():
     python = tokenizer("t5")
     size = len(trained("unigram").pieces)

@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer_files.json"
 MODELS = ("llama", "t5", "xlm-r")  # that have a `.model` file and no tokenizer.json
 UNKNOWN = (
     "BertJapaneseTokenizer", "MPNetTokenizer", "SplinterTokenizer", "CLIPTokenizer",
-    "DebertaTokenizer", "WhisperTokenizer", "CamembertTokenizer", "ReformerTokenizer",
+    "DebertaTokenizer", "WhisperTokenizer", "ReformerTokenizer",
     "XGLMTokenizer", "PegasusTokenizer", "XLNetTokenizer", "NllbTokenizer",
 )  # fmt: skip
 # Where transformers differs on purpose: see docs/tokenizers.md, "Settings beside a vocabulary".
@@ -43,6 +43,8 @@ def said(maker, setting):
         ("gpt2", "class BertTokenizer"): "is for WordPiece, and this file holds byte-level BPE",
         ("llama", "class Qwen2Tokenizer"): "is for byte-level BPE, and this file holds Sent",
         ("llama.json", "class Qwen2Tokenizer"): "is for byte-level BPE",
+        ("llama", "class CamembertTokenizer"): "reads unigram models",
+        ("llama.json", "class CamembertTokenizer"): "reads unigram models",
         ("xlm-r.json", "class LlamaTokenizer"): "reads BPE models",
         ("xlm-r", "no add_prefix_space"): "'add_prefix_space' false",
         ("xlm-r", "eos_token"): "'eos_token' is 'the'",

@@ -2,8 +2,8 @@
 
 MiniLM is BERT with fewer, narrower layers. DistilBERT (Sanh et al. 2019) has no segments and no
 pooler. ELECTRA (Clark et al. 2020) may embed tokens in fewer dimensions than its hidden states.
-RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020) count positions from the padding id + 1,
-and have a single segment, which is not an input.
+RoBERTa (Liu et al. 2019), XLM-R (Conneau et al. 2020) and CamemBERT (Martin et al. 2020) count
+positions from the padding id + 1, and have a single segment, which is not an input.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tfllm.models.weight_map import TensorLayout, TensorMap, WeightMap, layer_no
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "from_hf", "to_hf"]
 
-Variant = Literal["bert", "distilbert", "electra", "roberta", "xlm-roberta"]
+Variant = Literal["bert", "distilbert", "electra", "roberta", "xlm-roberta", "camembert"]
 SUMMARY_ACTIVATION = {
     "bert": "tanh", "distilbert": "relu", "electra": "gelu", "roberta": "tanh",
-    "xlm-roberta": "tanh",
+    "xlm-roberta": "tanh", "camembert": "tanh",
 }  # fmt: skip
-ROBERTA = ("roberta", "xlm-roberta")
+ROBERTA = ("roberta", "xlm-roberta", "camembert")
 DROPOUT_BEFORE_POOLER = ("electra", *ROBERTA)
 """Variants whose classifier drops before its first layer too; their masked-LM head uses GELU."""
 
@@ -196,6 +196,7 @@ KEYS = {
     "electra": {**BERT_KEYS, "embedding_dim": "embedding_size"},
     "roberta": BERT_KEYS,
     "xlm-roberta": BERT_KEYS,
+    "camembert": BERT_KEYS,
     "distilbert": {
         **COMMON_KEYS,
         "num_layers": "n_layers",
@@ -220,6 +221,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "distilbert": {"num_layers": 6, "num_segments": 0, "classifier_dropout": 0.2},
     "roberta": {"vocabulary_size": 50265, "pad_token_id": 1},
     "xlm-roberta": {"pad_token_id": 1},
+    "camembert": {"pad_token_id": 1},
 }
 UNSUPPORTED: hf.Unsupported = (
     ("position_embedding_type", "absolute", "relative positions"),
@@ -302,7 +304,7 @@ SPAN = linear("span", "qa_outputs")
 
 
 def _roberta(name: str) -> WeightMap:
-    """RoBERTa's table; XLM-R has other names of architectures."""
+    """RoBERTa's table; XLM-R and CamemBERT have other names of architectures."""
     return WeightMap(
         prefix="roberta.",
         backbone=_bert("roberta."),
@@ -424,4 +426,5 @@ WEIGHTS: dict[str, WeightMap] = {
     ),
     "roberta": _roberta("Roberta"),
     "xlm-roberta": _roberta("XLMRoberta"),
+    "camembert": _roberta("Camembert"),
 }

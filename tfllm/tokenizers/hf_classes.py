@@ -32,12 +32,16 @@ _GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _CODE = {"prefix": "▁<PRE>", "middle": "▁<MID>", "suffix": "▁<SUF>", "eot": "▁<EOT>"}
 _T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_CAMEMBERT = {
+    **ROBERTA_TOKENS, "additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"],
+}  # fmt: skip
 ROBERTA = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer", "LEDTokenizer")
 MBART = ("MBartTokenizer", "MBart50Tokenizer")
+XLMR = ("XLMRobertaTokenizer", "CamembertTokenizer")
 LLAMA = ("LlamaTokenizer", "CodeLlamaTokenizer")
 BPE_CLASSES = (*LLAMA, "GemmaTokenizer")  # of SentencePiece; the others are unigram models
 # Kind of vocabulary -> class -> its special tokens where its files name no others.
-CLASSES: dict[str, dict[str, dict[str, str]]] = {
+CLASSES: dict[str, dict[str, dict[str, Any]]] = {
     "wordpiece": dict.fromkeys(
         ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer",
          "SqueezeBertTokenizer", "ConvBertTokenizer", "LayoutLMTokenizer", "LxmertTokenizer",
@@ -65,6 +69,7 @@ CLASSES: dict[str, dict[str, dict[str, str]]] = {
         "MT5Tokenizer": _T5,
         "AlbertTokenizer": {},
         "XLMRobertaTokenizer": ROBERTA_TOKENS,
+        "CamembertTokenizer": _CAMEMBERT,
         **dict.fromkeys(MBART, ROBERTA_TOKENS),
     },
     "characters": {},
@@ -178,11 +183,7 @@ def apply_class_config(
         return _byte_level(data, bool(config.get("add_prefix_space")))
     if kind == "sentencepiece" and name in LLAMA:
         return _llama(data, prefix_space_scheme(settings))
-    if (
-        kind == "sentencepiece"
-        and name == "XLMRobertaTokenizer"
-        and config.get("add_prefix_space") is False
-    ):
+    if kind == "sentencepiece" and name in XLMR and config.get("add_prefix_space") is False:
         return {
             key: _replace_in_part(part, "Metaspace", {"prepend_scheme": "never"})
             for key, part in data.items()
@@ -264,7 +265,7 @@ def set_post_processor(backend: Tokenizer, settings: TokenizerConfig) -> None:
             for key, default in (("trim_offsets", True), ("add_prefix_space", False))
         )
         backend.post_processor = processors.RobertaProcessing(end, start, trim, prefix)
-    elif name == "XLMRobertaTokenizer":
+    elif name in XLMR:
         first, last = roles["bos_token"], roles["eos_token"]
         known = [(first, ids["bos_token"]), (last, ids["eos_token"])]
         backend.post_processor = processors.TemplateProcessing(

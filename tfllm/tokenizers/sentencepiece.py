@@ -43,11 +43,11 @@ ROW_KINDS = {
     "T5Tokenizer": "end",
     ALBERT: "bert",
     "MT5Tokenizer": "end",
-    "XLMRobertaTokenizer": "roberta",
+    **dict.fromkeys(hf_classes.XLMR, "roberta"),
     **dict.fromkeys(LANGUAGE_CODES, "end"),  # and a language: see `tokenizers.mbart`
 }
 T5_CLASSES = ("T5Tokenizer", "MT5Tokenizer")
-FAIRSEQ_CLASSES = ("XLMRobertaTokenizer", *LANGUAGE_CODES)
+FAIRSEQ_CLASSES = (*hf_classes.XLMR, *LANGUAGE_CODES)
 FILE_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 THREADS = -1  # one for each core
 BY_MODEL = "model"
@@ -318,7 +318,8 @@ def from_proto(
     _check_supported(kind, settings, model.trainer_spec.model_type == proto.UNIGRAM, path)
     full = model
     if kind in FAIRSEQ_CLASSES:
-        full = proto.to_fairseq_ids(model, path, LANGUAGE_CODES.get(kind, ()))
+        first = proto.CAMEMBERT if kind == "CamembertTokenizer" else proto.FAIRSEQ
+        full = proto.to_fairseq_ids(model, path, first, LANGUAGE_CODES.get(kind, ()))
     full = proto.append_pieces(full, _missing_tokens(full, settings, kind, path), path)
     ids = {entry.piece: token_id for token_id, entry in enumerate(full.pieces)}
     controls = [
@@ -366,12 +367,17 @@ def _check_supported(kind: str, settings: TokenizerConfig, unigram: bool, path: 
             f"{path}: ALBERT lowers letters and strips accents before SentencePiece, which is not "
             "in the .model file. Use a directory with its tokenizer.json."
         )
+    if kind in hf_classes.XLMR and not unigram:
+        raise TokenizerError(
+            f"{path}: the tokenizer's class {kind} reads unigram models, and this is a BPE model. "
+            "Use the files that belong together."
+        )
     if settings.splits_special_tokens and unigram:
         raise TokenizerError(
             f"{path}: 'split_special_tokens' is not known for a unigram model. Use a directory "
             "with its tokenizer.json."
         )
-    if kind == "XLMRobertaTokenizer" and config.get("add_prefix_space") is False:
+    if kind in hf_classes.XLMR and config.get("add_prefix_space") is False:
         raise TokenizerError(
             f"{path}: 'add_prefix_space' false is not known beside a .model file. Use a directory "
             "with its tokenizer.json."

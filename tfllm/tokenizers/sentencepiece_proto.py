@@ -20,8 +20,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 SPACE = "\u2581"  # the mark of a space inside pieces
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-# The first tokens of XLM-R; the pieces of the model follow, from the fourth on.
+# The first tokens of XLM-R and CamemBERT; all other pieces of the model follow.
 FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
+CAMEMBERT = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED")
 LLAMA2C_SPECIALS = ("<unk>", "<s>", "</s>")
 
 
@@ -124,12 +125,18 @@ def without_dummy_prefix(model: ModelProto) -> ModelProto:
     return changed
 
 
-def to_fairseq_ids(model: ModelProto, source: str | Path, codes: Iterable[str] = ()) -> ModelProto:
-    """Return a copy with XLM-R's ids: <s> <pad> </s> <unk>, the pieces from the fourth on, <mask>.
+def to_fairseq_ids(
+    model: ModelProto,
+    source: str | Path,
+    first: Sequence[str] = FAIRSEQ,
+    codes: Iterable[str] = (),
+) -> ModelProto:
+    """Return a copy with fairseq's ids: its first tokens, all other pieces, <mask>.
 
     Args:
         model: A model that begins with <unk> <s> </s>.
         source: The file, for messages.
+        first: The first tokens: FAIRSEQ or CAMEMBERT.
         codes: mBART's language codes, which come before <mask>.
 
     Raises:
@@ -139,16 +146,18 @@ def to_fairseq_ids(model: ModelProto, source: str | Path, codes: Iterable[str] =
         raise TokenizerError(f"{source}: XLM-R's model begins with <unk>, <s>, </s>.")
     renumbered = _copy(model)
     del renumbered.pieces[:]
-    for piece in FAIRSEQ:
+    for piece in first:
         kind = UNKNOWN if piece == "<unk>" else CONTROL
         renumbered.pieces.add(piece=piece, score=0.0, type=kind)
+    renumbered.pieces.extend(entry for entry in model.pieces[:3] if entry.piece not in first)
     renumbered.pieces.extend(model.pieces[3:])
     for code in codes:
         renumbered.pieces.add(piece=code, score=0.0, type=CONTROL)
     renumbered.pieces.add(piece="<mask>", score=0.0, type=CONTROL)
-    renumbered.trainer_spec.unk_id = FAIRSEQ.index("<unk>")
-    renumbered.trainer_spec.bos_id, renumbered.trainer_spec.pad_id = 0, 1
-    renumbered.trainer_spec.eos_id = 2
+    ids = {entry.piece: token_id for token_id, entry in enumerate(renumbered.pieces)}
+    spec = renumbered.trainer_spec
+    spec.unk_id, spec.pad_id = ids["<unk>"], ids["<pad>"]
+    spec.bos_id, spec.eos_id = ids["<s>"], ids["</s>"]
     return renumbered
 
 

@@ -45,8 +45,8 @@ CLASSES = {
     "t5": "T5Tokenizer", "mt5": "MT5Tokenizer", "mbart": "MBartTokenizer",
     "marian": "MarianTokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer",
     "electra": "BertTokenizer", "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer", "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
+    "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
 }  # fmt: skip
 # Spellings that are used where no file names a special token.
 COMMON_SPELLINGS = {
