@@ -18,7 +18,7 @@ from tfllm.tasks.embedding import Embedding
 NAMES = (
     "gpt2", "distilgpt2", "gpt2_untied", "llama2", "llama3", "llama_yarn", "llama_biased",
     "smollm2", "mistral", "qwen2", "qwen2_untied", "qwen3", "gemma", "gemma2", "gemma3",
-    "smollm3", "granite", "olmo2",
+    "smollm3", "granite", "olmo2", "phi3", "phi3_long",
 )  # fmt: skip
 FAMILIES = {
     name: next((family for family in ("gpt2", "gemma") if family in name), "llama")
@@ -73,7 +73,7 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, na
     assert_comes_back(checkpoint, directory, inputs, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2_untied", "gemma2", "gemma3", "smollm3"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2_untied", "gemma2", "gemma3", "smollm3", "phi3"])
 def test_windows_hold_in_cached_steps(source, name):
     """The window is shorter than the text."""
     directory, inputs, logits = source(name)

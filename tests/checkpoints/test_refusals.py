@@ -1,5 +1,6 @@
 """What a directory says that tfllm does not do is refused by name, before anything is built."""
 
+import dataclasses
 import json
 import struct
 
@@ -221,6 +222,7 @@ NUMBERS = {
     ("decoders", "granite"): [
         "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling",
     ],
+    ("decoders", "phi3"): ["sliding_window", "resid_pdrop", "partial_rotary_factor"],
     ("decoders", "qwen2_untied"): ["max_window_layers", "sliding_window"],
     ("decoders", "gpt2"): [
         "vocab_size", "n_layer", "n_head", "n_embd", "n_positions", "n_inner",
@@ -289,8 +291,40 @@ def test_numbers_of_rotary_positions(golden, key, value):
 
 
 @pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"short_factor": None}, "short_factor of the rotary .* a list of them"),
+        ({"short_factor": [1.0, 2.0]}, "short_factor has 2 factors, and 3 pairs"),
+        ({"short_factor": [1.0, -2.0, 3.0]}, "short_factor of the rotary .* above 0"),
+        ({"long_factor": 3.0}, "long_factor of the rotary .* a list of them"),
+        ({"rope_type": "linear", "factor": 2.0}, "the kind 'linear' are none of Phi-3's"),
+        ({"partial_rotary_factor": 0.4}, "head_dim times partial_rotary_factor is 3"),
+        ({"attention_factor": "much"}, "no number"),
+    ],
+    ids=str,
+)
+def test_tables_of_longrope(golden, changes, said):
+    directory, _, _ = golden("decoders", "phi3_long")
+    rope = json.loads((directory / "config.json").read_text())["rope_parameters"]
+    change(directory, rope_parameters={**rope, **changes})
+    refused(directory, said)
+
+
+def test_no_text_is_longer_than_what_longrope_holds_for(golden):
+    """Keys are rotated by another table beyond it; transformers computes cached ones anew."""
+    directory, _, _ = golden("decoders", "phi3_long")
+    checkpoint = store.load(directory)
+    assert json.loads((directory / "config.json").read_text())["max_position_embeddings"] == 64
+    assert checkpoint.config.max_sequence_length == 16
+    shape = {**dataclasses.asdict(checkpoint.config), "max_sequence_length": 17}
+    with pytest.raises(SettingError, match="change beyond 16 tokens .* Lower it"):
+        build_config("llama", shape)
+
+
+@pytest.mark.parametrize(
     ("model", "config", "said"),
     [
+        (("decoders", "phi3"), {"lm_head_bias": True}, "without a bias of the logits"),
         (("decoders", "smollm2"), {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
         (("decoders", "smollm2"), {"attention_bias": 1}, "attention_bias is 1; .*true or false"),
         (("decoders", "smollm2"), {"mlp_bias": "no"}, "mlp_bias is 'no'; .*true or false"),

@@ -57,6 +57,17 @@ DECODERS = {
         "logits_scale": 0.125,
     },
     "llama olmo2": {"variant": "olmo2", "query_key_norm": True},
+    "llama phi3": {
+        "variant": "phi3",
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5],
+            "long_factor": [9.0] * 6,
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
     "gemma": {"variant": "gemma", "num_key_value_heads": 2, "head_dim": 32},
     "gemma 2": {
         "variant": "gemma2",

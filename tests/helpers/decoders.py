@@ -51,6 +51,14 @@ CONFIGS = {
     "llama olmo2": llama.Config(
         variant="olmo2", num_key_value_heads=2, query_key_norm=True, tie_embeddings=False, **SHAPE
     ),
+    "llama phi3": llama.Config(
+        variant="phi3", num_key_value_heads=2, partial_rotary_factor=0.5, sliding_window=4,
+        rope_scaling={
+            "rope_type": "longrope", "short_factor": [2.0], "long_factor": [9.0], "factor": 2.0,
+            "original_max_position_embeddings": 16,
+        },
+        **SHAPE,
+    ),
     "gemma": gemma.Config(variant="gemma", num_key_value_heads=2, head_dim=6, **SHAPE),
     "gemma 2": gemma.Config(
         variant="gemma2", num_key_value_heads=2, head_dim=6, query_scalar=9.0, sliding_window=4,

@@ -55,13 +55,38 @@ def test_yarn_sharpens_attention():
     assert factor == pytest.approx(0.1 * math.log(4) + 1)
 
 
+def test_longrope_divides_each_frequency_by_its_own_factor():
+    scaling = {
+        "rope_type": "longrope", "short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [9.0] * 4,
+        "factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    plain, _ = rotary.frequencies(8, 500.0, None, 16)
+    scaled, factor = rotary.frequencies(8, 500.0, scaling, 16)
+    np.testing.assert_allclose(scaled, plain / [1, 2, 3, 4], rtol=1e-6)
+    assert factor == pytest.approx(math.sqrt(1.5))  # 1 + log(4) / log(16)
+
+
+def test_the_rest_of_a_partly_rotated_head_stays():
+    radians, _ = rotary.frequencies(4, 500.0, None, 16)
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype("float32")
+    turns = rotary.cos_sin(np.arange(3, dtype="int32")[None], radians)
+    rotated = np.asarray(rotary.rotate(x, *turns))
+    np.testing.assert_array_equal(rotated[..., 4:], x[..., 4:])
+    np.testing.assert_array_equal(rotated[..., :4], np.asarray(rotary.rotate(x[..., :4], *turns)))
+
+
 @pytest.mark.parametrize(
     ("scaling", "said"),
     [
         ({"rope_type": "llama33"}, "Did you mean 'llama3'"),
         ({"type": "linear"}, "needs the key 'factor'"),
         ({"type": "linear", "factor": "much"}, "no number"),
-        ({"rope_type": "longrope"}, "no kind 'longrope'"),
+        ({"rope_type": "longrope"}, "needs the key 'short_factor'"),
+        ({"rope_type": "longrope", "short_factor": [1.0]}, "needs the key 'long_factor'"),
+        (
+            {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]},
+            "short_factor has 1 factors, and 4 pairs",
+        ),
     ],
 )
 def test_what_is_not_known_is_refused(scaling, said):

@@ -53,11 +53,56 @@ def rows_of(paths: Iterable[str], table: TensorMap) -> dict[str, TensorLayout]:
     return rows
 
 
-def tensor_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the complete tensor for a variable of `shape`."""
-    complete = list(_part_shape(row, shape))
-    complete[row.part_axis] *= row.parts
+def tensor_shape(
+    paths: list[str], rows: Mapping[str, TensorLayout], variables: Mapping[str, keras.Variable]
+) -> tuple[int, ...]:
+    """Return the shape of the complete tensor for the variables that are its parts."""
+    shapes = [_part_shape(rows[path], tuple(variables[path].shape)) for path in paths]
+    axis = rows[paths[0]].part_axis
+    complete = list(shapes[0])
+    if len(shapes) > 1:
+        complete[axis] = sum(shape[axis] for shape in shapes)
     return tuple(complete)
+
+
+def _by_tensor(rows: Mapping[str, TensorLayout]) -> dict[str, list[str]]:
+    """The name of each tensor -> the variables that are its parts, in order."""
+    names: dict[str, list[str]] = {}
+    for path in sorted(rows, key=lambda path: rows[path].part):
+        names.setdefault(rows[path].name, []).append(path)
+    return names
+
+
+def _split(
+    tensor: np.ndarray,
+    paths: list[str],
+    rows: Mapping[str, TensorLayout],
+    variables: Mapping[str, keras.Variable],
+) -> dict[str, np.ndarray]:
+    """The parts of a tensor by variable."""
+    row = rows[paths[0]]
+    if len(paths) == 1:
+        return {paths[0]: tensor}
+    sizes = [_part_shape(rows[path], tuple(variables[path].shape))[row.part_axis] for path in paths]
+    ends = np.cumsum([size // row.groups for size in sizes])[:-1]
+    parts = np.split(_grouped(tensor, row), ends, 1)
+    return {path: _ungrouped(part, row) for path, part in zip(paths, parts, strict=True)}
+
+
+def _fuse(parts: list[np.ndarray], row: TensorLayout) -> np.ndarray:
+    """The tensor of several parts."""
+    return _ungrouped(np.concatenate([_grouped(part, row) for part in parts], 1), row)
+
+
+def _grouped(value: np.ndarray, row: TensorLayout) -> np.ndarray:
+    """The outputs of a tensor or part as two leading axes: groups, and outputs of a group."""
+    value = np.moveaxis(value, row.part_axis, 0)
+    return value.reshape(row.groups, -1, *value.shape[1:])
+
+
+def _ungrouped(value: np.ndarray, row: TensorLayout) -> np.ndarray:
+    """The tensor or part of what `_grouped` gives."""
+    return np.moveaxis(value.reshape(-1, *value.shape[2:]), 0, row.part_axis)
 
 
 def _part_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,37 +117,30 @@ def to_variables(
     rows: Mapping[str, TensorLayout], variables: Mapping[str, keras.Variable], tensors: Tensors
 ) -> None:
     """Assign tensors to variables. Their shapes were checked before."""
-    for path, row in rows.items():
-        value = tensors[row.name]
-        if row.parts > 1:
-            value = np.split(value, row.parts, row.part_axis)[row.part]
-        value = value.astype(np.float32, copy=False)
-        value = value.T if row.inputs > 0 else value
-        variables[path].assign(value.reshape(variables[path].shape))
+    for name, paths in _by_tensor(rows).items():
+        for path, value in _split(tensors[name], paths, rows, variables).items():
+            value = value.astype(np.float32, copy=False)
+            value = value.T if rows[path].inputs > 0 else value
+            variables[path].assign(value.reshape(variables[path].shape))
 
 
 def to_tensors(
     rows: Mapping[str, TensorLayout], variables: Mapping[str, keras.Variable]
 ) -> dict[str, np.ndarray]:
     """Convert variables to tensors, float32."""
-    parts: dict[str, dict[int, np.ndarray]] = {}
-    axes = {}
-    for path, row in rows.items():
-        value = array_of(variables[path])
-        if row.inputs > 0:
-            value = value.reshape(_part_shape(row, value.shape)[::-1]).T
-        elif row.inputs == 0:
-            value = value.reshape(-1)
-        parts.setdefault(row.name, {})[row.part] = value
-        axes[row.name] = row.part_axis
-    return {
-        name: np.ascontiguousarray(
-            np.concatenate([by_part[i] for i in sorted(by_part)], axes[name])
-            if len(by_part) > 1
-            else by_part[0]
-        )
-        for name, by_part in parts.items()
-    }
+    tensors = {}
+    for name, paths in _by_tensor(rows).items():
+        parts = []
+        for path in paths:
+            value = array_of(variables[path])
+            if rows[path].inputs > 0:
+                value = value.reshape(_part_shape(rows[path], value.shape)[::-1]).T
+            elif rows[path].inputs == 0:
+                value = value.reshape(-1)
+            parts.append(value)
+        fused = _fuse(parts, rows[paths[0]]) if len(parts) > 1 else parts[0]
+        tensors[name] = np.ascontiguousarray(fused)
+    return tensors
 
 
 def array_of(variable: keras.Variable) -> np.ndarray:
@@ -131,13 +169,13 @@ def check(
     Raises:
         CheckpointError: Names all missing and unknown tensors and those of the wrong shape.
     """
-    expected_names = {row.name: path for path, row in rows.items()}  # any one of several parts
+    expected_names = _by_tensor(rows)
     missing = [name for name in expected_names if name not in shapes]
     known = set(known)
     leftover = [name for name in shapes if name not in expected_names and name not in known]
     wrong = []
-    for name, path in expected_names.items():
-        expected = tensor_shape(rows[path], tuple(variables[path].shape))
+    for name, paths in expected_names.items():
+        expected = tensor_shape(paths, rows, variables)
         if name in shapes and tuple(shapes[name]) != expected:
             wrong.append(f"{name} is {list(shapes[name])} and should be {list(expected)}")
     problems = [

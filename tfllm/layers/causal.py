@@ -47,6 +47,7 @@ class CausalAttention(keras.layers.Layer):
         softcap: Above 0, scores are bounded to it (Gemma 2).
         norm: Of queries and keys: "rms" or "rms_offset".
         norm_whole: Whether all heads of a token are normalized as one vector (OLMo 2).
+        rotary_dim: How many values of a head are rotated, from the first; 0: all.
         options: Of `keras.layers.Layer`.
     """
 
@@ -69,6 +70,7 @@ class CausalAttention(keras.layers.Layer):
         softcap: float = 0.0,
         norm: str = "rms",
         norm_whole: bool = False,
+        rotary_dim: int = 0,
         **options: Any,
     ):
         super().__init__(**options)
@@ -89,8 +91,11 @@ class CausalAttention(keras.layers.Layer):
         self.softcap = softcap
         self.norm = norm
         self.norm_whole = norm_whole
+        self.rotary_dim = rotary_dim
         self.rope_frequencies = (
-            rotary.frequencies(head_dim, rope_theta, rope_scaling, max_sequence_length)
+            rotary.frequencies(
+                rotary_dim or head_dim, rope_theta, rope_scaling, max_sequence_length
+            )
             if rope_theta
             else None
         )
@@ -211,6 +216,7 @@ ATTENTION_ARGUMENTS = (
     "num_heads", "num_key_value_heads", "head_dim", "dropout", "qkv_bias", "output_bias",
     "norm_epsilon", "rope_theta", "rope_scaling", "max_sequence_length", "initializer_range",
     "residual_range", "scaled", "query_scale", "softcap", "norm", "norm_whole",
+    "rotary_dim",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def frequencies(
     """Compute the rotary frequencies of a head.
 
     Args:
-        head_dim: Width of a head; even.
+        head_dim: Width of a head, or of the part of it that is rotated; even.
         theta: Base of the wavelengths.
         scaling: Hugging Face's table `rope_scaling`: `rope_type`, `factor` and the further keys of
             its type; None or empty: no scaling.
@@ -115,6 +115,26 @@ def _yarn(inverse: np.ndarray, theta: float, settings: Scaling) -> tuple[np.ndar
     return divide * inverse / factor + (1 - divide) * inverse, float(attention)
 
 
+def _longrope(inverse: np.ndarray, theta: float, settings: Scaling) -> tuple[np.ndarray, float]:
+    """LongRoPE (Ding et al. 2024): divide each frequency by a factor of its own.
+
+    There are two lists of factors. transformers takes the long one for every token of a batch with
+    a text longer than `original_max_position_embeddings`, and computes cached keys anew when a text
+    grows beyond that. No model here is longer: the short list always holds.
+    """
+    divisors, _ = (np.asarray(settings[key], np.float64) for key in ("short_factor", "long_factor"))
+    if divisors.shape != inverse.shape:
+        raise SettingError(
+            f"rope_scaling: short_factor has {divisors.size} factors, and {len(inverse)} pairs of "
+            "a head are rotated. Give one factor for each pair."
+        )
+    attention = settings.get("attention_factor")
+    if attention is None:
+        factor, original = settings["factor"], settings["original_max_position_embeddings"]
+        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return inverse / divisors, float(attention)
+
+
 SCALINGS: dict[str, Callable[[np.ndarray, float, Scaling], tuple[np.ndarray, float]]] = {
     "default": _default,
     "linear": _linear,
@@ -122,6 +142,7 @@ SCALINGS: dict[str, Callable[[np.ndarray, float, Scaling], tuple[np.ndarray, flo
     "dynamic": _default,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }
 
 
@@ -146,12 +167,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: Queries or keys.
-        cos: float32 (B, S, 1, head_dim / 2).
+        cos: float32 (B, S, 1, pairs); where these are less than head_dim / 2, the first values of
+            each head are rotated and the others are left as they are.
         sin: The same.
 
     Returns:
         The shape and dtype of `x`.
     """
+    width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:
+        rotated = rotate(x[..., :width], cos, sin)
+        return ops.concatenate([rotated, x[..., width:]], axis=-1)
     first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
     rotated = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return ops.cast(rotated, x.dtype)

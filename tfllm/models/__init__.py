@@ -38,7 +38,8 @@ FAMILIES: dict[str, Any] = {
 def get_weight_map(family: str, config: Any) -> WeightMap:
     """Return the map between a model's variables and Hugging Face's tensors."""
     key = getattr(config, "layout", None) or getattr(config, "variant", family)
-    return FAMILIES[family].WEIGHTS[key]
+    weights: WeightMap = FAMILIES[family].WEIGHTS[key]
+    return weights.for_config(config)
 
 
 def model_types() -> dict[str, str]:

@@ -82,18 +82,33 @@ def check_rotary_config(config: Any) -> None:
             f"num_heads {config.num_heads} cannot share {config.num_key_value_heads} heads of keys "
             "and values equally; choose a num_key_value_heads that divides num_heads."
         )
-    if config.head_dim % 2 or not config.head_dim:
-        raise SettingError(f"head_dim is {config.head_dim}; rotary positions need an even one.")
-    if len(config.layer_types) not in (0, config.num_layers):
+    width = rotary_dim(config)
+    if width % 2 or not width:
+        name = "head_dim" if width == config.head_dim else "head_dim times partial_rotary_factor"
+        raise SettingError(f"{name} is {width}; rotary positions need an even one.")
+    kinds = getattr(config, "layer_types", ())
+    if len(kinds) not in (0, config.num_layers):
         raise SettingError(
-            f"layer_types names {len(config.layer_types)} layers, and num_layers is "
+            f"layer_types names {len(kinds)} layers, and num_layers is "
             f"{config.num_layers}. Name every layer, or none."
         )
-    for kind in config.layer_types:
+    for kind in kinds:
         if kind not in (FULL, SLIDING):
             known = did_you_mean(kind, (FULL, SLIDING))
             raise SettingError(f"layer_types: there is no '{kind}'. {known}")
-    rotary.frequencies(
-        config.head_dim, config.rope_theta, config.rope_scaling, config.max_sequence_length
-    )
+    scaling, longest = config.rope_scaling, config.max_sequence_length
+    rotary.frequencies(width, config.rope_theta, scaling, longest)
+    if rotary.rope_type(scaling) == "longrope":
+        original = scaling.get("original_max_position_embeddings", longest)
+        if longest > original:
+            raise SettingError(
+                f"max_sequence_length is {longest}, and rotary positions of the kind 'longrope' "
+                f"change beyond {original} tokens (original_max_position_embeddings), which "
+                "cached keys cannot follow. Lower it to that."
+            )
     get_activation(config.activation)
+
+
+def rotary_dim(config: Any) -> int:
+    """Return how many values of a head are rotated."""
+    return int(config.head_dim * getattr(config, "partial_rotary_factor", 1.0))

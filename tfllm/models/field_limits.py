@@ -49,6 +49,7 @@ REAL: dict[str, tuple[float, float, bool]] = {
     "initializer_range": (0.0, 1e6, False),
     "rope_theta": (0.0, 1e15, True),
     "local_rope_theta": (0.0, 1e15, True),
+    "partial_rotary_factor": (0.0, 1.0, True),
     "query_scalar": (0.0, 1e6, True),
     "attention_softcap": (0.0, 1e6, False),
     "logits_softcap": (0.0, 1e6, False),

@@ -4,7 +4,8 @@ Llama 2 and 3, SmolLM2 and TinyLlama are one graph. Mistral (Jiang et al. 2023) 
 window; Qwen2 (Yang et al. 2024) has biases on queries, keys and values; Qwen3 (2025) normalizes
 queries and keys instead. SmolLM3 (2025) does not rotate in every fourth layer. Granite 3 (IBM 2024)
 scales embeddings, scores, residual connections and logits. OLMo 2 (2024) normalizes the output of
-each part of a block, not its input, and all queries and all keys of a token at once.
+each part of a block, not its input, and all queries and all keys of a token at once. Phi-3 and
+Phi-4-mini (Microsoft 2024) store queries, keys and values as one matrix, and gate and up as one.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from tfllm.models.decoder_graph import (
     build_backbone,
     check_rotary_config,
     forward,
+    rotary_dim,
 )
 from tfllm.models.field_limits import check_positive
-from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
+from tfllm.models.weight_map import TensorLayout, WeightMap, fused, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
-Variant = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2"]
+Variant = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "phi3"]
 
 
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
@@ -62,6 +64,8 @@ class Config:
     """Base of the wavelengths of rotary positions."""
     rope_scaling: Mapping[str, Any] = field(default_factory=dict)
     """Hugging Face's table: rope_type, factor, ...; empty is none. See `layers.rotary`."""
+    partial_rotary_factor: float = 1.0
+    """How much of a head is rotated (Phi-4-mini); the rest is left as it is."""
     sliding_window: int = 0
     """How many tokens a layer attends to, the query included; 0: to the start."""
     layer_types: tuple[str, ...] = ()
@@ -70,6 +74,8 @@ class Config:
     """Whether each layer has rotary positions; empty: all have. SmolLM3: all but every fourth."""
     activation: str = "silu"
     layer_norm_epsilon: float = 1e-5
+    dropout: float = 0.0
+    """Rate, on the output of each part of a block."""
     attention_dropout: float = 0.0
     qkv_bias: bool = False
     output_bias: bool = False
@@ -134,6 +140,7 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
         "query_scale": config.query_scale,
         "rope_scaling": config.rope_scaling,
         "max_sequence_length": config.max_sequence_length,
+        "rotary_dim": rotary_dim(config) if config.partial_rotary_factor != 1.0 else 0,
         "initializer_range": initializer_range,
         "residual_range": initializer_range,
     }
@@ -153,6 +160,7 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
             "rms",
             epsilon,
             gated=True,
+            dropout=config.dropout,
             input_norms=config.variant != "olmo2",
             output_norms=config.variant == "olmo2",
             residual_scale=config.residual_scale,
@@ -197,6 +205,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **SEVEN_BILLION, "vocabulary_size": 50304, "layer_norm_epsilon": 1e-5,
         "query_key_norm": True,
     },
+    "phi3": {
+        **SEVEN_BILLION, "vocabulary_size": 32064, "hidden_dim": 3072, "intermediate_dim": 8192,
+        "max_sequence_length": 4096, "layer_norm_epsilon": 1e-5,
+    },
 }  # fmt: skip
 MODEL_TYPES = tuple(VARIANTS)
 """Hugging Face's model types that this family builds."""
@@ -224,23 +236,29 @@ GRANITE_KEYS = {
     "residual_scale": "residual_multiplier",
     "logits_scale": "logits_scaling",  # its inverse
 }
+PHI3_KEYS = {"dropout": "resid_pdrop", "partial_rotary_factor": "partial_rotary_factor"}
+OWN_KEYS = {"granite": GRANITE_KEYS, "phi3": PHI3_KEYS}
 BIASES = ("llama", "qwen3", "smollm3", "granite", "olmo2")
 """Variants where `attention_bias` decides about all four biases of the attention."""
 THETA = {"smollm3": 2e6}  # of transformers, where it is not 10,000
 NO_ROPE_INTERVAL = 4
 UNSUPPORTED: hf.Unsupported = (
     ("mlp_bias", False, "biases in the feed-forward network"),
-    ("partial_rotary_factor", 1.0, "partly rotated heads"),
+    ("lm_head_bias", False, "a bias of the logits"),
 )
+PARTLY_ROTATED: hf.Unsupported = (("partial_rotary_factor", 1.0, "partly rotated heads"),)
+LONGROPE = "longrope"
+PHI3_LENGTH = 4096  # tokens of the first phase of training, where config.json names none
 
 
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
     """Return the Config for a `config.json`. Raises CheckpointError for an unsupported graph."""
     variant = hf_config["model_type"]
     rope = _rope(hf_config)
+    unsupported = UNSUPPORTED if variant == "phi3" else UNSUPPORTED + PARTLY_ROTATED
     for table in (rope, hf_config):
-        hf.check_supported(table, variant, UNSUPPORTED)
-    keys = {**KEYS, **GRANITE_KEYS} if variant == "granite" else KEYS
+        hf.check_supported(table, variant, unsupported)
+    keys = {**KEYS, **OWN_KEYS.get(variant, {})}
     fields = hf.config_fields(hf_config, keys, VARIANTS[variant])
     if fields.get("logits_scale"):
         fields["logits_scale"] = 1.0 / fields["logits_scale"]
@@ -250,7 +268,14 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     if rotary.rope_type(rope) == "yarn" and "factor" in rope and rope["factor"] is None:
         longest = fields["max_sequence_length"]
         rope["factor"] = longest / (rope.get("original_max_position_embeddings") or longest)
+    if rotary.rope_type(rope) == LONGROPE:
+        longest = fields["max_sequence_length"]
+        original = rope.setdefault("original_max_position_embeddings", longest)
+        rope["factor"] = rope.get("factor") or longest / original
+        fields["max_sequence_length"] = min(longest, original)
     fields["rope_theta"] = rope.pop("rope_theta", None) or THETA.get(variant, 10000.0)
+    if variant == "phi3" and (part := rope.pop("partial_rotary_factor", None)):
+        fields["partial_rotary_factor"] = part
     fields["rope_scaling"] = rope
     fields |= _read_windows(hf_config, variant, fields["num_layers"])
     if variant == "smollm3":
@@ -275,15 +300,33 @@ def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     if theta is not None:
         rope = {"rope_theta": theta, **rope}
     before = hf_config.get("original_max_position_embeddings")
-    if before is not None and rotary.rope_type(rope) in ("llama3", "yarn"):
+    if hf_config["model_type"] == "phi3":
+        rope = _phi3_rope(rope)
+        before = before or PHI3_LENGTH
+    if before is not None and rotary.rope_type(rope) in ("llama3", "yarn", LONGROPE):
         rope = {**rope, "original_max_position_embeddings": before}
     for key, value in rope.items():
-        if not (value is None or isinstance(value, bool | str) or _positive(value)):
+        numbers = value if key in ("short_factor", "long_factor") else [value]
+        if not (isinstance(numbers, list) and all(map(_rope_value, numbers))):
             raise CheckpointError(
                 f"config.json: {key} of the rotary positions is {value!r}; it must be a finite "
-                "number above 0. Correct the key, or copy the file again."
+                "number above 0, or a list of them for each pair of a head. Correct the key, or "
+                "copy the file again."
             )
     return dict(rope)
+
+
+def _phi3_rope(rope: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return Phi-3's table with the one name that LongRoPE has now."""
+    kind = rotary.rope_type(rope)
+    if kind in ("su", "yarn"):
+        return {**rope, "rope_type": LONGROPE}
+    if kind not in ("default", LONGROPE):
+        raise CheckpointError(
+            f"config.json: rotary positions of the kind '{kind}' are none of Phi-3's, which are "
+            f"'default' and '{LONGROPE}'. Use a checkpoint with one of these."
+        )
+    return rope
 
 
 def _read_rotary_layers(hf_config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
@@ -298,7 +341,9 @@ def _read_rotary_layers(hf_config: Mapping[str, Any], num_layers: int) -> tuple[
     return tuple(map(bool, rotates[:num_layers]))
 
 
-def _positive(value: Any) -> bool:
+def _rope_value(value: Any) -> bool:
+    if value is None or isinstance(value, bool | str):
+        return True
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
@@ -308,8 +353,8 @@ def _read_windows(hf_config: Mapping[str, Any], variant: str, num_layers: int) -
         hf.check_number(key, hf_config.get(key), key)
     if variant in ("llama", "granite", "olmo2"):
         return {}
-    window = hf_config.get("sliding_window", 4096) or 0
-    if variant == "mistral" or not window:
+    window = hf_config.get("sliding_window", 0 if variant == "phi3" else 4096) or 0
+    if variant in ("mistral", "phi3") or not window:
         return {"sliding_window": window}
     if not hf_config.get("use_sliding_window"):
         return {}
@@ -349,7 +394,7 @@ def to_hf(config: Config) -> dict[str, Any]:
     }
     kinds = [FULL if window is None else SLIDING for window in windows(config)]
     window = config.sliding_window or None
-    if config.variant == "mistral":
+    if config.variant in ("mistral", "phi3"):
         result["sliding_window"] = window
     elif config.variant in ("qwen2", "qwen3", "smollm3"):
         result |= {
@@ -365,6 +410,14 @@ def to_hf(config: Config) -> dict[str, Any]:
         result |= {key: getattr(config, field) for field, key in GRANITE_KEYS.items()}
         result["logits_scaling"] = 1.0 / config.logits_scale
         result["attention_multiplier"] = config.query_scale or config.head_dim**-0.5
+    elif config.variant == "phi3":
+        result |= {key: getattr(config, field) for field, key in PHI3_KEYS.items()}
+        result["rope_parameters"]["partial_rotary_factor"] = config.partial_rotary_factor
+    if rotary.rope_type(scaling) == LONGROPE:
+        original = scaling["original_max_position_embeddings"]
+        result["original_max_position_embeddings"] = original
+        if config.max_sequence_length == original:
+            result["max_position_embeddings"] = round(original * scaling["factor"])
     if config.variant in BIASES:
         result["attention_bias"] = config.qkv_bias
     result = {"model_type": config.variant, **result}
@@ -376,11 +429,14 @@ def to_hf(config: Config) -> dict[str, Any]:
     return result
 
 
-def _weights(*architectures: str, **names: str) -> WeightMap:
+def _weights(
+    *architectures: str, fused_rows: Mapping[str, TensorLayout] | None = None, **names: str
+) -> WeightMap:
     """One map for all: a model has no variables for the entries that its variant lacks.
 
     Args:
         architectures: As in `config.json`.
+        fused_rows: Rows in place of Llama's.
         names: Hugging Face's names of norms by ours, where they are not Llama's.
     """
     layer = "model.layers.{i}"
@@ -404,6 +460,7 @@ def _weights(*architectures: str, **names: str) -> WeightMap:
             **linear("layer_{i}/up", f"{layer}.mlp.up_proj"),
             **linear("layer_{i}/down", f"{layer}.mlp.down_proj"),
             **rms_norm("final_norm", "model.norm"),
+            **(fused_rows or {}),
         },
         heads={"causal_lm": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
         architectures={"causal_lm": architectures},
@@ -411,6 +468,14 @@ def _weights(*architectures: str, **names: str) -> WeightMap:
     )
 
 
+FUSED = {
+    f"layer_{{i}}/{name}/kernel": fused(f"model.layers.{{i}}.{tensor}.weight", n, len(names), 1)
+    for tensor, names in (
+        ("self_attn.qkv_proj", ("attention/query", "attention/key", "attention/value")),
+        ("mlp.gate_up_proj", ("gate", "up")),
+    )
+    for n, name in enumerate(names)
+}
 WEIGHTS = {
     "llama": _weights("LlamaForCausalLM", "LlamaModel"),
     "mistral": _weights("MistralForCausalLM", "MistralModel"),
@@ -424,4 +489,5 @@ WEIGHTS = {
         attention_output_norm="post_attention_layernorm",
         feedforward_output_norm="post_feedforward_layernorm",
     ),
+    "phi3": _weights("Phi3ForCausalLM", "Phi3Model", fused_rows=FUSED),
 }

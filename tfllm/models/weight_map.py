@@ -7,7 +7,8 @@ equal, or a `TensorLayout`. `{i}` in both stands for the layer's index.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class TensorLayout:
     part: int = 0
     parts: int = 1
     """Where several variables are fused in one tensor, side by side along its outputs: which of how
-    many. Outputs are the last axis of a tensor in the variable's layout, the first of any other."""
+    many; each has the size of its variable. Outputs are the last axis of a tensor in the variable's
+    layout, the first of any other."""
+    groups: int = 1
+    """Into how many groups the outputs are split first: each has a piece of every part."""
 
     @property
     def part_axis(self) -> int:
@@ -90,3 +94,18 @@ class WeightMap:
     """Large constants in old checkpoints, such as causal masks; they are dropped."""
     optional: tuple[str, ...] = ()
     """Tensors that a checkpoint may lack; the variable is zero then, its initial value."""
+    grouped_by: str = ""
+    """The Config's field with the number of groups in fused tensors; empty: they have none."""
+
+    def for_config(self, config: Any) -> WeightMap:
+        """Return the map with the number of groups of a family's Config."""
+        if not self.grouped_by:
+            return self
+        groups = getattr(config, self.grouped_by)
+        backbone = {
+            path: replace(row, groups=groups)
+            if isinstance(row, TensorLayout) and row.parts > 1
+            else row
+            for path, row in self.backbone.items()
+        }
+        return replace(self, backbone=backbone)

@@ -89,7 +89,7 @@ MODELS_WITHOUT_VOCABULARY = {
     "byt5": "ByT5Tokenizer", "canine": "CanineTokenizer", "perceiver": "PerceiverTokenizer",
 }  # fmt: skip
 # Model types whose tokenizer.json transformers uses unchanged, whatever class is named.
-UNCHANGED_MODELS = ("mistral", "mixtral")
+UNCHANGED_MODELS = ("mistral", "mixtral", "phi3")
 
 
 def with_class_defaults(
