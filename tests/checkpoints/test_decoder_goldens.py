@@ -18,10 +18,15 @@ from tfllm.tasks.embedding import Embedding
 NAMES = (
     "gpt2", "distilgpt2", "gpt2_untied", "llama2", "llama3", "llama_yarn", "llama_biased",
     "smollm2", "mistral", "qwen2", "qwen2_untied", "qwen3", "gemma", "gemma2", "gemma3",
-    "smollm3", "granite", "olmo2", "phi3", "phi3_long",
+    "smollm3", "granite", "olmo2", "phi3", "phi3_long", "pythia", "gpt_neox",
+    "opt", "opt_350m", "galactica",
 )  # fmt: skip
+OTHERS = {
+    "gpt2": "gpt2", "gemma": "gemma", "pythia": "gpt_neox", "gpt_neox": "gpt_neox", "opt": "opt",
+    "galactica": "opt",
+}  # fmt: skip
 FAMILIES = {
-    name: next((family for family in ("gpt2", "gemma") if family in name), "llama")
+    name: next((family for part, family in OTHERS.items() if part in name), "llama")
     for name in NAMES
 }
 STOPS = {"bos_token_id": 3, "eos_token_id": [2, 4], "temperature": 0.7}

@@ -223,6 +223,14 @@ NUMBERS = {
         "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling",
     ],
     ("decoders", "phi3"): ["sliding_window", "resid_pdrop", "partial_rotary_factor"],
+    ("decoders", "pythia"): [
+        "vocab_size", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_dropout",
+        "attention_dropout", "layer_norm_eps", "rotary_emb_base", "rotary_pct",
+    ],
+    ("decoders", "opt"): [
+        "vocab_size", "num_attention_heads", "hidden_size", "ffn_dim", "word_embed_proj_dim",
+        "max_position_embeddings", "dropout", "attention_dropout", "init_std",
+    ],
     ("decoders", "qwen2_untied"): ["max_window_layers", "sliding_window"],
     ("decoders", "gpt2"): [
         "vocab_size", "n_layer", "n_head", "n_embd", "n_positions", "n_inner",
@@ -325,6 +333,15 @@ def test_no_text_is_longer_than_what_longrope_holds_for(golden):
     ("model", "config", "said"),
     [
         (("decoders", "phi3"), {"lm_head_bias": True}, "without a bias of the logits"),
+        (("decoders", "pythia"), {"use_parallel_residual": 1}, "use_parallel_residual is 1; .*tr"),
+        (("decoders", "pythia"), {"attention_bias": "no"}, "attention_bias is 'no'; .*true or"),
+        (("decoders", "pythia"), {"num_attention_heads": 3}, "cannot be split into 3 equal heads"),
+        (("decoders", "pythia"), {"rope_parameters": {"partial_rotary_factor": 0.4}}, "is 3; .*ev"),
+        (("decoders", "opt"), {"do_layer_norm_before": None, "enable_bias": 0}, "enable_bias is 0"),
+        (("decoders", "opt"), {"_remove_final_layer_norm": True}, "without the norm at the end be"),
+        (("decoders", "opt"), {"layer_norm_elementwise_affine": False}, "norms that have no weig"),
+        (("decoders", "opt"), {"layerdrop": 0.1}, "without layers that are left out at random"),
+        (("decoders", "opt"), {"activation_function": "squared"}, "unknown activation 'squared'"),
         (("decoders", "smollm2"), {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
         (("decoders", "smollm2"), {"attention_bias": 1}, "attention_bias is 1; .*true or false"),
         (("decoders", "smollm2"), {"mlp_bias": "no"}, "mlp_bias is 'no'; .*true or false"),
@@ -384,6 +401,10 @@ CONSTANTS = {
         "model.rotary_emb.full_attention_original_inv_freq",
     ],
     ("decoders", "gpt2"): ["transformer.h.0.attn.bias", "h.1.attn.masked_bias"],
+    ("decoders", "pythia"): [
+        "gpt_neox.layers.0.attention.bias", "gpt_neox.layers.1.attention.masked_bias",
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq",
+    ],
     ("bert", "classification"): [
         "bert.embeddings.position_ids", "embeddings.token_type_ids", "loss_fct.weight",
         "loss_fct.pos_weight", "criterion.weight", "bert.norm.num_batches_tracked",

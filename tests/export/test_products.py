@@ -77,6 +77,10 @@ DECODERS = {
         "attention_softcap": 50.0,
         "logits_softcap": 30.0,
     },
+    "gpt_neox": {},
+    "gpt_neox sequential": {"parallel_residual": False, "tie_embeddings": True},
+    "opt": {},
+    "opt post-norm": {"pre_norm": False, "embedding_dim": 32},
     "gemma 3": {"num_key_value_heads": 2, "head_dim": 32, "sliding_window": 3},
 }
 PAIRS = {

@@ -45,6 +45,22 @@ LONGROPE = {
     "short_factor": [1.0, 1.5, 2.0],
     "long_factor": [1.0, 4.0, 9.0],
 }  # of 8 values of a head, 3 pairs are rotated
+NEOX = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "max_position_embeddings": 16,
+}
+OPT = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 8,
+    "ffn_dim": 12,
+    "max_position_embeddings": 16,
+}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 GEMMA = {**LLAMA, "head_dim": 6, "pad_token_id": 0, "num_hidden_layers": 3}
@@ -94,6 +110,23 @@ VARIANTS = {
         {**LLAMA, **TOKENS, "hidden_size": 32, "tie_word_embeddings": True,
          "max_position_embeddings": 64, "original_max_position_embeddings": 16,
          "rope_parameters": LONGROPE},
+    ),
+    "pythia": ("GPTNeoXForCausalLM", NEOX),
+    "gpt_neox": (
+        "GPTNeoXForCausalLM",
+        {**NEOX, "use_parallel_residual": False, "attention_bias": False,
+         "tie_word_embeddings": True, "hidden_act": "gelu_new",
+         "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0,
+                             "partial_rotary_factor": 0.5}},
+    ),
+    "opt": ("OPTForCausalLM", OPT),
+    "opt_350m": (
+        "OPTForCausalLM",
+        {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 6, "pad_token_id": 0},
+    ),
+    "galactica": (
+        "OPTForCausalLM",
+        {**OPT, "activation_function": "gelu", "enable_bias": False, "tie_word_embeddings": False},
     ),
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfllm.layers import heads
-from tfllm.models import FAMILIES, gemma, gpt2, llama
+from tfllm.models import FAMILIES, gemma, gpt2, gpt_neox, llama, opt
 from tfllm.models.decoder import Decoder, get_decoder
 
 SHAPE = {
@@ -68,6 +68,14 @@ CONFIGS = {
         head_dim=6, query_scalar=9.0, sliding_window=4, rope_theta=500.0, local_rope_theta=50.0,
         layer_types=("sliding_attention", "full_attention"), **SHAPE,
     ),
+    "gpt_neox": gpt_neox.Config(partial_rotary_factor=0.5, **SHAPE),
+    "gpt_neox sequential": gpt_neox.Config(
+        partial_rotary_factor=1.0, parallel_residual=False, attention_bias=False,
+        tie_embeddings=True, **SHAPE,
+    ),
+    "opt": opt.Config(**SHAPE),
+    "opt post-norm": opt.Config(embedding_dim=12, pre_norm=False, **SHAPE),
+    "opt untied": opt.Config(bias=False, tie_embeddings=False, activation="gelu", **SHAPE),
 }  # fmt: skip
 LENGTHS = (9, 4, 7)
 

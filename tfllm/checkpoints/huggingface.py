@@ -360,7 +360,7 @@ def _write(checkpoint: Checkpoint, directory: Path) -> None:
         write_json(directory / GENERATION, generation)
     checkpoint.tokenizer.save(directory)
     if isinstance(checkpoint.task, Embedding):
-        width = checkpoint.config.hidden_dim
+        width = checkpoint.model.output_shape[-1]
         sentence_transformers.write(checkpoint.task, width, directory)
 
 

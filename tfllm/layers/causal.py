@@ -238,6 +238,8 @@ class CausalBlock(keras.layers.Layer):
         output_norms: Whether the output of each part is normalized too, before the sum (Gemma 2).
         input_norms: Whether a pre-norm block normalizes the input of each part (OLMo 2 does not).
         residual_scale: Multiplies the output of each part before the sum (Granite).
+        parallel_residual: Whether both parts of a pre-norm block read its input, and their outputs
+            are added to it at once (GPT-NeoX, Black et al. 2022).
         options: Of `keras.layers.Layer`.
     """
 
@@ -256,6 +258,7 @@ class CausalBlock(keras.layers.Layer):
         output_norms: bool = False,
         input_norms: bool = True,
         residual_scale: float = 1.0,
+        parallel_residual: bool = False,
         **options: Any,
     ):
         super().__init__(**options)
@@ -272,6 +275,7 @@ class CausalBlock(keras.layers.Layer):
         self.output_norms = output_norms
         self.input_norms = input_norms
         self.residual_scale = residual_scale
+        self.parallel_residual = parallel_residual
 
     def build(self, x_shape: Shape, *_: Any, **__: Any) -> None:
         policy = self.dtype_policy
@@ -330,6 +334,12 @@ class CausalBlock(keras.layers.Layer):
         training: bool | None = None,
     ) -> tuple[Tensor, KeysAndValues]:
         """Run the block; arguments and results are those of `CausalAttention.call`."""
+        if self.parallel_residual:
+            attended, new = self._attention_part(
+                x, attention_mask, positions, cache, position_bias, training
+            )
+            output = ops.add(self._feedforward_part(x, training), attended)
+            return self.add_residual(x, output, "feedforward_norm"), new
         x, new = self.attend(x, attention_mask, positions, cache, position_bias, training)
         return self.feed_forward(x, training), new
 
@@ -343,6 +353,21 @@ class CausalBlock(keras.layers.Layer):
         training: bool | None,
     ) -> tuple[Tensor, KeysAndValues]:
         """Run the first part of the block, self-attention; see `CausalAttention.call`."""
+        output, new = self._attention_part(
+            x, attention_mask, positions, cache, position_bias, training
+        )
+        return self.add_residual(x, output, "attention_norm"), new
+
+    def _attention_part(
+        self,
+        x: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        cache: Cache | None,
+        position_bias: Tensor | None,
+        training: bool | None,
+    ) -> tuple[Tensor, KeysAndValues]:
+        """The output of self-attention, without the residual connection."""
         inner = self.attention_norm(x) if self.pre_norm and self.input_norms else x
         output, new = self.attention(
             inner,
@@ -354,18 +379,20 @@ class CausalBlock(keras.layers.Layer):
         )
         if self.output_norms:
             output = self.attention_output_norm(output)
-        output = self.attention_output_dropout(output, training=training)
-        return self.add_residual(x, output, "attention_norm"), new
+        return self.attention_output_dropout(output, training=training), new
 
     def feed_forward(self, x: Tensor, training: bool | None) -> Tensor:
         """Run the last part of the block: (B, S, D) to (B, S, D)."""
+        return self.add_residual(x, self._feedforward_part(x, training), "feedforward_norm")
+
+    def _feedforward_part(self, x: Tensor, training: bool | None) -> Tensor:
+        """The output of the feed-forward network, without the residual connection."""
         inner = self.feedforward_norm(x) if self.pre_norm and self.input_norms else x
         inner = ops.multiply(self.gate(inner), self.up(inner)) if self.gated else self.up(inner)
         output = self.down(self.intermediate_dropout(inner, training=training))
         if self.output_norms:
             output = self.feedforward_output_norm(output)
-        output = self.feedforward_dropout(output, training=training)
-        return self.add_residual(x, output, "feedforward_norm")
+        return self.feedforward_dropout(output, training=training)
 
     def add_residual(self, x: Tensor, output: Tensor, norm: str) -> Tensor:
         """Add a part's output to its input, and normalize the sum in a post-norm block."""
@@ -399,6 +426,7 @@ class CausalBlock(keras.layers.Layer):
 BLOCK_ARGUMENTS = (
     "intermediate_dim", "activation", "norm", "norm_epsilon", "gated", "bias", "dropout",
     "pre_norm", "inner_dropout", "output_norms", "input_norms", "residual_scale",
+    "parallel_residual",
 )  # fmt: skip
 
 

@@ -20,7 +20,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfllm.errors import SettingError, did_you_mean
-from tfllm.models import bart, bert, field_limits, gemma, gpt2, llama, t5, transformer
+from tfllm.models import (
+    bart,
+    bert,
+    field_limits,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    opt,
+    t5,
+    transformer,
+)
 from tfllm.models.weight_map import WeightMap
 
 # The values are modules, or in tests anything with the same names.
@@ -29,6 +40,8 @@ FAMILIES: dict[str, Any] = {
     "gpt2": gpt2,
     "llama": llama,
     "gemma": gemma,
+    "gpt_neox": gpt_neox,
+    "opt": opt,
     "transformer": transformer,
     "t5": t5,
     "bart": bart,

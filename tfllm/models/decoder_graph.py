@@ -5,10 +5,11 @@ A family provides its layers by name (`create_layers`): token_embedding, layer_0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.layers import rotary, segments
@@ -28,7 +29,10 @@ def forward(
     attention_mask: Tensor | tuple[Tensor, ...],
     cache: tuple[Cache, ...] | None = None,
 ) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
-    """Run a decoder with rotary positions.
+    """Run a decoder.
+
+    Besides those of every family there may be the layers `position_embedding`, `embedding_dropout`,
+    and, to and from the width of the blocks, `embedding_projection` and `output_projection`.
 
     Args:
         layers: By name.
@@ -42,8 +46,17 @@ def forward(
         Hidden states (B, S, D) after the final norm, and the new keys and values of each layer.
     """
     x = layers["token_embedding"](token_ids)
+    if projection := layers.get("embedding_projection"):
+        x = projection(x)
+    if position := layers.get("position_embedding"):
+        offset = getattr(config, "position_offset", 0)
+        x = ops.add(x, position(ops.add(positions, offset) if offset else positions))
+    if dropout := layers.get("embedding_dropout"):
+        x = dropout(x)
     x, new = run_blocks(layers, config.num_layers, x, positions, attention_mask, cache)
-    return layers["final_norm"](x), new
+    for name in ("final_norm", "output_projection"):
+        x = layers[name](x) if name in layers else x
+    return x, new
 
 
 def build_backbone(
@@ -51,7 +64,6 @@ def build_backbone(
     config: Any,
     windows: Sequence[int | None],
     name: str,
-    forward: Callable[..., tuple[Tensor, tuple[KeysAndValues, ...]]] = forward,
 ) -> keras.Model:
     """Build a decoder's graph for training.
 
@@ -60,7 +72,6 @@ def build_backbone(
         config: The family's configuration.
         windows: How many tokens each layer attends to, the query included; None: to the start.
         name: The model's name.
-        forward: The family's own `forward`.
 
     Returns:
         A model with inputs `token_ids` and `padding_mask`, int32 (B, T), and hidden states (B, T,
@@ -73,6 +84,15 @@ def build_backbone(
     layer_masks = tuple(masks[window] for window in windows)
     hidden, _ = forward(layers, config, token_ids, segments.positions(mask), layer_masks)
     return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=name)
+
+
+def check_equal_heads(config: Any) -> None:
+    """Raise SettingError where `num_heads` does not divide `hidden_dim`."""
+    if config.hidden_dim % config.num_heads:
+        raise SettingError(
+            f"hidden_dim {config.hidden_dim} cannot be split into {config.num_heads} equal heads; "
+            "choose a hidden_dim that num_heads divides."
+        )
 
 
 def check_rotary_config(config: Any) -> None:

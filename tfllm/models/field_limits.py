@@ -61,6 +61,7 @@ REAL: dict[str, tuple[float, float, bool]] = {
 FLAGS = (
     "tie_embeddings", "share_embeddings", "scale_embeddings", "scale_logits", "pre_norm",
     "logits_bias", "qkv_bias", "output_bias", "query_key_norm", "gated", "use_sliding_window",
+    "parallel_residual", "attention_bias", "bias",
 )  # fmt: skip
 
 

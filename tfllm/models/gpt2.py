@@ -12,13 +12,11 @@ from typing import Any
 
 import keras
 
-from tfllm.errors import SettingError
 from tfllm.layers.activations import get_activation
-from tfllm.layers.causal import CausalBlock, run_blocks
+from tfllm.layers.causal import CausalBlock
 from tfllm.layers.projections import truncated_normal
-from tfllm.layers.types import Cache, KeysAndValues, Tensor
 from tfllm.models import hf_config as hf
-from tfllm.models.decoder_graph import build_backbone
+from tfllm.models.decoder_graph import build_backbone, check_equal_heads, forward
 from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import TensorLayout, WeightMap, fused, layer_norm
 
@@ -49,11 +47,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_positive(self, ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"))
-        if self.hidden_dim % self.num_heads:
-            raise SettingError(
-                f"hidden_dim {self.hidden_dim} cannot be split into {self.num_heads} equal heads; "
-                "choose a hidden_dim that num_heads divides."
-            )
+        check_equal_heads(self)
         if not self.intermediate_dim:
             object.__setattr__(self, "intermediate_dim", 4 * self.hidden_dim)
         get_activation(self.activation)
@@ -115,33 +109,6 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
     return {layer.name: layer for layer in layers}
 
 
-def forward(
-    layers: Mapping[str, keras.layers.Layer],
-    config: Config,
-    token_ids: Tensor,
-    positions: Tensor,
-    attention_mask: Tensor | tuple[Tensor, ...],
-    cache: tuple[Cache, ...] | None = None,
-) -> tuple[Tensor, tuple[KeysAndValues, ...]]:
-    """Run the decoder.
-
-    Args:
-        layers: By name; see `create_layers`.
-        config: The configuration.
-        token_ids: int32 (B, S).
-        positions: int32 (B, S).
-        attention_mask: Boolean (B, S, C + S), C cached tokens first, or a tuple of one per layer.
-        cache: For each layer; see `layers.types.Cache`.
-
-    Returns:
-        Hidden states (B, S, D) after the final norm, and the new keys and values of each layer.
-    """
-    x = layers["token_embedding"](token_ids) + layers["position_embedding"](positions)
-    x = layers["embedding_dropout"](x)
-    x, new = run_blocks(layers, config.num_layers, x, positions, attention_mask, cache)
-    return layers["final_norm"](x), new
-
-
 def windows(config: Config) -> tuple[int | None, ...]:
     """Return every layer's window: None, to the start."""
     return (None,) * config.num_layers
@@ -149,7 +116,7 @@ def windows(config: Config) -> tuple[int | None, ...]:
 
 def backbone(config: Config) -> keras.Model:
     """Build the decoder's graph for training; see `decoder_graph.build_backbone`."""
-    return build_backbone(create_layers(config), config, windows(config), "gpt2", forward)
+    return build_backbone(create_layers(config), config, windows(config), "gpt2")
 
 
 MODEL_TYPES = ("gpt2",)

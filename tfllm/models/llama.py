@@ -10,7 +10,6 @@ Phi-4-mini (Microsoft 2024) store queries, keys and values as one matrix, and ga
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from tfllm.layers.embeddings import ScaledEmbedding
 from tfllm.layers.normalization import normalization_layer
 from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
+from tfllm.models import hf_rope
 from tfllm.models.decoder_graph import (
     FULL,
     SLIDING,
@@ -247,14 +247,15 @@ UNSUPPORTED: hf.Unsupported = (
     ("lm_head_bias", False, "a bias of the logits"),
 )
 PARTLY_ROTATED: hf.Unsupported = (("partial_rotary_factor", 1.0, "partly rotated heads"),)
-LONGROPE = "longrope"
 PHI3_LENGTH = 4096  # tokens of the first phase of training, where config.json names none
 
 
 def from_hf(hf_config: Mapping[str, Any]) -> Config:
     """Return the Config for a `config.json`. Raises CheckpointError for an unsupported graph."""
     variant = hf_config["model_type"]
-    rope = _rope(hf_config)
+    if variant == "phi3":
+        hf_config = _with_phi3_rope(hf_config)
+    rope = hf_rope.read_table(hf_config)
     unsupported = UNSUPPORTED if variant == "phi3" else UNSUPPORTED + PARTLY_ROTATED
     for table in (rope, hf_config):
         hf.check_supported(table, variant, unsupported)
@@ -265,68 +266,31 @@ def from_hf(hf_config: Mapping[str, Any]) -> Config:
     hf.check_number("qkv_bias", hf_config.get("attention_bias"), "attention_bias")
     if hf_config.get("attention_bias") and variant in BIASES:
         fields |= {"qkv_bias": True, "output_bias": True}
-    if rotary.rope_type(rope) == "yarn" and "factor" in rope and rope["factor"] is None:
-        longest = fields["max_sequence_length"]
-        rope["factor"] = longest / (rope.get("original_max_position_embeddings") or longest)
-    if rotary.rope_type(rope) == LONGROPE:
-        longest = fields["max_sequence_length"]
-        original = rope.setdefault("original_max_position_embeddings", longest)
-        rope["factor"] = rope.get("factor") or longest / original
-        fields["max_sequence_length"] = min(longest, original)
-    fields["rope_theta"] = rope.pop("rope_theta", None) or THETA.get(variant, 10000.0)
     if variant == "phi3" and (part := rope.pop("partial_rotary_factor", None)):
         fields["partial_rotary_factor"] = part
-    fields["rope_scaling"] = rope
+    longest = fields["max_sequence_length"]
+    fields |= hf_rope.rotary_fields(rope, longest, THETA.get(variant, 10000.0))
     fields |= _read_windows(hf_config, variant, fields["num_layers"])
     if variant == "smollm3":
         fields["rotary_layers"] = _read_rotary_layers(hf_config, fields["num_layers"])
     return hf.build(Config, {"variant": variant, **fields})
 
 
-def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read theta and scaling: `rope_parameters` of transformers 5, or the keys of transformers 4.
-
-    As in transformers 5, `rope_scaling` wins over `rope_parameters`, a theta inside the table over
-    one beside it, and `original_max_position_embeddings` beside the table over the one inside.
-    """
-    rope = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
-    if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
-        raise CheckpointError(
-            f"config.json: rotary positions {rope!r} are not one table for all layers, which is "
-            "what tfllm builds. Use another checkpoint."
-        )
-    theta = hf_config.get("rope_theta")
-    hf.check_number("rope_theta", theta, "rope_theta")
-    if theta is not None:
-        rope = {"rope_theta": theta, **rope}
-    before = hf_config.get("original_max_position_embeddings")
-    if hf_config["model_type"] == "phi3":
-        rope = _phi3_rope(rope)
-        before = before or PHI3_LENGTH
-    if before is not None and rotary.rope_type(rope) in ("llama3", "yarn", LONGROPE):
-        rope = {**rope, "original_max_position_embeddings": before}
-    for key, value in rope.items():
-        numbers = value if key in ("short_factor", "long_factor") else [value]
-        if not (isinstance(numbers, list) and all(map(_rope_value, numbers))):
-            raise CheckpointError(
-                f"config.json: {key} of the rotary positions is {value!r}; it must be a finite "
-                "number above 0, or a list of them for each pair of a head. Correct the key, or "
-                "copy the file again."
-            )
-    return dict(rope)
-
-
-def _phi3_rope(rope: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return Phi-3's table with the one name that LongRoPE has now."""
-    kind = rotary.rope_type(rope)
+def _with_phi3_rope(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return Phi-3's `config.json` with the one name that LongRoPE has now, and its length."""
+    table = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
+    kind = rotary.rope_type(table) if isinstance(table, Mapping) else "default"
     if kind in ("su", "yarn"):
-        return {**rope, "rope_type": LONGROPE}
-    if kind not in ("default", LONGROPE):
+        table = {**table, "rope_type": hf_rope.LONGROPE}
+    elif kind not in ("default", hf_rope.LONGROPE):
         raise CheckpointError(
             f"config.json: rotary positions of the kind '{kind}' are none of Phi-3's, which are "
-            f"'default' and '{LONGROPE}'. Use a checkpoint with one of these."
+            f"'default' and '{hf_rope.LONGROPE}'. Use a checkpoint with one of these."
         )
-    return rope
+    original = hf_config.get("original_max_position_embeddings") or PHI3_LENGTH
+    return {
+        **hf_config, "rope_scaling": table, "original_max_position_embeddings": original,
+    }  # fmt: skip
 
 
 def _read_rotary_layers(hf_config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
@@ -339,12 +303,6 @@ def _read_rotary_layers(hf_config: Mapping[str, Any], num_layers: int) -> tuple[
     if not isinstance(rotates, list):
         raise CheckpointError(f"config.json: no_rope_layers is {rotates!r}; it must be a list.")
     return tuple(map(bool, rotates[:num_layers]))
-
-
-def _rope_value(value: Any) -> bool:
-    if value is None or isinstance(value, bool | str):
-        return True
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def _read_windows(hf_config: Mapping[str, Any], variant: str, num_layers: int) -> dict[str, Any]:
@@ -385,13 +343,7 @@ def to_hf(config: Config) -> dict[str, Any]:
         CheckpointError: Hugging Face has no such model.
     """
     result = {key: getattr(config, field) for field, key in KEYS.items()}
-    scaling = dict(config.rope_scaling)
-    result |= {"rope_theta": config.rope_theta, "rope_scaling": scaling or None}
-    result["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": config.rope_theta,
-        **scaling,
-    }
+    result |= hf_rope.write_tables(config)
     kinds = [FULL if window is None else SLIDING for window in windows(config)]
     window = config.sliding_window or None
     if config.variant in ("mistral", "phi3"):
@@ -413,11 +365,6 @@ def to_hf(config: Config) -> dict[str, Any]:
     elif config.variant == "phi3":
         result |= {key: getattr(config, field) for field, key in PHI3_KEYS.items()}
         result["rope_parameters"]["partial_rotary_factor"] = config.partial_rotary_factor
-    if rotary.rope_type(scaling) == LONGROPE:
-        original = scaling["original_max_position_embeddings"]
-        result["original_max_position_embeddings"] = original
-        if config.max_sequence_length == original:
-            result["max_position_embeddings"] = round(original * scaling["factor"])
     if config.variant in BIASES:
         result["attention_bias"] = config.qkv_bias
     result = {"model_type": config.variant, **result}

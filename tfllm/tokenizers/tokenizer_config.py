@@ -46,7 +46,8 @@ CLASSES = {
     "marian": "MarianTokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer",
     "electra": "BertTokenizer", "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
-    "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
+    "gpt2": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer",
+    "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
 }  # fmt: skip
 # Spellings that are used where no file names a special token.
 COMMON_SPELLINGS = {
