@@ -25,10 +25,19 @@ DIFFERENT_BATCHES = 16  # each call gets other texts, so that no cache of words 
 def measure_speed(
     predictor: Predictor, examples: Sequence[Example], batch_size: int, seconds: float
 ) -> dict[str, Any]:
-    """Measure latency percentiles (ms per call of `batch_size` texts) and throughput.
+    """Measure latency percentiles and throughput of a predictor.
 
     Calls go one after another, each with the next `batch_size` of `examples`, for `seconds` and at
     least MIN_CALLS times; the WARM_UP_CALLS before are not counted.
+
+    Args:
+        predictor: The model.
+        examples: The inputs, repeated as needed.
+        batch_size: Inputs of a call.
+        seconds: How long to measure.
+
+    Returns:
+        `p50_ms`, `p90_ms` and `p99_ms`, milliseconds per call, and inputs per second.
     """
     batches = [
         [examples[(start + row) % len(examples)] for row in range(batch_size)]
@@ -74,6 +83,9 @@ def measure_generation(
         batch_size: Prompts at once.
         seconds: About how long to measure.
         seed: Of the prompts.
+
+    Returns:
+        Tokens per second of both, and what was measured.
     """
     limits = engine.limits
     length = min(length, limits.max_sequence_length - 2)
@@ -107,7 +119,17 @@ def sample_examples(
 ) -> list[Example]:
     """Make examples of exactly `length` tokens, special tokens included, of vocabulary words.
 
-    A word of the vocabulary is one token; where a letter or sign is not, the row is cut.
+    A word of the vocabulary is one token; where a letter or sign is not, the row is truncated.
+
+    Args:
+        task: The model's task.
+        vocabulary: The tokens.
+        length: Tokens of an example.
+        count: How many examples.
+        seed: Of the choice of words.
+
+    Raises:
+        InputError: The vocabulary has no words, or the task needs other inputs.
     """
     words = [
         token

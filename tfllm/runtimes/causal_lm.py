@@ -70,8 +70,10 @@ class CausalLMPredictor:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """Predict `{"text"}`: the greedy continuation of `text` or `prompt`, or the reply to
-        `messages`. See Predictor.predict."""
+        """Predict `{"text"}`: the greedy continuation of a prompt, or the reply to `messages`.
+
+        See Predictor.predict. A prompt is the field `prompt` or `text`.
+        """
         predictions: list[Prediction] = []
         generator, config = self.generator, GenerationConfig()
         for start in range(0, len(examples), batch_size):
@@ -93,7 +95,7 @@ class CausalLMPredictor:
         stride: int | None = None,
         measure: str = "all",
     ) -> list[Prediction]:
-        """Score given texts token by token; see `token_log_probs.score_texts`.
+        """Compute the log-probability of every token of texts; see `token_log_probs.score_texts`.
 
         Args:
             examples: Texts or conversations.
@@ -101,6 +103,9 @@ class CausalLMPredictor:
             progress: Called as examples are done.
             stride: Tokens by which the window moves; unset: half of it.
             measure: "all" tokens, or the "last_word" of every text (LAMBADA).
+
+        Returns:
+            A dict per text.
 
         Raises:
             SettingError: The stride is not between 1 and the window.
@@ -123,7 +128,12 @@ class CausalLMPredictor:
 
 
 def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
-    """Return the LogProbs of a Keras model; errors name its `path`."""
+    """Return the LogProbs of a Keras model.
+
+    Args:
+        model: Token ids [B, T] to logits [B, T, V].
+        path: What errors call it.
+    """
     names = list(model.input)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)

@@ -56,7 +56,12 @@ def _compile(model: keras.Model) -> Callable[[Inputs], Outputs]:
 
 
 def values_per_row(shape: Sequence[int | None], length: int) -> int:
-    """Count the numbers that a model outputs for `length` tokens; `shape` is [B, (T,) C]."""
+    """Count the numbers that a model outputs for a row.
+
+    Args:
+        shape: The output's: [B, C] or [B, T, C], None for axes of any length.
+        length: Tokens of the row.
+    """
     return int(np.prod([length if size is None else size for size in shape[1:]]))
 
 

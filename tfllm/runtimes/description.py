@@ -78,7 +78,7 @@ class ExportedGenerator:
 def exported_generator(
     folder: Path, description: Mapping[str, Any], task: Task, config: ExportedConfig
 ) -> ExportedGenerator:
-    """Return the model that a description describes.
+    """Build the model that a description describes.
 
     Args:
         folder: Where its tokenizer's files are.

@@ -68,6 +68,10 @@ def parse_texts(texts: Iterable[str]) -> Iterator[Example]:
 def check_examples(examples: Iterable[Example], task: Task) -> Iterator[Example]:
     """Check that examples have the fields that the task reads.
 
+    Args:
+        examples: The examples, read one at a time.
+        task: The model's task.
+
     Yields:
         The same examples.
 

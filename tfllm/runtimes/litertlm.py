@@ -44,7 +44,11 @@ class Bundle:
     sections: tuple[Section, ...]
 
     def read(self, kind: str) -> bytes:
-        """Read the first section of that kind. Raises ArtifactError where there is none."""
+        """Read the first section of a kind.
+
+        Raises:
+            ArtifactError: There is none.
+        """
         for section in self.sections:
             if section.kind == kind:
                 with self.path.open("rb") as file:
@@ -60,7 +64,12 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read a bundle's header. Raises ArtifactError for anything else."""
+    """Read a bundle's header.
+
+    Raises:
+        ArtifactError: The file is no bundle.
+        MissingExtra: litert-lm-builder is not installed.
+    """
     try:
         from litert_lm_builder import litertlm_header_schema_py_generated as schema
     except ImportError:
@@ -93,7 +102,12 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def open_litertlm(source: Path) -> CausalLMPredictor:
-    """Open the model inside a .litertlm file, or of the directory of one. Raises ArtifactError."""
+    """Open the model inside a .litertlm file, or of the directory of one.
+
+    Raises:
+        ArtifactError: There is no such file, or it cannot be run.
+        MissingExtra: A package of the extra `edge` is not installed.
+    """
     path = source / FILE_NAME if source.is_dir() else source
     if not path.is_file():
         raise ArtifactError(f"There is no file '{path}'. Check the path.")

@@ -41,7 +41,12 @@ def open_model(source: str | Path) -> Predictor:
 
 
 def open_tflite(source: Path) -> Predictor:
-    """Open a .tflite file, or a directory with a model.tflite. Raises ArtifactError."""
+    """Open a .tflite file, or a directory with a model.tflite.
+
+    Raises:
+        ArtifactError: There is no such file, or it cannot be run.
+        MissingExtra: ai-edge-litert is not installed.
+    """
     if not source.exists():
         raise ArtifactError(f"There is no file '{source}'. Check the path.")
     path = source / "model.tflite" if source.is_dir() else source

@@ -56,7 +56,10 @@ class Predictor(Protocol):
         Args:
             examples: Dicts with the fields that the task reads (`text`, `question`, ...).
             batch_size: Rows that the model is given at once.
-            progress: Called as examples are done.
+            progress: Called as examples are done, with how many.
+
+        Raises:
+            DataError: An example lacks a field; the message names file and line.
         """
         ...
 
@@ -83,5 +86,19 @@ class Generator(Protocol):
         truncate: Truncate | None = None,
         on_text: OnText | None = None,
     ) -> list[GeneratedText]:
-        """Generate `num_return_sequences` texts for each prompt, in order."""
+        """Generate texts after prompts, or from sources.
+
+        Args:
+            prompts: The prompts or sources.
+            config: The settings.
+            stop: Texts that end a generated text; they are not part of it.
+            truncate: The end of a prompt that is dropped where it is too long; None: an error.
+            on_text: Called with parts of texts as they are generated.
+
+        Returns:
+            `num_return_sequences` texts for each prompt, in order.
+
+        Raises:
+            SettingError: A setting is not supported, or a prompt is too long.
+        """
         ...

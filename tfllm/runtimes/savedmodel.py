@@ -39,7 +39,11 @@ class LoadedSavedModel(Protocol):
 
 
 def load_savedmodel(folder: Path) -> LoadedSavedModel:
-    """Load the SavedModel in a version's folder. Raises ArtifactError."""
+    """Load the SavedModel in a version's folder.
+
+    Raises:
+        ArtifactError: It is no complete SavedModel.
+    """
     try:
         module = tf.saved_model.load(str(folder))
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
@@ -84,7 +88,7 @@ class SavedModelPredictor:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """See Predictor.predict."""
+        """Predict through the signature `serving_default`. See Predictor.predict."""
         if self.task.encodes_pairs_apart and any("text_pair" in example for example in examples):
             return self._pairs(examples, batch_size, progress)
         texts = [self._texts(example) for example in examples]
@@ -101,7 +105,7 @@ class SavedModelPredictor:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """See TokenPredictor.masked_token_log_probs; through the signature `tokens`."""
+        """Score masked tokens through the signature `tokens`. See TokenPredictor."""
         tokens = self.module.signatures["tokens"]
         names = list(tokens.structured_input_signature[1])
 
@@ -121,9 +125,13 @@ class SavedModelPredictor:
         stride: int | None = None,
         measure: str = "all",
     ) -> list[Prediction]:
-        """Score texts of a language model through the signature `score`; see CausalLMPredictor.
+        """Score texts of a language model through the signature `score`. See CausalLMPredictor.
 
-        A text is scored as the signature does it, in one window. Raises ArtifactError without one.
+        A text is scored as the signature does it, in one window.
+
+        Raises:
+            ArtifactError: There is no such signature.
+            SettingError: `stride` or `measure` is set.
         """
         if SCORE not in self.module.signatures:
             raise ArtifactError(

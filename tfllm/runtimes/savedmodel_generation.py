@@ -50,7 +50,15 @@ def open_causal_lm(
     task: Task,
     facts: Facts,
 ) -> CausalLMPredictor:
-    """Open a loaded SavedModel of a causal language model."""
+    """Open a loaded SavedModel of a causal language model.
+
+    Args:
+        folder: The version's folder.
+        module: The loaded SavedModel.
+        description: Its `tfllm.json`.
+        task: Its task.
+        facts: What `describe` returns.
+    """
     signature = module.signatures["tokens"]
     (output,) = signature.structured_outputs.values()
     window = description.get("context") or description["config"]["max_sequence_length"]
@@ -79,7 +87,15 @@ def open_seq2seq(
     task: Task,
     facts: Facts,
 ) -> Seq2SeqPredictor:
-    """Open a loaded SavedModel of an encoder-decoder."""
+    """Open a loaded SavedModel of an encoder-decoder.
+
+    Args:
+        folder: The version's folder.
+        module: The loaded SavedModel.
+        description: Its `tfllm.json`.
+        task: Its task.
+        facts: What `describe` returns.
+    """
     config = ExportedConfig(description["context"], description["config"]["vocabulary_size"])
     model = exported_generator(folder / "assets", description, task, config)
     limits = ModelLimits(
@@ -116,7 +132,10 @@ class SavedModelEngine(TokenGenerator):
         on_token: OnToken | None = None,
         steps: int | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate_checked. `on_token` gets the tokens of whole texts."""
+        """Generate through the signature `generate_tokens`. See TokenGenerator.generate_checked.
+
+        `on_token` gets the tokens of whole texts.
+        """
         for each in inputs:
             check_settings(each.config)
         results: list[GenerationResult] = []
@@ -154,7 +173,10 @@ class SavedModelSeq2SeqEngine(TokenGenerator):
         on_token: OnToken | None = None,
         steps: int | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate_checked. `on_token` gets the tokens of whole texts."""
+        """Generate through the signature `generate_tokens`. See TokenGenerator.generate_checked.
+
+        `on_token` gets the tokens of whole texts.
+        """
         results: list[GenerationResult] = []
         for start in range(0, len(inputs), self.max_batch_size):
             results += self._generate_batch(inputs[start : start + self.max_batch_size])

@@ -80,10 +80,14 @@ class Seq2SeqPredictor:
         truncate: bool | None = None,
         **overrides: object,
     ) -> list[Prediction]:
-        """Predict the target of each `source` (or `text`).
+        """Predict the target of each `source` (or `text`). See Predictor.predict.
 
-        See `generation.seq2seq_generator.predict_targets`; `overrides` are fields of
-        GenerationConfig.
+        Args:
+            examples: Dicts with `source` or `text`.
+            batch_size: Sources that the model is given at once.
+            progress: Called as examples are done, with how many.
+            truncate: Whether too long sources are truncated; None: as the task says.
+            **overrides: Fields of GenerationConfig.
         """
         return predict_targets(
             self.generator,
@@ -142,7 +146,12 @@ class ScoringSeq2SeqPredictor(Seq2SeqPredictor):
 
 
 def model_log_probs(model: keras.Model, path: object = None) -> LogProbs:
-    """Return the LogProbs of a Keras model; errors name its `path`."""
+    """Return the LogProbs of a Keras model.
+
+    Args:
+        model: Ids of sources and targets to logits [B, T, V].
+        path: What errors call it.
+    """
     ids = tf.TensorSpec([None, None], tf.int32)
     names = list(model.input)
 

@@ -96,7 +96,7 @@ class TFLiteTextPredictor:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """See Predictor.predict. One example at a time, as the file takes them."""
+        """Predict one example at a time, as the file takes them. See Predictor.predict."""
         predictions = []
         for example in examples:
             predictions.append(self._predict_one(example))
@@ -120,10 +120,14 @@ class TFLiteTextPredictor:
 
 
 def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarray:
-    """Run the file's fixed shapes on inputs int32 [B, T].
+    """Run the file's fixed shapes on rows of any number and length.
 
     The shortest length that holds T is taken, and the largest batch that is full; the rest is
     padded with copies of the last row.
+
+    Args:
+        signatures: The file's signatures.
+        inputs: By name: int32 [B, T].
 
     Returns:
         float32 [B, ...], [B, T, ...] where there are scores of every token.
@@ -148,7 +152,12 @@ def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarr
 
 
 def to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Convert values to the type that the file has for an input, quantized where it is."""
+    """Convert values to the type that the file has for an input, quantized where it is.
+
+    Args:
+        values: The values.
+        details: The interpreter's details of the input.
+    """
     dtype, (scale, zero) = details["dtype"], details["quantization"]
     if dtype in (np.int8, np.uint8, np.int16) and scale:
         limits = np.iinfo(dtype)
@@ -157,7 +166,12 @@ def to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
 
 
 def from_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Convert an output to float32."""
+    """Convert an output to float32.
+
+    Args:
+        values: The output.
+        details: The interpreter's details of it.
+    """
     scale, zero = details["quantization"]
     if details["dtype"] in (np.int8, np.uint8, np.int16) and scale:
         return ((values.astype(np.float32) - zero) * scale).astype(np.float32)

@@ -91,7 +91,17 @@ def open_causal_lm(
 def open_seq2seq(
     path: Path, description: Mapping[str, Any], task: Task, facts: Facts
 ) -> Seq2SeqPredictor:
-    """Open a .tflite file of an encoder-decoder. Raises ArtifactError."""
+    """Open a .tflite file of an encoder-decoder.
+
+    Args:
+        path: The file; its tokenizer's files are beside it.
+        description: Its `tfllm.json`.
+        task: Its task.
+        facts: What `describe` returns.
+
+    Raises:
+        ArtifactError: The file cannot be run.
+    """
     vocabulary_size = description["config"]["vocabulary_size"]
     config = ExportedConfig(description["context"], vocabulary_size)
     model = exported_generator(path.parent, description, task, config)
@@ -122,8 +132,11 @@ class TFLiteStepEngine(TokenGenerator):
         on_token: OnToken | None = None,
         steps: int | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate_checked. Beam search, which needs many caches, is not
-        supported."""
+        """Generate step by step. See TokenGenerator.generate_checked.
+
+        Raises:
+            SettingError: `num_beams` is above 1: beam search needs many caches.
+        """
         results: list[GenerationResult] = []
         for row in inputs:
             if row.source:
@@ -239,7 +252,10 @@ class TFLiteLoopEngine(TokenGenerator):
         on_token: OnToken | None = None,
         steps: int | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate_checked. `on_token` gets the tokens of whole texts."""
+        """Generate through the file's own loop. See TokenGenerator.generate_checked.
+
+        `on_token` gets the tokens of whole texts.
+        """
         for each in inputs:
             check_settings(each.config, self._own_config)
         results: list[GenerationResult] = []

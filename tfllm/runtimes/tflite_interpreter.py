@@ -43,7 +43,12 @@ def open_interpreter(path: Path, takes_text: bool = False) -> Interpreter:
 
 
 def cannot_run(path: Path, error: Exception) -> ArtifactError:
-    """Return the error of a file that ai-edge-litert refuses."""
+    """Return the error to raise for a file that ai-edge-litert refuses.
+
+    Args:
+        path: The file.
+        error: What ai-edge-litert raised.
+    """
     first = str(error).strip().splitlines()[0]
     return ArtifactError(
         f"'{path}' is not a TFLite file that ai-edge-litert can run ({first}). Export it again."

@@ -92,7 +92,12 @@ class TFLiteSteps:
         self._model.run_by_name(ENCODE, self._source_row, self._source)
 
     def read(self, ids: Sequence[int], position: int = 0) -> None:
-        """Feed tokens at `position` and the positions after it."""
+        """Feed tokens.
+
+        Args:
+            ids: Token ids.
+            position: The position of the first one.
+        """
         done = 0
         while done < len(ids):
             left, free = len(ids) - done, self.context - position - done
@@ -107,7 +112,15 @@ class TFLiteSteps:
             done += len(chunk)
 
     def step(self, token: int, position: int) -> np.ndarray:
-        """Feed one token at `position`; the logits float32 [V] of the next one."""
+        """Feed one token.
+
+        Args:
+            token: Its id.
+            position: Its position.
+
+        Returns:
+            Logits of the next token: float32 [V].
+        """
         self._run(DECODE, [token], 1, position)
         return self._logits.read(self.vocabulary_size, np.float32)
 

@@ -61,6 +61,11 @@ def documents(
 
     The start token stands before a document, and its end token is not scored. In a conversation the
     assistant's messages count. A first token with nothing before it has no probability.
+
+    Args:
+        examples: Texts or conversations.
+        task: The model's task.
+        tokenizer: The model's tokenizer.
     """
     if not task.documents:
         examples = [{"text": "\n".join(lines_of(example) for example in examples)}]
@@ -75,10 +80,17 @@ def documents(
 def last_words(
     examples: Sequence[Example], task: CausalLM, tokenizer: Tokenizer
 ) -> list[ScoredText]:
-    """Tokenize texts of which only the last word counts, with the space before it (LAMBADA,
-    Paperno et al. 2016).
+    """Tokenize texts of which only the last word counts (LAMBADA, Paperno et al. 2016).
 
-    Raises DataError for a text of one word.
+    The space before the word is part of it.
+
+    Args:
+        examples: Texts.
+        task: The model's task.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        DataError: A text has one word.
     """
     texts = []
     for example in examples:
@@ -102,7 +114,14 @@ def last_words(
 def windows(
     texts: Sequence[ScoredText], size: int, stride: int, last_only: bool = False
 ) -> Iterator[Window]:
-    """Yield the windows of texts; `last_only`: of a text that is too long only the last one."""
+    """Yield the windows of texts.
+
+    Args:
+        texts: The tokenized texts.
+        size: Tokens of a window.
+        stride: Tokens by which it moves.
+        last_only: Whether a text that is too long has its last window alone.
+    """
     for index, text in enumerate(texts):
         last = len(text.ids) - 1  # inputs are all but the last token
         if last_only:
@@ -191,7 +210,15 @@ def target_log_probs(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarra
 
 
 def check_stride(stride: int | None, window: int) -> int:
-    """Return the stride; half the window where it is None. Raises SettingError."""
+    """Return the stride; half the window where it is None.
+
+    Args:
+        stride: Tokens by which the window moves.
+        window: Tokens of a window.
+
+    Raises:
+        SettingError: It is not between 1 and the window.
+    """
     if stride is None:
         return max(1, window // 2)
     if not 1 <= stride <= window:

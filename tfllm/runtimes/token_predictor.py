@@ -54,7 +54,7 @@ class TokenPredictor:
         batch_size: int = BATCH_SIZE,
         progress: Progress | None = None,
     ) -> list[Prediction]:
-        """See Predictor.predict."""
+        """Tokenize examples, run the model and let the task answer. See Predictor.predict."""
         predictions: list[Prediction] = []
         for features in self._chunks(examples, batch_size):
             outputs = map_rows(features, self._checked_call, _output, batch_size, progress)
@@ -104,7 +104,15 @@ class TokenPredictor:
 
 
 def check_finite(values: np.ndarray, path: object) -> None:
-    """Raises CheckpointError where a model's outputs are NaN or infinite."""
+    """Check that a model's outputs are finite.
+
+    Args:
+        values: The outputs.
+        path: What the error calls the model.
+
+    Raises:
+        CheckpointError: One is NaN or infinite.
+    """
     if not np.isfinite(values).all():
         raise CheckpointError(
             f"'{path}' answers with NaN or infinite scores. Its weights are damaged or training "
@@ -119,9 +127,19 @@ def map_rows(
     batch_size: int,
     progress: Progress | None = None,
 ) -> list[R]:
-    """Apply `function` to the index and output of each row, in the rows' order.
+    """Run a model on rows, and apply a function to each row's output.
 
-    Rows of like length share a batch, so that little of it is padding.
+    Rows of similar length share a batch, so that little of it is padding.
+
+    Args:
+        features: The rows.
+        call: Runs the model: inputs by name, int32 [B, T], to outputs [B, ...].
+        function: (index of the row, its output) -> result.
+        batch_size: Rows of a batch.
+        progress: Called as examples are done, with how many.
+
+    Returns:
+        The results in the rows' order.
     """
     examples = len(np.unique(features.example))
     features = replace(features, targets=None)

@@ -32,7 +32,15 @@ def write_error(message: str) -> bytes:
 
 
 def write_predictions(outputs: Arrays, rows: bool) -> bytes:
-    """Return the body for a request in row form, or in column form. Raises INVALID_ARGUMENT."""
+    """Write the JSON body of an answer.
+
+    Args:
+        outputs: The signature's outputs by name.
+        rows: Whether the request was in row form (`instances`), and so the answer is.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, the outputs have no JSON form.
+    """
     if not outputs:
         raise invalid("Cannot convert empty tensor map to JSON")
     return (_write_rows(outputs) if rows else _write_columns(outputs)).encode()

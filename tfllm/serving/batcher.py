@@ -138,11 +138,16 @@ class Batcher:
         self.queued_rows = self.queued_bytes = 0
 
     async def submit(self, inputs: Arrays, deadline: float = math.inf) -> Arrays:
-        """Return the outputs for these inputs. Cancelled while queued, a request never runs.
+        """Run the signature on inputs, in one batch with others.
+
+        A request that is cancelled in the queue never runs.
 
         Args:
             inputs: All inputs of the signature.
             deadline: On `time.monotonic`'s clock; what is not done by then is cancelled.
+
+        Returns:
+            The outputs for these inputs alone.
         """
         key = batch_key(self.signature, inputs)
         rows = len(next(iter(inputs.values()))) if key else 1
@@ -230,7 +235,12 @@ class Batcher:
         return results, report
 
     def deliver(self, done: asyncio.Future, items: list[Item]) -> None:
-        """Hand the results to those who still wait."""
+        """Hand the results to the requests that still wait.
+
+        Args:
+            done: The finished run of a batch.
+            items: The batch's requests.
+        """
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         results: list[Any] = [error] * len(items)
         if error is None:
@@ -293,7 +303,12 @@ class Batcher:
 
 
 def batch_key(signature: Signature, inputs: Arrays) -> tuple | None:
-    """Return a key, equal for inputs that can be joined; None for those that must run alone."""
+    """Return a key that is equal for inputs that can be joined; None for those that must run alone.
+
+    Args:
+        signature: The signature.
+        inputs: Its inputs by name.
+    """
     if not signature.batchable:
         return None
     rows = {array.shape[0] if array.ndim else -1 for array in inputs.values()}

@@ -64,10 +64,17 @@ Arrays = dict[str, np.ndarray]
 
 
 def parse(body: bytes, depth: int) -> dict[str, Any]:
-    """Return the request's JSON object, nested at most `depth` deep. Raises INVALID_ARGUMENT.
+    """Parse the request's JSON object.
 
     As TF Serving: NaN, Inf and Infinity are numbers, a byte order mark is skipped, a repeated key
     takes its first value, and what follows the object is not read.
+
+    Args:
+        body: The request's body.
+        depth: How deep it may be nested.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, it is no such object.
     """
     body = body.removeprefix(BOM)
     if not body.strip():
@@ -101,7 +108,18 @@ def signature_name(document: Mapping[str, Any]) -> str:
 
 
 def read_inputs(document: Mapping[str, Any], specs: Specs) -> tuple[Arrays, bool]:
-    """Return the request's tensors, and whether it was in row form (`instances`)."""
+    """Read the tensors of a request in row form (`instances`) or column form (`inputs`).
+
+    Args:
+        document: The request.
+        specs: The signature's inputs.
+
+    Returns:
+        Arrays by name, and whether it was in row form.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, the request does not fit the signature.
+    """
     if "instances" in document and "inputs" in document:
         raise invalid(
             f"JSON Value: {excerpt(document)} Not formatted correctly expecting only one of "
@@ -115,7 +133,17 @@ def read_inputs(document: Mapping[str, Any], specs: Specs) -> tuple[Arrays, bool
 
 
 def read_tensor(value: Any, type_name: str, dtype: np.dtype) -> np.ndarray:
-    """Return a JSON value, nested evenly, as an array. Raises INVALID_ARGUMENT."""
+    """Convert a JSON value, nested evenly, to an array.
+
+    Args:
+        value: A number, text, boolean or nested list.
+        type_name: TensorFlow's name of the type.
+        dtype: The array's type.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, the value has another type or is nested unevenly;
+            UNIMPLEMENTED, the type has no JSON form.
+    """
     if type_name not in ACCEPTED:
         raise RequestError(
             Code.UNIMPLEMENTED,

@@ -31,7 +31,15 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def classification_signature(servable: Servable, name: str) -> Signature:
-    """Return the signature, checked to be one that classifies. Raises INVALID_ARGUMENT."""
+    """Return a signature, checked to be one that classifies.
+
+    Args:
+        servable: The loaded version.
+        name: The signature's name.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, it is not.
+    """
     signature = _signature(servable, name, "classification")
     if len(signature.outputs) not in (1, 2):
         raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
@@ -45,7 +53,15 @@ def classification_signature(servable: Servable, name: str) -> Signature:
 
 
 def regression_signature(servable: Servable, name: str) -> Signature:
-    """Return the signature, checked to be one that regresses. Raises INVALID_ARGUMENT."""
+    """Return a signature, checked to be one that regresses.
+
+    Args:
+        servable: The loaded version.
+        name: The signature's name.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, it is not.
+    """
     signature = _signature(servable, name, "regression")
     if len(signature.outputs) != 1:
         raise invalid("Expected one output Tensor.")
@@ -74,7 +90,15 @@ def serialize_input(input_proto: input_pb2.Input) -> np.ndarray:
 
 
 def classification(outputs: Arrays, rows: int) -> classification_pb2.ClassificationResult:
-    """Return the ClassificationResult of `classes` string [B, C] and/or `scores` float [B, C]."""
+    """Return the ClassificationResult of a signature's outputs.
+
+    Args:
+        outputs: `classes` string [B, C], `scores` float [B, C], or both.
+        rows: Number of Examples in the request, which B must be.
+
+    Raises:
+        RequestError: The outputs have another shape or type.
+    """
     classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
     for name, array, kind in ((CLASSES, classes, "O"), (SCORES, scores, "f")):
         if array is None:
@@ -108,7 +132,15 @@ def classification(outputs: Arrays, rows: int) -> classification_pb2.Classificat
 
 
 def regression(outputs: Arrays, rows: int) -> regression_pb2.RegressionResult:
-    """Return the RegressionResult of `outputs` float [B] or [B, 1]."""
+    """Return the RegressionResult of a signature's outputs.
+
+    Args:
+        outputs: `outputs` float [B] or [B, 1].
+        rows: Number of Examples in the request, which B must be.
+
+    Raises:
+        RequestError: The outputs have another shape or type.
+    """
     values = outputs[OUTPUTS]
     if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
         raise invalid(

@@ -81,7 +81,15 @@ class Answering:
         response: Message,
         fill: Fill,
     ) -> Any:
-        """Return `response`, filled by `fill`, or end the call with the right status."""
+        """Return a filled response, or end the call with the error's status.
+
+        Args:
+            context: Of the call.
+            method: What metrics call the method.
+            model: The model's name, for metrics.
+            response: An empty response.
+            fill: Fills the response.
+        """
         try:
             seconds = context.time_remaining()
             self.calls.begin(context)

@@ -54,7 +54,19 @@ class GraphSession:
     def run(
         self, feeds: dict[Any, np.ndarray], fetches: list[Any], options: config_pb2.RunOptions
     ) -> list[Any]:
-        """Return the values of the handles `fetches`. Raises tf.errors.OpError."""
+        """Run the graph.
+
+        Args:
+            feeds: Values by handle.
+            fetches: Handles of what to compute.
+            options: Of the run.
+
+        Returns:
+            The values of `fetches`.
+
+        Raises:
+            tf.errors.OpError: The run failed.
+        """
         buffer = pywrap_tf_session.TF_NewBufferFromString(options.SerializeToString())
         try:
             return self.session._call_tf_sessionrun(buffer, feeds, fetches, [], None)

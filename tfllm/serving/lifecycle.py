@@ -73,7 +73,15 @@ class Version:
         return self.state == State.END and self.code != Code.OK
 
     def look(self, seen: Fingerprint, settle_seconds: float) -> bool:
-        """Note what is on the disk; return whether nobody is writing there any more."""
+        """Note what is on the disk.
+
+        Args:
+            seen: What is in the version's directory.
+            settle_seconds: How long it must not change.
+
+        Returns:
+            Whether nobody is writing there any more.
+        """
         if seen != self.seen:
             self.seen, self.seen_at, self.path = seen, time.monotonic(), seen.directory
         if seen.complete and seen.quiet_since(settle_seconds):
@@ -179,7 +187,17 @@ class Models:
     def use(
         self, name: str, number: int | None = None, label: str | None = None
     ) -> Iterator[Version]:
-        """Hold an available version in memory until the block ends. Raises NOT_FOUND."""
+        """Hold an available version in memory until the block ends.
+
+        Args:
+            name: The model's name.
+            number: The version; None: the one of `label`, or the newest.
+            label: A label of the model's configuration.
+
+        Raises:
+            RequestError: NOT_FOUND, there is no such version; INVALID_ARGUMENT, there is no name,
+                or no such label.
+        """
         if not name:
             raise invalid("ModelSpec has no name specified.")
         version = self._find(name, number, label)
@@ -192,7 +210,15 @@ class Models:
                 version.unused.set()
 
     def statuses(self, name: str, number: int | None = None) -> list[Version]:
-        """Return the versions of a model, newest first. Raises NOT_FOUND."""
+        """Return the versions of a model, newest first.
+
+        Args:
+            name: The model's name.
+            number: The one version to return; None: all.
+
+        Raises:
+            RequestError: NOT_FOUND, there is no such model or version.
+        """
         known = self.models[name].versions if name in self.models else {}
         if number is not None:
             if number not in known:

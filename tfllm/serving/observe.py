@@ -107,7 +107,15 @@ class Metrics:
         self._runs: Counter[str] = Counter(dict.fromkeys(RUN_TOTALS, 0))
 
     def request(self, model: str, method: str, entrypoint: str, code: Code, seconds: float) -> None:
-        """Count one answered request."""
+        """Count one answered request.
+
+        Args:
+            model: The model's name.
+            method: predict, classify, ...
+            entrypoint: REST or GRPC.
+            code: The answer's code.
+            seconds: How long it took.
+        """
         self._requests.labels(model, method, entrypoint, code.name).inc()
         self._request_seconds.labels(model, method, entrypoint).observe(seconds)
         self._served[model, code.name] += 1

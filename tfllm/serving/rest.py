@@ -61,7 +61,15 @@ class Call:
 
 
 def read_path(verb: str, path: str) -> Call:
-    """Return the call that a path names. Raises INVALID_ARGUMENT with TF Serving's messages."""
+    """Parse the path of a request.
+
+    Args:
+        verb: GET or POST.
+        path: The path, without a query.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, with TF Serving's messages.
+    """
     match = (
         ASK.fullmatch(path) if verb == "POST" else LOOK.fullmatch(path) if verb == "GET" else None
     )
@@ -155,7 +163,12 @@ class Application:
 
 
 def authorized(header: str | None, token: str | None) -> bool:
-    """Return whether an `Authorization` header carries the token, in constant time."""
+    """Return whether a request carries the token, compared in constant time.
+
+    Args:
+        header: Its `Authorization`.
+        token: The token; None: none is needed.
+    """
     if token is None:
         return True
     scheme, _, credentials = (header or "").partition(" ")
@@ -308,7 +321,15 @@ def _content_codings(request: Request) -> list[str]:
 
 
 def decompress(body: bytes, limit: int) -> bytes:
-    """Return the content of a gzip body: one member or several, one after the other (RFC 1952)."""
+    """Decompress a gzip body: one member or several, one after the other (RFC 1952).
+
+    Args:
+        body: The body.
+        limit: Bytes of the content at most.
+
+    Raises:
+        RequestError: It is no gzip file, or too large.
+    """
     parts: list[bytes] = []
     view, start, size, members = memoryview(body), 0, 0, 0
     while start < len(view) or not members:

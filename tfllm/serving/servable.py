@@ -75,7 +75,15 @@ class Runner:
         return self._session.handle(tensor)
 
     def run(self, feeds: dict[Any, np.ndarray], fetches: list[Any], seconds: float) -> list[Any]:
-        """Return the values of the handles `fetches`.
+        """Run the graph.
+
+        Args:
+            feeds: Values by handle.
+            fetches: Handles of what to compute.
+            seconds: How long it may take.
+
+        Returns:
+            The values of `fetches`.
 
         Raises:
             tf.errors.DeadlineExceededError: The run took `seconds` and was cancelled.
@@ -159,7 +167,18 @@ class Signature:
         return complete
 
     def run(self, arrays: Arrays, seconds: float = math.inf) -> Arrays:
-        """Run within `seconds`. Raises RequestError with TensorFlow's code and message."""
+        """Run the signature.
+
+        Args:
+            arrays: All inputs by name.
+            seconds: How long it may take.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            RequestError: With TensorFlow's code and message.
+        """
         feeds = {handle: arrays[name] for name, handle in self._feeds}
         try:
             results = self._runner.run(feeds, self._fetches, seconds)

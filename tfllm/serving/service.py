@@ -147,7 +147,16 @@ class Service:
         fields: list[str],
         response: get_model_metadata_pb2.GetModelMetadataResponse,
     ) -> None:
-        """Fill a GetModelMetadataResponse: the signatures of an available version."""
+        """Fill a GetModelMetadataResponse: the signatures of an available version.
+
+        Args:
+            target: The model and version.
+            fields: `signature_def` alone.
+            response: The response.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT for other fields; NOT_FOUND.
+        """
         if not fields:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for field in fields:
@@ -210,7 +219,20 @@ class Service:
     # ---- shared
 
     async def run(self, version: Version, signature: Signature, arrays: Arrays) -> Arrays:
-        """Return a signature's outputs, batched with other requests. Raises DEADLINE_EXCEEDED."""
+        """Run a signature, in one batch with other requests.
+
+        Args:
+            version: The loaded version.
+            signature: One of its signatures.
+            arrays: All inputs by name.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, an input cannot be fed; DEADLINE_EXCEEDED; or
+                TensorFlow's code.
+        """
         self._check_size(arrays)
         inputs = signature.check(arrays)
         batcher = version.batchers.get(signature.name)
@@ -225,7 +247,17 @@ class Service:
     async def track_request(
         self, model: str, method: str, entrypoint: str, seconds: float | None
     ) -> AsyncIterator[None]:
-        """Time and count a request, and end it at its deadline."""
+        """Time and count a request, and end it at its deadline.
+
+        Args:
+            model: The model's name.
+            method: predict, classify, ...
+            entrypoint: REST or GRPC.
+            seconds: The caller's deadline; None: the server's.
+
+        Raises:
+            RequestError: DEADLINE_EXCEEDED.
+        """
         started = time.monotonic()
         code = Code.OK
         # A new list of models takes the time that loading takes.

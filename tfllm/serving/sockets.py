@@ -57,9 +57,11 @@ def _waiting(listening: socket.socket) -> int:
 
 
 def sockets_on_port(port: int, listening: bool) -> Iterator[socket.socket]:
-    """Yield copies of this process's TCP sockets with this local port.
+    """Yield copies of this process's TCP sockets with a local port; none without /proc.
 
-    `listening`: those that wait for connections, else the connections. None without /proc.
+    Args:
+        port: The port.
+        listening: Whether to yield those that wait for connections, or the connections.
     """
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]

@@ -71,7 +71,15 @@ class TensorSpec:
         return cls(info.name, type_name(dtype), sizes, np.dtype(dtype.as_numpy_dtype))
 
     def check(self, name: str, array: np.ndarray) -> None:
-        """Raise INVALID_ARGUMENT where type or shape cannot be fed."""
+        """Check that an array can be fed.
+
+        Args:
+            name: The input's name, for the message.
+            array: The array.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, type or shape do not fit.
+        """
         if not self.tensor:
             raise invalid(
                 f"Input '{name}' is no dense tensor ({self.type}) and cannot be fed. Export a "
@@ -93,7 +101,15 @@ class TensorSpec:
 
 
 def from_proto(proto: tensor_pb2.TensorProto, most_elements: int = MAX_ELEMENTS) -> np.ndarray:
-    """Return a TensorProto as an array (strings as bytes objects). Raises INVALID_ARGUMENT."""
+    """Convert a TensorProto to an array; strings are bytes objects.
+
+    Args:
+        proto: The tensor.
+        most_elements: How many values it may have.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, it is not valid or too large.
+    """
     try:
         dtype = tf.dtypes.as_dtype(proto.dtype)
         name = type_name(dtype)

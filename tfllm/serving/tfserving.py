@@ -76,7 +76,11 @@ M = TypeVar("M", bound=Message)
 
 
 def read_models(path: str | Path) -> list[ModelEntry]:
-    """Return the models of a `models.config` file. Raises SettingError naming file and line."""
+    """Return the models of a `models.config` file.
+
+    Raises:
+        SettingError: The file cannot be used; the message names file and line.
+    """
     config = read_text_proto(path, model_server_config_pb2.ModelServerConfig())
     if config.WhichOneof("config") != "model_config_list":
         raise SettingError(f"{path}: it needs a model_config_list {{ config {{ ... }} }}.")
@@ -116,7 +120,11 @@ def entries(config: model_server_config_pb2.ModelServerConfig) -> list[ModelEntr
 
 
 def read_batching(path: str | Path) -> Batching:
-    """Return the settings of `batching_parameters.txt` that this server has."""
+    """Return the settings of `batching_parameters.txt` that this server has.
+
+    Raises:
+        SettingError: The file cannot be used; the message names file and line.
+    """
     proto = read_text_proto(path, new("BatchingParameters"))
     largest = proto.max_batch_size.value if proto.HasField("max_batch_size") else 32
     sizes = tuple(proto.allowed_batch_sizes) or Batching().allowed_batch_sizes
@@ -138,7 +146,18 @@ def read_batching(path: str | Path) -> Batching:
 
 
 def read_text_proto(path: str | Path, message: M) -> M:
-    """Read a text proto file into `message`. Raises SettingError naming file and line."""
+    """Read a text proto file.
+
+    Args:
+        path: The file.
+        message: An empty proto, which is filled.
+
+    Returns:
+        `message`.
+
+    Raises:
+        SettingError: The file cannot be read; the message names file and line.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -26,7 +26,14 @@ MAX_RECORDS = 1000
 
 
 def replay(servable: Servable, seconds: float = math.inf) -> int:
-    """Run the recorded requests in order, each within `seconds`; return how many there were.
+    """Run the recorded requests in order.
+
+    Args:
+        servable: The loaded version.
+        seconds: How long each may take.
+
+    Returns:
+        How many there were.
 
     Raises:
         RequestError: A request failed; the message has the number of its record.
