@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.vocabularies import SPELLING
 from tfllm.data.corpora.corpus import MANIFEST, is_corpus, open_corpus
 from tfllm.data.corpora.shards import ShardWriter, write_corpus
-from tfllm.data.corpora.tfrecords import encoded, token_type
+from tfllm.data.corpora.tfrecords import build_records, token_type
 from tfllm.errors import DataError
 from tfllm.tokenizers.wordpiece import WordPiece
 
@@ -75,7 +75,7 @@ def test_tensorflow_reads_the_same(corpus):
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
     assert token_type(2**16) == np.dtype("<u2") and token_type(2**16 + 1) == np.dtype("<u4")
-    batch = encoded([[[70_000, 3], [1]]], token_type(100_000))
+    batch = build_records([[[70_000, 3], [1]]], token_type(100_000))
     begin = int(batch.payloads[0])
     assert np.frombuffer(batch.records, "<u4", 3, begin).tolist() == [70_000, 3, 1]
 
@@ -91,16 +91,16 @@ def test_shards_do_not_depend_on_batches_and_go_on(tmp_path, tokenizer):
         writer = ShardWriter(tmp_path / name, SMALL_SHARD_BYTES)
         for start in range(0, 60, size):
             batch = given[start : start + size]
-            writer.add(encoded(batch, dtype, range(start, start + len(batch))))
+            writer.add(build_records(batch, dtype, range(start, start + len(batch))))
         writer.close()
     assert files(tmp_path / "one") == files(tmp_path / "seven") == files(tmp_path / "all")
 
     broken = ShardWriter(tmp_path / "broken", SMALL_SHARD_BYTES)
-    broken.add(encoded(given[:20], dtype))  # the last shard is never finished
+    broken.add(build_records(given[:20], dtype))  # the last shard is never finished
     again = ShardWriter(tmp_path / "broken", SMALL_SHARD_BYTES)
     assert 0 < again.next_ordinal < 20
     rest = range(again.next_ordinal, 60)
-    again.add(encoded([given[number] for number in rest], dtype, rest))
+    again.add(build_records([given[number] for number in rest], dtype, rest))
     again.close()
     assert files(tmp_path / "broken") == files(tmp_path / "all")
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from tfllm.data.corpora import deduplication, minhash
-from tfllm.data.corpora.minhash import EXACT, MINIMA, NEAR, SHINGLE_WORDS, UNIQUE, signatures
+from tfllm.data.corpora.minhash import (
+    EXACT,
+    NEAR,
+    NUM_HASHES,
+    SHINGLE_WORDS,
+    UNIQUE,
+    compute_signatures,
+)
 
 # The standard deviation of an estimate from 112 minima is at most 0.047; the mean of 200 is near.
 LARGEST_BIAS, LARGEST_DEVIATION = 0.015, 0.055
@@ -49,7 +56,7 @@ def test_the_estimate_is_near_the_true_share():
     for seed in range(200):
         a = text(seed)
         b = changed(a, seed, seed % 25)
-        first, second = signatures([a, b], near=True).sketch
+        first, second = compute_signatures([a, b], near=True).sketch
         errors.append(((first == second).mean() - 1 / 256) / (1 - 1 / 256) - similarity(a, b))
     assert abs(np.mean(errors)) < LARGEST_BIAS and np.std(errors) < LARGEST_DEVIATION
 
@@ -65,13 +72,13 @@ def test_signatures_do_not_depend_on_the_batch():
         "这是一个中文句子，没有空格。",
         "İ",
     ]
-    together = signatures(texts, near=True)
+    together = compute_signatures(texts, near=True)
     for place, one in enumerate(texts):
-        alone = signatures([one], near=True)
+        alone = compute_signatures([one], near=True)
         assert alone.exact[0] == together.exact[place]
         assert (alone.bands[:, 0] == together.bands[:, place]).all()
         assert (alone.sketch[0] == together.sketch[place]).all()
-    assert together.bands.shape == (minhash.BANDS, 8) and together.sketch.shape == (8, MINIMA)
+    assert together.bands.shape == (minhash.BANDS, 8) and together.sketch.shape == (8, NUM_HASHES)
 
 
 def test_what_repeats_goes_and_the_first_stays(tmp_path):

@@ -139,7 +139,7 @@ class TextLines:
         self.paths, self.column, self.progress = paths, column, progress
 
     def __iter__(self) -> Iterator[str]:
-        stats = ReadStats(self.paths, most=0)
+        stats = ReadStats(self.paths, max_errors=0)
         for path in self.paths:
             for number, lines in enumerate(self._read(path, stats)):
                 yield from lines

@@ -178,7 +178,7 @@ def _find_duplicates(
         return None
     if (work / deduplication.LABELS).is_file():
         return np.load(work / deduplication.LABELS, mmap_mode="r")
-    done = deduplication.signed_documents(work)
+    done = deduplication.count_signatures(work)
     near = job.settings.duplicates == "near"
     similarity = job.settings.similarity
     signatures = partial(deduplication.batch_signatures, near=near, similarity=similarity)

@@ -20,7 +20,7 @@ import numpy as np
 
 from tfllm.data.corpora import corpus
 from tfllm.data.corpora.corpus import INDEX, MANIFEST, TOKENIZER, Corpus, file_digest, open_corpus
-from tfllm.data.corpora.tfrecords import Encoded, encoded, token_type
+from tfllm.data.corpora.tfrecords import Encoded, build_records, token_type
 from tfllm.data.corpora.word_boundaries import word_starts
 from tfllm.tokenizers.base import Tokenizer
 
@@ -195,7 +195,7 @@ def write_corpus(
     done = 0
     for batch in _batches(documents):
         numbers = range(done, done + len(batch))
-        writer.add(encoded(batch, dtype, numbers, unk_token_id=tokenizer.unk_token_id))
+        writer.add(build_records(batch, dtype, numbers, unk_token_id=tokenizer.unk_token_id))
         done += len(batch)
     writer.close()
     tokenizer.save(folder / TOKENIZER)

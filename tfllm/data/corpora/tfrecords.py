@@ -52,7 +52,7 @@ def token_type(vocabulary_size: int) -> np.dtype:
     return np.dtype("<u2" if vocabulary_size <= 2**16 else "<u4")
 
 
-def encoded(
+def build_records(
     documents: Iterable[Sequence[Sequence[int]]],
     dtype: np.dtype,
     ordinals: Sequence[int] | None = None,
@@ -68,7 +68,7 @@ def encoded(
         characters: The characters of the documents' texts; None: 0.
         unk_token_id: The id of the unknown token, which is counted.
     """
-    return joined(
+    return records_from_bytes(
         [[np.array(sentence, dtype).tobytes() for sentence in document] for document in documents],
         dtype,
         ordinals,
@@ -77,14 +77,14 @@ def encoded(
     )
 
 
-def joined(
+def records_from_bytes(
     documents: Iterable[Sequence[bytes]],
     dtype: np.dtype,
     ordinals: Sequence[int] | None = None,
     characters: Sequence[int] | None = None,
     unk_token_id: int | None = None,
 ) -> Encoded:
-    """Build the records of documents whose sentences are bytes of `dtype`; see `encoded`."""
+    """Build the records of documents whose sentences are bytes of `dtype`; see `build_records`."""
     records: list[bytes] = []
     sizes, payloads, counts, unknown = list[int](), list[int](), list[int](), list[int]()
     lengths: list[int] = []
