@@ -150,8 +150,8 @@ def test_errors_name_the_argument_in_python_and_the_option_on_the_command_line(c
 @pytest.mark.parametrize(
     ("message", "in_python"),
     [
-        ("Go on by --resume, or give another --output.",
-         "Go on by resume=True, or give another output."),
+        ("Resume it with --resume, or give another --output.",
+         "Resume it with resume=True, or give another output."),
         ("Cut its end off with --truncate right.", 'Cut its end off with truncate="right".'),
         ("Name its column: --set columns.text=NAME.", "Name its column: columns.text=NAME."),
         ("--set 'x': write it as key=value.", "overrides 'x': write it as key=value."),

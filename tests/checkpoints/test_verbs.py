@@ -71,7 +71,7 @@ def test_inspect_of_an_artifact(tmp_path, capsys):
     )
     assert inspected(tmp_path, capsys)["task"]["labels"] == ["no", "yes"]
     (tmp_path / "10" / "saved_model.pb").write_bytes(b"junk")
-    with pytest.raises(ArtifactError, match="not a whole SavedModel"):
+    with pytest.raises(ArtifactError, match="not a complete SavedModel"):
         inspected(tmp_path, capsys)
 
 
@@ -93,7 +93,7 @@ def test_inspect_of_a_tflite_file(tmp_path, capsys):
     assert facts["signatures"]["serving_default"] == {"inputs": ["x"], "outputs": ["y"]}
     assert "float32[1, 4]" in facts["tensors"].values()
     (tmp_path / "model.tflite").write_bytes(b"junk")
-    with pytest.raises(ArtifactError, match="not a whole TFLite model"):
+    with pytest.raises(ArtifactError, match="not a complete TFLite model"):
         inspected(tmp_path / "model.tflite", capsys)
 
 

@@ -86,7 +86,7 @@ def test_evaluate_writes_what_the_interface_says(tmp_path, capsys):
     assert set(written) == {"metrics", "examples", "seconds", "model", "data", "versions"}
     assert written["metrics"]["accuracy"] == pytest.approx(2 / 3)
     assert (written["examples"], written["model"], written["data"]) == (3, "m", str(data))
-    assert "accuracy" in out and "0.6667" in out and "gold \\ answered" in out
+    assert "accuracy" in out and "0.6667" in out and "gold \\ predicted" in out
     assert sorted(p.name for p in pictures.iterdir()) == ["calibration.png", "confusion_matrix.png"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
@@ -155,7 +155,7 @@ def test_the_table_lines_up_chinese_labels():
     lines = table({**result, "metrics": {"auc": None, "confusion_matrix": counts}})
     assert "undefined" in lines[1]
     assert lines[-3:] == [
-        "  gold \\ answered  体育  cars",
+        "  gold \\ predicted  体育  cars",
         "  体育                1     0",
         "  cars                0    12",
     ]

@@ -166,7 +166,7 @@ def test_broken_gzip(tmp_path):
     for content in (b"plain text", whole[:-20], whole[:20]):
         path = tmp_path / "a.txt.gz"
         path.write_bytes(content)
-        with pytest.raises(DataError, match="not a whole gzip file"):
+        with pytest.raises(DataError, match="not a complete gzip file"):
             rows(path)
 
 

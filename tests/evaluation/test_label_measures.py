@@ -27,7 +27,7 @@ def examples_of(gold):
 
 
 def test_two_labels_by_hand():
-    # gold     no  no  yes yes yes ; answered no yes yes yes no
+    # gold     no  no  yes yes yes ; predicted no yes yes yes no
     scores = [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7], [0.75, 0.25]]
     result = measures.single_label(
         answers_of(scores, ["no", "yes"]), examples_of(["no", "no", "yes", "yes", "yes"])

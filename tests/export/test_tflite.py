@@ -126,7 +126,7 @@ def test_ranges_are_those_that_tensors_have(classifier):
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     fixed = flatbuffer.parse(
-        tflite_activation_scaling.with_measured_ranges(bytes(builder.Output()), rows)
+        tflite_activation_scaling.measure_ranges(bytes(builder.Output()), rows)
     )
     found = fixed.subgraphs[0].tensors[number].quantization
     outputs = np.array([np.asarray(classifier.model(row, training=False)) for row in rows])

@@ -117,7 +117,7 @@ def test_a_savedmodel_of_another_program(tmp_path):
 def test_a_broken_savedmodel(tmp_path):
     described(tmp_path / "1" / "assets")
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"\x0a\xff")
-    with pytest.raises(ArtifactError, match="is not a whole SavedModel"):
+    with pytest.raises(ArtifactError, match="is not a complete SavedModel"):
         open_model(tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_arguments():
         ("in.txt", b"a" * (10 * 2**20), "in.txt:1: the line is longer than"),
         ("in.jsonl", b'{"text": "a"}\n{"text": \n', "in.jsonl:2: not JSON"),
         ("in.jsonl", b'["text"]\n', "in.jsonl:1: expected an object"),
-        ("in.json.gz", b"no archive", "not a whole gzip file"),
+        ("in.json.gz", b"no archive", "not a complete gzip file"),
     ],
 )
 def test_faults_name_file_and_line(tmp_path, name, content, said):

@@ -159,7 +159,7 @@ def test_answers_of_rows_without_special_tokens_around():
         python = tokenizer(name)
         features = task.features([{"text": "the cat"}], python)
         scores = np.zeros((len(features.token_ids[0]), 2), np.float32)
-        scores[features.details[0]["places"], 1] = 5.0
+        scores[features.details[0]["positions"], 1] = 5.0
         found = task.answers([scores], features)[0]["entities"]
         assert [entity["text"] for entity in found] == ["the", "cat"]
         json.dumps(found)

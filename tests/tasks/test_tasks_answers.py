@@ -162,7 +162,7 @@ def test_gold_answers_are_aligned():
     assert gold("cat", 2) == (2, 5)
     assert gold("cat", 14) == (16, 19)  # a wrong start: the nearest place
     assert gold("cat", -1) == (2, 5)
-    with pytest.raises(DataError, match="'cow' does not stand in the context"):
+    with pytest.raises(DataError, match="'cow' is not in the context"):
         gold("cow", 0)
     with pytest.raises(DataError, match="both lists"):
         answer_spans.gold_span({"context": "a", "answers": "a"})

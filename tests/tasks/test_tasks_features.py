@@ -101,7 +101,7 @@ def test_words_carry_tags_at_their_first_piece(tokenizer):
     assert pieces(tokenizer, features.token_ids[0]) == words
     assert features.targets[0].tolist() == [-100, 0, 1, -100, -100, 1, -100]
     assert features.batch([0], length=9)[1][0, 7:].tolist() == [-100, -100]
-    assert features.details[0]["places"].tolist() == [1, 2, -1, 5]
+    assert features.details[0]["positions"].tolist() == [1, 2, -1, 5]
     cut = task.model_copy(update={"max_length": 4}).features([example], tokenizer)
     assert cut.targets[0].tolist() == [-100, 0, 1, -100]
 

@@ -132,7 +132,7 @@ def test_token_classification(tokenizer, in_graph, tiny, run, max_length):
     details = task.features([{"text": text} for text in TEXTS], tokenizer).details
     for row, (text, answer) in enumerate(zip(TEXTS, wanted, strict=True)):
         tags = [tag.decode() for tag in found["labels"][row]]
-        count = len(details[row]["places"])
+        count = len(details[row]["positions"])
         assert "" not in tags[:count] and set(tags[count:]) <= {""}
         joined = entities.join_entities(
             text, tags, found["starts"][row], found["ends"][row], found["scores"][row]

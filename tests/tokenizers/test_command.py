@@ -75,8 +75,8 @@ def test_check_shows_differences(capsys, model, tmp_path, monkeypatch):
     ("name", "content", "said"),
     [
         ("none.txt", None, "no file"),
-        ("broken.gz", gzip.compress(b"the cat\n" * 1000, mtime=0)[:40], "not a whole gzip file"),
-        ("other.gz", b"the cat", "not a whole gzip file"),
+        ("broken.gz", gzip.compress(b"the cat\n" * 1000, mtime=0)[:40], "not a complete gzip file"),
+        ("other.gz", b"the cat", "not a complete gzip file"),
     ],
 )
 def test_check_names_a_file_it_cannot_read(capsys, model, tmp_path, name, content, said):

@@ -154,7 +154,7 @@ def test_what_auto_came_to_is_kept_on_another_machine(tmp_path, monkeypatch, cap
     assert chosen == {"precision": "bfloat16", "kernels": "fused"}
     monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
     assert resumed(recipe, tmp_path / "run").summary["precision"] == "bfloat16"
-    assert "started in bfloat16 and goes on in it" in caplog.text
+    assert "started in bfloat16 and continues in it" in caplog.text
     assert precision.choose("auto", {}) == "float32"
     assert precision.choose("float16", {"precision": "bfloat16"}) == "float16"
 

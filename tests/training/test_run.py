@@ -213,7 +213,7 @@ def test_a_full_disk_keeps_the_state_before(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     recipe = recipes.recipe(folder, train={"checkpoint_every": 4})
-    with pytest.raises(StorageError, match="step-00000004 is whole"):
+    with pytest.raises(StorageError, match="step-00000004 is intact"):
         train(recipe, tmp_path / "run", progress=False)
     monkeypatch.undo()
     run = train(recipe, tmp_path / "run", resume=True, progress=False)

@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
-    with pytest.raises(StorageError, match="step-00000005 is whole.*resume=True"):
+    with pytest.raises(StorageError, match="step-00000005 is intact.*resume=True"):
         state.save(tmp_path, model, TrainingProgress(step=10))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     state.restore(state.newest_state(tmp_path), model)

@@ -70,7 +70,7 @@ def describe(directory: Path) -> dict[str, Any]:
             **_targets(tokenizer),
             **({"lowercase": tokenizer.lowercase} if hasattr(tokenizer, "lowercase") else {}),
         },
-        "files": files or sizes(directory),
+        "files": files or file_sizes(directory),
     }
 
 
@@ -80,7 +80,7 @@ def _targets(tokenizer: Tokenizer) -> dict[str, int]:
     return {} if same else {"target_tokens": tokenizer.target.vocabulary_size}
 
 
-def sizes(directory: Path) -> dict[str, int]:
+def file_sizes(directory: Path) -> dict[str, int]:
     """Return the size in bytes of every file below a directory."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     return {str(file.relative_to(directory)): file.stat().st_size for file in files}

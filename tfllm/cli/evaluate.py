@@ -104,7 +104,7 @@ def table(result: dict[str, Any]) -> list[str]:
             [name, *map(str, row)]
             for name, row in zip(matrix["labels"], matrix["counts"], strict=True)
         ]
-        lines += ["", *_align_columns([["gold \\ answered", *matrix["labels"]], *rows])]
+        lines += ["", *_align_columns([["gold \\ predicted", *matrix["labels"]], *rows])]
     return lines
 
 

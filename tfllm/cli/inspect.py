@@ -65,7 +65,7 @@ def _savedmodel(folder: Path) -> dict[str, Any]:
     from tensorflow.core.framework import types_pb2
     from tensorflow.core.protobuf import saved_model_pb2
 
-    from tfllm.checkpoints.describe import sizes
+    from tfllm.checkpoints.describe import file_sizes
     from tfllm.errors import ArtifactError
 
     message = saved_model_pb2.SavedModel()
@@ -74,7 +74,7 @@ def _savedmodel(folder: Path) -> dict[str, Any]:
         signatures = message.meta_graphs[0].signature_def
     except (DecodeError, IndexError, OSError):
         raise ArtifactError(
-            f"'{folder / 'saved_model.pb'}' is not a whole SavedModel. Export it again."
+            f"'{folder / 'saved_model.pb'}' is not a complete SavedModel. Export it again."
         ) from None
 
     def tensors_of(tensors: Any) -> dict[str, str]:
@@ -91,12 +91,12 @@ def _savedmodel(folder: Path) -> dict[str, Any]:
             for name, signature in sorted(signatures.items())
             if not name.startswith("__")
         },
-        "files": sizes(folder),
+        "files": file_sizes(folder),
     }
 
 
 def _tflite(path: Path) -> dict[str, Any]:
-    from tfllm.checkpoints.describe import sizes
+    from tfllm.checkpoints.describe import file_sizes
     from tfllm.errors import ArtifactError, MissingExtra
     from tfllm.export import flatbuffer
 
@@ -126,12 +126,12 @@ def _tflite(path: Path) -> dict[str, Any]:
         "tensors": tensors,
         "runtime": flatbuffer.describe_runtime(flatbuffer.parse(path.read_bytes(), str(path))),
         "files": {path.name: path.stat().st_size}
-        | {name: size for name, size in sizes(path.parent).items() if name != path.name},
+        | {name: size for name, size in file_sizes(path.parent).items() if name != path.name},
     }
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    from tfllm.checkpoints.describe import sizes
+    from tfllm.checkpoints.describe import file_sizes
     from tfllm.errors import ArtifactError
     from tfllm.export.litertlm import describe_bundle as bundle
 
@@ -142,7 +142,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         **_description(path.parent),
         **bundle(path),
         "files": {path.name: path.stat().st_size}
-        | {name: size for name, size in sizes(path.parent).items() if name != path.name},
+        | {name: size for name, size in file_sizes(path.parent).items() if name != path.name},
     }
 
 

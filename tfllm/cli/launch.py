@@ -174,7 +174,7 @@ def _report_failure(worker: int, status: int, folder: Path, again: Sequence[str]
     )
     lines.append(
         f"tfllm: worker {worker} {end}; the others were stopped. "
-        f"Go on from the last state with: {' '.join(again)}"
+        f"Resume from the last state with: {' '.join(again)}"
     )
     print("\n".join(lines), file=sys.stderr)
     return status if status > 0 else 1

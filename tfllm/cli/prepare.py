@@ -78,7 +78,7 @@ def _summary(manifest: dict[str, Any], output: Path) -> list[str]:
     if left_out:
         lines.append(f"left out: {', '.join(left_out)}")
     if read["bad_lines"]:
-        lines.append(f"bad lines with their places: {output / 'rejected.jsonl'}")
+        lines.append(f"bad lines, with file and line: {output / 'rejected.jsonl'}")
     if unknown := manifest["unknown_tokens"]:
         lines.append(f"unknown tokens: {unknown / manifest['tokens']:.3%}")
     lines.append(f"lengths: {output / 'lengths.png'}")

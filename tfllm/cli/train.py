@@ -111,7 +111,9 @@ def _train(
         again = ["tfllm", "train", str(recipe)]
         again += [part for override in overrides for part in ("--set", override)]
         again += ["--output", str(run.directory), "--resume"]
-        print(f"tfllm: stopped; the state is saved. Go on with: {' '.join(again)}", file=sys.stderr)
+        print(
+            f"tfllm: stopped; the state is saved. Resume with: {' '.join(again)}", file=sys.stderr
+        )
     elif is_chief:
         _report(run)
     return _status(run)

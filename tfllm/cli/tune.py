@@ -64,7 +64,7 @@ def tune(
     if tuned.signal is not None:
         print(
             f"tfllm: stopped after {tuned.count} trials; what ran has saved its state. "
-            "The same command goes on.",
+            "Resume with the same command.",
             file=sys.stderr,
         )
         raise typer.Exit(SIGNAL_STATUS + tuned.signal)

@@ -254,7 +254,7 @@ def _next_line(file: BinaryIO, path: str | Path) -> bytes:
 
 def _broken_archive(path: str | Path, error: Exception) -> DataError:
     if Path(str(path)).suffix == ".gz":
-        return DataError(f"{path}: not a whole gzip file ({error}). Fetch or compress it again.")
+        return DataError(f"{path}: not a complete gzip file ({error}). Fetch or compress it again.")
     return DataError(f"{path}: cannot be read ({error}).")
 
 

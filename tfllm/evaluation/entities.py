@@ -52,15 +52,15 @@ def entities(
         accuracy = seqeval.accuracy_score(
             *((gold, predicted) if _all_tagged(answers) else (gold_entities, predicted_entities))
         )
-    some = any(
+    has_entities = any(
         tag != "O" for rows in (gold_entities, predicted_entities) for r in rows for tag in r
     )
-    overall = report["micro avg"] if some else {}
+    overall = report["micro avg"] if has_entities else {}
     return {
         "precision": _number(overall.get("precision")),
         "recall": _number(overall.get("recall")),
         "f1": _number(overall.get("f1-score")),
-        "f1_macro": _number(report["macro avg"]["f1-score"]) if some else None,
+        "f1_macro": _number(report["macro avg"]["f1-score"]) if has_entities else None,
         "token_accuracy": _number(accuracy),
         "per_class": {
             label: {

@@ -95,11 +95,11 @@ def calibration(bins: Sequence[dict[str, float]], error: float, path: str | Path
 
     `bins`: rows of `classification.calibration_bins`.
     """
-    left = [row["lower"] for row in bins]
+    starts = [row["lower"] for row in bins]
     bars = {"width": [row["upper"] - row["lower"] for row in bins], "align": "edge"}
     accuracy = [row["accuracy"] for row in bins]
     with _picture(path, 5.0, 6.0, rows=2, height_ratios=[3, 1]) as (_, (above, below)):
-        above.bar(left, accuracy, color="#4c78a8", edgecolor="white", label="accuracy", **bars)
+        above.bar(starts, accuracy, color="#4c78a8", edgecolor="white", label="accuracy", **bars)
         above.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
         above.plot(
             [row["confidence"] for row in bins], accuracy, "ko", markersize=3, label="bin's mean"
@@ -107,7 +107,9 @@ def calibration(bins: Sequence[dict[str, float]], error: float, path: str | Path
         above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         above.set_title(f"Calibration: expected error {error:.3f}")
         above.legend(loc="upper left", frameon=False)
-        below.bar(left, [row["count"] for row in bins], color="#9ecae9", edgecolor="white", **bars)
+        below.bar(
+            starts, [row["count"] for row in bins], color="#9ecae9", edgecolor="white", **bars
+        )
         below.set(xlim=(0, 1), xlabel="confidence", ylabel="examples")
     return Path(path)
 

@@ -93,7 +93,9 @@ def _recorded(model: Path, path: str) -> dict[str, Any]:
     known = _reading_of(recorded)
     files = [recorded.get(name) or () for name in ("train", "validation")]
     endings = {
-        _ending(str(file)) for some in files for file in ([some] if isinstance(some, str) else some)
+        _ending(str(path))
+        for paths in files
+        for path in ([paths] if isinstance(paths, str) else paths)
     }
     if endings:
         return known if _ending(path) in endings else {}

@@ -61,11 +61,11 @@ def scores(
     """Return BLEU, chrF and TER of a corpus, each with sacrebleu's signature."""
     from sacrebleu.metrics import BLEU, CHRF, TER
 
-    most = max(map(len, references))
+    most_references = max(map(len, references))
     # sacrebleu's streams: the first references of all texts, the second ones, ...
     streams: Any = [
         [several[number] if number < len(several) else None for several in references]
-        for number in range(most)
+        for number in range(most_references)
     ]
     bleu = BLEU(tokenize=tokenize)
     result = bleu.corpus_score(list(texts), streams)

@@ -102,7 +102,7 @@ def channel_ranges(model: keras.Model, inputs: Iterable[Mapping[str, np.ndarray]
     return ranges
 
 
-def with_measured_ranges(calibrated: bytes, inputs: Sequence[Mapping[str, np.ndarray]]) -> bytes:
+def measure_ranges(calibrated: bytes, inputs: Sequence[Mapping[str, np.ndarray]]) -> bytes:
     """Return a calibrated float file with the range that each tensor really has over `inputs`.
 
     TensorFlow's calibrator reads a tensor after the next operation may have written its own result

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfllm.errors import MissingExtra, SettingError
 from tfllm.export.flatbuffer import version_numbers
-from tfllm.export.tflite_activation_scaling import ScaledChannels, with_measured_ranges
+from tfllm.export.tflite_activation_scaling import ScaledChannels, measure_ranges
 from tfllm.layers.attention import EXACT_MASK, set_mask_constant
 from tfllm.runtimes.quiet import quiet
 
@@ -111,7 +111,7 @@ def _convert_calibrated(
         debug_dataset=converter.representative_dataset,
         debug_options=options,
     )
-    debugger.calibrated_model = with_measured_ranges(debugger.calibrated_model, inputs)
+    debugger.calibrated_model = measure_ranges(debugger.calibrated_model, inputs)
     return debugger.get_nondebug_quantized_model()
 
 

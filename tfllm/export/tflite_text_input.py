@@ -89,7 +89,7 @@ def fast_tokenizer(tokenizer: Tokenizer) -> tf_text.FastBertTokenizer:
     )
 
 
-def tokenized_equally(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bool]:
+def same_token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bool]:
     """Return for each text whether TensorFlow Text's tokenizer gives the exact one's ids."""
     fast = fast_tokenizer(tokenizer).tokenize(tf.constant(list(texts))).to_list()
     exact = (encoding.ids[1:-1] for encoding in tokenizer.encode_batch(list(texts)))
@@ -98,7 +98,7 @@ def tokenized_equally(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bool]:
 
 def report_token_differences(checkpoint: Checkpoint) -> Check:
     """Report how many of the built-in sentences get other ids than from the exact tokenizer."""
-    equal = tokenized_equally(checkpoint.tokenizer, SENTENCES)
+    equal = same_token_ids(checkpoint.tokenizer, SENTENCES)
     differing = [text for text, same in zip(SENTENCES, equal, strict=True) if not same]
     ascii_count = sum(text.isascii() for text in differing)
     return report(

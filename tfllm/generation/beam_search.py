@@ -3,7 +3,7 @@
 The algorithm is that of transformers 5 (`GenerationMixin._beam_search`), with its order of
 operations, so that it finds the same texts: K beams run; of their continuations the best 2K (more
 with several end-of-sequence tokens) are kept; those among the first K that end join the K best
-finished texts, and the best K that go on are the next beams. A finished text scores its
+finished texts, and the best K that have not ended are the next beams. A finished text scores its
 log-probability divided by its length to the power of the length penalty; the end-of-sequence token
 counts. An option of tfllm's own adds the coverage of Wu et al. 2016 to that: times the penalty, the
 sum over the source's tokens of log(min(attention that they got, 1)). When the search ends:
@@ -129,7 +129,7 @@ class _Settings(NamedTuple):
 
     @property
     def num_candidates(self) -> int:
-        """Continuations of which num_beams surely go on, whichever of them stop."""
+        """Candidates per text: whichever of them end, num_beams have not ended."""
         count = max(2, 1 + self.eos_token_id.shape[1]) * self.num_beams
         return min(count, self.num_beams * self.vocabulary_size)
 
@@ -144,9 +144,9 @@ class _Beams(NamedTuple):
     improvable: tf.Tensor
     """bool [B, 1]: a running beam may still beat a finished text"""
     parents: tf.Tensor
-    """int32 [B * K]: the row of the state that each beam goes on from"""
+    """int32 [B * K]: the row of the state that each beam continues"""
     unfinished: tf.Tensor
-    """bool: the search goes on"""
+    """bool: whether the search continues"""
 
 
 def _no_beams(settings: _Settings, max_new_tokens: tf.Tensor | int) -> _Beams:
@@ -275,7 +275,7 @@ def _merge_finished(
 def _next_running(
     settings: _Settings, candidates: _Candidates, ended: tf.Tensor
 ) -> tuple[Hypotheses, tf.Tensor]:
-    """(the K best continuations that go on, the row [B * K] that each comes from)."""
+    """Return the K best candidates that have not ended, and the row [B * K] that each continues."""
     scores = candidates.scores + tf.cast(ended, tf.float32) * IMPOSSIBLE
     scores, best = tf.math.top_k(scores, settings.num_beams)
     parents = tf.gather(candidates.parents, best, batch_dims=1)

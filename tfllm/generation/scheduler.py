@@ -86,7 +86,7 @@ class StepOutput(NamedTuple):
     """New tokens; an end-of-sequence token is not among them."""
     log_probabilities: list[float]
     finish_reason: str | None
-    """None while the text goes on."""
+    """None while the text is not finished."""
 
 
 class Scheduler:

@@ -202,7 +202,7 @@ class TextGenerator:
             ids = [self.tokenizer.bos_token_id]
         if truncate == "right":
             raise SettingError(
-                "--truncate right: the end of a prompt is what a text goes on from. Write "
+                "--truncate right: a text continues the end of its prompt, which must stay. Write "
                 "--truncate left."
             )
         return self.truncate(ids, config) if truncate == "left" else ids

@@ -84,8 +84,8 @@ def continue_prompts(
     )
     results = [
         [{"generated_text": _full_text(prompt, text) if return_full_text else text.text}
-         for text in some]
-        for prompt, some in zip(prompts, chunks(texts, config.num_return_sequences), strict=True)
+         for text in group]
+        for prompt, group in zip(prompts, chunks(texts, config.num_return_sequences), strict=True)
     ]  # fmt: skip
     return results[0] if single else results
 
@@ -139,7 +139,7 @@ def generate_from_sources(
     results = [{name: text.text} for text in texts]
     if config.num_return_sequences == 1 or single:
         return results
-    return [list(some) for some in chunks(results, config.num_return_sequences)]
+    return [list(group) for group in chunks(results, config.num_return_sequences)]
 
 
 def _generation_config(

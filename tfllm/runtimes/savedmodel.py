@@ -49,7 +49,7 @@ def load_savedmodel(folder: Path) -> LoadedSavedModel:
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
         first = str(error).strip().splitlines()[0]
         raise ArtifactError(
-            f"'{folder}' is not a whole SavedModel ({first}). Export again."
+            f"'{folder}' is not a complete SavedModel ({first}). Export again."
         ) from None
     if SIGNATURE not in module.signatures:
         known = ", ".join(module.signatures) or "none"
@@ -135,7 +135,7 @@ class SavedModelPredictor:
         """
         if SCORE not in self.module.signatures:
             raise ArtifactError(
-                f"'{self.folder}' has no signature {SCORE}, which tells how likely texts are. "
+                f"'{self.folder}' has no signature {SCORE}, for log-probabilities of texts. "
                 "Measure the checkpoint that it was exported from."
             )
         if stride is not None or measure != "all":

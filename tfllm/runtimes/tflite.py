@@ -138,14 +138,14 @@ def call_signatures(signatures: Sequence[Signature], inputs: Inputs) -> np.ndarr
     outputs: list[np.ndarray] = []
     done = 0
     while done < count:
-        left = count - done
-        chosen = next((s for s in fitting if s.batch <= left), fitting[-1])
+        remaining = count - done
+        chosen = next((s for s in fitting if s.batch <= remaining), fitting[-1])
         rows = np.minimum(np.arange(done, done + chosen.batch), count - 1)
         feeds = {
             name: np.pad(value[rows], ((0, 0), (0, length - width)), constant_values=0)
             for name, value in inputs.items()
         }
-        outputs.append(chosen(feeds)[: min(left, chosen.batch)])
+        outputs.append(chosen(feeds)[: min(remaining, chosen.batch)])
         done += chosen.batch
     result = np.concatenate(outputs)
     return result[:, :width] if result.ndim == 3 else result  # scores of the tokens asked for

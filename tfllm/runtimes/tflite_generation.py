@@ -260,10 +260,10 @@ class TFLiteLoopEngine(TokenGenerator):
             check_settings(each.config, self._own_config)
         results: list[GenerationResult] = []
         while len(results) < len(inputs):
-            left = inputs[len(results) :]
-            full = [size for size in self._runners if size <= len(left)]
+            remaining = inputs[len(results) :]
+            full = [size for size in self._runners if size <= len(remaining)]
             size = max(full, default=min(self._runners))
-            results += self._generate_batch(left[:size], size)
+            results += self._generate_batch(remaining[:size], size)
         return stop_at(results, on_token)
 
     def _generate_batch(

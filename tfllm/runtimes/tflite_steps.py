@@ -100,11 +100,11 @@ class TFLiteSteps:
         """
         done = 0
         while done < len(ids):
-            left, free = len(ids) - done, self.context - position - done
+            remaining, free = len(ids) - done, self.context - position - done
             fitting = [n for n in self.prefill_lengths if n <= free]
             # One padded call is quicker than several small ones, as long as half of it counts.
-            padded = [n for n in fitting if left <= n <= 2 * left]
-            whole = [n for n in fitting if n <= left]
+            padded = [n for n in fitting if remaining <= n <= 2 * remaining]
+            whole = [n for n in fitting if n <= remaining]
             length = min(padded) if padded else max(whole) if whole else min(fitting, default=1)
             chunk = ids[done : done + length]
             name = f"{PREFILL}{length}" if fitting else DECODE

@@ -72,7 +72,7 @@ def float_texts(array: np.ndarray) -> list[str]:
         short = f"%.{SHORT_DIGITS}g" % flat[index]
         if flat.dtype.type(short) == flat[index]:
             texts[index] = short
-    return [_pointed(text) for text in texts]
+    return [_with_decimal_point(text) for text in texts]
 
 
 def quote(text: str | bytes) -> str:
@@ -99,7 +99,7 @@ def _perhaps_short(flat: np.ndarray) -> np.ndarray:
     return (near | (wide == 0) | ~np.isfinite(scale)) & np.isfinite(wide)
 
 
-def _pointed(text: str) -> str:
+def _with_decimal_point(text: str) -> str:
     if text in NOT_FINITE:
         return NOT_FINITE[text]
     return text if "." in text or "e" in text else text + ".0"

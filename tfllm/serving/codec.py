@@ -168,14 +168,14 @@ def read_tensor(value: Any, type_name: str, dtype: np.dtype) -> np.ndarray:
 
 def _check_digits(leaves: list[Any], type_name: str) -> None:
     """Raise INVALID_ARGUMENT for a number that the type cannot hold: IsLosslessDecimal."""
-    most, largest = 2 ** DIGITS[type_name] - 1, LARGEST[type_name]
-    if not (np.abs(np.array(leaves, np.float64)) > most).any():
+    max_exact, largest = 2 ** DIGITS[type_name] - 1, LARGEST[type_name]
+    if not (np.abs(np.array(leaves, np.float64)) > max_exact).any():
         return
     for value in leaves:
         if type(value) is float:  # whole numbers above 64 bits are floats here, as in rapidjson
             lossy = abs(value) > largest and math.isfinite(value)
         else:
-            lossy = abs(value) > most
+            lossy = abs(value) > max_exact
         if lossy:
             raise invalid(
                 f"Cannot convert JSON value: {excerpt(value)} to {type_name} without loss of "

@@ -3,8 +3,8 @@
 uvicorn's protocol class leaves four things open. A request that offers an upgrade (`Upgrade: h2c`,
 as Java's HttpClient and `curl --http2` send) loses its body, which would then be read as the next
 request. A connection may be held open, or filled with headers, for ever. A connection that closes
-while the client still sends is reset, and the answer with it. A client that is gone, or that has
-only ended its own side, cannot be told apart. `internals` lists the parts of
+while the client still sends is reset, and the answer with it. A client that is gone and one
+that has only ended its own side look the same. `internals` lists the parts of
 uvicorn that are used here.
 
 Framing follows RFC 9112, parsed by llhttp in its strict mode; upgrades are ignored (RFC 9110,
@@ -69,7 +69,7 @@ class _Connection(HttpToolsProtocol):
         self._timers: list[asyncio.TimerHandle] = []
 
     @property
-    def awaited(self) -> bool:
+    def waits_for_request(self) -> bool:
         """Whether its first request, or the rest of a request, is still to come."""
         return self.cycle is None or self._in_head or self._in_body
 
@@ -187,7 +187,7 @@ class _Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """End an answer. One that came before the body's end is the connection's last."""
         self._unanswered -= 1
-        self.wire.answered()
+        self.wire.end_answer()
         if self._in_body and not self._unanswered:
             self.wire.close()
         super().on_response_complete()
@@ -334,7 +334,7 @@ class _Wire:
             self._early, early = size, self._early
             self._transport.write(ANSWER_START[early:size])
 
-    def answered(self) -> None:
+    def end_answer(self) -> None:
         """Note that the answer is complete."""
         self._answering = False
 

@@ -106,7 +106,7 @@ class Answering:
         except Exception as error:  # a fault of ours: the place is logged, the text is not
             location = "".join(traceback.format_tb(error.__traceback__)[-3:])
             log.error("%s while answering %s:\n%s", type(error).__name__, method, location)
-            await context.abort(grpc.StatusCode.INTERNAL, "Internal error; the log has its place.")
+            await context.abort(grpc.StatusCode.INTERNAL, "Internal error; see the server's log.")
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer, Answering):

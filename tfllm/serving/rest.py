@@ -241,7 +241,7 @@ def _fault(error: Exception, method: str) -> RequestError:
     """Return the error for a fault of ours, whose place is logged, but no text of the request."""
     location = "".join(traceback.format_tb(error.__traceback__)[-3:])
     log.error("%s while answering %s:\n%s", type(error).__name__, method, location)
-    return RequestError(Code.INTERNAL, "Internal error; the log has its place.")
+    return RequestError(Code.INTERNAL, "Internal error; see the server's log.")
 
 
 def _refusal(error: RequestError) -> Response:

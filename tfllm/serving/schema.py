@@ -1,4 +1,4 @@
-"""What the server is told (models, limits, batching), and the one error it answers with."""
+"""The server's settings (models, limits, batching), and the error that it answers with."""
 
 from __future__ import annotations
 

@@ -147,9 +147,10 @@ class Server:
         await self.use(tfserving.entries(config))
 
     async def use(self, entries: list[ModelEntry]) -> None:
-        """Replace the models, all or none. RequestError where one of them cannot be served.
+        """Replace the models, all or none; it completes even if the caller no longer waits.
 
-        It goes on to its end even where nobody waits for it any more.
+        Raises:
+            RequestError: One of them cannot be served.
         """
         task = self._spawn(self._use(entries))
         task.add_done_callback(_log_failure)
@@ -333,7 +334,7 @@ class _DrainingHttpServer(HttpServer):
             server.close()
         loop = asyncio.get_running_loop()
         end = loop.time() + FIRST_REQUEST_SECONDS
-        while loop.time() < end and any(c.awaited for c in self.connections):
+        while loop.time() < end and any(c.waits_for_request for c in self.connections):
             await asyncio.sleep(ACCEPT_SECONDS / 10)
         await super().shutdown(sockets)
 

@@ -91,8 +91,8 @@ class Service:
                     Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
                 )
             names = _output_names(signature, list(request.output_filter))
-            most = self.limits.tensor_elements
-            arrays = {key: from_proto(request.inputs[key], most) for key in request.inputs}
+            max_elements = self.limits.tensor_elements
+            arrays = {key: from_proto(request.inputs[key], max_elements) for key in request.inputs}
             outputs = await self.run(version, signature, arrays)
             _fill_spec(response.model_spec, target.model, name, version.number)
             for key in names:
@@ -299,16 +299,17 @@ class Service:
                     self._check_text(name, text)
 
     def _check_text(self, name: str, text: bytes) -> None:
-        most = self.limits.text_characters
-        if len(text) <= most:
+        max_characters = self.limits.text_characters
+        if len(text) <= max_characters:
             return
         try:
             characters = len(text.decode())
         except UnicodeDecodeError:
             return  # bytes, such as an image: the limits of body and message are theirs
-        if characters > most:
+        if characters > max_characters:
             raise invalid(
-                f"A text of input '{name}' has {characters} characters; a text may have {most}."
+                f"A text of input '{name}' has {characters} characters; a text may have "
+                f"{max_characters}."
             )
 
     async def _classify(

@@ -100,12 +100,12 @@ class TensorSpec:
             )
 
 
-def from_proto(proto: tensor_pb2.TensorProto, most_elements: int = MAX_ELEMENTS) -> np.ndarray:
+def from_proto(proto: tensor_pb2.TensorProto, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
     """Convert a TensorProto to an array; strings are bytes objects.
 
     Args:
         proto: The tensor.
-        most_elements: How many values it may have.
+        max_elements: How many values it may have.
 
     Raises:
         RequestError: INVALID_ARGUMENT, it is not valid or too large.
@@ -120,12 +120,12 @@ def from_proto(proto: tensor_pb2.TensorProto, most_elements: int = MAX_ELEMENTS)
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise invalid("A tensor needs a shape without negative sizes.")
     if len(shape) > MAX_DIMENSIONS:
-        raise invalid(f"A tensor of {len(shape)} dimensions; {MAX_DIMENSIONS} are the most.")
+        raise invalid(f"A tensor of {len(shape)} dimensions; {MAX_DIMENSIONS} is the maximum.")
     count = math.prod(shape)
     # The product without empty dimensions too: numpy computes it, and it may overflow.
-    if math.prod(size for size in shape if size) > most_elements:
+    if math.prod(size for size in shape if size) > max_elements:
         raise invalid(
-            f"A tensor of shape {shape_text(shape)} is larger than {most_elements} elements."
+            f"A tensor of shape {shape_text(shape)} is larger than {max_elements} elements."
         )
     numpy_type = np.dtype(dtype.as_numpy_dtype)
     if proto.tensor_content:

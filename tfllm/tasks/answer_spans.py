@@ -37,8 +37,8 @@ def gold_span(example: Example) -> tuple[int, int] | None:
         start = _nearest(context, text, start)
     if start < 0:
         raise DataError(
-            f"{where(example)}the answer '{text[:60]}' does not stand in the context. "
-            "Correct the line; answers are cut out of the context, letter by letter."
+            f"{where(example)}the answer '{text[:60]}' is not in the context. "
+            "Correct the line: an answer is an exact part of the context."
         )
     return start, start + len(text)
 

@@ -143,6 +143,6 @@ def metrics_of_outputs(
     if not isinstance(metrics, dict):
         yield from ((metric, targets, outputs) for metric in metrics)
         return
-    for name, some in metrics.items():
+    for name, metrics_of_output in metrics.items():
         own = outputs if name == "tokens" else outputs[name]
-        yield from ((metric, targets[name], own) for metric in some)
+        yield from ((metric, targets[name], own) for metric in metrics_of_output)

@@ -50,7 +50,7 @@ class QuestionAnswering(Task):
     no_answer_threshold: float = 0.0
     """How much the raw score of no answer must exceed the best span's."""
     n_best: int = Field(default=1, ge=1)
-    """Answers to give; above 1 the further ones stand in `alternatives`."""
+    """Answers to give; if above 1, all but the best are in `alternatives`."""
 
     @property
     def required_fields(self) -> tuple[tuple[str, ...], ...]:

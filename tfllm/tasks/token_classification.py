@@ -133,7 +133,7 @@ class TokenClassification(Task):
         if not (targets and label_names.have_field(examples, "tags")):
             return features_from_encodings(encodings, tokenizer, details=details)
         rows = [
-            self._target(example, detail["places"], len(encoding))
+            self._target(example, detail["positions"], len(encoding))
             for example, detail, encoding in zip(examples, details, encodings, strict=True)
         ]
         return features_from_encodings(
@@ -236,7 +236,7 @@ class TokenClassification(Task):
         return {"serving_default": serve, "tokens": serving_graph.tokens_signature(model)}
 
     def _answer(self, output: np.ndarray, detail: dict[str, Any]) -> Answer:
-        positions = detail["places"]
+        positions = detail["positions"]
         seen = positions >= 0
         probabilities = softmax(output[positions[seen]])  # [words seen, C]
         best = probabilities.argmax(axis=-1)
@@ -257,7 +257,13 @@ class TokenClassification(Task):
         for text, encoding in zip(texts, encodings, strict=True):
             _, positions, starts, ends = entities.align_pieces(text, encoding, tokenizer)
             details.append(
-                {"text": text, "split": False, "places": positions, "starts": starts, "ends": ends}
+                {
+                    "text": text,
+                    "split": False,
+                    "positions": positions,
+                    "starts": starts,
+                    "ends": ends,
+                }
             )
         return features_from_encodings(encodings, tokenizer, details=details)
 
@@ -296,4 +302,4 @@ def _word_details(split: list[str], encoding: Encoding) -> dict[str, Any]:
     starts = np.cumsum([0, *(len(word) + 1 for word in split)])[:-1]
     ends = starts + [len(word) for word in split]
     text = " ".join(split)
-    return {"text": text, "split": True, "places": positions, "starts": starts, "ends": ends}
+    return {"text": text, "split": True, "positions": positions, "starts": starts, "ends": ends}

@@ -143,7 +143,7 @@ def read_lines(path: str | Path, progress: Progress = lambda _: None) -> Iterato
     except FileNotFoundError:
         raise DataError(f"There is no file '{path}'. Check the path.") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file: {error}. Copy it again.") from None
+        raise DataError(f"{path}: not a complete gzip file: {error}. Copy it again.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
 

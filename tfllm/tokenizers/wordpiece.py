@@ -335,7 +335,7 @@ def read_vocabulary(path: str | Path) -> list[str]:
             )
         if token in seen:
             raise TokenizerError(
-                f"{path}:{number}: '{token}' stands in line {seen[token]} already. "
+                f"{path}:{number}: '{token}' is in line {seen[token]} already. "
                 "Rename one of them; ids may not change."
             )
         seen[token] = number

@@ -55,7 +55,7 @@ def check_free(directory: Path, resume: bool) -> None:
         )
     if not resume and names - LEFTOVERS:
         raise StorageError(
-            f"'{directory}' is not empty. Go on with the run in it by --resume, or give another "
+            f"'{directory}' is not empty. Resume the run in it with --resume, or give another "
             "--output."
         )
 

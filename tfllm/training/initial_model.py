@@ -61,7 +61,7 @@ class InitialModel:
         except OSError as error:
             raise StorageError(
                 f"Cannot write '{directory / files.CHECKPOINT}': {error.strerror or error}. "
-                "What was there before is whole. Free some space and go on with --resume."
+                "What was there before is intact. Free some space and resume with --resume."
             ) from None
 
     def resolved(self, recipe: Recipe) -> Recipe:

@@ -137,14 +137,14 @@ def restore_or_start(
         _broadcast_variables(model, devices)
     if progress.replicas != devices.replicas:
         log.warning(
-            "the run was on %d devices and goes on with %d: equal up to rounding, and dropout "
+            "the run was on %d devices and continues on %d: equal up to rounding, and dropout "
             "draws other masks",
             progress.replicas, devices.replicas,
         )  # fmt: skip
         progress.replicas = devices.replicas
     if progress.backend and progress.backend != start.backend:
         log.warning(
-            "the run was computed by Keras on %s and goes on with %s: equal up to rounding, and "
+            "the run was computed by Keras on %s and continues on %s: equal up to rounding, and "
             "dropout draws other masks",
             progress.backend, start.backend,
         )  # fmt: skip

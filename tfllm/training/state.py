@@ -152,8 +152,8 @@ def write(
         raise StorageError(
             f"Cannot write the state of step {progress.step} to '{directory}': "
             f"{disk_error(error)}. "
-            + (f"The state of {previous.name} is whole. " if previous else "")
-            + "Free some space and go on with --resume."
+            + (f"The state of {previous.name} is intact. " if previous else "")
+            + "Free some space and resume with --resume."
         ) from None
     for old in complete_states(directory)[keep:]:
         shutil.rmtree(old, ignore_errors=True)

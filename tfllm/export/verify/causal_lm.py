@@ -255,15 +255,15 @@ def scored_rows(
     start = _bos_ids(checkpoint)
     width = min(SCORED_ROW, context_length(checkpoint, profile)) - len(start)
     rows_of: dict[str, TokenRows] = {}
-    for name, some in texts.items():
+    for name, group in texts.items():
         rows = rows_of.setdefault(name, [])
-        left = SCORED_TOKENS if len(texts) > 1 else 2 * SCORED_TOKENS
-        for ids in checkpoint.tokenizer.encode_ids(list(some), add_special_tokens=False):
+        remaining = SCORED_TOKENS if len(texts) > 1 else 2 * SCORED_TOKENS
+        for ids in checkpoint.tokenizer.encode_ids(list(group), add_special_tokens=False):
             for begin in range(0, len(ids), width):
-                row = [*start, *ids[begin : begin + width]][: left + 1]
-                if len(row) > 1 and left > 0:
+                row = [*start, *ids[begin : begin + width]][: remaining + 1]
+                if len(row) > 1 and remaining > 0:
                     rows.append(row)
-                    left -= len(row) - 1
+                    remaining -= len(row) - 1
     return rows_of
 
 
@@ -272,8 +272,8 @@ def prompts_to_sample_after(
 ) -> TokenRows:
     """Return the beginnings of texts, SAMPLED_PROMPT tokens of each or what the file can read."""
     length = min(SAMPLED_PROMPT, profile.prompt_length or SAMPLED_PROMPT)
-    rows = [row for some in scored_rows(checkpoint, profile, texts).values() for row in some]
-    return [row[:length] for row in rows]
+    groups = scored_rows(checkpoint, profile, texts).values()
+    return [row[:length] for rows in groups for row in rows]
 
 
 def prompts_of_lengths(checkpoint: Checkpoint, profile: Profile, texts: Sequence[str]) -> TokenRows:

@@ -97,7 +97,7 @@ def check_tflite(
     expected: list[Any]
     actual: list[Any]
     if profile.text_input:
-        equal = _tokenized_equally(reference, compared)
+        equal = _examples_with_same_token_ids(reference, compared)
         yield from compare_predictions(reference.predict(equal), predictor.predict(equal), profile)
         assert isinstance(predictor, TFLiteTextPredictor)
         batches = [_token_batches(reference, [example])[0] for example in equal]
@@ -225,13 +225,13 @@ def _token_batches(
     return batches
 
 
-def _tokenized_equally(reference: TokenPredictor, examples: Examples) -> list[Example]:
+def _examples_with_same_token_ids(reference: TokenPredictor, examples: Examples) -> list[Example]:
     """Return the examples of which every text gets the same ids from TensorFlow Text's
     tokenizer."""
     selected = [True] * len(examples)
     for name in ("text", "text_pair"):
         texts = [str(example.get(name, "")) for example in examples]
-        equal = tflite_text_input.tokenized_equally(reference.tokenizer, texts)
+        equal = tflite_text_input.same_token_ids(reference.tokenizer, texts)
         selected = [a and b for a, b in zip(selected, equal, strict=True)]
     return [example for example, same in zip(examples, selected, strict=True) if same]
 

@@ -71,12 +71,14 @@ def prompts_of_lengths(checkpoint: Checkpoint, context: int, texts: Sequence[str
     words = " ".join([*texts[:50], *ASCII_SENTENCES, CONTEXT]).split(" ")
     words *= 1 + context // len(words)
     prompts = [" ".join(words[:3])]
-    for most in (context // 3, context - NEW_TOKENS // 2):
+    for limit in (context // 3, context - NEW_TOKENS // 2):
         count = len(words)
-        while len(_encode(checkpoint, " ".join(words[:count]))) > most:
+        while len(_encode(checkpoint, " ".join(words[:count]))) > limit:
             count = count * 3 // 4 if count > 40 else count - 1
-        # As close to `most` as whole words allow.
-        while len(_encode(checkpoint, " ".join(words[: count + 1]))) <= most and count < len(words):
+        # As close to `limit` as whole words allow.
+        while len(_encode(checkpoint, " ".join(words[: count + 1]))) <= limit and count < len(
+            words
+        ):
             count += 1
         prompts.append(" ".join(words[:count]))
     return prompts

@@ -237,13 +237,13 @@ def check_scores(
     vocabulary_size = checkpoint.config.vocabulary_size
     vocabulary = divergence.Vocabulary(target_tokenizer, vocabulary_size)
     scores = {name: divergence.TokenScores() for name in pairs}
-    for name, some in pairs.items():
+    for name, pairs_of_language in pairs.items():
         score = scores[name]
-        for source, target in some:
+        for source, target in pairs_of_language:
             limit = (1 if len(pairs) > 1 else 2) * SCORED_TOKENS
-            left = limit - score.tokens - score.unknown
+            remaining = limit - score.tokens - score.unknown
             ids = target_tokenizer.encode_ids([target], add_special_tokens=False)[0]
-            ids = ids[: min(left, longest)]
+            ids = ids[: min(remaining, longest)]
             if not ids:
                 continue
             source_ids = generator.tokenizer.encode(source, max_length=file.max_source_length).ids
@@ -265,8 +265,8 @@ def check_samples(
     room = min(SAMPLED_NEW_TOKENS, file.engine.limits.max_sequence_length - 1)
     sources = [
         generator.tokenizer.encode(source, max_length=file.max_source_length).ids
-        for some in pairs.values()
-        for source, _ in some[:MAX_LITE_SOURCES]
+        for pairs_of_language in pairs.values()
+        for source, _ in pairs_of_language[:MAX_LITE_SOURCES]
     ]
     target_tokenizer = generator.tokenizer.target
     vocabulary = divergence.Vocabulary(target_tokenizer, checkpoint.config.vocabulary_size)
@@ -322,5 +322,5 @@ def _length_penalty(row: int) -> float:
 
 def _join_outputs(outputs: Iterator[dict[str, list[Any]]], count: int) -> dict[str, list[Any]]:
     """Return the outputs of the next `count` requests, concatenated by name."""
-    some = [next(outputs) for _ in range(count)]
-    return {name: [value for output in some for value in output[name]] for name in some[0]}
+    requests = [next(outputs) for _ in range(count)]
+    return {name: [value for output in requests for value in output[name]] for name in requests[0]}

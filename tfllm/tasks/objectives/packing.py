@@ -151,7 +151,7 @@ def build_stream(
     lengths = np.array([len(tokens) for tokens in ids], np.int64)
     first = np.zeros(int(lengths.sum()), bool)
     first[np.cumsum(lengths) - lengths] = True
-    some = any(targets is not None for targets in learned)
+    has_targets = any(targets is not None for targets in learned)
     return TokenStream(
         np.concatenate(ids) if ids else np.zeros(0, dtype),
         first,
@@ -161,7 +161,7 @@ def build_stream(
                 for n, targets in zip(lengths, learned, strict=True)
             ]
         )
-        if some
+        if has_targets
         else None,
     )
 

@@ -41,7 +41,7 @@ def choose(precision: str, before: Mapping[str, str] | None = None) -> str:
         return "bfloat16" if has_bfloat16() else "float32"
     if before["precision"] == "bfloat16" and not has_bfloat16():
         log.warning(
-            "the run was started in bfloat16 and goes on in it, though this machine has no "
+            "the run was started in bfloat16 and continues in it, though this machine has no "
             "instructions for it: steps take longer here"
         )
     return before["precision"]

@@ -56,7 +56,7 @@ def run(
     except (TrainingFailedError, RuntimeError) as error:
         raise TrainingFailed(
             f"A worker of Ray failed ({str(error).strip().splitlines()[-1][:200]}). "
-            f"Go on from the last state with --output {directory} --resume."
+            f"Resume from the last state with --output {directory} --resume."
         ) from None
     return directory
 

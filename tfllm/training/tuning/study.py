@@ -33,7 +33,7 @@ NAME = "tfllm"
 WAITING_SECONDS = 60  # for another process that writes to the database
 
 # Startup trials: sampled at random, and never pruned.
-STARTUP_SHARE, STARTUP_LEAST, STARTUP_MOST = 1 / 3, 4, 10
+STARTUP_SHARE, MIN_STARTUP, MAX_STARTUP = 1 / 3, 4, 10
 
 
 class Study:
@@ -100,32 +100,32 @@ class Study:
             if own is not None and not self.optuna.get_trials(deepcopy=False):
                 self.optuna.enqueue_trial(own)
 
-    def claim(self, most: int) -> tuple[Trial, TrialFiles, int] | None:
-        """Claim the next trial: itself, its files and its lock; None where all `most` are claimed.
+    def claim(self, trials: int) -> tuple[Trial, TrialFiles, int] | None:
+        """Claim the next trial: itself, its files and its lock; None after the last of `trials`.
 
         One whose process has ended without a result comes first.
         """
         optuna = _optuna()
         states = optuna.trial.TrialState
         with self.locked():
-            trials = self.optuna.get_trials(deepcopy=False)
-            started = [trial for trial in trials if trial.state != states.WAITING]
+            known = self.optuna.get_trials(deepcopy=False)
+            started = [trial for trial in known if trial.state != states.WAITING]
             for trial in started:
                 if trial.state == states.RUNNING:
                     lock = self._lock(trial.number)
                     if lock is not None:
                         return self._claimed(optuna.trial.Trial(self.optuna, trial._trial_id), lock)
-            if len(started) >= most:
+            if len(started) >= trials:
                 return None
-            self._prepare(optuna, len(started), most)
+            self._prepare(optuna, len(started), trials)
             trial = self.optuna.ask()
             lock = self._lock(trial.number)
             assert lock is not None, "a new trial is not locked"
             return self._claimed(trial, lock)
 
-    def _prepare(self, optuna: ModuleType, number: int, most: int) -> None:
+    def _prepare(self, optuna: ModuleType, number: int, trials: int) -> None:
         """Seed the sampler by (seed, trial), so that a resumed search repeats nothing."""
-        startup = int(min(STARTUP_MOST, max(STARTUP_LEAST, most * STARTUP_SHARE)))
+        startup = int(min(MAX_STARTUP, max(MIN_STARTUP, trials * STARTUP_SHARE)))
         self.optuna.sampler = optuna.samplers.TPESampler(
             seed=(self.seed * 1_000_003 + number) % 2**32,
             n_startup_trials=startup,
