@@ -11,25 +11,33 @@ import pytest
 
 from tfllm.cli import quickstart
 from tfllm.data import sources
+from tfllm.export import profile
 from tfllm.model import recipe_of
 
 ROOT = Path(__file__).parents[2]
-REVIEWS = ROOT / "models" / "bert" / "reviews"
-FILES = ("quickstart.yaml", "train.tsv", "validation.tsv", "test.tsv")
+PACKAGED = ROOT / "tfllm" / "packaged"
+FILES = (
+    "models/bert/quickstart.yaml", "models/bert/reviews/train.tsv",
+    "models/bert/reviews/validation.tsv", "models/bert/reviews/test.tsv",
+    "export/savedmodel.yaml", "docs/schemas/recipe.json", "docs/schemas/profile.json",
+)  # fmt: skip
 
 
-def test_the_packaged_files_are_links_to_those_of_the_recipe():
-    assert sorted(path.name for path in quickstart.DATA.iterdir()) == sorted(FILES)
-    for name in FILES:
-        original = ROOT / "models" / "bert" / name if name.endswith("yaml") else REVIEWS / name
-        assert (quickstart.DATA / name).read_bytes() == original.read_bytes(), name
-        assert (quickstart.DATA / name).resolve() == original
+def schema_of(path):
+    """The path of the schema that a YAML file names, beside the file where it was opened."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return Path(os.path.normpath(path.parent / first.partition("$schema=")[2]))
 
 
-def test_the_recipe_names_a_schema_that_is_there():
-    first = quickstart.RECIPE.read_text(encoding="utf-8").splitlines()[0]
-    schema = quickstart.RECIPE.resolve().parent / first.partition("$schema=")[2]
-    assert schema.resolve() == ROOT / "docs" / "schemas" / "recipe.json"
+@pytest.mark.parametrize("name", FILES)
+def test_packaged_files_are_those_of_the_repository(name):
+    assert (PACKAGED / name).resolve() == ROOT / name
+
+
+def test_packaged_files_name_a_schema_that_is_packaged():
+    assert schema_of(quickstart.RECIPE) == PACKAGED / "docs" / "schemas" / "recipe.json"
+    for path in profile.PROFILE_DIRECTORY.glob("*.yaml"):
+        assert schema_of(path) == PACKAGED / "docs" / "schemas" / "profile.json"
 
 
 def test_the_recipe_is_read_in_an_empty_folder(tmp_path, monkeypatch):
@@ -45,7 +53,7 @@ def test_a_wheel_has_the_files(tmp_path):
     tree = tmp_path / "tree"
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "tfllm", "export",
-         "models/bert", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
+         "models/bert", "docs/schemas", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     for name in tracked:
@@ -61,10 +69,14 @@ def test_a_wheel_has_the_files(tmp_path):
         pytest.skip("setuptools is not installed here")
     assert built.returncode == 0, built.stderr[-2000:]
     (wheel,) = tmp_path.glob("tfllm-*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert [name for name in FILES if f"tfllm/cli/quickstart_data/{name}" not in names] == []
-    assert "tfllm/py.typed" in names
-    assert "tfllm/export/profiles/savedmodel.yaml" in names
+    installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as file:
-        packaged = file.read("tfllm/cli/quickstart_data/train.tsv")
-    assert packaged == (REVIEWS / "train.tsv").read_bytes()
+        file.extractall(installed)
+    for name in FILES:
+        assert (installed / "tfllm/packaged" / name).read_bytes() == (ROOT / name).read_bytes()
+    assert (installed / "tfllm/py.typed").is_file()
+    recipe = installed / "tfllm/packaged/models/bert/quickstart.yaml"
+    assert schema_of(recipe) == installed / "tfllm/packaged/docs/schemas/recipe.json"
+    profiles = list((installed / "tfllm/packaged/export").glob("*.yaml"))
+    assert sorted(path.stem for path in profiles) == profile.profile_names()
+    assert all(schema_of(path).is_file() for path in profiles)

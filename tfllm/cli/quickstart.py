@@ -1,6 +1,6 @@
 """`tfllm quickstart`: from training to serving once, on real reviews, and a table of the results.
 
-The recipe and the reviews are those of models/bert, as files of this package.
+The recipe and the reviews are those of models/bert, as package data.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ Examples:
   tfllm quickstart --output runs/second --set train.epochs=1
 """
 
-DATA = Path(__file__).parent / "quickstart_data"
-RECIPE = DATA / "quickstart.yaml"
-TEST = DATA / "test.tsv"
+PACKAGED = Path(__file__).parents[1] / "packaged" / "models" / "bert"
+RECIPE = PACKAGED / "quickstart.yaml"
+REVIEWS = PACKAGED / "reviews"
+TEST = REVIEWS / "test.tsv"
 PROFILES = ("savedmodel", "tflite-float32", "tflite-int8", "mediapipe")
 QUESTIONS = (
     "I would walk there again in the rain for that soup.",
@@ -86,7 +87,7 @@ def quickstart(
 
 def packaged_data() -> list[str]:
     """Return overrides of the recipe that name this package's files in place of the clone's."""
-    files = {"train": DATA / "train.tsv", "validation": DATA / "validation.tsv"}
+    files = {"train": REVIEWS / "train.tsv", "validation": REVIEWS / "validation.tsv"}
     return [f"data.{key}={json.dumps(str(path))}" for key, path in files.items()]
 
 

@@ -17,7 +17,7 @@ from tfllm.data.read_settings import ReadSettings
 from tfllm.errors import SettingError, did_you_mean
 from tfllm.generation.config import GenerationConfig
 
-PROFILE_DIRECTORY = Path(__file__).parent / "profiles"  # the repository's export/
+PROFILE_DIRECTORY = Path(__file__).parents[1] / "packaged" / "export"
 
 Quantization = Literal["float32", "bfloat16", "float16", "int8", "int8_full", "int4"]
 
