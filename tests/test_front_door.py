@@ -1,9 +1,11 @@
 """`tfllm.load`, `open`, `train`, `evaluate`, `export` and `Model`, as users call them."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
 import typing
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -14,10 +16,13 @@ from tests.helpers import byte_models, translators
 from tests.helpers.encoders import make
 from tfllm.checkpoints import store
 from tfllm.cli import main
-from tfllm.errors import SettingError
+from tfllm.data.corpora.read_stats import ReadStats
+from tfllm.errors import ArtifactError, DataError, SettingError
 from tfllm.evaluation.settings import EvaluationSettings
 from tfllm.generation.config import GenerationConfig
 from tfllm.model import EvaluationOptions, GenerationOptions
+from tfllm.models import FAMILIES, build_config
+from tfllm.runtimes import description
 
 EXAMPLES = [
     {"text": "the film was good", "label": "good"},
@@ -163,6 +168,44 @@ def test_errors_name_the_argument_in_python_and_the_option_on_the_command_line(c
 def test_options_have_names_in_python(message, in_python):
     assert str(SettingError(message)) == in_python
     assert SettingError(message).cli_message == message
+
+
+@dataclasses.dataclass(frozen=True)
+class NarrowConfig:
+    """A family's Config whose own check names an option."""
+
+    width: int = 1
+
+    def __post_init__(self):
+        if self.width > 1:
+            raise SettingError("--max-width 1: it is too small. Raise --max-width.")
+
+
+def test_an_error_inside_another_keeps_its_options(monkeypatch, tmp_path):
+    monkeypatch.setitem(FAMILIES, "narrow", SimpleNamespace(Config=NarrowConfig))
+    with pytest.raises(SettingError) as error:
+        build_config("narrow", {"width": 2}, "recipe.yaml: model")
+    assert error.value.cli_message == (
+        "recipe.yaml: model: --max-width 1: it is too small. Raise --max-width."
+    )
+    assert str(error.value) == "recipe.yaml: model: max_width 1: it is too small. Raise max_width."
+
+    def refuse(*arguments, **options):
+        raise SettingError("task: --num-beams is unknown.")
+
+    monkeypatch.setattr(description.tasks, "build", refuse)
+    (tmp_path / "tfllm.json").write_text('{"task": {"kind": "embedding"}}')
+    with pytest.raises(ArtifactError) as error:
+        description.read_description(tmp_path / "tfllm.json")
+    assert error.value.cli_message.startswith("task: --num-beams is unknown. Export again")
+    assert str(error.value).startswith("task: num_beams is unknown. Export again")
+
+    stats = ReadStats([], max_errors=1)
+    stats.report(DataError("a.tsv:1: cut it with --truncate right."))
+    with pytest.raises(DataError) as error:
+        stats.report(DataError("a.tsv:2: cut it with --truncate right."))
+    assert error.value.cli_message.startswith("a.tsv:2: cut it with --truncate right. That is bad")
+    assert str(error.value).startswith('a.tsv:2: cut it with truncate="right". That is bad line 2')
 
 
 def test_a_checkpoint_is_loaded_once(saved, monkeypatch):

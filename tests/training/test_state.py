@@ -80,7 +80,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, caplog, name):
     data[-10] ^= 1  # one bit
     path.write_bytes(data)
     assert state.newest_undamaged(tmp_path) == before
-    assert "step-00000010" in caplog.text and "going on from step-00000005" in caplog.text
+    assert "step-00000010" in caplog.text and "resuming from step-00000005" in caplog.text
     assert (tmp_path / "damaged-step-00000010").is_dir()
     (before / state.VARIABLES).unlink()
     with pytest.raises(CheckpointError, match="No state .* is undamaged"):

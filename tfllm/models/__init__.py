@@ -110,7 +110,7 @@ def build_config(family: str, fields: Mapping[str, Any], source: str = "model") 
     try:
         return config(**fields)
     except SettingError as error:
-        raise SettingError(f"{source}: {error}") from None
+        raise SettingError(f"{source}: {error.cli_message}") from None
 
 
 # The type of a default: the types of accepted values, and what messages call them.

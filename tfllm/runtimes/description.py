@@ -40,7 +40,9 @@ def read_description(path: Path) -> tuple[dict[str, Any], Task]:
     try:
         return description, tasks.build(description["task"], source=f"{path}: task")
     except SettingError as error:
-        raise ArtifactError(f"{error} Export again with this version of tfllm.") from None
+        raise ArtifactError(
+            f"{error.cli_message} Export again with this version of tfllm."
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ class Server:
         try:
             entries = tfserving.read_models(self.config_file)
         except TfllmError as error:
-            log.error("the configuration stays as it was: %s", error)
+            log.error("the configuration stays as it was: %s", error.cli_message)
             return
         if entries != self.entries:
             self._spawn(self._apply_config(entries))

@@ -426,7 +426,7 @@ def _from_files(
             **arguments,
         )
     except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from None
+        raise TokenizerError(f"{path}: {error.cli_message}") from None
 
 
 def _arguments(settings: TokenizerConfig) -> dict[str, Any]:

@@ -189,8 +189,8 @@ def newest_undamaged(directory: Path) -> Path | None:
             path.rename(aside)
             older = states[index + 1] if index + 1 < len(states) else None
             log.warning(
-                "%s It is now '%s'; going on from %s.",
-                error, aside.name, older.name if older else "nothing",
+                "%s It is now '%s'; resuming from %s.",
+                error.cli_message, aside.name, older.name if older else "nothing",
             )  # fmt: skip
             continue
         return path

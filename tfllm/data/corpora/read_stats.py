@@ -57,7 +57,7 @@ class ReadStats(ReadErrorPolicy):
         Raises:
             DataError: There are more errors than are allowed.
         """
-        message = str(error)
+        message = error.cli_message
         self.error_count += 1
         self.first_error = self.first_error or message
         if self.max_errors is not None and self.error_count > self.max_errors:
