@@ -4,12 +4,19 @@ import functools
 
 import pytest
 
-from tests.helpers.byte_models import WINDOW, checkpoint
+from tests.helpers.byte_models import TEMPLATE, WINDOW, checkpoint
+from tests.helpers.tiny_tokenizers import trained
+from tfllm.checkpoints import store
 from tfllm.errors import SettingError
 from tfllm.generation.chat import ChatSession
 from tfllm.generation.config import GenerationConfig
 from tfllm.generation.text_generator import StopStringStream, TextGenerator, load_generator
+from tfllm.models import llama
+from tfllm.runtimes.causal_lm import CausalLMPredictor
+from tfllm.tasks.causal_lm import CausalLM
+from tfllm.tokenizers import sentencepiece
 from tfllm.tokenizers.streaming import TextStream
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 GREEDY = GenerationConfig(max_new_tokens=24)
 SAMPLED = GenerationConfig(max_new_tokens=40, temperature=1.0, seed=4, num_return_sequences=3)
@@ -172,3 +179,41 @@ def test_stories_begin_as_they_should(data):
     wanted = "Once upon a time, there was a little girl named Lily. She loved to play outside in"
     assert text.text.startswith(wanted)
     assert text.token_count == 60
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A random model of a SentencePiece vocabulary that writes tokens with a space before them."""
+    tokenizer = sentencepiece.from_proto(
+        trained("unigram"), TokenizerConfig(chat_template=TEMPLATE)
+    )
+    config = llama.Config(
+        vocabulary_size=tokenizer.vocabulary_size, num_layers=1, num_heads=2, hidden_dim=16,
+        intermediate_dim=16, max_sequence_length=256,
+    )  # fmt: skip
+    model = store.create("llama", config, tokenizer, CausalLM(max_length=64), seed=0)
+    predictor = CausalLMPredictor(model, {}, None)
+    predictor.generator.engine.token_ranges = tuple(
+        (number, number + 1)
+        for number, token in enumerate(tokenizer.vocabulary)
+        if token.startswith("▁") and len(token) > 1
+    )
+    return predictor
+
+
+def test_predict_and_generate_decode_replies_and_continuations_alike(words):
+    """A continuation keeps the space after its prompt; a reply begins by itself."""
+    examples = [
+        {"messages": [{"role": "user", "content": "the cat"}]},
+        {"prompt": "the cat"},
+        {"messages": [{"role": "user", "content": "a house"}]},
+    ]
+    config = GenerationConfig()
+    texts = [text.text for text in words.generator.generate_examples(examples, config)]
+    assert [text.startswith(" ") for text in texts] == [False, True, False]
+    for example, text in zip(examples, texts, strict=True):
+        assert [each.text for each in words.generator.generate_examples([example], config)] == [
+            text
+        ]
+    predictions = words.predict(examples, batch_size=2)
+    assert [prediction["text"] for prediction in predictions] == texts

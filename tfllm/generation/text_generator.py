@@ -136,13 +136,21 @@ class TextGenerator:
     ) -> list[GeneratedText]:
         """Generate after examples with a `prompt` or a conversation under `messages`.
 
-        For the other arguments see `generate`. Raises SettingError, which begins with the example's
-        `_where`, for a prompt that cannot be continued.
+        Args:
+            examples: The examples.
+            config: See `generate`, as for the other arguments.
+            stop: See `generate`.
+            truncate: See `generate`.
+            on_text: See `generate`.
+
+        Returns:
+            The texts in the order of the examples.
+
+        Raises:
+            SettingError: A prompt cannot be continued; it begins with the example's `_where`.
         """
         ids = [self.encode_example(example, config, truncate) for example in examples]
-        prompts = None
-        if all("prompt" in example for example in examples):
-            prompts = [example["prompt"] for example in examples]
+        prompts = [example.get("prompt") for example in examples]
         return self.generate_from_ids(ids, config, stop=stop, on_text=on_text, prompts=prompts)
 
     def generate_from_ids(
@@ -152,20 +160,35 @@ class TextGenerator:
         *,
         stop: Sequence[str] = (),
         on_text: OnText | None = None,
-        prompts: Sequence[str] | None = None,
+        prompts: Sequence[str | None] | None = None,
     ) -> list[GeneratedText]:
         """Generate after prompts that are token ids.
 
-        `prompts` are the texts of the ids; without them every text begins by itself, without the
-        space that may separate it from its prompt. For the other arguments see `generate`.
+        Args:
+            ids: The prompts.
+            config: See `generate`.
+            stop: See `generate`.
+            on_text: See `generate`.
+            prompts: The text of each prompt, which the generated text continues. Without one, as
+                after a conversation, the text begins by itself, without the space that may
+                separate it from what is before it.
+
+        Returns:
+            `num_return_sequences` texts for each prompt, in order.
+
+        Raises:
+            SettingError: A prompt or a setting cannot be used.
         """
         if any(not text for text in stop):
             raise SettingError("--stop: an empty text ends every text at once. Leave it out.")
         count = config.num_return_sequences
+        prompts = [None] * len(ids) if prompts is None else prompts
+        contexts = [
+            () if prompt is None else self._context(row)
+            for prompt, row in zip(prompts, ids, strict=True)
+        ]
         streams = [
-            StopStringStream(
-                self._text_stream(), stop, self._context(ids[index // count]) if prompts else ()
-            )
+            StopStringStream(self._text_stream(), stop, contexts[index // count])
             for index in range(len(ids) * count)
         ]
 
@@ -184,7 +207,7 @@ class TextGenerator:
         )
         texts = []
         for index, (stream, result) in enumerate(zip(streams, results, strict=True)):
-            prompt = prompts[index // count] if prompts else ""
+            prompt = prompts[index // count] or ""
             texts.append(_finish_text(index, prompt, stream, result, on_text))
         return texts
 

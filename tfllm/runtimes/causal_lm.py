@@ -78,9 +78,7 @@ class CausalLMPredictor:
         generator, config = self.generator, GenerationConfig()
         for start in range(0, len(examples), batch_size):
             batch = [_as_prompt(each) for each in examples[start : start + batch_size]]
-            ids = [generator.encode_example(each, config, "left") for each in batch]
-            prompts = [each.get("prompt", "") for each in batch]
-            texts = generator.generate_from_ids(ids, config, prompts=prompts)
+            texts = generator.generate_examples(batch, config, truncate="left")
             predictions += [{"text": text.text} for text in texts]
             if progress:
                 progress(len(batch))
