@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import run, wait_for
+from tests.helpers.commands import run
+from tests.helpers.waiting import wait_for
 from tfllm.data.corpora.corpus import open_corpus
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,7 +88,7 @@ def test_ended_by_a_signal_it_goes_on_to_the_same_bytes(number, tmp_path):
             [*command, "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
         )
         try:
-            wait_for(lambda: len([*work.glob("shard*.json")]) >= shards)  # noqa: B023
+            wait_for(lambda: len([*work.glob("shard*.json")]) >= shards, process)  # noqa: B023
         finally:
             process.send_signal(number)
             _, err = process.communicate(timeout=60)

@@ -219,13 +219,14 @@ def test_a_server_answers_with_it(version, module):
     """REST of tfllm serve."""
     httpx = pytest.importorskip("httpx")
 
-    from tests.helpers.servers import serving, until
+    from tests.helpers.servers import serving
+    from tests.helpers.waiting import wait_for
     from tfllm.serving.schema import ModelEntry
 
     expected = asked(module, "translate", SOURCES)
     entry = ModelEntry(name="en-de", base_path=str(version.parent))
     with serving([entry], ready=False) as running:
-        until(lambda: running.server.ready, SECONDS)
+        wait_for(lambda: running.server.ready, seconds=SECONDS)
         body = {
             "signature_name": "translate",
             "instances": [{"prompt": text} for text in SOURCES],

@@ -1,10 +1,6 @@
-"""The `tfllm` command inside the test's process, and waiting for other processes."""
+"""The `tfllm` command inside the test's process."""
 
 from __future__ import annotations
-
-import subprocess
-import time
-from collections.abc import Callable
 
 import pytest
 
@@ -17,16 +13,3 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     return stopped.value.code, printed.out, printed.err
-
-
-def wait_for(
-    condition: Callable[[], object],
-    process: subprocess.Popen[str] | None = None,
-    seconds: float = 240,
-) -> None:
-    """Wait for a condition; fail where the process ends or the time is over before it."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, f"nothing happened in {seconds} seconds"
-        time.sleep(0.05)

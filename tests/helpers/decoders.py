@@ -5,8 +5,8 @@ import functools
 import keras
 import numpy as np
 
-from tfllm.layers import heads
-from tfllm.models import FAMILIES, gemma, gpt2, gpt_neox, llama, opt
+from tests.helpers.random_weights import VECTORS, language_model
+from tfllm.models import gemma, gpt2, gpt_neox, llama, opt
 from tfllm.models.decoder import Decoder, get_decoder
 
 SHAPE = {
@@ -93,15 +93,7 @@ def model_of(name: str) -> tuple[keras.Model, Decoder]:
 def new_model(name: str) -> tuple[keras.Model, Decoder]:
     """A causal language model with random weights, biases and norms too."""
     config = CONFIGS[name]
-    keras.utils.set_random_seed(0)
-    backbone = FAMILIES[family_of(name)].backbone(config)
-    logits = heads.lm_head(backbone.output, config, backbone)
-    model = keras.Model(backbone.input, logits)
-    generator = np.random.default_rng(0)
-    for weight in model.weights:
-        if weight.path.endswith(("bias", "beta", "gamma", "scale")):
-            centre = 1.0 if weight.path.endswith(("gamma", "scale")) else 0.0
-            weight.assign(generator.normal(centre, 0.3, weight.shape))
+    model = language_model(family_of(name), config, VECTORS)
     return model, get_decoder(model, family_of(name), config)
 
 

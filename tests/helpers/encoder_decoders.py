@@ -5,8 +5,8 @@ import functools
 import keras
 import numpy as np
 
-from tfllm.layers import heads
-from tfllm.models import FAMILIES, bart, t5, transformer
+from tests.helpers.random_weights import language_model
+from tfllm.models import bart, t5, transformer
 from tfllm.models.encoder_decoder import EncoderDecoder, get_encoder_decoder
 
 SHAPE = {
@@ -55,14 +55,7 @@ def model_of(name: str) -> tuple[keras.Model, EncoderDecoder]:
 def new_model(name: str) -> tuple[keras.Model, EncoderDecoder]:
     """A model of random weights, biases and norms too: large, so that a wrong mask shows."""
     config = CONFIGS[name]
-    keras.utils.set_random_seed(0)
-    backbone = FAMILIES[family_of(name)].backbone(config)
-    logits = heads.lm_head(backbone.output, config, backbone)
-    model = keras.Model(backbone.input, logits)
-    generator = np.random.default_rng(0)
-    for weight in model.weights:
-        centre = 1.0 if weight.path.endswith(("gamma", "scale")) else 0.0
-        weight.assign(generator.normal(centre, 0.3, weight.shape))
+    model = language_model(family_of(name), config)
     return model, get_encoder_decoder(model, family_of(name), config)
 
 

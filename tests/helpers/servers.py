@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 from tfllm.serving.schema import ModelEntry, ServerOptions, VersionPolicy
-
-PATIENCE_SECONDS = 60.0
-
-
-def until(condition, seconds: float = PATIENCE_SECONDS):
-    """Waits for a condition, and fails where it does not come."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
-        time.sleep(0.02)
-    return value
 
 
 class Running:
@@ -62,7 +51,7 @@ def serving(entries, *, ready=True, load=None, config_file=None, new_event_loop=
         running.call(running.server.start())
         try:
             if ready:
-                until(lambda: running.server.ready)
+                wait_for(lambda: running.server.ready)
             yield running
         finally:
             running.call(running.server.stop())

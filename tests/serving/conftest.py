@@ -12,7 +12,8 @@ pytest.importorskip("tensorflow_serving")
 
 import httpx
 
-from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
+from tests.helpers.servers import entries_of, serving
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 from tests.serving import savedmodels
 
 
@@ -29,7 +30,7 @@ def running(models_root):
     """One server for all tests that only ask."""
     with serving(entries_of(models_root)) as running:
         toy = running.server.models.models["toy"]
-        until(lambda: toy.available() == [1, 2])
+        wait_for(lambda: toy.available() == [1, 2])
         yield running
 
 

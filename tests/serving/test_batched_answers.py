@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.helpers.servers import PATIENCE_SECONDS
+from tests.helpers.waiting import PATIENCE_SECONDS
 from tests.serving.contract_cases import CASES, sig
 
 T, K = "/v1/models/toy:predict", "/v1/models/kinds:predict"

@@ -12,7 +12,8 @@ import time
 import httpx
 import pytest
 
-from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
+from tests.helpers.servers import entries_of, serving
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 from tests.serving.test_observe import samples
 from tfllm.serving.schema import Batching, Limits
 
@@ -376,14 +377,14 @@ def test_work_for_clients_that_are_gone_is_not_run(models_root, reset):
         for connection in gone:
             connection.sendall(head(length(body)) + body)
         with httpx.Client(base_url=running.url, timeout=PATIENCE_SECONDS) as client:
-            until(lambda: samples(client)["tfllm_requests_in_flight",] == 4)
+            wait_for(lambda: samples(client)["tfllm_requests_in_flight",] == 4)
             for connection in gone:
                 if reset:
                     connection.setsockopt(
                         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                     )
                 connection.close()
-            until(lambda: samples(client)["tfllm_requests_in_flight",] == 0)
+            wait_for(lambda: samples(client)["tfllm_requests_in_flight",] == 0)
             assert client.post(K, content=ASK).json() == SAID
             page = samples(client)
         assert page["tfllm_requests_total", "CANCELLED", "REST", "kinds", "predict"] == 4
@@ -484,7 +485,7 @@ def test_a_connection_that_lingers_is_closed(models_root):
                     return True
                 return False
 
-            until(closed)
+            wait_for(closed)
 
 
 # ---- what connections.py relies on

@@ -13,7 +13,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tests.helpers.servers import PATIENCE_SECONDS, serving, until
+from tests.helpers.servers import serving
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 from tests.serving import savedmodels
 from tfllm.serving.schema import Batching, Code, Limits, ModelEntry, RequestError
 from tfllm.serving.servable import Servable
@@ -128,9 +129,9 @@ def test_slow_calls_hold_up_nobody_else(loops_root, models_root):
     ) as running:
         callers = Callers(running)
         callers.start(lambda: callers.rest("decode").status_code, 3)
-        until(lambda: sum(batcher.running for batcher in batchers(running)) == 2)
+        wait_for(lambda: sum(batcher.running for batcher in batchers(running)) == 2)
         callers.start(lambda: callers.rest("plain").status_code, 3)
-        until(lambda: sum(batcher.running for batcher in batchers(running)) == 3)
+        wait_for(lambda: sum(batcher.running for batcher in batchers(running)) == 3)
         for _ in range(20):
             for path in ("/v1/models/kinds:predict", "/v1/models/loops:predict"):
                 answer = httpx.post(f"{running.url}{path}", json={"instances": [3]}, timeout=60)
@@ -156,8 +157,8 @@ def test_deadlines_free_the_threads(loops_root, models_root):
         assert sorted(map(str, callers.answers)) == sorted(
             map(str, [504] * 4 + [grpc.StatusCode.DEADLINE_EXCEEDED] * 4)
         )
-        until(lambda: not any(batcher.running for batcher in batchers(running)))
-        until(lambda: callers.rest("decode", 2).status_code == 200)
+        wait_for(lambda: not any(batcher.running for batcher in batchers(running)))
+        wait_for(lambda: callers.rest("decode", 2).status_code == 200)
 
 
 def test_a_client_s_deadline_is_shorter_than_the_server_s(loops_root, models_root):
@@ -168,7 +169,7 @@ def test_a_client_s_deadline_is_shorter_than_the_server_s(loops_root, models_roo
         callers = Callers(running)
         code = callers.grpc("plain", SHORT_SECONDS)
         assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-        until(lambda: not any(batcher.running for batcher in batchers(running)))
+        wait_for(lambda: not any(batcher.running for batcher in batchers(running)))
 
 
 def test_a_warm_up_that_never_ends_fails_the_load(tmp_path):
@@ -186,7 +187,7 @@ def test_a_warm_up_that_never_ends_fails_the_load(tmp_path):
             answer = httpx.get(f"{running.url}/v1/models/m")
             return answer.status_code == 200 and answer.json()["model_version_status"][0]["state"]
 
-        until(lambda: failed() == "END")
+        wait_for(lambda: failed() == "END")
         status = httpx.get(f"{running.url}/v1/models/m").json()["model_version_status"][0]
         assert status["status"]["error_code"] == "DEADLINE_EXCEEDED"
         assert "warmup record 1" in status["status"]["error_message"]

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving
+from tests.helpers.servers import entries_of, serving
+from tests.helpers.waiting import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
+from tests.helpers.servers import entries_of, serving
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 from tfllm.serving.schema import Batching, Limits
 
 T, K = "/v1/models/toy:predict", "/v1/models/kinds:predict"
@@ -149,7 +150,7 @@ def test_a_full_queue_is_429_and_nothing_else(tight):
     assert set(statuses) <= {200, 429, 504}
     assert 429 in statuses
     assert set(retry) == {"1"}
-    until(lambda: httpx.post(f"{tight.url}{K}", json={"instances": [1]}).status_code == 200)
+    wait_for(lambda: httpx.post(f"{tight.url}{K}", json={"instances": [1]}).status_code == 200)
 
 
 def test_a_deadline(tight):

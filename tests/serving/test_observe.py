@@ -6,7 +6,8 @@ import logging
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.helpers.servers import entries_of, serving, until
+from tests.helpers.servers import entries_of, serving
+from tests.helpers.waiting import wait_for
 from tfllm.serving import observe
 
 K = "/v1/models/kinds"
@@ -117,7 +118,7 @@ def test_the_log_has_no_text(fresh, caplog):
         )
         client.post(f"{K}:predict", json={"instances": ["SECRET"]})
         client.post("/v1/models/SECRET:predict", json={"instances": ["SECRET"]})
-        until(lambda: sum(r.name == "tfllm.serving.access" for r in caplog.records) >= 3)
+        wait_for(lambda: sum(r.name == "tfllm.serving.access" for r in caplog.records) >= 3)
     ours = [r for r in caplog.records if r.name.startswith("tfllm")]
     lines = [observe.JsonLines().format(record) for record in ours]
     assert not [line for line in lines if "SECRET" in line]

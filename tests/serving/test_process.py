@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tests.helpers.servers import PATIENCE_SECONDS, until
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 
 K = "/v1/models/kinds:predict"
 SLOW = {"signature_name": "slow", "instances": ["SECRET"]}
@@ -35,7 +35,7 @@ class Process:
         self.url = re.search(r"rest=(\S+)", self.line)[1]
 
     def __enter__(self):
-        until(lambda: self.readiness() == 200)
+        wait_for(lambda: self.readiness() == 200)
         return self
 
     def __exit__(self, *exception):
@@ -80,9 +80,9 @@ def test_drain(models_root):
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
-        until(lambda: len(answers) >= 1)
+        wait_for(lambda: len(answers) >= 1)
         server.terminate()
-        until(lambda: server.readiness() in (503, None))
+        wait_for(lambda: server.readiness() in (503, None))
         for thread in threads:
             thread.join()
         status, log = server.end()
@@ -138,7 +138,7 @@ def test_a_drain_that_runs_out(models_root, tmp_path):
         thread = threading.Thread(target=ask)
         thread.start()
         metric = "tfllm_requests_in_flight 1.0"
-        until(lambda: metric in httpx.get(f"{server.url}/metrics").text)
+        wait_for(lambda: metric in httpx.get(f"{server.url}/metrics").text)
         server.terminate()
         thread.join()
         status, log = server.end()
@@ -153,7 +153,7 @@ def test_a_drain_that_runs_out(models_root, tmp_path):
 def test_a_second_signal_ends_it_now(models_root):
     with Process(models_root / "kinds", "--lame-duck", "600") as server:
         server.terminate()
-        until(lambda: server.readiness() == 503)
+        wait_for(lambda: server.readiness() == 503)
         server.terminate()
         status, _ = server.end()
     assert status == 128 + signal.SIGTERM

@@ -19,7 +19,8 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
 )
 
-from tests.helpers.servers import PATIENCE_SECONDS, serving, until
+from tests.helpers.servers import serving
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 from tests.serving import savedmodels
 from tfllm.serving import tfserving
 from tfllm.serving.schema import ModelEntry
@@ -80,10 +81,10 @@ def test_a_new_version_takes_over_without_losing_a_request(models_root, base):
         for thread in threads:
             thread.start()
         try:
-            until(lambda: seen == {1})
+            wait_for(lambda: seen == {1})
             copied(models_root, base, 2)
-            until(lambda: seen == {1, 2})
-            until(lambda: status(running, 1)["state"] == "END")
+            wait_for(lambda: seen == {1, 2})
+            wait_for(lambda: status(running, 1)["state"] == "END")
         finally:
             stop.set()
             for thread in threads:
@@ -223,7 +224,7 @@ def test_broken_versions_leave_the_old_one(models_root, base, caplog):
         request.model_spec.name = "m"
         for number, (kind, (spoil, named)) in enumerate(BROKEN.items(), start=2):
             copied(models_root, base, number, spoil)
-            until(lambda n=number: (status(running, n) or {}).get("state") == "END")
+            wait_for(lambda n=number: (status(running, n) or {}).get("state") == "END")
             failed = status(running, number)["status"]
             assert failed["error_code"] != "OK", kind
             assert named in failed["error_message"], kind
@@ -239,7 +240,7 @@ def test_broken_versions_leave_the_old_one(models_root, base, caplog):
             assert httpx.get(f"{running.url}/readyz").status_code == 200
         whole = len(BROKEN) + 2
         copied(models_root, base, whole, warm_up(record(), record("b")))
-        until(lambda: versions(running) == {2})  # the content of toy/2
+        wait_for(lambda: versions(running) == {2})  # the content of toy/2
 
 
 def test_a_version_that_trickles_in(models_root, base):
@@ -257,7 +258,7 @@ def test_a_version_that_trickles_in(models_root, base):
                 with target.open("ab") as file:
                     file.write(data[len(data) // 2 * part : None if part else len(data) // 2])
                 assert versions(running) <= {1, 2}
-        until(lambda: versions(running) == {2})
+        wait_for(lambda: versions(running) == {2})
 
 
 def reload_request(*models):
@@ -298,7 +299,7 @@ def test_reload_by_call(models_root, base):
         asked = httpx.post(f"{running.url}/v1/models/m/labels/stable:predict", json=ASK)
         assert asked.json()["predictions"][0]["version"] == 1  # as before
         assert reload(("m", base, [1], {})).status.error_code == 0
-        until(lambda: versions(running) == {1})
+        wait_for(lambda: versions(running) == {1})
         assert "absolute path" in refused("INVALID_ARGUMENT", ("m", "relative", [1], {}))
         assert "multiple times" in refused("INVALID_ARGUMENT", *[("m", base, [1], {})] * 2)
         assert versions(running) == {1}
@@ -329,10 +330,10 @@ def test_reload_by_file(models_root, base, tmp_path):
         (tmp_path / "models.config").write_text("model_config_list {")
         assert versions(running) == {1}
         write("m", 2)
-        until(lambda: versions(running) == {2})
+        wait_for(lambda: versions(running) == {2})
         write("other", 2)
-        until(lambda: httpx.get(f"{running.url}/v1/models/m").status_code == 404)
-        until(lambda: httpx.get(f"{running.url}/v1/models/other").status_code == 200)
+        wait_for(lambda: httpx.get(f"{running.url}/v1/models/m").status_code == 404)
+        wait_for(lambda: httpx.get(f"{running.url}/v1/models/other").status_code == 200)
 
 
 RELOADS = 50
@@ -369,8 +370,8 @@ def test_memory_stays_where_it_is(tmp_path):
         for number in range(2, RELOADS + 2):
             shutil.copytree(base / str(number - 1), base / "tmp", copy_function=os.link)
             (base / "tmp").rename(base / str(number))
-            until(lambda n=number: (status(running, n) or {}).get("state") == "AVAILABLE")
-            until(lambda n=number: status(running, n - 1)["state"] == "END")
+            wait_for(lambda n=number: (status(running, n) or {}).get("state") == "AVAILABLE")
+            wait_for(lambda n=number: status(running, n - 1)["state"] == "END")
             shutil.rmtree(base / str(number - 1))
             answer = httpx.post(f"{running.url}/v1/models/m:predict", json={"instances": [1]})
             assert answer.json() == {"predictions": [1.0]}

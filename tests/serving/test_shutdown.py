@@ -20,7 +20,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tests.helpers.servers import PATIENCE_SECONDS, entries_of, serving, until
+from tests.helpers.servers import entries_of, serving
+from tests.helpers.waiting import PATIENCE_SECONDS, wait_for
 from tests.serving import savedmodels
 from tests.serving.test_process import Process
 from tfllm.serving.sockets import refuse_connections
@@ -151,7 +152,7 @@ def test_what_has_begun_is_finished_and_what_has_not_is_unavailable(models_root)
         request.inputs["text"].CopyFrom(tf.make_tensor_proto(["x"]))
         begun = [stub.Predict.future(request, PATIENCE_SECONDS) for _ in range(8)]
         calls = running.server._calls
-        until(lambda: len(calls._begun) == 8 or all(one.done() for one in begun))
+        wait_for(lambda: len(calls._begun) == 8 or all(one.done() for one in begun))
         running.call(running.server.stop())
         assert [one.result().outputs["echo"].string_val[0] for one in begun] == [b"x"] * 8
         with pytest.raises(grpc.RpcError) as error:
@@ -215,7 +216,7 @@ def test_a_stop_while_loading_does_not_wait(tmp_path):
         lines = []
         reader = threading.Thread(target=lambda: lines.extend(server.process.stderr))
         reader.start()
-        until(lambda: sum("loading m" in line for line in lines) == 4)  # the loader's threads
+        wait_for(lambda: sum("loading m" in line for line in lines) == 4)  # the loader's threads
         server.terminate()
         assert server.process.wait(PATIENCE_SECONDS) == 0
         reader.join(PATIENCE_SECONDS)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.helpers import recipes
-from tests.helpers.commands import wait_for
+from tests.helpers.waiting import wait_for
 from tfllm.cli import main
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from tests.helpers import recipes
-from tests.helpers.commands import wait_for
+from tests.helpers.waiting import wait_for
 from tests.training.strategy_runs import ROOT, environment
 from tfllm.cli import launch, main
 

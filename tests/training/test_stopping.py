@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import recipes
-from tests.helpers.commands import wait_for
+from tests.helpers.waiting import wait_for
 from tests.training.test_command import write_recipe
 from tfllm.training import stopping
 

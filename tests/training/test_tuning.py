@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.helpers import recipes
-from tests.helpers.commands import wait_for
+from tests.helpers.waiting import wait_for
 from tfllm import config
 from tfllm.errors import SettingError, StorageError, TrainingFailed
 from tfllm.training.recipe import Recipe
