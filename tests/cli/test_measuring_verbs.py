@@ -156,8 +156,8 @@ def test_the_table_lines_up_chinese_labels():
     assert "undefined" in lines[1]
     assert lines[-3:] == [
         "  gold \\ predicted  体育  cars",
-        "  体育                1     0",
-        "  cars                0    12",
+        "  体育                 1     0",
+        "  cars                 0    12",
     ]
 
 

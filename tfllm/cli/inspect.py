@@ -112,7 +112,7 @@ def _tflite(path: Path) -> dict[str, Any]:
         signatures = interpreter.get_signature_list()
     except (ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"'{path}' is not a whole TFLite model ({first}).") from None
+        raise ArtifactError(f"'{path}' is not a complete TFLite model ({first}).") from None
     tensors = {
         detail["name"]: _tensor(
             detail["dtype"].__name__, list(detail.get("shape_signature", detail["shape"]))
