@@ -119,7 +119,12 @@ def _mean_of_defined(values: Sequence[float | None]) -> float | None:
 
 
 def correlations(first: np.ndarray, second: np.ndarray) -> dict[str, float | None]:
-    """Return Pearson's r and Spearman's rho; None for constant sides, single values and NaN."""
+    """Return Pearson's r and Spearman's rho; None for constant sides, single values and NaN.
+
+    Args:
+        first: Numbers [N].
+        second: Numbers [N].
+    """
     usable = len(first) > 1 and bool(np.isfinite([first, second]).all())
     if not usable or np.ptp(first) == 0 or np.ptp(second) == 0:
         return {"pearson": None, "spearman": None}
@@ -138,8 +143,8 @@ def calibration_error(
 
     Args:
         confidence: Probabilities [N] of the predicted labels.
-        correct: bool [N]: whether they are right.
-        bins: Bins of equal width.
+        correct: Whether they are right: bool [N].
+        bins: Number of bins of equal width.
     """
     if not np.isfinite(confidence).all():
         return None
@@ -153,9 +158,16 @@ def calibration_error(
 def calibration_bins(
     confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
 ) -> list[dict[str, float]]:
-    """Return the bins that hold something: lower and upper edge, count, mean confidence, accuracy.
+    """Group predictions by confidence.
 
-    A bin holds (lower, upper], the first one also 0.
+    Args:
+        confidence: Probabilities [N] of the predicted labels.
+        correct: Whether they are right: bool [N].
+        bins: Number of bins of equal width. A bin holds (lower, upper], the first one also 0.
+
+    Returns:
+        `lower` and `upper` edge, `count`, mean `confidence` and `accuracy` of each bin that is not
+        empty.
     """
     position = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
     table = []
@@ -179,7 +191,11 @@ def score_matrix(answers: Answers, labels: Sequence[str]) -> np.ndarray:
 
 
 def number(example: Example) -> float:
-    """Return the example's label as a number. Raises DataError."""
+    """Return the example's label as a number.
+
+    Raises:
+        DataError: It is no finite number; the message names file and line.
+    """
     try:
         value = float(example["label"])
     except (TypeError, ValueError):

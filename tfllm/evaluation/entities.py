@@ -76,7 +76,12 @@ def entities(
 
 
 def tags(words: Sequence[str], entities: Sequence[dict[str, Any]]) -> list[str]:
-    """BIO tags of words from entities in characters of the words joined by one space."""
+    """Return the BIO tags of words.
+
+    Args:
+        words: The words.
+        entities: {"label", "start", "end"}, in characters of the words joined by one space.
+    """
     lengths = np.array([len(word) + 1 for word in words], dtype=int)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(words) else np.zeros(0, int)
     result = ["O"] * len(words)

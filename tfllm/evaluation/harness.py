@@ -91,7 +91,24 @@ def measured_answers(
     truncate: bool | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Measured:
-    """Measure as `evaluate` does, and return the answers and the time too."""
+    """Measure as `evaluate` does, and return the answers and the time too.
+
+    Args:
+        predictor: The model.
+        examples: Dicts with the task's `label_fields`.
+        batch_size: Examples that the model is given at once.
+        progress: Called as examples are done, with how many.
+        language: Of span answers.
+        stride: Tokens by which a language model's window moves; None: half of it.
+        measure: "all" tokens of a language model, or the "last_word" of every text.
+        tokenize: How BLEU divides texts.
+        truncate: Whether too long sources are truncated; None: as the task says.
+        generation: Fields of GenerationConfig, for models that generate.
+
+    Raises:
+        DataError: There are no examples, or one cannot be measured.
+        SettingError: An option is not for this task.
+    """
     task = predictor.task
     if not examples:
         raise DataError("There are no examples to measure on. Give a file with at least one.")
@@ -124,8 +141,15 @@ def measured_answers(
 
 
 def check_labels(examples: Sequence[Example], task: Task) -> None:
-    """Check that examples can be measured. Raises DataError naming the first one's file and
-    line."""
+    """Check that examples have what the task is measured on.
+
+    Args:
+        examples: The examples.
+        task: The model's task.
+
+    Raises:
+        DataError: A field is missing, or a label is not known; the message names file and line.
+    """
     for example in examples:
         for field in task.label_fields:
             if example.get(field) is None:
@@ -138,7 +162,15 @@ def check_labels(examples: Sequence[Example], task: Task) -> None:
 
 
 def check_generation(options: Mapping[str, Any], task: Task) -> None:
-    """Check options of generated texts. Raises SettingError where the task takes none."""
+    """Check that options of generated texts are for a task that generates from sources.
+
+    Args:
+        options: Options by name.
+        task: The model's task.
+
+    Raises:
+        SettingError: It is no such task.
+    """
     if options and COLLECT[task.evaluated_on] is not _generations:
         raise SettingError(
             f"{next(iter(options))} is for models that write texts after sources, and this one is "
@@ -168,7 +200,13 @@ def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[
 
 
 def report(measured: Measured, *, model: str, data: str) -> dict[str, Any]:
-    """Return what `tfllm evaluate --output` writes."""
+    """Return the JSON that `tfllm evaluate --output` writes.
+
+    Args:
+        measured: The result.
+        model: The model's path.
+        data: The file's path.
+    """
     return {
         "metrics": measured.metrics,
         "examples": len(measured.examples),

@@ -60,7 +60,12 @@ def measure(
 
 
 def headline(task: Task, measured: dict[str, Any]) -> tuple[str, float | None]:
-    """Return (name, value) of the metric that stands for the task."""
+    """Return name and value of the metric that stands for the task, or ("", None).
+
+    Args:
+        task: The task.
+        measured: Metrics by name.
+    """
     name = next((name for name in task.headline_metrics if name in measured), "")
     return name, measured.get(name)
 

@@ -70,7 +70,16 @@ def write_plots(
 
 
 def confusion_matrix(counts: Any, labels: Sequence[str], path: str | Path) -> Path:
-    """Plot `counts` int [C, C]: row = gold label, column = prediction."""
+    """Plot a confusion matrix.
+
+    Args:
+        counts: int [C, C]: row = gold label, column = prediction.
+        labels: Names of the labels.
+        path: The picture's file.
+
+    Returns:
+        `path`.
+    """
     counts = np.asarray(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(labels)
@@ -93,7 +102,13 @@ def confusion_matrix(counts: Any, labels: Sequence[str], path: str | Path) -> Pa
 def calibration(bins: Sequence[dict[str, float]], error: float, path: str | Path) -> Path:
     """Plot a reliability diagram: accuracy per bin of confidence, and the examples of each bin.
 
-    `bins`: rows of `classification.calibration_bins`.
+    Args:
+        bins: Of `classification.calibration_bins`.
+        error: The expected calibration error.
+        path: The picture's file.
+
+    Returns:
+        `path`.
     """
     starts = [row["lower"] for row in bins]
     bars = {"width": [row["upper"] - row["lower"] for row in bins], "align": "edge"}

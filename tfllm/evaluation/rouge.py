@@ -29,8 +29,7 @@ def is_chinese(texts: Sequence[str]) -> bool:
 
 
 def is_english(texts: Sequence[str]) -> bool:
-    """Return whether the letters are those of English, so that rouge-score's own words are
-    right."""
+    """Return whether most letters are ASCII, so that rouge-score's division into words is right."""
     letters = [letter for text in texts for letter in LETTER.findall(text)]
     return sum(letter.isascii() for letter in letters) >= ENGLISH_SHARE * len(letters)
 

@@ -71,22 +71,31 @@ def gold_texts(example: Example) -> list[str]:
 
 
 def is_chinese(text: str) -> bool:
+    """Return whether a large share of the letters are Chinese characters."""
     letters = sum(character.isalpha() for character in text)
     return letters > 0 and len(CHINESE_CHARACTER.findall(text)) >= CHINESE_SHARE * letters
 
 
 def normalize(text: str) -> str:
-    """SQuAD's: lower case, no ASCII punctuation, no articles, single spaces."""
+    """Normalize as SQuAD's script: lower case, no ASCII punctuation, no articles, single spaces."""
     text = "".join(character for character in text.lower() if character not in PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", text).split())
 
 
 def squad_exact(gold: str, answer: str) -> float:
+    """Return 1 where both texts are equal after `normalize`, else 0."""
     return float(normalize(gold) == normalize(answer))
 
 
 def squad_f1(gold: str, answer: str, both_empty: float = 1.0) -> float:
-    """F1 of the words. `both_empty`: 1 in version 2.0, where "" can be right, 0 in version 1.1."""
+    """Return the F1 of the words that both texts have.
+
+    Args:
+        gold: The gold answer.
+        answer: The predicted one.
+        both_empty: The result where both have no words: 1 in version 2.0, where "" can be right, 0
+            in version 1.1.
+    """
     gold_words, answer_words = normalize(gold).split(), normalize(answer).split()
     if not gold_words and not answer_words:
         return both_empty
@@ -95,11 +104,12 @@ def squad_f1(gold: str, answer: str, both_empty: float = 1.0) -> float:
 
 
 def chinese_exact(gold: str, answer: str) -> float:
+    """Return 1 where both texts are equal without punctuation and case, else 0."""
     return float(_without_punctuation(gold) == _without_punctuation(answer))
 
 
 def chinese_f1(gold: str, answer: str) -> float:
-    """F1 of the longest common run of segments: one per Chinese character, one per other word."""
+    """Return the F1 of the longest common run of `segments`."""
     gold_segments, answer_segments = segments(gold), segments(answer)
     if not gold_segments and not answer_segments:
         return float(not gold and not answer)
@@ -108,7 +118,10 @@ def chinese_f1(gold: str, answer: str) -> float:
 
 
 def segments(text: str) -> list[str]:
-    """CMRC's mixed segmentation, punctuation removed: 他用GPT写作 to 他 用 gpt 写 作."""
+    """Divide into Chinese characters and other words, without punctuation, as CMRC's script.
+
+    他用GPT写作 becomes 他 用 gpt 写 作.
+    """
     result: list[str] = []
     other = ""
     for character in text.lower().strip():

@@ -58,7 +58,13 @@ def text_to_text(
 def scores(
     texts: Sequence[str], references: Sequence[Sequence[str]], tokenize: str
 ) -> dict[str, Any]:
-    """Return BLEU, chrF and TER of a corpus, each with sacrebleu's signature."""
+    """Return BLEU, chrF and TER of a corpus, each with sacrebleu's signature.
+
+    Args:
+        texts: The generated texts.
+        references: One or more references of each.
+        tokenize: sacrebleu's name of how BLEU divides texts.
+    """
     from sacrebleu.metrics import BLEU, CHRF, TER
 
     most_references = max(map(len, references))
@@ -92,7 +98,12 @@ def likelihood(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def samples(answers: Sequence[Answer], examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Return SAMPLES of the texts with source and target, evenly from the whole file."""
+    """Return some texts with their source and target, evenly from the whole file.
+
+    Args:
+        answers: {"text"} of each example.
+        examples: {"source", "target"}.
+    """
     count = min(SAMPLES, len(answers))
     positions = [len(answers) * number // count for number in range(count)]
     return [

@@ -30,7 +30,11 @@ TARGETS: dict[str, Target] = {
 
 
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
-    """Load the built-in profile `name`, or the YAML file `name`, with `key=value` overrides.
+    """Load a profile.
+
+    Args:
+        name: A built-in profile, or a YAML file.
+        overrides: `key=value` texts.
 
     Raises:
         SettingError: There is no such profile or target, or a key or value is wrong.
@@ -60,6 +64,9 @@ def export(
         examples: Labeled examples, on which the task's headline metric may not fall by more than
             the profile's tolerance. Empty: only built-in sample texts are compared.
         on_check: Called with each check as it is done.
+
+    Returns:
+        The artifact's path and checks.
 
     Raises:
         CheckFailed: A check did not pass. What was at `output` before is unchanged.

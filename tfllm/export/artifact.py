@@ -43,7 +43,14 @@ def report(name: str, value: str) -> Check:
 
 
 def at_most(name: str, value: float, limit: float | None, unit: str = "") -> Check:
-    """Return a check against an upper limit (None: reported only). NaN never passes."""
+    """Return a check against an upper limit. NaN never passes.
+
+    Args:
+        name: What is checked.
+        value: The value.
+        limit: The limit; None: the value is reported only.
+        unit: Printed after both.
+    """
     text = f"{value:.3g}{unit}"
     if limit is None:
         return Check(name, text, "", bool(value == value))
@@ -51,12 +58,25 @@ def at_most(name: str, value: float, limit: float | None, unit: str = "") -> Che
 
 
 def at_least(name: str, value: float, limit: float, unit: str = "") -> Check:
-    """Return a check against a lower limit. NaN never passes."""
+    """Return a check against a lower limit. NaN never passes.
+
+    Args:
+        name: What is checked.
+        value: The value.
+        limit: The limit.
+        unit: Printed after both.
+    """
     return Check(name, f"{value:.4g}{unit}", f"at least {limit:g}{unit}", bool(value >= limit))
 
 
 def weight_bytes_check(stored: float, lowest: float, highest: float) -> Check:
-    """Return the check of the bytes of all weights against a range."""
+    """Return the check that the weights are stored once.
+
+    Args:
+        stored: Bytes of the weights in the file.
+        lowest: Least bytes allowed.
+        highest: Most bytes allowed.
+    """
     return Check(
         "weights stored once",
         f"{stored / 1e6:.2f} MB",
@@ -92,15 +112,35 @@ class Target(Protocol):
         ...
 
     def validate(self, checkpoint: Checkpoint, profile: Profile) -> None:
-        """Raise SettingError for a checkpoint or profile that cannot be exported."""
+        """Check that the target can hold the checkpoint as the profile asks.
+
+        Args:
+            checkpoint: The model.
+            profile: The profile.
+
+        Raises:
+            SettingError: It cannot.
+        """
         ...
 
     def write(self, checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
-        """Write the artifact's files."""
+        """Write the artifact's files.
+
+        Args:
+            checkpoint: The model.
+            profile: The profile.
+            directory: The artifact's directory, which is empty.
+        """
         ...
 
     def check_files(self, checkpoint: Checkpoint, profile: Profile, directory: Path) -> list[Check]:
-        """Return the checks that need the files alone."""
+        """Return the checks that need the files alone.
+
+        Args:
+            checkpoint: The model.
+            profile: The profile.
+            directory: The artifact's directory.
+        """
         ...
 
     def check_outputs(
@@ -112,14 +152,25 @@ class Target(Protocol):
     ) -> Iterator[Check]:
         """Run the artifact in the runtime it is for, and yield comparisons with the checkpoint.
 
-        `examples`: labeled examples of the task; empty: built-in sample texts are used.
+        Args:
+            checkpoint: The model.
+            profile: The profile, with the limits.
+            directory: The artifact's directory.
+            examples: Labeled examples of the task; empty: built-in sample texts are used.
         """
         ...
 
     def write_metadata(
         self, checkpoint: Checkpoint, profile: Profile, directory: Path, checks: Sequence[Check]
     ) -> None:
-        """Write `tfllm.json`, which records the checks."""
+        """Write `tfllm.json`, which records the checks.
+
+        Args:
+            checkpoint: The model.
+            profile: The profile.
+            directory: The artifact's directory.
+            checks: All checks, with their results.
+        """
         ...
 
 
@@ -149,7 +200,11 @@ def generates(checkpoint: Checkpoint) -> bool:
 
 
 def context_length(checkpoint: Checkpoint, profile: Profile) -> int:
-    """Return the tokens of prompt and generated text together.
+    """Return the most tokens of prompt and generated text together.
+
+    Args:
+        checkpoint: A model that generates.
+        profile: The profile, which may lower it.
 
     Raises:
         SettingError: The profile asks for more positions than the model has.
@@ -164,14 +219,20 @@ def context_length(checkpoint: Checkpoint, profile: Profile) -> int:
 
 
 def beam_width(checkpoint: Checkpoint, profile: Profile) -> int:
-    """Return the width of the signature `beam`."""
+    """Return the number of beams of the signature `beam`: the profile's, else the checkpoint's."""
     own = checkpoint_config(checkpoint).num_beams
     return profile.generation.num_beams or (own if own > 1 else DEFAULT_NUM_BEAMS)
 
 
 def default_num_beams(checkpoint: Checkpoint, profile: Profile) -> int:
-    """Return the width of `serving_default`: 1 where the checkpoint's own settings do not search,
-    otherwise that of the signature `beam`."""
+    """Return the number of beams of `serving_default`.
+
+    It is 1 where the checkpoint's own settings have no beam search, else that of `beam`.
+
+    Args:
+        checkpoint: A model that generates.
+        profile: The profile.
+    """
     return beam_width(checkpoint, profile) if checkpoint_config(checkpoint).num_beams > 1 else 1
 
 
@@ -184,7 +245,13 @@ def get_decoder_start_token_id(checkpoint: Checkpoint) -> int:
 def artifact_metadata(
     checkpoint: Checkpoint, profile: Profile, checks: Sequence[Check]
 ) -> dict[str, Any]:
-    """Return an artifact's `tfllm.json`: what `evaluate` and `predict` need besides the graph."""
+    """Return an artifact's `tfllm.json`: what `evaluate` and `predict` need besides the graph.
+
+    Args:
+        checkpoint: The model.
+        profile: The profile.
+        checks: All checks, with their results.
+    """
     generation: dict[str, Any] = {}
     if generates(checkpoint):
         generation["context"] = context_length(checkpoint, profile)

@@ -37,7 +37,15 @@ class Operations:
 
 
 def parse(content: bytes, name: str = TFLITE_FILE) -> schema.ModelT:
-    """Return the file as the schema's ModelT object. Raises ArtifactError for anything else."""
+    """Parse a .tflite file to the schema's ModelT object.
+
+    Args:
+        content: The file.
+        name: What the error calls it.
+
+    Raises:
+        ArtifactError: It is no .tflite file.
+    """
     if content[4:8] != IDENTIFIER:
         raise ArtifactError(f"'{name}' is no TFLite file. Export the model again.")
     return schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(bytearray(content), 0))
@@ -64,7 +72,12 @@ class _SharingBuilder(flatbuffers.Builder):
 
 
 def serialize(model: schema.ModelT, size: int = 1024) -> bytes:
-    """Return the bytes of a ModelT; `size` is a first guess of how many."""
+    """Serialize a ModelT.
+
+    Args:
+        model: The model.
+        size: A first guess of the number of bytes.
+    """
     builder = _SharingBuilder(size)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
@@ -76,8 +89,10 @@ def operator_number(model: schema.ModelT, operator: schema.OperatorT) -> int:
 
 
 def builtin_code(code: schema.OperatorCodeT) -> int:
-    """Return a code's BuiltinOperator value. Values up to 126 were once stored in one byte; newer
-    files fill both fields."""
+    """Return a code's BuiltinOperator value.
+
+    Values up to 126 were once stored in one byte; newer files fill both fields.
+    """
     return max(code.builtinCode, code.deprecatedBuiltinCode)
 
 
@@ -107,8 +122,10 @@ def weight_bytes(content: bytes) -> int:
 
 
 def oldest_runtime(model: schema.ModelT) -> str | None:
-    """Return the first TensorFlow Lite version, such as "2.17.0", that runs a ModelT; None where
-    the file does not say."""
+    """Return the first TensorFlow Lite version that runs a ModelT, such as "2.17.0".
+
+    None where the file does not say.
+    """
     for entry in model.metadata or []:
         if _text(entry.name) == RUNTIME_ENTRY:
             data = model.buffers[entry.buffer].data
@@ -164,10 +181,18 @@ def input_names(model: schema.ModelT) -> list[str]:
 
 
 def with_metadata(content: bytes, metadata: bytes, files: Mapping[str, bytes]) -> bytes:
-    """Return the file with a metadata FlatBuffer inside and `files` as a zip archive at its end.
+    """Add metadata and associated files to a .tflite file.
 
     https://ai.google.dev/edge/litert/models/metadata: readers find the archive by its own directory
     at the end of the file, and stop reading the FlatBuffer before it.
+
+    Args:
+        content: The file.
+        metadata: The FlatBuffer of the metadata.
+        files: Content by name, for the zip archive at the end.
+
+    Returns:
+        The file's new content.
     """
     model = parse(content)
     _set_metadata_entry(model, METADATA_ENTRY, np.frombuffer(metadata, np.uint8))

@@ -37,7 +37,11 @@ write_metadata = tflite.write_metadata
 
 
 def validate(checkpoint: Checkpoint, profile: Profile) -> None:
-    """Raise SettingError for what LiteRT-LM cannot run."""
+    """Check that LiteRT-LM can run the model. See Target.validate.
+
+    Raises:
+        SettingError: It cannot.
+    """
     if not is_causal_lm(checkpoint):
         raise SettingError(
             f"litertlm: LiteRT-LM runs language models, and this model is for "
@@ -54,7 +58,11 @@ def validate(checkpoint: Checkpoint, profile: Profile) -> None:
 
 
 def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
-    """Write the bundle and the files beside it."""
+    """Write the bundle and the files beside it. See Target.write.
+
+    Raises:
+        MissingExtra: litert-lm-builder is not installed.
+    """
     try:
         from litert_lm_builder import litertlm_builder as builders
     except ImportError:
@@ -84,7 +92,7 @@ def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
 
 
 def llm_metadata(checkpoint: Checkpoint, profile: Profile) -> llm_metadata_pb2.LlmMetadata:
-    """Return the LlmMetadata message."""
+    """Build the LlmMetadata message: start and stop tokens, template, sampler."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
     tokenizer, generation = checkpoint.tokenizer, profile.generation

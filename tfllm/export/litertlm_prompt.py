@@ -31,8 +31,10 @@ SAMPLE_CHAT = (
 
 
 def start_token_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the start token that the runtime has to put first, or nothing: as the chat template
-    does, or, where there is none, the tokenizer."""
+    """Return the start token that the runtime has to put first: [id], or [].
+
+    It is there where the chat template writes it or, without a template, where the tokenizer does.
+    """
     bos_token_id = tokenizer.bos_token_id
     if bos_token_id is None:
         return []

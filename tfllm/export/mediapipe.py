@@ -34,7 +34,11 @@ write_metadata = tflite.write_metadata
 
 
 def validate(checkpoint: Checkpoint, profile: Profile) -> None:
-    """Raise SettingError for what MediaPipe's text tasks cannot do."""
+    """Check that MediaPipe's text tasks can run the model. See Target.validate.
+
+    Raises:
+        SettingError: They cannot.
+    """
     task = checkpoint.task
     if not task.mediapipe_title or task.takes_pair:
         able = " and ".join(kind for kind, known in TASKS.items() if known.mediapipe_title)

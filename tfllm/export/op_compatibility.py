@@ -55,7 +55,14 @@ def known_operations() -> dict[str, tuple[str, dict[str, str]]]:
 
 
 def check_graph(version_directory: str | Path, xla: bool = False) -> Compatibility:
-    """Check the graph of one SavedModel version; `xla`: the server may compile.
+    """Check the graph of one SavedModel version against the operations of TF Serving.
+
+    Args:
+        version_directory: The version's directory.
+        xla: Whether the server may compile.
+
+    Returns:
+        The oldest server that runs it, and what none runs.
 
     Raises:
         ArtifactError: The directory holds no readable graph.
@@ -82,7 +89,11 @@ def check_graph(version_directory: str | Path, xla: bool = False) -> Compatibili
 
 
 def read_saved_model(version_directory: str | Path) -> saved_model_pb2.SavedModel:
-    """Return the SavedModel proto of one version directory. Raises ArtifactError."""
+    """Read the SavedModel proto of one version.
+
+    Raises:
+        ArtifactError: There is none, or it is damaged.
+    """
     path = Path(version_directory) / "saved_model.pb"
     saved_model = saved_model_pb2.SavedModel()
     try:

@@ -34,7 +34,16 @@ def tensor_specs(settings: dict[str, np.dtype]) -> list[tf.TensorSpec]:
 
 
 def constants(config: object, settings: dict[str, np.dtype], rows: tf.Tensor) -> list[tf.Tensor]:
-    """Return each of the settings as an object's attribute has it, once for each of `rows` [B]."""
+    """Return settings as constant tensors.
+
+    Args:
+        config: Has an attribute for each setting.
+        settings: Types by name.
+        rows: A tensor [B], for B.
+
+    Returns:
+        [B] for each setting.
+    """
     return [
         tf.fill(tf.shape(rows), tf.constant(getattr(config, name), dtype))
         for name, dtype in settings.items()
@@ -42,15 +51,31 @@ def constants(config: object, settings: dict[str, np.dtype], rows: tf.Tensor) ->
 
 
 def check_settings(names: Iterable[str], values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return the values [B] each; the call fails, naming the input, where one is out of bounds."""
+    """Make the call fail, naming the input, where a setting is out of bounds.
+
+    Args:
+        names: The inputs' names.
+        values: [B] each.
+
+    Returns:
+        `values`, checked.
+    """
     return [_check(name, value) for name, value in zip(names, values, strict=True)]
 
 
 def check_token_ids(
     token_ids: tf.Tensor, lengths: tf.Tensor, vocabulary_size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return ids int32 [B, T] and lengths int32 [B]; the call fails where a length exceeds T, or
-    an id within its row's length is outside of the vocabulary."""
+    """Make the call fail, naming the input, where token ids cannot be used.
+
+    Args:
+        token_ids: int32 [B, T], padded on the right.
+        lengths: Tokens of each row, at most T: int32 [B].
+        vocabulary_size: The ids within each row's length are below it.
+
+    Returns:
+        Both, checked.
+    """
     width = tf.shape(token_ids)[1]
     fits = (lengths >= 0) & (lengths <= width)
     lengths = serving_graph.require(

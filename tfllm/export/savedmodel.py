@@ -64,7 +64,11 @@ def artifact_path(output: Path) -> Path:
 
 
 def validate(checkpoint: Checkpoint, profile: Profile) -> None:
-    """Raise SettingError for precisions and settings that only other targets have."""
+    """Check that a SavedModel can hold what the profile asks for. See Target.validate.
+
+    Raises:
+        SettingError: A precision or setting is one of another target.
+    """
     if profile.quantization not in PRECISIONS:
         raise SettingError(
             f"quantization: a SavedModel is {' or '.join(PRECISIONS)}, not {profile.quantization}. "
@@ -79,7 +83,11 @@ def validate(checkpoint: Checkpoint, profile: Profile) -> None:
 
 
 def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
-    """Write graph, weights, assets and warm-up requests of one version."""
+    """Write graph, weights, assets and warm-up requests of one version. See Target.write.
+
+    Raises:
+        StorageError: TensorFlow cannot write the files.
+    """
     model = model_in_precision(checkpoint, profile.quantization)
     module = variables_module(model)
     module.tokenizer = checkpoint.tokenizer.graph()
@@ -99,7 +107,12 @@ def write(checkpoint: Checkpoint, profile: Profile, directory: Path) -> None:
 
 
 def model_in_precision(checkpoint: Checkpoint, precision: str) -> keras.Model:
-    """Return the checkpoint's model, or a copy of it that stores and multiplies bfloat16."""
+    """Return the checkpoint's model, or a copy of it that stores and multiplies bfloat16.
+
+    Args:
+        checkpoint: The model.
+        precision: "float32" or "bfloat16".
+    """
     if precision == "float32":
         return checkpoint.model
     policy = keras.config.dtype_policy()
@@ -125,7 +138,17 @@ def _target_tokenizer(tokenizer: Tokenizer, source_graph: Any) -> Any:
 def build_signatures(
     checkpoint: Checkpoint, model: keras.Model, module: tf.Module, profile: Profile
 ) -> Signatures:
-    """Return signature name -> tf.function. Keep `module`, with its tokenizers, alive."""
+    """Build the signatures.
+
+    Args:
+        checkpoint: The checkpoint that is exported.
+        model: Its Keras model, or a copy in another precision.
+        module: Holds the tokenizers' tables; must stay alive.
+        profile: The profile.
+
+    Returns:
+        tf.function by signature name.
+    """
     tokenizer = module.tokenizer
     if is_seq2seq(checkpoint):
         tokenizers = tokenizer, module.target_tokenizer
@@ -184,8 +207,10 @@ def check_outputs(
 
 
 def stored_size(directory: Path) -> tuple[int, int]:
-    """Return (number of values, bytes) of all variables in a version's `variables/`, without
-    TensorFlow's own bookkeeping."""
+    """Return the number of values, and of bytes, of all variables of a version.
+
+    TensorFlow's own bookkeeping does not count.
+    """
     reader = tf.train.load_checkpoint(str(directory / "variables" / "variables"))
     types = reader.get_variable_to_dtype_map()
     sizes = [

@@ -144,7 +144,16 @@ class GraphGenerator:
     def generate_ids(
         self, ids: tf.RaggedTensor, max_new_tokens: tf.Tensor, *settings: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, loop.GeneratedBatch]:
-        """Return (the prompts as they were read int32 [B, P], their lengths [B], the new ids)."""
+        """Generate after prompts.
+
+        Args:
+            ids: Token ids of the prompts: int32 [B, None].
+            max_new_tokens: int32 [B].
+            *settings: The sampling settings [B], in the order of SAMPLING_SETTINGS.
+
+        Returns:
+            The prompts as they were read int32 [B, P], their lengths int32 [B], and the new ids.
+        """
         requested = tf.clip_by_value(max_new_tokens, 0, self.max_new_tokens)
         token_ids, lengths = self._fit_prompts(ids, tf.maximum(requested, 1))
         most_new = tf.reduce_max(tf.minimum(tf.maximum(requested, 1), self.context - lengths))

@@ -207,7 +207,16 @@ class GraphSeq2SeqGenerator:
     def generate_texts(
         self, prompts: tf.Tensor, generate: Generate, *settings: tf.Tensor
     ) -> tuple[tf.Tensor, GeneratedIds]:
-        """Return (texts string [B], their ids), where `generate` is one of the methods below."""
+        """Generate from source texts.
+
+        Args:
+            prompts: The sources: string [B].
+            generate: One of the methods below.
+            *settings: Its settings, [B] each.
+
+        Returns:
+            Texts string [B], and their ids.
+        """
         prompts = serving_graph.replace_invalid_utf8(prompts)
         packed = self.source_tokenizer(
             tf.strings.join([self.prefix, prompts]), max_length=self.max_source_length
@@ -224,7 +233,12 @@ class GraphSeq2SeqGenerator:
         )
 
     def with_own_settings(self, token_ids: tf.Tensor, lengths: tf.Tensor) -> GeneratedIds:
-        """Generate with the checkpoint's own settings."""
+        """Generate with the checkpoint's own settings.
+
+        Args:
+            token_ids: Sources int32 [B, T], padded on the right.
+            lengths: Their tokens: int32 [B].
+        """
         searches = self.config.num_beams > 1
         names = BEAM_SETTINGS if searches else SAMPLING_SETTINGS
         values = request_settings.constants(self.config, names, lengths)

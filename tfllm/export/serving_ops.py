@@ -59,7 +59,13 @@ def read(path: str) -> Operations:
 
 
 def table(oldest: Operations, middle: Operations, newest: Operations) -> Iterator[str]:
-    """Return one line per operation of the newest server, with the first version that has it."""
+    """Yield a line for each operation of the newest server, with the first version that has it.
+
+    Args:
+        oldest: Attributes by operation of TF Serving 2.12.
+        middle: Of TF Serving 2.19.
+        newest: Of TF Serving 2.20.
+    """
     for name, attributes in sorted(newest.items()):
         versions = [("2.12", oldest.get(name)), ("2.19", middle.get(name)), ("2.20", attributes)]
         since = next(version for version, known in versions if known is not None)

@@ -64,7 +64,11 @@ def artifact_path(output: Path) -> Path:
 
 
 def validate(checkpoint: Checkpoint, profile: Profile) -> None:
-    """Raise SettingError for what cannot be written."""
+    """Check that a .tflite file can hold the model as the profile asks. See Target.validate.
+
+    Raises:
+        SettingError: It cannot.
+    """
     if generates(checkpoint):
         return tflite_generation.validate(checkpoint, profile)
     if profile.quantization not in tflite_converter.WEIGHT_BYTES:
@@ -135,8 +139,19 @@ def convert(checkpoint: Checkpoint, profile: Profile) -> bytes:
 def prepare_for_int8(
     model: keras.Model, profile: Profile, inputs: Sequence[Inputs]
 ) -> Iterator[ScaledChannels | None]:
-    """Trace graphs of the model inside the block with the mask constant of the profile's
-    quantization and, in full int8, with scaled channels."""
+    """Prepare the model, inside the block, for graphs in the profile's quantization.
+
+    Sets the number at masked attention scores and, in full int8, scales the channels of
+    activations.
+
+    Args:
+        model: The model.
+        profile: The profile.
+        inputs: Of the calibration examples.
+
+    Yields:
+        The scaled channels in full int8, else None.
+    """
     full_int8 = profile.quantization in tflite_converter.CALIBRATED
     constant = profile.mask_value or (INT8_MASK_VALUE if full_int8 else EXACT_MASK)
     with tflite_converter.mask_constant(model, constant):
@@ -148,14 +163,30 @@ def prepare_for_int8(
 
 
 def signature_name(index: int, batch_size: int, length: int) -> str:
-    """Return the name of a shape's signature; runtimes take the first where none is named."""
+    """Return the name of a shape's signature; runtimes take the first where none is named.
+
+    Args:
+        index: The shape's number in the file, from 0.
+        batch_size: Its rows.
+        length: Its tokens per row.
+    """
     return "serving_default" if index == 0 else f"batch_{batch_size}_length_{length}"
 
 
 def calibration_inputs(
     checkpoint: Checkpoint, profile: Profile, batch_size: int, length: int
 ) -> list[Inputs]:
-    """Return inputs int32 [B, T] of the calibration examples; none where nothing is calibrated."""
+    """Return the inputs of the calibration examples; none where nothing is calibrated.
+
+    Args:
+        checkpoint: The model.
+        profile: The profile, which names the data.
+        batch_size: Rows of each.
+        length: Tokens of a row.
+
+    Returns:
+        Inputs by name, int32 [B, T], of each batch.
+    """
     if profile.quantization not in tflite_converter.CALIBRATED:
         return []
     source: Iterable[Example] = sentence_examples(checkpoint.task)
@@ -171,8 +202,17 @@ def calibration_inputs(
 def add_metadata(
     checkpoint: Checkpoint, profile: Profile, content: bytes, title: str = ""
 ) -> bytes:
-    """Return the file with metadata, its labels and a WordPiece vocabulary inside, where it has
-    them. `title`: what readers of the metadata call the model; unset: the task's kind."""
+    """Add metadata to the file, its labels and a WordPiece vocabulary, where it has them.
+
+    Args:
+        checkpoint: The model.
+        profile: The profile.
+        content: The file.
+        title: What readers of the metadata call the model; unset: the task's kind.
+
+    Returns:
+        The file's new content.
+    """
     files = associated_files(checkpoint, profile)
     if not files:
         return content

@@ -78,7 +78,15 @@ class ScaledChannels:
 
 
 def channel_ranges(model: keras.Model, inputs: Iterable[Mapping[str, np.ndarray]]) -> Ranges:
-    """Return the largest magnitude of every output channel of every linear dense layer."""
+    """Measure the largest magnitude of every output channel of every linear dense layer.
+
+    Args:
+        model: The model.
+        inputs: Inputs by name, int32 [B, T], of each batch.
+
+    Returns:
+        float [channels] by layer.
+    """
     ranges: Ranges = {}
     layers = _linear_dense_layers(model)
 
@@ -103,11 +111,18 @@ def channel_ranges(model: keras.Model, inputs: Iterable[Mapping[str, np.ndarray]
 
 
 def measure_ranges(calibrated: bytes, inputs: Sequence[Mapping[str, np.ndarray]]) -> bytes:
-    """Return a calibrated float file with the range that each tensor really has over `inputs`.
+    """Replace the calibrated range of each tensor by the one that it really has.
 
     TensorFlow's calibrator reads a tensor after the next operation may have written its own result
     into the same memory (a residual sum does), so that its ranges of such tensors are too wide: in
     a MiniLM, 51 of 299, and with them the error of the logits is three times as large.
+
+    Args:
+        calibrated: A float file after calibration.
+        inputs: Inputs by name of each batch.
+
+    Returns:
+        The file's new content.
     """
     model = flatbuffer.parse(calibrated)
     tensors = model.subgraphs[0].tensors

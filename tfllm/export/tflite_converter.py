@@ -27,7 +27,12 @@ Inputs = Mapping[str, np.ndarray]
 
 @contextlib.contextmanager
 def mask_constant(model: keras.Model, constant: float) -> Iterator[None]:
-    """Trace graphs of `model` inside the block with another number at masked scores."""
+    """Set the number at masked attention scores for graphs that are traced inside the block.
+
+    Args:
+        model: The model.
+        constant: The number, in place of EXACT_MASK.
+    """
     set_mask_constant(model, constant)
     try:
         yield
@@ -42,7 +47,15 @@ def concrete_function(
     output: str,
     scaled: ScaledChannels | None = None,
 ) -> Any:
-    """Return a concrete function of fixed shape: the model's inputs int32 [B, T] to `output`."""
+    """Trace a model for one shape.
+
+    Args:
+        model: Inputs int32 [B, T].
+        batch_size: B.
+        length: T.
+        output: Name of the output.
+        scaled: Channels that are scaled in full int8.
+    """
     specs = {name: tf.TensorSpec([batch_size, length], tf.int32, name) for name in model.input}
 
     def forward(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:

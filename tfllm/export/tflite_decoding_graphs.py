@@ -62,8 +62,14 @@ def prefill_name(length: int) -> str:
 
 
 def prefill_lengths(context: int) -> tuple[int, ...]:
-    """Return the default lengths of prefill signatures. A runtime can use one only where all of it
-    fits into the rest of the context, so the shortest is short."""
+    """Return the default lengths of prefill signatures.
+
+    A runtime can use one only where all of it fits into the rest of the context, so the shortest is
+    short.
+
+    Args:
+        context: Capacity of the caches in tokens.
+    """
     lengths, length = [], SHORTEST_PREFILL
     while length <= min(context // 2, LONGEST_PREFILL):
         lengths.append(length)
@@ -104,7 +110,16 @@ def step_functions(
 def seq2seq_step_functions(
     model: EncoderDecoder, context: int, source_length: int
 ) -> ConcreteFunctions:
-    """Return signature name -> concrete function: `encode` and `decode`."""
+    """Trace the functions `encode` and `decode`.
+
+    Args:
+        model: The encoder-decoder.
+        context: Capacity of the caches in target tokens.
+        source_length: Tokens of a source.
+
+    Returns:
+        Concrete functions by signature name.
+    """
     names = source_names(model)
     encode_specs = {
         "source_ids": tf.TensorSpec([1, source_length], tf.int32, "source_ids"),

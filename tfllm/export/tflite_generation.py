@@ -53,7 +53,11 @@ TokenRanges = tuple[tuple[int, int], ...]
 
 
 def validate(checkpoint: Checkpoint, profile: Profile) -> None:
-    """Raise SettingError for what cannot be written."""
+    """Check that a .tflite file can hold the language model as the profile asks.
+
+    Raises:
+        SettingError: It cannot.
+    """
     if profile.quantization not in QUANTIZATIONS:
         raise SettingError(
             f"quantization: a language model for LiteRT is {', '.join(QUANTIZATIONS)}, not "

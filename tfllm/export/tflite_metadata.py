@@ -48,9 +48,17 @@ def text_model(
 ) -> bytes:
     """Build the metadata of a model on token ids.
 
-    `inputs` in the order of the file's inputs: names of INPUT_NAMES are written as MediaPipe knows
-    them. `output` is the output's name. With `vocabulary` a BERT tokenizer stands before the model,
-    and its vocabulary is the associated file `vocab.txt`; the labels are `labels.txt`.
+    Args:
+        title: The model's name.
+        description: What it is for.
+        inputs: Names in the order of the file's inputs; those of INPUT_NAMES are written as
+            MediaPipe knows them.
+        output: Name of the output.
+        labels: Whether the file has `labels.txt`.
+        vocabulary: Whether a BERT tokenizer with `vocab.txt` precedes the model.
+
+    Returns:
+        The FlatBuffer.
     """
     import flatbuffers
 

@@ -77,8 +77,16 @@ def quantize_groups(weights: np.ndarray) -> Matrix:
 
 
 def quantize_weights(content: bytes, bits: int, vocabulary_size: int) -> bytes:
-    """Return the file with the weights of its matrix products in 8 or 4 `bits`, and its embedding
-    table of `vocabulary_size` rows in int8."""
+    """Quantize the weights of matrix products, and the embedding table to int8.
+
+    Args:
+        content: A float file.
+        bits: Of the weights: 8 or 4.
+        vocabulary_size: Rows of the embedding table.
+
+    Returns:
+        The file's new content.
+    """
     model = flatbuffer.parse(content)
     rewriter = _Rewriter(model)
     matrices = {

@@ -31,7 +31,11 @@ TOKENIZER = "wordpiece"  # the only kind that the operations know
 
 
 def validate(checkpoint: Checkpoint) -> None:
-    """Raise SettingError for tasks whose answers point into the text, and other tokenizers."""
+    """Check that a file that takes text can hold the model.
+
+    Raises:
+        SettingError: Its answers point into the text, or its tokenizer is not supported.
+    """
     if not checkpoint.task.pooled:
         able = ", ".join(kind for kind, task in TASKS.items() if task.pooled)
         raise SettingError(
@@ -90,7 +94,12 @@ def fast_tokenizer(tokenizer: Tokenizer) -> tf_text.FastBertTokenizer:
 
 
 def same_token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bool]:
-    """Return for each text whether TensorFlow Text's tokenizer gives the exact one's ids."""
+    """Return for each text whether TensorFlow Text's tokenizer gives the ids of the exact one.
+
+    Args:
+        tokenizer: The exact tokenizer.
+        texts: The texts.
+    """
     fast = fast_tokenizer(tokenizer).tokenize(tf.constant(list(texts))).to_list()
     exact = (encoding.ids[1:-1] for encoding in tokenizer.encode_batch(list(texts)))
     return [list(a) == list(b) for a, b in zip(fast, exact, strict=True)]

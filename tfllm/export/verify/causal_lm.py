@@ -165,8 +165,11 @@ def check_tflite(
 def texts_to_compare(
     examples: Sequence[Example],
 ) -> tuple[list[str], TextsByLanguage]:
-    """Return (texts that prompts are taken from, texts that are scored): the examples', or sample
-    texts where there are none."""
+    """Return the examples' texts, or built-in ones where there are no examples.
+
+    Returns:
+        Texts that prompts are taken from, and texts that are scored.
+    """
     texts = texts_of(examples)
     if texts:
         return texts, {"the data": texts}
@@ -277,8 +280,15 @@ def prompts_to_sample_after(
 
 
 def prompts_of_lengths(checkpoint: Checkpoint, profile: Profile, texts: Sequence[str]) -> TokenRows:
-    """Return prompts of several lengths: short, over several prefill signatures, and close to the
-    end of the context."""
+    """Return the token ids of prompts of several lengths.
+
+    Short, over several prefill signatures, and close to the end of the context.
+
+    Args:
+        checkpoint: The model.
+        profile: The profile, which may limit prompts.
+        texts: What they are taken from.
+    """
     joined = " ".join([*texts[:50], *ASCII_SENTENCES, CONTEXT])
     longest = profile.prompt_length or context_length(checkpoint, profile)
     ids = checkpoint.tokenizer.encode_ids([joined], add_special_tokens=False)[0]

@@ -132,9 +132,15 @@ def check_imports(result: Mapping[str, Any], xla: bool = False) -> Check:
 def equal_or_reported(
     name: str, equal: Sequence[bool], profile: Profile, limit: float | None = None
 ) -> Check:
-    """Check a fraction of equal results in float32, by default against the profile's agreement.
+    """Check a fraction of equal results in float32, and report it in other formats.
 
-    In other formats it is reported only: after one different token a text goes its own way.
+    There one different token changes all that follow.
+
+    Args:
+        name: What is compared.
+        equal: Whether each result is.
+        profile: The profile.
+        limit: The least fraction; None: the profile's agreement.
     """
     fraction = float(np.mean(equal)) if len(equal) else 0.0
     if profile.quantization == EXACT:
@@ -157,7 +163,13 @@ def equal_items(a: Sequence[object], b: Sequence[object]) -> list[bool]:
 def generate_request(
     prompts: Sequence[str], sampled: bool = False, seed: int = 0
 ) -> dict[str, Any]:
-    """Return a request of `generate`; row n of a sampled one has the seed `seed` + n."""
+    """Return a request of the signature `generate`.
+
+    Args:
+        prompts: The prompts.
+        sampled: Whether tokens are sampled, or greedy.
+        seed: Of the first row; row n has `seed` + n.
+    """
     rows = len(prompts)
     settings = SAMPLING if sampled else {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
     return {
@@ -180,7 +192,12 @@ def warmup_as_json(
 
 
 def max_abs_difference(expected: Sequence[np.ndarray], actual: Sequence[ArrayLike]) -> float:
-    """Return the largest difference of raw outputs; infinite where shapes differ or for NaN."""
+    """Return the largest difference of raw outputs; infinite where shapes differ or for NaN.
+
+    Args:
+        expected: Arrays of any shapes.
+        actual: Arrays of the same shapes.
+    """
     largest = 0.0
     for a, b in zip(expected, map(np.asarray, actual), strict=True):
         if a.shape != b.shape or not np.isfinite(b).all():

@@ -42,7 +42,12 @@ class Vocabulary:
         return log_softmax(np.where(self.known, logits, MASKED))
 
     def token_log_probs(self, logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-        """Return the log-probability float64 [N] of each id under its row of logits [N, V]."""
+        """Return the log-probability of ids: float64 [N].
+
+        Args:
+            logits: [N, V].
+            ids: Token ids [N].
+        """
         return self.log_softmax(logits)[np.arange(len(ids)), ids]
 
 
@@ -117,7 +122,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def kl_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Return KL(p || q) [...] in nats of log-probabilities [..., C]; NaN where `q` has any."""
+    """Compute KL(p || q) in nats: [...]; NaN where `q` has any.
+
+    Args:
+        p: Log-probabilities [..., C].
+        q: Log-probabilities [..., C].
+    """
     return (np.exp(p) * (p - q)).sum(axis=-1)
 
 

@@ -89,8 +89,16 @@ def check_savedmodel(
 def check_tflite(
     checkpoint: Checkpoint, profile: Profile, directory: Path, examples: Examples
 ) -> Iterator[Check]:
-    """Run a .tflite file in ai-edge-litert on the same token ids, or on texts that both tokenize
-    equally."""
+    """Run a .tflite file in ai-edge-litert.
+
+    On the same token ids or, where it takes text, on texts that both tokenizers encode equally.
+
+    Args:
+        checkpoint: The model.
+        profile: The profile, with the limits.
+        directory: The artifact's directory.
+        examples: Labeled examples of the task; empty: built-in sample texts.
+    """
     reference = open_reference(checkpoint, profile)
     compared = examples_to_compare(reference, examples)
     predictor = open_model(directory)

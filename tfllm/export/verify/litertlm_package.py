@@ -66,8 +66,13 @@ def check_outputs(
 
 
 def prompts_of_lengths(checkpoint: Checkpoint, context: int, texts: Sequence[str]) -> list[str]:
-    """Return a short prompt, one over several prefill signatures, and one that nearly fills the
-    context."""
+    """Return a short prompt, one over several prefill signatures, and one that fills the context.
+
+    Args:
+        checkpoint: The model.
+        context: Tokens of the context.
+        texts: What prompts are taken from.
+    """
     words = " ".join([*texts[:50], *ASCII_SENTENCES, CONTEXT]).split(" ")
     words *= 1 + context // len(words)
     prompts = [" ".join(words[:3])]
@@ -87,12 +92,25 @@ def prompts_of_lengths(checkpoint: Checkpoint, context: int, texts: Sequence[str
 def run(
     path: Path, context: int, texts: Sequence[Example], chats: Sequence[Example]
 ) -> dict[str, Any]:
-    """Return what run_litertlm.py answers. Raises CheckFailed with the process's error."""
+    """Run run_litertlm.py in a process of its own.
+
+    Args:
+        path: The bundle.
+        context: Tokens of the context.
+        texts: Requests for continuations.
+        chats: Requests for conversations.
+
+    Returns:
+        Its answers.
+
+    Raises:
+        CheckFailed: The process fails.
+    """
     request = {"model": str(path), "context": context, "texts": texts, "chats": chats}
     try:
         return run_script("run_litertlm.py", [], request, timeout=TIMEOUT_SECONDS)
     except CheckFailed as error:
-        raise CheckFailed(f"litert-lm cannot run '{path}': {error}") from None
+        raise CheckFailed(f"litert-lm cannot run '{path}': {error.cli_message}") from None
 
 
 def continuation(
@@ -109,8 +127,16 @@ def conversation(
     """Return the checkpoint's answers when it reads what the package feeds it.
 
     After an answer that is its tokens as generated, the stop token if there was one, and what the
-    template adds to the conversation with that answer at its end. (Whatever the template writes
-    after an answer's stop token, such as a line end, the package leaves out.)
+    template adds to the conversation with that answer at its end. (The package leaves out what the
+    template writes after an answer's stop token, such as a line end.)
+
+    Args:
+        checkpoint: The model.
+        generator: Generates with it.
+        user_messages: The user's messages, one after another.
+
+    Returns:
+        The acceptable answers to each message.
     """
     tokenizer = checkpoint.tokenizer
     template = tokenizer.chat_template or PLAIN_TEMPLATE
