@@ -116,7 +116,12 @@ class Batches:
         return [self._batch(units) for units in parts if len(units) >= self.smallest]
 
     def from_step(self, epoch: int, step: int) -> Iterator[Batch]:
-        """Yield endless batches, from a step of an epoch on."""
+        """Yield batches without end.
+
+        Args:
+            epoch: The first epoch, from 0.
+            step: The first step of that epoch, from 0.
+        """
         while True:
             yield from self.epoch(epoch)[step:]
             epoch, step = epoch + 1, 0

@@ -23,7 +23,11 @@ class RowBatcher(Protocol):
     def batch(
         self, rows: np.ndarray, length: int | None = None
     ) -> tuple[dict[str, np.ndarray], Any]:
-        """Pad rows to `length` tokens.
+        """Pad rows to one length.
+
+        Args:
+            rows: Indices of rows: int [B].
+            length: Tokens of a row; None: those of the longest.
 
         Returns:
             Inputs {name: [B, ..., T]}; targets, an array [B, ...], several of them, or None.
@@ -45,6 +49,10 @@ class Split:
 
         The sizes of the parts differ by one unit of `group` rows at most. A replica for which no
         unit remains gets the first one of the batch, with sample weight 0.
+
+        Args:
+            batch: The batch of all replicas.
+            group: Rows that must stay together.
         """
         units = batch.rows.reshape(-1, group)
         for replica in self.own:

@@ -45,10 +45,22 @@ class ReadErrorPolicy:
     """Errors reported so far."""
 
     def on_open(self, path: str | Path, file: BinaryIO) -> None:
-        """Called with each opened file; its `tell()` is the progress, in stored bytes."""
+        """Note that a file is opened.
+
+        Args:
+            path: The file.
+            file: Its `tell()` is the progress, in stored bytes.
+        """
 
     def report(self, error: DataError) -> None:
-        """Called with each error; its message begins with the file and the line."""
+        """Handle an error.
+
+        Args:
+            error: Its message begins with the file and the line.
+
+        Raises:
+            DataError: The policy is to raise errors.
+        """
         raise error
 
 
@@ -110,10 +122,17 @@ def open_file(path: str | Path, errors: ReadErrorPolicy = RAISE_ERRORS) -> Binar
 def read_lines(
     path: str | Path, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text without its line end) of every line, blank ones included.
+    r"""Yield the number, from 1, and the text of every line, blank ones included.
 
-    Lines end at \\n, \\r\\n or the end of the file; a leading byte order mark is dropped. A line
-    that is too long or not UTF-8 is reported to `errors`.
+    Lines end at \n, \r\n or the end of the file, which are left out; a leading byte order mark
+    is dropped.
+
+    Args:
+        path: The file; `.gz` is decompressed, "-" is standard input.
+        errors: What happens to a line that is too long or not UTF-8.
+
+    Raises:
+        DataError: The file is missing, empty or not readable.
     """
     number = 0
     with open_file(path, errors) as file:

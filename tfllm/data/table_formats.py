@@ -29,21 +29,38 @@ PARQUET_ROWS = 1024  # read at once
 def read_tsv(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """Yield the rows of a TSV file; quotes are text unless `data.quoting` is true."""
+    """Yield the rows of a TSV file; quotes are text unless `data.quoting` is true.
+
+    Args:
+        path: The file.
+        settings: Columns, header and quoting.
+        errors: What happens to unusable lines.
+    """
     return _read_table(path, settings, "\t", bool(settings.quoting), errors)
 
 
 def read_csv(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """Yield the rows of a CSV file, with double quotes where needed (RFC 4180)."""
+    """Yield the rows of a CSV file, with double quotes where needed (RFC 4180).
+
+    Args:
+        path: The file.
+        settings: Columns, header and quoting.
+        errors: What happens to unusable lines.
+    """
     return _read_table(path, settings, ",", settings.quoting is not False, errors)
 
 
 def read_parquet(
     path: str | Path, settings: ReadSettings, errors: ReadErrorPolicy = RAISE_ERRORS
 ) -> Iterator[Row]:
-    """Yield the rows of a Parquet file with the needed columns, numbered as "row N".
+    """Yield the rows of a Parquet file, numbered as "row N".
+
+    Args:
+        path: The file.
+        settings: Names the columns that are read.
+        errors: Its `on_open` is called with the file.
 
     Raises:
         DataError: The file is not readable.

@@ -204,7 +204,17 @@ class BeamSearcher:
         config: GenerationConfig,
         flags: GraphFlags,
     ) -> list[list[GenerationResult]]:
-        """Search the texts of each prompt with its source (empty for a decoder), best first."""
+        """Search the texts of each prompt.
+
+        Args:
+            prompts: Token ids of each.
+            sources: Token ids of each one's source; empty for a decoder.
+            config: The settings.
+            flags: What the graph has to support.
+
+        Returns:
+            The texts of each prompt, best first.
+        """
         max_lengths = [self.limits.max_length(prompt, config) for prompt in prompts]
         token_ids, lengths = pad_batch(prompts)
         key = _GraphKey(

@@ -22,7 +22,7 @@ GROWTH = 16  # positions added at once where every step copies the whole cache, 
 
 
 def capacity(length: int) -> int:
-    """Return the cache capacity for rows of up to `length` tokens: 64, 128, 192, …"""
+    """Return the capacity of a cache for rows of up to `length` tokens: 64, 128, 192, ..."""
     return -(-length // BUCKET) * BUCKET
 
 
@@ -55,7 +55,13 @@ def scatter(stored: tf.Tensor, new: tf.Tensor, positions: tf.Tensor) -> tf.Tenso
 
 
 def select(stored: tf.Tensor, new: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """Do what `scatter` does, with operations that LiteRT has built in."""
+    """Write keys or values into a cache, as `scatter`, with operations that LiteRT has built in.
+
+    Args:
+        stored: [B, H, C, D].
+        new: [B, H, 1, D].
+        positions: Position of each row's new ones: int32 [B].
+    """
     is_position = tf.equal(tf.range(tf.shape(stored)[2])[None], positions[:, None])
     return tf.where(is_position[:, None, :, None], new, stored)
 
@@ -97,7 +103,12 @@ class CacheUpdate:
 
 
 def clear_padding(cache: Cache, is_token: tf.Tensor) -> Cache:
-    """Set the positions to zero where `is_token`, boolean [B, C], is false."""
+    """Set a cache to zero where there is no token.
+
+    Args:
+        cache: Keys and values [B, H, C, D] of each layer.
+        is_token: bool [B, C].
+    """
     return map_cache(lambda stored: tf.where(is_token[:, None, :, None], stored, 0), cache)
 
 

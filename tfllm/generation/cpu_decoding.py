@@ -114,8 +114,10 @@ def use_bfloat16(model: Decoder | EncoderDecoder) -> CpuDecoder | CpuEncoderDeco
     """Return the model with bfloat16 copies of the kernels in its blocks.
 
     All other weights are the model's own. Embeddings, logits, norms, biases and softmax stay
-    float32; products are summed in float32 and rounded to bfloat16. Raises SettingError for a model
-    that is not float32.
+    float32; products are summed in float32 and rounded to bfloat16.
+
+    Raises:
+        SettingError: The model is not float32.
     """
     if model.dtype != "float32":
         raise SettingError(

@@ -118,7 +118,18 @@ def decode_step(
     flags: GraphFlags,
     write: caches.WriteFunction,
 ) -> DecodeState:
-    """Feed the last token of each row and choose the next one. Finished rows do not change."""
+    """Feed the last token of each row and choose the next one; finished rows do not change.
+
+    Args:
+        decoder: The model.
+        state: The rows.
+        config: The settings of each row.
+        flags: What the graph has to support.
+        write: How the cache is written.
+
+    Returns:
+        The state with one more token of each unfinished row.
+    """
     decoder = encoder_outputs.with_encoder_output(decoder, state.source)
     logits, cache = next_logits(decoder, last_tokens(state), state.lengths - 1, state.cache, write)
     return _append_token(state._replace(cache=cache), logits, config, flags)

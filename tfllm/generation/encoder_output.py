@@ -50,7 +50,15 @@ def encode(model: EncoderDecoder, source_ids: tf.Tensor, lengths: tf.Tensor) -> 
 def encode_if_any(
     model: Decoder | EncoderDecoder, source: tuple[tf.Tensor, ...]
 ) -> MaybeEncoderOutput:
-    """Run the encoder on (source_ids, lengths); NO_SOURCE for ()."""
+    """Run the encoder where there are sources.
+
+    Args:
+        model: The model.
+        source: Ids int32 [B, S] and lengths int32 [B], or ().
+
+    Returns:
+        Its output, NO_SOURCE for ().
+    """
     if not source:
         return NO_SOURCE
     assert reads_source(model)

@@ -70,7 +70,10 @@ class Engine(TokenGenerator):
         on_token: OnToken | None = None,
         steps: int | None = None,
     ) -> list[GenerationResult]:
-        """See TokenGenerator.generate_checked. Neighbours with equal settings share a batch."""
+        """Generate in batches. See TokenGenerator.generate_checked.
+
+        Neighbours with equal settings share a batch.
+        """
         steps = steps or (1 if on_token else STEPS)
         if not any(each.config.num_beams > 1 for each in inputs):
             return self._sample(inputs, on_token, steps)
@@ -96,7 +99,17 @@ class Engine(TokenGenerator):
         prompt_of_row: np.ndarray,
         source: tuple[np.ndarray, ...] = (),
     ) -> DecodeState:
-        """Run `decode_state.prefill` as a graph; `source`: ids int32 [U, S] and lengths [U]."""
+        """Run `decode_state.prefill` as a graph.
+
+        Args:
+            token_ids: Prompts int32 [U, P], padded on the right.
+            lengths: int32 [U].
+            config: The settings of the B rows.
+            flags: What the graph has to support.
+            size: The capacity of a row.
+            prompt_of_row: int32 [B].
+            source: Ids int32 [U, S] and lengths int32 [U] of the sources, or ().
+        """
         if flags not in self._prefill_graphs:
             self._prefill_graphs[flags] = self._prefill_graph(flags)
         graph = self._prefill_graphs[flags]

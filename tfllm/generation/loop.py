@@ -39,9 +39,18 @@ def run(
     steps: tf.Tensor | int,
     write: caches.WriteFunction = caches.scatter,
 ) -> DecodeState:
-    """Generate until each row has `steps` more tokens or all rows have finished.
+    """Generate until each row has more tokens or all rows have finished.
 
-    The capacity of the state must have room for them.
+    Args:
+        decoder: The model.
+        state: The rows, whose capacity must have room for `steps` more tokens.
+        config: The settings of each row.
+        flags: What the graph has to support.
+        steps: How many tokens each row gets at most.
+        write: How the cache is written.
+
+    Returns:
+        The new state.
     """
     source = state.source  # not a variable of the loop: it does not change
 
@@ -98,7 +107,15 @@ def generate(
 
 
 def generated_tokens(state: DecodeState, max_new_tokens: tf.Tensor | int) -> GeneratedBatch:
-    """Return the new tokens of a state, those of each row from the first column on."""
+    """Return the new tokens of a state.
+
+    Args:
+        state: The rows.
+        max_new_tokens: N, the width of the result.
+
+    Returns:
+        Ids and log-probabilities [B, N], each row's from the first column on.
+    """
     counts = state.lengths - state.prompt_lengths
     counts = counts - tf.cast(tf.equal(state.finished, STOPPED), tf.int32)
     column = tf.range(max_new_tokens)[None]

@@ -71,15 +71,23 @@ def apply_penalties(
 def token_counts(
     ids: tf.Tensor, start: tf.Tensor, end: tf.Tensor, vocabulary_size: int
 ) -> tf.Tensor:
-    """Count how often each token occurs in ids[start:end] of its row: int32 [B, V]."""
+    """Count how often each token occurs in a part of its row: int32 [B, V].
+
+    Args:
+        ids: int32 [B, T].
+        start: First position of the part: int32 [B].
+        end: Position after its last: int32 [B].
+        vocabulary_size: V.
+    """
     position = tf.range(tf.shape(ids)[1])[None]
     inside = tf.logical_and(position >= start[:, None], position < end[:, None])
     return _scatter_sum(ids, tf.cast(inside, tf.int32), vocabulary_size)
 
 
 def penalize_repetition(logits: tf.Tensor, seen: tf.Tensor, penalty: tf.Tensor) -> tf.Tensor:
-    """Apply the repetition penalty of Keskar et al. 2019 (CTRL), with transformers' rule for
-    negative logits.
+    """Apply the repetition penalty of Keskar et al. 2019 (CTRL).
+
+    Negative logits are multiplied by the penalty and others divided, as in transformers.
 
     Args:
         logits: float32 [B, V].
@@ -156,9 +164,13 @@ def mask_bad_words(
 
 
 def keep_token_ranges(logits: tf.Tensor, ranges: Sequence[tuple[int, int]]) -> tf.Tensor:
-    """Mask the ids outside of half-open, rising ranges: the padding of an embedding table.
+    """Mask the ids outside of ranges: the padding of an embedding table.
 
     It works by slices, so that an exported file contains no table of ids for it.
+
+    Args:
+        logits: float32 [B, V].
+        ranges: Half-open ranges of ids, ascending.
     """
     size, begin = logits.shape[-1], 0
     parts: list[tf.Tensor] = []

@@ -27,13 +27,25 @@ HALF = 1 << HALF_BITS
 
 
 def uniform(seed: tf.Tensor, row: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """Draw int32 numbers in [0, 2^30), one for each entry of the int32 arguments (broadcast)."""
+    """Draw numbers in [0, 2^30): int32, one for each entry of the arguments, which broadcast.
+
+    Args:
+        seed: int32.
+        row: The number of the text: int32.
+        position: The position of the token: int32.
+    """
     shift = tf.constant(32 - RANDOM_BITS, tf.uint32)
     return tf.bitcast(tf.bitwise.right_shift(bits(seed, row, position), shift), tf.int32)
 
 
 def bits(seed: tf.Tensor, row: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-    """Draw random uint32 bits, one for each entry of the int32 arguments, which broadcast."""
+    """Draw random uint32 bits, one for each entry of the arguments, which broadcast.
+
+    Args:
+        seed: int32.
+        row: The number of the text: int32.
+        position: The position of the token: int32.
+    """
     value = _mix(_xor(_unsigned(seed), tf.constant(SALT, tf.uint32)))
     value = _mix(_xor(value, _unsigned(row)))
     return _mix(_xor(value, _unsigned(position)))

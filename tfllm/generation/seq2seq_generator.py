@@ -74,7 +74,16 @@ class Seq2SeqGenerator(TextGenerator):
         config: GenerationConfig | None = None,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """Encode a source with the task's prefix before it. Raises SettingError."""
+        """Encode a source with the task's prefix before it.
+
+        Args:
+            prompt: The source.
+            config: Not used.
+            truncate: "right" drops the end of a source that is too long.
+
+        Raises:
+            SettingError: The source is empty or too long.
+        """
         if truncate == "left":
             raise SettingError(
                 "--truncate left: a source is cut at its end, so that its beginning and the token "
@@ -100,7 +109,11 @@ class Seq2SeqGenerator(TextGenerator):
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """Raises SettingError: these models read one text."""
+        """Refuse a conversation: these models read one text.
+
+        Raises:
+            SettingError: Always.
+        """
         raise SettingError("this model answers a source and holds no conversation. Give 'source'.")
 
     def truncate(self, ids: list[int], config: GenerationConfig) -> list[int]:
@@ -108,7 +121,11 @@ class Seq2SeqGenerator(TextGenerator):
         return ids
 
     def check_prompt(self, ids: Ids) -> None:
-        """Raises SettingError for tokens that cannot be read."""
+        """Check that the encoder can read a source.
+
+        Raises:
+            SettingError: It is empty or too long.
+        """
         self.engine.limits.check_source(ids)
 
     @property
@@ -164,7 +181,17 @@ def alignments(
     sources: Sequence[Ids],
     targets: Sequence[Ids],
 ) -> list[np.ndarray]:
-    """Compute `Seq2SeqGenerator.alignments` for token ids of sources and targets."""
+    """Compute `Seq2SeqGenerator.alignments` for token ids.
+
+    Args:
+        model: The model.
+        decoder_start_token_id: The decoder's first token.
+        sources: Token ids [S] of each source.
+        targets: Token ids [T] of each target.
+
+    Returns:
+        float32 [T, S] of each pair.
+    """
     results = []
     for source_ids, target_ids in zip(sources, targets, strict=True):
         if not target_ids:

@@ -214,7 +214,16 @@ class TextGenerator:
     def encode_prompt(
         self, prompt: str, config: GenerationConfig, truncate: Truncate | None = None
     ) -> list[int]:
-        """Encode a prompt. Raises SettingError where it cannot be continued."""
+        """Encode a prompt.
+
+        Args:
+            prompt: The prompt.
+            config: Its `max_new_tokens` is the room that truncation leaves.
+            truncate: "left" drops the beginning of a prompt that is too long.
+
+        Raises:
+            SettingError: It is empty, and the model has no start token.
+        """
         ids = self.tokenizer.encode_ids([prompt])[0]
         if not ids:
             if self.tokenizer.bos_token_id is None:
@@ -236,12 +245,26 @@ class TextGenerator:
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """Encode a conversation with the chat template. Raises TokenizerError."""
+        """Encode a conversation with the chat template.
+
+        Args:
+            messages: The conversation.
+            config: Its `max_new_tokens` is the room that truncation leaves.
+            truncate: "left" drops the beginning of a conversation that is too long.
+
+        Raises:
+            TokenizerError: The tokenizer has no template, or it fails.
+        """
         ids = self.tokenizer.apply_chat_template(messages)
         return self.truncate(ids, config) if truncate == "left" else ids
 
     def truncate(self, ids: list[int], config: GenerationConfig) -> list[int]:
-        """Keep the last tokens, so many that `max_new_tokens` fit; a start token stays in front."""
+        """Keep the last tokens, so many that the text fits; a start token stays in front.
+
+        Args:
+            ids: The prompt.
+            config: Its `max_new_tokens` is the room that stays.
+        """
         room = max(self.engine.limits.max_sequence_length - config.max_new_tokens, 1)
         if len(ids) <= room:
             return ids
@@ -250,7 +273,11 @@ class TextGenerator:
         return ids[-room:]
 
     def check_prompt(self, ids: Ids) -> None:
-        """Raises SettingError for tokens that cannot be continued."""
+        """Check that tokens can be continued.
+
+        Raises:
+            SettingError: There are none, or too many.
+        """
         self.engine.limits.check_prompt(ids)
 
     def generation_config(self, **overrides: object) -> GenerationConfig:
@@ -277,10 +304,15 @@ class TextGenerator:
         config: GenerationConfig,
         truncate: Truncate | None = None,
     ) -> list[int]:
-        """Encode an example's `prompt`, or of its `messages`.
+        """Encode an example's `prompt` or `messages`.
 
-        Raises SettingError, which begins with the example's `_where`, where they cannot be
-        continued.
+        Args:
+            example: The example.
+            config: Its `max_new_tokens` is the room that truncation leaves.
+            truncate: See `encode_prompt`.
+
+        Raises:
+            SettingError: It cannot be continued; the message begins with the example's `_where`.
         """
         try:
             if "prompt" in example:

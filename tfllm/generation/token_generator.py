@@ -59,7 +59,15 @@ class ModelLimits:
         return min(len(prompt) + config.max_new_tokens, self.max_sequence_length)
 
     def check_prompt(self, prompt: Ids, name: str = "the prompt") -> None:
-        """Raises SettingError for ids that cannot be continued."""
+        """Check that token ids can be continued.
+
+        Args:
+            prompt: The ids.
+            name: What the error calls them.
+
+        Raises:
+            SettingError: There are none, or too many, or one is outside of the vocabulary.
+        """
         window = self.max_sequence_length
         if not len(prompt):
             raise SettingError(f"{name} is empty. Give at least one token to start from.")
@@ -80,7 +88,15 @@ class ModelLimits:
             )
 
     def check_source(self, source: Ids, name: str = "the source") -> None:
-        """Raises SettingError for ids that cannot be read."""
+        """Check that token ids can be read by the encoder.
+
+        Args:
+            source: The ids.
+            name: What the error calls them.
+
+        Raises:
+            SettingError: There are none, or too many, or one is outside of the vocabulary.
+        """
         window = self.max_source_length or self.max_sequence_length
         if not len(source):
             raise SettingError(f"{name} is empty. Give at least one token.")
@@ -103,6 +119,14 @@ class ModelLimits:
         sources: Sequence[Ids] | None,
     ) -> list[GenerationInputs]:
         """Check the inputs of `TokenGenerator.generate` and pair them up.
+
+        Args:
+            prompts: Token ids of each.
+            config: The settings of all, or of each.
+            sources: Token ids of each one's source; None for a decoder.
+
+        Returns:
+            The inputs of each text.
 
         Raises:
             SettingError: A prompt or source cannot be read, or sources are given to a model without
@@ -170,19 +194,31 @@ class TokenGenerator(ABC):
         on_token: OnToken | None = None,
         steps: int | None = None,
     ) -> list[GenerationResult]:
-        """Generate from inputs that `ModelLimits.check_inputs` has checked; see `generate`."""
+        """Generate from inputs that `ModelLimits.check_inputs` has checked.
+
+        Args:
+            inputs: Prompt, source and settings of each text.
+            on_token: See `generate`.
+            steps: Tokens that are generated between two calls of `on_token`; None: as is fast.
+
+        Returns:
+            The results in the order of the inputs.
+        """
         ...
 
 
 def stop_at(
     results: Sequence[GenerationResult], on_token: OnToken | None, first: int = 0
 ) -> list[GenerationResult]:
-    """Tell `on_token` the tokens of whole texts; a text that it ends is cut there.
+    """Give `on_token` the tokens of whole texts, and end a text where it asks for that.
 
     Args:
         results: The texts.
         on_token: See `TokenGenerator.generate`.
         first: The index of the first text.
+
+    Returns:
+        The texts, ended.
     """
     if on_token is None:
         return list(results)

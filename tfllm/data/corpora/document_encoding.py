@@ -125,7 +125,7 @@ def document_encoder(tokenizer: str, split: SentenceSplit, join_lines: bool) -> 
 
 
 def start_worker(tokenizer: str, split: SentenceSplit, join_lines: bool) -> None:
-    """Create this process's encoder, also where one was inherited; see `document_encoder`."""
+    """Create this process's encoder anew. See `document_encoder`."""
     document_encoder.cache_clear()
     document_encoder(tokenizer, split, join_lines)
 

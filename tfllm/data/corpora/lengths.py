@@ -17,7 +17,15 @@ COUNTED_AT_ONCE = 1 << 20  # sentences
 
 
 def write_lengths(corpus: Corpus, directory: Path) -> dict[str, Any]:
-    """Write lengths.json and lengths.png, and return the contents of the former."""
+    """Write lengths.json and lengths.png.
+
+    Args:
+        corpus: The corpus.
+        directory: Where they are written.
+
+    Returns:
+        The content of lengths.json.
+    """
     starts = corpus.document_starts
     counts_by_name = {
         "sentence_tokens": _counts(corpus.sentence_lengths),

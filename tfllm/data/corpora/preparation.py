@@ -341,7 +341,13 @@ def _nothing_left(job: CorpusJob, count: DocumentCounts, stats: ReadStats) -> st
 
 
 def validation_job(train: CorpusJob, paths: tuple[str, ...] | None) -> CorpusJob | None:
-    """Return the job of the validation corpus: of other files, or of held-out documents, if any."""
+    """Return the job of the validation corpus; None where there is none.
+
+    Args:
+        train: The job of the training corpus, whose held-out documents may be the validation
+            corpus.
+        paths: Files of its own, or None.
+    """
     if paths:
         return replace(train, paths=paths, limit=None)
     return replace(train, held_out=True) if train.share else None

@@ -217,7 +217,12 @@ def shard_name(number: int) -> str:
 
 
 def tokenizer_entry(directory: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the manifest's entry of the tokenizer: its files, and one digest of all of them."""
+    """Return the manifest's entry of the tokenizer: its files, and one digest of all of them.
+
+    Args:
+        directory: The tokenizer's files.
+        tokenizer: The tokenizer.
+    """
     files = {path.name: file_entry(path) for path in sorted(directory.iterdir())}
     joined = "".join(f"{name} {entry['sha256']}\n" for name, entry in files.items())
     return {

@@ -84,7 +84,15 @@ def records_from_bytes(
     characters: Sequence[int] | None = None,
     unk_token_id: int | None = None,
 ) -> Encoded:
-    """Build the records of documents whose sentences are bytes of `dtype`; see `build_records`."""
+    """Build the records of documents whose sentences are bytes.
+
+    Args:
+        documents: Each a list of sentences: ids of type `dtype` as bytes.
+        dtype: See `token_type`.
+        ordinals: See `build_records`, as for the following.
+        characters: See `build_records`.
+        unk_token_id: See `build_records`.
+    """
     records: list[bytes] = []
     sizes, payloads, counts, unknown = list[int](), list[int](), list[int](), list[int]()
     lengths: list[int] = []
