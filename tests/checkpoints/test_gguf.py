@@ -34,6 +34,11 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2.0, 2.7, 3.3],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "factor": 4.0,
+    "original_max_position_embeddings": 512,
+}  # fmt: skip
 
 
 # Gemma's norms are stored as 1 + scale, which rounds to half a float32 step at 1 to 2.
@@ -55,6 +60,9 @@ def byte_level(name):
         "llama-bpe": lambda: tiny_tokenizers.byte_level(
             tiny_tokenizers.split(tiny_tokenizers.LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}{1,3}")),
             model_options={"ignore_merges": True},
+        ),
+        "dbrx": lambda: tiny_tokenizers.byte_level(
+            tiny_tokenizers.split(tiny_tokenizers.LLAMA3_PATTERN.replace("NUMBERS", r"\p{N}{1,3}"))
         ),
     }
     return rules[name]()
@@ -78,6 +86,29 @@ MODELS = {
         "llama", {**LLAMA, "variant": "qwen3", "query_key_norm": True, "head_dim": 32},
         lambda: byte_level("qwen2"),
     ),
+    "granite": (
+        "llama",
+        {**LLAMA, "variant": "granite", "embedding_scale": 12.0, "query_scale": 0.0625,
+         "residual_scale": 0.22, "logits_scale": 0.125},
+        lambda: byte_level("smollm"),
+    ),
+    "olmo2": (
+        "llama", {**LLAMA, "variant": "olmo2", "query_key_norm": True, "tie_embeddings": False},
+        lambda: byte_level("dbrx"),
+    ),
+    "smollm3": (
+        "llama",
+        {**LLAMA, "variant": "smollm3", "num_layers": 4,
+         "rotary_layers": (True, True, True, False)},
+        lambda: byte_level("llama-bpe"),
+    ),
+    "phi3": ("llama", {**LLAMA, "variant": "phi3", "tie_embeddings": False}, sentencepiece),
+    "phi3 long": (
+        "llama",
+        {**LLAMA, "variant": "phi3", "max_sequence_length": 512, "partial_rotary_factor": 0.75,
+         "rope_scaling": LONGROPE},
+        sentencepiece,
+    ),
     "gemma": ("gemma", {**GEMMA, "variant": "gemma"}, sentencepiece),
     "gemma2": (
         "gemma",
@@ -92,6 +123,9 @@ MODELS = {
     ),
     "gpt2": ("gpt2", {**SIZES, "initializer_range": 0.3}, lambda: byte_level("gpt-2")),
 }  # fmt: skip
+
+
+NEIGHBOURS = ("llama", "granite", "smollm3")  # whose converter reorders queries and keys
 
 
 def make(name):
@@ -147,18 +181,18 @@ def test_names_are_llama_cpps(name, tmp_path):
     path = only_file(gguf.write(checkpoint, tmp_path / "out", "f32"))
     file = gguf.open_file(path)
     kind = getattr(library.MODEL_ARCH, file.architecture.upper())
-    table = library.get_tensor_name_map(kind, SIZES["num_layers"])
+    table = library.get_tensor_name_map(kind, checkpoint.config.num_layers)
     huggingface.write(checkpoint, tmp_path / "hf")
     from safetensors.numpy import load_file
 
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     named = {table.get_name(key, try_suffixes=(".weight", ".bias")): key for key in tensors}
-    assert set(file.tensors) - {gguf.FREQUENCIES} == set(named)
+    assert set(file.tensors) - set(gguf.CONSTANTS) == set(named)
     for ours, theirs in named.items():
         expected = tensors[theirs]
         if theirs.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             expected = expected.T
-        elif file.architecture == "llama" and ("q_proj" in theirs or "k_proj" in theirs):
+        elif file.architecture in NEIGHBOURS and ("q_proj" in theirs or "k_proj" in theirs):
             heads = 4 if "q_proj" in theirs else 2
             expected = permuted(expected, heads)
         elif "gemma" in file.architecture and theirs.endswith("norm.weight"):
@@ -342,3 +376,37 @@ def test_what_llama_cpp_cannot_say_is_not_written(tmp_path):
     )
     with pytest.raises(CheckpointError, match="no sliding window"):
         gguf.write(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("phi3", {"sliding_window": 64}, "looks back 64 tokens only"),
+        ("phi3", {"head_dim": 32}, "these are 32 wide"),
+        ("smollm3", {"rotary_layers": (True, False, True, True)}, "in all layers but every fourth"),
+    ],
+)
+def test_what_the_architecture_has_fixed_is_not_written(name, changes, said, tmp_path):
+    family, shape, tokenizer = MODELS[name]
+    read = tokenizer()
+    task = tasks.build({"kind": "causal_lm", "max_length": 128})
+    config = {"vocabulary_size": read.vocabulary_size, **shape, **changes}
+    with pytest.raises(CheckpointError, match=said):
+        gguf.write(store.create(family, config, read, task, seed=3), tmp_path / "out")
+
+
+def test_whole_numbers_of_config_json_are_written_as_reals(tmp_path):
+    """llama.cpp refuses a count where it reads a real number."""
+    checkpoint = make("granite")
+    config = replace(checkpoint.config, rope_theta=10000, embedding_scale=12)
+    path = only_file(gguf.write(replace(checkpoint, config=config), tmp_path / "out", "f32"))
+    fields = library.GGUFReader(path).fields
+    for key in ("rope.freq_base", "embedding_scale", "logit_scale", "attention.scale"):
+        assert fields[f"granite.{key}"].types == [library.GGUFValueType.FLOAT32], key
+
+
+def test_a_window_that_no_text_reaches_is_harmless(tmp_path):
+    checkpoint = make("phi3")
+    config = replace(checkpoint.config, sliding_window=4096)
+    path = only_file(gguf.write(replace(checkpoint, config=config), tmp_path / "out", "f32"))
+    assert store.load(path).config.sliding_window == 4096

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.checkpoints.llama_cpp import LlamaCpp
-from tests.checkpoints.test_gguf import MODELS, make, only_file
+from tests.checkpoints.test_gguf import MODELS, damaged, make, only_file
 from tests.helpers import tiny_tokenizers
 from tfllm.checkpoints import gguf, store
+from tfllm.tokenizers import gguf_vocabulary
 
 pytestmark = pytest.mark.parity
 
@@ -45,6 +46,21 @@ def test_llama_cpp_gives_the_same_ids_and_logits(name, tmp_path):
     expected = logits_of(checkpoint, ids)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(found[:, : expected.shape[1]], expected, atol=LOGITS_TOLERANCE)
+
+
+@pytest.mark.parametrize("alias", gguf_vocabulary.ALIASES)
+def test_llama_cpp_splits_words_alike_under_other_names(alias, tmp_path):
+    rule = gguf_vocabulary.ALIASES[alias]
+    name = {"llama-bpe": "llama 3", "gpt-2": "gpt2", "dbrx": "olmo2", "smollm": "granite"}
+    checkpoint = make(name.get(rule, rule))
+    path = only_file(gguf.write(checkpoint, tmp_path / "out", "f32"))
+    path = damaged(path, **{"tokenizer.ggml.pre": alias})
+    runtime = LlamaCpp(path)
+    again = store.load(path)
+    for text in TEXTS:
+        expected = list(checkpoint.tokenizer.encode_ids([text], add_special_tokens=False)[0])
+        assert runtime.encode(text) == expected, text
+        assert list(again.tokenizer.encode_ids([text], add_special_tokens=False)[0]) == expected
 
 
 def test_a_q8_0_file_has_nearly_the_same_probabilities(data, tmp_path):

@@ -5,9 +5,10 @@
     tokens     tokenizer.ggml.*                      <-> tokenizer files, by gguf_vocabulary
 
 Shapes are Hugging Face's (outputs, inputs). llama.cpp's converter reorders the rows of queries and
-keys of Llama so that rotary pairs are neighbours; GPT-2's matrices, (inputs, outputs) in Hugging
-Face's files, are transposed. All of the format's quantized types are read (dequantized to float32
-by the `gguf` package) and float32, float16, bfloat16, q8_0 and q4_0 are written.
+keys of Llama, Granite and SmolLM3 so that rotary pairs are neighbours; GPT-2's matrices, (inputs,
+outputs) in Hugging Face's files, are transposed. All of the format's quantized types are read
+(dequantized to float32 by the `gguf` package) and float32, float16, bfloat16, q8_0 and q4_0 are
+written.
 
 Source: github.com/ggml-org/ggml, docs/gguf.md.
 """
@@ -30,6 +31,7 @@ from tfllm.checkpoints.base import Checkpoint, check_sizes, new_model
 from tfllm.checkpoints.files import atomic_directory
 from tfllm.errors import CheckpointError, MissingExtra, SettingError, TokenizerError
 from tfllm.models import FAMILIES, config_from_hf, get_weight_map
+from tfllm.models.decoder_graph import rotary_dim
 from tfllm.tasks import Task
 from tfllm.tasks.causal_lm import CausalLM
 from tfllm.tokenizers import gguf_vocabulary
@@ -51,6 +53,9 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
 FREQUENCIES = "rope_freqs.weight"
+# LongRoPE's key in config.json -> the tensor of its divisors.
+LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+CONSTANTS = (FREQUENCIES, *LONGROPE.values())
 FREQUENCY_TOLERANCE = 1e-4  # relative; the file's are float32
 
 _BLOCK = {
@@ -144,6 +149,37 @@ _GEMMA_SHAPE = {
     "query_pre_attn_scalar": "attention.query_pre_attn_scalar",
     "rope_local_base_freq": "rope.freq_base_swa",
 }
+# OLMo 2 normalizes the output of each part alone.
+_OLMO2_TENSORS = {
+    **{
+        theirs: ours
+        for theirs, ours in _LLAMA_TENSORS.items()
+        if ours not in ("blk.{i}.attn_norm.weight", "blk.{i}.ffn_norm.weight")
+    },
+    "model.layers.{i}.post_attention_layernorm.weight": "blk.{i}.post_attention_norm.weight",
+    "model.layers.{i}.post_feedforward_layernorm.weight": "blk.{i}.post_ffw_norm.weight",
+}
+_PHI3_TENSORS = {
+    **{
+        theirs: ours
+        for theirs, ours in _LLAMA_TENSORS.items()
+        if not ours.endswith(("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"))
+    },
+    "model.layers.{i}.self_attn.qkv_proj": "blk.{i}.attn_qkv",
+    "model.layers.{i}.mlp.gate_up_proj": "blk.{i}.ffn_up",
+}
+_GRANITE_SHAPE = {
+    **_LLAMA_SHAPE,
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention.scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+_GRANITE_DEFAULTS = {
+    **_LLAMA_DEFAULTS, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}  # fmt: skip
+_PHI3_SHAPE = {**_LLAMA_SHAPE, "sliding_window": "attention.sliding_window"}
 # Missing in files of llama.cpp's converter; the same in all models except those of 27B.
 _GEMMA_DEFAULTS = {"query_pre_attn_scalar": 256, "sliding_window": 4096}
 ARCHITECTURES = {
@@ -169,11 +205,28 @@ ARCHITECTURES = {
         },
         offset_norms=True, model_type="gemma3_text",
     ),
+    "granite": Architecture(
+        "llama", _LLAMA_TENSORS, _GRANITE_SHAPE, _GRANITE_DEFAULTS, neighbours=True,
+    ),
+    "olmo2": Architecture("llama", _OLMO2_TENSORS, _LLAMA_SHAPE, _LLAMA_DEFAULTS),
+    "smollm3": Architecture(
+        "llama", _LLAMA_TENSORS, _LLAMA_SHAPE, _LLAMA_DEFAULTS, neighbours=True,
+    ),
+    "phi3": Architecture(
+        "llama", _PHI3_TENSORS, _PHI3_SHAPE, {**_LLAMA_DEFAULTS, "sliding_window": 0},
+    ),
     "gpt2": Architecture(
         "gpt2", _GPT2_TENSORS, _GPT2_SHAPE,
         transposed=("c_attn.weight", "c_proj.weight", "c_fc.weight"),
     ),
 }  # fmt: skip
+PHI3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
+# Of the shape, what is no count; config.json may have a whole number there.
+REALS = (
+    "rope_theta", "rope_local_base_freq", "rms_norm_eps", "layer_norm_epsilon",
+    "attn_logit_softcapping", "final_logit_softcapping", "embedding_multiplier",
+    "attention_multiplier", "residual_multiplier", "logits_scaling",
+)  # fmt: skip
 # Hugging Face's model types that llama.cpp writes under another name.
 WRITTEN_AS = {"mistral": "llama", "gemma3_text": "gemma3"}
 
@@ -343,7 +396,7 @@ def read_config(file: File) -> tuple[str, Any, dict[str, Any]]:
     if assumed:
         log.info("%s: not in the file, and taken as llama.cpp takes it: %s.", file.path,
                  ", ".join(assumed))  # fmt: skip
-    windows = () if kind.family == "gemma" else ("attention.sliding_window",)
+    windows = () if "sliding_window" in kind.shape else ("attention.sliding_window",)
     for key in ("expert_count", *windows):
         if file.value(key):
             raise CheckpointError(
@@ -355,7 +408,11 @@ def read_config(file: File) -> tuple[str, Any, dict[str, Any]]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     if kind.family != "gpt2":
-        hf_config["rope_scaling"] = _rope_scaling(file, hf_config)
+        hf_config |= _rope_part(file, hf_config)
+        hf_config["rope_scaling"] = scaling = _rope_scaling(file, hf_config)
+        if scaling and scaling["rope_type"] == "longrope":  # there transformers looks for Phi-3's
+            key = "original_max_position_embeddings"
+            hf_config[key] = scaling[key]
         hf_config["attention_bias"] = False
     else:
         hf_config["activation_function"] = "gelu_new"
@@ -364,10 +421,11 @@ def read_config(file: File) -> tuple[str, Any, dict[str, Any]]:
         if (token_id := file.metadata.get(key)) is not None:
             hf_config[f"{role}_token_id"] = token_id
     if "blk.0.attn_q.bias" in file.tensors:
-        if file.architecture == "llama" and "blk.0.attn_output.bias" not in file.tensors:
+        if file.architecture != "qwen2" and "blk.0.attn_output.bias" not in file.tensors:
             raise CheckpointError(
                 f"{file.path}: queries, keys and values have biases and the output has none, which "
-                "Hugging Face's llama has not. Use the checkpoint that it was made from."
+                f"Hugging Face's {file.architecture} has not. Use the checkpoint that it was made "
+                "from."
             )
         hf_config["attention_bias"] = True
     return kind.family, config_from_hf(kind.family, hf_config), hf_config
@@ -383,10 +441,20 @@ def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
+def _rope_part(file: File, hf_config: Mapping[str, Any]) -> dict[str, float]:
+    """`partial_rotary_factor` of config.json, where less than a head is rotated."""
+    width = hf_config.get("head_dim")
+    width = width or hf_config["hidden_size"] // hf_config["num_attention_heads"]
+    rotated = file.value("rope.dimension_count") or width
+    return {} if rotated == width else {"partial_rotary_factor": rotated / width}
+
+
 def _rope_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any] | None:
     """`rope_scaling` of config.json. Raises CheckpointError for a rule that is not known."""
     if FREQUENCIES in file.tensors:
         return _llama3_scaling(file, hf_config)
+    if LONGROPE["short_factor"] in file.tensors:
+        return _longrope_scaling(file, hf_config)
     kind = file.value("rope.scaling.type") or "none"
     if kind == "none":
         return None
@@ -418,6 +486,29 @@ def _llama3_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any]:
             f"{file.path}: {FREQUENCIES} are not those of Llama 3's rule with a factor of "
             f"{scaling['factor']:g}. Use the checkpoint that it was made from."
         )
+    return scaling
+
+
+def _longrope_scaling(file: File, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """LongRoPE's tables; the factor of cosines and sines where it is not the rule's."""
+    from tfllm.layers import rotary
+
+    longest = hf_config["max_position_embeddings"]
+    original = file.value("rope.scaling.original_context_length") or longest
+    scaling: dict[str, Any] = {
+        "rope_type": "longrope", "factor": longest / original,
+        "original_max_position_embeddings": original,
+    }  # fmt: skip
+    for key, name in LONGROPE.items():
+        if name not in file.tensors:
+            raise CheckpointError(f"{file.path}: the tensor {name} is missing. Copy it again.")
+        values = file.array(name).reshape(-1)
+        scaling[key] = [float(str(value)) for value in values]  # 1.1, not 1.100000023841858
+    attention = file.value("rope.scaling.attn_factor")
+    width = 2 * len(scaling["short_factor"])
+    _, rule = rotary.frequencies(width, hf_config["rope_theta"], scaling, original)
+    if attention is not None and not np.isclose(attention, rule, rtol=FREQUENCY_TOLERANCE):
+        scaling["attention_factor"] = attention
     return scaling
 
 
@@ -464,7 +555,7 @@ def _tensors(file: File, config: Any) -> dict[str, np.ndarray]:
         if kind.offset_norms and theirs.endswith("norm.weight"):
             value = value - 1.0
         tensors[theirs] = value
-    leftover = [name for name in leftover if name != FREQUENCIES]
+    leftover = [name for name in leftover if name not in CONSTANTS]
     if leftover:
         raise CheckpointError(
             f"{file.path}: {weights.listed(leftover)} {'has' if len(leftover) == 1 else 'have'} no "
@@ -479,7 +570,7 @@ def tensor_shapes(file: File) -> dict[str, tuple[tuple[int, ...], str]]:
     return {
         name: (_shape(tensor), tensor.tensor_type.name)
         for name, tensor in file.tensors.items()
-        if name != FREQUENCIES
+        if name not in CONSTANTS
     }
 
 
@@ -550,15 +641,36 @@ def write(checkpoint: Checkpoint, directory: str | Path, dtype: str = "f16") -> 
             f"GGUF files of {hf_config['model_type']} are not written; {', '.join(ARCHITECTURES)} "
             "are. Convert it to huggingface instead."
         )
-    windowless = ARCHITECTURES[architecture].family != "gemma"
-    if windowless and getattr(checkpoint.config, "sliding_window", None):
-        raise CheckpointError(
-            "llama.cpp's form of this family has no sliding window, and this model looks back "
-            f"{checkpoint.config.sliding_window} tokens only. Keep it in another form."
-        )
+    _check_attention(checkpoint.config, architecture)
     with atomic_directory(directory) as part:
         _write(checkpoint, architecture, hf_config, part, dtype)
     return Path(directory)
+
+
+def _check_attention(config: Any, architecture: str) -> None:
+    """Refuse what llama.cpp's attention of an architecture does not do."""
+    kind = ARCHITECTURES[architecture]
+    window = getattr(config, "sliding_window", 0)
+    # llama.cpp reads Phi-3's window and leaves it out.
+    harmless = "sliding_window" in kind.shape and window >= config.max_sequence_length
+    if window and kind.family != "gemma" and not harmless:
+        raise CheckpointError(
+            "llama.cpp's form of this family has no sliding window, and this model looks back "
+            f"{window} tokens only. Keep it in another form."
+        )
+    if architecture == "phi3" and config.num_heads * config.head_dim != config.hidden_dim:
+        raise CheckpointError(
+            "llama.cpp's Phi-3 has heads of hidden_dim / num_heads, and these are "
+            f"{config.head_dim} wide (head_dim). Keep it in another form."
+        )
+    rotates = getattr(config, "rotary_layers", ())
+    if architecture == "smollm3":
+        fourth = tuple((i + 1) % 4 != 0 for i in range(config.num_layers))
+        if (rotates or (True,) * config.num_layers) != fourth:
+            raise CheckpointError(
+                "llama.cpp's SmolLM3 has rotary positions in all layers but every fourth, and this "
+                "model in others (rotary_layers). Keep it in another form."
+            )
 
 
 def _write(
@@ -572,7 +684,6 @@ def _write(
 
     name = Path(checkpoint.path or architecture).stem or architecture
     writer = gguf.GGUFWriter(folder / f"{name}-{dtype}{SUFFIX}", architecture)
-    writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[_file_type(dtype)])
     if dtype.startswith("q"):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -582,6 +693,7 @@ def _write(
         rows = checkpoint.config.vocabulary_size
         metadata |= gguf_vocabulary.read_files(Path(files), rows)
     metadata |= _end_metadata(checkpoint, metadata)
+    writer.add_name(_general_name(name, metadata[f"{gguf_vocabulary.PREFIX}tokens"]))
     for key, value in metadata.items():
         _add(writer, key, value)
     for tensor_name, value in _gguf_tensors(checkpoint, architecture):
@@ -593,6 +705,11 @@ def _write(
     writer.close()
 
 
+def _general_name(name: str, tokens: list[str]) -> str:
+    """The model's name; llama.cpp looks tokens up where it has Phi-3 in it, and fails without."""
+    return name if PHI3_TOKENS <= set(tokens) else re.sub("(?i)phi-?3", "phi", name)
+
+
 def _file_type(dtype: str) -> str:
     return {"f32": "ALL_F32"}.get(dtype, f"MOSTLY_{dtype.upper()}")
 
@@ -600,14 +717,14 @@ def _file_type(dtype: str) -> str:
 def _shape_metadata(architecture: str, hf_config: Mapping[str, Any], config: Any) -> dict[str, Any]:
     kind = ARCHITECTURES[architecture]
     metadata = {
-        f"{architecture}.{ours}": hf_config[theirs]
+        f"{architecture}.{ours}": float(hf_config[theirs]) if theirs in REALS else hf_config[theirs]
         for theirs, ours in kind.shape.items()
         if hf_config.get(theirs) is not None
     }
     if kind.family == "gpt2":
         return metadata
     metadata[f"{architecture}.attention.value_length"] = config.head_dim
-    metadata[f"{architecture}.rope.dimension_count"] = config.head_dim
+    metadata[f"{architecture}.rope.dimension_count"] = rotary_dim(config)
     metadata[f"{architecture}.vocab_size"] = config.vocabulary_size
     scaling = config.rope_scaling
     rule = scaling.get("rope_type") if scaling else None
@@ -616,10 +733,16 @@ def _shape_metadata(architecture: str, hf_config: Mapping[str, Any], config: Any
         metadata[f"{architecture}.rope.scaling.factor"] = float(scaling["factor"])
         if original := scaling.get("original_max_position_embeddings"):
             metadata[f"{architecture}.rope.scaling.original_context_length"] = original
+    elif rule == "longrope" and architecture == "phi3":
+        prefix = f"{architecture}.rope.scaling"
+        _, factor = _rotary_frequencies(config, scaling)
+        metadata[f"{prefix}.attn_factor"] = factor
+        original = scaling["original_max_position_embeddings"]
+        metadata[f"{prefix}.original_context_length"] = original
     elif rule not in (None, "default", "llama3"):
         raise CheckpointError(
             f"Rotary positions scaled by {rule!r} have no form in GGUF here; none, linear, yarn "
-            "and llama3 have. Convert it to huggingface instead."
+            "and llama3 have, and Phi-3's longrope. Convert it to huggingface instead."
         )
     return metadata
 
@@ -674,16 +797,23 @@ def _gguf_tensors(checkpoint: Checkpoint, architecture: str) -> Iterator[tuple[s
     scaling = getattr(config, "rope_scaling", None)
     if scaling and scaling.get("rope_type") == "llama3":
         yield FREQUENCIES, _frequency_factors(config)
+    if scaling and scaling.get("rope_type") == "longrope":
+        for key, name in LONGROPE.items():
+            yield name, np.asarray(scaling[key], np.float32)
 
 
 def _frequency_factors(config: Any) -> np.ndarray:
     """The divisor of each rotary frequency in llama.cpp: float32 [head_dim / 2]."""
+    plain, _ = _rotary_frequencies(config, {})
+    scaled, _ = _rotary_frequencies(config, config.rope_scaling)
+    return np.asarray(np.asarray(plain, np.float64) / np.asarray(scaled, np.float64), np.float32)
+
+
+def _rotary_frequencies(config: Any, scaling: Mapping[str, Any]) -> tuple[np.ndarray, float]:
     from tfllm.layers import rotary
 
     longest = config.max_sequence_length
-    plain, _ = rotary.frequencies(config.head_dim, config.rope_theta, {}, longest)
-    scaled, _ = rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling, longest)
-    return np.asarray(np.asarray(plain, np.float64) / np.asarray(scaled, np.float64), np.float32)
+    return rotary.frequencies(rotary_dim(config), config.rope_theta, scaling, longest)
 
 
 def _tensor_type(name: str, value: np.ndarray, dtype: str) -> GGMLQuantizationType:

@@ -79,6 +79,7 @@ _DIGITS = {"type": "Digits", "individual_digits": True}
 PRE_TOKENIZERS = {
     "gpt-2": PreTokenizer(_byte_level(True)),
     "llama-bpe": PreTokenizer(_split(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True),
+    "dbrx": PreTokenizer(_split(r"\p{N}{1,3}")),
     "qwen2": PreTokenizer(_split(r"\p{N}"), normalizer={"type": "NFC"}),
     "smollm": PreTokenizer(
         {"type": "Sequence", "pretokenizers": [_DIGITS, _byte_level(True)]},
@@ -86,7 +87,8 @@ PRE_TOKENIZERS = {
 }
 ALIASES = {
     "llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe",
-    "phi-2": "gpt-2", "deepseek-r1-qwen": "qwen2",
+    "phi-2": "gpt-2", "deepseek-r1-qwen": "qwen2", "smaug-bpe": "dbrx", "refact": "smollm",
+    "starcoder": "smollm",
 }  # fmt: skip
 
 
