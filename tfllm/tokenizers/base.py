@@ -110,13 +110,32 @@ class InGraphTokenizer(Protocol):
     def pack(
         self, first: tf.RaggedTensor, second: tf.RaggedTensor | None = None, *, max_length: int
     ) -> dict[str, tf.Tensor]:
-        """Build padded rows of model input from ids int32 [B, None]."""
+        """Build padded rows of model input.
+
+        Args:
+            first: Ids of the first texts: int32 [B, None].
+            second: Ids of the second texts: int32 [B, None].
+            max_length: Tokens of a row at most, special tokens included.
+
+        Returns:
+            `token_ids`, `segment_ids` and `padding_mask`: int32 [B, T] each.
+        """
         ...
 
     def windows(
         self, questions: tf.Tensor, contexts: tf.Tensor, *, max_length: int, stride: int
     ) -> dict[str, tf.Tensor]:
-        """Build rows of a question and overlapping windows over its context."""
+        """Build rows of a question and overlapping windows over its context.
+
+        Args:
+            questions: string [B].
+            contexts: string [B].
+            max_length: Tokens of a row at most, special tokens included.
+            stride: Tokens that two neighbouring windows share.
+
+        Returns:
+            The model's inputs int32 [R, T], and where each row and token comes from.
+        """
         ...
 
 
@@ -246,13 +265,31 @@ class Tokenizer(Protocol):
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> list[Encoding]:
-        """Encode many texts or pairs in parallel; see `encode`."""
+        """Encode many texts or pairs in parallel. See `encode`.
+
+        Args:
+            texts: The first texts.
+            pairs: The second texts.
+            max_length: Tokens of a row at most, special tokens included.
+            add_special_tokens: Whether special tokens are put around the texts.
+
+        Returns:
+            A row for each text or pair.
+        """
         ...
 
     def encode_ids(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
-        """Encode many texts in parallel to ids only: for a corpus or a prompt."""
+        """Encode many texts in parallel to ids only: for a corpus or a prompt.
+
+        Args:
+            texts: The texts.
+            add_special_tokens: Whether special tokens are put around the texts.
+
+        Returns:
+            Token ids of each text.
+        """
         ...
 
     def apply_chat_template(
@@ -294,6 +331,10 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Decode ids to text, always valid Unicode; an id above the vocabulary has no text.
 
+        Args:
+            ids: The token ids.
+            skip_special_tokens: Whether special tokens are left out.
+
         Raises:
             TokenizerError: An id is negative.
         """
@@ -317,9 +358,13 @@ class Tokenizer(Protocol):
 
 
 def valid_id_ranges(tokenizer: Tokenizer, size: int) -> tuple[tuple[int, int], ...]:
-    """Return half-open ranges of the ids below `size` that have a token; () where all have one.
+    """Return half-open ranges of the ids that have a token; () where all have one.
 
     An embedding table may have more rows than the vocabulary has tokens, and ids may have gaps.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: Rows of the embedding table; all ids are below it.
     """
     present = [bool(token) for token in tokenizer.vocabulary[:size]]
     if len(present) == size and all(present):

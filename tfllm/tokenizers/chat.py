@@ -102,6 +102,10 @@ def assistant_spans(
     The answers are the template's generation blocks where it has them; else an answer is what the
     template adds for it to the prompt of that turn, which it must render the same way both times.
 
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: Dicts with "role" and "content".
+
     Returns:
         The ids, and the half-open ranges of them that are answers, with the ends of the turns.
 

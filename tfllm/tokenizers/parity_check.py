@@ -84,7 +84,14 @@ def check_file(
 def compare(
     lines: list[bytes], tokenizer: Tokenizer, graph: InGraphTokenizer, report: Report
 ) -> None:
-    """Compare one batch of lines, and add the result to the report."""
+    """Compare one batch of lines.
+
+    Args:
+        lines: The lines, as bytes.
+        tokenizer: The Python tokenizer.
+        graph: Its in-graph tokenizer.
+        report: The result is added to it.
+    """
     import tensorflow as tf
 
     start = time.process_time()

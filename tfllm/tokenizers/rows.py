@@ -162,10 +162,13 @@ class RowTokenizer:
     def encode_windows(
         self, question: str, context: str, *, max_length: int, stride: int
     ) -> list[Encoding]:
-        """Encode a question with overlapping windows over its context: see `base.Tokenizer`.
+        """Encode a question with overlapping windows over its context. See `base.Tokenizer`.
 
         As Hugging Face's truncation "only_second" with overflowing tokens, except that a question
         so long that windows could hardly move is truncated (see `truncated_question_length`).
+
+        Raises:
+            SettingError: Windows of `max_length` tokens cannot overlap by `stride`.
         """
         template = self.row_template
         check_stride(max_length, stride, template.num_pair_special_tokens)
@@ -206,7 +209,13 @@ class NamedTokenizer(RowTokenizer):
     def with_templates(
         self, source: RowTemplate, target: RowTemplate | None, config: Mapping[str, Any]
     ) -> Self:
-        """Return a copy with other templates of sources and of targets, and another config."""
+        """Return a copy with other templates and settings.
+
+        Args:
+            source: The template of sources.
+            target: The template of targets; None: that of sources.
+            config: The content of tokenizer_config.json.
+        """
         instance: Any = self
         return dataclasses.replace(
             instance, row_template=source, target_template=target, config=config
@@ -275,7 +284,13 @@ def truncated_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
 
 
 def window_ranges(length: int, size: int, stride: int) -> list[tuple[int, int]]:
-    """Return half-open ranges of `size` tokens that overlap by `stride` and cover `length`."""
+    """Divide a text into overlapping windows: half-open ranges of tokens.
+
+    Args:
+        length: Tokens of the text.
+        size: Tokens of a window.
+        stride: Tokens that two neighbouring windows share.
+    """
     ranges = [(0, min(size, length))]
     while ranges[-1][1] < length:
         start = ranges[-1][0] + size - stride
@@ -303,10 +318,14 @@ def truncated_question_length(question: int, context: int, room: int, stride: in
 
 
 def check_max_length(max_length: int | None, specials: int) -> None:
-    """Check that `max_length` has room for `specials` special tokens.
+    """Check that rows have room for the special tokens.
+
+    Args:
+        max_length: Tokens of a row; None: any number.
+        specials: Number of special tokens.
 
     Raises:
-        SettingError: It has none.
+        SettingError: They have none.
     """
     if max_length is not None and max_length < specials:
         raise SettingError(
@@ -316,7 +335,12 @@ def check_max_length(max_length: int | None, specials: int) -> None:
 
 
 def check_stride(max_length: int, stride: int, specials: int) -> None:
-    """Check that windows of rows of `max_length` tokens can overlap by `stride`.
+    """Check that windows can overlap.
+
+    Args:
+        max_length: Tokens of a row.
+        stride: Tokens that two neighbouring windows share.
+        specials: Special tokens of a row.
 
     Raises:
         SettingError: They cannot.

@@ -119,7 +119,12 @@ def new_model_proto() -> ModelProto:
 
 
 def encode_with_offsets(processor: SentencePieceProcessor, text: str) -> Iterator[PieceSpan]:
-    """Yield the tokens of a text with their offsets, in the form of either version."""
+    """Yield the tokens of a text with their offsets, in the form of either version.
+
+    Args:
+        processor: The package's processor.
+        text: The text.
+    """
     if hasattr(processor, "EncodeAsOffsetMapping"):
         mapping = processor.encode(text, return_type="offset_mapping")
         for piece, piece_id, offsets in zip(

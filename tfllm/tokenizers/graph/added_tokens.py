@@ -252,9 +252,13 @@ def insert_added_tokens(
 
 
 def row_ids(splits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Return the row of each of `size` values, int64 [size], from row splits int64 [rows + 1].
+    """Return the row of each value: int64 [size].
 
     `tf.RaggedTensor.value_rowids` would need memory of rows x longest row.
+
+    Args:
+        splits: Where rows begin and end: int64 [rows + 1].
+        size: Number of values.
     """
     return tf.searchsorted(
         splits[1:], tf.range(tf.cast(size, tf.int64)), side="right", out_type=tf.int64

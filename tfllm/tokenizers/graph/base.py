@@ -165,7 +165,13 @@ class TokenizerGraph(tf.Module):
 
 
 def filter_ids(ids: tf.RaggedTensor, kept: tf.Tensor) -> tf.RaggedTensor:
-    """Drop the ids int32 [B, None] for which `kept` bool [V] is false, or that are not below V."""
+    """Drop ids.
+
+    Args:
+        ids: int32 [B, None].
+        kept: Whether each id of the vocabulary stays: bool [V]. Ids that are not below V are
+            dropped.
+    """
     size = tf.size(kept)
     values = ids.flat_values
     valid = (values >= 0) & (values < size)

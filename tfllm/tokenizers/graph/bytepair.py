@@ -222,7 +222,12 @@ def _whole_word_table(words: list[str]) -> tf.lookup.StaticHashTable:
 
 
 def normalize_text(tokenizer: HFTokenizer, text: str) -> str:
-    """Normalize a text as the tokenizer's file says, as it does for normalized added tokens."""
+    """Normalize a text as the tokenizer's file says, as it does for normalized added tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+    """
     from tokenizers import Tokenizer
 
     normalizer = Tokenizer.from_str(tokenizer.definition).normalizer

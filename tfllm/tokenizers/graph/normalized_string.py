@@ -81,7 +81,11 @@ def select(texts: NormalizedStrings, kept: tf.Tensor) -> NormalizedStrings:
 def repeat(
     texts: NormalizedStrings, counts: tf.Tensor
 ) -> tuple[NormalizedStrings, tf.Tensor, tf.Tensor]:
-    """Repeat each code point as often as `counts` int64 [C] says.
+    """Repeat each code point.
+
+    Args:
+        texts: The texts, of C code points.
+        counts: How often each is repeated: int64 [C].
 
     Returns:
         The D repeated code points; int64 [D]: the index of the code point that each was, and the
@@ -181,7 +185,13 @@ def original_offsets(
 
 
 def strip(texts: NormalizedStrings, left: bool, right: bool) -> NormalizedStrings:
-    """Strip the white space at the ends of texts, on the sides given."""
+    """Strip the white space at the ends of texts.
+
+    Args:
+        texts: The texts.
+        left: Whether at their beginning.
+        right: Whether at their end.
+    """
     solid = tf.where(~is_white(texts.points))[:, 0]
     size = texts.size[None]
     following = tf.gather(
@@ -203,7 +213,14 @@ def strip(texts: NormalizedStrings, left: bool, right: bool) -> NormalizedString
 def replace_runs(
     texts: NormalizedStrings, character: str, least: int, content: str
 ) -> NormalizedStrings:
-    """Replace runs of at least `least` of one character, as the pattern ` {2,}` does."""
+    """Replace runs of one character, as the pattern ` {2,}` does.
+
+    Args:
+        texts: The texts.
+        character: The character.
+        least: How many of it are a run at least.
+        content: What replaces a run.
+    """
     same, run, index_in_run = _runs(texts, character)
     sizes = tf.math.unsorted_segment_sum(tf.cast(same, tf.int64), run, texts.size + 1)
     inside = same & (tf.gather(sizes, run) >= least)
@@ -213,7 +230,14 @@ def replace_runs(
 def replace_all(
     texts: NormalizedStrings, character: str, count: int, content: str
 ) -> NormalizedStrings:
-    """Replace each `count` repetitions of one character: a literal pattern such as two quotes."""
+    """Replace repetitions of one character: a literal pattern such as two quotes.
+
+    Args:
+        texts: The texts.
+        character: The character.
+        count: How often the pattern has it.
+        content: What replaces each.
+    """
     if count == 1:
         same = texts.points == ord(character)
         return replace(texts, same, same, content)

@@ -35,14 +35,28 @@ def create_sentencepiece(model: bytes, shared_name: str) -> tf.Tensor:
 def sentencepiece_tokenize(
     resource: tf.Tensor, texts: tf.Tensor, out_type: tf.DType
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Tokenize UTF-8 string [P] to ids (or pieces: tf.string) [M] and row splits int64 [P + 1]."""
+    """Tokenize texts.
+
+    Args:
+        resource: The model.
+        texts: UTF-8 string [P].
+        out_type: tf.int32 for ids, tf.string for pieces.
+
+    Returns:
+        Ids or pieces [M], and row splits int64 [P + 1].
+    """
     return _operations().sentencepiece_tokenize_op(resource, texts, *DETERMINISTIC, out_type)
 
 
 def sentencepiece_tokenize_with_offsets(
     resource: tf.Tensor, texts: tf.Tensor, out_type: tf.DType
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Tokenize UTF-8 string [P] to ids (or pieces: tf.string), row splits, starts and ends.
+    """Tokenize texts, with offsets.
+
+    Args:
+        resource: The model.
+        texts: UTF-8 string [P].
+        out_type: tf.int32 for ids, tf.string for pieces.
 
     Returns:
         Ids or pieces [M]; row splits int64 [P + 1]; the bytes of the text where tokens start and
@@ -56,7 +70,13 @@ def sentencepiece_tokenize_with_offsets(
 def sentencepiece_detokenize(
     resource: tf.Tensor, values: tf.Tensor, row_splits: tf.Tensor
 ) -> tf.Tensor:
-    """Decode ids or pieces [M] with row splits int64 [B + 1] to UTF-8 string [B]."""
+    """Decode tokens to UTF-8 string [B].
+
+    Args:
+        resource: The model.
+        values: Ids or pieces [M].
+        row_splits: int64 [B + 1].
+    """
     return _operations().sentencepiece_detokenize_op(
         resource, values, row_splits, False, False, False
     )
