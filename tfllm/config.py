@@ -65,6 +65,9 @@ def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
         kind: The class of settings.
         overrides: Texts `dotted.key=value`, applied in order.
 
+    Returns:
+        An instance of `kind`.
+
     Raises:
         SettingError: It names the file, the line and the nearest known key.
     """
@@ -88,6 +91,9 @@ def build(
         lines: The line in `source` of every key's path.
         overrides: Texts `dotted.key=value`, applied in order.
 
+    Returns:
+        An instance of `kind`.
+
     Raises:
         SettingError: It names the line, or the override, that is wrong.
     """
@@ -106,7 +112,15 @@ def build(
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Copy plain data with the values of `dotted.key=value` texts set. Raises SettingError."""
+    """Copy plain data with values set.
+
+    Args:
+        data: A mapping, as read from YAML or JSON.
+        overrides: Texts `dotted.key=value`, applied in order.
+
+    Raises:
+        SettingError: A text is no such override.
+    """
     merged = dict(data)
     for override in overrides:
         keys, value = parse_override(override)
@@ -147,7 +161,11 @@ def dump(settings: BaseModel) -> str:
 
 
 def read_yaml(path: str | Path) -> tuple[dict[str, Any], Lines]:
-    """Read a YAML mapping, and the line of every key in it. Raises SettingError."""
+    """Read a YAML mapping, and the line of every key in it.
+
+    Raises:
+        SettingError: The file cannot be read, or is no such mapping.
+    """
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -173,7 +191,11 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], Lines]:
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """Parse `train.epochs=1` into `(("train", "epochs"), 1)`; the value is YAML."""
+    """Parse `train.epochs=1` into `(("train", "epochs"), 1)`; the value is YAML.
+
+    Raises:
+        SettingError: The text is no such override.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise SettingError(f"--set '{text}': write it as key=value, for example train.epochs=1.")
@@ -186,7 +208,17 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 def set_value(
     data: dict[str, Any], keys: tuple[str, ...], value: Any, option: str
 ) -> dict[str, Any]:
-    """Copy `data` with the value at the path `keys` set; missing mappings are created."""
+    """Copy plain data with one value set; missing mappings are created.
+
+    Args:
+        data: A mapping, as read from YAML or JSON.
+        keys: The path of keys.
+        value: The value.
+        option: What the error calls the override.
+
+    Raises:
+        SettingError: A key on the path holds something else than a mapping.
+    """
     head, rest = keys[0], keys[1:]
     inner = data.get(head)
     if rest:

@@ -19,7 +19,12 @@ KERAS = ("3.15", "3.17")
 
 
 def all_layers(model: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
-    """List a model's or layer's layers at every depth, each once, itself included by default."""
+    """List a model's or layer's layers at every depth, each once.
+
+    Args:
+        model: The model or layer.
+        include_self: Whether it is in the list itself.
+    """
     return list(model._flatten_layers(include_self=include_self))
 
 
@@ -30,7 +35,12 @@ def seed_generators(model: keras.Layer) -> list[keras.random.SeedGenerator]:
 
 
 def override_call(layer: keras.Layer, call: Callable[..., Any]) -> None:
-    """Replace what a built layer computes, in this instance alone, until `restore_call`."""
+    """Replace what a built layer computes, in this instance alone, until `restore_call`.
+
+    Args:
+        layer: The layer.
+        call: Computes in place of `layer.call`.
+    """
     layer.call = call
 
 
@@ -98,7 +108,12 @@ def call_options(layer: keras.Layer) -> list[dict[str, Any]]:
 
 
 def set_direction(metric: keras.metrics.Metric, direction: Literal["up", "down"]) -> None:
-    """Set which values of a metric are better, for Keras' callbacks and tuners."""
+    """Set which values of a metric are better, for Keras' callbacks and tuners.
+
+    Args:
+        metric: The metric.
+        direction: "up" where higher values are better, else "down".
+    """
     metric._direction = direction
 
 

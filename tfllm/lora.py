@@ -103,6 +103,9 @@ def save(model: keras.Model, directory: str | Path) -> Path:
         model: A model with adapters.
         directory: New or empty, or an older adapter, which is replaced.
 
+    Returns:
+        `directory`.
+
     Raises:
         StorageError: The directory cannot be written.
     """

@@ -341,7 +341,11 @@ class InferenceModel:
     def generator(self, precision: str = "float32") -> Any:
         """Return what generates text: a `tfllm.generation.text_generator.TextGenerator`.
 
-        Raises SettingError for a model that does not generate text.
+        Args:
+            precision: "float32", or "bfloat16" for the products in a checkpoint's blocks.
+
+        Raises:
+            SettingError: The model does not generate text.
         """
         generator = getattr(self.predictor, "generator", None)
         if generator is None:
@@ -403,8 +407,11 @@ class Model(InferenceModel):
 
     @cached_property
     def trainable(self) -> KerasModel:
-        """The model that `compile` and `fit` train: `keras` itself or, for an embedding task, the
-        same layers over pairs of texts, inputs int32 [B, 2, T]."""
+        """The model that `compile` and `fit` train.
+
+        It is `keras` itself or, for an embedding task, the same layers over pairs of texts, inputs
+        int32 [B, 2, T].
+        """
         model = self.task.training_model(self.keras)
         takes_pairs = len(model.input["token_ids"].shape) > len(self.keras.input["token_ids"].shape)
         return model if takes_pairs else self.keras
@@ -503,8 +510,9 @@ class Model(InferenceModel):
         run_eagerly: bool = False,
         steps_per_execution: int = 1,
     ) -> None:
-        """Compile with the task's loss and metrics, and AdamW with warm-up (Loshchilov and Hutter
-        2019), without weight decay on biases and normalizations.
+        """Compile with the task's loss and metrics, and AdamW with warm-up.
+
+        AdamW (Loshchilov and Hutter 2019) has no weight decay on biases and normalizations.
 
         Args:
             learning_rate: The highest learning rate, or a schedule of your own.
@@ -624,7 +632,23 @@ class Model(InferenceModel):
         overrides: Sequence[str] = (),
         on_check: Callable[[Check], None] | None = None,
     ) -> Artifact:
-        """Write an artifact and check it against this model: see `tfllm.export`."""
+        """Write an artifact and check it against this model. See `tfllm.export`.
+
+        Args:
+            profile: A built-in profile, a YAML file or a Profile.
+            output: Directory of the artifact; of a SavedModel, of its versions.
+            data: Labeled examples, on which the task's metric may not fall.
+            limit: Only so many examples, from the start.
+            overrides: `key=value` texts of the profile.
+            on_check: Called with each check as it is done.
+
+        Returns:
+            The artifact's path and checks.
+
+        Raises:
+            CheckFailed: A check did not pass. What was at `output` before is unchanged.
+            SettingError: The target cannot hold this model, or not as the profile asks.
+        """
         return export(
             self,
             profile,
@@ -647,7 +671,7 @@ def load(
     seed: int | None = None,
     tokenizer: str | Path | None = None,
 ) -> Model:
-    """Load a checkpoint as a model that can be trained, asked, saved and exported.
+    """Load a checkpoint as a model to train, predict or generate with, save and export.
 
     Args:
         source: A tfllm checkpoint or run, a Hugging Face directory, `hf://org/name`, or a
@@ -661,6 +685,9 @@ def load(
         dtype: A Keras dtype policy, such as "mixed_bfloat16". Unset: the current one.
         seed: Of the weights of a new head.
         tokenizer: The tokenizer's file, for a llama2.c file.
+
+    Returns:
+        The model.
 
     Raises:
         CheckpointError: The source is not a checkpoint, or it is damaged.
@@ -779,6 +806,11 @@ def evaluate(
 
     Returns:
         `{"metrics": {...}, "examples", "seconds", "model", "data", "versions"}`.
+
+    Raises:
+        DataError: The data cannot be measured on; the message names file and line.
+        SettingError: An override is not valid.
+        StorageError: `plots` is a file.
     """
     source = model.source if isinstance(model, InferenceModel) else str(model)
     settings, examples = _evaluation_data(source, data, limit, {}, overrides)
@@ -844,7 +876,15 @@ def export(
 def recipe_of(
     recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """Return the recipe with `overrides` applied. Raises SettingError naming file and line."""
+    """Return a recipe with overrides applied.
+
+    Args:
+        recipe: A YAML file, its content as plain data, or a Recipe.
+        overrides: `key=value` texts.
+
+    Raises:
+        SettingError: A key or value is not valid; the message names file and line.
+    """
     if isinstance(recipe, str | Path):
         return config.load(recipe, Recipe, overrides)
     if isinstance(recipe, Recipe):

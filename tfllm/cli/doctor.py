@@ -28,7 +28,7 @@ LEAST_FREE_GIGABYTES = 1.0  # a run with states and one export of a small encode
 # Groups of packages for those who work on tfllm itself; users need none of them.
 DEVELOPER_EXTRAS = ("test", "parity", "bench", "docs", "all")
 
-# What is asked of the processor: the name shown, and Linux's flags, of which one is enough.
+# Features of the processor: the name shown, and Linux's flags, of which one is enough.
 CPU_FEATURES = {
     "AVX2": ("avx2",),
     "AVX-512": ("avx512f",),
@@ -39,7 +39,7 @@ CPU_FEATURES = {
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
-    """Versions, extras, processor, GPUs, threads, precision, disk, data: one screen.
+    """Print versions, extras, processor, GPUs, threads, precision, disk and data on one screen.
 
     The exit status is 1 where something does not fit, and the last lines say what to do.
     """

@@ -142,7 +142,11 @@ def _check_options(
 
 
 def open_model(model: str) -> InferenceModel:
-    """Open a model that generates text. Raises SettingError for any other."""
+    """Open a model that generates text.
+
+    Raises:
+        SettingError: It is another model.
+    """
     import tfllm
     from tfllm.errors import SettingError
 

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def result_file(path: str | None) -> Iterator[IO[str]]:
-    """Open a text file under a temporary name beside `path`, renamed to it when the block succeeds.
+    """Open a text file under a temporary name, renamed to `path` when the block succeeds.
 
-    After an error or Ctrl-C nothing is left and an older file stands as it was. None: stdout.
-    Raises StorageError when the file cannot be written.
+    After an error or Ctrl-C nothing is left, and an older file stays as it was.
+
+    Args:
+        path: The file; None: standard output.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]

@@ -163,8 +163,15 @@ def train(
 
 
 def load(model: str, target: bool = False) -> Tokenizer:
-    """Return the tokenizer of any directory that has one, of its targets if so asked. Raises
-    TokenizerError."""
+    """Load the tokenizer of any directory that has one.
+
+    Args:
+        model: The directory.
+        target: Whether to return the tokenizer of targets.
+
+    Raises:
+        TokenizerError: There is none, or it cannot be used.
+    """
     from tfllm.tokenizers.loading import load_tokenizer
 
     tokenizer = load_tokenizer(_folder(model))

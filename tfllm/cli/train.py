@@ -120,7 +120,7 @@ def _train(
 
 
 def _status(run: Run) -> int:
-    """Ctrl-C asks to break off; SIGTERM is how schedulers ask for a clean end."""
+    """Ctrl-C stops the run; schedulers send SIGTERM for a clean stop."""
     return INTERRUPTED if run.signal == signal.SIGINT else 0
 
 

@@ -1,4 +1,4 @@
-"""Opens whatever can answer, and measures it: the same numbers for every kind of file."""
+"""Measure a predictor, of a checkpoint or of an exported file, with the metrics of its task."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def evaluate(
     truncate: bool | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measure a model on examples with labels, whatever it was opened from.
+    """Measure a model, of any runtime, on examples with labels.
 
     Args:
         predictor: A checkpoint, SavedModel or TFLite file that is open.

@@ -115,7 +115,7 @@ def calibration(bins: Sequence[dict[str, float]], error: float, path: str | Path
     accuracy = [row["accuracy"] for row in bins]
     with _picture(path, 5.0, 6.0, rows=2, height_ratios=[3, 1]) as (_, (above, below)):
         above.bar(starts, accuracy, color="#4c78a8", edgecolor="white", label="accuracy", **bars)
-        above.plot([0, 1], [0, 1], "--", color="grey", label="as sure as right")
+        above.plot([0, 1], [0, 1], "--", color="grey", label="perfect calibration")
         above.plot(
             [row["confidence"] for row in bins], accuracy, "ko", markersize=3, label="bin's mean"
         )

@@ -1,4 +1,4 @@
-"""Generation of token ids with a Keras model, many prompts at once. It knows no text.
+"""Generation of token ids with a Keras model, many prompts at once, without a tokenizer.
 
     engine = Engine(decoder)
     results = engine.generate([[1, 5, 9], [1, 7]], GenerationConfig(max_new_tokens=20))
@@ -44,7 +44,7 @@ from tfllm.generation.token_generator import (
 from tfllm.models.decoder import Decoder
 from tfllm.models.encoder_decoder import EncoderDecoder
 
-STEPS = 16  # tokens a row between two looks at what has finished, when nobody listens
+STEPS = 16  # tokens per row between two checks for finished rows, without `on_token`
 
 
 class Engine(TokenGenerator):

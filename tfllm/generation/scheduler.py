@@ -58,7 +58,7 @@ class ModelGraphs(Protocol):
 
 @dataclass(eq=False)
 class Request:
-    """One text: what is asked for, and what has been generated."""
+    """One text: its request, and what has been generated."""
 
     prompt: Ids
     config: GenerationConfig

@@ -148,7 +148,7 @@ class ModelLimits:
 
 
 class TokenGenerator(ABC):
-    """Generates token ids after token ids. It knows no text. One thread at a time may use it."""
+    """Generates token ids after token ids, without a tokenizer. One thread at a time may use it."""
 
     limits: ModelLimits
     max_batch_size: int = MAX_BATCH_SIZE

@@ -1,4 +1,4 @@
-"""Open whatever can predict: a checkpoint, a SavedModel, a TFLite file, a LiteRT-LM bundle."""
+"""Open any model that predicts: a checkpoint, a SavedModel, a TFLite file, a LiteRT-LM bundle."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A server for SavedModels that speaks TF Serving's REST and gRPC contract."""
+"""A server for SavedModels with TF Serving's REST and gRPC APIs."""

@@ -1,4 +1,4 @@
-"""Requests that wait while TensorFlow is busy run together; nobody waits for company.
+"""Requests that arrive while TensorFlow is busy run in one batch; none waits for others to arrive.
 
 One queue per signature of a loaded version. When a thread is free the queue that has waited longest
 gives up to `max_batch_size` rows of equal shape and, for texts, of similar length: a model pads

@@ -26,7 +26,7 @@ from tfllm.serving.schema import Code, Limits, RequestError, invalid
 
 VERSIONS = ("1.0", "1.1")
 NOT_THIS_VERSION = (
-    "This port speaks HTTP/1.1 (REST). HTTP/2 is not answered here, and gRPC has a port of its own "
+    "This port speaks HTTP/1.1 (REST). HTTP/2 is not supported here, and gRPC has another port "
     "(--grpc-port)."
 )
 UPGRADE_HEADERS = (b"content-length", b"transfer-encoding", b"connection")  # which frame a request

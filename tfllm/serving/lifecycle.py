@@ -468,8 +468,8 @@ def _read(entry: ModelEntry) -> tuple[dict[int, Fingerprint], str]:
     if not present:
         return {}, f"no version folder such as {path}/1"
     if not selected:
-        asked = ", ".join(map(str, entry.policy.versions))
-        return {}, f"{path} has none of the versions asked for ({asked})"
+        requested = ", ".join(map(str, entry.policy.versions))
+        return {}, f"{path} has none of the requested versions ({requested})"
     return {number: versions.fingerprint(present[number]) for number in selected}, ""
 
 

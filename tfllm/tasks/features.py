@@ -102,7 +102,7 @@ def encode_texts(
 
 @dataclass(frozen=True)
 class TokenWindows(Sequence[np.ndarray]):
-    """Rows that are read when they are asked for: windows of a stream of tokens."""
+    """Rows that are read at access: windows of a stream of tokens."""
 
     begins: np.ndarray
     """int [rows]: position in the stream of each row's first token"""
@@ -121,7 +121,7 @@ class TokenWindows(Sequence[np.ndarray]):
 
 @dataclass(frozen=True)
 class LazyArrays(Sequence[np.ndarray]):
-    """`size` arrays, each computed from its index when it is asked for."""
+    """`size` arrays, each computed from its index at access."""
 
     size: int
     compute: Callable[[int], np.ndarray]

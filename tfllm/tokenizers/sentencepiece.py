@@ -384,8 +384,8 @@ def _check_supported(kind: str, settings: TokenizerConfig, unigram: bool, path: 
         )
     if (config.get("sp_model_kwargs") or {}).get("enable_sampling"):
         raise TokenizerError(
-            f"{path}: 'sp_model_kwargs' asks for another split at random each time, which is not "
-            "known here. Remove 'enable_sampling'."
+            f"{path}: 'sp_model_kwargs' turns on subword regularization, which is not supported. "
+            "Remove 'enable_sampling'."
         )
     expected = hf_classes.ROBERTA_TOKENS.items() if kind in FAIRSEQ_CLASSES else ()
     for key, text in expected:

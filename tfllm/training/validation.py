@@ -287,7 +287,7 @@ def generated_texts(
     measure: Measure | None,
     settings: EvaluateSettings,
 ) -> GeneratedTexts | None:
-    """Prepare generated texts; None where the task has none or the recipe wants none.
+    """Prepare generated texts; None where the task has none or the recipe turns them off.
 
     Args:
         initial: The model that is trained.

@@ -91,7 +91,7 @@ def _check_plan(work: Path, plan: Mapping[str, Any]) -> None:
         if before.get(key) != current.get(key):
             raise StorageError(
                 f"{key} is {current.get(key)!r}, but '{work}' was begun with {before.get(key)!r}. "
-                "Remove that directory to begin anew, or give another --output."
+                "Remove that directory to start again, or give another --output."
             )
 
 

@@ -24,7 +24,7 @@ BREAK = re.compile(r"<br\s*/?>")  # a line end in texts from web pages
 
 @dataclass(frozen=True)
 class MemoryCorpus:
-    """What `Sentences` asks for, in memory: two or four bytes a token."""
+    """A TokenCorpus in memory: two or four bytes a token."""
 
     ids: np.ndarray
     sentence_lengths: np.ndarray

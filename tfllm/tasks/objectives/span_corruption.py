@@ -205,7 +205,7 @@ def corrupt_corpus(
 
 @dataclass(frozen=True)
 class CorruptedPairs(EpochPairs):
-    """Sources and targets of one epoch, computed when asked for."""
+    """Sources and targets of one epoch, computed at access."""
 
     rows: SpanCorruption
 
