@@ -33,6 +33,12 @@ SIGNATURES = {
         "use_causal_mask",
     ],
     "keras.random.SeedGenerator.next": ["self", "ordered"],
+    "keras.StatelessScope.__init__": [
+        "self", "state_mapping", "collect_losses", "initialize_variables",
+    ],
+    "keras.Variable._initialize": ["self", "value"],
+    "keras.Variable._deferred_initialize": ["self"],
+    "keras.Variable._convert_to_tensor": ["self", "value", "dtype"],
     "keras.optimizers.Optimizer._all_reduce_sum_gradients": ["self", "grads_and_vars"],
     "keras.optimizers.Optimizer._get_variable_index": ["self", "variable"],
     "keras.optimizers.AdamW.update_step": ["self", "gradient", "variable", "learning_rate"],
@@ -316,3 +322,30 @@ def test_keras_internals_imports_keras_alone():
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert not {name for name in modules if name.startswith(("tensorflow", "tfllm"))}
+
+
+def test_variables_without_values():
+    """They take none until they are given one; others that Keras lists are left to it."""
+    with keras_internals.deferred_values() as new:
+        layer = keras.layers.Dense(3)
+        layer.build((None, 2))
+        assert not new
+    assert [variable.path for variable in new] == [layer.kernel.path, layer.bias.path]
+    with keras.StatelessScope():
+        other = keras.Variable("ones", shape=(2,))
+    np.testing.assert_array_equal(other, [1, 1])
+    keras_internals.set_value(layer.kernel, np.full((2, 3), 4, np.float64))
+    keras_internals.initialize(new)
+    np.testing.assert_array_equal(layer.kernel, np.full((2, 3), 4))
+    np.testing.assert_array_equal(layer.bias, [0, 0, 0])
+    keras_internals.set_value(layer.kernel, np.full((2, 3), 5, np.float32))
+    np.testing.assert_array_equal(layer(np.ones((1, 2))), [[10, 10, 10]])
+
+
+def test_a_failure_leaves_no_variable_behind():
+    with pytest.raises(ZeroDivisionError), keras_internals.deferred_values():
+        keras.layers.Dense(3).build((None, 2))
+        raise ZeroDivisionError
+    with keras.StatelessScope():
+        other = keras.Variable("ones", shape=(2,))
+    np.testing.assert_array_equal(other, [1, 1])

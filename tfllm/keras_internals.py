@@ -13,9 +13,12 @@ from typing import Any, Literal
 
 import keras
 from keras import ops
+from keras.src.backend.common import global_state
 
 # The tested range, as in setup.cfg: from the first, below the second.
 KERAS = ("3.15", "3.17")
+# Where Keras lists the variables that were created in a stateless scope.
+UNINITIALIZED = "uninitialized_variables"
 
 
 def all_layers(model: keras.Layer, include_self: bool = True) -> list[keras.Layer]:
@@ -79,6 +82,40 @@ def fixed_seeds(
 def backend_variable(variable: keras.Variable) -> Any:
     """Return the variable of the backend: of TensorFlow, the `tf.Variable`."""
     return variable._value
+
+
+@contextlib.contextmanager
+def deferred_values() -> Iterator[list[keras.Variable]]:
+    """Create variables without values inside the block: nothing is drawn, no memory is taken.
+
+    Yields:
+        A list that has the variables after the block, for `set_value` and `initialize`.
+    """
+    created: list[keras.Variable] = []
+    others = global_state.get_global_attribute(UNINITIALIZED, [])
+    global_state.set_global_attribute(UNINITIALIZED, [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield created
+        created += global_state.get_global_attribute(UNINITIALIZED)
+    finally:
+        global_state.set_global_attribute(UNINITIALIZED, others)
+
+
+def set_value(variable: keras.Variable, value: Any) -> None:
+    """Set a variable, with or without a value, to an array or a tensor of its shape."""
+    if variable._value is not None:
+        variable.assign(value)
+        return
+    variable._initialize(variable._convert_to_tensor(value, dtype=variable.dtype))
+    variable._initializer = None
+
+
+def initialize(variables: Sequence[keras.Variable]) -> None:
+    """Give those of variables that have no value yet the one of their initializers."""
+    for variable in variables:
+        if variable._value is None:
+            variable._deferred_initialize()
 
 
 def stored_matrix(layer: keras.Layer, name: str) -> keras.Variable | None:

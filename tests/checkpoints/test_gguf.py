@@ -11,7 +11,7 @@ from tests.helpers import tiny_tokenizers
 from tests.tokenizers import hostile
 from tests.tokenizers.file_cases import llama_model
 from tfllm import tasks
-from tfllm.checkpoints import gguf, huggingface, store
+from tfllm.checkpoints import gguf, gguf_file, huggingface, store
 from tfllm.checkpoints.describe import describe
 from tfllm.cli.convert import convert
 from tfllm.errors import CheckpointError, SettingError, TokenizerError
@@ -410,3 +410,44 @@ def test_a_window_that_no_text_reaches_is_harmless(tmp_path):
     config = replace(checkpoint.config, sliding_window=4096)
     path = only_file(gguf.write(replace(checkpoint, config=config), tmp_path / "out", "f32"))
     assert store.load(path).config.sliding_window == 4096
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q4_0"])
+@pytest.mark.parametrize("name", ["llama 3", "gpt2"])
+def test_files_are_read_as_the_package_reads_them(name, dtype, tmp_path):
+    path = only_file(gguf.write(make(name), tmp_path / "out", dtype))
+    metadata, tensors = gguf_file.read_file(path)
+    reader = library.GGUFReader(path)
+    contents = {key: value.contents() for key, value in reader.fields.items()}
+    assert metadata == {k: v for k, v in contents.items() if not k.startswith("GGUF.")}
+    assert list(tensors) == [tensor.name for tensor in reader.tensors]
+    for tensor in reader.tensors:
+        found = tensors[tensor.name]
+        assert found.tensor_type == tensor.tensor_type
+        assert found.shape == tuple(tensor.shape.tolist()[::-1])
+        values = library.dequantize(tensor.data, tensor.tensor_type).reshape(found.shape)
+        np.testing.assert_array_equal(found.array(), values)
+
+
+def test_headers_that_lie_are_refused(tmp_path):
+    """Any byte of a header may be damaged: an error that says so, and never another one."""
+    path = only_file(gguf.write(make("gpt2"), tmp_path / "out", "f16"))
+    content = path.read_bytes()
+    draw = np.random.default_rng(0)
+    damaged = tmp_path / "damaged.gguf"
+    refused = 0
+    for _ in range(300):
+        changed = bytearray(content)
+        for place in draw.integers(4, 2000, 3):
+            changed[place] = draw.integers(256)
+        damaged.write_bytes(changed)
+        try:
+            gguf_file.read_file(damaged)
+        except CheckpointError as error:
+            assert "cannot be read as GGUF" in str(error)
+            refused += 1
+    assert refused > 100
+    for version, text in ((1, "version 1; versions 2 and 3"), (0x03000000, "big-endian")):
+        damaged.write_bytes(content[:4] + version.to_bytes(4, "little") + content[8:])
+        with pytest.raises(CheckpointError, match=text):
+            gguf_file.read_file(damaged)

@@ -8,12 +8,14 @@ import json
 import os
 import secrets
 import shutil
+import struct
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfllm.checkpoints.lazy_tensors import LazyTensors, aligned_empty
 from tfllm.errors import CheckpointError, StorageError
 
 if TYPE_CHECKING:
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
-# safetensors' names of the dtypes that NumPy has.
-READABLE_DTYPES = (
-    "BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F16", "BF16", "F32", "F64",
-    "C64",
-)  # fmt: skip
+# safetensors' names of the dtypes that NumPy has (bfloat16 by ml_dtypes), and NumPy's.
+READABLE_DTYPES = {
+    "BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+    "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
+}  # fmt: skip
+HEADER_SIZE = struct.Struct("<Q")  # a safetensors file begins with the bytes of its header
 FULL = "the disk is full; free some space, or give another --output"
 
 
@@ -68,20 +72,43 @@ def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, 
         CheckpointError: The file is damaged, or has a dtype that NumPy lacks (float8, float4), as
             quantized weights have.
     """
-    import ml_dtypes  # noqa: F401  registers bfloat16 in NumPy
+    tensors = open_tensors(path)
+    return {name: tensors[name] for name in tensors if names is None or name in names}
 
-    tensors = {}
-    with _open(path) as file:
-        for name in file.keys():
-            if names is not None and name not in names:
-                continue
-            if (kind := file.get_slice(name).get_dtype()) not in READABLE_DTYPES:
-                raise CheckpointError(
-                    f"{path}: {name} is {kind}, a number of quantized weights. Use the checkpoint "
-                    "from before quantization (its model card names it as the base model)."
-                )
-            tensors[name] = file.get_tensor(name)
-    return tensors
+
+def open_tensors(path: Path) -> LazyTensors:
+    """Open a safetensors file. A dtype that NumPy lacks is an error of the access.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    import ml_dtypes
+
+    shapes = tensor_shapes(path)  # checks the file
+    with path.open("rb") as file:
+        (size,) = HEADER_SIZE.unpack(file.read(HEADER_SIZE.size))
+        header = json.loads(file.read(size))
+
+    def read(name: str) -> np.ndarray:
+        shape, kind = shapes[name]
+        if kind not in READABLE_DTYPES:
+            raise CheckpointError(
+                f"{path}: {name} is {kind}, a number of quantized weights. Use the checkpoint "
+                "from before quantization (its model card names it as the base model)."
+            )
+        dtype = ml_dtypes.bfloat16 if kind == "BF16" else np.dtype(READABLE_DTYPES[kind])
+        tensor = aligned_empty(shape, dtype)
+        with path.open("rb") as file:
+            file.seek(HEADER_SIZE.size + size + header[name]["data_offsets"][0])
+            if file.readinto(tensor.reshape(-1).view(np.uint8)) != tensor.nbytes:  # type: ignore[arg-type]
+                raise CheckpointError(f"{path} was cut off while it was read. Copy it again.")
+        return tensor
+
+    return LazyTensors(
+        {name: shape for name, (shape, _) in shapes.items()},
+        {name: READABLE_DTYPES.get(kind, kind) for name, (_, kind) in shapes.items()},
+        read,
+    )
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

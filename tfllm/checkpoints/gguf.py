@@ -21,15 +21,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfllm.checkpoints import huggingface, tensor_names, tied_weights, weights
-from tfllm.checkpoints.base import Checkpoint, check_sizes, new_model
+from tfllm.checkpoints import gguf_file, huggingface, tensor_names, tied_weights, weights
+from tfllm.checkpoints.base import Checkpoint, check_sizes
 from tfllm.checkpoints.files import atomic_directory
-from tfllm.errors import CheckpointError, MissingExtra, SettingError, TokenizerError
+from tfllm.checkpoints.gguf_file import StoredTensor, read_file
+from tfllm.checkpoints.lazy_tensors import LazyTensors
+from tfllm.errors import CheckpointError, SettingError, TokenizerError
 from tfllm.models import FAMILIES, config_from_hf, get_weight_map
 from tfllm.models.decoder_graph import rotary_dim
 from tfllm.tasks import Task
@@ -39,12 +40,11 @@ from tfllm.tokenizers.base import Tokenizer
 from tfllm.tokenizers.loading import load_tokenizer
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, ReaderTensor
+    from gguf import GGMLQuantizationType, GGUFWriter
 
 log = logging.getLogger("tfllm")
 
 SUFFIX = ".gguf"
-MAGIC = b"GGUF"
 DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 # Llama 3's rule of rotary frequencies: all published models differ in the factor alone.
@@ -237,8 +237,8 @@ class File:
 
     path: Path
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, ReaderTensor]
-    """GGUF's name -> the `gguf` package's tensor: data, type, shape."""
+    tensors: Mapping[str, StoredTensor]
+    """GGUF's name -> the tensor."""
 
     @property
     def architecture(self) -> str:
@@ -275,13 +275,7 @@ class File:
 
     def array(self, name: str) -> np.ndarray:
         """Read a tensor as float32 (outputs, inputs), dequantized where needed."""
-        tensor = self.tensors[name]
-        values = (
-            _package()
-            .quants.dequantize(tensor.data, tensor.tensor_type)
-            .astype(np.float32, copy=False)
-        )
-        return values.reshape(_shape(tensor))
+        return self.tensors[name].array()
 
 
 def open_file(path: Path) -> File:
@@ -291,12 +285,11 @@ def open_file(path: Path) -> File:
         CheckpointError: It is no GGUF file, is cut off, or a part of it is missing.
     """
     metadata: dict[str, Any] = {}
-    tensors: dict[str, ReaderTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for part in _parts(path):
-        reader = _open_reader(part)
-        contents = {name: value.contents() for name, value in reader.fields.items()}
+        contents, stored = read_file(part)
         metadata = {**contents, **metadata}
-        tensors |= {tensor.name: tensor for tensor in reader.tensors}
+        tensors |= stored
     return File(path, metadata, tensors)
 
 
@@ -314,30 +307,6 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _package() -> ModuleType:
-    """The `gguf` package. Raises MissingExtra."""
-    try:
-        import gguf
-    except ImportError:
-        raise MissingExtra("gguf", "gguf") from None
-    return gguf
-
-
-def _open_reader(path: Path) -> GGUFReader:
-    gguf = _package()
-    with path.open("rb") as file:
-        magic = file.read(len(MAGIC))
-    if magic != MAGIC:
-        raise CheckpointError(f"{path}: not a GGUF file: it begins with {magic!r}. Copy it again.")
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise CheckpointError(
-            f"{path}: the file cannot be read as GGUF ({error}). It was cut off or is damaged; "
-            "copy it again."
-        ) from None
-
-
 def read(path: Path, task: Task | None = None) -> Checkpoint:
     """Read a GGUF file as a checkpoint, for language modeling or with a new head for `task`.
 
@@ -353,9 +322,10 @@ def read(path: Path, task: Task | None = None) -> Checkpoint:
     table = get_weight_map(family, config)
     hf_config = {**hf_config, "architectures": list(table.architectures[own.kind][:1])}
     raw = _tensors(file, config)
-    _, model = new_model(family, config, task or own)
     ties = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
-    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, ties, path, hf_config)
+    model, unused_tensors, origin = huggingface.build(
+        family, table, task, own, raw, ties, path, hf_config
+    )
     return Checkpoint(
         family=family,
         config=config,
@@ -434,11 +404,7 @@ def read_config(file: File) -> tuple[str, Any, dict[str, Any]]:
 def _rows(file: File, name: str) -> int:
     if name not in file.tensors:
         raise CheckpointError(f"{file.path}: the tensor {name} is missing. Copy the file again.")
-    return _shape(file.tensors[name])[0]
-
-
-def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
-    return tuple(int(size) for size in reversed(tensor.shape))
+    return file.tensors[name].shape[0]
 
 
 def _rope_part(file: File, hf_config: Mapping[str, Any]) -> dict[str, float]:
@@ -537,38 +503,42 @@ def read_tokenizer(file: File) -> Tokenizer:
             raise TokenizerError(str(error).replace(folder, str(file.path))) from None
 
 
-def _tensors(file: File, config: Any) -> dict[str, np.ndarray]:
+def _tensors(file: File, config: Any) -> LazyTensors:
     """Every tensor under Hugging Face's name and in its order of rows."""
     kind = ARCHITECTURES[file.architecture]
     known = {ours: theirs for theirs, ours in _names(kind, config.num_layers)}
-    tensors, leftover = {}, []
-    for name in file.tensors:
-        theirs = _renamed(name, known)
-        if theirs is None:
-            leftover.append(name)
-            continue
-        value = file.array(name)
-        if theirs.endswith(kind.transposed) and kind.transposed:
-            value = value.T
-        if kind.neighbours and (heads := _rotary_heads(theirs, config)):
-            value = _to_halves(value, heads)
-        if kind.offset_norms and theirs.endswith("norm.weight"):
-            value = value - 1.0
-        tensors[theirs] = value
-    leftover = [name for name in leftover if name not in CONSTANTS]
-    if leftover:
+    names = {name: _renamed(name, known) for name in file.tensors if name not in CONSTANTS}
+    if leftover := [name for name, theirs in names.items() if theirs is None]:
         raise CheckpointError(
             f"{file.path}: {weights.listed(leftover)} {'has' if len(leftover) == 1 else 'have'} no "
             f"place in a model of the architecture {file.architecture}. Use the checkpoint that it "
             "was made from."
         )
-    return tensors
+    ours = {theirs: name for name, theirs in names.items() if theirs is not None}
+    transposed = {name for name in ours if kind.transposed and name.endswith(kind.transposed)}
+
+    def read(theirs: str) -> np.ndarray:
+        value = file.array(ours[theirs])
+        if theirs in transposed:
+            value = value.T
+        if kind.neighbours and (heads := _rotary_heads(theirs, config)):
+            value = _to_halves(value, heads)
+        if kind.offset_norms and theirs.endswith("norm.weight"):
+            value = value - 1.0
+        return value
+
+    shapes = {theirs: file.tensors[name].shape for theirs, name in ours.items()}
+    return LazyTensors(
+        {name: shape[::-1] if name in transposed else shape for name, shape in shapes.items()},
+        dict.fromkeys(ours, "float32"),
+        read,
+    )
 
 
 def tensor_shapes(file: File) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return the (shape, type) of every tensor by GGUF's name."""
     return {
-        name: (_shape(tensor), tensor.tensor_type.name)
+        name: (tensor.shape, tensor.tensor_type.name)
         for name, tensor in file.tensors.items()
         if name not in CONSTANTS
     }
@@ -680,7 +650,7 @@ def _write(
     folder: Path,
     dtype: str,
 ) -> None:
-    gguf = _package()
+    gguf = gguf_file.package()
 
     name = Path(checkpoint.path or architecture).stem or architecture
     writer = gguf.GGUFWriter(folder / f"{name}-{dtype}{SUFFIX}", architecture)
@@ -818,7 +788,7 @@ def _rotary_frequencies(config: Any, scaling: Mapping[str, Any]) -> tuple[np.nda
 
 def _tensor_type(name: str, value: np.ndarray, dtype: str) -> GGMLQuantizationType:
     """The type in which a tensor is written."""
-    gguf = _package()
+    gguf = gguf_file.package()
 
     types = gguf.GGMLQuantizationType
     if value.ndim < 2 or name == "position_embd.weight":
@@ -832,7 +802,7 @@ def _tensor_type(name: str, value: np.ndarray, dtype: str) -> GGMLQuantizationTy
 
 
 def _encode(value: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    gguf = _package()
+    gguf = gguf_file.package()
 
     plain: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "F32": lambda array: array.astype(np.float32),

@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfllm import keras_internals
 from tfllm.checkpoints import hf_tasks, sentence_transformers, tensor_names, tied_weights, weights
 from tfllm.checkpoints.base import Checkpoint, FamilyConfig, Origin, check_sizes, new_model
-from tfllm.checkpoints.files import atomic_directory, read_tensors, write_json, write_tensors
+from tfllm.checkpoints.files import (
+    READABLE_DTYPES,
+    atomic_directory,
+    open_tensors,
+    write_json,
+    write_tensors,
+)
 from tfllm.checkpoints.hf_directory import (
     CONFIG,
     GENERATION,
@@ -25,6 +32,7 @@ from tfllm.checkpoints.hf_directory import (
     refuse_quantized,
     tensor_files,
 )
+from tfllm.checkpoints.lazy_tensors import LazyTensors, joined
 from tfllm.errors import CheckpointError
 from tfllm.models import FAMILIES, config_from_hf, get_weight_map, is_decoder
 from tfllm.models.weight_map import WeightMap
@@ -58,8 +66,7 @@ def read(directory: Path, task: Task | None = None) -> Checkpoint:
     tokenizer = sentence_transformers.apply_lowercase(load_tokenizer(directory), directory)
     check_sizes(tokenizer, config, directory)
 
-    _, model = new_model(family, config, task or own)
-    unused_tensors, origin = fill(model, table, task, own, raw, ties, directory, hf_config)
+    model, unused_tensors, origin = build(family, table, task, own, raw, ties, directory, hf_config)
     return Checkpoint(
         family=family,
         config=config,
@@ -87,18 +94,20 @@ def _resolve_ties(
     return tied_weights.resolve(config, table, canonical, same, source)
 
 
-def _all_tensors(directory: Path, table: WeightMap) -> dict[str, np.ndarray]:
-    raw: dict[str, np.ndarray] = {}
-    for file in tensor_files(directory):
-        raw.update(read_tensors(file))
-    return {name: raw[name] for name in tensor_names.drop_ignored(raw, table)}
+def _all_tensors(directory: Path, table: WeightMap) -> LazyTensors:
+    raw = joined([open_tensors(file) for file in tensor_files(directory)])
+    for name, dtype in raw.dtypes.items():
+        if dtype not in READABLE_DTYPES.values():
+            raw.read(name)  # its error names the file
+    names = tensor_names.drop_ignored(raw, table)
+    return raw.renamed({name: name for name in names})
 
 
 def _own_task(
     hf_config: Mapping[str, Any],
     family: str,
     table: WeightMap,
-    raw: Mapping[str, np.ndarray],
+    raw: LazyTensors,
     directory: Path,
     config: FamilyConfig,
     needed: bool,
@@ -107,8 +116,8 @@ def _own_task(
     try:
         kind = hf_tasks.find_kind(hf_config, family, table, directory)
         row = table.heads.get(kind, {}).get("classifier/kernel")
-        tensor = raw.get(row.name) if row is not None and not isinstance(row, str) else None
-        size = None if tensor is None else len(tensor)
+        shape = raw.shapes.get(row.name) if row is not None and not isinstance(row, str) else None
+        size = None if shape is None else shape[0]
         return hf_tasks.build_task(kind, hf_config, directory, size, config.max_sequence_length)
     except CheckpointError:
         if needed:
@@ -116,37 +125,40 @@ def _own_task(
         return None
 
 
-def fill(
-    model: keras.Model,
+def build(
+    family: str,
     table: WeightMap,
     task: Task | None,
     own: Task | None,
-    raw: Mapping[str, np.ndarray],
+    raw: LazyTensors,
     ties: tied_weights.Ties,
     directory: Path,
     hf_config: Mapping[str, Any],
-) -> tuple[dict[str, np.ndarray], Origin | None]:
-    """Assign the tensors to the variables of a model.
+) -> tuple[keras.Model, dict[str, np.ndarray], Origin | None]:
+    """Build a model whose variables are the tensors of a source.
+
+    Variables that the source lacks are drawn as in a new model.
 
     Args:
-        model: The model.
+        family: A key of `tfllm.models.FAMILIES`.
         table: The family's weight map.
         task: The task of the model; None: the source's own.
         own: The source's own task, if it has one.
         raw: The tensors by their names in the source.
-        ties: The tied tensors among them.
+        ties: The tied tensors among them, and the family's Config.
         directory: The source, for messages.
         hf_config: Its config.json.
 
     Returns:
-        The unused tensors; the layout of the source, None where the head has changed.
+        The model; the unused tensors; the layout of the source, None where the head has changed.
 
     Raises:
         CheckpointError: Tensors are missing, not used, or of a wrong shape or dtype.
     """
     source = str(directory)
-    canonical = ties.canonical
-    tensors = {canonical[name]: tensor for name, tensor in raw.items()}
+    with keras_internals.deferred_values() as new:
+        _, model = new_model(family, ties.config, task or own)  # type: ignore[arg-type]
+    tensors = raw.renamed(ties.canonical)
     variables = weights.variables_of(model)
     kind = (task or own).kind  # type: ignore[union-attr]
     rows = weights.rows_of(variables, {**table.backbone, **table.heads.get(kind, {})})
@@ -167,20 +179,20 @@ def fill(
         raise CheckpointError(_missing_logits(name, table, kind, source))
     absent = {row.name for row in rows.values()} & set(table.optional) - set(tensors)
     rows = {path: row for path, row in rows.items() if row.name not in absent}
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    weights.check(rows, variables, shapes, known, source)
+    weights.check(rows, variables, tensors.shapes, known, source)
     used = {row.name for row in rows.values()}
-    _check_dtypes({name: tensors[name] for name in used}, source)
+    _check_dtypes({name: tensors.dtypes[name] for name in used}, source)
     weights.to_variables(rows, variables, tensors)
+    keras_internals.initialize(new)
     if changed:
         log_head_changes(source, [path for path in variables if path not in rows],
                     [name for name in known - used if name not in table.buffers])  # fmt: skip
-        return {name: tensors[name] for name in known if name in table.buffers}, None
+        return model, {name: tensors[name] for name in known if name in table.buffers}, None
     tied = [name for name in ties.equal if table.tied[name] in used]
-    unused_tensors = {raw_name: raw[raw_name] for raw_name, name in canonical.items()
+    unused_tensors = {raw_name: raw[raw_name] for raw_name, name in ties.canonical.items()
                if name not in used and name not in tied}  # fmt: skip
-    origin = _origin(kind, table, raw, canonical, used, tied, hf_config)
-    return unused_tensors, dataclasses.replace(origin, absent=tuple(absent))
+    origin = _origin(kind, table, raw, ties.canonical, used, tied, hf_config)
+    return model, unused_tensors, dataclasses.replace(origin, absent=tuple(absent))
 
 
 def same_head(task: Task, own: Task | None) -> bool:
@@ -252,14 +264,14 @@ def log_head_changes(source: str, new: Iterable[str], dropped: Iterable[str]) ->
         log.warning("%s: %s", source, "; ".join(parts))
 
 
-def _check_dtypes(tensors: Mapping[str, np.ndarray], source: str) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
+def _check_dtypes(dtypes: Mapping[str, str], source: str) -> None:
+    for name, dtype in dtypes.items():
+        if dtype not in ("float32", "float16", "bfloat16", "float64"):
             raise CheckpointError(
-                f"{source}: {name} is {tensor.dtype.name}; only floating-point weights are read. "
+                f"{source}: {name} is {dtype}; only floating-point weights are read. "
                 "Use the checkpoint before quantization."
             )
-    if any(tensor.dtype == np.float64 for tensor in tensors.values()):
+    if "float64" in dtypes.values():
         log.warning("%s: float64 weights are rounded to float32.", source)
 
 
@@ -277,7 +289,7 @@ def _missing_logits(name: str, table: WeightMap, kind: str, source: str) -> str:
 def _origin(
     kind: str,
     table: WeightMap,
-    raw: Mapping[str, np.ndarray],
+    raw: LazyTensors,
     canonical: Mapping[str, str],
     used: set[str],
     tied: list[str],
@@ -288,7 +300,7 @@ def _origin(
     in_file = {
         name: raw_name for raw_name, name in canonical.items() if name in used or name in tied
     }
-    dtypes = {name: raw[raw_name].dtype.name for name, raw_name in in_file.items()}
+    dtypes = {name: raw.dtypes[raw_name] for name, raw_name in in_file.items()}
     most = Counter(dtypes.values()).most_common(1)[0][0]
     return Origin(
         kind=kind,

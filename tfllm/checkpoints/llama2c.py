@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from tfllm.checkpoints import huggingface, tensor_names, tied_weights
-from tfllm.checkpoints.base import Checkpoint, FamilyConfig, new_model
+from tfllm.checkpoints.base import Checkpoint, FamilyConfig
+from tfllm.checkpoints.lazy_tensors import in_memory
 from tfllm.errors import CheckpointError
 from tfllm.models import llama
 from tfllm.tasks import Task
@@ -59,10 +60,11 @@ def read(path: Path, tokenizer: str | Path | None = None, task: Task | None = No
         "architectures": list(table.architectures[own.kind][:1]),
         **TOKENS,
     }
-    _, model = new_model("llama", config, task or own)
-    raw = read_weights(path, config)
+    raw = in_memory(read_weights(path, config))
     ties = tied_weights.Ties(config, tensor_names.canonical(raw, table), ())
-    unused_tensors, origin = huggingface.fill(model, table, task, own, raw, ties, path, hf_config)
+    model, unused_tensors, origin = huggingface.build(
+        "llama", table, task, own, raw, ties, path, hf_config
+    )
     return Checkpoint(
         family="llama",
         config=config,
@@ -171,7 +173,7 @@ def tensor_shapes(config: llama.Config) -> dict[str, tuple[tuple[int, ...], str]
 
 def read_weights(path: Path, config: llama.Config) -> dict[str, np.ndarray]:
     """Read the weights under Hugging Face's names and in its order of rows."""
-    numbers = np.fromfile(path, "<f4", offset=HEADER.size)
+    numbers = np.memmap(path, "<f4", "r", offset=HEADER.size)
     tensors: dict[str, np.ndarray] = {}
     offset = 0
     for name, shape in blocks(config):

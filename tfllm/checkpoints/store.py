@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfllm import tasks
+from tfllm import keras_internals, tasks
 from tfllm.checkpoints import gguf, huggingface, llama2c, weights
 from tfllm.checkpoints.base import Checkpoint, Origin, check_sizes, new_model
 from tfllm.checkpoints.files import (
     atomic_directory,
+    open_tensors,
     read_json,
     read_tensors,
     write_json,
@@ -171,10 +172,11 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
     from tfllm.tokenizers.loading import load_tokenizer
 
     family, config, own, origin = read_settings(directory)
-    tensors = read_tensors(directory / TENSORS)
+    tensors = open_tensors(directory / TENSORS)
     tokenizer = load_tokenizer(directory)
     check_sizes(tokenizer, config, directory)
-    backbone, model = new_model(family, config, task or own)
+    with keras_internals.deferred_values() as new:
+        backbone, model = new_model(family, config, task or own)
     variables = weights.variables_of(model)
     assigned = set(variables)
     changed = task is not None and not huggingface.same_head(task, own)
@@ -185,21 +187,21 @@ def _load_own(directory: Path, task: tasks.Task | None) -> Checkpoint:
             path for path in variables if path in encoder or path in reusable & set(tensors)
         }
     rows = {path: TensorLayout(path, inputs=-1) for path in assigned}  # names are variable paths
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     dropped = set(tensors) - assigned if changed else set()
-    weights.check(rows, variables, shapes, dropped, str(directory / TENSORS))
+    weights.check(rows, variables, tensors.shapes, dropped, str(directory / TENSORS))
     weights.to_variables(rows, variables, tensors)
     unused_tensors = read_tensors(directory / UNUSED) if (directory / UNUSED).is_file() else {}
     if changed:
-        new = set(variables) - assigned
-        new -= huggingface.fill_from_unused(
-            {path: variables[path] for path in new},
+        untrained = set(variables) - assigned
+        untrained -= huggingface.fill_from_unused(
+            {path: variables[path] for path in untrained},
             unused_tensors,
             family,
             config,
             (task or own).kind,
         )
-        huggingface.log_head_changes(str(directory), new, dropped)
+        huggingface.log_head_changes(str(directory), untrained, dropped)
+    keras_internals.initialize(new)
     return Checkpoint(
         family=family,
         config=config,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tfllm.checkpoints.lazy_tensors import LazyTensors, aligned_empty, is_aligned
 from tfllm.errors import CheckpointError
 from tfllm.models.weight_map import TensorLayout, TensorMap
 
@@ -116,12 +117,42 @@ def _part_shape(row: TensorLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
 def to_variables(
     rows: Mapping[str, TensorLayout], variables: Mapping[str, keras.Variable], tensors: Tensors
 ) -> None:
-    """Assign tensors to variables. Their shapes were checked before."""
-    for name, paths in _by_tensor(rows).items():
+    """Set variables to tensors, the largest first. Their shapes were checked before.
+
+    Args:
+        rows: Path of a variable -> its row of the weight map.
+        variables: The variables by path, with or without a value.
+        tensors: The tensors by name; of `LazyTensors` one at a time is in memory.
+    """
+    by_tensor = _by_tensor(rows)
+    sizes = {
+        name: sum(math.prod(variables[path].shape) for path in paths)
+        for name, paths in by_tensor.items()
+    }
+    for name in sorted(by_tensor, key=lambda name: -sizes[name]):
+        paths = by_tensor[name]
+        mine = isinstance(tensors, LazyTensors) and len(paths) == 1
         for path, value in _split(tensors[name], paths, rows, variables).items():
-            value = value.astype(np.float32, copy=False)
             value = value.T if rows[path].inputs > 0 else value
-            variables[path].assign(value.reshape(variables[path].shape))
+            if not (mine and value.dtype == np.float32 and is_aligned(value)):
+                buffer = aligned_empty(value.shape, np.float32)
+                buffer[...] = value
+                value = buffer
+            _set(variables[path], value.reshape(variables[path].shape))
+
+
+def _set(variable: keras.Variable, value: np.ndarray) -> None:
+    """Set a variable to an array that nobody else holds: TensorFlow takes over its memory."""
+    import keras
+
+    from tfllm import keras_internals
+
+    if keras.backend.backend() != "tensorflow":
+        keras_internals.set_value(variable, value)
+        return
+    import tensorflow as tf
+
+    keras_internals.set_value(variable, tf.experimental.dlpack.from_dlpack(value.__dlpack__()))
 
 
 def to_tensors(
