@@ -173,6 +173,10 @@ class MultiHeadAttentionBase(keras.layers.MultiHeadAttention):
         """Compute attention: see `tfllm.layers.attention.MultiHeadAttention.attend`."""
         raise NotImplementedError
 
+    def scale_query(self, query: Any) -> Any:
+        """Multiply queries (B, T, N, H) by the inverse root of their width H."""
+        return ops.multiply(query, ops.cast(self._inverse_sqrt_key_dim, query.dtype))
+
     def drop_weights(self, weights: Any, training: bool | None) -> Any:
         """Apply the layer's dropout to attention weights (B, N, T, S)."""
         return self._dropout_layer(weights, training=training)
@@ -186,8 +190,7 @@ class MultiHeadAttentionBase(keras.layers.MultiHeadAttention):
         training: bool | None = None,
         return_attention_scores: bool = False,
     ) -> tuple[Any, Any]:
-        scaled = ops.multiply(query, ops.cast(self._inverse_sqrt_key_dim, query.dtype))
-        return self.attend(scaled, key, value, attention_mask, training)
+        return self.attend(self.scale_query(query), key, value, attention_mask, training)
 
 
 class AdamWBase(keras.optimizers.AdamW):

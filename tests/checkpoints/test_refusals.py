@@ -246,6 +246,14 @@ NUMBERS = {
                                        "attention_dropout", "seq_classif_dropout"],
     ("electra", "classification"): ["embedding_size"],
     ("roberta", "classification"): ["max_position_embeddings"],
+    ("mpnet", "classification"): ["max_position_embeddings"],
+    ("modernbert", "classification"): [
+        "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size", "local_attention",
+        "norm_eps", "mlp_dropout", "embedding_dropout", "classifier_dropout",
+    ],
+    ("albert", "classification"): [
+        "embedding_size", "num_hidden_groups", "classifier_dropout_prob"
+    ],
     ("encoder_decoders", "t5"): [
         "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
         "relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate",
@@ -287,6 +295,20 @@ def test_one_table_of_rotary_positions_for_gemma_3(golden):
     directory, _, _ = golden("decoders", "gemma3")
     change(directory, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
     refused(directory, "rope_parameters is one table.*full_attention.*sliding_attention")
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"rope_type": "default", "rope_theta": 500.0}, "one table for 'full_attention'"),
+        ({"full_attention": {"rope_type": "yarn", "factor": 2.0}}, "without scaled rotary"),
+        ({"sliding_attention": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
+    ],
+)
+def test_rotary_positions_of_modernbert(golden, tables, said):
+    directory, _, _ = golden("modernbert", "classification")
+    change(directory, rope_parameters=tables)
+    refused(directory, f"config.json: rope.*{said}|config.json: {said}")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -2.0, 0, "x", [1]])
@@ -359,6 +381,23 @@ def test_words_where_yes_or_no_is_meant(golden, model, config, said):
         assert len(store.load(directory).task.labels) == 3
         return
     refused(directory, said)
+
+
+OTHER_GRAPHS = {
+    "mpnet": [("relative_attention_num_buckets", 16), ("pad_token_id", 0)],
+    "modernbert": [("decoder_bias", False), ("rope_scaling", {"rope_type": "yarn", "factor": 2.0})],
+    "albert": [("inner_group_num", 2), ("position_embedding_type", "relative_key")],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [(family, *entry) for family, entries in OTHER_GRAPHS.items() for entry in entries],
+)
+def test_other_graphs_of_encoders(golden, family, key, value):
+    directory, _, _ = golden(family, "classification")
+    change(directory, **{key: value})
+    refused(directory, rf"config.json: {key} is .*tfllm builds {family} without")
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])

@@ -32,6 +32,15 @@ MODELS = {
         "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.weight",
     ),
+    ("modernbert", "masked_lm"): ("model.embeddings.tok_embeddings.weight", "decoder.weight"),
+    ("mpnet", "masked_lm"): (
+        "mpnet.embeddings.word_embeddings.weight",
+        "lm_head.decoder.weight",
+    ),
+    ("albert", "masked_lm"): (
+        "albert.embeddings.word_embeddings.weight",
+        "predictions.decoder.weight",
+    ),
     ("encoder_decoders", "bart"): ("model.shared.weight", "lm_head.weight"),
     ("encoder_decoders", "t5"): ("shared.weight", "lm_head.weight"),
 }

@@ -34,6 +34,23 @@ ENCODERS = {
     "bert embedding pooler": {},
     "bert classification distilbert": {"variant": "distilbert", "num_segments": 0},
     "bert classification roberta": {"variant": "roberta", "num_segments": 1, "pad_token_id": 0},
+    "bert classification mpnet": {"variant": "mpnet", "num_segments": 0},
+    "bert classification albert": {
+        "variant": "albert",
+        "num_layers": 2,
+        "num_groups": 1,
+        "embedding_dim": 32,
+        "activation": "gelu_new",
+    },
+    "bert masked_lm albert": {
+        "variant": "albert",
+        "num_layers": 2,
+        "num_groups": 1,
+        "embedding_dim": 32,
+        "activation": "gelu_new",
+    },
+    "modernbert classification": {"num_layers": 2, "sliding_window": 4, "pad_token_id": 0},
+    "modernbert masked_lm": {"num_layers": 2, "sliding_window": 4, "pad_token_id": 0},
     "bert classification electra": {"variant": "electra", "embedding_dim": 32},
 }
 DECODERS = {
@@ -146,7 +163,8 @@ def scales(checkpoint):
 
 
 def is_tied(checkpoint):
-    has_head = checkpoint.family != "bert" or checkpoint.task.kind == "masked_lm"
+    encoder = checkpoint.family in ("bert", "modernbert")
+    has_head = not encoder or checkpoint.task.kind == "masked_lm"
     return has_head and checkpoint.config.tie_embeddings
 
 

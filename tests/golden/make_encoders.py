@@ -35,6 +35,12 @@ DISTILBERT = {
     "vocab_size": VOCABULARY, "n_layers": 2, "n_heads": 2, "dim": 8, "hidden_dim": 12,
     "max_position_embeddings": 16,
 }  # fmt: skip
+MODERNBERT = {
+    **{key: value for key, value in BERT.items() if key != "num_hidden_layers"},
+    "num_hidden_layers": 4, "local_attention": 4, "global_attn_every_n_layers": 3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+    "max_position_embeddings": 32,
+}  # fmt: skip
 SHAPES = {
     "bert": ("Bert", transformers.BertConfig, BERT),
     "distilbert": ("DistilBert", transformers.DistilBertConfig, DISTILBERT),
@@ -42,12 +48,36 @@ SHAPES = {
     "roberta": ("Roberta", transformers.RobertaConfig, {**BERT, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRoberta", transformers.XLMRobertaConfig, BERT),
     "camembert": ("Camembert", transformers.CamembertConfig, {**BERT, "type_vocab_size": 1}),
+    "mpnet": ("MPNet", transformers.MPNetConfig, BERT),
+    "modernbert": ("ModernBert", transformers.ModernBertConfig, MODERNBERT),
+    "modernbert-mean": (
+        "ModernBert",
+        transformers.ModernBertConfig,
+        {
+            **MODERNBERT,
+            "classifier_pooling": "mean",
+            "norm_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "classifier_bias": True,
+        },
+    ),
+    "albert": (
+        "Albert",
+        transformers.AlbertConfig,
+        {**BERT, "num_hidden_layers": 4, "num_hidden_groups": 2, "embedding_size": 6},
+    ),
 }
-PADS = {"roberta": 1, "xlm-roberta": 1, "camembert": 1}
-NO_SEGMENTS = ("distilbert", "roberta", "camembert")
+PADS = {"roberta": 1, "xlm-roberta": 1, "camembert": 1, "mpnet": 1}
+NO_SEGMENTS = ("distilbert", "roberta", "camembert", "mpnet", "modernbert", "modernbert-mean")
+FIVE = ("embedding", "classification", "token_classification", "question_answering", "masked_lm")
 ONLY = {
     "xlm-roberta": ("embedding", "classification", "masked_lm"),
     "camembert": ("embedding", "classification", "masked_lm"),
+    "mpnet": FIVE,
+    "albert": (*FIVE, "pretraining"),
+    "modernbert": FIVE,
+    "modernbert-mean": ("classification",),
 }
 THREE = {
     "id2label": {0: "low", 1: "middle", 2: "high"},
@@ -106,7 +136,7 @@ def build(family: str, head: str) -> torch.nn.Module | None:
         for parameter_name, parameter in model.named_parameters():
             centre = (
                 1.0
-                if "LayerNorm.weight" in parameter_name or "layer_norm.weight" in parameter_name
+                if parameter_name.endswith(("LayerNorm.weight", "layer_norm.weight", "norm.weight"))
                 else 0.0
             )
             parameter.normal_(centre, STDDEV)

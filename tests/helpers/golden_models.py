@@ -8,6 +8,12 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*"abcdefghijklm", *(f"##{letter}" for letter in "abcdefghijklmn")]
 VOCABULARY = [*SPECIALS, *LETTERS]  # 32 tokens
+MPNET_VOCABULARY = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>", *LETTERS]
+
+
+def vocabulary_of(family: str) -> str:
+    """The vocab.txt of a family's golden models."""
+    return "\n".join(MPNET_VOCABULARY if family == "mpnet" else VOCABULARY) + "\n"
 
 
 def write_golden(family: str, head: str, directory: Path):
@@ -21,7 +27,7 @@ def write_golden(family: str, head: str, directory: Path):
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_bytes(golden["config"].tobytes())
     (directory / "model.safetensors").write_bytes(golden["tensors"].tobytes())
-    (directory / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (directory / "vocab.txt").write_text(vocabulary_of(family))
     inputs = {
         name.removeprefix("inputs/"): value
         for name, value in golden.items()

@@ -12,7 +12,7 @@ from tfllm.tokenizers.loading import load_tokenizer
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer_files.json"
 MODELS = ("llama", "t5", "xlm-r")  # that have a `.model` file and no tokenizer.json
 UNKNOWN = (
-    "BertJapaneseTokenizer", "MPNetTokenizer", "SplinterTokenizer", "CLIPTokenizer",
+    "BertJapaneseTokenizer", "SplinterTokenizer", "CLIPTokenizer",
     "DebertaTokenizer", "WhisperTokenizer", "ReformerTokenizer",
     "XGLMTokenizer", "PegasusTokenizer", "XLNetTokenizer", "NllbTokenizer",
 )  # fmt: skip

@@ -105,6 +105,7 @@ def apply_lowercase(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
         added=tokenizer.added,
         max_word_characters=tokenizer.max_word_characters,
         model_size=tokenizer.model_size,
+        roberta_rows=tokenizer.roberta_rows,
     )
 
 

@@ -56,6 +56,11 @@ def validate(checkpoint: Checkpoint, profile: Profile) -> None:
             f"mediapipe: its text tasks have a {TOKENIZER} tokenizer, and this model's is "
             f"{checkpoint.tokenizer.kind}. Export it to tflite, and give it token ids."
         )
+    if getattr(checkpoint.tokenizer, "roberta_rows", False):
+        raise SettingError(
+            "mediapipe: its text tasks put [CLS] and [SEP] around a text, and this model has "
+            "<s> a </s>. Export it to tflite."
+        )
     if getattr(task, "problem", "") == "regression":
         raise SettingError("mediapipe: a classifier needs labels, and this model gives a number.")
     if profile.text_input or profile.extra_lengths or profile.batch_sizes != (1,):

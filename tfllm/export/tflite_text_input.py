@@ -10,6 +10,7 @@ these kernels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_text as tf_text
@@ -122,17 +123,22 @@ def vocabulary_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _pack_row(ids: list[tf.Tensor], tokenizer: Tokenizer, length: int) -> dict[str, tf.Tensor]:
-    """Pack one or two texts' ids [N] as `[CLS] a [SEP] (b [SEP])`, truncated longest-first and
-    padded: int32 [1, length] each."""
+    """Pack one or two texts' ids [N] in the tokenizer's rows, truncated longest-first and padded:
+    int32 [1, length] each."""
+    template = tokenizer.row_template
     sizes = [tf.size(part) for part in ids]
     if len(ids) == 1:
-        cut_sizes = [tf.minimum(sizes[0], length - 2)]
+        cut_sizes = [tf.minimum(sizes[0], length - template.num_special_tokens)]
     else:
-        cut_sizes = list(truncated_lengths(sizes[0], sizes[1], length - 3))
-    parts, segments = [[tokenizer.bos_token_id]], [[0]]
-    for segment, (part, size) in enumerate(zip(ids, cut_sizes, strict=True)):
-        parts += [part[:size], [tokenizer.eos_token_id]]
-        segments += [tf.fill([size + 1], segment)]
+        room = length - template.num_pair_special_tokens
+        cut_sizes = list(truncated_lengths(sizes[0], sizes[1], room))
+    parts: list[Any] = [template.prefix, ids[0][: cut_sizes[0]]]
+    segments: list[Any] = [tf.fill([len(template.prefix) + cut_sizes[0]], 0)]
+    if len(ids) > 1:
+        parts += [template.separator, ids[1][: cut_sizes[1]]]
+        segments += [template.separator_type_ids, tf.fill([cut_sizes[1]], template.pair_type_id)]
+    parts.append(template.suffix)
+    segments.append([template.pair_type_id if len(ids) > 1 else 0] * len(template.suffix))
     row = tf.concat(parts, 0)
     used = tf.size(row)
     padding = [[0, length - used]]

@@ -41,6 +41,7 @@ class MultiHeadAttention(MultiHeadAttentionBase):
         value: Tensor,
         attention_mask: Tensor | None,
         training: bool | None,
+        position_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Attend from scaled queries (B, T, N, H) to keys (B, S, N, H).
 
@@ -50,11 +51,14 @@ class MultiHeadAttention(MultiHeadAttentionBase):
             value: Values (B, S, N, H).
             attention_mask: Boolean (B, T or 1, S), true where a key may be attended to; or None.
             training: Whether weights are dropped.
+            position_bias: (B or 1, N, T, S), added to the scores; or None.
 
         Returns:
             Outputs (B, T, N, H) and attention weights (B, N, T, S).
         """
         scores = ops.einsum("bsnh,btnh->bnts", key, query)
+        if position_bias is not None:
+            scores = ops.add(scores, ops.cast(position_bias, scores.dtype))
         if attention_mask is not None:
             constant = self.mask_constant
             if keras.backend.standardize_dtype(scores.dtype) == "float16":
@@ -69,6 +73,39 @@ class MultiHeadAttention(MultiHeadAttentionBase):
         return {**super().get_config(), "mask_constant": self.mask_constant}
 
 
+@keras.saving.register_keras_serializable(package="tfllm")
+class BiasedAttention(MultiHeadAttention):
+    """Self-attention with a bias of the scores, such as one by the distance of two tokens.
+
+    Arguments and variables are those of `MultiHeadAttention`.
+    """
+
+    def call(
+        self,
+        query: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        """Attend from tokens to tokens.
+
+        Args:
+            query: (B, T, D).
+            value: (B, S, D), of which keys are made too.
+            attention_mask: Boolean (B, T or 1, S), true where a key may be attended to; or None.
+            position_bias: (B or 1, N, T, S), added to the scores; or None.
+            training: Whether weights are dropped.
+
+        Returns:
+            (B, T, D).
+        """
+        queries = self.scale_query(self.query_dense(query))
+        keys, values = self.key_dense(value), self.value_dense(value)
+        outputs, _ = self.attend(queries, keys, values, attention_mask, training, position_bias)
+        return self.output_dense(outputs)
+
+
 def set_mask_constant(model: keras.Model, constant: float) -> None:
     """Set the mask constant of every attention layer in a model, for graphs traced from now on.
 
@@ -77,7 +114,7 @@ def set_mask_constant(model: keras.Model, constant: float) -> None:
         constant: Added to the scores of masked positions.
     """
     for layer in all_layers(model):
-        if isinstance(layer, MultiHeadAttention):
+        if hasattr(layer, "mask_constant"):
             layer.mask_constant = constant
     model.predict_function = None
     model.test_function = None
@@ -94,6 +131,7 @@ def scaled_dot_product_attention(
     position_bias: Tensor | None = None,
     training: bool | None = None,
     softcap: float = 0.0,
+    mask_constant: float = EXACT_MASK,
 ) -> tuple[Tensor, Tensor]:
     """Attend from queries to keys (Vaswani et al. 2017), with grouped heads (Ainslie et al. 2023).
 
@@ -110,6 +148,7 @@ def scaled_dot_product_attention(
         position_bias: (B or 1, H, S, K), added to the scores; or None.
         training: Whether weights are dropped.
         softcap: Above 0, scores are bounded to it before masking (Gemma 2).
+        mask_constant: Added to the scores of masked keys.
 
     Returns:
         Outputs (B, S, H, d), and attention weights (B, H, S, K) in the dtype of the values.
@@ -126,7 +165,7 @@ def scaled_dot_product_attention(
         scores = ops.multiply(ops.tanh(ops.divide(scores, softcap)), softcap)
     if position_bias is not None:
         scores = ops.add(scores, ops.cast(position_bias, "float32"))
-    bias = ops.multiply(ops.cast(ops.logical_not(attention_mask), "float32"), EXACT_MASK)
+    bias = ops.multiply(ops.cast(ops.logical_not(attention_mask), "float32"), mask_constant)
     scores = ops.add(scores, ops.expand_dims(bias, 1))
     # Keras warns of a softmax over one number, which is always 1.
     single_key = isinstance(key_length, int) and key_length == 1

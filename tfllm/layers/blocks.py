@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from tfllm.layers.activations import get_activation
-from tfllm.layers.attention import EXACT_MASK, MultiHeadAttention
+from tfllm.layers.attention import EXACT_MASK, BiasedAttention, MultiHeadAttention
 from tfllm.layers.projections import truncated_normal
 from tfllm.layers.types import Shape, Tensor
 
@@ -29,6 +29,7 @@ class EncoderBlock(keras.layers.Layer):
         attention_dropout: Rate, on the attention weights.
         initializer_range: Standard deviation of new kernels.
         mask_constant: See `attention.MultiHeadAttention`.
+        biased: Whether a bias is added to the scores of the attention, an input of the block.
         options: Of `keras.layers.Layer`.
     """
 
@@ -42,6 +43,7 @@ class EncoderBlock(keras.layers.Layer):
         attention_dropout: float = 0.1,
         initializer_range: float = 0.02,
         mask_constant: float = EXACT_MASK,
+        biased: bool = False,
         **options: Any,
     ):
         super().__init__(**options)
@@ -53,12 +55,19 @@ class EncoderBlock(keras.layers.Layer):
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
         self.mask_constant = mask_constant
+        self.biased = biased
 
-    def build(self, x_shape: Shape, attention_mask_shape: Shape | None = None) -> None:
+    def build(
+        self,
+        x_shape: Shape,
+        attention_mask_shape: Shape | None = None,
+        position_bias_shape: Shape | None = None,
+    ) -> None:
         hidden_dim = x_shape[-1]
         assert hidden_dim is not None
         policy = self.dtype_policy
-        self.attention = MultiHeadAttention(
+        kind = BiasedAttention if self.biased else MultiHeadAttention
+        self.attention = kind(
             self.num_heads,
             key_dim=hidden_dim // self.num_heads,
             dropout=self.attention_dropout,
@@ -99,19 +108,25 @@ class EncoderBlock(keras.layers.Layer):
         )
 
     def call(
-        self, x: Tensor, attention_mask: Tensor | None = None, training: bool | None = None
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        training: bool | None = None,
     ) -> Tensor:
         """Run the block.
 
         Args:
             x: (B, T, D).
             attention_mask: Boolean (B, 1 or T, T), false where a position is not attended to.
+            position_bias: (B or 1, num_heads, T, T), added to the scores of a `biased` block.
             training: Whether dropout is active.
 
         Returns:
             (B, T, D).
         """
-        attended = self.attention(x, x, attention_mask=attention_mask, training=training)
+        bias = {"position_bias": position_bias} if self.biased else {}
+        attended = self.attention(x, x, attention_mask=attention_mask, training=training, **bias)
         attended = self.attention_output_dropout(attended, training=training)
         x = self.attention_norm(ops.add(x, attended))
         output = self.feedforward_dropout(self.down(self.up(x)), training=training)
@@ -120,6 +135,6 @@ class EncoderBlock(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         names = (
             "num_heads intermediate_dim activation layer_norm_epsilon dropout attention_dropout "
-            "initializer_range mask_constant"
+            "initializer_range mask_constant biased"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}

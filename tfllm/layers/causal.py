@@ -16,7 +16,7 @@ from keras import ops
 
 from tfllm.layers import rotary
 from tfllm.layers.activations import get_activation
-from tfllm.layers.attention import scaled_dot_product_attention
+from tfllm.layers.attention import EXACT_MASK, scaled_dot_product_attention
 from tfllm.layers.normalization import normalization_layer
 from tfllm.layers.projections import InitializerRange, dense
 from tfllm.layers.types import Cache, KeysAndValues, Shape, Tensor
@@ -92,6 +92,7 @@ class CausalAttention(keras.layers.Layer):
         self.norm = norm
         self.norm_whole = norm_whole
         self.rotary_dim = rotary_dim
+        self.mask_constant = EXACT_MASK
         self.rope_frequencies = (
             rotary.frequencies(
                 rotary_dim or head_dim, rope_theta, rope_scaling, max_sequence_length
@@ -178,6 +179,7 @@ class CausalAttention(keras.layers.Layer):
             position_bias,
             training,
             self.softcap,
+            self.mask_constant,
         )
         batch, length = ops.shape(x)[:2]
         outputs = ops.reshape(outputs, (batch, length, self.num_heads * self.head_dim))
@@ -240,6 +242,9 @@ class CausalBlock(keras.layers.Layer):
         residual_scale: Multiplies the output of each part before the sum (Granite).
         parallel_residual: Whether both parts of a pre-norm block read its input, and their outputs
             are added to it at once (GPT-NeoX, Black et al. 2022).
+        attention_input_norm: Whether the input of the attention is among `input_norms`
+            (ModernBERT's first block has it not).
+        attention_output_rate: Of dropout, on the attention's output; None: `dropout`.
         options: Of `keras.layers.Layer`.
     """
 
@@ -259,6 +264,8 @@ class CausalBlock(keras.layers.Layer):
         input_norms: bool = True,
         residual_scale: float = 1.0,
         parallel_residual: bool = False,
+        attention_input_norm: bool = True,
+        attention_output_rate: float | None = None,
         **options: Any,
     ):
         super().__init__(**options)
@@ -276,10 +283,12 @@ class CausalBlock(keras.layers.Layer):
         self.input_norms = input_norms
         self.residual_scale = residual_scale
         self.parallel_residual = parallel_residual
+        self.attention_input_norm = attention_input_norm and input_norms
+        self.attention_output_rate = attention_output_rate
 
     def build(self, x_shape: Shape, *_: Any, **__: Any) -> None:
         policy = self.dtype_policy
-        if self.input_norms:
+        if self.attention_input_norm:
             self._add_norm("attention_norm", x_shape)
         self.attention = CausalAttention(**self.attention_options, dtype=policy, name="attention")
         self.attention.build(x_shape)
@@ -309,8 +318,9 @@ class CausalBlock(keras.layers.Layer):
         assert width is not None
         self.down = dense("down", width, self.bias, output_range, policy)
         self.down.build((*x_shape[:-1], self.intermediate_dim))
+        after_attention = self.attention_output_rate
         rates = {
-            "attention": self.dropout,
+            "attention": self.dropout if after_attention is None else after_attention,
             "inner": self.inner_dropout,
             "feedforward": self.dropout,
         }
@@ -368,7 +378,7 @@ class CausalBlock(keras.layers.Layer):
         training: bool | None,
     ) -> tuple[Tensor, KeysAndValues]:
         """The output of self-attention, without the residual connection."""
-        inner = self.attention_norm(x) if self.pre_norm and self.input_norms else x
+        inner = self.attention_norm(x) if self.pre_norm and self.attention_input_norm else x
         output, new = self.attention(
             inner,
             attention_mask,
@@ -427,6 +437,7 @@ BLOCK_ARGUMENTS = (
     "intermediate_dim", "activation", "norm", "norm_epsilon", "gated", "bias", "dropout",
     "pre_norm", "inner_dropout", "output_norms", "input_norms", "residual_scale",
     "parallel_residual",
+    "attention_input_norm", "attention_output_rate",
 )  # fmt: skip
 
 

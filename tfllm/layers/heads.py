@@ -22,18 +22,22 @@ from tfllm.layers.types import ModelConfig, Shape, Tensor
 POOLINGS = ("mean", "first", "max", "last", "weighted_mean", "root_mean", "pooler")
 OPTIONAL: dict[str, Any] = {
     "activation": "gelu",
+    "classifier_pooling": "cls",
     "classifier_dropout": None,  # the same as `dropout`
     "dropout": 0.0,
     "embedding_dim": 0,  # the same as `hidden_dim`
+    "head_bias": True,
     "initializer_range": 0.02,
     "layer_norm_epsilon": 1e-12,
     "logits_bias": False,
     "logits_scale": 1.0,
     "masked_lm_activation": "",  # the same as `activation`
+    "norm_bias": True,
     "pooler_input_dropout": False,
     "summary_activation": "tanh",
     "tie_embeddings": True,
     "logits_softcap": 0.0,
+    "transform_before_head": False,
 }
 """Fields of a config that heads ask for, and their values where it has none."""
 
@@ -88,8 +92,30 @@ def pooler(hidden: Tensor, config: ModelConfig) -> Tensor:
     )(hidden[:, 0])
 
 
+def _transform(hidden: Tensor, config: ModelConfig) -> Tensor:
+    """Apply the dense layer and norm that the masked-LM head begins with: (..., embedding_dim)."""
+    x = keras.layers.Dense(
+        _field(config, "embedding_dim") or config.hidden_dim,
+        activation=get_activation(
+            _field(config, "masked_lm_activation") or _field(config, "activation")
+        ),
+        use_bias=_field(config, "head_bias"),
+        kernel_initializer=truncated_normal(_field(config, "initializer_range")),
+        name="transform",
+    )(hidden)
+    return keras.layers.LayerNormalization(
+        epsilon=_field(config, "layer_norm_epsilon"),
+        center=_field(config, "norm_bias"),
+        name="transform_norm",
+    )(x)
+
+
 def classification_head(
-    hidden: Tensor, config: ModelConfig, num_labels: int, padding_mask: Tensor | None = None
+    hidden: Tensor,
+    config: ModelConfig,
+    num_labels: int,
+    padding_mask: Tensor | None = None,
+    pooling: str = "mean",
 ) -> Tensor:
     """Classify whole texts.
 
@@ -97,14 +123,23 @@ def classification_head(
         hidden: Hidden states (B, T, D).
         config: The family's config.
         num_labels: Width of the output.
-        padding_mask: (B, T), 0 on padding: classify the mean hidden state, without a pooler. None:
-            classify the first token through the pooler, as Hugging Face's heads do.
+        padding_mask: (B, T), 0 on padding; None: as with `pooling` "first".
+        pooling: "mean": classify the mean hidden state, without a pooler. "first": classify as
+            Hugging Face's heads do, the first token through the pooler; with
+            `transform_before_head` what `classifier_pooling` says, through the transform.
 
     Returns:
         Logits (B, num_labels).
     """
-    if padding_mask is not None:
+    if padding_mask is not None and pooling == "mean":
         pooled = _dropout(config)(masked_mean(hidden, padding_mask))
+        return _dense(num_labels, config, "classifier")(pooled)
+    if _field(config, "transform_before_head"):
+        pooled = hidden[:, 0]
+        if _field(config, "classifier_pooling") == "mean":
+            assert padding_mask is not None
+            pooled = masked_mean(hidden, padding_mask)
+        pooled = _dropout(config)(_transform(pooled, config))
         return _dense(num_labels, config, "classifier")(pooled)
     if _field(config, "pooler_input_dropout"):
         hidden = _dropout(config, "summary_dropout")(hidden)
@@ -114,6 +149,8 @@ def classification_head(
 
 def token_classification_head(hidden: Tensor, config: ModelConfig, num_labels: int) -> Tensor:
     """Classify every token: (B, T, D) to logits (B, T, num_labels)."""
+    if _field(config, "transform_before_head"):
+        hidden = _transform(hidden, config)
     return _dense(num_labels, config, "classifier")(_dropout(config)(hidden))
 
 
@@ -122,6 +159,8 @@ def span_head(hidden: Tensor, config: ModelConfig) -> Tensor:
 
     (B, T, D) to logits (B, T, 2), as BERT for SQuAD (Devlin et al. 2019, section 4.2).
     """
+    if _field(config, "transform_before_head"):
+        hidden = _dropout(config)(_transform(hidden, config))
     return _dense(2, config, "span")(hidden)
 
 
@@ -137,24 +176,14 @@ def masked_lm_head(hidden: Tensor, config: ModelConfig, backbone: keras.Model) -
     Returns:
         Logits (B, T, vocabulary_size).
     """
-    initializer_range = _field(config, "initializer_range")
-    x = keras.layers.Dense(
-        _field(config, "embedding_dim") or config.hidden_dim,
-        activation=get_activation(
-            _field(config, "masked_lm_activation") or _field(config, "activation")
-        ),
-        kernel_initializer=truncated_normal(initializer_range),
-        name="transform",
-    )(hidden)
-    epsilon = _field(config, "layer_norm_epsilon")
-    x = keras.layers.LayerNormalization(epsilon=epsilon, name="transform_norm")(x)
+    x = _transform(hidden, config)
     if _field(config, "tie_embeddings"):
         logits = backbone.get_layer("token_embedding")(x, reverse=True)
     else:
         logits = keras.layers.Dense(
             config.vocabulary_size,
             use_bias=False,
-            kernel_initializer=truncated_normal(initializer_range),
+            kernel_initializer=truncated_normal(_field(config, "initializer_range")),
             name="logits",
         )(x)
     return TokenBias(name="token_bias")(logits)

@@ -9,7 +9,7 @@ from keras import ops
 
 from tfllm.layers.types import Shape, Tensor
 
-Normalization = Literal["layer", "rms", "rms_offset"]
+Normalization = Literal["layer", "layer_scale", "rms", "rms_offset"]
 
 
 @keras.saving.register_keras_serializable(package="tfllm")
@@ -62,12 +62,14 @@ def normalization_layer(
     """Create a normalization layer; all kinds compute in float32.
 
     Args:
-        kind: "layer" (Ba et al. 2016), "rms" (Zhang and Sennrich 2019), or "rms_offset", whose gain
-            is 1 + scale (Gemma).
+        kind: "layer" (Ba et al. 2016), "layer_scale", the same without a bias (ModernBERT), "rms"
+            (Zhang and Sennrich 2019), or "rms_offset", whose gain is 1 + scale (Gemma).
         name: The layer's name.
         epsilon: Added to the variance, or to the mean square.
         policy: The layer's dtype policy; None is Keras' current one.
     """
     if kind in RMS:
         return RMS[kind](epsilon=epsilon, dtype=policy, name=name)
-    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name=name)
+    return keras.layers.LayerNormalization(
+        epsilon=epsilon, center=kind == "layer", dtype=policy, name=name
+    )

@@ -48,6 +48,22 @@ def positions(segment_ids: Tensor) -> Tensor:
     return ops.maximum(ops.subtract(attended, 1), 0)
 
 
+def window_mask(padding_mask: Tensor, positions: Tensor, distance: int) -> Tensor:
+    """Build the attention mask of an encoder's layer with a window (Beltagy et al. 2020).
+
+    Args:
+        padding_mask: int32 (B, T), 0 on padding.
+        positions: int32 (B or 1, T).
+        distance: The farthest token that a query attends to, on both sides.
+
+    Returns:
+        Boolean (B, T, T): true where a query (axis 1) attends to a key (axis 2).
+    """
+    apart = ops.subtract(ops.expand_dims(positions, 2), ops.expand_dims(positions, 1))
+    near = ops.less_equal(ops.abs(apart), distance)
+    return ops.logical_and(near, ops.expand_dims(ops.cast(padding_mask, "bool"), 1))
+
+
 def apply_sliding_window(
     mask: Tensor, query_positions: Tensor, key_positions: Tensor, window: int
 ) -> Tensor:

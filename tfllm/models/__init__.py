@@ -28,6 +28,7 @@ from tfllm.models import (
     gpt2,
     gpt_neox,
     llama,
+    modernbert,
     opt,
     t5,
     transformer,
@@ -37,6 +38,7 @@ from tfllm.models.weight_map import WeightMap
 # The values are modules, or in tests anything with the same names.
 FAMILIES: dict[str, Any] = {
     "bert": bert,
+    "modernbert": modernbert,
     "gpt2": gpt2,
     "llama": llama,
     "gemma": gemma,

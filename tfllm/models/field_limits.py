@@ -20,6 +20,7 @@ WHOLE: dict[str, tuple[int, int]] = {
     "vocabulary_size": (1, TOKENS),
     "source_vocabulary_size": (0, TOKENS),
     "num_layers": (1, LAYERS),
+    "num_groups": (0, LAYERS),
     "num_encoder_layers": (0, LAYERS),
     "num_heads": (1, HEADS),
     "num_encoder_heads": (0, HEADS),
@@ -62,6 +63,7 @@ FLAGS = (
     "tie_embeddings", "share_embeddings", "scale_embeddings", "scale_logits", "pre_norm",
     "logits_bias", "qkv_bias", "output_bias", "query_key_norm", "gated", "use_sliding_window",
     "parallel_residual", "attention_bias", "bias",
+    "norm_bias", "feedforward_bias", "head_bias",
 )  # fmt: skip
 
 

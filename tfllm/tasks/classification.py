@@ -141,8 +141,8 @@ class Classification(Task):
 
         from tfllm.layers import heads
 
-        mask = backbone.input["padding_mask"] if self.pooling == "mean" else None
-        scores = heads.classification_head(backbone.output, config, self.size, mask)
+        mask = backbone.input["padding_mask"]
+        scores = heads.classification_head(backbone.output, config, self.size, mask, self.pooling)
         return keras.Model(backbone.input, scores, name=self.kind)
 
     def features(

@@ -56,6 +56,16 @@ def bert_template(start: int, end: int) -> RowTemplate:
     return RowTemplate((start,), (end,), (end,), (0,), 1)
 
 
+def roberta_template(start: int, end: int) -> RowTemplate:
+    """Return the template `<s> a </s></s> b </s>` of RoBERTa and MPNet, all of segment 0.
+
+    Args:
+        start: The id of <s>.
+        end: The id of </s>.
+    """
+    return RowTemplate((start,), (end, end), (end,), (0, 0), 0)
+
+
 @dataclass(frozen=True)
 class Encoding:
     """One row of model input of T tokens, special tokens included. Every list has T entries."""

@@ -28,6 +28,10 @@ ROBERTA_TOKENS = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>",
     "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
+MPNET = "MPNetTokenizer"
+_MPNET = {
+    **ROBERTA_TOKENS, "unk_token": "[UNK]", "mask_token": {"content": "<mask>", "lstrip": True},
+}  # fmt: skip
 _GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _CODE = {"prefix": "▁<PRE>", "middle": "▁<MID>", "suffix": "▁<SUF>", "eot": "▁<EOT>"}
@@ -36,19 +40,23 @@ _CAMEMBERT = {
     **ROBERTA_TOKENS, "additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"],
 }  # fmt: skip
 ROBERTA = ("RobertaTokenizer", "LongformerTokenizer", "BartTokenizer", "LEDTokenizer")
+ALBERT = "AlbertTokenizer"
 MBART = ("MBartTokenizer", "MBart50Tokenizer")
 XLMR = ("XLMRobertaTokenizer", "CamembertTokenizer")
 LLAMA = ("LlamaTokenizer", "CodeLlamaTokenizer")
 BPE_CLASSES = (*LLAMA, "GemmaTokenizer")  # of SentencePiece; the others are unigram models
 # Kind of vocabulary -> class -> its special tokens where its files name no others.
 CLASSES: dict[str, dict[str, dict[str, Any]]] = {
-    "wordpiece": dict.fromkeys(
-        ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer",
-         "SqueezeBertTokenizer", "ConvBertTokenizer", "LayoutLMTokenizer", "LxmertTokenizer",
-         "RetriBertTokenizer", "RealmTokenizer", "DPRContextEncoderTokenizer",
-         "DPRQuestionEncoderTokenizer", "DPRReaderTokenizer"),
-        BERT_TOKENS,
-    ),
+    "wordpiece": {
+        **dict.fromkeys(
+            ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer",
+             "SqueezeBertTokenizer", "ConvBertTokenizer", "LayoutLMTokenizer", "LxmertTokenizer",
+             "RetriBertTokenizer", "RealmTokenizer", "DPRContextEncoderTokenizer",
+             "DPRQuestionEncoderTokenizer", "DPRReaderTokenizer"),
+            BERT_TOKENS,
+        ),
+        MPNET: _MPNET,
+    },
     "bytepair": {
         "GPT2Tokenizer": _GPT2,
         "CodeGenTokenizer": _GPT2,
@@ -67,7 +75,7 @@ CLASSES: dict[str, dict[str, dict[str, Any]]] = {
         "GemmaTokenizer": {},
         "T5Tokenizer": _T5,
         "MT5Tokenizer": _T5,
-        "AlbertTokenizer": {},
+        ALBERT: {},
         "XLMRobertaTokenizer": ROBERTA_TOKENS,
         "CamembertTokenizer": _CAMEMBERT,
         **dict.fromkeys(MBART, ROBERTA_TOKENS),
@@ -181,6 +189,8 @@ def apply_class_config(
         )
     if kind == "bytepair" and name in CLASSES[kind] and CLASSES[kind][name]:
         return _byte_level(data, bool(config.get("add_prefix_space")))
+    if kind == "sentencepiece" and name == ALBERT and {"do_lower_case", "keep_accents"} & {*config}:
+        return _albert(data, config)
     if kind == "sentencepiece" and name in LLAMA:
         return _llama(data, prefix_space_scheme(settings))
     if kind == "sentencepiece" and name in XLMR and config.get("add_prefix_space") is False:
@@ -222,6 +232,19 @@ def _llama(data: dict[str, Any], prefix: str) -> dict[str, Any]:
         },
         "decoder": {"type": "Sequence", "decoders": decoders},
     }  # fmt: skip
+
+
+def _albert(data: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    quotes = [
+        {"type": "Replace", "pattern": {"String": quote}, "content": '"'} for quote in ("``", "''")
+    ]
+    accents = [] if config.get("keep_accents") else [{"type": "NFKD"}, {"type": "StripAccents"}]
+    case = [{"type": "Lowercase"}] if config.get("do_lower_case", True) else []
+    normalizer = data.get("normalizer") or {}
+    own = normalizer.get("normalizers") or [normalizer]
+    charsmap = [part for part in own if part.get("type") == "Precompiled"]
+    parts = [*quotes, *accents, *case, *charsmap]
+    return {**data, "normalizer": {"type": "Sequence", "normalizers": parts}}
 
 
 def _byte_level(data: dict[str, Any], prefix: bool) -> dict[str, Any]:

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from tfllm.errors import TokenizerError
 from tfllm.tokenizers import hf_classes, tokenizer_config
 from tfllm.tokenizers import sentencepiece_proto as proto
-from tfllm.tokenizers.base import InGraphTokenizer, RowTemplate, bert_template, check_ids
+from tfllm.tokenizers.base import (
+    InGraphTokenizer,
+    RowTemplate,
+    bert_template,
+    check_ids,
+    roberta_template,
+)
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 from tfllm.tokenizers.mbart import LANGUAGE_CODES
 from tfllm.tokenizers.rows import NamedTokenizer, TextTokens, TokenSequence, replace_surrogates
@@ -34,14 +40,13 @@ if TYPE_CHECKING:
 
     from tfllm.tokenizers.graph.sentencepiece_json import SentencePieceJsonGraph
 
-ALBERT = "AlbertTokenizer"
 T5_EXTRA_IDS = 100
 # Hugging Face's class -> the kind of rows that it builds.
 ROW_KINDS = {
     "LlamaTokenizer": "start",
     "GemmaTokenizer": "start",
     "T5Tokenizer": "end",
-    ALBERT: "bert",
+    hf_classes.ALBERT: "bert",
     "MT5Tokenizer": "end",
     **dict.fromkeys(hf_classes.XLMR, "roberta"),
     **dict.fromkeys(LANGUAGE_CODES, "end"),  # and a language: see `tokenizers.mbart`
@@ -362,7 +367,8 @@ def from_proto(
 def _check_supported(kind: str, settings: TokenizerConfig, unigram: bool, path: Path) -> None:
     """Refuse settings that are not implemented beside a `.model` file."""
     config = settings.config
-    if kind == ALBERT and (config.get("do_lower_case", True) or not config.get("keep_accents")):
+    as_written = not config.get("do_lower_case", True) and config.get("keep_accents")
+    if kind == hf_classes.ALBERT and not as_written:
         raise TokenizerError(
             f"{path}: ALBERT lowers letters and strips accents before SentencePiece, which is not "
             "in the .model file. Use a directory with its tokenizer.json."
@@ -405,7 +411,7 @@ def _check_supported(kind: str, settings: TokenizerConfig, unigram: bool, path: 
 def _class_config(template: RowTemplate) -> dict[str, Any]:
     """Settings with which transformers and tfllm put the same special tokens around a text."""
     if template.prefix and template.suffix:
-        return {"tokenizer_class": ALBERT, "do_lower_case": False, "keep_accents": True}
+        return {"tokenizer_class": hf_classes.ALBERT, "do_lower_case": False, "keep_accents": True}
     return (
         {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, OWN_PREFIX: BY_MODEL}
         if template.prefix
@@ -516,5 +522,5 @@ def _row_template(
         named = (settings.named.get(key) for key in ("bos_token", "eos_token"))
         start, end = (ids.get(content(entry or "")) for entry in named)
         assert start is not None and end is not None  # the class names them
-        return RowTemplate((start,), (end, end), (end,), (0, 0), 0)
+        return roberta_template(start, end)
     return bert_template(start, end)

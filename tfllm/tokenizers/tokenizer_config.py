@@ -46,6 +46,7 @@ CLASSES = {
     "marian": "MarianTokenizer", "bert": "BertTokenizer", "distilbert": "BertTokenizer",
     "electra": "BertTokenizer", "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
+    "mpnet": "MPNetTokenizer", "albert": "AlbertTokenizer",
     "gpt2": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer",
     "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
 }  # fmt: skip

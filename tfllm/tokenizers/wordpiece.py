@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfllm.errors import TokenizerError
-from tfllm.tokenizers.base import RowTemplate, bert_template, check_ids
+from tfllm.tokenizers.base import RowTemplate, bert_template, check_ids, roberta_template
 from tfllm.tokenizers.bert_normalization import BertNormalization
-from tfllm.tokenizers.hf_classes import BERT_TOKENS
+from tfllm.tokenizers.hf_classes import BERT_TOKENS, MPNET
 from tfllm.tokenizers.hf_internals import translate_errors
 from tfllm.tokenizers.hf_tokenizers import parse_tokenizer_json
 from tfllm.tokenizers.rows import RowTokenizer, TokenSequence, replace_surrogates
@@ -34,6 +34,7 @@ from tfllm.tokenizers.tokenizer_config import (
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.processors import PostProcessor
 
     from tfllm.tokenizers.graph.wordpiece import WordPieceGraph
 
@@ -87,6 +88,8 @@ class WordPiece(RowTokenizer):
     row_template: RowTemplate
     splits_special_tokens: bool = False
     """Whether special tokens written in a text are ordinary text."""
+    roberta_rows: bool = False
+    """Whether rows are RoBERTa's (MPNet), not BERT's."""
 
     kind = "wordpiece"
 
@@ -104,6 +107,7 @@ class WordPiece(RowTokenizer):
         max_word_characters: int = MAX_WORD_CHARACTERS,
         model_size: int | None = None,
         splits_special_tokens: bool = False,
+        roberta_rows: bool = False,
     ) -> WordPiece:
         """Create a tokenizer from a vocabulary.
 
@@ -118,6 +122,7 @@ class WordPiece(RowTokenizer):
             max_word_characters: Characters of a word at most.
             model_size: How many tokens are matched inside words; None: all.
             splits_special_tokens: Whether special tokens in a text are ordinary text.
+            roberta_rows: Whether rows are `<s> a </s></s> b </s>` (MPNet), not BERT's.
 
         Raises:
             TokenizerError: A token is repeated or empty, or a special token is missing.
@@ -139,11 +144,13 @@ class WordPiece(RowTokenizer):
         backend = _create_backend(
             vocabulary[:size], normalization, special_tokens, by_id, max_word_characters
         )
+        rows = (special_tokens.cls_token, special_tokens.sep_token)
+        template = (roberta_template if roberta_rows else bert_template)(*(ids[t] for t in rows))
+        backend.post_processor = _post_processor(template, *rows)
         backend.encode_special_tokens = splits_special_tokens
-        template = bert_template(ids[special_tokens.cls_token], ids[special_tokens.sep_token])
         return cls(
             vocabulary, normalization, special_tokens, tuple(by_id), max_word_characters, size,
-            backend, ids, template, splits_special_tokens,
+            backend, ids, template, splits_special_tokens, roberta_rows,
         )  # fmt: skip
 
     @property
@@ -223,7 +230,7 @@ class WordPiece(RowTokenizer):
         )
         names = asdict(self.special_tokens)
         settings = {
-            "tokenizer_class": "BertTokenizer",
+            "tokenizer_class": MPNET if self.roberta_rows else "BertTokenizer",
             "do_lower_case": self.normalization.lowercase,
             "strip_accents": self.normalization.strip_accents,
             "tokenize_chinese_chars": self.normalization.chinese_characters,
@@ -277,7 +284,6 @@ def _create_backend(
         decoders,
         models,
         pre_tokenizers,
-        processors,
     )
 
     ids = {token: token_id for token_id, token in enumerate(vocabulary)}
@@ -290,15 +296,22 @@ def _create_backend(
     backend = Tokenizer(model)
     backend.normalizer = normalization.build()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    start, end = special_tokens.cls_token, special_tokens.sep_token
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{start}:0 $A:0 {end}:0",
-        pair=f"{start}:0 $A:0 {end}:0 $B:1 {end}:1",
-        special_tokens=[(start, ids[start]), (end, ids[end])],
-    )
     backend.decoder = decoders.WordPiece(prefix=PREFIX)
     backend.add_tokens([token.to_backend() for token in matched])
     return backend
+
+
+def _post_processor(template: RowTemplate, start: str, end: str) -> PostProcessor:
+    """The package's post-processor of rows that begin with the token `start` and end with `end`."""
+    from tokenizers import processors
+
+    between = " ".join(f"{end}:{kind}" for kind in template.separator_type_ids)
+    last = template.pair_type_id
+    return processors.TemplateProcessing(
+        single=f"{start}:0 $A:0 {end}:0",
+        pair=f"{start}:0 $A:0 {between} $B:{last} {end}:{last}",
+        special_tokens=[(start, template.prefix[0]), (end, template.suffix[0])],
+    )
 
 
 def from_vocabulary_file(path: Path, settings: TokenizerConfig) -> WordPiece:
@@ -423,6 +436,7 @@ def _from_files(
             special_tokens=BertSpecialTokens(**named),
             added=matched,
             splits_special_tokens=settings.splits_special_tokens,
+            roberta_rows=settings.tokenizer_class == MPNET,
             **arguments,
         )
     except TokenizerError as error:
@@ -480,9 +494,11 @@ def _check_rows(tokenizer: WordPiece, data: Mapping[str, Any], path: Path) -> No
     backend = parse_tokenizer_json(json.dumps({**data, "model": model}), path)
     backend.no_truncation()
     backend.no_padding()
+    own = not tokenizer.roberta_rows  # MPNet's class replaces the file's post-processor
     for text, pair in PROBES:
-        theirs, ours = backend.encode(text, pair), tokenizer.encode(text, pair)
-        if (theirs.ids, theirs.type_ids) != (ours.ids, ours.type_ids):
+        theirs = backend.encode(text, pair, add_special_tokens=own)
+        ours = tokenizer.encode(text, pair, add_special_tokens=own)
+        if theirs.ids != ours.ids or own and theirs.type_ids != ours.type_ids:
             raise TokenizerError(
                 f"{path}: gives {theirs.tokens} for {text!r} and {pair!r}, where BERT's rows are "
                 "[CLS] a [SEP] b [SEP] with types 0 and 1. Such a post-processor is not known."
