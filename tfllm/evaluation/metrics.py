@@ -60,7 +60,7 @@ def measure(
 
 
 def headline(task: Task, measured: dict[str, Any]) -> tuple[str, float | None]:
-    """Return name and value of the metric that stands for the task, or ("", None).
+    """Return name and value of the task's headline metric, or ("", None).
 
     Args:
         task: The task.

@@ -59,7 +59,7 @@ def documents(
 ) -> list[ScoredText]:
     """Tokenize one text per example, or all as one where the task has no documents.
 
-    The start token stands before a document, and its end token is not scored. In a conversation the
+    The start token precedes a document, and its end token is not scored. In a conversation the
     assistant's messages count. A first token with nothing before it has no probability.
 
     Args:

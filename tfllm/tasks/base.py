@@ -103,9 +103,9 @@ class Task(Settings):
 
     @property
     def headline_metrics(self) -> tuple[str, ...]:
-        """The metrics that stand for the task where only one can; higher is better.
+        """The metrics by which models of the task are compared; higher is better.
 
-        The first of them that was measured is taken.
+        Where one number is needed, it is the first of them that was measured.
         """
         return ()
 
@@ -208,7 +208,7 @@ class Task(Settings):
         raise NotImplementedError
 
     def load_features(self, examples: Sequence[Example], tokenizer: Tokenizer) -> Features:
-        """Return `features` of examples, or of the prepared corpus that they stand for.
+        """Return `features` of examples, or of the prepared corpus that they are read from.
 
         Args:
             examples: Dicts of fields, or a sequence with the attribute `corpus`.

@@ -59,7 +59,7 @@ class Embedding(Task):
     prompts: dict[str, str] = {}
     """Texts to put before every text, by name ("query", "document")."""
     prompt_name: str | None = None
-    """Which of `prompts` stands before every text; unset: none."""
+    """Which of `prompts` is put before every text; unset: none."""
     similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
     """How the vectors of a pair are compared; distances count as negative numbers."""
     scale: float = Field(default=20.0, gt=0)
@@ -86,7 +86,7 @@ class Embedding(Task):
 
     @property
     def prompt(self) -> str:
-        """What stands before every text."""
+        """The text that is put before every text."""
         return "" if self.prompt_name is None else self.prompts[self.prompt_name]
 
     @property

@@ -1,7 +1,7 @@
 """The Keras callback of a run: checks, logs, measures, saves and stops, in this order.
 
 Also the callbacks of a caller of `train`. A run is one epoch of `model.fit`, because its own epochs
-have unlike numbers of batches and may be resumed in their midst; `CallerCallbacks` calls the
+have different numbers of batches and may be resumed in the middle; `CallerCallbacks` calls the
 caller's callbacks by the run's epochs.
 """
 

@@ -49,7 +49,7 @@ class PreviousRun:
     inputs: dict[str, str]
     """Digests of what it was started with, by the keys of INPUTS."""
     resolved: dict[str, str]
-    """What `auto` stands for: precision and, of a run to resume, kernels."""
+    """How `auto` is resolved: precision and, of a run to resume, kernels."""
 
 
 def read_previous_run(

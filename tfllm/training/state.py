@@ -59,7 +59,7 @@ class TrainingProgress:
     inputs: dict[str, str] = field(default_factory=dict)
     """Digests of what the run was started with; see `training.resuming`."""
     resolved: dict[str, str] = field(default_factory=dict)
-    """What `auto` stood for where the run was started: precision, kernels."""
+    """How `auto` was resolved where the run was started: precision, kernels."""
     replicas: int = 1
     """Devices that the steps so far were computed on."""
     backend: str = ""

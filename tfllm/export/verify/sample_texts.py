@@ -1,6 +1,6 @@
 """Sample texts of our own: what an export is checked, calibrated and warmed up with.
 
-Sentences stand in for data where none is given: many scripts, styles and edge cases, which every
+Built-in sentences are used where no data is given: many scripts, styles and edge cases, which every
 exported model must tokenize and answer like its checkpoint. Passages are English and Chinese prose
 (news, letters, recipes, stories, explanations), on which perplexity and KL divergence are measured.
 All were written for this project.
