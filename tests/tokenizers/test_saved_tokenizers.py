@@ -21,7 +21,6 @@ COUNT = 2000
 BATCH = 250
 # What is refused -> words of the message.
 REFUSED = {
-    "albert": "in the graph 'normalizer' {'type': 'NFKD'} is not known",
     "bert cased + tokens": "The added token 'lily<x>' has normalized set",
     "clip": "class CLIPTokenizer is not known here",
 }

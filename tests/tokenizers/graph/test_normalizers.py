@@ -76,6 +76,9 @@ NORMALIZERS = {
     "quotes": lambda: normalizers.Sequence(
         [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     ),
+    "albert": lambda: normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    ),
     "left out": lambda: normalizers.Replace("b", ""),
     "prepend": lambda: normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -147,7 +150,7 @@ def test_an_added_token_of_which_nothing_is_left_is_refused():
     ("normalizer", "pre_tokenizer", "said"),
     [
         (normalizers.NFKD(), metaspace(), "'normalizer' {'type': 'NFKD'"),
-        (normalizers.Lowercase(), metaspace(), "'normalizer' {'type': 'Lowercase'"),
+        (normalizers.NFC(), metaspace(), "'normalizer' {'type': 'NFC'"),
         (normalizers.Replace(Regex(r"\s+"), " "), metaspace(), "'normalizer' {'type': 'Replace'"),
         (normalizers.Replace("ab", "c"), metaspace(), "'normalizer' {'type': 'Replace'"),
         (None, pre_tokenizers.Metaspace("_"), "'pre_tokenizer' {'type': 'Metaspace'"),

@@ -2,7 +2,8 @@
 
 The package does not take the longest match, as SentencePiece does. It goes by grapheme clusters: a
 cluster of less than six bytes is replaced by the value of the shortest entry that begins it; in any
-other cluster each code point is replaced on its own.
+other cluster each code point is replaced on its own. Normalizers that replace every code point on
+its own are here too.
 
 Source: `tokenizers` (normalizers/precompiled.rs), spm_precompiled; Unicode's UAX 29.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +29,7 @@ from tfllm.tokenizers.graph.normalized_string import (
     NormalizedStrings,
     first_of_texts,
     repeat,
+    select,
     transform,
 )
 from tfllm.tokenizers.graph.trie import NONE, CodePointTrie
@@ -47,7 +50,85 @@ OTHER_RULES = (
 )  # fmt: skip
 
 
-class Charsmap(tf.Module):
+class CodePointMap(tf.Module):
+    """Replaces code points of texts, each on its own.
+
+    Args:
+        contents: Code point: what replaces it; others are kept.
+        further: Further replacements, which only a subclass makes.
+    """
+
+    def __init__(self, contents: Mapping[int, str], further: Sequence[str] = ()):
+        super().__init__()
+        every = [*contents.values(), *further]
+        rule_of_point = np.full(CODE_POINTS, NONE, np.int32)
+        rule_of_point[list(contents)] = np.arange(len(contents))
+        lengths = np.array([*map(len, every), 1], np.int64)
+        begins = np.cumsum(lengths) - lengths
+        with tf.init_scope():
+            self._rules = _to_pages(rule_of_point)
+            self._lengths, self._begins = tf.constant(lengths), tf.constant(begins)
+            self._content = tf.constant([*(ord(c) for text in every for c in text), 0])
+        self._identity_rule = len(every)
+
+    def __call__(self, texts: NormalizedStrings) -> NormalizedStrings:
+        """Normalize texts, keeping the offsets of the code points."""
+        return self._apply(texts, _look_up(self._rules, texts.points), tf.ones_like(texts.starts))
+
+    def _apply(
+        self, texts: NormalizedStrings, rules: tf.Tensor, sizes: tf.Tensor
+    ) -> NormalizedStrings:
+        return tf.cond(
+            tf.reduce_any(rules != NONE),
+            lambda: self._replace(texts, rules, sizes),
+            lambda: texts,
+        )
+
+    def _replace(
+        self, texts: NormalizedStrings, rules: tf.Tensor, sizes: tf.Tensor
+    ) -> NormalizedStrings:
+        """Apply the package's list of changes, as `NormalizedString::transform` does."""
+        rule = tf.where(rules == NONE, self._identity_rule, rules)
+        lengths = tf.where(sizes > 0, tf.gather(self._lengths, rule), tf.zeros_like(sizes))
+        new, index, copy = repeat(texts, lengths)
+        content_index = tf.gather(self._begins, tf.gather(rule, index)) + copy
+        kept = tf.gather(rules, index) == NONE
+        points = tf.where(kept, new.points, tf.gather(self._content, content_index))
+        # An inserted character has the offsets of the one before it; the last character before a
+        # removed one takes its offsets.
+        changes = tf.cast(copy >= tf.gather(sizes, index), tf.int64)
+        removed = tf.maximum(sizes - lengths, 0)
+        last = tf.cumsum(lengths) - 1  # the last character written for each match
+        last = tf.where(last >= tf.gather(new.splits[:-1], texts.rows), last, -1)
+        changes -= tf.math.unsorted_segment_sum(removed, last, new.size)
+        return transform(texts, points, changes, new.splits)
+
+
+class AccentStripper(CodePointMap):
+    """Removes combining marks; what is left keeps its own offsets."""
+
+    def __call__(self, texts: NormalizedStrings) -> NormalizedStrings:
+        """Normalize texts, keeping the offsets of the code points."""
+        return select(texts, _look_up(self._rules, texts.points) == NONE)
+
+
+@functools.cache
+def code_point_map(kind: str) -> CodePointMap:
+    """Create one of the package's normalizers as a map of code points.
+
+    Args:
+        kind: "Lowercase", "StripAccents", or "NFKD", without its order of combining marks, which
+            changes nothing where StripAccents follows.
+    """
+    from tokenizers import normalizers
+
+    normalize = getattr(normalizers, kind)().normalize_str
+    outputs = ((point, normalize(chr(point))) for point in representative_code_points())
+    create = AccentStripper if kind == "StripAccents" else CodePointMap
+    return create({point: output for point, output in outputs if output != chr(point)})
+
+
+class Charsmap(CodePointMap):
     """Normalizes texts by a precompiled charsmap.
 
     Args:
@@ -58,7 +139,6 @@ class Charsmap(tf.Module):
     """
 
     def __init__(self, charsmap: bytes):
-        super().__init__()
         rules = parse_rules(charsmap)
         single = {ord(key): value for key, value in rules.items() if len(key) == 1}
         several = {
@@ -73,18 +153,10 @@ class Charsmap(tf.Module):
                     "not known in the graph. The tokenizer works in Python; or use the "
                     "checkpoint's .model file."
                 )
-        contents = [*single.values(), *several.values()]
+        super().__init__(single, [*several.values()])
         self._trie = CodePointTrie({key: len(single) + n for n, key in enumerate(several)})
-        rule_of_point = np.full(CODE_POINTS, NONE, np.int32)
-        rule_of_point[list(single)] = np.arange(len(single))
-        lengths = np.array([*map(len, contents), 1], np.int64)
-        begins = np.cumsum(lengths) - lengths
         with tf.init_scope():
-            self._rules = _to_pages(rule_of_point)
             self._break_kinds = _to_pages(cluster_break_kinds())
-            self._lengths, self._begins = tf.constant(lengths), tf.constant(begins)
-            self._content = tf.constant([*(ord(c) for text in contents for c in text), 0])
-        self._identity_rule = len(contents)
 
     def __call__(self, texts: NormalizedStrings) -> NormalizedStrings:
         """Normalize texts, keeping the offsets of the code points."""
@@ -96,11 +168,7 @@ class Charsmap(tf.Module):
             lambda: self._apply_to_clusters(texts, rules, joined),
             lambda: (rules, ones),
         )
-        return tf.cond(
-            tf.reduce_any(rules != NONE),
-            lambda: self._replace(texts, rules, sizes),
-            lambda: texts,
-        )
+        return self._apply(texts, rules, sizes)
 
     def _joins_previous(self, texts: NormalizedStrings) -> tf.Tensor:
         """bool [C]: whether each code point is in the cluster of the one before it."""
@@ -140,25 +208,6 @@ class Charsmap(tf.Module):
         sizes = tf.where(replaced, ends - tf.range(texts.size), tf.ones_like(ends))
         sizes = tf.where(covered, tf.zeros_like(sizes), sizes)
         return tf.where(covered, NONE, rules), sizes
-
-    def _replace(
-        self, texts: NormalizedStrings, rules: tf.Tensor, sizes: tf.Tensor
-    ) -> NormalizedStrings:
-        """Apply the package's list of changes, as `NormalizedString::transform` does."""
-        rule = tf.where(rules == NONE, self._identity_rule, rules)
-        lengths = tf.where(sizes > 0, tf.gather(self._lengths, rule), tf.zeros_like(sizes))
-        new, index, copy = repeat(texts, lengths)
-        content_index = tf.gather(self._begins, tf.gather(rule, index)) + copy
-        kept = tf.gather(rules, index) == NONE
-        points = tf.where(kept, new.points, tf.gather(self._content, content_index))
-        # An inserted character has the offsets of the one before it; the last character before a
-        # removed one takes its offsets.
-        changes = tf.cast(copy >= tf.gather(sizes, index), tf.int64)
-        removed = tf.maximum(sizes - lengths, 0)
-        last = tf.cumsum(lengths) - 1  # the last character written for each match
-        last = tf.where(last >= tf.gather(new.splits[:-1], texts.rows), last, -1)
-        changes -= tf.math.unsorted_segment_sum(removed, last, new.size)
-        return transform(texts, points, changes, new.splits)
 
 
 def parse_rules(charsmap: bytes) -> dict[str, str]:

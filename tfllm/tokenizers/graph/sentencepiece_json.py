@@ -28,7 +28,7 @@ from tfllm.tokenizers.graph.added_tokens import (
 )
 from tfllm.tokenizers.graph.base import TokenizerGraph, filter_ids, join_utf8
 from tfllm.tokenizers.graph.bytepair import NEVER, json_added_tokens, merge_ranks, normalize_text
-from tfllm.tokenizers.graph.charsmap import Charsmap
+from tfllm.tokenizers.graph.charsmap import Charsmap, code_point_map
 from tfllm.tokenizers.graph.normalized_string import NormalizedStrings
 from tfllm.tokenizers.graph.sentencepiece import check_profile, tokenize_segments
 from tfllm.tokenizers.graph.sentencepiece_kernel import SentencePieceKernel
@@ -54,7 +54,10 @@ class SentencePieceJsonGraph(TokenizerGraph):
         definition = tokenizer.parse_definition()
         raw, normalized = json_added_tokens(definition, True)
         super().__init__(tokenizer, raw)
-        self._normalizers = [_normalizer(part) for part in _flatten(definition.get("normalizer"))]
+        parts = _flatten(definition.get("normalizer"))
+        self._normalizers = [
+            _normalizer(*pair) for pair in zip(parts, [*parts[1:], {}], strict=True)
+        ]
         self._split_at_normalized_tokens = AddedTokenSplitter(
             [
                 token._replace(content=normalize_text(tokenizer, token.content))
@@ -265,9 +268,15 @@ def _check_spaces(definition: Mapping[str, Any]) -> None:
         _refuse("normalizer", definition.get("normalizer") or {})
 
 
-def _normalizer(part: Mapping[str, Any]) -> Callable[[NormalizedStrings], NormalizedStrings]:
-    """One of a file's normalizers as a function of texts."""
+def _normalizer(
+    part: Mapping[str, Any], following: Mapping[str, Any]
+) -> Callable[[NormalizedStrings], NormalizedStrings]:
+    """One of a file's normalizers as a function of texts, and the one that follows it."""
     kind = part.get("type")
+    if kind in ("Lowercase", "StripAccents"):
+        return code_point_map(kind)
+    if kind == "NFKD" and following.get("type") == "StripAccents":  # removes what it would order
+        return code_point_map(kind)
     if kind == "Precompiled":
         return Charsmap(base64.b64decode(part["precompiled_charsmap"]))
     if kind == "Strip":
