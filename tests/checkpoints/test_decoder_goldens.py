@@ -176,6 +176,18 @@ def test_a_bare_untied_model_lacks_its_logits(source):
     store.load(directory, task=Embedding(max_length=16))
 
 
+def test_vectors_of_narrow_embeddings_are_narrow(source, tmp_path):
+    """OPT-350M projects its hidden states back to the width of the embeddings."""
+    directory, inputs, _ = source("opt_350m")
+    checkpoint = store.load(directory, task=Embedding(max_length=16))
+    huggingface.write(checkpoint, tmp_path / "out")
+    pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 6 != checkpoint.config.hidden_dim
+    again = store.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
+    assert again.model(inputs).shape == (3, 6)
+
+
 def test_parameters_of_an_untied_model_are_all_counted(source):
     directory, _, _ = source("llama2")
     tensors = load_file(directory / "model.safetensors")

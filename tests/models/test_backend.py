@@ -46,19 +46,20 @@ import numpy as np
 from safetensors.numpy import load
 from tfllm.checkpoints import weights
 from tfllm.layers import heads
-from tfllm.models import FAMILIES
+from tfllm.models import FAMILIES, get_weight_map
 
 assert keras.backend.backend() == sys.argv[2]
 golden = dict(np.load(sys.argv[1]))
 worst = 0.0
 for name, family in (("gpt2", "gpt2"), ("llama3", "llama"), ("mistral", "llama"),
-                     ("qwen3", "llama")):
+                     ("qwen3", "llama"), ("phi3_long", "llama"), ("pythia", "gpt_neox"),
+                     ("opt_350m", "opt")):
     module = FAMILIES[family]
     hf_config = json.loads(golden[f"{name}/config"].tobytes())
     config = module.from_hf(hf_config)
     backbone = module.backbone(config)
     model = keras.Model(backbone.input, heads.lm_head(backbone.output, config, backbone))
-    variables, table = weights.variables_of(model), module.WEIGHTS[hf_config["model_type"]]
+    variables, table = weights.variables_of(model), get_weight_map(family, config)
     rows = weights.rows_of(variables, {**table.backbone, **table.heads["causal_lm"]})
     weights.to_variables(rows, variables, load(golden[f"{name}/tensors"].tobytes()))
     inputs = {key: golden[f"{name}/inputs/{key}"] for key in ("token_ids", "padding_mask")}

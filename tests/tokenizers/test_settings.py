@@ -2,6 +2,7 @@
 before a text, chat templates, classes without a vocabulary, and the Rust package's panics."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -9,8 +10,10 @@ import tensorflow as tf
 from tests.helpers.tiny_tokenizers import tokenizer
 from tests.tokenizers.file_cases import CONFIG, TEXTS, bert, bert_json, cases, gpt2, write
 from tfllm.errors import TokenizerError
+from tfllm.tokenizers.hf_classes import with_class_defaults
 from tfllm.tokenizers.hf_tokenizers import HFTokenizer
 from tfllm.tokenizers.loading import load_tokenizer
+from tfllm.tokenizers.tokenizer_config import TokenizerConfig
 
 CASES = cases()
 MORE = (
@@ -191,3 +194,25 @@ def test_a_class_that_only_the_model_s_type_names_gives_way_to_the_file(tmp_path
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     with pytest.raises(TokenizerError, match="is for byte-level BPE"):
         load_tokenizer(tmp_path)
+
+
+def test_opts_rows_begin_with_its_end_token(tmp_path):
+    """Its files name GPT-2's class, or none, and `</s>` for every role."""
+    roles = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
+    files = gpt2(tokens=("<s>", "<pad>", "</s>"), pad_token="<pad>", add_bos_token=True, **roles)
+    files[CONFIG] = {**files[CONFIG], "tokenizer_class": None}
+    write(tmp_path, {**files, "config.json": {"model_type": "opt"}})
+    made = load_tokenizer(tmp_path)
+    ids = made.encode("hello").ids
+    assert ids[0] == made.eos_token_id == made.bos_token_id != made.pad_token_id
+    assert list(ids[1:]) == list(made.encode_ids(["hello"], add_special_tokens=False)[0])
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "phi3", "llama"])
+def test_files_of_some_models_are_used_unchanged(model_type):
+    """transformers knows that their files name a wrong class."""
+    named = {"tokenizer_class": "LlamaTokenizerFast"}
+    settings = TokenizerConfig(named, named, model_type=model_type)
+    settings = with_class_defaults(settings, "sentencepiece", Path("tokenizer.json"), True)
+    unchanged = settings.tokenizer_class == "PreTrainedTokenizerFast"
+    assert unchanged == (model_type != "llama")
