@@ -35,6 +35,7 @@ EVERY = [(version, name) for version in VERSIONS for name in saved(version)]
 
 
 def load(version, name, folder):
+    folder.mkdir(exist_ok=True)
     for file, text in saved(version)[name].items():
         data = base64.b64decode(text) if file.endswith(BINARY) else text.encode()
         (folder / file).write_bytes(data)
@@ -74,6 +75,18 @@ def test_every_class_is_there():
         *("llama", "llama3", "mistral", "t5", "mbart", "mbart50", "xlm-roberta", "marian"),
         *("albert, as written", "gpt-neox", "gemma", "t5 slow", "llama slow", "xlm-roberta slow"),
     }
+
+
+@pytest.mark.parametrize("lowers", [True, False])
+def test_alberts_settings_win_over_its_file(tmp_path, lowers):
+    names = ("albert", "albert, as written") if lowers else ("albert, as written", "albert")
+    expected, _ = (load("5.23", name, tmp_path / name) for name in names)
+    path = tmp_path / names[1] / "tokenizer_config.json"
+    settings = {"do_lower_case": lowers, "keep_accents": not lowers}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    python = load_tokenizer(path.parent)
+    for text in ("The Cat's mat, é ``x''", "Über ﬁ [MASK]"):
+        assert python.encode(text, "é B") == expected.encode(text, "é B")
 
 
 @pytest.mark.slow
