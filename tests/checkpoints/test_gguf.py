@@ -1,5 +1,6 @@
 """GGUF files: written and read back to the bit, under llama.cpp's own names; bad files refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -451,3 +452,22 @@ def test_headers_that_lie_are_refused(tmp_path):
         damaged.write_bytes(content[:4] + version.to_bytes(4, "little") + content[8:])
         with pytest.raises(CheckpointError, match=text):
             gguf_file.read_file(damaged)
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("gemma3", False), ("llama", False), ("llama", True)])
+def test_the_class_in_the_files_puts_no_space_before_texts_where_the_vocabulary_has_none(
+    name, prefix, tmp_path
+):
+    """transformers goes by the class: Llama's puts a space before a text, Gemma's does not."""
+    path = only_file(gguf.write(make(name), tmp_path / "out", "f32"))
+    path = damaged(path, **{"tokenizer.ggml.add_space_prefix": prefix})
+    huggingface.write(store.load(path), tmp_path / "hf")
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    gemma = name == "gemma3"
+    assert settings["tokenizer_class"] == ("GemmaTokenizer" if gemma else "LlamaTokenizer")
+    assert settings.get("add_prefix_space") is (None if prefix or gemma else False)
+    again = store.load(tmp_path / "hf").tokenizer
+    texts = ["good film", " two", ""]
+    assert again.encode_ids(texts) == store.load(path).tokenizer.encode_ids(texts)
+    first = again.encode_ids(["good"], add_special_tokens=False)[0]
+    assert again.decode(first, skip_special_tokens=False).startswith(" ") is False

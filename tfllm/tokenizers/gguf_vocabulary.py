@@ -152,11 +152,12 @@ def _write_sentencepiece(
         # The file has runs of spaces without marks, and <unk> as a control token.
         piece = proto.SPACE * len(token) if kind == USER_DEFINED and not token.strip(" ") else token
         pieces.append((piece, float(score), UNKNOWN if token_id == unknown else int(kind)))
+    prefix = bool(metadata.get(f"{PREFIX}add_space_prefix", True))
     model = proto.build(
         pieces,
         proto.BPE,
         byte_fallback=BYTE in kinds,
-        dummy_prefix=bool(metadata.get(f"{PREFIX}add_space_prefix", True)),
+        dummy_prefix=prefix,
         remove_extra_spaces=bool(metadata.get(f"{PREFIX}remove_extra_whitespaces", False)),
     )
     trainer = model.trainer_spec
@@ -166,8 +167,11 @@ def _write_sentencepiece(
             setattr(trainer, f"{role}_id", role_id)
             setattr(trainer, f"{role}_piece", pieces[role_id][0])
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    # transformers goes by the class and its settings alone, not by those inside the model.
+    gemma = str(metadata.get("general.architecture")).startswith("gemma") and not prefix
     config = {
-        "tokenizer_class": "LlamaTokenizer",
+        "tokenizer_class": "GemmaTokenizer" if gemma else "LlamaTokenizer",
+        **({} if prefix or gemma else {"add_prefix_space": False}),
         # A space is put before a text that begins with one, too: so do SentencePiece and llama.cpp.
         OWN_PREFIX: BY_MODEL,
         "add_bos_token": bool(metadata.get(f"{PREFIX}add_bos_token", True)),
