@@ -335,6 +335,23 @@ print(json.dumps(
 # Tasks
 
 
+def test_a_float16_model_goes_on_with_its_loss_scale(tmp_path):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = tfllm.Model(make("classification"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile(1e-3, run_eagerly=True)
+    model.fit(model.dataset(EXAMPLES, batch_size=8))
+    model.keras.save(tmp_path / "model.keras")
+    scaled = model.keras.optimizer
+    again = keras.models.load_model(tmp_path / "model.keras").optimizer
+    assert isinstance(again, keras.optimizers.LossScaleOptimizer)
+    assert int(scaled.step_counter) == int(again.step_counter) == 2
+    for before, after in zip(scaled.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_pairs_of_texts():
     model = tfllm.Model(make("embedding"))
     pairs = [{"text": "the film", "text_pair": "it was the film"},

@@ -546,6 +546,11 @@ class Model(InferenceModel):
                 epsilon=1e-8,
                 decay_vectors=False,
             )
+        if self.trainable.dtype_policy.name == "mixed_float16":
+            # Keras would add it by itself, but leave it and its state out of a `.keras` file.
+            optimizer = keras_package.optimizers.get(optimizer)
+            if not isinstance(optimizer, keras_package.optimizers.LossScaleOptimizer):
+                optimizer = keras_package.optimizers.LossScaleOptimizer(optimizer)
         weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
         self.trainable.compile(
             optimizer,

@@ -76,8 +76,12 @@ def built(name):
         lora.enable(model, rank=2)
     schedule = optimizers.Schedule(0.01, "linear", warmup=3, steps=20)
     weights = [1.0, 2.0, 0.5] if name == "classification" else None
+    optimizer = AdamW(schedule, weight_decay=0.1, decay_vectors=False)
+    if changes.get("policy") == "mixed_float16":
+        # Keras adds it by itself, but not when it loads the file under another policy.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        AdamW(schedule, weight_decay=0.1, decay_vectors=False),
+        optimizer,
         loss=task.loss(class_weights=weights) if weights else task.loss(),
         metrics=task.metrics(),
         run_eagerly=True,  # quicker than tracing for a few steps
@@ -120,7 +124,7 @@ def steps(model, x, y):
     rates = [layer.rate for layer in dropouts]
     for layer in dropouts:
         layer.rate = 0.0
-    losses = [float(model.train_on_batch(x, y)[0]) for _ in range(STEPS)]
+    losses = [float(np.ravel(model.train_on_batch(x, y))[0]) for _ in range(STEPS)]
     for layer, rate in zip(dropouts, rates, strict=True):
         layer.rate = rate
     return [np.array(losses, "float32"), *(np.asarray(w.value) for w in model.trainable_variables)]
