@@ -500,7 +500,7 @@ def read_tokenizer(file: File) -> Tokenizer:
         try:
             return load_tokenizer(folder)
         except TokenizerError as error:
-            raise TokenizerError(str(error).replace(folder, str(file.path))) from None
+            raise TokenizerError(error.cli_message.replace(folder, str(file.path))) from None
 
 
 def _tensors(file: File, config: Any) -> LazyTensors:

@@ -163,8 +163,10 @@ def read_settings(directory: Path) -> tuple[str, Any, tasks.Task, Origin | None]
         origin = Origin(**{**kept, "tied": tuple(kept["tied"])}) if kept else None
     except KeyError as error:
         raise CheckpointError(f"{path}: the key {error} is missing. Copy the file again.") from None
-    except (SettingError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{error} Copy the file again.") from None
+    except SettingError as error:
+        raise CheckpointError(f"{error.cli_message} Copy the file again.") from None
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}. Copy the file again.") from None
     return family, config, task, origin
 
 

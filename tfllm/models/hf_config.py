@@ -74,6 +74,6 @@ def build(config: type[ConfigType], fields: Mapping[str, Any]) -> ConfigType:
     try:
         return config(**fields)
     except SettingError as error:
-        raise CheckpointError(f"config.json: {error}") from None
+        raise CheckpointError(f"config.json: {error.cli_message}") from None
     except TypeError:
         raise CheckpointError("config.json: a number of the model's shape is no number.") from None
