@@ -13,6 +13,8 @@ from tfllm.checkpoints import huggingface, store
 from tfllm.checkpoints.describe import describe
 from tfllm.errors import CheckpointError
 from tfllm.models.decoder import get_decoder
+from tfllm.tasks.causal_lm import CausalLM
+from tfllm.tasks.classification import Classification
 from tfllm.tasks.embedding import Embedding
 
 NAMES = (
@@ -21,13 +23,17 @@ NAMES = (
     "smollm3", "granite", "olmo2", "phi3", "phi3_long", "pythia", "gpt_neox",
     "opt", "opt_350m", "galactica",
 )  # fmt: skip
+LABELS = tuple(
+    f"{name}_labels"
+    for name in ("gpt2", "llama", "qwen3", "phi3", "gemma", "gemma3", "pythia", "opt")
+)
 OTHERS = {
     "gpt2": "gpt2", "gemma": "gemma", "pythia": "gpt_neox", "gpt_neox": "gpt_neox", "opt": "opt",
     "galactica": "opt",
 }  # fmt: skip
 FAMILIES = {
     name: next((family for part, family in OTHERS.items() if part in name), "llama")
-    for name in NAMES
+    for name in (*NAMES, *LABELS)
 }
 STOPS = {"bos_token_id": 3, "eos_token_id": [2, 4], "temperature": 0.7}
 
@@ -76,6 +82,46 @@ def test_scores_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, na
     assert (checkpoint.task.max_length, checkpoint.eos_token_id) == (16, (2, 4))
     assert_equal_scores(checkpoint, inputs, logits)
     assert_comes_back(checkpoint, directory, inputs, tmp_path)
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_equal_and_the_way_back_gives_the_same_bytes(source, tmp_path, name):
+    """The last token of each row, which no padding moves, through a classifier without a bias."""
+    directory, inputs, logits = source(name)
+    (directory / "generation_config.json").write_text(json.dumps(STOPS))
+    checkpoint = store.load(directory)
+    assert (checkpoint.family, checkpoint.task.kind) == (FAMILIES[name], "classification")
+    assert checkpoint.task.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert logits.shape == (3, 3)
+    np.testing.assert_allclose(checkpoint.model(inputs), logits, atol=TOLERANCE)
+    assert_comes_back(checkpoint, directory, inputs, tmp_path)
+    assert describe(directory)["parameters"] == checkpoint.model.count_params()
+
+
+def test_a_classifier_of_a_language_model_is_written_as_transformers_names_it(source, tmp_path):
+    directory, inputs, _ = source("qwen3")
+    task = Classification(labels=("no", "yes"), max_length=16)
+    checkpoint = store.load(directory, task=task, seed=3)
+    huggingface.write(checkpoint, tmp_path / "labels")
+    written = json.loads((tmp_path / "labels" / "config.json").read_text())
+    assert written["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert written["id2label"] == {"0": "no", "1": "yes"}
+    again = store.load(tmp_path / "labels")
+    assert again.task.labels == ("no", "yes")
+    np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
+    back = store.load(tmp_path / "labels", task=CausalLM(max_length=16))
+    assert back.task.kind == "causal_lm"
+
+
+def test_a_family_without_a_classifier_in_transformers_keeps_it_in_our_own_format(source, tmp_path):
+    directory, inputs, _ = source("granite")
+    task = Classification(labels=("no", "yes"), max_length=16)
+    checkpoint = store.load(directory, task=task, seed=3)
+    with pytest.raises(CheckpointError, match="no place for classifier/kernel"):
+        huggingface.write(checkpoint, tmp_path / "labels")
+    store.save(checkpoint, tmp_path / "ours")
+    again = store.load(tmp_path / "ours")
+    np.testing.assert_array_equal(again.model(inputs), checkpoint.model(inputs))
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen2_untied", "gemma2", "gemma3", "smollm3", "phi3"])
@@ -237,4 +283,4 @@ def test_live_against_transformers(tmp_path, vocabulary_text, name):
 
 def test_every_golden_is_tested():
     with np.load(Path(GOLDEN) / "decoders.npz") as file:
-        assert {name.split("/")[0] for name in file.files} == set(NAMES)
+        assert {name.split("/")[0] for name in file.files} == {*NAMES, *LABELS}

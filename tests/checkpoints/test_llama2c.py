@@ -11,6 +11,7 @@ from tfllm.cli.convert import convert
 from tfllm.errors import CheckpointError, SettingError
 from tfllm.tasks.classification import Classification
 from tfllm.tasks.embedding import Embedding
+from tfllm.tasks.token_classification import TokenClassification
 
 STORY = "Once upon a time, there was a little girl named Lily"
 SHAPE = {"width": 8, "inner": 12, "layers": 2, "heads": 2, "shared": 1, "vocabulary": 300}
@@ -109,10 +110,19 @@ def test_neighbours_become_halves():
     assert got.tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
-def test_a_decoder_has_no_classifier(source):
+def test_a_decoder_does_not_label_tokens(source):
     path, _ = source()
-    with pytest.raises(SettingError, match="causal_lm and embedding only"):
-        store.load(path, task=Classification(labels=("a", "b"), max_length=16))
+    with pytest.raises(SettingError, match="causal_lm, classification, embedding only"):
+        store.load(path, task=TokenClassification(labels=("a", "b"), max_length=16))
+
+
+def test_a_decoder_classifies(source):
+    path, _ = source()
+    model = store.load(path, task=Classification(labels=("a", "b"), max_length=16), seed=1).model
+    ids = np.array([[5, 6, 7, 0], [5, 6, 7, 8]], np.int32)
+    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 0]], np.int32)
+    scores = np.asarray(model({"token_ids": ids, "padding_mask": mask}))
+    np.testing.assert_array_equal(scores[0], scores[1])  # padding is not read
 
 
 def test_a_decoder_embeds(source):

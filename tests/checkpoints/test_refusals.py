@@ -479,9 +479,13 @@ def test_other_tensors_are_still_named(golden):
         store.load(directory)
 
 
+OF_DECODERS = "causal_lm, classification or embedding"
 HEADS = {
-    ("decoders", "smollm2"): ("LlamaForSequenceClassification", "causal_lm or embedding"),
-    ("decoders", "gpt2"): ("GPT2ForSequenceClassification", "causal_lm or embedding"),
+    ("decoders", "smollm2"): (
+        "LlamaForTokenClassification",
+        "causal_lm, classification or embedding",
+    ),
+    ("decoders", "gpt2"): ("GPT2DoubleHeadsModel", OF_DECODERS),
     ("encoder_decoders", "bart"): ("BartForSequenceClassification", "seq2seq alone"),
     ("encoder_decoders", "t5"): ("T5EncoderModel", "seq2seq alone"),
     ("bert", "classification"): ("BertForMultipleChoice", "train a recipe with model.from"),

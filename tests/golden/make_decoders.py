@@ -6,7 +6,8 @@ Run with transformers and torch installed (the extra [parity]):
 
 Variants that the file has stay as they are unless they are named.
 `decoders.npz` holds for each variant: `config` (config.json as bytes), `tensors` (the safetensors
-file as bytes), `inputs/*` (with padding), `logits`.
+file as bytes), `inputs/*` (with padding), `logits` of tokens, or of the text where the name ends in
+`labels`.
 """
 
 from __future__ import annotations
@@ -128,6 +129,21 @@ VARIANTS = {
         "OPTForCausalLM",
         {**OPT, "activation_function": "gelu", "enable_bias": False, "tie_word_embeddings": False},
     ),
+    **{
+        f"{name}_labels": (
+            architecture, {**shape, **TOKENS, "num_labels": 3, "use_cache": False},
+        )
+        for name, architecture, shape in (
+            ("gpt2", "GPT2ForSequenceClassification", GPT2),
+            ("llama", "LlamaForSequenceClassification", LLAMA),
+            ("qwen3", "Qwen3ForSequenceClassification", {**LLAMA, "head_dim": 6}),
+            ("phi3", "Phi3ForSequenceClassification", LLAMA),
+            ("gemma", "GemmaForSequenceClassification", GEMMA),
+            ("gemma3", "Gemma3TextForSequenceClassification", {**GEMMA, "sliding_window": 4}),
+            ("pythia", "GPTNeoXForSequenceClassification", NEOX),
+            ("opt", "OPTForSequenceClassification", OPT),
+        )
+    },
 }  # fmt: skip
 
 
@@ -155,7 +171,7 @@ def build(name: str) -> torch.nn.Module:
 
 
 def answer(model: torch.nn.Module, given: dict[str, np.ndarray]) -> np.ndarray:
-    """The scores of the next token."""
+    """The scores of the next token, or of labels."""
     names = {"token_ids": "input_ids", "padding_mask": "attention_mask"}
     with torch.no_grad():
         outputs = model(**{names[key]: torch.tensor(value).long() for key, value in given.items()})

@@ -158,7 +158,7 @@ def new_model(family: str, config: FamilyConfig, task: Task) -> tuple[keras.Mode
         decoders = sorted(kind for kind, known in TASKS.items() if "decoder" in known.backbones)
         raise SettingError(
             f"task.kind is {task.kind}, and the decoders of the family {family} have heads for "
-            f"{' and '.join(decoders)} only. Use one of these, or the family bert."
+            f"{', '.join(decoders)} only. Use one of these, or the family bert."
         )
     backbone = FAMILIES[family].backbone(config)
     return backbone, task.model(backbone, config)

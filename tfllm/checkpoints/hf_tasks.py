@@ -64,7 +64,7 @@ def _next_step(family: str) -> str:
     if is_decoder(family):
         return (
             "To use its decoder without this head, train a recipe with model.from and task.kind: "
-            "causal_lm or embedding."
+            "causal_lm, classification or embedding."
         )
     return "To use its encoder under a new head, train a recipe with model.from."
 

@@ -126,7 +126,8 @@ def classification_head(
         padding_mask: (B, T), 0 on padding; None: as with `pooling` "first".
         pooling: "mean": classify the mean hidden state, without a pooler. "first": classify as
             Hugging Face's heads do, the first token through the pooler; with
-            `transform_before_head` what `classifier_pooling` says, through the transform.
+            `transform_before_head` what `classifier_pooling` says, through the transform; of
+            decoders, whose `classifier_pooling` is "last", the last token as it is.
 
     Returns:
         Logits (B, num_labels).
@@ -134,6 +135,10 @@ def classification_head(
     if padding_mask is not None and pooling == "mean":
         pooled = _dropout(config)(masked_mean(hidden, padding_mask))
         return _dense(num_labels, config, "classifier")(pooled)
+    if _field(config, "classifier_pooling") == "last":
+        assert padding_mask is not None
+        pooled = text_embedding(hidden, padding_mask, "last", normalize=False)
+        return _dense(num_labels, config, "classifier", use_bias=False)(pooled)
     if _field(config, "transform_before_head"):
         pooled = hidden[:, 0]
         if _field(config, "classifier_pooling") == "mean":
@@ -365,9 +370,11 @@ def masked_mean(hidden: Tensor, weights: Tensor) -> Tensor:
     return ops.sum(ops.cast(hidden, "float32") * weights, axis=1) / total
 
 
-def _dense(units: int, config: ModelConfig, name: str) -> keras.layers.Dense:
+def _dense(units: int, config: ModelConfig, name: str, use_bias: bool = True) -> keras.layers.Dense:
     initializer = truncated_normal(_field(config, "initializer_range"))
-    return keras.layers.Dense(units, kernel_initializer=initializer, dtype="float32", name=name)
+    return keras.layers.Dense(
+        units, use_bias=use_bias, kernel_initializer=initializer, dtype="float32", name=name
+    )
 
 
 def _dropout(config: ModelConfig, name: str = "head_dropout") -> keras.layers.Dropout:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 
@@ -29,7 +29,7 @@ from tfllm.models.decoder_graph import (
     forward,
 )
 from tfllm.models.field_limits import check_positive
-from tfllm.models.weight_map import TensorLayout, WeightMap, linear, rms_norm
+from tfllm.models.weight_map import WeightMap, decoder_heads, linear, rms_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
@@ -84,6 +84,7 @@ class Config:
     """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
     pad_token_id: int | None = None
+    classifier_pooling: ClassVar[str] = "last"
 
     def __post_init__(self) -> None:
         if self.variant not in PATTERN:
@@ -348,14 +349,20 @@ def _weights(variant: str, *architectures: str) -> WeightMap:
             **linear("layer_{i}/down", f"{layer}.mlp.down_proj"),
             **rms_norm("final_norm", "model.norm"),
         },
-        heads={"causal_lm": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
-        architectures={"causal_lm": architectures},
+        **decoder_heads("lm_head.weight", *architectures),
         tied={"lm_head.weight": "model.embed_tokens.weight"},
     )
 
 
 WEIGHTS = {
-    "gemma": _weights("gemma", "GemmaForCausalLM", "GemmaModel"),
-    "gemma2": _weights("gemma2", "Gemma2ForCausalLM", "Gemma2Model"),
-    "gemma3_text": _weights("gemma3_text", "Gemma3ForCausalLM", "Gemma3TextModel"),
+    "gemma": _weights("gemma", "GemmaForCausalLM", "GemmaModel", "GemmaForSequenceClassification"),
+    "gemma2": _weights(
+        "gemma2", "Gemma2ForCausalLM", "Gemma2Model", "Gemma2ForSequenceClassification"
+    ),
+    "gemma3_text": _weights(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        "Gemma3TextModel",
+        "Gemma3TextForSequenceClassification",
+    ),
 }

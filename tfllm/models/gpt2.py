@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -18,7 +18,7 @@ from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
 from tfllm.models.decoder_graph import build_backbone, check_equal_heads, forward
 from tfllm.models.field_limits import check_positive
-from tfllm.models.weight_map import TensorLayout, WeightMap, fused, layer_norm
+from tfllm.models.weight_map import WeightMap, decoder_heads, fused, layer_norm
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
@@ -44,6 +44,7 @@ class Config:
     """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
     pad_token_id: int | None = None
+    classifier_pooling: ClassVar[str] = "last"
 
     def __post_init__(self) -> None:
         check_positive(self, ("vocabulary_size", "num_layers", "num_heads", "hidden_dim"))
@@ -180,8 +181,9 @@ WEIGHTS = {
             "layer_{i}/down/bias": f"{LAYER}.mlp.c_proj.bias",
             **layer_norm("final_norm", "transformer.ln_f"),
         },
-        heads={"causal_lm": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
-        architectures={"causal_lm": ("GPT2LMHeadModel", "GPT2Model")},
+        **decoder_heads(
+            "lm_head.weight", "GPT2LMHeadModel", "GPT2Model", "GPT2ForSequenceClassification"
+        ),
         tied={"lm_head.weight": "transformer.wte.weight"},
         ignored=(f"{LAYER}.attn.bias", f"{LAYER}.attn.masked_bias"),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -26,7 +26,7 @@ from tfllm.models.decoder_graph import (
     rotary_dim,
 )
 from tfllm.models.field_limits import check_positive
-from tfllm.models.weight_map import TensorLayout, WeightMap, fused, layer_norm, linear
+from tfllm.models.weight_map import WeightMap, decoder_heads, fused, layer_norm, linear
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
@@ -63,6 +63,7 @@ class Config:
     """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
     pad_token_id: int | None = None
+    classifier_pooling: ClassVar[str] = "last"
 
     def __post_init__(self) -> None:
         check_positive(self, SIZES)
@@ -218,8 +219,12 @@ WEIGHTS = {
             **linear("layer_{i}/down", f"{LAYER}.mlp.dense_4h_to_h"),
             **layer_norm("final_norm", "gpt_neox.final_layer_norm"),
         },
-        heads={"causal_lm": {"logits/kernel": TensorLayout("embed_out.weight", 1)}},
-        architectures={"causal_lm": ("GPTNeoXForCausalLM", "GPTNeoXModel")},
+        **decoder_heads(
+            "embed_out.weight",
+            "GPTNeoXForCausalLM",
+            "GPTNeoXModel",
+            "GPTNeoXForSequenceClassification",
+        ),
         tied={"embed_out.weight": "gpt_neox.embed_in.weight"},
         ignored=(f"{LAYER}.attention.bias", f"{LAYER}.attention.masked_bias"),
         grouped_by="num_heads",

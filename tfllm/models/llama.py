@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 
@@ -33,7 +33,14 @@ from tfllm.models.decoder_graph import (
     rotary_dim,
 )
 from tfllm.models.field_limits import check_positive
-from tfllm.models.weight_map import TensorLayout, WeightMap, fused, linear, rms_norm
+from tfllm.models.weight_map import (
+    TensorLayout,
+    WeightMap,
+    decoder_heads,
+    fused,
+    linear,
+    rms_norm,
+)
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
@@ -92,6 +99,7 @@ class Config:
     """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
     pad_token_id: int | None = None
+    classifier_pooling: ClassVar[str] = "last"
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -409,10 +417,14 @@ def _weights(
             **rms_norm("final_norm", "model.norm"),
             **(fused_rows or {}),
         },
-        heads={"causal_lm": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
-        architectures={"causal_lm": architectures},
+        **decoder_heads("lm_head.weight", *architectures),
         tied={"lm_head.weight": "model.embed_tokens.weight"},
     )
+
+
+def _classes(name: str) -> tuple[str, str, str]:
+    """Return Hugging Face's classes of a model: with logits, without a head, with a classifier."""
+    return f"{name}ForCausalLM", f"{name}Model", f"{name}ForSequenceClassification"
 
 
 FUSED = {
@@ -424,11 +436,11 @@ FUSED = {
     for n, name in enumerate(names)
 }
 WEIGHTS = {
-    "llama": _weights("LlamaForCausalLM", "LlamaModel"),
-    "mistral": _weights("MistralForCausalLM", "MistralModel"),
-    "qwen2": _weights("Qwen2ForCausalLM", "Qwen2Model"),
-    "qwen3": _weights("Qwen3ForCausalLM", "Qwen3Model"),
-    "smollm3": _weights("SmolLM3ForCausalLM", "SmolLM3Model"),
+    "llama": _weights(*_classes("Llama")),
+    "mistral": _weights(*_classes("Mistral")),
+    "qwen2": _weights(*_classes("Qwen2")),
+    "qwen3": _weights(*_classes("Qwen3")),
+    "smollm3": _weights(*_classes("SmolLM3")),
     "granite": _weights("GraniteForCausalLM", "GraniteModel"),
     "olmo2": _weights(
         "Olmo2ForCausalLM",
@@ -436,5 +448,5 @@ WEIGHTS = {
         attention_output_norm="post_attention_layernorm",
         feedforward_output_norm="post_feedforward_layernorm",
     ),
-    "phi3": _weights("Phi3ForCausalLM", "Phi3Model", fused_rows=FUSED),
+    "phi3": _weights(*_classes("Phi3"), fused_rows=FUSED),
 }

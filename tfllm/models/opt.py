@@ -18,7 +18,7 @@ from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
 from tfllm.models.decoder_graph import build_backbone, check_equal_heads, forward
 from tfllm.models.field_limits import check_positive
-from tfllm.models.weight_map import TensorLayout, WeightMap, layer_norm, linear
+from tfllm.models.weight_map import WeightMap, decoder_heads, layer_norm, linear
 
 __all__ = ["MODEL_TYPES", "WEIGHTS", "Config", "backbone", "forward", "from_hf", "to_hf", "windows"]
 
@@ -52,6 +52,7 @@ class Config:
     """Whether the token embeddings are also the output matrix."""
     initializer_range: float = 0.02
     pad_token_id: int | None = 1
+    classifier_pooling: ClassVar[str] = "last"
     # Unused rows before the first position's.
     position_offset: ClassVar[int] = 2
 
@@ -197,8 +198,9 @@ WEIGHTS = {
             **layer_norm("final_norm", "model.decoder.final_layer_norm"),
             **linear("output_projection", "model.decoder.project_out"),
         },
-        heads={"causal_lm": {"logits/kernel": TensorLayout("lm_head.weight", 1)}},
-        architectures={"causal_lm": ("OPTForCausalLM", "OPTModel")},
+        **decoder_heads(
+            "lm_head.weight", "OPTForCausalLM", "OPTModel", "OPTForSequenceClassification"
+        ),
         tied={"lm_head.weight": "model.decoder.embed_tokens.weight"},
     )
 }

@@ -73,6 +73,26 @@ def layer_norm(variable: str, tensor: str) -> dict[str, str | TensorLayout]:
     return {f"{variable}/gamma": f"{tensor}.weight", f"{variable}/beta": f"{tensor}.bias"}
 
 
+def decoder_heads(logits: str, *architectures: str) -> dict[str, Any]:
+    """Describe the heads of a decoder, as arguments of `WeightMap`.
+
+    Args:
+        logits: The tensor of the logits, where the embeddings do not give them.
+        architectures: As in `config.json`: with logits, without a head, and, in families that have
+            one, with a classifier of the last token.
+    """
+    heads: dict[str, TensorMap] = {"causal_lm": {"logits/kernel": TensorLayout(logits, 1)}}
+    if len(architectures) > 2:
+        heads["classification"] = {"classifier/kernel": TensorLayout("score.weight", 1)}
+    return {
+        "heads": heads,
+        "architectures": {
+            "causal_lm": architectures[:2],
+            **({"classification": architectures[2:]} if len(architectures) > 2 else {}),
+        },
+    }
+
+
 @dataclass(frozen=True)
 class WeightMap:
     """Every tensor that checkpoints of one model type may hold."""

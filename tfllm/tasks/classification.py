@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """A head on the summary of the first token (Devlin et al. 2019, section 3.2)."""
+    """A head on the first token (Devlin et al. 2019, section 3.2), of decoders on the last."""
 
+    backbones: ClassVar = ("encoder", "decoder")
     head_layers: ClassVar = ("pooler", "classifier")
     label_fields: ClassVar = ("label",)
     pooled: ClassVar = True
@@ -46,9 +47,9 @@ class Classification(Task):
     pair: bool = False
     """Two texts per example, `text` and `text_pair`."""
     pooling: Literal["first", "mean"] = "first"
-    """What the head sees: the first token through the family's pooler, as Hugging Face's heads do,
-    or the mean over all tokens, as sentence encoders were trained. Only "first" can be converted
-    back to Hugging Face."""
+    """What the head sees: the first token through the family's pooler, as Hugging Face's heads do
+    (in decoders the last token, which alone has seen all others), or the mean over all tokens, as
+    sentence encoders were trained. Only "first" can be converted back to Hugging Face."""
 
     @property
     def size(self) -> int:

@@ -161,7 +161,8 @@ def _rows(parts: list[_Part], ids: RowIds) -> tuple[dict[str, tf.Tensor], tf.Ten
     total = specials + tf.add_n([part.lengths for part in parts])  # [R]
     longest = tf.reduce_max(tf.concat([total, [specials]], 0))
     position = tf.range(longest)[None, :]  # [1, T]
-    token_ids = tf.fill(_shape(total, longest), ids.pad_token_id)
+    # Without a token for padding as in Python: what the mask hides may be any token.
+    token_ids = tf.fill(_shape(total, longest), ids.pad_token_id or 0)
     segment_ids = tf.zeros_like(token_ids)
     for number, token in enumerate(template.prefix):
         token_ids = tf.where(position == number, token, token_ids)
