@@ -150,7 +150,7 @@ def proto(dtype, sizes, **values):
         (proto(99, [1]), "cannot be read"),
         (proto(8, [1]), "cannot be read"),
         (proto(7, [2], content=b"\x01a"), "tensor_content"),
-        (proto(1, [1] * 65, float_val=[1]), "65 dimensions; 64 are the most"),
+        (proto(1, [1] * 65, float_val=[1]), "65 dimensions; 64 is the maximum"),
         (proto(1, [1] * 300, float_val=[1]), "300 dimensions"),
         (proto(1, [0, 2**62]), "is larger than"),
         (proto(1, [2**62, 0, 2**62]), "is larger than"),

@@ -59,7 +59,7 @@ def said(maker, setting):
         ("xlm-r", "split_special_tokens"): "'split_special_tokens'",
     }
     if maker in MODELS:
-        others[maker, "sp_model_kwargs, sampling"] = "'sp_model_kwargs' asks for"
+        others[maker, "sp_model_kwargs, sampling"] = "'sp_model_kwargs' turns on"
         others[maker, "single_word"] = "'newtok' has single_word"
     if not described:
         for name in ("PreTrainedTokenizerFast", "add_prefix_space, fast", "do_lower_case, fast"):

@@ -56,7 +56,7 @@ class SentencePieceJsonGraph(TokenizerGraph):
         super().__init__(tokenizer, raw)
         parts = _flatten(definition.get("normalizer"))
         self._normalizers = [
-            _normalizer(*pair) for pair in zip(parts, [*parts[1:], {}], strict=True)
+            _normalizer(*pair) for pair in zip(parts, [*parts, {}][1:], strict=True)
         ]
         self._split_at_normalized_tokens = AddedTokenSplitter(
             [
