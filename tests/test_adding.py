@@ -162,6 +162,7 @@ def reversed_pairs(corpus, tokenizer, *, source_length, noise_density, mean_span
     return ReversedPairs(stream, source_length - 1, tokenizer.eos_token_id)
 
 
+@pytest.mark.slow
 def test_an_objective_is_one_file_and_one_line(monkeypatch, tmp_path, capsys):
     """Trains on plain texts; loads, evaluates, predicts and exports."""
     monkeypatch.setitem(OBJECTIVES, "reversal", reversed_pairs)

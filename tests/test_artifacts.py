@@ -99,6 +99,7 @@ def test_classifiers_predict_and_evaluate_alike(classifier):
         assert pipe(TEXTS[0])[0]["label"] == expected[0]["label"]
 
 
+@pytest.mark.slow
 def test_translators_generate_alike(tmp_path):
     model = tfllm.Model(translators.checkpoint())
     model.export("savedmodel", tmp_path / "exported")

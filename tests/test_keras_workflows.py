@@ -275,6 +275,7 @@ def test_layers_on_top(model, tmp_path):
 # Strategies
 
 
+@pytest.mark.slow
 def test_strategy_scope_is_respected(tmp_path):
     """Two replicas in a fresh process learn what one device learns."""
     folder = tfllm.Model(

@@ -52,6 +52,7 @@ def test_files_named_in_links_exist():
         assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+@pytest.mark.slow
 def test_python_blocks_run(tiny_checkpoint, tmp_path, monkeypatch):
     """In order, in one namespace, with a tiny checkpoint in the place of the pretrained one."""
     monkeypatch.chdir(tmp_path)

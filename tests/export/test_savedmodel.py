@@ -65,6 +65,7 @@ def test_weights_are_stored_once(classifier, version, tmp_path):
     assert savedmodel.stored_size(tmp_path)[0] > kept * savedmodel.MAX_STORED_RATIO
 
 
+@pytest.mark.slow
 def test_bfloat16_takes_half_the_room_and_gives_the_same_labels(classifier, scores, tmp_path):
     artifact = export(classifier, load_profile("savedmodel-bfloat16"), tmp_path / "half")
     assert not artifact.failed
@@ -132,6 +133,7 @@ def test_compilation_by_xla_would_be_refused(tmp_path):
         common.run_savedmodel(tmp_path, [{"signature": "serving_default", "inputs": {"x": [1.0]}}])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcc"), reason="compiles a C program: needs gcc")
 def test_a_c_program_gives_the_same_numbers(version, scores, tmp_path):
     import tensorflow_text

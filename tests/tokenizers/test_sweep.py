@@ -180,6 +180,7 @@ def test_every_code_point_of_decoders(data, name, form):
     assert len(differing_ids(*decoder(data, name), EVERY, form)) == DECODERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2_hf_tokenizer.json", "llama2_tokenizer.model"])
 def test_lines_of_real_data_with_decoders(data, name):
     for path in DECODER_SAMPLE:

@@ -194,6 +194,7 @@ def test_a_whole_file_passes_and_tells_both_languages(llama, tmp_path):
     assert total in (*tokens, sum(tokens)) and min(tokens) > 100 and sum(tokens) >= 1000
 
 
+@pytest.mark.slow
 def test_texts_of_unknown_tokens_are_counted_and_left_out(tmp_path):
     letters = sorted({letter for text in sample_texts.ENGLISH for letter in text})
     made = characters.from_characters(letters, ["<unk>"])
