@@ -68,6 +68,12 @@ def run(folder):
     return train(recipe, folder / "run", progress=False)
 
 
+@pytest.fixture(scope="module")
+def corpus(folder):
+    verb("prepare", folder / "recipe.yaml", "--output", folder / "corpus")
+    return str(folder / "corpus")
+
+
 def test_a_run_measures_both(run):
     assert {"loss", "masked_accuracy", "perplexity", "next_sentence_accuracy"} <= set(
         run.summary["validation"]
@@ -90,9 +96,8 @@ def test_both_means_are_over_the_whole_batch(folder, tmp_path):
         np.testing.assert_allclose(first, second, atol=MICRO_BATCHES)
 
 
-def test_a_prepared_corpus_trains_the_same_model(folder, run):
-    verb("prepare", folder / "recipe.yaml", "--output", folder / "corpus")
-    recipe = config.build(settings(folder, data={"train": str(folder / "corpus")}), Recipe)
+def test_a_prepared_corpus_trains_the_same_model(folder, run, corpus):
+    recipe = config.build(settings(folder, data={"train": corpus}), Recipe)
     again = train(recipe, folder / "from_corpus", progress=False)
     theirs, ours = store.load(run.directory).model, store.load(again.directory).model
     for first, second in zip(theirs.weights, ours.weights, strict=True):
@@ -100,8 +105,7 @@ def test_a_prepared_corpus_trains_the_same_model(folder, run):
     assert again.summary["validation"] == run.summary["validation"]
 
 
-def test_what_does_not_go_with_a_corpus(folder, run, tmp_path):
-    corpus = str(folder / "corpus")
+def test_what_does_not_go_with_a_corpus(folder, corpus, tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nother\n")
     cases = [
         ({"tokenizer": {"path": str(tmp_path / "vocab.txt")}}, "another vocabulary"),
@@ -118,8 +122,8 @@ def test_what_does_not_go_with_a_corpus(folder, run, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_other_tasks_read_a_corpus(folder, tmp_path):
-    data = {"train": str(folder / "corpus")}
+def test_other_tasks_read_a_corpus(folder, corpus, tmp_path):
+    data = {"train": corpus}
     for kind, family in (("masked_lm", "bert"), ("causal_lm", "gpt2")):
         shape = {"family": family, "num_layers": 1, "num_heads": 2, "hidden_dim": 16,
                  "max_sequence_length": 32}  # fmt: skip
