@@ -62,7 +62,7 @@ def forward(
 def build_backbone(
     layers: Mapping[str, keras.layers.Layer],
     config: Any,
-    windows: Sequence[int | None],
+    layer_windows: Sequence[int | None],
     name: str,
 ) -> keras.Model:
     """Build a decoder's graph for training.
@@ -70,7 +70,7 @@ def build_backbone(
     Args:
         layers: New layers, by name.
         config: The family's configuration.
-        windows: How many tokens each layer attends to, the query included; None: to the start.
+        layer_windows: Tokens that each layer attends to, the query included; None: to the start.
         name: The model's name.
 
     Returns:
@@ -80,10 +80,17 @@ def build_backbone(
     """
     token_ids = keras.Input((None,), dtype="int32", name="token_ids")
     mask = keras.Input((None,), dtype="int32", name="padding_mask")
-    masks = {window: segments.attention_mask(mask, window) for window in dict.fromkeys(windows)}
-    layer_masks = tuple(masks[window] for window in windows)
+    masks = {
+        window: segments.attention_mask(mask, window) for window in dict.fromkeys(layer_windows)
+    }
+    layer_masks = tuple(masks[window] for window in layer_windows)
     hidden, _ = forward(layers, config, token_ids, segments.positions(mask), layer_masks)
     return keras.Model({"token_ids": token_ids, "padding_mask": mask}, hidden, name=name)
+
+
+def windows(config: Any) -> tuple[int | None, ...]:
+    """Return the windows of a family whose layers all attend to the start: None for each."""
+    return (None,) * config.num_layers
 
 
 def check_equal_heads(config: Any) -> None:

@@ -16,7 +16,7 @@ from tfllm.layers.activations import get_activation
 from tfllm.layers.causal import CausalBlock
 from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
-from tfllm.models.decoder_graph import build_backbone, check_equal_heads, forward
+from tfllm.models.decoder_graph import build_backbone, check_equal_heads, forward, windows
 from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import WeightMap, decoder_heads, fused, layer_norm
 
@@ -108,11 +108,6 @@ def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
         keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name="final_norm"),
     ]
     return {layer.name: layer for layer in layers}
-
-
-def windows(config: Config) -> tuple[int | None, ...]:
-    """Return every layer's window: None, to the start."""
-    return (None,) * config.num_layers
 
 
 def backbone(config: Config) -> keras.Model:

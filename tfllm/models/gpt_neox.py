@@ -24,6 +24,7 @@ from tfllm.models.decoder_graph import (
     check_rotary_config,
     forward,
     rotary_dim,
+    windows,
 )
 from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import WeightMap, decoder_heads, fused, layer_norm, linear
@@ -80,11 +81,6 @@ class Config:
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.hidden_dim // self.num_heads
-
-
-def windows(config: Config) -> tuple[int | None, ...]:
-    """Return every layer's window: None, to the start."""
-    return (None,) * config.num_layers
 
 
 def create_layers(config: Config) -> dict[str, keras.layers.Layer]:

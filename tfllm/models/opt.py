@@ -16,7 +16,7 @@ from tfllm.layers.activations import get_activation
 from tfllm.layers.causal import CausalBlock
 from tfllm.layers.projections import truncated_normal
 from tfllm.models import hf_config as hf
-from tfllm.models.decoder_graph import build_backbone, check_equal_heads, forward
+from tfllm.models.decoder_graph import build_backbone, check_equal_heads, forward, windows
 from tfllm.models.field_limits import check_positive
 from tfllm.models.weight_map import WeightMap, decoder_heads, layer_norm, linear
 
@@ -72,11 +72,6 @@ class Config:
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.hidden_dim // self.num_heads
-
-
-def windows(config: Config) -> tuple[int | None, ...]:
-    """Return every layer's window: None, to the start."""
-    return (None,) * config.num_layers
 
 
 def create_layers(config: Config) -> dict[str, keras.layers.Layer]:
